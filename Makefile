@@ -1,0 +1,58 @@
+# What a newcomer types. Each target installs what it needs and is missing, and says what it installs.
+#
+#   make demo                      a cluster on this machine, skewed load, and the load levelling itself
+#   make demo ARGS='--chaos'       flags are passed on: see target/release/evenkeel demo --help
+#   make test                      the whole test suite
+#   make bench                     beside plain PostgreSQL with synchronous standbys, and beside nginx
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+ARGS ?=
+# Seconds of load per run, and runs, of `make soak`.
+SOAK_SECONDS ?= 300
+SOAK_RUNS ?= 3
+# Trials of each kind of failover.
+SOAK_TRIALS ?= 50
+
+EVENKEEL := target/release/evenkeel
+
+.PHONY: help build demo test bench soak fmt lint doc
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+build:
+	@scripts/install-missing cc postgresql
+	$(CARGO) build --release --locked -p evenkeel
+
+demo: build
+	$(EVENKEEL) demo $(ARGS)
+
+# The integration tests run the very binary that the demonstration runs. Packages are tested one after another: several of them
+# start PostgreSQL servers, and on two cores they would only wait for each other.
+test: build
+	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --no-fail-fast $(ARGS)
+
+bench: build
+	@scripts/install-missing wrk nginx
+	$(EVENKEEL) bench $(ARGS)
+
+# Long runs with faults, each with another seed.
+soak: build
+	for run in $$(seq 1 $(SOAK_RUNS)); do \
+	    for workload in mixgraph hotspot-jump zipf:1.1 ycsb-a; do \
+	        $(EVENKEEL) demo --chaos --workload $$workload --seed $$run --duration $(SOAK_SECONDS) $(ARGS); \
+	    done; \
+	done
+	$(EVENKEEL) bench failover --trials $(SOAK_TRIALS)
+
+fmt:
+	$(CARGO) fmt --all
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --release -- -D warnings
+
+doc:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --release
