@@ -1,0 +1,159 @@
+//! Errors, told apart by what must happen next.
+//!
+//! A [`SqlError`] is an answer: it goes to the user as it is. A [`Failure`] is what a shard says when it did not answer: go
+//! elsewhere, wait and try again, or find out what became of it. The client turns failures into retries, and into a
+//! `SqlError` when it gives up.
+
+use crate::ids::{Epoch, RangeId, ShardId};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// An error as PostgreSQL reports errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct SqlError {
+    /// The SQLSTATE, five characters.
+    pub code: Cow<'static, str>,
+    /// One sentence.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl SqlError {
+    /// An error with `code` (five characters) and `message`.
+    pub fn new(code: &'static str, message: impl Into<String>) -> SqlError {
+        SqlError { code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None }
+    }
+
+    /// The same with a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> SqlError {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// 0A000: what the store cannot do correctly, and what to do instead.
+    pub fn unsupported(message: impl Into<String>, instead: impl Into<String>) -> SqlError {
+        SqlError::new(codes::FEATURE_NOT_SUPPORTED, message).hint(instead)
+    }
+}
+
+/// The SQLSTATEs that Evenkeel itself gives.
+pub mod codes {
+    /// Not supported here.
+    pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// Retry the transaction.
+    pub const SERIALIZATION_FAILURE: &str = "40001";
+    /// The connection failed; the outcome of what was under way is unknown.
+    pub const CONNECTION_FAILURE: &str = "08006";
+    /// The outcome of a commit is unknown.
+    pub const OUTCOME_UNKNOWN: &str = "08007";
+    /// The server ends the session.
+    pub const ADMIN_SHUTDOWN: &str = "57P01";
+    /// The server cannot take it now.
+    pub const CANNOT_CONNECT_NOW: &str = "57P03";
+    /// Too much is under way.
+    pub const TOO_MANY: &str = "53300";
+    /// A configured limit is reached.
+    pub const LIMIT_EXCEEDED: &str = "53400";
+    /// Too large or too complex.
+    pub const PROGRAM_LIMIT: &str = "54000";
+    /// A setting's value is not accepted.
+    pub const INVALID_PARAMETER: &str = "22023";
+    /// No such setting.
+    pub const UNDEFINED_SETTING: &str = "42704";
+    /// A write in a read-only transaction or at a read-only replica.
+    pub const READ_ONLY: &str = "25006";
+    /// No replica can prove that its state is as fresh as was asked for.
+    pub const TOO_STALE: &str = "72000";
+    /// A write answered at a durability below `disk` has been lost, and has not happened.
+    pub const WRITE_LOST: &str = "58K01";
+    /// The SQL does not parse.
+    pub const SYNTAX_ERROR: &str = "42601";
+    /// No such table.
+    pub const UNDEFINED_TABLE: &str = "42P01";
+    /// The table exists already.
+    pub const DUPLICATE_TABLE: &str = "42P07";
+    /// No such column.
+    pub const UNDEFINED_COLUMN: &str = "42703";
+    /// The table's definition is not possible.
+    pub const INVALID_TABLE: &str = "42P16";
+    /// A value of the wrong type.
+    pub const DATATYPE_MISMATCH: &str = "42804";
+    /// A value in the wrong form.
+    pub const INVALID_TEXT: &str = "22P02";
+    /// A number out of its type's range.
+    pub const OUT_OF_RANGE: &str = "22003";
+    /// A null where none may be.
+    pub const NOT_NULL: &str = "23502";
+    /// A parameter that the statement has and the client did not give.
+    pub const UNDEFINED_PARAMETER: &str = "42P02";
+    /// The transaction has failed; only ROLLBACK is possible.
+    pub const IN_FAILED_TRANSACTION: &str = "25P02";
+    /// No such transaction.
+    pub const NO_TRANSACTION: &str = "25P01";
+    /// What must not happen.
+    pub const INTERNAL: &str = "XX000";
+}
+
+/// Why a shard's replica did not answer, by what the client must do next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// An answer after all: the statement failed, and would again.
+    #[error("{0}")]
+    Sql(SqlError),
+    /// Nothing happened: ask this shard's leader.
+    #[error("not the leader of this shard (leader: {leader:?})")]
+    NotLeader {
+        /// The leader's replica number, if known.
+        leader: Option<u64>,
+    },
+    /// Nothing happened: the keys are on another shard.
+    #[error("the range is not here (now on shard {to:?})")]
+    Moved {
+        /// Where the range went, if this shard handed it over.
+        to: Option<ShardId>,
+        /// The range that went, and its epoch there.
+        range: Option<(RangeId, Epoch)>,
+    },
+    /// Nothing happened: this replica cannot prove that its state is as fresh as a `local` read asks for; another one may.
+    #[error("the replica's state may be {} old, at most {} is asked for", milliseconds(*staleness_ms), milliseconds(*bound_ms))]
+    TooStale {
+        /// How old it can be, in milliseconds; `None` if that cannot be said.
+        staleness_ms: Option<u64>,
+        /// How old it may be, in milliseconds; `None` if anything that can be said is accepted.
+        bound_ms: Option<u64>,
+    },
+    /// Nothing happened: the replica cannot take it now; try again after about this long.
+    #[error("cannot take it now: {reason}")]
+    Busy {
+        /// Why, for logs.
+        reason: String,
+        /// When to come back, in milliseconds.
+        retry_after_ms: u32,
+    },
+    /// It may have happened: send it again with the same id.
+    #[error("the outcome is unknown: {reason}")]
+    OutcomeUnknown {
+        /// Why, for logs.
+        reason: String,
+    },
+    /// Nothing happened: more is asked of the shard than it can do; come back after about this long, or tell the user (53300).
+    #[error("the shard is overloaded")]
+    Overloaded {
+        /// When to come back, in milliseconds.
+        retry_after_ms: u32,
+    },
+}
+
+fn milliseconds(ms: Option<u64>) -> String {
+    ms.map_or_else(|| "any time".to_string(), |ms| format!("{ms} ms"))
+}
+
+impl From<SqlError> for Failure {
+    fn from(error: SqlError) -> Failure {
+        Failure::Sql(error)
+    }
+}

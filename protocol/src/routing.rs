@@ -1,0 +1,284 @@
+//! The routing table: which shard owns which range.
+//!
+//! The placement driver's copy is a hint that can be stale but never harmful: shards judge every statement by their own logs
+//! (invariant 6). So a routing table only has to become right in the end, and to say which of two statements about a range is
+//! the later: the one with the larger epoch.
+
+use crate::ids::{Epoch, RangeId, ShardId, TableId};
+use crate::interval::KeyInterval;
+use crate::key::Key;
+use crate::schema::TableSchema;
+use serde::de::{Error, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A version of the routing table. `incarnation` changes when the placement driver is restored from a backup (R30), and
+/// versions of different incarnations cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct RouteVersion {
+    /// Which life of the placement driver.
+    pub incarnation: u64,
+    /// Counts changes, from 0.
+    pub number: u64,
+}
+
+impl fmt::Display for RouteVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.incarnation, self.number)
+    }
+}
+
+impl std::str::FromStr for RouteVersion {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parse = || {
+            let (incarnation, number) = s.split_once('.')?;
+            Some(RouteVersion { incarnation: incarnation.parse().ok()?, number: number.parse().ok()? })
+        };
+        parse().ok_or_else(|| format!("{s:?} is not a version: expected INCARNATION.NUMBER, for example 1.42"))
+    }
+}
+
+/// A shard and where its replicas listen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// The shard.
+    pub id: ShardId,
+    /// Its replicas, by number.
+    #[serde(deserialize_with = "numbered_addresses")]
+    pub replicas: BTreeMap<u64, SocketAddr>,
+}
+
+/// JSON's keys are texts. serde_json turns them into numbers by itself, but not inside a flattened structure, whose fields it has
+/// already taken apart; so texts are accepted here wherever the format is one for people.
+fn numbered_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u64, SocketAddr>, D::Error> {
+    if !deserializer.is_human_readable() {
+        return BTreeMap::deserialize(deserializer);
+    }
+    let texts = BTreeMap::<String, SocketAddr>::deserialize(deserializer)?;
+    let number = |text: &str| {
+        let wrong = || D::Error::invalid_value(Unexpected::Str(text), &"a replica's number");
+        text.parse().map_err(|_| wrong())
+    };
+    texts.into_iter().map(|(text, address)| Ok((number(&text)?, address))).collect()
+}
+
+/// One range's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The range.
+    pub range: RangeId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub interval: KeyInterval,
+    /// The shard that owns it.
+    pub shard: ShardId,
+}
+
+/// The whole table, as clients hold it.
+#[derive(Debug, Clone, Default)]
+pub struct RoutingTable {
+    /// Its version.
+    pub version: RouteVersion,
+    tables: HashMap<TableId, Arc<TableSchema>>,
+    by_name: HashMap<String, TableId>,
+    shards: BTreeMap<ShardId, ShardInfo>,
+    routes: HashMap<TableId, BTreeMap<Key, Route>>,
+}
+
+impl RoutingTable {
+    /// A table from its parts.
+    pub fn new(
+        version: RouteVersion,
+        tables: impl IntoIterator<Item = Arc<TableSchema>>,
+        shards: impl IntoIterator<Item = ShardInfo>,
+        routes: impl IntoIterator<Item = Route>,
+    ) -> RoutingTable {
+        let mut table = RoutingTable { version, ..RoutingTable::default() };
+        for schema in tables {
+            table.put_schema(schema);
+        }
+        for shard in shards {
+            table.shards.insert(shard.id, shard);
+        }
+        for route in routes {
+            table.put_route(route);
+        }
+        table
+    }
+
+    /// Adds or replaces a table.
+    pub fn put_schema(&mut self, schema: Arc<TableSchema>) {
+        self.by_name.insert(schema.name.clone(), schema.id);
+        self.tables.insert(schema.id, schema);
+    }
+
+    /// Adds or replaces a shard.
+    pub fn put_shard(&mut self, shard: ShardInfo) {
+        self.shards.insert(shard.id, shard);
+    }
+
+    /// Removes a shard. Its routes stay until news of them come: they are hints, and lead nowhere for a while.
+    pub fn remove_shard(&mut self, id: ShardId) {
+        self.shards.remove(&id);
+    }
+
+    /// Takes in what is known of a range, unless something later is known about any of its keys. Returns whether it was taken
+    /// in. What it overlaps gives way, cut to what lies outside.
+    pub fn put_route(&mut self, route: Route) -> bool {
+        let routes = self.routes.entry(route.table).or_default();
+        let overlapping: Vec<Route> =
+            routes.values().filter(|r| r.interval.overlaps(&route.interval)).cloned().collect();
+        if overlapping.iter().any(|r| r.epoch > route.epoch) {
+            return false;
+        }
+        for old in overlapping {
+            routes.remove(&old.interval.start);
+            let left = KeyInterval::new(old.interval.start.clone(), Some(route.interval.start.clone()));
+            if !left.is_empty() {
+                routes.insert(left.start.clone(), Route { interval: left, ..old.clone() });
+            }
+            if let Some(end) = &route.interval.end {
+                let right = KeyInterval::new(end.clone(), old.interval.end.clone());
+                if !right.is_empty() {
+                    routes.insert(right.start.clone(), Route { interval: right, ..old });
+                }
+            }
+        }
+        routes.insert(route.interval.start.clone(), route);
+        true
+    }
+
+    /// The table called `name`.
+    pub fn table(&self, name: &str) -> Option<&Arc<TableSchema>> {
+        self.tables.get(self.by_name.get(name)?)
+    }
+
+    /// The table with this id.
+    pub fn schema(&self, id: TableId) -> Option<&Arc<TableSchema>> {
+        self.tables.get(&id)
+    }
+
+    /// All tables, in no order.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<TableSchema>> {
+        self.tables.values()
+    }
+
+    /// A shard's replicas.
+    pub fn shard(&self, id: ShardId) -> Option<&ShardInfo> {
+        self.shards.get(&id)
+    }
+
+    /// All shards, in order of their ids.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardInfo> {
+        self.shards.values()
+    }
+
+    /// The route of `key`.
+    pub fn lookup(&self, table: TableId, key: &Key) -> Option<&Route> {
+        let (_, route) = self.routes.get(&table)?.range(..=key.clone()).next_back()?;
+        route.interval.contains(key).then_some(route)
+    }
+
+    /// The routes that overlap `interval`, in key order.
+    pub fn overlapping(&self, table: TableId, interval: &KeyInterval) -> Vec<&Route> {
+        let Some(routes) = self.routes.get(&table) else {
+            return Vec::new();
+        };
+        let before = routes.range(..=interval.start.clone()).next_back().map(|(start, _)| start.clone());
+        let first = before.unwrap_or_else(|| interval.start.clone());
+        routes
+            .range(first..)
+            .map(|(_, route)| route)
+            .take_while(|route| interval.end.as_ref().is_none_or(|end| route.interval.start < *end))
+            .filter(|route| route.interval.overlaps(interval))
+            .collect()
+    }
+
+    /// Every route, by table and key.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values().flat_map(BTreeMap::values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn key(n: u8) -> Key {
+        if n == 0 { Key::MIN } else { Key(vec![n].into()) }
+    }
+
+    fn route(range: u64, epoch: u64, start: u8, end: Option<u8>, shard: u32) -> Route {
+        let interval = KeyInterval::new(key(start), end.map(key));
+        Route { range: RangeId(range), epoch: Epoch(epoch), table: TableId(1), interval, shard: ShardId(shard) }
+    }
+
+    fn owners(table: &RoutingTable) -> Vec<Option<u32>> {
+        (0..10).map(|n| table.lookup(TableId(1), &key(n)).map(|r| r.shard.0)).collect()
+    }
+
+    #[test]
+    fn a_later_epoch_wins_in_whatever_order_the_news_comes() {
+        let news =
+            [route(1, 1, 0, None, 1), route(1, 2, 0, Some(5), 1), route(2, 2, 5, None, 1), route(2, 3, 5, None, 2)];
+        let mut expected = vec![Some(1); 5];
+        expected.extend([Some(2); 5]);
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]] {
+            let mut table = RoutingTable::default();
+            for i in order {
+                table.put_route(news[i].clone());
+            }
+            let known: Vec<_> = owners(&table);
+            for (known, expected) in known.iter().zip(&expected) {
+                assert!(known.is_none() || known == expected, "{order:?}: {known:?}");
+            }
+            table.put_route(news[1].clone());
+            table.put_route(news[3].clone());
+            assert_eq!(owners(&table), expected, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_keyed_by_number_in_every_format() {
+        let replicas = BTreeMap::from([(1, SocketAddr::from(([127, 0, 0, 1], 5)))]);
+        let info = ShardInfo { id: ShardId(3), replicas };
+        let body = crate::rest::ShardBody {
+            info: info.clone(),
+            status: String::new(),
+            leader: None,
+            ranges: 0,
+            statements_per_s: 0.0,
+            capacity_per_s: None,
+            report_age_ms: None,
+            replicas_seen: Vec::new(),
+        };
+        let json = serde_json::to_string(&body).unwrap();
+        assert!(json.starts_with(r#"{"id":3,"replicas":{"1":"127.0.0.1:5"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<crate::rest::ShardBody>(&json).unwrap(), body);
+        assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
+    }
+
+    #[test]
+    fn overlapping_gives_the_ranges_of_a_scan_in_order() {
+        let mut table = RoutingTable::default();
+        for r in [route(1, 1, 0, Some(3), 1), route(2, 1, 3, Some(6), 2), route(3, 1, 6, None, 3)] {
+            table.put_route(r);
+        }
+        let ids = |start, end: Option<u8>| -> Vec<u64> {
+            let interval = KeyInterval::new(key(start), end.map(key));
+            table.overlapping(TableId(1), &interval).iter().map(|r| r.range.0).collect()
+        };
+        assert_eq!(ids(0, None), [1, 2, 3]);
+        assert_eq!(ids(4, Some(5)), [2]);
+        assert_eq!(ids(3, Some(7)), [2, 3]);
+        assert_eq!(ids(2, Some(3)), [1]);
+    }
+}

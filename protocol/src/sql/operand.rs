@@ -1,0 +1,265 @@
+//! Constants that keys are compared with: literals and parameters, as a value of the key column's type.
+//!
+//! A constant is understood only where PostgreSQL would read it as the same value. Everything else is left alone, and the
+//! condition it stands in then narrows nothing.
+
+use super::syntax::{parameter_index, peel, string_value};
+use super::types::{Family, built_in};
+use crate::error::{SqlError, codes};
+use crate::key::{KeyError, KeyType, KeyValue};
+use crate::value::{Value, parse_text};
+use sqlparser::ast::{CastKind, Expr, UnaryOperator, Value as Literal};
+
+/// A constant beside a key column.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Operand {
+    /// Known when the statement is bound.
+    Fixed(Bound),
+    /// Known when it runs.
+    Parameter {
+        /// Which, from 0.
+        index: usize,
+        /// The type it is cast to; without one PostgreSQL gives it the column's.
+        cast: Option<KeyType>,
+        /// The key column's type.
+        kind: KeyType,
+        /// The key column's number, from 1, for messages.
+        column: usize,
+    },
+}
+
+/// A constant's value among those of a column's type.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Bound {
+    /// Null: no comparison with it is true.
+    Null,
+    /// Smaller than every value of the column's type.
+    Below,
+    /// One of the column's type.
+    Value(KeyValue),
+    /// Greater than every value of the column's type.
+    Above,
+}
+
+impl Operand {
+    /// The parameter it depends on (from 0), and the family of types that it must have wherever it is used.
+    pub fn parameter(&self) -> Option<(usize, Family)> {
+        match self {
+            Operand::Fixed(_) => None,
+            Operand::Parameter { index, cast, kind, .. } => Some((*index, family(cast.unwrap_or(*kind)))),
+        }
+    }
+
+    /// Its value with these parameters.
+    pub fn bound(&self, params: &[Value]) -> Result<Bound, SqlError> {
+        match self {
+            Operand::Fixed(bound) => Ok(bound.clone()),
+            Operand::Parameter { index, cast, kind, column } => {
+                let value = params.get(*index).ok_or_else(|| missing_parameter(*index, params.len()))?;
+                if *value == Value::Null {
+                    return Ok(Bound::Null);
+                }
+                let read_as = cast.unwrap_or(*kind);
+                let value = value.to_key_value(*column, read_as).map_err(key_error)?;
+                // PostgreSQL binds the parameter as `read_as` and fails if it does not fit.
+                if let (KeyValue::Int(n), Bound::Below | Bound::Above) = (&value, place(read_as, value.clone())) {
+                    return Err(out_of_range(*n, read_as));
+                }
+                Ok(place(*kind, value))
+            }
+        }
+    }
+}
+
+fn place(kind: KeyType, value: KeyValue) -> Bound {
+    match (&value, integer_limits(kind)) {
+        (KeyValue::Int(n), Some((least, _))) if *n < least => Bound::Below,
+        (KeyValue::Int(n), Some((_, most))) if *n > most => Bound::Above,
+        _ => Bound::Value(value),
+    }
+}
+
+fn integer_limits(kind: KeyType) -> Option<(i64, i64)> {
+    Some(match kind {
+        KeyType::SmallInt => (i16::MIN.into(), i16::MAX.into()),
+        KeyType::Integer => (i32::MIN.into(), i32::MAX.into()),
+        KeyType::BigInt => (i64::MIN, i64::MAX),
+        _ => return None,
+    })
+}
+
+fn is_integer(kind: KeyType) -> bool {
+    integer_limits(kind).is_some()
+}
+
+fn family(kind: KeyType) -> Family {
+    Family::of(match kind {
+        KeyType::SmallInt => 21,
+        KeyType::Integer => 23,
+        KeyType::BigInt => 20,
+        KeyType::Text => 25,
+        KeyType::Uuid => 2950,
+        KeyType::Bytea => 17,
+        KeyType::TimestampTz => 1184,
+    })
+}
+
+/// The constant that `expr` is beside the key column number `column` (from 1) of type `kind`: `None` if it is none, or if
+/// PostgreSQL would not read it as a value of that type.
+pub(super) fn operand(expr: &Expr, column: usize, kind: KeyType) -> Result<Option<Operand>, SqlError> {
+    let expr = peel(expr);
+    if let Some(literal) = as_literal(expr)
+        && let Some(operand) = literal_operand(literal, None, column, kind)?
+    {
+        return Ok(Some(operand));
+    }
+    if let Some(Cast { inner, to }) = as_cast(expr)? {
+        let Some(to) = to.filter(|to| *to == kind || (is_integer(*to) && is_integer(kind))) else { return Ok(None) };
+        if let Inner::Literal(literal) = inner
+            && let Some(operand) = literal_operand(literal, Some(to), column, kind)?
+        {
+            return Ok(Some(operand));
+        }
+    }
+    if !is_integer(kind) {
+        return mismatch(expr, column, kind);
+    }
+    Ok(integer(expr)?.map(|n| {
+        let bound =
+            i64::try_from(n).map_or(if n < 0 { Bound::Below } else { Bound::Above }, |n| place(kind, KeyValue::Int(n)));
+        Operand::Fixed(bound)
+    }))
+}
+
+fn as_literal(expr: &Expr) -> Option<&Literal> {
+    match expr {
+        Expr::Value(value) => Some(&value.value),
+        _ => None,
+    }
+}
+
+/// A parameter, null or text, with the type it is cast to; `None` for other literals.
+fn literal_operand(
+    literal: &Literal,
+    cast: Option<KeyType>,
+    column: usize,
+    kind: KeyType,
+) -> Result<Option<Operand>, SqlError> {
+    Ok(match literal {
+        Literal::Placeholder(name) => Some(Operand::Parameter { index: parameter_index(name)?, cast, kind, column }),
+        Literal::Null => Some(Operand::Fixed(Bound::Null)),
+        literal => match string_value(literal) {
+            Some(text) => Some(Operand::Fixed(place(kind, text_value(text, cast.unwrap_or(kind), column)?))),
+            None => None,
+        },
+    })
+}
+
+/// A number beside a key that is none: PostgreSQL has no such comparison.
+fn mismatch(expr: &Expr, column: usize, kind: KeyType) -> Result<Option<Operand>, SqlError> {
+    match expr {
+        Expr::Value(value) if matches!(value.value, Literal::Number(..) | Literal::Boolean(_)) => Err(SqlError::new(
+            codes::DATATYPE_MISMATCH,
+            format!("key column {column} is {}, not a number", kind.sql_name()),
+        )
+        .hint("put the value in single quotes, or pass it as a parameter")),
+        _ => Ok(None),
+    }
+}
+
+struct Cast<'a> {
+    inner: Inner<'a>,
+    /// `None` for a type that is not a key's, or that changes the value (`varchar(3)`, `timestamptz(0)`).
+    to: Option<KeyType>,
+}
+
+enum Inner<'a> {
+    Literal(&'a Literal),
+    Other(&'a Expr),
+}
+
+fn as_cast(expr: &Expr) -> Result<Option<Cast<'_>>, SqlError> {
+    let (inner, data_type) = match expr {
+        Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, format: None } => {
+            let inner = peel(expr);
+            (as_literal(inner).map_or(Inner::Other(inner), Inner::Literal), data_type)
+        }
+        Expr::TypedString(typed) => (Inner::Literal(&typed.value.value), &typed.data_type),
+        _ => return Ok(None),
+    };
+    let target = built_in(data_type)?;
+    let oid = if target.oid == 1043 { 25 } else { target.oid };
+    Ok(Some(Cast { inner, to: KeyType::from_oid(oid).filter(|_| !target.limited) }))
+}
+
+/// An integer constant: digits, signs, and casts to integer types.
+fn integer(expr: &Expr) -> Result<Option<i128>, SqlError> {
+    match peel(expr) {
+        Expr::Value(value) => Ok(digits(&value.value)),
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } => Ok(integer(expr)?.map(|n| -n)),
+        Expr::UnaryOp { op: UnaryOperator::Plus, expr } => integer(expr),
+        cast @ Expr::Cast { .. } => {
+            let Some(Cast { inner, to: Some(to) }) = as_cast(cast)? else { return Ok(None) };
+            let Some((least, most)) = integer_limits(to) else { return Ok(None) };
+            let value = match inner {
+                Inner::Literal(literal) => digits(literal),
+                Inner::Other(expr) => integer(expr)?,
+            };
+            // A number that does not fit is PostgreSQL's to refuse.
+            Ok(value.filter(|n| (i128::from(least)..=i128::from(most)).contains(n)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Numbers with a point or an exponent are numeric, and left alone; so are integers beyond 64 bits, but those compare alike.
+fn digits(literal: &Literal) -> Option<i128> {
+    match literal {
+        Literal::Number(digits, false) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok(),
+        _ => None,
+    }
+}
+
+/// A string literal read as `kind`.
+fn text_value(text: &str, kind: KeyType, column: usize) -> Result<KeyValue, SqlError> {
+    match parse_text(kind, text) {
+        Some(KeyValue::Int(n)) => match place(kind, KeyValue::Int(n)) {
+            Bound::Value(value) => Ok(value),
+            _ => Err(out_of_range(n, kind)),
+        },
+        Some(value) => Ok(value),
+        None => Err(key_error(KeyError::WrongType {
+            column,
+            expected: kind.sql_name(),
+            found: format!("the text {:?}", text.chars().take(40).collect::<String>()),
+        })),
+    }
+}
+
+fn out_of_range(value: i64, kind: KeyType) -> SqlError {
+    SqlError::new(codes::OUT_OF_RANGE, format!("value {value} is out of range for type {}", kind.sql_name()))
+}
+
+pub(super) fn missing_parameter(index: usize, given: usize) -> SqlError {
+    SqlError::new(codes::UNDEFINED_PARAMETER, format!("there is no parameter ${}: {given} were given", index + 1))
+}
+
+/// A key error as an answer to the user.
+pub(super) fn key_error(error: KeyError) -> SqlError {
+    let (code, hint) = match &error {
+        KeyError::WrongType { expected: "timestamptz", .. } => {
+            (codes::INVALID_TEXT, Some("write it out with its zone, such as 2026-01-31T12:00:00Z"))
+        }
+        KeyError::WrongType { found, .. } if found.starts_with("the text") => (codes::INVALID_TEXT, None),
+        KeyError::WrongType { .. } | KeyError::WrongCount { .. } => (codes::DATATYPE_MISMATCH, None),
+        KeyError::OutOfRange { .. } => (codes::OUT_OF_RANGE, None),
+        KeyError::Null { .. } => (codes::NOT_NULL, None),
+        KeyError::TooLong { .. } => (codes::PROGRAM_LIMIT, Some("use a shorter key, such as a hash of it")),
+        KeyError::Malformed => (codes::INTERNAL, None),
+    };
+    let answer = SqlError::new(code, error.to_string());
+    match hint {
+        Some(hint) => answer.hint(hint),
+        None => answer,
+    }
+}
