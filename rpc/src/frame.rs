@@ -1,0 +1,175 @@
+//! Frames: `length: u32, id: u64, kind: u8, body`, little-endian; the length counts what follows it.
+
+use crate::MAX_FRAME_BYTES;
+use bytes::{Buf, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+const HEADER_BYTES: usize = 13;
+/// How much is gathered for one write, in bytes, about.
+const WRITE_BATCH_BYTES: usize = 256 << 10;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A request.
+    Request,
+    /// The only or last reply.
+    Reply,
+    /// A reply with more to come.
+    Item,
+    /// The server gave the request up without a reply.
+    Dropped,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> io::Result<Kind> {
+        Ok(match byte {
+            0 => Kind::Request,
+            1 => Kind::Reply,
+            2 => Kind::Item,
+            3 => Kind::Dropped,
+            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown frame kind {other}"))),
+        })
+    }
+}
+
+/// A message, framed. An error if it is too long or cannot be encoded.
+pub(crate) fn encode<T: Serialize>(id: u64, kind: Kind, message: &T) -> Result<Vec<u8>, String> {
+    let mut out = vec![0u8; HEADER_BYTES];
+    out[4..12].copy_from_slice(&id.to_le_bytes());
+    out[12] = kind as u8;
+    let mut out = postcard::to_extend(message, out).map_err(|e| e.to_string())?;
+    seal(&mut out)?;
+    Ok(out)
+}
+
+/// A frame without a body.
+pub(crate) fn empty(id: u64, kind: Kind) -> Vec<u8> {
+    let mut out = vec![0u8; HEADER_BYTES];
+    out[0..4].copy_from_slice(&((HEADER_BYTES - 4) as u32).to_le_bytes());
+    out[4..12].copy_from_slice(&id.to_le_bytes());
+    out[12] = kind as u8;
+    out
+}
+
+fn seal(out: &mut [u8]) -> Result<(), String> {
+    let length = out.len() - 4;
+    if length > MAX_FRAME_BYTES {
+        return Err(format!("{length} bytes, at most {MAX_FRAME_BYTES} are possible"));
+    }
+    out[0..4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Reads frames off a connection.
+pub(crate) struct FrameReader<R> {
+    from: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    pub(crate) fn new(from: R) -> Self {
+        FrameReader { from, buffer: BytesMut::with_capacity(64 << 10) }
+    }
+
+    /// The length of the next frame, as soon as it is known; `None` at the end of the connection.
+    pub(crate) async fn length(&mut self) -> io::Result<Option<usize>> {
+        loop {
+            if let Some(length) = self.declared()? {
+                return Ok(Some(length));
+            }
+            self.buffer.reserve(HEADER_BYTES);
+            if self.from.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<(u64, Kind, BytesMut)>> {
+        while self.missing()? > 0 {
+            let missing = self.missing()?;
+            self.buffer.reserve(missing);
+            if self.from.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+        let length = self.buffer.get_u32_le() as usize;
+        let mut frame = self.buffer.split_to(length);
+        let id = frame.get_u64_le();
+        let kind = Kind::from_byte(frame.get_u8())?;
+        Ok(Some((id, kind, frame)))
+    }
+
+    /// How many bytes the first frame still lacks.
+    fn missing(&self) -> io::Result<usize> {
+        let wanted = self.declared()?.map_or(HEADER_BYTES, |length| length + 4);
+        Ok(wanted.saturating_sub(self.buffer.len()))
+    }
+
+    /// The length that the first frame says it has.
+    fn declared(&self) -> io::Result<Option<usize>> {
+        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*head) as usize;
+        if !(HEADER_BYTES - 4..=MAX_FRAME_BYTES).contains(&length) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes")));
+        }
+        Ok(Some(length))
+    }
+}
+
+/// Decodes a frame's body.
+pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+}
+
+/// A frame on its way out, and the room that it takes until it is written.
+pub(crate) struct Outgoing {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) room: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Vec<u8>> for Outgoing {
+    fn from(bytes: Vec<u8>) -> Outgoing {
+        Outgoing { bytes, room: None }
+    }
+}
+
+/// Writes what arrives in `frames` until the channel closes, gathering what waits into one write.
+pub(crate) async fn write_all<W: AsyncWrite + Unpin>(
+    mut to: W,
+    mut frames: mpsc::Receiver<Outgoing>,
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(64 << 10);
+    let mut rooms = Vec::new();
+    while let Some(first) = frames.recv().await {
+        if frames.is_empty() {
+            to.write_all(&first.bytes).await?;
+            continue;
+        }
+        buffer.extend_from_slice(&first.bytes);
+        rooms.extend(first.room);
+        while buffer.len() < WRITE_BATCH_BYTES {
+            match frames.try_recv() {
+                Ok(frame) => {
+                    buffer.extend_from_slice(&frame.bytes);
+                    rooms.extend(frame.room);
+                }
+                Err(_) => break,
+            }
+        }
+        to.write_all(&buffer).await?;
+        buffer.clear();
+        rooms.clear();
+    }
+    to.shutdown().await
+}
+
+/// A number of bytes in the unit in which room is counted: KiB, begun ones whole, so that a count fits.
+pub(crate) fn room_of(bytes: usize) -> u32 {
+    bytes.div_ceil(1024).max(1) as u32
+}

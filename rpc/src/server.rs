@@ -1,0 +1,208 @@
+//! The answering side.
+
+use crate::frame::{self, FrameReader, Kind, Outgoing, room_of};
+use crate::{
+    MAX_CONNECTIONS, MAX_REPLY_BYTES_PER_CONNECTION, MAX_REQUEST_BYTES, MAX_REQUESTS_PER_CONNECTION, WRITE_QUEUE_FRAMES,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+/// What a server does with requests.
+pub trait Service: Send + Sync + 'static {
+    /// What it takes.
+    type Request: DeserializeOwned + Send + 'static;
+    /// What it answers.
+    type Reply: Serialize + Send + 'static;
+    /// What it keeps per connection.
+    type Session: Send + Sync + 'static;
+
+    /// A connection has been made.
+    fn opened(&self, peer: SocketAddr) -> Self::Session;
+
+    /// A connection has ended; requests of it may still be under way.
+    fn closed(&self, session: Arc<Self::Session>) {
+        drop(session);
+    }
+
+    /// A request has come. Requests of one connection run at the same time.
+    fn call(
+        self: Arc<Self>,
+        session: Arc<Self::Session>,
+        request: Self::Request,
+        replier: Replier<Self::Reply>,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// Answers one request. Dropped without an answer, it tells the caller so.
+pub struct Replier<Rep> {
+    id: u64,
+    frames: mpsc::Sender<Outgoing>,
+    /// What is left for replies of this connection that are not written yet, in KiB.
+    room: Arc<Semaphore>,
+    answered: bool,
+    reply: PhantomData<fn(Rep)>,
+}
+
+impl<Rep: Serialize> Replier<Rep> {
+    pub(crate) fn new(id: u64, frames: mpsc::Sender<Outgoing>, room: Arc<Semaphore>) -> Replier<Rep> {
+        Replier { id, frames, room, answered: false, reply: PhantomData }
+    }
+
+    /// Sends the only or last reply. One that no frame can hold is not sent; the caller is told that the request was given up.
+    pub async fn reply(mut self, reply: &Rep) {
+        match frame::encode(self.id, Kind::Reply, reply) {
+            Ok(frame) => self.send_last(frame).await,
+            Err(reason) => tracing::error!(reason, "a reply cannot be sent"),
+        }
+    }
+
+    /// The same; of a reply that no frame can hold, what `instead` makes of the reason.
+    pub async fn reply_or(mut self, reply: &Rep, instead: impl FnOnce(&str) -> Rep) {
+        match frame::encode(self.id, Kind::Reply, reply) {
+            Ok(frame) => self.send_last(frame).await,
+            Err(reason) => self.reply(&instead(&reason)).await,
+        }
+    }
+
+    async fn send_last(&mut self, frame: Vec<u8>) {
+        self.answered = true;
+        // A caller that has gone needs no answer.
+        self.send(frame).await;
+    }
+
+    /// Sends a reply with more to come; waits while the connection is behind. `false` if the caller has gone.
+    pub async fn item(&mut self, reply: &Rep) -> bool {
+        match frame::encode(self.id, Kind::Item, reply) {
+            Ok(frame) => self.send(frame).await,
+            Err(reason) => {
+                tracing::error!(reason, "a reply cannot be sent");
+                false
+            }
+        }
+    }
+
+    /// Waits until there is room, or the caller has gone.
+    async fn send(&self, bytes: Vec<u8>) -> bool {
+        let room = self.room.clone().acquire_many_owned(room_of(bytes.len()));
+        let room = tokio::select! {
+            room = room => room.ok(),
+            () = self.frames.closed() => return false,
+        };
+        self.frames.send(Outgoing { bytes, room }).await.is_ok()
+    }
+
+    /// Whether the caller's connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.frames.is_closed()
+    }
+}
+
+impl<Rep> Drop for Replier<Rep> {
+    fn drop(&mut self) {
+        if !self.answered {
+            // If the queue is full the caller learns it from its own time limit.
+            let _ = self.frames.try_send(frame::empty(self.id, Kind::Dropped).into());
+        }
+    }
+}
+
+/// Serves connections until `shutdown` completes; then ends them all.
+pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, shutdown: impl Future<Output = ()>) {
+    serve_within(listener, service, shutdown, MAX_REQUEST_BYTES).await;
+}
+
+/// The same, with another limit on the bytes of requests that are not answered yet.
+pub(crate) async fn serve_within<S: Service>(
+    listener: TcpListener,
+    service: Arc<S>,
+    shutdown: impl Future<Output = ()>,
+    request_bytes: usize,
+) {
+    let mut connections = JoinSet::new();
+    // One for all connections: what counts is what the process holds.
+    let requests = Arc::new(Semaphore::new(room_of(request_bytes) as usize));
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) if connections.len() < MAX_CONNECTIONS => {
+                    connections.spawn(serve_connection(stream, peer, service.clone(), requests.clone()));
+                }
+                Ok((_, peer)) => tracing::warn!(%peer, "{MAX_CONNECTIONS} connections are open; another is closed"),
+                // Out of file descriptors, most likely: the connections that exist go on.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+async fn serve_connection<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc<S>, requests: Arc<Semaphore>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+    }
+    let (read, write) = stream.into_split();
+    let (frames, queue) = mpsc::channel(WRITE_QUEUE_FRAMES);
+    // Dropped with this task, however it ends: requests still under way must not keep a dead connection half open.
+    let mut writer = JoinSet::new();
+    writer.spawn(frame::write_all(write, queue));
+    let open = OpenSession { session: Arc::new(service.opened(peer)), service };
+    let ended = tokio::select! {
+        ended = read_requests(FrameReader::new(read), &open.service, &open.session, &frames, requests) => ended,
+        _ = writer.join_next() => Ok(()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "rpc connection ended");
+    }
+}
+
+/// Tells the service of the connection's end, however it comes.
+struct OpenSession<S: Service> {
+    service: Arc<S>,
+    session: Arc<S::Session>,
+}
+
+impl<S: Service> Drop for OpenSession<S> {
+    fn drop(&mut self) {
+        self.service.closed(self.session.clone());
+    }
+}
+
+async fn read_requests<S: Service>(
+    mut reader: FrameReader<tokio::net::tcp::OwnedReadHalf>,
+    service: &Arc<S>,
+    session: &Arc<S::Session>,
+    frames: &mpsc::Sender<Outgoing>,
+    requests: Arc<Semaphore>,
+) -> std::io::Result<()> {
+    let room = Arc::new(Semaphore::new(room_of(MAX_REPLY_BYTES_PER_CONNECTION) as usize));
+    let under_way = Arc::new(Semaphore::new(MAX_REQUESTS_PER_CONNECTION));
+    while let Some(length) = reader.length().await? {
+        // Before it is read: what is not read stays with its sender.
+        let taken = requests.clone().acquire_many_owned(room_of(length)).await.map_err(std::io::Error::other)?;
+        let Some((id, kind, body)) = reader.next().await? else { break };
+        if kind != Kind::Request {
+            return Err(std::io::Error::other("a reply from a client"));
+        }
+        let request = frame::decode(&body)?;
+        let permit = under_way.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+        let replier = Replier::new(id, frames.clone(), room.clone());
+        let (service, session) = (service.clone(), session.clone());
+        tokio::spawn(async move {
+            service.call(session, request, replier).await;
+            drop((permit, taken));
+        });
+    }
+    Ok(())
+}
