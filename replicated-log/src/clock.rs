@@ -1,0 +1,49 @@
+//! The clock that leases are measured with.
+//!
+//! It must not stand still while the machine sleeps: a leader that slept has to see afterwards that its lease is over.
+//! So it is the time since boot with suspended time counted, in whole milliseconds. It is read at the edges only and
+//! passed into the core. Log rule 9 relies on it running at most 5 % faster or slower than real time; a virtual
+//! machine that is paused and resumed must have its clock put forward before its processes run on.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::sync::OnceLock;
+
+/// Linux stops `CLOCK_MONOTONIC` in suspend and not this one.
+#[cfg(target_os = "linux")]
+const CLOCK: ClockId = ClockId::Boottime;
+/// Elsewhere the monotonic clock is the nearest there is.
+#[cfg(not(target_os = "linux"))]
+const CLOCK: ClockId = ClockId::Monotonic;
+
+/// How far a clock may run from real time, either way, in per cent (log rule 9).
+pub const CLOCK_DRIFT_PERCENT: u64 = 5;
+
+/// Milliseconds since boot, rounded down. Never goes back.
+pub(crate) fn now_ms() -> u64 {
+    let now = clock_gettime(CLOCK);
+    // Neither part is ever negative for these clocks.
+    (now.tv_sec as u64) * 1_000 + (now.tv_nsec as u64) / 1_000_000
+}
+
+/// Milliseconds since the Unix epoch: the wall clock as it was when the process first asked, moved on with the time since boot. So it
+/// never goes back, and setting the machine's clock does not make it jump: what is remembered for a time (R14) must neither be forgotten
+/// at once nor kept for ever because somebody set a clock. Clocks of different machines, and of processes started before and after such a
+/// setting, differ all the same.
+pub fn unix_ms() -> u64 {
+    static ANCHOR: OnceLock<(u64, u64)> = OnceLock::new();
+    let boot_ms = now_ms();
+    let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::hindrance::wall_ms(), boot_ms));
+    wall_ms + boot_ms.saturating_sub(then_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_moves_on_with_real_time() {
+        let (begun, real) = (super::now_ms(), std::time::Instant::now());
+        while super::now_ms() < begun + 20 {
+            std::thread::yield_now();
+        }
+        assert!(real.elapsed().as_millis() >= 18, "twenty milliseconds took {:?}", real.elapsed());
+    }
+}

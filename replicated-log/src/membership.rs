@@ -1,0 +1,189 @@
+//! Who belongs to a group, epoch by epoch.
+//!
+//! A membership holds for one *epoch*. It changes by an ordinary entry, the barrier, which names the members of the next
+//! epoch (log rule 10): with the barrier decided the epoch is over, and the next one begins right behind it, in a fresh
+//! OmniPaxos instance, at the same place of the same log. So positions go on growing (log rule 12), and so do terms.
+//!
+//! A barrier names its members' *disks*, too, by the marks that were drawn when their logs were made. Who lost its disk has forgotten what
+//! it promised and accepted, and so must not take part in that epoch again, however new its copy of the state is; only the first
+//! epoch has to trust whichever disk it sees first.
+//!
+//! A replica has a number of its own for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a new number. What OmniPaxos
+//! numbers 1..=n without gaps (log rule 6) are the places in the ordered list of an epoch's members.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{LogIndex, LogStatus, ReplicaId, Term};
+
+/// Replicas of a group, at least and at most: fewer than two is no group (log rule 15), and a term has eight bits for its
+/// replica.
+pub(crate) const MEMBERS: std::ops::RangeInclusive<usize> = 2..=255;
+
+/// One replica of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Where it listens for its peers.
+    pub log: SocketAddr,
+    /// The application's own addresses, in an order that it knows; the log passes them on.
+    pub contacts: Vec<SocketAddr>,
+    /// The mark of its disk, put in by the log when the change is proposed. 0 in the founding epoch: not known yet.
+    pub disk: u64,
+}
+
+impl From<SocketAddr> for Member {
+    fn from(log: SocketAddr) -> Member {
+        Member { log, contacts: Vec::new(), disk: 0 }
+    }
+}
+
+/// Replicas by their numbers.
+pub type Members = BTreeMap<ReplicaId, Member>;
+
+/// The members of one epoch, and where it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Counts membership changes, from 1. In epoch 0 a replica belongs to no group yet: it waits to be let in.
+    pub epoch: u32,
+    /// The barrier that ended the epoch before; this epoch's entries come after it. Whoever counts in this epoch holds
+    /// everything up to there.
+    pub began: LogIndex,
+    /// The term in force at the barrier. This epoch's terms are above it.
+    pub term: Term,
+    /// Its members.
+    pub members: Members,
+}
+
+impl Membership {
+    /// Whether `id` belongs to it.
+    pub fn has(&self, id: ReplicaId) -> bool {
+        self.epoch > 0 && self.members.contains_key(&id)
+    }
+
+    /// Whether the replica with this disk belongs to it.
+    pub(crate) fn has_disk(&self, id: ReplicaId, disk: u64) -> bool {
+        self.has(id) && self.members.get(&id).is_some_and(|member| member.disk == disk || member.disk == 0)
+    }
+
+    /// What the barrier that proposes `members` carries.
+    pub(crate) fn barrier(members: &Members) -> Bytes {
+        // Maps of numbers and addresses always encode; an empty barrier would be refused when it is read.
+        postcard::to_stdvec(members).map(Bytes::from).unwrap_or_default()
+    }
+
+    /// The epoch that begins behind the barrier at `began`, or `None` if that names no group.
+    pub(crate) fn next(&self, began: LogIndex, term: Term, barrier: &[u8]) -> Option<Membership> {
+        let members: Members = postcard::from_bytes(barrier).ok()?;
+        check(&members).ok()?;
+        Some(Membership { epoch: self.epoch.checked_add(1)?, began, term, members })
+    }
+
+    pub(crate) fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+}
+
+/// Log rule 6, as far as it concerns the numbers that replicas have for life.
+pub(crate) fn check(members: &Members) -> Result<(), String> {
+    if !MEMBERS.contains(&members.len()) {
+        return Err(format!("a group has 2 to 255 members, not {}", members.len()));
+    }
+    match members.keys().find(|id| !(1..=255).contains(&id.0)) {
+        Some(id) => Err(format!("replicas are numbered 1 to 255, not {id}")),
+        None => Ok(()),
+    }
+}
+
+/// Why a change of the membership was not proposed. Nothing of it will ever appear in the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Refuse: such a membership cannot be, or could not serve.
+    #[error("{0}")]
+    Refused(String),
+    /// As for any proposal.
+    #[error(transparent)]
+    Propose(#[from] crate::types::ProposeError),
+}
+
+/// The members `next` with their disks, if the group can go over to them and serve on. Only replicas that are connected in
+/// this epoch have the state and so count at once; the others have to fetch it first, from somebody who has it.
+pub(crate) fn complete(
+    now: &Membership,
+    me: (ReplicaId, u64),
+    next: &Members,
+    status: &LogStatus,
+) -> Result<Members, ChangeError> {
+    check(next).map_err(ChangeError::Refused)?;
+    let whole = |id: &ReplicaId| *id == me.0 || status.peers.get(id).is_some_and(|peer| peer.connected);
+    let staying = next.keys().filter(|id| now.has(**id) && whole(id)).count();
+    let majority = next.len() / 2 + 1;
+    if staying < majority {
+        return Err(ChangeError::Refused(format!(
+            "{staying} of the {} members would have the state, and {majority} are needed: change fewer at a time",
+            next.len()
+        )));
+    }
+    let with_disk = |(id, member): (&ReplicaId, &Member)| {
+        let known = status.peers.get(id).and_then(|peer| peer.disk).or(status.applicants.get(id).copied());
+        let disk = if *id == me.0 { Some(me.1) } else { known };
+        let unknown = || ChangeError::Refused(format!("replica {id} has not been heard of: start it first"));
+        Ok((*id, Member { disk: disk.ok_or_else(unknown)?, ..member.clone() }))
+    };
+    next.iter().map(with_disk).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::types::PeerStatus;
+
+    fn members(ids: &[u64]) -> Members {
+        ids.iter().map(|id| (ReplicaId(*id), SocketAddr::from(([127, 0, 0, 1], 7000 + *id as u16)).into())).collect()
+    }
+
+    /// Replica 1 leads 2 and 3, which are there or not; 4 and 5 wait to be let in.
+    fn change(connected: [bool; 2], next: &[u64]) -> Result<Members, ChangeError> {
+        let now = Membership { epoch: 1, members: members(&[1, 2, 3]), ..Membership::default() };
+        let peer = |connected, disk| PeerStatus { connected, disk: Some(disk), ..PeerStatus::default() };
+        let status = LogStatus {
+            peers: [(ReplicaId(2), peer(connected[0], 22)), (ReplicaId(3), peer(connected[1], 33))].into(),
+            applicants: [(ReplicaId(4), 44), (ReplicaId(5), 55)].into(),
+            ..LogStatus::default()
+        };
+        complete(&now, (ReplicaId(1), 11), &members(next), &status)
+    }
+
+    #[test]
+    fn the_next_epoch_is_what_the_barrier_says() {
+        let now = Membership { epoch: 3, members: members(&[1, 2, 3]), ..Membership::default() };
+        let next = now.next(LogIndex(9), Term(5), &Membership::barrier(&members(&[1, 3, 7]))).unwrap();
+        assert_eq!((next.epoch, next.began, next.term), (4, LogIndex(9), Term(5)));
+        assert!(next.has(ReplicaId(7)) && !next.has(ReplicaId(2)));
+        assert_eq!(now.next(LogIndex(9), Term(5), b""), None);
+        assert_eq!(now.next(LogIndex(9), Term(5), &Membership::barrier(&members(&[1]))), None);
+    }
+
+    #[test]
+    fn a_change_names_every_disk() {
+        let next = change([true, false], &[1, 2, 3, 4, 5]).map(|next| next.len());
+        assert!(next.is_err(), "two of five have the state");
+        let next = change([true, false], &[1, 2, 3]).unwrap();
+        assert_eq!(next.values().map(|m| m.disk).collect::<Vec<_>>(), [11, 22, 33]);
+        let next = change([true, true], &[1, 2, 3, 4, 5]).unwrap();
+        assert_eq!(next.values().map(|m| m.disk).collect::<Vec<_>>(), [11, 22, 33, 44, 55]);
+        assert!(change([true, true], &[1, 2, 6]).unwrap_err().to_string().contains("replica 6"));
+    }
+
+    #[test]
+    fn a_change_that_could_not_serve_is_refused() {
+        change([true, false], &[1, 2, 4]).unwrap();
+        assert!(change([true, true], &[1, 4, 5]).is_err(), "one of three has the state");
+        assert!(change([false, false], &[1, 2, 3]).is_err(), "nobody would follow");
+        assert!(change([true, true], &[1]).is_err());
+        assert!(change([true, true], &[1, 2, 300]).is_err());
+    }
+}

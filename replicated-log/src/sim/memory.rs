@@ -1,0 +1,256 @@
+//! What durability level `memory` promises and what it can lose (R28), on chosen schedules: three replicas, one entry, and
+//! crashes while the followers have it in memory only.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::core::{CoreConfig, Fault, Input};
+use crate::item::Kind;
+use crate::membership::Membership;
+use crate::types::{Body, Limits, LogIndex, Role, Timing};
+use crate::wire::Wire;
+
+use super::changes::members;
+use super::disk::SimDisk;
+use super::node::Node;
+use super::oracle::State;
+
+const ENTRY: &[u8] = b"entry in question";
+/// Simulated time for whatever must happen.
+const PATIENCE_MS: u64 = 5_000;
+
+/// The founding epoch, which is the only one here.
+const EPOCH: u32 = 1;
+
+struct Group {
+    now_ms: u64,
+    nodes: BTreeMap<u64, Node>,
+    /// Messages on their way, by sender and receiver.
+    wires: BTreeMap<(u64, u64), VecDeque<Wire>>,
+    /// Sessions that are up, from both ends' view.
+    sessions: BTreeMap<(u64, u64), u64>,
+    next_session: u64,
+    /// Replicas that are up but hear nobody.
+    cut: BTreeSet<u64>,
+    held: bool,
+}
+
+impl Group {
+    fn new(faults: &[Fault]) -> Group {
+        let nodes = (1..=3).map(|id| {
+            let timing = Timing { election_timeout_ms: 50, status_ms: 20, lease_ms: 0, ..Timing::default() };
+            let config = CoreConfig { me: id, timing, limits: Limits::default(), faults: faults.to_vec() };
+            let founding = Membership { epoch: EPOCH, members: members(1..=3), ..Membership::default() };
+            let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
+            let node = Node {
+                id,
+                disk,
+                config,
+                founding,
+                store: id,
+                process: None,
+                durable,
+                up_at_ms: 0,
+                drift_permille: 0,
+                told,
+            };
+            (id, node)
+        });
+        let (wires, sessions, cut) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Group { now_ms: 0, nodes: nodes.collect(), wires, sessions, next_session: 1, cut, held: false }
+    }
+
+    fn start(&mut self, id: u64) {
+        let now_ms = self.now_ms;
+        self.nodes.get_mut(&id).unwrap().start(now_ms).unwrap();
+    }
+
+    fn crash(&mut self, id: u64) {
+        self.nodes.get_mut(&id).unwrap().crash(0, &mut StdRng::seed_from_u64(id));
+        self.connect();
+    }
+
+    fn can_talk(&self, a: u64, b: u64) -> bool {
+        let up = |id| self.nodes[&id].process.is_some() && !self.cut.contains(&id);
+        up(a) && up(b)
+    }
+
+    /// Sessions follow who can talk.
+    fn connect(&mut self) {
+        for pair in [(1, 2), (1, 3), (2, 3)] {
+            let (a, b) = pair;
+            match (self.can_talk(a, b), self.sessions.get(&pair).copied()) {
+                (true, None) => {
+                    let session = self.next_session;
+                    self.next_session += 1;
+                    self.sessions.insert(pair, session);
+                    self.feed(a, Input::SessionUp { peer: b, session, epoch: EPOCH, store_id: b });
+                    self.feed(b, Input::SessionUp { peer: a, session, epoch: EPOCH, store_id: a });
+                }
+                (false, Some(session)) => {
+                    self.sessions.remove(&pair);
+                    self.wires.remove(&(a, b));
+                    self.wires.remove(&(b, a));
+                    self.feed(a, Input::SessionDown { peer: b, session });
+                    self.feed(b, Input::SessionDown { peer: a, session });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn feed(&mut self, id: u64, input: Input) {
+        let now_ms = self.now_ms;
+        if let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process {
+            process.core.feed(now_ms, input);
+        }
+    }
+
+    /// One turn: all that waits comes in. Without `sync` the disk is still at it when the turn's early messages have left.
+    fn turn(&mut self, id: u64, sync: bool) {
+        for from in (1..=3).filter(|from| *from != id) {
+            let session = self.sessions.get(&(id.min(from), id.max(from))).copied();
+            let arrived = self.wires.remove(&(from, id)).unwrap_or_default();
+            for wire in session.map(|_| arrived).unwrap_or_default() {
+                self.feed(id, Input::Message { peer: from, session: session.unwrap(), wire });
+            }
+        }
+        let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
+        let mut turn = process.core.finish();
+        self.held |= !turn.held.is_empty();
+        if let Some(role) = turn.role.take() {
+            process.role = role;
+        }
+        if sync {
+            process.core.sync().unwrap();
+            process.core.newly_decided();
+        }
+        for send in turn.sends.into_iter().filter(|send| send.early || sync) {
+            self.wires.entry((id, send.peer)).or_default().push_back(send.wire);
+        }
+    }
+
+    fn run_until(&mut self, what: &str, done: impl Fn(&Group) -> bool) {
+        let until_ms = self.now_ms + PATIENCE_MS;
+        while !done(self) {
+            assert!(self.now_ms < until_ms, "not in time: {what}");
+            self.now_ms += 10;
+            self.connect();
+            for id in 1..=3 {
+                self.feed(id, Input::Tick);
+                self.turn(id, true);
+            }
+        }
+    }
+
+    /// A leader that is heard, and whose log is decided to its end.
+    fn leader(&self) -> Option<u64> {
+        let leads = |(id, node): (&u64, &Node)| {
+            let process = node.process.as_ref()?;
+            let status = process.core.status();
+            let leads = matches!(process.role, Role::Leader { .. }) && status.decided == status.accepted;
+            (leads && !self.cut.contains(id)).then_some(*id)
+        };
+        self.nodes.iter().find_map(leads)
+    }
+
+    /// Leader `leader` with followers at rest; then the entry is proposed there.
+    fn propose(&mut self) -> (u64, [u64; 2]) {
+        (1..=3).for_each(|id| self.start(id));
+        self.run_until("a leader", |group| group.leader().is_some());
+        let leader = self.leader().unwrap();
+        let rest: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+        let process = self.nodes[&leader].process.as_ref().unwrap();
+        let Role::Leader { term, start } = process.role else { panic!("no leader") };
+        self.run_until("all to have decided the start", |group| {
+            group.nodes.values().all(|n| n.process.as_ref().unwrap().core.status().decided >= start)
+        });
+        let payload = Bytes::from_static(ENTRY);
+        self.feed(leader, Input::Propose { kind: Kind::Data, term, payload, tracked: Some(1) });
+        self.turn(leader, true);
+        (leader, [rest[0], rest[1]])
+    }
+
+    /// Whether the entry is in the log that the group goes on with.
+    fn kept(&mut self) -> bool {
+        self.run_until("a leader afterwards", |group| group.leader().is_some());
+        let leader = self.leader().unwrap();
+        let core = &self.nodes[&leader].process.as_ref().unwrap().core;
+        let crate::command::OldEntries::Entries(entries) = core.old_entries(LogIndex(1), usize::MAX).unwrap() else {
+            panic!("nothing is compacted here")
+        };
+        entries.iter().any(|e| e.effective && matches!(&e.body, Body::Data(bytes) if bytes == ENTRY))
+    }
+}
+
+// R28: both followers have the entry in memory only, and it counts as held. All three crash, and the followers are back before
+// the leader, the only one whose disk had it: it is lost. That is what the level can cost.
+#[test]
+fn what_was_held_in_memory_is_lost_when_its_holders_crash_together() {
+    let mut group = Group::new(&[]);
+    let (leader, followers) = group.propose();
+    followers.iter().for_each(|id| group.turn(*id, false));
+    group.turn(leader, true);
+    assert!(group.held, "both followers have told that they hold it");
+    (1..=3).for_each(|id| group.crash(id));
+    followers.iter().for_each(|id| group.start(*id));
+    assert!(!group.kept());
+}
+
+// R28: of the three holders one crashes and a second is cut off; the third alone remembers, and that is enough.
+#[test]
+fn what_was_held_in_memory_survives_any_one_crash() {
+    for (crashed, cut) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
+        let mut group = Group::new(&[]);
+        let (leader, [first, second]) = group.propose();
+        group.turn(first, false);
+        group.turn(second, false);
+        group.turn(leader, true);
+        assert!(group.held);
+        let who = [leader, first, second];
+        group.crash(who[crashed]);
+        group.start(who[crashed]);
+        group.cut.insert(who[cut]);
+        assert!(group.kept(), "crashed: {crashed}, cut off: {cut}");
+    }
+}
+
+// R28: with a mere majority of holders the same crash loses it, which is why a majority is not enough.
+#[test]
+fn memory_of_a_mere_majority_is_noticed() {
+    let schedule = |faults: &[Fault]| {
+        let mut group = Group::new(faults);
+        let (leader, [first, second]) = group.propose();
+        // The second follower has not got it yet.
+        group.wires.remove(&(leader, second));
+        group.turn(first, false);
+        group.turn(leader, true);
+        let held = group.held;
+        group.crash(first);
+        group.start(first);
+        group.cut.insert(leader);
+        (held, group.kept())
+    };
+    assert_eq!(schedule(&[]), (false, false), "not acknowledged, so it may be lost");
+    assert_eq!(schedule(&[Fault::HeldByMajority]), (true, false), "acknowledged and lost");
+}
+
+// R28: `disk` is answered when the entry is decided. Then it survives what `memory` does not.
+#[test]
+fn what_was_decided_survives_the_crash_of_all() {
+    let mut group = Group::new(&[]);
+    let (leader, [first, second]) = group.propose();
+    group.turn(first, true);
+    group.turn(leader, true);
+    let decided = group.nodes[&leader].process.as_ref().unwrap().core.status();
+    assert_eq!(decided.decided, decided.accepted, "decided by the leader and one follower");
+    (1..=3).for_each(|id| group.crash(id));
+    // Without the leader that decided it.
+    [first, second].iter().for_each(|id| group.start(*id));
+    assert!(group.kept());
+}

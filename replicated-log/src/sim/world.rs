@@ -1,0 +1,643 @@
+//! Time, network, clients and misfortune around the simulated replicas.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::core::{CoreConfig, Input, Send, Turn};
+use crate::item::Kind;
+use crate::membership::Membership;
+use crate::types::{BarrierError, LogIndex, Role, Term};
+use crate::wire::Wire;
+
+use super::changes::{self, members};
+use super::disk::SimDisk;
+use super::node::{Frozen, Node, Process};
+use super::oracle::{Checked, Oracle, State, Violation, ensure};
+use super::weather::{Options, Stats, Weather, pairs, settings};
+
+/// A connection between two replicas, `low < high`.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) number: u64,
+    /// The epoch that both ends are in.
+    pub(super) epoch: u32,
+    /// Per end, whether its event loop has been told of it.
+    pub(super) told: [bool; 2],
+    /// Messages on their way to `low` and to `high`, with their time of arrival.
+    pub(super) to: [VecDeque<(u64, Wire)>; 2],
+}
+
+pub(super) struct World {
+    pub(super) rng: StdRng,
+    pub(super) now_ms: u64,
+    pub(super) nodes: BTreeMap<u64, Node>,
+    pub(super) sessions: BTreeMap<(u64, u64), Session>,
+    /// Ends of lost sessions that have not been told yet: replica, peer, number.
+    pub(super) ends: VecDeque<(u64, u64, u64)>,
+    /// From whom to whom nothing gets through.
+    pub(super) cut: BTreeMap<(u64, u64), ()>,
+    pub(super) weather: Weather,
+    pub(super) calm: bool,
+    /// Crashes come in clusters: what one replica lost, a second must not lose too. When, and whom.
+    pub(super) aftershock: Option<(u64, u64)>,
+    pub(super) next_session: u64,
+    pub(super) next_id: u64,
+    pub(super) oracle: Oracle,
+    pub(super) stats: Stats,
+    /// When clients first knew of a position, in real time: at the latest then.
+    pub(super) known_by: Vec<(u64, u64)>,
+    pub(super) compaction: bool,
+    pub(super) storm: bool,
+    pub(super) leases: bool,
+    /// What an empty disk is like.
+    pub(super) disks: (u64, usize),
+    pub(super) next_store: u64,
+    pub(super) founding: Membership,
+}
+
+const STEP_MS: u64 = 2;
+/// A healed group must have recovered after this: forty election timeouts.
+const RECOVERY_MS: u64 = 2_000;
+
+impl World {
+    pub(super) fn new(seed: u64, options: &Options) -> Checked<World> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let n = if rng.random_bool(0.3) && !options.storm { 5 } else { 3 };
+        let weather = Weather::draw(&mut rng, options);
+        let (timing, limits) = settings(&mut rng, options);
+        let prepared_bytes = if rng.random_bool(0.5) { rng.random_range(0..4_000) } else { 0 };
+        let mut nodes = BTreeMap::new();
+        let founding = Membership { epoch: 1, members: members(1..=n), ..Membership::default() };
+        for id in 1..=n {
+            let config = CoreConfig {
+                me: id,
+                timing: timing.clone(),
+                limits: limits.clone(),
+                faults: options.fault.into_iter().collect(),
+            };
+            let founding = founding.clone();
+            let disk = SimDisk::new(options.skip_sync_every, prepared_bytes);
+            let drift_permille = rng.random_range(-options.drift_permille..=options.drift_permille);
+            let durable = State::default();
+            let node = Node {
+                id,
+                disk,
+                config,
+                founding,
+                store: id,
+                process: None,
+                durable,
+                up_at_ms: 0,
+                drift_permille,
+                told: VecDeque::new(),
+            };
+            nodes.insert(id, node);
+        }
+        Ok(World {
+            rng,
+            now_ms: 0,
+            nodes,
+            sessions: BTreeMap::new(),
+            ends: VecDeque::new(),
+            cut: BTreeMap::new(),
+            weather,
+            calm: false,
+            aftershock: None,
+            next_session: 1,
+            next_id: 1,
+            oracle: Oracle::default(),
+            stats: Stats::default(),
+            known_by: Vec::new(),
+            compaction: options.compaction,
+            storm: options.storm,
+            leases: options.leases,
+            disks: (options.skip_sync_every, prepared_bytes),
+            next_store: 1_000,
+            founding,
+        })
+    }
+
+    pub(super) fn run(mut self) -> Checked<Stats> {
+        while self.now_ms < self.weather.chaos_ms {
+            self.step()?;
+        }
+        self.calm = true;
+        self.cut.clear();
+        if self.weather.lose_message > 0.0 {
+            // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions bring them back.
+            self.weather.lose_message = 0.0;
+            let keys: Vec<_> = self.sessions.keys().copied().collect();
+            keys.into_iter().for_each(|key| self.lose_session(key));
+        }
+        let healed_ms = self.now_ms;
+        // Writes go on for a moment, then the group must come to rest, whole.
+        while self.now_ms < healed_ms + 200 || !self.recovered() {
+            self.step()?;
+            ensure(self.now_ms < healed_ms + RECOVERY_MS, || format!("not recovered: {}", self.describe()))?;
+            if self.now_ms > healed_ms + 200 {
+                self.weather.write = 0.01;
+                self.weather.read = 0.0;
+            }
+        }
+        self.stats.count("entries", self.oracle.len());
+        self.stats.count("void entries", self.oracle.void_entries);
+        self.stats.count("writes lost from memory", self.oracle.lost_from_memory()?);
+        Ok(self.stats)
+    }
+
+    /// One leader that serves, whom all follow; all have applied everything, nobody is behind, no read waits.
+    fn recovered(&self) -> bool {
+        let mut leader = None;
+        for node in self.nodes.values().filter(|node| self.is_member(node.id)) {
+            let Some(process) = &node.process else {
+                return false;
+            };
+            if process.core.membership().epoch != self.newest_epoch() {
+                return false;
+            }
+            if let Some(term) = process.serves()
+                && leader.replace(term).is_some()
+            {
+                return false;
+            }
+            // Nothing is on its way either: what becomes of every write is known.
+            let settled = process.core.status().accepted.0 == self.oracle.len();
+            let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && settled;
+            if !whole || matches!(process.role, Role::Behind { .. }) {
+                return false;
+            }
+        }
+        let last = self.oracle.state_at(self.oracle.len()).term;
+        leader == Some(last)
+    }
+
+    fn describe(&self) -> String {
+        let lines = self.nodes.values().map(|node| match &node.process {
+            Some(p) => format!(
+                "\n  {} in epoch {} of {}: {:?}, applied {} of {}, {} reads wait, {:?}",
+                node.id,
+                p.core.membership().epoch,
+                self.newest_epoch(),
+                p.role,
+                p.state.applied,
+                self.oracle.len(),
+                p.barriers.len(),
+                p.core.status()
+            ),
+            None => format!("\n  {}: down", node.id),
+        });
+        lines.collect()
+    }
+
+    fn step(&mut self) -> Checked<()> {
+        self.now_ms += STEP_MS;
+        if !self.calm {
+            self.misfortune();
+            if self.rng.random_bool(self.weather.power_cut) {
+                let up: Vec<u64> = self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect();
+                up.into_iter().try_for_each(|id| self.crash(id, "crashes in a power cut"))?;
+            }
+        }
+        self.prepare_changes();
+        self.connect();
+        if self.known_by.last().is_none_or(|(_, known)| *known < self.oracle.known) {
+            self.known_by.push((self.now_ms, self.oracle.known));
+        }
+        let mut ids: Vec<u64> = self.nodes.keys().copied().collect();
+        ids.shuffle(&mut self.rng);
+        for id in ids {
+            let node = &self.nodes[&id];
+            match &node.process {
+                // Whoever is no longer a member is stopped when the others can do without it.
+                _ if self.calm && !self.is_member(id) => self.retire(id),
+                None if self.now_ms >= node.up_at_ms || self.calm => self.start(id)?,
+                Some(p) if self.now_ms >= p.paused_until_ms && self.rng.random_bool(0.8) => self.turn(id)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, id: u64) -> Checked<()> {
+        let now_ms = self.now_ms;
+        self.node(id)?.start(now_ms)
+    }
+
+    fn node(&mut self, id: u64) -> Checked<&mut Node> {
+        self.nodes.get_mut(&id).ok_or_else(|| Violation(format!("no replica {id}")))
+    }
+
+    pub(super) fn any(&mut self) -> u64 {
+        self.rng.random_range(1..=self.nodes.len() as u64)
+    }
+
+    /// Opens sessions wherever both ends are up and nothing is cut; a cut one is given up after a while.
+    fn connect(&mut self) {
+        let n = self.nodes.len() as u64;
+        for (low, high) in pairs(n).filter(|(a, b)| a < b) {
+            let key = (low, high);
+            let cut = self.cut.contains_key(&(low, high)) || self.cut.contains_key(&(high, low));
+            let up = |id: &u64| self.nodes[id].process.is_some();
+            let both_up = up(&low) && up(&high);
+            if self.sessions.contains_key(&key) {
+                if cut && self.rng.random_bool(0.03) {
+                    self.lose_session(key);
+                }
+            } else if both_up && !cut && self.rng.random_bool(0.2) {
+                let Some(epoch) = self.common_epoch(low, high) else { continue };
+                let number = self.next_session;
+                self.next_session += 1;
+                let session = Session { number, epoch, told: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
+                self.sessions.insert(key, session);
+            }
+        }
+    }
+
+    /// One turn of a replica's event loop, frozen or crashing somewhere in it perhaps.
+    fn turn(&mut self, id: u64) -> Checked<()> {
+        // Readers run beside the event loop, which may just have woken up inside of a turn.
+        self.leased_reads(id)?;
+        let frozen = self.process(id)?.frozen.take();
+        let inputs = match frozen {
+            Some(Frozen::Before(inputs)) => inputs,
+            Some(Frozen::Fed) => return self.finish_turn(id),
+            Some(Frozen::Syncing { late, turn, inputs }) => {
+                let point = self.crash_point(id);
+                if point < 2 {
+                    return self.crash(id, "crashes before the sync");
+                }
+                self.sync_and_send(id, late, *turn, point)?;
+                if let Some(process) = self.node(id)?.process.as_mut() {
+                    inputs.into_iter().for_each(|(now_ms, input)| process.core.feed(now_ms, input));
+                }
+                return Ok(());
+            }
+            None => {
+                let inputs = self.inputs(id);
+                let now_ms = self.nodes[&id].clock_ms(self.now_ms);
+                let inputs = inputs.into_iter().map(|input| (now_ms, input)).collect();
+                if self.freezes() {
+                    return self.freeze(id, Frozen::Before(inputs), "freezes before a turn");
+                }
+                inputs
+            }
+        };
+        let process = self.process(id)?;
+        for (now_ms, input) in inputs {
+            process.core.feed(now_ms, input);
+        }
+        match self.freezes() {
+            true => self.freeze(id, Frozen::Fed, "freezes inside a turn"),
+            false => self.finish_turn(id),
+        }
+    }
+
+    fn freezes(&mut self) -> bool {
+        !self.calm && self.rng.random_bool(self.weather.freeze)
+    }
+
+    fn freeze(&mut self, id: u64, at: Frozen, what: &'static str) -> Checked<()> {
+        self.stats.count(what, 1);
+        let until_ms = self.now_ms + self.rng.random_range(10..500);
+        let process = self.process(id)?;
+        process.frozen = Some(at);
+        process.paused_until_ms = until_ms;
+        Ok(())
+    }
+
+    fn process(&mut self, id: u64) -> Checked<&mut Process> {
+        self.node(id)?.process.as_mut().ok_or_else(|| Violation(format!("replica {id} is down")))
+    }
+
+    /// Log rule 9: reads answered without a message, while the lease that readers see holds by the replica's clock.
+    fn leased_reads(&mut self, id: u64) -> Checked<()> {
+        let now_ms = self.nodes[&id].clock_ms(self.now_ms);
+        let asked = self.rng.random_bool(self.weather.read);
+        let known = self.oracle.known;
+        let process = self.process(id)?;
+        if !asked || now_ms >= process.read_lease.until_ms {
+            return Ok(());
+        }
+        let index = process.shown_decided.max(process.read_lease.floor);
+        process.reads.push(index);
+        self.stats.count("reads by lease", 1);
+        ensure(index >= known, || format!("replica {id}: a leased read at {index}, a client had already seen {known}"))
+    }
+
+    fn finish_turn(&mut self, id: u64) -> Checked<()> {
+        let point = self.crash_point(id);
+        let process = self.process(id)?;
+        let mut turn = process.core.finish();
+        process.read_lease = turn.lease;
+        let (early, late): (Vec<_>, Vec<_>) = std::mem::take(&mut turn.sends).into_iter().partition(|s| s.early);
+        if point == 0 {
+            return self.crash(id, "crashes before the sync");
+        }
+        self.send(id, early);
+        // R28: what is held in memory is told of before the sync.
+        self.held(id, &mut turn)?;
+        if point == 1 {
+            return self.crash(id, "crashes before the sync");
+        }
+        if !self.calm && self.rng.random_bool(self.weather.slow_sync) {
+            let slow = Frozen::Syncing { late, turn: Box::new(turn), inputs: VecDeque::new() };
+            return self.freeze(id, slow, "slow syncs");
+        }
+        self.sync_and_send(id, late, turn, point)
+    }
+
+    /// Where in this turn the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4 not at all.
+    fn crash_point(&mut self, id: u64) -> usize {
+        let now_ms = self.now_ms;
+        let doomed = self.aftershock.take_if(|(at_ms, who)| *at_ms <= now_ms && *who == id).is_some();
+        let crash = !self.calm && (doomed || self.rng.random_bool(self.weather.crash));
+        if crash && !doomed && self.rng.random_bool(0.5) {
+            self.aftershock = Some((now_ms + self.rng.random_range(2..60), self.any()));
+        }
+        if crash { self.rng.random_range(if self.storm { 1..3 } else { 0..4 }) } else { 4 }
+    }
+
+    fn sync_and_send(&mut self, id: u64, late: Vec<Send>, turn: Turn, point: usize) -> Checked<()> {
+        self.process(id)?.core.sync().map_err(|e| Violation(format!("replica {id}: {e}")))?;
+        if point < 4 {
+            // Some of the messages get out.
+            let sent = self.rng.random_range(0..=late.len());
+            self.send(id, late.into_iter().take(sent).collect());
+            return self.crash(id, "crashes after the sync");
+        }
+        self.send(id, late);
+        self.outcomes(id, turn)?;
+        self.leased_reads(id)
+    }
+
+    fn held(&mut self, id: u64, turn: &mut Turn) -> Checked<()> {
+        let World { nodes, oracle, stats, .. } = self;
+        let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
+        let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
+        for write in turn.unheld.drain(..) {
+            process.tracked.remove(&write);
+        }
+        for write in turn.held.drain(..) {
+            ensure(process.tracked.remove(&write).is_some(), || format!("write {write} is held twice"))?;
+            oracle.held(write);
+            stats.count("writes held in memory", 1);
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, id: u64, when: &'static str) -> Checked<()> {
+        self.stats.count(when, 1);
+        self.oracle.crashed(id);
+        let up_at_ms = self.now_ms + self.rng.random_range(1..if self.leases { 20 } else { 600 });
+        let mut rng = StdRng::seed_from_u64(self.rng.random());
+        self.node(id)?.crash(up_at_ms, &mut rng);
+        let keys: Vec<_> = self.sessions.keys().copied().filter(|(a, b)| *a == id || *b == id).collect();
+        for key in keys {
+            self.lose_session(key);
+        }
+        self.ends.retain(|(me, ..)| *me != id);
+        Ok(())
+    }
+
+    /// What waits for the replica: ends and beginnings of sessions, messages that have arrived, the owner's calls
+    /// and the clock, in an order in which they could come.
+    fn inputs(&mut self, id: u64) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        let now_ms = self.now_ms;
+        let (told, waiting): (VecDeque<_>, VecDeque<_>) = self.ends.drain(..).partition(|(me, ..)| *me == id);
+        self.ends = waiting;
+        inputs.extend(told.into_iter().map(|(_, peer, session)| Input::SessionDown { peer, session }));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            inputs.extend(node.told.drain(..));
+        }
+        // The owner's calls come before, after or around the messages.
+        if self.rng.random_bool(0.5) {
+            self.owner_calls(id, &mut inputs);
+        }
+        for (key, session) in &mut self.sessions {
+            let (end, peer) = match *key {
+                (low, high) if low == id => (0, high),
+                (low, high) if high == id => (1, low),
+                _ => continue,
+            };
+            if !session.told[end] {
+                // The dialling end hears of it after the accepting one.
+                if (end == 0 && !session.told[1]) || self.rng.random_bool(0.3) {
+                    continue;
+                }
+                session.told[end] = true;
+                let (session, epoch, store_id) = (session.number, session.epoch, self.nodes[&peer].store);
+                inputs.push(Input::SessionUp { peer, session, epoch, store_id });
+            }
+            let most = self.rng.random_range(1..40);
+            while inputs.len() < most + 40
+                && session.to[end].front().is_some_and(|(at, _)| *at <= now_ms)
+                && !self.cut.contains_key(&(peer, id))
+                && let Some((_, wire)) = session.to[end].pop_front()
+            {
+                inputs.push(Input::Message { peer, session: session.number, wire });
+            }
+        }
+        self.owner_calls(id, &mut inputs);
+        let clock_ms = self.nodes[&id].clock_ms(now_ms);
+        if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut())
+            && clock_ms >= process.next_tick_ms
+        {
+            process.next_tick_ms = clock_ms + process.core.tick_ms();
+            inputs.push(Input::Tick);
+        }
+        inputs
+    }
+
+    fn owner_calls(&mut self, id: u64, inputs: &mut Vec<Input>) {
+        let World { rng, nodes, oracle, weather, next_id, calm, stats, .. } = self;
+        let chance = |rng: &mut StdRng, p: f64| rng.random_bool(p);
+        let Some(node) = nodes.get_mut(&id) else { return };
+        let Some(process) = node.process.as_mut() else { return };
+        if let Some(term) = process.serves() {
+            while chance(rng, weather.write) {
+                let write = *next_id;
+                *next_id += 1;
+                process.writes.insert(write, ());
+                let tracked = chance(rng, 0.5).then_some(write);
+                if tracked.is_some() {
+                    process.tracked.insert(write, ());
+                    oracle.tracked(write);
+                }
+                inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(write, rng), tracked });
+            }
+            let changing = if *calm { 0.0 } else { weather.change };
+            if let Some(change) = changes::wanted(id, process, rng, changing) {
+                stats.count("membership changes", 1);
+                inputs.push(change);
+            }
+            if chance(rng, 0.004) {
+                inputs.push(Input::NewReign { current: term });
+                // Proposed by an owner that has not noticed yet.
+                inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(0, rng), tracked: None });
+            }
+            if chance(rng, 0.01) {
+                // As a forwarded proposal of an ended reign would come in; the log must judge it void.
+                let old = Term(term.0.wrapping_sub(rng.random_range(1..1 << 26)));
+                inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
+            }
+        }
+        if matches!(process.role, Role::Leader { .. }) && chance(rng, weather.read) {
+            let read = *next_id;
+            *next_id += 1;
+            process.barriers.insert(read, oracle.known);
+            inputs.push(Input::Barrier { id: read });
+        }
+        if chance(rng, weather.read / 2.0) {
+            inputs.push(Input::AskFresh);
+        }
+        if !*calm && chance(rng, 0.002) {
+            inputs.push(if rng.random_bool(0.5) { Input::TryLead } else { Input::YieldLeadership });
+        }
+        let aside = process.core.stands_aside();
+        if (aside && (*calm || chance(rng, 0.02))) || (!aside && !*calm && chance(rng, weather.aside)) {
+            stats.count("standing aside", u64::from(!aside));
+            inputs.push(Input::StandAside(!aside));
+        }
+        if self.compaction && chance(rng, 0.05) {
+            // R16: durable first, then permission to forget.
+            node.durable = process.state;
+            inputs.push(Input::Compact(LogIndex(process.state.applied)));
+        }
+        if chance(rng, 0.01) {
+            let compacted = process.core.status().compacted.0;
+            let lease = rng.random_bool(0.5).then_some(compacted + rng.random_range(1..50));
+            process.lease = lease;
+            inputs.push(Input::RetainFrom(lease.map(LogIndex)));
+        }
+    }
+
+    fn send(&mut self, from: u64, sends: Vec<Send>) {
+        for Send { peer, session, wire, .. } in sends {
+            if self.weather.lose_message > 0.0 && self.rng.random_bool(self.weather.lose_message) {
+                continue;
+            }
+            let key = (from.min(peer), from.max(peer));
+            let latency_ms = self.rng.random_range(0..=self.weather.latency_ms);
+            let arrival_ms = self.now_ms + latency_ms;
+            if let Some(open) = self.sessions.get_mut(&key).filter(|s| s.number == session) {
+                let queue = &mut open.to[usize::from(peer > from)];
+                // First in, first out: nothing overtakes.
+                let arrival_ms = arrival_ms.max(queue.back().map_or(0, |(at, _)| *at));
+                queue.push_back((arrival_ms, wire));
+            }
+        }
+    }
+
+    fn outcomes(&mut self, id: u64, turn: Turn) -> Checked<()> {
+        self.stats.count("reigns", turn.reigns);
+        self.stats.count("dropped proposals", turn.dropped);
+        ensure(turn.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", turn.overflowed))?;
+        self.over(id, &turn)?;
+        let World { rng, nodes, oracle, stats, known_by, .. } = self;
+        let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
+        let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
+        if let Some(role) = turn.role {
+            process.role = role;
+        }
+        let reigns = matches!(process.core.role(), Role::Leader { .. });
+        ensure(!(reigns && process.core.stands_aside()), || format!("replica {id} reigns while it stands aside"))?;
+        for (read, answer) in turn.barriers {
+            let known = process.barriers.remove(&read);
+            let known = known.ok_or_else(|| Violation(format!("read {read} answered twice")))?;
+            match answer {
+                Ok(LogIndex(index)) => {
+                    stats.count("reads", 1);
+                    // Log rule 9: the state at `index` holds everything that anybody knew when the read began.
+                    ensure(index >= known, || {
+                        format!("replica {id}: a read at {index}, a client had already seen {known}")
+                    })?;
+                    process.reads.push(index);
+                }
+                Err(BarrierError::NotLeader { .. } | BarrierError::TimedOut) => stats.count("reads refused", 1),
+                Err(BarrierError::Stopped) => return Err(Violation("a running log says it has stopped".to_owned())),
+            }
+        }
+        // R17: before what this turn decides, and hence what clients know by it, is added.
+        let drift = node.drift_permille;
+        for fresh in turn.fresh {
+            stats.count("proofs of freshness", 1);
+            let known = known_before(known_by, drift, fresh.asked_ms);
+            ensure(fresh.index.0 >= known, || {
+                format!("replica {id}: {fresh:?}, but a client had already seen {known} by then")
+            })?;
+        }
+        let (entries, decided) = process.core.newly_decided();
+        process.shown_decided = decided.0;
+        for entry in &entries {
+            if entry.index.0 <= oracle.len() + 1 {
+                oracle.delivered(id, entry)?;
+            }
+        }
+        let status = process.core.status();
+        if status.compacted.0 > process.compacted {
+            process.compacted = status.compacted.0;
+            stats.count("compactions", 1);
+        }
+        if process.core.was_reset() {
+            // What a lease was to keep is gone with the whole log; the group's other replicas have moved on.
+            process.lease = None;
+        }
+        ensure(process.lease.is_none_or(|lease| status.compacted.0 < lease), || {
+            format!("replica {id} broke the lease {:?}: {status:?}", process.lease)
+        })?;
+        if rng.random_bool(0.7) {
+            node.apply(oracle, rng)?;
+        }
+        self.transfer(id)
+    }
+
+    /// The application of a replica that is behind fetches the state from another one, sometime.
+    fn transfer(&mut self, id: u64) -> Checked<()> {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return Ok(()) };
+        let Role::Behind { trimmed, .. } = process.role else { return Ok(()) };
+        if process.core.leads_behind() {
+            self.stats.count("leaders behind", 1);
+        }
+        if !self.rng.random_bool(0.03) {
+            return Ok(());
+        }
+        let mut state = node.durable;
+        if state.applied < trimmed.0 {
+            let source = self.any();
+            match self.nodes[&source].process.as_ref().map(|p| p.state) {
+                Some(fetched) if fetched.applied >= trimmed.0 => state = fetched,
+                _ => return Ok(()),
+            }
+        }
+        self.stats.count("state transfers", 1);
+        let now_ms = self.nodes[&id].clock_ms(self.now_ms);
+        let node = self.node(id)?;
+        // The copy is durable before the log hears of it.
+        node.durable = state;
+        if let Some(process) = &mut node.process {
+            process.state = state;
+            process.core.feed(now_ms, Input::Installed { index: LogIndex(state.applied), term: state.term });
+        }
+        Ok(())
+    }
+}
+
+/// What clients knew before a clock with this drift first showed `clock_ms`.
+fn known_before(known_by: &[(u64, u64)], drift_permille: i64, clock_ms: u64) -> u64 {
+    // In whole milliseconds the clock shows it from this real time on.
+    let since_ms = (clock_ms as i64 * 1_000).div_euclid(1_000 + drift_permille) as u64;
+    let before = known_by.partition_point(|(at_ms, _)| *at_ms < since_ms);
+    before.checked_sub(1).map_or(0, |last| known_by[last].1)
+}
+
+fn write_payload(id: u64, rng: &mut StdRng) -> Bytes {
+    let mut payload = vec![0; 8 + rng.random_range(0..60)];
+    payload[..8].copy_from_slice(&id.to_le_bytes());
+    Bytes::from(payload)
+}
