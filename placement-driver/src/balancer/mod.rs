@@ -1,0 +1,96 @@
+//! The balancer: from the state and the picture of the load to decisions.
+//!
+//! [`plan`] is pure and deterministic. In this order it
+//!
+//! 1. empties draining shards,
+//! 2. once the load has been uneven for long enough ([`Picture::acting`]): splits what is too large to be placed well, at the quantiles of
+//!    its load and many ways at once, each key that is too hot alone; then moves ranges from shards above the ceiling to the least loaded,
+//!    largest fitting first, and among equal ones those with the fewest bytes;
+//! 3. merges neighbours that have long been cold.
+//!
+//! It never touches a range that an operator works on, never moves a range back to a shard it left within its cool-down, and leaves alone what is
+//! level: it begins above one threshold and stops at another. Load that is assigned and not yet seen counts at its
+//! destination (see [`picture`]).
+//!
+//! For every shard and range that it could have acted on it says why it did not ([`Rejection`]).
+
+mod board;
+mod level;
+mod merge;
+pub mod picture;
+mod rebalance;
+mod rejection;
+#[cfg(test)]
+mod simulation;
+pub mod sketch;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use level::{Level, NotReady};
+pub use picture::Picture;
+pub use rejection::{Reason, Rejection, Subject};
+
+use crate::config::BalancerConfig;
+use crate::state::{NewDecision, State};
+use board::Board;
+use evenkeel_protocol::ShardId;
+
+/// What the balancer wants done now, and why it wants no more.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// What to do. Empty most of the time.
+    pub decisions: Vec<NewDecision>,
+    /// Why each shard and range was left alone.
+    pub rejections: Vec<Rejection>,
+    /// The load is uneven, nothing is under way, and nothing can be done about it: call [`Picture::rest`].
+    pub exhausted: bool,
+}
+
+/// Plans. `picture` must be up to date with `state` ([`Picture::update`]); `now_ms` is in milliseconds since the Unix epoch.
+pub fn plan(state: &State, picture: &Picture, config: &BalancerConfig, now_ms: u64) -> Plan {
+    let mut board = Board::new(state, picture, config, now_ms);
+    if state.restoring {
+        return board.refuse_all(Reason::Restoring);
+    }
+    let drained = rebalance::drain(&mut board);
+    board.decide(drained);
+    if !state.balancer_enabled.unwrap_or(config.enabled) {
+        return board.refuse_all(Reason::SwitchedOff);
+    }
+    if let Some(reason) = level::not_ready(state, picture, config, now_ms) {
+        return board.refuse_all(Reason::NotReady(reason));
+    }
+    if picture.level.total < config.min_load_per_s {
+        return board.refuse_all(Reason::LittleLoad { total: picture.level.total });
+    }
+    if picture.acting {
+        let rebalanced = rebalance::rebalance(&mut board);
+        board.exhausted = rebalanced.is_none() && !board.waits_for_time();
+        board.decide(rebalanced);
+    } else {
+        board.refuse_shards();
+        let merged = merge::merge(&mut board);
+        board.decide(merged);
+    }
+    board.into_plan()
+}
+
+/// What to tell people after a round: the reasons of the round in which nothing more could be done stand until there is another such round, or the
+/// load is level.
+pub fn explanation(before: Vec<Rejection>, plan: &Plan) -> Vec<Rejection> {
+    let waiting = plan.rejections.iter().any(|rejection| matches!(rejection.reason, Reason::NotYet { .. }));
+    if waiting && !before.is_empty() { before } else { plan.rejections.clone() }
+}
+
+/// The shard for a new table's range: the one with the least load, then with the fewest ranges. `None` if none is active.
+pub fn shard_for_new_range(state: &State, picture: &Picture) -> Option<ShardId> {
+    let counts = state.range_counts();
+    let active = state.shards.iter().filter(|(_, shard)| !shard.draining).map(|(id, _)| *id);
+    active.min_by_key(|id| {
+        let load = picture.level.loads.get(id).copied().unwrap_or(0.0);
+        // Less than a few statements a second apart is equal.
+        ((load / 10.0) as u64, counts.get(id).copied().unwrap_or(0), *id)
+    })
+}

@@ -1,0 +1,126 @@
+//! Metrics, for Prometheus. Each is described where it is named, in [`install`].
+
+use crate::operators::STUCK_AFTER_MS;
+use crate::server::Leading;
+use crate::state::{Operator, State, Status, Work};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::sync::OnceLock;
+
+static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Seconds at which histograms are cut.
+const BUCKETS_S: [f64; 14] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// Installs the recorder of this process, once. If another is installed already, `/metrics` stays empty.
+pub fn install() {
+    HANDLE.get_or_init(|| {
+        let builder = PrometheusBuilder::new().set_buckets(&BUCKETS_S).unwrap_or_else(|_| PrometheusBuilder::new());
+        let handle = builder.install_recorder().ok();
+        describe();
+        handle
+    });
+}
+
+fn describe() {
+    use Unit::*;
+    describe_counter!(
+        "evenkeel_placement_reports_total",
+        Count,
+        "Reports of shards, by whether this replica took them"
+    );
+    describe_counter!("evenkeel_placement_operators_total", Count, "Operators that ended, by kind and by how");
+    describe_counter!("evenkeel_placement_moved_bytes_total", Bytes, "Bytes of rows that moves brought in");
+    describe_counter!(
+        "evenkeel_placement_differs_total",
+        Count,
+        "ALARM: moves whose two copies differed (R24); the source keeps its copy"
+    );
+    describe_counter!("evenkeel_placement_lookups_total", Count, "Lookups of a key's route");
+    describe_counter!("evenkeel_placement_rest_requests_total", Count, "Other REST requests, by status");
+    describe_gauge!("evenkeel_placement_leads", Count, "1 on the replica that leads, and only while it serves as such");
+    describe_gauge!("evenkeel_placement_operators_running", Count, "Operators under way");
+    describe_gauge!("evenkeel_placement_operators_stuck", Count, "Operators at one step for more than 30 seconds");
+    describe_gauge!("evenkeel_placement_ranges", Count, "Ranges");
+    describe_gauge!(
+        "evenkeel_placement_imbalance",
+        "The busiest shard's load over the mean, moves counted at their destination"
+    );
+    describe_gauge!("evenkeel_placement_imbalance_floor", "The least imbalance possible with the hottest key there is");
+    describe_gauge!(
+        "evenkeel_placement_shard_load",
+        "Statements per second of a shard, moves counted at their destination"
+    );
+    describe_gauge!(
+        "evenkeel_placement_watchers",
+        Count,
+        "Open watches of the routing table and the coordination store"
+    );
+    describe_gauge!("evenkeel_placement_kv_keys", Count, "Keys of the coordination store");
+    describe_gauge!("evenkeel_placement_kv_bytes", Bytes, "What the coordination store's entries take");
+    describe_gauge!("evenkeel_placement_kv_revision", Count, "The coordination store's revision");
+    describe_histogram!(
+        "evenkeel_placement_move_pause_seconds",
+        Seconds,
+        "How long writes to a range waited at its switch"
+    );
+    describe_histogram!("evenkeel_placement_move_seconds", Seconds, "From the opening of a move to its end");
+}
+
+/// All metrics as Prometheus reads them.
+pub fn render() -> String {
+    HANDLE.get().and_then(Option::as_ref).map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// A report came.
+pub fn report(taken: bool) {
+    counter!("evenkeel_placement_reports_total", "taken" => if taken { "yes" } else { "no" }).increment(1);
+}
+
+/// An operator got further; every replica counts what it applies.
+pub fn advanced(operator: &Operator) {
+    tracing::debug!(operator = %operator.id, step = operator.step.name(), status = operator.status.name(), "operator");
+    if !operator.status.is_over() {
+        return;
+    }
+    let kind = match operator.work {
+        Work::CreateTable { .. } => "create-table",
+        Work::Split { .. } => "split",
+        Work::Merge { .. } => "merge",
+        Work::Move { .. } => "move",
+    };
+    counter!("evenkeel_placement_operators_total", "kind" => kind, "status" => operator.status.name()).increment(1);
+    if operator.status == Status::Differs {
+        let detail = operator.detail.as_deref().unwrap_or_default();
+        tracing::error!(operator = %operator.id, detail, "the two copies of a moved range differ");
+        counter!("evenkeel_placement_differs_total").increment(1);
+    }
+    if let (Work::Move { .. }, Some(pause_us)) = (&operator.work, operator.pause_us) {
+        counter!("evenkeel_placement_moved_bytes_total").increment(operator.bytes);
+        histogram!("evenkeel_placement_move_pause_seconds").record(pause_us as f64 / 1e6);
+        let took_ms = operator.ended_ms.unwrap_or(operator.created_ms).saturating_sub(operator.created_ms);
+        histogram!("evenkeel_placement_move_seconds").record(took_ms as f64 / 1e3);
+    }
+}
+
+/// The leader has finished a round.
+pub fn round(state: &State, leading: &Leading, now_ms: u64) {
+    let level = &leading.picture.level;
+    gauge!("evenkeel_placement_imbalance").set(level.imbalance);
+    gauge!("evenkeel_placement_imbalance_floor").set(level.floor);
+    for (shard, load) in &level.loads {
+        gauge!("evenkeel_placement_shard_load", "shard" => shard.to_string()).set(*load);
+    }
+    gauge!("evenkeel_placement_ranges").set(state.ranges.len() as f64);
+    gauge!("evenkeel_placement_kv_keys").set(state.kv.len() as f64);
+    gauge!("evenkeel_placement_kv_bytes").set(state.kv.bytes() as f64);
+    gauge!("evenkeel_placement_kv_revision").set(state.kv.revision() as f64);
+    gauge!("evenkeel_placement_operators_running").set(state.running().count() as f64);
+    let stuck = state.running().filter(|operator| operator.step_since_ms + STUCK_AFTER_MS < now_ms).count();
+    gauge!("evenkeel_placement_operators_stuck").set(stuck as f64);
+}
+
+/// Whether this replica leads.
+pub fn leads(leads: bool) {
+    gauge!("evenkeel_placement_leads").set(if leads { 1.0 } else { 0.0 });
+}

@@ -1,0 +1,273 @@
+//! What is read.
+
+use super::view::{RoutingView, ServedTable};
+use super::{Error, Failure, checks, json, json_with, members, metrics, parameters, text};
+use crate::server::{Leading, Shared};
+use crate::state::{Decision, State};
+use evenkeel_protocol::report::RangeLoad;
+use evenkeel_protocol::rest::{DecisionsBody, LoadBody, OperatorBody, RangeBody, RouteBody, ShardBody};
+use evenkeel_protocol::value::key_from_json;
+use evenkeel_protocol::{Key, OperatorId};
+use serde_json::json as value;
+use std::time::SystemTime;
+use warp::http::StatusCode;
+use warp::http::header::{ETAG, HeaderValue};
+use warp::reply::Response;
+
+/// `GET /v1/routes/{table}?key=`.
+pub(super) fn lookup(shared: &Shared, table: &str, query: &str) -> Result<Response, Error> {
+    let view = shared.view();
+    let table = find_table(&view, table)?;
+    let mut key = None;
+    for (_, found) in parameters(query, &["key"])? {
+        key = Some(found);
+    }
+    let key = parse_key(table, &key.ok_or_else(|| Error::bad_request("the parameter key is missing"))?)?;
+    let served = table.lookup(&key).ok_or_else(|| {
+        Error::new(
+            503,
+            "no-route",
+            "No shard is known for this key",
+            "no range is known for this key; try again in a second",
+        )
+    })?;
+    Ok(json(view.lookup_json(served)))
+}
+
+fn find_table<'a>(view: &'a RoutingView, name: &str) -> Result<&'a ServedTable, Error> {
+    if let Some(table) = view.table(name) {
+        return Ok(table);
+    }
+    let decoded = super::percent_decode(name)?;
+    if decoded.contains('/') && !name.contains('%') {
+        return Err(Error::unknown_path(&format!("/v1/routes/{name}")));
+    }
+    view.table(&decoded).map(AsRef::as_ref).ok_or_else(|| Error::unknown_table(&decoded))
+}
+
+/// A key as JSON: an array of the key columns' values, or the value itself if there is one column.
+fn parse_key(table: &ServedTable, text: &str) -> Result<Key, Error> {
+    let columns = match serde_json::from_str(text) {
+        Ok(serde_json::Value::Array(columns)) => columns,
+        Ok(single) => vec![single],
+        Err(_) => {
+            let hint = "a text, uuid, bytea or timestamptz key is a JSON string, in double quotes";
+            return Err(Error::bad_key(format!("{text:?} is not JSON; {hint}: key={}", quoted(text))));
+        }
+    };
+    key_from_json(&table.codec, &columns).map_err(|error| {
+        let names: Vec<String> =
+            table.schema.key_columns().map(|column| format!("{} {}", column.name, column.type_name)).collect();
+        Error::bad_key(format!("{error}; the key of {} is ({})", table.schema.name, names.join(", ")))
+    })
+}
+
+fn quoted(text: &str) -> String {
+    let short: String = text.chars().take(60).collect();
+    serde_json::Value::String(short).to_string()
+}
+
+/// Everything else that is read.
+pub(super) async fn get(
+    shared: &std::sync::Arc<Shared>,
+    path: &str,
+    query: &str,
+    known: Option<&str>,
+) -> Result<Response, Failure> {
+    match path {
+        "/livez" => return Ok(text("ok\n")),
+        "/readyz" => return ready(shared),
+        "/metrics" => {
+            metrics::leads(shared.leading().is_some());
+            return Ok(text(metrics::render()));
+        }
+        "/v1/routes" => return Ok(routes(shared, query, known)?),
+        _ => {}
+    }
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    if !matches!(parts[..], ["v1", "checksums"]) {
+        parameters(query, &[])?;
+    }
+    match parts[..] {
+        ["v1", "tables"] => {
+            let view = shared.view();
+            let tables: Vec<_> = view.tables().map(|table| table.schema.clone()).collect();
+            Ok(json_with(StatusCode::OK, &tables))
+        }
+        ["v1", "ranges"] => with_leader(shared, |state, leading| json_with(StatusCode::OK, &ranges(state, leading))),
+        ["v1", "shards"] => with_leader(shared, |state, leading| json_with(StatusCode::OK, &shards(state, leading))),
+        ["v1", "operators"] => Ok(json_with(StatusCode::OK, &operators(shared))),
+        ["v1", "operators", id] => operator(shared, super::write::number(id, "operator")?),
+        ["v1", "decisions"] => with_leader(shared, |state, leading| {
+            let body = DecisionsBody {
+                decisions: state.decisions.iter().rev().map(Decision::body).collect(),
+                now: leading.rejections.iter().map(ToString::to_string).collect(),
+            };
+            json_with(StatusCode::OK, &body)
+        }),
+        ["v1", "balancer"] => with_leader(shared, |state, leading| {
+            let level = &leading.picture.level;
+            let body = value!({
+                "enabled": state.balancer_enabled.unwrap_or(shared.config.balancer.enabled),
+                "acting": leading.picture.acting,
+                "imbalance": level.imbalance,
+                "imbalance_floor": level.floor,
+                "acts_above": level.act_above * level.floor,
+                "statements_per_s": level.total,
+                "shards": level.loads,
+            });
+            json_with(StatusCode::OK, &body)
+        }),
+        ["v1", "status"] => Ok(json_with(StatusCode::OK, &status(shared))),
+        ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body(shared))),
+        ["v1", "checksums"] => checks::checksums(shared).await,
+        _ => Err(match super::allowed(path) {
+            [] => Error::unknown_path(path),
+            allowed => {
+                let detail = format!("GET is not possible here; {} is", allowed.join(", "));
+                Error::new(405, "method-not-allowed", "The method is not possible here", detail)
+            }
+        }
+        .into()),
+    }
+}
+
+/// Answers from what only the leader has.
+fn with_leader(shared: &Shared, answer: impl FnOnce(&State, &Leading) -> Response) -> Result<Response, Failure> {
+    let leading = shared.leading();
+    let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
+    Ok(answer(&shared.applied().state, leading))
+}
+
+fn ready(shared: &Shared) -> Result<Response, Failure> {
+    if shared.leader().is_some() { Ok(text("ready\n")) } else { Err(Failure::Error(Error::no_leader())) }
+}
+
+/// `GET /v1/routes`.
+fn routes(shared: &Shared, query: &str, known: Option<&str>) -> Result<Response, Error> {
+    let view = shared.view();
+    let (mut since, mut only) = (None, None);
+    for (name, found) in parameters(query, &["since", "table"])? {
+        if name == "since" {
+            since = Some(found.parse().map_err(Error::bad_request)?);
+        } else {
+            only = Some(view.table(&found).ok_or_else(|| Error::unknown_table(&found))?);
+        }
+    }
+    let tag = format!("\"{}\"", view.version_text);
+    let unchanged = known.is_some_and(|known| known.split(',').any(|known| known.trim() == tag));
+    let mut response = match (unchanged, since, only) {
+        (true, ..) => {
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response
+        }
+        (_, _, Some(table)) => json(super::view::to_json(&view.complete_body(Some(table)))),
+        (_, Some(since), _) => json(view.since_json(since)),
+        _ => json(view.complete_json()),
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    Ok(response)
+}
+
+fn ranges(state: &State, leading: &Leading) -> Vec<RangeBody> {
+    let mut bodies = Vec::with_capacity(state.ranges.len());
+    for (id, table) in &state.tables {
+        for range in state.ranges_of(*id) {
+            let route = &range.route;
+            let shard = leading.picture.shards.get(&route.shard);
+            let reported = shard
+                .and_then(|view| view.report.ranges.iter().find(|r| r.id == route.range && r.epoch == route.epoch));
+            let load = reported.map(|reported| LoadBody::from(&reported.load as &RangeLoad));
+            bodies.push(RangeBody { route: RouteBody::new(route, &table.schema), load, operator: range.operator });
+        }
+    }
+    bodies
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+fn shards(state: &State, leading: &Leading) -> Vec<ShardBody> {
+    let counts = state.range_counts();
+    let now_ms = now_ms();
+    let body = |shard: &crate::state::Shard| {
+        let id = shard.info.id;
+        let seen = leading.picture.shards.get(&id);
+        let loads = seen.iter().flat_map(|view| &view.report.ranges).map(|range| range.load.statements_per_s());
+        ShardBody {
+            info: shard.info.clone(),
+            status: if shard.draining { "draining" } else { "active" }.to_string(),
+            leader: seen.map(|view| view.report.leader),
+            ranges: counts.get(&id).copied().unwrap_or(0),
+            statements_per_s: loads.sum(),
+            capacity_per_s: seen.and_then(|view| view.report.capacity_per_s),
+            report_age_ms: seen.map(|view| now_ms.saturating_sub(view.last_ms)),
+            replicas_seen: seen.map(|view| view.report.replicas.clone()).unwrap_or_default(),
+        }
+    };
+    state.shards.values().map(body).collect()
+}
+
+/// Operators newest first, with what the running ones wait for, as far as this replica knows it.
+fn operators(shared: &Shared) -> Vec<OperatorBody> {
+    let leading = shared.leading();
+    let applied = shared.applied();
+    applied.state.operators.values().rev().map(|operator| explained(operator, leading.as_ref())).collect()
+}
+
+fn explained(operator: &crate::state::Operator, leading: Option<&Leading>) -> OperatorBody {
+    let mut body = operator.body();
+    if !operator.status.is_over()
+        && let Some(trouble) = leading.and_then(|leading| leading.driver.trouble(operator.id))
+    {
+        body.detail = Some(trouble.to_string());
+    }
+    body
+}
+
+fn operator(shared: &Shared, id: u64) -> Result<Response, Failure> {
+    let id = OperatorId(id);
+    let leading = shared.leading();
+    let applied = shared.applied();
+    let operator = applied.state.operators.get(&id).ok_or(crate::state::Refusal::UnknownOperator(id))?;
+    Ok(json_with(StatusCode::OK, &explained(operator, leading.as_ref())))
+}
+
+/// One operator as it stands now.
+pub(super) fn operator_body(shared: &Shared, id: OperatorId) -> Option<OperatorBody> {
+    shared.applied().state.operators.get(&id).map(crate::state::Operator::body)
+}
+
+fn status(shared: &Shared) -> serde_json::Value {
+    let (leader, leads) = (shared.leader(), shared.leading().is_some());
+    let log = shared.log.status();
+    let applied = shared.applied();
+    let peers: Vec<_> = log
+        .peers
+        .iter()
+        .map(|(id, peer)| value!({ "replica": id.0, "connected": peer.connected, "decided": peer.decided.0 }))
+        .collect();
+    value!({
+        "replica": shared.config.replica,
+        "leader": leader,
+        "leads": leads,
+        "version": applied.state.version.to_string(),
+        "restoring": applied.state.restoring,
+        "shards": applied.state.shards.len(),
+        "tables": applied.state.tables.len(),
+        "ranges": applied.state.ranges.len(),
+        "operators_running": applied.state.running().count(),
+        "log": {
+            "applied": applied.index.0,
+            "decided": log.decided.0,
+            "first": log.first_retained.0,
+            "bytes": log.log_bytes,
+            "term": applied.term.to_string(),
+            "peers": peers,
+        },
+    })
+}

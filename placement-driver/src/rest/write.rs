@@ -1,0 +1,291 @@
+//! What is written: each becomes a command in the log, and is answered when it has come out of it.
+
+use super::{Error, Failure, json_with, members, read};
+use crate::balancer::{shard_for_new_range, sketch};
+use crate::server::Shared;
+use crate::state::{Action, Command, Effect, Refusal, Status};
+use evenkeel_protocol::report::RangeLoad;
+use evenkeel_protocol::rest::{CreateTableBody, MoveBody, ShardBody, SplitBody};
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
+use evenkeel_protocol::value::key_from_json;
+use evenkeel_protocol::{Key, OperatorId, RangeId, ShardId};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json as value;
+use std::sync::Arc;
+use std::time::Duration;
+use warp::http::{Method, StatusCode};
+use warp::reply::Response;
+
+/// How long a request waits for its command to come out of the log, in milliseconds.
+const OUTCOME_MS: u64 = 10_000;
+/// How long a request waits for its table to be created, in milliseconds.
+const TABLE_MS: u64 = 20_000;
+/// How long a shard may take to hand its leadership over, in milliseconds.
+const TRANSFER_MS: u64 = 10_000;
+
+/// Handles a request that is no GET.
+pub(super) async fn write(shared: &Arc<Shared>, method: &Method, path: &str, body: &[u8]) -> Result<Response, Failure> {
+    // A follower may not know yet what the client has just been told by another.
+    if shared.leading().is_none() {
+        return Err(Failure::NeedsLeader);
+    }
+    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let post = *method == Method::POST;
+    match parts[..] {
+        ["v1", "tables"] if post => create_table(shared, parse_table(body)?).await,
+        ["v1", "ranges", id, "split"] => {
+            let body = parse(if blank(body) { b"{}" } else { body })?;
+            split(shared, RangeId(number(id, "range")?), body).await
+        }
+        ["v1", "ranges", id, "move"] => {
+            let MoveBody { to } = parse(body)?;
+            let action = Action::Move { range: RangeId(number(id, "range")?), epoch: None, to };
+            begin(shared, action).await
+        }
+        ["v1", "operators", id] => cancel(shared, OperatorId(number(id, "operator")?)).await,
+        ["v1", "shards"] if post => add_shard(shared, parse_shard(body)?).await,
+        ["v1", "shards", id] => drain(shared, shard_id(id)?).await,
+        ["v1", "shards", id, "transfer-leader"] => {
+            let body = parse(if blank(body) { b"{}" } else { body })?;
+            transfer_leader(shared, shard_id(id)?, body).await
+        }
+        ["v1", "shards", id, "replicas"] => members::change_shard(shared, shard_id(id)?, parse(body)?).await,
+        ["v1", "members"] if post => members::change_driver(shared, parse(body)?).await,
+        ["v1", "balancer"] if post => {
+            let Enabled { enabled } = parse(body)?;
+            propose(shared, Command::SetBalancer { enabled }).await?;
+            Ok(json_with(StatusCode::OK, &value!({ "enabled": enabled })))
+        }
+        _ => Err(Error::unknown_path(path).into()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Enabled {
+    enabled: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransferTo {
+    #[serde(default)]
+    to: Option<u64>,
+}
+
+/// A number in a path.
+pub(super) fn number(text: &str, what: &str) -> Result<u64, Error> {
+    text.parse().map_err(|_| Error::bad_request(format!("{text:?} is not the number of a {what}")))
+}
+
+fn shard_id(text: &str) -> Result<ShardId, Error> {
+    text.parse().map_err(|_| Error::bad_request(format!("{text:?} is not the number of a shard")))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::bad_request(format!("the body: {error}")))
+}
+
+fn blank(body: &[u8]) -> bool {
+    body.iter().all(u8::is_ascii_whitespace)
+}
+
+/// Parses an object with these fields and no others: for types that other programs must be able to extend.
+fn parse_strictly<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Error> {
+    let object: serde_json::Map<String, serde_json::Value> = parse(body)?;
+    if let Some(unknown) = object.keys().find(|key| !fields.contains(&key.as_str())) {
+        let list = fields.join(", ");
+        return Err(Error::bad_request(format!("the body: unknown field {unknown:?}; accepted: {list}")));
+    }
+    serde_json::from_value(object.into()).map_err(|error| Error::bad_request(format!("the body: {error}")))
+}
+
+fn parse_table(body: &[u8]) -> Result<CreateTableBody, Error> {
+    parse_strictly(body, &["schema", "shard", "if_not_exists"])
+}
+
+fn parse_shard(body: &[u8]) -> Result<ShardBody, Error> {
+    let fields = [
+        "id",
+        "replicas",
+        "status",
+        "leader",
+        "ranges",
+        "statements_per_s",
+        "capacity_per_s",
+        "report_age_ms",
+        "replicas_seen",
+    ];
+    let shard: ShardBody = parse_strictly(body, &fields)?;
+    if shard.info.id.0 == 0 || !shard.info.replicas.keys().copied().eq(1..=shard.info.replicas.len() as u64) {
+        return Err(Error::bad_request("a shard has a number from 1, and its replicas are numbered 1, 2, 3, …"));
+    }
+    Ok(shard)
+}
+
+/// Proposes and waits for the outcome, for a bounded time.
+async fn propose(shared: &Shared, command: Command) -> Result<Effect, Error> {
+    match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), shared.propose(command)).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(crate::server::ProposeFailure::Unknown.into()),
+    }
+}
+
+fn accepted(shared: &Shared, operator: OperatorId) -> Result<Response, Failure> {
+    let body = read::operator_body(shared, operator).ok_or(Refusal::UnknownOperator(operator))?;
+    Ok(json_with(StatusCode::ACCEPTED, &body))
+}
+
+async fn begin(shared: &Shared, action: Action) -> Result<Response, Failure> {
+    match propose(shared, Command::Begin(action)).await? {
+        Effect::Begun(operators) => accepted(shared, operators.first().copied().unwrap_or_default()),
+        other => Err(unexpected(&other).into()),
+    }
+}
+
+fn unexpected(effect: &Effect) -> Error {
+    Error::new(500, "internal", "Something that cannot be", format!("the command had the effect {effect:?}"))
+}
+
+async fn create_table(shared: &Arc<Shared>, body: CreateTableBody) -> Result<Response, Failure> {
+    let CreateTableBody { schema, shard, if_not_exists } = body;
+    let name = schema.name.clone();
+    let shard = match shard {
+        Some(shard) => Some(shard),
+        None => {
+            let leading = shared.leading();
+            let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
+            shard_for_new_range(&shared.applied().state, &leading.picture)
+        }
+    };
+    let mut changes = shared.changes();
+    let operator = match propose(shared, Command::CreateTable { schema, shard, if_not_exists }).await? {
+        Effect::TableReady(_) => return table_body(shared, &name, StatusCode::OK),
+        Effect::Begun(operators) => operators.first().copied().unwrap_or_default(),
+        other => return Err(unexpected(&other).into()),
+    };
+    let ended = async {
+        loop {
+            if let Some((status, detail)) = ended(shared, operator) {
+                return Some((status, detail));
+            }
+            changes.changed().await.ok()?;
+        }
+    };
+    match tokio::time::timeout(Duration::from_millis(TABLE_MS), ended).await {
+        Ok(Some((Status::Done, _))) => table_body(shared, &name, StatusCode::CREATED),
+        Ok(Some((_, detail))) => {
+            let detail = detail.unwrap_or_default();
+            Err(Error::new(409, "not-created", "The table could not be created", detail).into())
+        }
+        Ok(None) | Err(_) => {
+            let detail = format!("operator {operator} is still creating it; ask again with if_not_exists");
+            Err(Error::new(503, "still-creating", "The table is not ready yet", detail).into())
+        }
+    }
+}
+
+fn ended(shared: &Shared, operator: OperatorId) -> Option<(Status, Option<String>)> {
+    let applied = shared.applied();
+    let operator = applied.state.operators.get(&operator)?;
+    operator.status.is_over().then(|| (operator.status, operator.detail.clone()))
+}
+
+fn table_body(shared: &Shared, name: &str, status: StatusCode) -> Result<Response, Failure> {
+    let view = shared.view();
+    let table = view.table(name).ok_or_else(|| Error::unknown_table(name))?;
+    Ok(json_with(status, &*table.schema))
+}
+
+async fn split(shared: &Shared, range: RangeId, body: SplitBody) -> Result<Response, Failure> {
+    let at = if body.at.is_empty() { median(shared, range)? } else { split_keys(shared, range, &body)? };
+    begin(shared, Action::Split { range, epoch: None, at }).await
+}
+
+fn split_keys(shared: &Shared, range: RangeId, body: &SplitBody) -> Result<Vec<Key>, Error> {
+    let applied = shared.applied();
+    let held = applied.state.ranges.get(&range).ok_or(Refusal::UnknownRange(range))?;
+    let table = applied.state.tables.get(&held.route.table);
+    let table = table.ok_or(Refusal::UnknownTable(held.route.table))?;
+    let codec = table.schema.codec();
+    let keys = body.at.iter().map(|columns| key_from_json(&codec, columns));
+    keys.collect::<Result<_, _>>().map_err(|error| Error::bad_key(error.to_string()))
+}
+
+/// Where half of the range's load falls on either side.
+fn median(shared: &Shared, range: RangeId) -> Result<Vec<Key>, Failure> {
+    let leading = shared.leading();
+    let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
+    let applied = shared.applied();
+    let held = applied.state.ranges.get(&range).ok_or(Refusal::UnknownRange(range))?;
+    let table = applied.state.tables.get(&held.route.table);
+    let codec = table.ok_or(Refusal::UnknownTable(held.route.table))?.schema.codec();
+    let report = leading.picture.shards.get(&held.route.shard).map(|view| &view.report);
+    let load: Option<&RangeLoad> =
+        report.and_then(|report| report.ranges.iter().find(|r| r.id == range)).map(|range| &range.load);
+    let profile = load.map(|load| sketch::Profile { points: load.sketch.clone(), hot: load.hot.clone() });
+    let segments = profile.map(|profile| profile.segments(&held.route.interval, &codec)).unwrap_or_default();
+    match sketch::cut_off(&segments, &held.route.interval, 0.5) {
+        Some((key, _)) => Ok(vec![key]),
+        None => {
+            let detail = "the range has too little load to find its median; name the keys to split at";
+            Err(Error::new(409, "no-median", "The load has no median yet", detail).into())
+        }
+    }
+}
+
+async fn cancel(shared: &Shared, operator: OperatorId) -> Result<Response, Failure> {
+    propose(shared, Command::Cancel(operator)).await?;
+    accepted(shared, operator)
+}
+
+async fn add_shard(shared: &Shared, body: ShardBody) -> Result<Response, Failure> {
+    let id = body.info.id;
+    let known = shared.applied().state.shards.contains_key(&id);
+    propose(shared, Command::AddShard(body.info)).await?;
+    shard_body(shared, id, if known { StatusCode::OK } else { StatusCode::CREATED })
+}
+
+async fn drain(shared: &Shared, id: ShardId) -> Result<Response, Failure> {
+    propose(shared, Command::DrainShard(id)).await?;
+    shard_body(shared, id, StatusCode::ACCEPTED)
+}
+
+fn shard_body(shared: &Shared, id: ShardId, status: StatusCode) -> Result<Response, Failure> {
+    let leaders = shared.shard_leaders();
+    let applied = shared.applied();
+    let shard = applied.state.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
+    let body = ShardBody {
+        info: shard.info.clone(),
+        status: if shard.draining { "draining" } else { "active" }.to_string(),
+        leader: leaders.get(&id).copied(),
+        ranges: applied.state.range_counts().get(&id).copied().unwrap_or(0),
+        statements_per_s: 0.0,
+        capacity_per_s: None,
+        report_age_ms: None,
+        replicas_seen: Vec::new(),
+    };
+    Ok(json_with(status, &body))
+}
+
+/// Asks the shard at once: nothing of it is in the placement driver's state.
+async fn transfer_leader(shared: &Shared, id: ShardId, body: TransferTo) -> Result<Response, Failure> {
+    let leader = shared.shard_leaders().get(&id).copied();
+    if shared.leading().is_none() {
+        return Err(Failure::NeedsLeader);
+    }
+    let info = shared.applied().state.shards.get(&id).map(|shard| shard.info.clone());
+    let info = info.ok_or(Refusal::UnknownShard(id))?;
+    let request = ControlRequest::TransferLeadership { to: body.to };
+    match shared.calls.ask(&info, leader, &request, Duration::from_millis(TRANSFER_MS)).await {
+        Ok(ControlReply::Done | ControlReply::Pending { .. }) => {
+            Ok(json_with(StatusCode::OK, &value!({ "shard": id, "from": leader, "to": body.to })))
+        }
+        Ok(ControlReply::Refused { reason, .. }) => {
+            Err(Error::new(409, "not-transferred", "The shard's leadership stays", reason).into())
+        }
+        Ok(_) => Err(Error::new(502, "shard-answer", "The shard answered something else", "").into()),
+        Err(trouble) => Err(Error::new(503, "shard-unreachable", "The shard does not answer", trouble).into()),
+    }
+}

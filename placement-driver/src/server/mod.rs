@@ -1,0 +1,148 @@
+//! The shell: it applies the log, feeds reports and answers to the pure parts, and carries out what they say. It makes no choices of its own.
+//!
+//! ```text
+//!  shards --reports--> intake --+                     +--> log (proposals)
+//!  clients --REST--> rest ------+--> node (one task) --+--> calls --> shards' leaders
+//!  log --decided entries--------+        |
+//!                                        +--> shared: state, routing view (read by REST)
+//! ```
+//!
+//! One task, the node, owns the order of things: whatever changes the state or the reign goes through it. Only the leader plans and drives, and it
+//! stops at once when it loses its reign: requests under way end as they end, since each is idempotent and names its operator.
+
+mod calls;
+mod intake;
+mod members;
+mod node;
+mod shared;
+mod transfer;
+
+pub use calls::ShardCalls;
+pub use members::{NewDriver, next_members};
+pub use shared::{Applied, Leading, ProposeFailure, Shared};
+
+use crate::config::Config;
+use crate::rest;
+use crate::snapshot::{self, Snapshot, SnapshotError};
+use crate::state::State;
+use evenkeel_replicated_log::{GroupConfig, Limits, LogIndex, ReplicaId, Term, Timing};
+use node::Node;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// The log's group number of the placement driver; shards' groups have their shard's number, from 1.
+const GROUP: u64 = 0;
+/// The smallest segment file of the log, in bytes.
+const MIN_SEGMENT_BYTES: u64 = 64 << 10;
+/// The largest segment file of the log, in bytes.
+const MAX_SEGMENT_BYTES: u64 = 16 << 20;
+/// Messages waiting for the node; senders wait when it is full.
+const INBOX_MESSAGES: usize = 1024;
+/// How long connections may take to end at shutdown, in milliseconds.
+const SHUTDOWN_MS: u64 = 1000;
+
+/// Why a replica stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration contradicts itself; one line that names the key.
+    #[error("{0}")]
+    Config(String),
+    /// An address cannot be listened on, or a file not be read or written.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The log could not start.
+    #[error(transparent)]
+    Log(#[from] evenkeel_replicated_log::StartError),
+    /// The snapshot cannot be read or written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The replica cannot go on: the log has stopped, or holds what this version cannot read.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Runs a replica until `shutdown` completes.
+///
+/// # Errors
+/// [`RunError`] if it cannot start, or cannot go on; trying again unchanged does not help.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
+    config.check().map_err(RunError::Config)?;
+    rest::metrics::install();
+    let dir = config.data_dir.clone();
+    std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
+    let snapshot =
+        snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
+    let rpc = listen(&config, "rpc", config.rpc.get(&config.replica)).await?;
+    let rest = listen(&config, "rest", config.rest.get(&config.replica)).await?;
+    let log = evenkeel_replicated_log::start(group(&config)?)?;
+    let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);
+    let (stop, stopped) = watch::channel(false);
+    let shared = Arc::new(Shared::new(config, snapshot, log.clone(), messages, stopped.clone()));
+
+    let mut rpc =
+        tokio::spawn(evenkeel_rpc::serve(rpc, Arc::new(intake::Intake(shared.clone())), ended(stopped.clone())));
+    let mut rest = tokio::spawn(rest::serve(rest, shared.clone(), ended(stopped)));
+    let node = Node::new(shared.clone(), inbox);
+    tokio::pin!(shutdown);
+    let result = tokio::select! {
+        () = &mut shutdown => Ok(()),
+        result = node.run() => result,
+        epoch = log.removed() => {
+            let what = "this replica is no longer a member of the placement driver";
+            Err(RunError::Stopped(format!("{what} since epoch {epoch}; once there is a leader its folder can go")))
+        }
+    };
+    shared.end_reign();
+    // An error would mean that nobody listens any more.
+    stop.send(true).ok();
+    let patience = Duration::from_millis(SHUTDOWN_MS);
+    if tokio::time::timeout(patience, async { (&mut rpc).await.ok().zip((&mut rest).await.ok()) }).await.is_err() {
+        rpc.abort();
+        rest.abort();
+    }
+    log.shutdown().await;
+    result
+}
+
+async fn ended(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an end too.
+    stopped.wait_for(|stopped| *stopped).await.ok();
+}
+
+async fn listen(config: &Config, name: &str, address: Option<&SocketAddr>) -> Result<TcpListener, RunError> {
+    let Some(address) = address else {
+        return Err(RunError::Config(format!("{name}: replica {} has no address", config.replica)));
+    };
+    TcpListener::bind(address).await.map_err(|source| RunError::Io { what: format!("{name}: {address}"), source })
+}
+
+fn group(config: &Config) -> Result<GroupConfig, RunError> {
+    let Some(listen) = config.log.get(&config.replica) else {
+        return Err(RunError::Config(format!("log: replica {} has no address", config.replica)));
+    };
+    Ok(GroupConfig {
+        group: GROUP,
+        join: config.join,
+        me: ReplicaId(config.replica),
+        listen: *listen,
+        peers: members::founding(config),
+        dir: config.data_dir.join("log"),
+        timing: Timing::default(),
+        limits: Limits {
+            // Whole segments are dropped: several of them make up the retention.
+            segment_bytes: (config.log_retention_bytes / 4).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES),
+            retention_bytes: config.log_retention_bytes,
+            log_cap_bytes: config.log_cap_bytes,
+            ..Limits::default()
+        },
+    })
+}

@@ -1,0 +1,463 @@
+//! The node: the one task through which everything passes that changes the state or the reign.
+//!
+//! A turn takes in whatever has come (decided entries, reports, answers, proposals), then lets the pure parts say what to do, and does it. It never waits for a
+//! shard or a disk: calls and snapshots run beside it and come back as messages.
+
+use super::members::Mending;
+use super::shared::{Leading, Message, ProposeFailure, Shared};
+use super::{RunError, transfer};
+use crate::balancer::{self, Picture};
+use crate::operators::{CallName, Driver, Todo, take_members, take_routes};
+use crate::rest::metrics;
+use crate::snapshot;
+use crate::state::{Command, Effect, Proposal, State};
+use evenkeel_protocol::shard::ControlRequest;
+use evenkeel_replicated_log::{Body, Delivery, Entry, LogIndex, ProposeError, Role, Subscription, Term};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The most bytes of entries applied in one turn.
+const TURN_BYTES: usize = 1 << 20;
+/// The most messages taken in one turn.
+const TURN_MESSAGES: usize = 256;
+/// The longest time between two turns of a leader, in milliseconds: what depends on time alone is noticed that late at most.
+const TICK_MS: u64 = 100;
+/// How long one call to one replica of a shard may take, in milliseconds.
+const CALL_MS: u64 = 2_000;
+/// The most proposals whose outcome is waited for.
+const MAX_WAITERS: usize = 4096;
+/// A snapshot is written after this many bytes of log at the earliest, unless enough entries say so.
+const MIN_SNAPSHOT_EVERY_BYTES: u64 = 1 << 20;
+/// The shortest time between two proposals that are no operator's step, in milliseconds.
+const HOUSEKEEPING_MS: u64 = 500;
+/// The pause before a failed state transfer is tried again, in milliseconds.
+const TRANSFER_AGAIN_MS: u64 = 500;
+
+type Answer = oneshot::Sender<Result<Effect, ProposeFailure>>;
+
+/// Milliseconds since the Unix epoch that never go back while the process lives.
+struct Clock {
+    started: Instant,
+    started_ms: u64,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Clock { started: Instant::now(), started_ms: since_epoch.as_millis() as u64 }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started_ms + self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// See the module's page.
+pub(super) struct Node {
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Message>,
+    role: watch::Receiver<Role>,
+    entries: Subscription,
+    clock: Clock,
+    /// Who waits for which proposal, and the term it was made in.
+    waiters: HashMap<u64, (Term, Answer)>,
+    next_nonce: u64,
+    snapshot_at: LogIndex,
+    /// Bytes of log applied since the last snapshot.
+    since_snapshot_bytes: u64,
+    /// When the leader's last round was.
+    led: Instant,
+    writing: bool,
+    transferring: bool,
+    mending: Mending,
+}
+
+impl Node {
+    pub(super) fn new(shared: Arc<Shared>, inbox: mpsc::Receiver<Message>) -> Node {
+        let index = shared.applied().index;
+        let clock = Clock::new();
+        Node {
+            role: shared.log.role(),
+            entries: shared.log.subscribe(index.next()),
+            // Nonces of different processes and lives must differ: a follower takes no other's proposal for its own.
+            next_nonce: clock.started_ms << 20 | (shared.config.replica & 0xff) << 12,
+            snapshot_at: index,
+            since_snapshot_bytes: 0,
+            led: Instant::now(),
+            shared,
+            inbox,
+            clock,
+            waiters: HashMap::new(),
+            writing: false,
+            transferring: false,
+            mending: Mending::default(),
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(), RunError> {
+        loop {
+            let pause = Duration::from_millis(self.pause_ms());
+            // Whether this turn was about keys of the coordination store only, which the leader's rounds do not look at.
+            let mut only_keys = false;
+            tokio::select! {
+                delivery = self.entries.next(TURN_BYTES), if !self.transferring => match delivery {
+                    Ok(Delivery::Entries(entries)) => only_keys = self.apply(entries)?,
+                    Ok(Delivery::NeedState { trimmed, leader }) => self.transfer(trimmed, leader.map(|id| id.0)),
+                    Err(_) => return Err(RunError::Stopped("the replicated log has stopped".into())),
+                },
+                changed = self.role.changed() => {
+                    if changed.is_err() {
+                        return Err(RunError::Stopped("the replicated log has stopped".into()));
+                    }
+                }
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { return Ok(()) };
+                    only_keys = is_key(&message);
+                    self.take(message)?;
+                    for _ in 1..TURN_MESSAGES {
+                        let Ok(message) = self.inbox.try_recv() else { break };
+                        only_keys &= is_key(&message);
+                        self.take(message)?;
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+            self.follow_role();
+            // Planning after each batch of the coordination store's writes would cost more than the writes.
+            if !only_keys || self.led.elapsed() >= pause {
+                self.led = Instant::now();
+                self.lead();
+            }
+        }
+    }
+
+    fn pause_ms(&self) -> u64 {
+        let leading = self.shared.leading();
+        let Some(leading) = leading.as_ref() else { return 10 * TICK_MS };
+        let wake = leading.driver.wake_ms().map(|at| at.saturating_sub(self.clock.now_ms()).max(1));
+        wake.unwrap_or(TICK_MS).min(TICK_MS)
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), RunError> {
+        match message {
+            Message::Report(report, reply) => {
+                let mut leading = self.shared.leading();
+                let taken = leading.is_some();
+                if let Some(leading) = leading.as_mut() {
+                    let (shard, leader) = (report.shard, report.leader);
+                    if leading.picture.observe(*report, &self.shared.config.balancer, self.clock.now_ms()) {
+                        self.shared.view().leaders.set(shard, leader);
+                    }
+                }
+                metrics::report(taken);
+                // The reporter may have given up waiting.
+                reply.send(taken).ok();
+            }
+            Message::Propose(command, answer) => self.propose(command, Some(answer)).map(drop).unwrap_or(()),
+            Message::Answered(name, answer) => {
+                if let Some(leading) = self.shared.leading().as_mut() {
+                    let applied = self.shared.applied();
+                    leading.driver.answered(name, answer, &applied.state, self.clock.now_ms());
+                }
+            }
+            Message::Written(result) => {
+                self.writing = false;
+                match result {
+                    // R16: the log may forget only what is durable here.
+                    Ok(index) => self.shared.log.compact(index),
+                    Err(reason) => return Err(RunError::Stopped(format!("the snapshot cannot be written: {reason}"))),
+                }
+            }
+            Message::Fetched(result) => self.install(result),
+        }
+        Ok(())
+    }
+
+    /// Follows the log's role: loses the reign at once, begins one only after its own `LeaderStart` is applied (invariant 4).
+    fn follow_role(&mut self) {
+        let role = self.role.borrow_and_update().clone();
+        let (index, term) = {
+            let applied = self.shared.applied();
+            (applied.index, applied.term)
+        };
+        let reigning = self.shared.leading().as_ref().map(|leading| leading.term);
+        match role {
+            Role::Leader { term: mine, start } => {
+                if reigning == Some(mine) {
+                    return;
+                }
+                self.shared.end_reign();
+                if index >= start && term == mine {
+                    self.begin_reign(mine);
+                }
+            }
+            Role::Follower { .. } => self.shared.end_reign(),
+            Role::Behind { trimmed, leader } => {
+                self.shared.end_reign();
+                if index >= trimmed {
+                    // The state is here already: the process ended between fetching it and saying so.
+                    self.shared.log.installed(index, term).ok();
+                } else if !self.transferring {
+                    self.transfer(trimmed, leader.map(|id| id.0));
+                }
+            }
+        }
+    }
+
+    fn begin_reign(&mut self, term: Term) {
+        tracing::info!(%term, "leading the placement driver");
+        let leading = Leading {
+            term,
+            picture: Picture::default(),
+            driver: Driver::default(),
+            rejections: Vec::new(),
+            deciding: Vec::new(),
+            housekept_ms: 0,
+        };
+        *self.shared.leading() = Some(leading);
+        let incarnation = self.shared.applied().state.version.incarnation;
+        if let Some(configured) = self.shared.config.incarnation.filter(|configured| *configured > incarnation) {
+            self.propose(Command::BeginIncarnation(configured), None).ok();
+        }
+    }
+
+    /// One round of the leader: what the pure parts say, done.
+    fn lead(&mut self) {
+        let now_ms = self.clock.now_ms();
+        let (todo, decisions) = {
+            let mut leading = self.shared.leading();
+            let Some(leading) = leading.as_mut() else { return };
+            let applied = self.shared.applied();
+            let (state, config) = (&applied.state, &self.shared.config.balancer);
+            leading.picture.update(state, config, now_ms);
+            let mut todo = leading.driver.next(state, &leading.picture, now_ms);
+            todo.extend(take_routes(state, &leading.picture).map(Todo::Propose));
+            todo.extend(take_members(state, &leading.picture).map(Todo::Propose));
+            // Whatever is not an operator's step follows from the state alone: proposed once, and not again before that is applied, nor often
+            // should it be refused.
+            let housekeeping =
+                |todo: &Todo| !matches!(todo, Todo::Propose(Command::Advance { .. }) | Todo::Call { .. });
+            let quiet = !leading.deciding.is_empty() || now_ms < leading.housekept_ms + HOUSEKEEPING_MS;
+            if quiet {
+                todo.retain(|todo| !housekeeping(todo));
+            } else if todo.iter().any(housekeeping) {
+                leading.housekept_ms = now_ms;
+            }
+            let mut decisions = Vec::new();
+            if leading.deciding.is_empty() {
+                let plan = balancer::plan(state, &leading.picture, config, now_ms);
+                if plan.exhausted {
+                    leading.picture.rest();
+                }
+                leading.rejections = balancer::explanation(std::mem::take(&mut leading.rejections), &plan);
+                decisions = plan.decisions;
+            }
+            metrics::round(state, leading, now_ms);
+            (todo, decisions)
+        };
+        if let Some(term) = self.shared.leading().as_ref().map(|leading| leading.term) {
+            self.mending.look(&self.shared.log, term, now_ms);
+        }
+        for decision in decisions {
+            tracing::info!(why = %decision.why, "decided");
+            if let Ok(nonce) = self.propose(Command::Decide(Box::new(decision)), None)
+                && let Some(leading) = self.shared.leading().as_mut()
+            {
+                leading.deciding.push(nonce);
+            }
+        }
+        for todo in todo {
+            match todo {
+                Todo::Call { name, request } => self.call(name, request),
+                Todo::Propose(command) => {
+                    let step = matches!(command, Command::Advance { .. });
+                    match (self.propose(command, None), self.shared.leading().as_mut()) {
+                        (Ok(nonce), Some(leading)) if !step => leading.deciding.push(nonce),
+                        (Err(failure), _) => tracing::debug!(%failure, "not proposed"),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn call(&self, name: CallName, request: ControlRequest) {
+        let shared = self.shared.clone();
+        let shard = shared.applied().state.shards.get(&name.shard).map(|shard| shard.info.clone());
+        let leader = shared.view().leaders.get(name.shard);
+        tokio::spawn(async move {
+            let answer = match shard {
+                Some(shard) => shared.calls.ask(&shard, leader, &request, Duration::from_millis(CALL_MS)).await,
+                None => Err(format!("there is no shard {}", name.shard)),
+            };
+            // The node is gone only when the replica shuts down.
+            shared.messages.send(Message::Answered(name, answer)).await.ok();
+        });
+    }
+
+    /// Queues a command in the log; gives its nonce.
+    fn propose(&mut self, command: Command, answer: Option<Answer>) -> Result<u64, ProposeFailure> {
+        let term = self.shared.leading().as_ref().map(|leading| leading.term);
+        let result = match term {
+            None => Err(ProposeFailure::NotLeader),
+            Some(_) if self.waiters.len() >= MAX_WAITERS => Err(ProposeFailure::Overloaded),
+            Some(term) => {
+                self.next_nonce += 1;
+                let proposal = Proposal { at_ms: self.clock.now_ms(), nonce: self.next_nonce, command };
+                queue(&self.shared, term, &proposal).map(|()| (term, self.next_nonce))
+            }
+        };
+        match (result, answer) {
+            (Ok((term, nonce)), answer) => {
+                self.waiters.retain(|_, (_, answer)| !answer.is_closed());
+                if let Some(answer) = answer {
+                    self.waiters.insert(nonce, (term, answer));
+                }
+                Ok(nonce)
+            }
+            (Err(failure), answer) => {
+                if let Some(answer) = answer {
+                    answer.send(Err(failure.clone())).ok();
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Applies entries; says whether they were all about keys of the coordination store.
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<bool, RunError> {
+        let mut outcomes = Vec::new();
+        let mut only_keys = true;
+        {
+            let mut applied = self.shared.applied_mut();
+            for entry in entries {
+                applied.index = entry.index;
+                match entry.body {
+                    Body::Data(bytes) => {
+                        self.since_snapshot_bytes += bytes.len() as u64;
+                        let proposal: Proposal = postcard::from_bytes(&bytes).map_err(|error| {
+                            RunError::Stopped(format!("entry {} of the log cannot be read: {error}", entry.index))
+                        })?;
+                        let nonce = proposal.nonce;
+                        only_keys &= matches!(proposal.command, Command::Kv(_));
+                        // Invariant 1: what a deposed leader proposed comes out as nothing, on every replica alike.
+                        let outcome = if entry.effective {
+                            apply_one(&mut applied.state, proposal).map_err(ProposeFailure::Refused)
+                        } else {
+                            Err(ProposeFailure::NotLeader)
+                        };
+                        outcomes.push((nonce, outcome));
+                    }
+                    Body::LeaderStart { .. } => {
+                        only_keys = false;
+                        applied.term = entry.term;
+                        // Nothing of an earlier term can take effect any more.
+                        let over: Vec<u64> =
+                            self.waiters.iter().filter(|(_, (term, _))| *term < entry.term).map(|(n, _)| *n).collect();
+                        outcomes.extend(over.into_iter().map(|nonce| (nonce, Err(ProposeFailure::NotLeader))));
+                    }
+                    Body::ConfigChange(_) => {}
+                }
+            }
+        }
+        // The view first: who is answered must find what was done.
+        self.shared.publish();
+        if let Some(leading) = self.shared.leading().as_mut() {
+            leading.deciding.retain(|nonce| outcomes.iter().all(|(other, _)| other != nonce));
+        }
+        for (nonce, outcome) in outcomes {
+            if let Some((_, answer)) = self.waiters.remove(&nonce) {
+                answer.send(outcome).ok();
+            }
+        }
+        self.snapshot_if_due();
+        Ok(only_keys)
+    }
+
+    fn snapshot_if_due(&mut self) {
+        let due = {
+            let applied = self.shared.applied();
+            let config = &self.shared.config;
+            // By bytes too, or a few large values would fill the log; but never more often than a snapshot is worth.
+            let worth_bytes = config.log_retention_bytes.max(applied.state.kv.bytes()).max(MIN_SNAPSHOT_EVERY_BYTES);
+            let due = applied.index.0 >= self.snapshot_at.0 + config.snapshot_every_entries
+                || self.since_snapshot_bytes >= worth_bytes;
+            (due && !self.writing).then(|| (applied.index, applied.term, snapshot::encode(&applied.state)))
+        };
+        let Some((index, term, body)) = due else { return };
+        self.writing = true;
+        self.snapshot_at = index;
+        self.since_snapshot_bytes = 0;
+        let (dir, messages) = (self.shared.config.data_dir.clone(), self.shared.messages.clone());
+        tokio::task::spawn_blocking(move || {
+            let written = body.and_then(|body| snapshot::write(&dir, index, term, &body).map_err(|e| e.to_string()));
+            messages.blocking_send(Message::Written(written.map(|()| index))).ok();
+        });
+    }
+
+    fn transfer(&mut self, trimmed: LogIndex, leader: Option<u64>) {
+        tracing::info!(%trimmed, "fetching the state from another replica");
+        self.transferring = true;
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let fetched = transfer::fetch(shared.clone(), trimmed, leader).await;
+            if let Err(reason) = &fetched {
+                tracing::warn!(reason, "no state could be fetched");
+                tokio::time::sleep(Duration::from_millis(TRANSFER_AGAIN_MS)).await;
+            }
+            shared.messages.send(Message::Fetched(fetched)).await.ok();
+        });
+    }
+
+    /// Puts a fetched state in place, unless this replica has got further meanwhile.
+    fn install(&mut self, fetched: Result<Box<snapshot::Snapshot>, String>) {
+        self.transferring = false;
+        let mut index = self.shared.applied().index;
+        if let Ok(fetched) = fetched
+            && fetched.index > index
+        {
+            index = fetched.index;
+            let term = fetched.term;
+            {
+                let mut applied = self.shared.applied_mut();
+                applied.state = fetched.state;
+                applied.index = index;
+                applied.term = term;
+            }
+            self.snapshot_at = index;
+            self.since_snapshot_bytes = 0;
+            self.shared.log.installed(index, term).ok();
+            self.shared.publish();
+        }
+        self.entries = self.shared.log.subscribe(index.next());
+    }
+}
+
+/// Whether a message is about keys of the coordination store only.
+fn is_key(message: &Message) -> bool {
+    matches!(message, Message::Propose(Command::Kv(_), _))
+}
+
+fn apply_one(state: &mut State, proposal: Proposal) -> Result<Effect, crate::state::Refusal> {
+    let advanced = match &proposal.command {
+        Command::Advance { operator, .. } => Some(*operator),
+        _ => None,
+    };
+    let result = state.apply(proposal);
+    match (&result, advanced.and_then(|id| state.operators.get(&id))) {
+        (Ok(_), Some(operator)) => metrics::advanced(operator),
+        (Err(refusal), _) => tracing::debug!(%refusal, "refused"),
+        _ => {}
+    }
+    result
+}
+
+fn queue(shared: &Shared, term: Term, proposal: &Proposal) -> Result<(), ProposeFailure> {
+    let Ok(bytes) = postcard::to_stdvec(proposal) else { return Err(ProposeFailure::Overloaded) };
+    shared.log.propose(term, bytes.into()).map_err(|error| match error {
+        ProposeError::NotLeader { .. } | ProposeError::Stopped => ProposeFailure::NotLeader,
+        ProposeError::Overloaded | ProposeError::TooLarge { .. } => ProposeFailure::Overloaded,
+    })
+}

@@ -1,0 +1,139 @@
+//! The state on disk: one file that holds it as of a position in the log.
+//!
+//! Written beside its place, synced, and renamed into it, so that a crash leaves the old one or the new one. A restart reads it and applies the log from there
+//! on; the log may be compacted up to it once it is durable (R16).
+
+use crate::state::State;
+use evenkeel_replicated_log::{LogIndex, Term};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"EVKLPD02";
+const HEADER_BYTES: usize = 40;
+/// The largest snapshot that is read, in bytes.
+pub const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
+
+/// A state and where in the log it belongs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// The last position applied.
+    pub index: LogIndex,
+    /// The term in force there.
+    pub term: Term,
+    /// The state.
+    pub state: State,
+}
+
+/// Why there is no snapshot to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The file is not a snapshot, or not a whole one. For the operator: this replica's folder must be restored or emptied.
+    #[error("{path} is not a whole snapshot: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The file's place in a replica's folder.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("state.snapshot")
+}
+
+/// Encodes a state for the file or for another replica.
+pub fn encode(state: &State) -> Result<Vec<u8>, String> {
+    postcard::to_stdvec(state).map_err(|e| e.to_string())
+}
+
+/// The reverse of [`encode`].
+pub fn decode(bytes: &[u8]) -> Result<State, String> {
+    postcard::from_bytes(bytes).map_err(|e| e.to_string())
+}
+
+/// Reads the snapshot in `dir`; `None` if there is none.
+pub fn read(dir: &Path) -> Result<Option<Snapshot>, SnapshotError> {
+    let path = path(dir);
+    let io = |source| SnapshotError::Io { path: path.clone(), source };
+    let damaged = |reason: &str| SnapshotError::Damaged { path: path.clone(), reason: reason.to_string() };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_SNAPSHOT_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_SNAPSHOT_BYTES {
+        return Err(damaged("it is too large"));
+    }
+    let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(damaged("it is too short"));
+    };
+    let number = |at: usize| header[at..at + 8].iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    if !header.starts_with(MAGIC) {
+        return Err(damaged("it begins with something else"));
+    }
+    if number(24) != body.len() as u64 || number(32) != checksum(body) {
+        return Err(damaged("its length or checksum is wrong"));
+    }
+    let state = decode(body).map_err(|reason| damaged(&reason))?;
+    Ok(Some(Snapshot { index: LogIndex(number(8)), term: Term(number(16)), state }))
+}
+
+/// Writes a state encoded by [`encode`]; durable when it returns.
+pub fn write(dir: &Path, index: LogIndex, term: Term, body: &[u8]) -> Result<(), SnapshotError> {
+    let path = path(dir);
+    let beside = path.with_extension("new");
+    let io = |source| SnapshotError::Io { path: path.clone(), source };
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(MAGIC);
+    for number in [index.0, term.0, body.len() as u64, checksum(body)] {
+        header.extend_from_slice(&number.to_be_bytes());
+    }
+    let mut file = File::create(&beside).map_err(io)?;
+    file.write_all(&header).and_then(|()| file.write_all(body)).and_then(|()| file.sync_all()).map_err(io)?;
+    std::fs::rename(&beside, &path).map_err(io)?;
+    // The rename itself must survive: it is an entry of the folder.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
+}
+
+/// FNV-1a over 64 bits: against damage, not against malice.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::field_reassign_with_default)]
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_damage_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(dir.path()).unwrap().is_none());
+        let mut state = State::default();
+        state.restoring = true;
+        write(dir.path(), LogIndex(7), Term(9), &encode(&state).unwrap()).unwrap();
+        let found = read(dir.path()).unwrap().unwrap();
+        assert_eq!(found, Snapshot { index: LogIndex(7), term: Term(9), state });
+        let whole = std::fs::read(path(dir.path())).unwrap();
+        for cut in [0, 5, HEADER_BYTES, whole.len() - 1] {
+            std::fs::write(path(dir.path()), &whole[..cut]).unwrap();
+            assert!(matches!(read(dir.path()), Err(SnapshotError::Damaged { .. })), "cut at {cut}");
+        }
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        std::fs::write(path(dir.path()), &flipped).unwrap();
+        assert!(matches!(read(dir.path()), Err(SnapshotError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,110 @@
+//! What changed in the routing table, version by version, so that a client that was away for a while need not fetch all of it.
+
+use evenkeel_protocol::{RangeId, ShardId, TableId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, VecDeque};
+
+/// The most versions remembered; who is further behind gets the whole table.
+pub const MAX_CHANGES: usize = 512;
+
+/// What one version changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The version's number.
+    pub number: u64,
+    /// Tables that became known.
+    pub tables: BTreeSet<TableId>,
+    /// Shards added or changed.
+    pub shards: BTreeSet<ShardId>,
+    /// Shards removed.
+    pub removed_shards: BTreeSet<ShardId>,
+    /// Ranges whose route changed. Ranges that ceased to exist are covered by the ones that took their keys.
+    pub ranges: BTreeSet<RangeId>,
+}
+
+impl Change {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.shards.is_empty() && self.removed_shards.is_empty() && self.ranges.is_empty()
+    }
+
+    fn merge(&mut self, later: &Change) {
+        self.number = later.number;
+        self.tables.extend(&later.tables);
+        self.ranges.extend(&later.ranges);
+        for shard in &later.shards {
+            self.removed_shards.remove(shard);
+            self.shards.insert(*shard);
+        }
+        for shard in &later.removed_shards {
+            self.shards.remove(shard);
+            self.removed_shards.insert(*shard);
+        }
+    }
+}
+
+/// The latest changes, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes(VecDeque<Change>);
+
+impl Changes {
+    /// Adds the next version's change.
+    pub fn push(&mut self, change: Change) {
+        debug_assert!(self.0.back().is_none_or(|last| last.number < change.number));
+        if self.0.len() >= MAX_CHANGES {
+            self.0.pop_front();
+        }
+        self.0.push_back(change);
+    }
+
+    /// Forgets everything: nobody's version can be compared with what comes now.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Everything that changed after version `number`, of which `current` is the latest; `None` if that is not remembered.
+    pub fn since(&self, number: u64, current: u64) -> Option<Change> {
+        if number > current {
+            return None;
+        }
+        let mut sum = Change { number: current, ..Change::default() };
+        if number == current {
+            return Some(sum);
+        }
+        // Versions follow one another without a gap, so having the next one means having all.
+        if self.0.front().is_none_or(|first| first.number > number + 1) {
+            return None;
+        }
+        self.0.iter().filter(|change| change.number > number).for_each(|change| sum.merge(change));
+        Some(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_ago_is_not_answered_in_part() {
+        let mut changes = Changes::default();
+        for number in 1..=MAX_CHANGES as u64 + 10 {
+            changes.push(Change { number, ranges: [RangeId(number)].into(), ..Change::default() });
+        }
+        let last = MAX_CHANGES as u64 + 10;
+        assert_eq!(changes.since(9, last), None);
+        assert_eq!(changes.since(10, last).unwrap().ranges.len(), MAX_CHANGES);
+        assert_eq!(changes.since(last - 1, last).unwrap().ranges, [RangeId(last)].into());
+        assert!(changes.since(last, last).unwrap().is_empty());
+        assert_eq!(changes.since(last + 1, last), None);
+    }
+
+    #[test]
+    fn a_shard_that_came_back_is_not_removed() {
+        let mut changes = Changes::default();
+        changes.push(Change { number: 1, removed_shards: [ShardId(1)].into(), ..Change::default() });
+        changes.push(Change { number: 2, shards: [ShardId(1)].into(), ..Change::default() });
+        let sum = changes.since(0, 2).unwrap();
+        assert!(sum.removed_shards.is_empty() && sum.shards == [ShardId(1)].into());
+    }
+}

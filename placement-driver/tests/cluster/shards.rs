@@ -1,0 +1,314 @@
+//! Played shards: one replica each, all in one world, so that a move's two sides agree without rows.
+
+use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
+use evenkeel_protocol::report::{
+    OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
+};
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::{
+    ControlReply, ControlRequest, RangeChecksum, ReplicaChecksums, ShardReply, ShardRequest,
+};
+use evenkeel_protocol::{Epoch, Failure, KeyInterval, OperatorId, RangeId, ShardId, TableId};
+use evenkeel_rpc::{Connection, Replier, Service};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How often a shard reports.
+const REPORT: Duration = Duration::from_millis(25);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Out {
+    Open,
+    HandedOver,
+}
+
+#[derive(Debug, Clone)]
+struct Moving {
+    range: RangeId,
+    from: ShardId,
+    to: ShardId,
+    out: Option<Out>,
+    incoming: bool,
+    adopted: Option<Epoch>,
+    cancelled: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    epoch: Epoch,
+    table: TableId,
+    interval: KeyInterval,
+}
+
+/// What all shards have; tests look at it and disturb it.
+#[derive(Default)]
+pub struct World {
+    ranges: BTreeMap<ShardId, BTreeMap<RangeId, Held>>,
+    moves: BTreeMap<OperatorId, Moving>,
+    applied: BTreeSet<OperatorId>,
+    /// Moves stop here: they copy and are not adopted.
+    pub hold_copies: bool,
+    /// Moves fence without being adopted until this is off.
+    pub hold_switches: bool,
+    /// Checksums of the two copies differ.
+    pub differ: bool,
+    /// Shards that answer and report nothing.
+    pub dead: BTreeSet<ShardId>,
+    /// Statements per second of each range; where none is named, none.
+    pub loads: BTreeMap<RangeId, RangeLoad>,
+    /// Every request, by the name of its kind.
+    pub asked: Vec<(ShardId, String)>,
+    sequence: u64,
+}
+
+impl World {
+    /// Lets moves get further: fences and adopts what may be.
+    fn progress(&mut self) {
+        if self.hold_copies {
+            return;
+        }
+        for moving in self.moves.values_mut().filter(|m| m.incoming && !m.cancelled && m.adopted.is_none()) {
+            if moving.out == Some(Out::Open) {
+                moving.out = Some(Out::HandedOver);
+            }
+            if self.hold_switches {
+                continue;
+            }
+            let held = self.ranges.entry(moving.from).or_default().remove(&moving.range);
+            if let Some(mut held) = held {
+                held.epoch = held.epoch.next();
+                moving.adopted = Some(held.epoch);
+                self.ranges.entry(moving.to).or_default().insert(moving.range, held);
+            }
+        }
+    }
+
+    fn report(&mut self, shard: ShardId) -> ShardReport {
+        self.progress();
+        self.sequence += 1;
+        let fenced = |id: &RangeId| {
+            self.moves.values().any(|m| m.range == *id && m.from == shard && m.out == Some(Out::HandedOver))
+        };
+        let ranges =
+            self.ranges.get(&shard).into_iter().flatten().filter(|(id, _)| !fenced(id)).map(|(id, held)| RangeReport {
+                id: *id,
+                epoch: held.epoch,
+                table: held.table,
+                interval: held.interval.clone(),
+                state: RangeState::Owned,
+                load: self.loads.get(id).cloned().unwrap_or_default(),
+            });
+        let mut operators = Vec::new();
+        for (operator, moving) in &self.moves {
+            let (operator, range) = (*operator, moving.range);
+            if moving.from == shard
+                && let Some(out) = moving.out
+            {
+                let phase = if out == Out::Open { OperatorPhase::Open } else { OperatorPhase::Fenced };
+                operators.push(OperatorReport { operator, range, phase });
+            }
+            if moving.to == shard && moving.incoming {
+                let phase = match moving.adopted {
+                    Some(epoch) => OperatorPhase::Adopted { epoch, pause_us: 3000, rows: 10, bytes: 1000 },
+                    None => OperatorPhase::Copying { attempt: 1, rows: 5, bytes: 500 },
+                };
+                operators.push(OperatorReport { operator, range, phase });
+            }
+        }
+        ShardReport {
+            shard,
+            leader: 1,
+            term: 1,
+            sequence: self.sequence,
+            applied: 1,
+            replicas: vec![ReplicaReport { id: 1, connected: true, decided: 1 }],
+            members: None,
+            capacity_per_s: None,
+            ranges: ranges.collect(),
+            operators,
+        }
+    }
+
+    fn control(&mut self, shard: ShardId, request: ControlRequest) -> ControlReply {
+        let name = format!("{request:?}");
+        self.asked.push((shard, name.split([' ', '{']).next().unwrap_or_default().to_string()));
+        let refused = |code: &str| ControlReply::Refused { code: code.into(), reason: "played".into() };
+        let owned = self.ranges.entry(shard).or_default();
+        match request {
+            ControlRequest::CreateTable { schema, range } => {
+                let held = Held { epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL };
+                owned.entry(range).or_insert(held);
+            }
+            ControlRequest::Split { operator, range, epoch, at } => {
+                if !self.applied.contains(&operator) {
+                    let Some(held) = owned.get(&range).cloned().filter(|h| h.epoch == epoch) else {
+                        return refused("wrong-epoch");
+                    };
+                    let keys: Vec<_> = at.iter().map(|(key, _)| key.clone()).collect();
+                    let Some(pieces) = held.interval.split(&keys) else { return refused("bad-split") };
+                    let ids = std::iter::once(range).chain(at.iter().map(|(_, id)| *id));
+                    for (interval, id) in pieces.into_iter().zip(ids) {
+                        owned.insert(id, Held { epoch: epoch.next(), table: held.table, interval });
+                    }
+                    self.applied.insert(operator);
+                }
+            }
+            ControlRequest::Merge { .. } | ControlRequest::ChangeReplicas { .. } => return refused("not-played"),
+            ControlRequest::MoveOpen { operator, range, epoch, to } => {
+                if owned.get(&range).is_none_or(|h| h.epoch != epoch) && !self.moves.contains_key(&operator) {
+                    return refused("wrong-epoch");
+                }
+                self.moves.entry(operator).or_insert(Moving {
+                    range,
+                    from: shard,
+                    to: to.id,
+                    out: Some(Out::Open),
+                    incoming: false,
+                    adopted: None,
+                    cancelled: false,
+                });
+            }
+            ControlRequest::IngestOpen { operator, .. } => match self.moves.get_mut(&operator) {
+                Some(moving) => moving.incoming = true,
+                None => return refused("no-such-operator"),
+            },
+            ControlRequest::MoveCancel { operator, .. } => match self.moves.get_mut(&operator) {
+                Some(moving) if moving.out == Some(Out::HandedOver) => return refused("already-fenced"),
+                Some(moving) => {
+                    moving.cancelled = true;
+                    moving.out = None;
+                }
+                None => return refused("no-such-operator"),
+            },
+            ControlRequest::IngestCancel { operator } | ControlRequest::MoveForget { operator } => {
+                self.moves.remove(&operator);
+            }
+            ControlRequest::MoveChecksum { .. } => {
+                let sum = if self.differ { u64::from(shard.0) } else { 7 };
+                return ControlReply::Checksum(RangeChecksum { rows: 10, sum });
+            }
+            ControlRequest::Purge { operator } => {
+                if let Some(moving) = self.moves.get_mut(&operator) {
+                    moving.out = None;
+                }
+            }
+            ControlRequest::Checksums => {
+                let sums = owned.keys().map(|id| (*id, RangeChecksum { rows: 10, sum: id.0 })).collect();
+                return ControlReply::Checksums(vec![ReplicaChecksums { replica: 1, index: 1, ranges: Ok(sums) }]);
+            }
+            ControlRequest::TransferLeadership { to } => {
+                if to.is_some_and(|to| to != 1) {
+                    return refused("no-such-replica");
+                }
+            }
+            ControlRequest::Report => return ControlReply::Report(Box::new(self.report(shard))),
+        }
+        ControlReply::Done
+    }
+
+    /// How often shards were asked for this.
+    pub fn count(&self, name: &str) -> usize {
+        self.asked.iter().filter(|(_, asked)| asked == name).count()
+    }
+
+    pub fn owner(&self, range: u64) -> Option<u32> {
+        let owners = self.ranges.iter().filter(|(_, held)| held.contains_key(&RangeId(range)));
+        owners.map(|(shard, _)| shard.0).next()
+    }
+}
+
+struct Played {
+    shard: ShardId,
+    world: Arc<Mutex<World>>,
+}
+
+impl Service for Played {
+    type Request = ShardRequest;
+    type Reply = ShardReply;
+    type Session = ();
+
+    fn opened(&self, _: SocketAddr) {}
+
+    async fn call(self: Arc<Self>, _: Arc<()>, request: ShardRequest, replier: Replier<ShardReply>) {
+        let reply = {
+            let mut world = self.world.lock().unwrap();
+            match request {
+                _ if world.dead.contains(&self.shard) => ShardReply::Failed(Failure::NotLeader { leader: None }),
+                ShardRequest::Control(request) => ShardReply::Control(world.control(self.shard, request)),
+                _ => ShardReply::Failed(Failure::OutcomeUnknown { reason: "not played".into() }),
+            }
+        };
+        replier.reply(&reply).await;
+    }
+}
+
+/// The played shards; dropping it ends them.
+pub struct Shards {
+    world: Arc<Mutex<World>>,
+    infos: Vec<ShardInfo>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Shards {
+    pub async fn start(count: u32, drivers: Vec<SocketAddr>) -> Shards {
+        let mut shards = Shards { world: Arc::default(), infos: Vec::new(), tasks: Vec::new() };
+        for id in 1..=count {
+            shards.add(id, drivers.clone()).await;
+        }
+        shards
+    }
+
+    pub async fn add(&mut self, id: u32, drivers: Vec<SocketAddr>) {
+        let shard = ShardId(id);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let replicas = BTreeMap::from([(1, listener.local_addr().unwrap())]);
+        self.infos.push(ShardInfo { id: shard, replicas });
+        self.world().ranges.entry(shard).or_default();
+        let service = Arc::new(Played { shard, world: self.world.clone() });
+        self.tasks.push(tokio::spawn(evenkeel_rpc::serve(listener, service, std::future::pending())));
+        self.tasks.push(tokio::spawn(report(shard, self.world.clone(), drivers)));
+    }
+
+    pub fn infos(&self) -> Vec<ShardInfo> {
+        self.infos.clone()
+    }
+
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+}
+
+/// Reports to whoever takes it.
+async fn report(shard: ShardId, world: Arc<Mutex<World>>, drivers: Vec<SocketAddr>) {
+    let mut connections: HashMap<SocketAddr, Connection<PlacementRequest, PlacementReply>> = HashMap::new();
+    loop {
+        tokio::time::sleep(REPORT).await;
+        let report = {
+            let mut world = world.lock().unwrap();
+            if world.dead.contains(&shard) {
+                continue;
+            }
+            world.report(shard)
+        };
+        let request = PlacementRequest::Report(Box::new(report));
+        for driver in &drivers {
+            if connections.get(driver).is_none_or(Connection::is_closed) {
+                let Ok(connection) = Connection::connect(*driver, Duration::from_millis(200)).await else { continue };
+                connections.insert(*driver, connection);
+            }
+            let reply = connections[driver].call_within(&request, Duration::from_millis(500)).await;
+            if matches!(reply, Ok(PlacementReply::Accepted)) {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The REST API over real sockets: three replicas with their real log, and shards that are played.
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+
+use cluster::{Cluster, bigint_table, eventually, schema};
+use evenkeel_protocol::report::RangeLoad;
+use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
+use evenkeel_protocol::routing::RoutingTable;
+use evenkeel_protocol::{KeyCodec, KeyType, KeyValue, RangeId};
+use futures::StreamExt;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+fn key(n: i64) -> evenkeel_protocol::Key {
+    KeyCodec::new(vec![KeyType::BigInt]).encode(&[KeyValue::Int(n)]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_are_created_split_moved_and_looked_up() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let again = json!({ "schema": bigint_table("t"), "if_not_exists": true });
+    assert_eq!(cluster.post("/v1/tables", &again).await.0, StatusCode::OK);
+    let again = json!({ "schema": bigint_table("t") });
+    let (status, body) = cluster.post("/v1/tables", &again).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("table-exists")));
+
+    let (status, operator) = cluster.post("/v1/ranges/1/split", &json!({ "at": [[100], [200]] })).await;
+    assert_eq!((status, operator["kind"].as_str()), (StatusCode::ACCEPTED, Some("split")));
+    assert_eq!(cluster.ended(&operator).await["status"], "done");
+    let (status, operator) = cluster.post("/v1/ranges/2/move", &json!({ "to": 2 })).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    let ended = cluster.ended(&operator).await;
+    assert_eq!((&ended["status"], &ended["pause_us"], &ended["bytes"]), (&json!("done"), &json!(3000), &json!(1000)));
+    assert_eq!(cluster.shards.world().owner(2), Some(2));
+    assert_eq!(cluster.shards.world().count("Purge"), 1);
+    assert_eq!(cluster.shards.world().count("MoveForget"), 1);
+
+    for (n, shard) in [(99, 1), (100, 2), (199, 2), (200, 1)] {
+        for form in [format!("{n}"), format!("%5B{n}%5D")] {
+            let (status, body) = cluster.get(&format!("/v1/routes/t?key={form}")).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+            let body: RouteLookupBody = serde_json::from_value(body).unwrap();
+            assert_eq!(body.shard.id.0, shard, "{n}");
+        }
+    }
+    let (_, ranges) = cluster.get("/v1/ranges").await;
+    assert_eq!(ranges.as_array().unwrap().len(), 3);
+    assert_eq!(ranges[1]["start"], json!([100]));
+    let (_, shards) = cluster.get("/v1/shards").await;
+    assert_eq!((&shards[0]["ranges"], &shards[1]["ranges"]), (&json!(2), &json!(1)));
+    assert_eq!(shards[0]["leader"], 1);
+    let (_, tables) = cluster.get("/v1/tables").await;
+    assert_eq!(tables[0]["name"], "t");
+    let (_, operators) = cluster.get("/v1/operators").await;
+    assert_eq!(operators.as_array().unwrap().len(), 3);
+    assert_eq!(operators[0]["kind"], "move", "newest first");
+    let (_, decisions) = cluster.get("/v1/decisions").await;
+    assert!(decisions["now"].as_array().is_some_and(|now| !now.is_empty()), "{decisions}");
+    let (_, sums) = cluster.get("/v1/checksums").await;
+    assert_eq!((&sums["differing"], &sums["owners_wrong"]), (&json!([]), &json!([])), "{sums}");
+    assert_eq!(sums["shards"].as_array().unwrap().len(), 2);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_requests_are_problems_with_stable_codes() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    cluster.create_table(&schema("two", &[("a", "integer", 23), ("b", "text", 25)], vec![0, 1])).await;
+    let (_, operator) = cluster.post("/v1/ranges/1/split", &json!({ "at": [[100]] })).await;
+    cluster.ended(&operator).await;
+    let big = vec![b' '; 70 << 10];
+    let text = |text: &str| Some(text.as_bytes().to_vec());
+    let mut unknown_field = json!({ "schema": bigint_table("x") });
+    unknown_field["shards"] = json!(1);
+    let no_key = json!({ "schema": schema("x", &[("id", "bigint", 20)], vec![]) });
+    let cases = [
+        (Method::GET, "/v1/routes/nope?key=1", None, 404, "unknown-table"),
+        (Method::GET, "/v1/routes/t?key=%22one%22", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/t?key=one", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/t?key=1.5", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/t?key=null", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/two?key=1", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/two?key=%5B1,2%5D", None, 400, "bad-key"),
+        (Method::GET, "/v1/routes/t", None, 400, "bad-request"),
+        (Method::GET, "/v1/routes/t?kye=1", None, 400, "bad-request"),
+        (Method::GET, "/v1/routes/t?key=%f", None, 400, "bad-request"),
+        (Method::GET, "/v1/routes?since=yesterday", None, 400, "bad-request"),
+        (Method::GET, "/v1/routes?table=nope", None, 404, "unknown-table"),
+        (Method::GET, "/v1/nothing", None, 404, "unknown-path"),
+        (Method::GET, "/v1/operators/999", None, 404, "unknown-operator"),
+        (Method::GET, "/v1/operators/x", None, 400, "bad-request"),
+        (Method::GET, "/v1/ranges/1/split", None, 405, "method-not-allowed"),
+        (Method::PUT, "/v1/shards", text("{}"), 405, "method-not-allowed"),
+        (Method::POST, "/v1/routes", text("{}"), 405, "method-not-allowed"),
+        (Method::POST, "/v1/nothing", text("{}"), 404, "unknown-path"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"at\": [[100"), 400, "bad-request"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"at\": [[\"a\"]]}"), 400, "bad-key"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"at\": [[100]]}"), 400, "bad-split"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"at\": [[5000]]}"), 400, "bad-split"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"at\": [[5], [5]]}"), 400, "bad-split"),
+        (Method::POST, "/v1/ranges/1/split", text("{\"where\": 1}"), 400, "bad-request"),
+        (Method::POST, "/v1/ranges/1/split", None, 409, "no-median"),
+        (Method::POST, "/v1/ranges/77/split", text("{\"at\": [[5]]}"), 404, "unknown-range"),
+        (Method::POST, "/v1/ranges/1/move", text("{\"to\": 1}"), 409, "same-shard"),
+        (Method::POST, "/v1/ranges/1/move", text("{\"to\": 9}"), 404, "unknown-shard"),
+        (Method::POST, "/v1/ranges/1/move", text("{}"), 400, "bad-request"),
+        (Method::POST, "/v1/ranges/one/move", text("{\"to\": 2}"), 400, "bad-request"),
+        (Method::POST, "/v1/ranges/1/move", Some(big.clone()), 413, "body-too-large"),
+        (Method::POST, "/v1/tables", Some(vec![b' '; 300 << 10]), 413, "body-too-large"),
+        (Method::POST, "/v1/tables", text("[]"), 400, "bad-request"),
+        (Method::POST, "/v1/tables", Some(unknown_field.to_string().into_bytes()), 400, "bad-request"),
+        (Method::POST, "/v1/tables", Some(no_key.to_string().into_bytes()), 400, "bad-table"),
+        (Method::POST, "/v1/shards", text("{\"id\": 3}"), 400, "bad-request"),
+        (Method::POST, "/v1/shards", text("{\"id\": 3, \"replicas\": {}, \"x\": 1}"), 400, "bad-request"),
+        (Method::POST, "/v1/balancer", text("{\"enabled\": 1}"), 400, "bad-request"),
+        (Method::DELETE, "/v1/shards/9", None, 404, "unknown-shard"),
+        (Method::DELETE, "/v1/operators/999", None, 404, "unknown-operator"),
+        (Method::DELETE, "/v1/operators/1", None, 409, "not-cancellable"),
+        (Method::POST, "/v1/shards/9/transfer-leader", None, 404, "unknown-shard"),
+        (Method::POST, "/v1/shards/1/transfer-leader", text("{\"to\": 5}"), 409, "not-transferred"),
+    ];
+    for (method, path, body, status, code) in cases {
+        let length = body.as_ref().map_or(0, Vec::len);
+        let (found, problem) = cluster.send(method.clone(), path, body).await;
+        let text = format!("{method} {path} ({length} bytes): {found} {problem}");
+        assert_eq!((found.as_u16(), problem["code"].as_str()), (status, Some(code)), "{text}");
+        assert_eq!(problem["status"], status, "{text}");
+        assert_eq!(problem["type"], format!("urn:evenkeel:problem:{code}"), "{text}");
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{text}");
+    }
+    let hint = cluster.get("/v1/routes/two?key=abc").await.1;
+    assert!(hint["detail"].as_str().unwrap().contains("\"abc\""), "{hint}");
+    let url = format!("{}/v1/routes/nope?key=1", cluster.url(1));
+    let response = cluster.http.get(url).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_range_a_cancellation_and_a_fence() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    cluster.shards.world().hold_copies = true;
+    let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
+    cluster.at_step(&operator, "copy").await;
+    let (status, body) = cluster.post("/v1/ranges/1/split", &json!({ "at": [[5]] })).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("operator-running")));
+    let (status, _) = cluster.delete(&format!("/v1/operators/{}", operator["id"])).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert_eq!(cluster.ended(&operator).await["status"], "cancelled");
+    assert_eq!(cluster.shards.world().owner(1), Some(1));
+
+    // R20: after the fence a move only goes forward.
+    cluster.shards.world().hold_copies = false;
+    cluster.shards.world().hold_switches = true;
+    let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
+    cluster.at_step(&operator, "switch").await;
+    let (status, body) = cluster.delete(&format!("/v1/operators/{}", operator["id"])).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("not-cancellable")));
+    cluster.shards.world().hold_switches = false;
+    cluster.shards.world().differ = true;
+    let ended = cluster.ended(&operator).await;
+    assert_eq!(ended["status"], "differs", "R24");
+    assert_eq!(cluster.shards.world().count("Purge"), 0, "R24: the source keeps its copy");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn routes_are_watched_resumed_and_revalidated() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let follower = cluster.follower().await;
+    eventually("the follower to know the table", || async {
+        let url = format!("{}/v1/routes/t?key=1", cluster.url(follower));
+        cluster.http.get(url).send().await.ok()?.status().is_success().then_some(())
+    })
+    .await;
+    let url = format!("{}/v1/routes", cluster.url(follower));
+    let response = cluster.http.get(&url).send().await.unwrap();
+    let tag = response.headers()["etag"].clone();
+    let whole: RoutesBody = response.json().await.unwrap();
+    let mut table = RoutingTable::default();
+    whole.apply_to(&mut table).unwrap();
+    let unchanged = cluster.http.get(&url).header("if-none-match", &tag).send().await.unwrap();
+    assert_eq!(unchanged.status(), StatusCode::NOT_MODIFIED);
+
+    let watch = format!("{}/v1/routes/watch", cluster.url(follower));
+    let response = cluster.http.get(&watch).header("last-event-id", &whole.version).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut events = Events { stream: Box::pin(response.bytes_stream()), text: String::new() };
+    let (_, operator) = cluster.post("/v1/ranges/1/split", &json!({ "at": [[10], [20]] })).await;
+    let (id, change) = events.next().await;
+    assert!(!change.complete && change.routes.len() == 3, "{change:?}");
+    assert_eq!(id, change.version);
+    change.apply_to(&mut table).unwrap();
+    cluster.ended(&operator).await;
+    let (_, operator) = cluster.post("/v1/ranges/3/move", &json!({ "to": 2 })).await;
+    let (_, change) = events.next().await;
+    change.apply_to(&mut table).unwrap();
+    assert_eq!(table.lookup(change.routes[0].table, &key(20)).unwrap().shard.0, 2);
+    cluster.ended(&operator).await;
+
+    let (_, since) = cluster.get(&format!("/v1/routes?since={id}")).await;
+    assert_eq!((&since["complete"], since["routes"].as_array().unwrap().len()), (&json!(false), 1));
+    let (_, other) = cluster.get("/v1/routes?since=99.1").await;
+    assert_eq!(other["complete"], true, "another incarnation's version says nothing");
+    let changed = cluster.http.get(&url).header("if-none-match", &tag).send().await.unwrap();
+    assert_eq!(changed.status(), StatusCode::OK);
+    let fresh = cluster.http.get(&watch).send().await.unwrap();
+    let mut events = Events { stream: Box::pin(fresh.bytes_stream()), text: String::new() };
+    assert!(events.next().await.1.complete, "without a version a watch begins with the whole table");
+    drop(events);
+    cluster.stop().await;
+}
+
+struct Events {
+    stream: std::pin::Pin<Box<dyn futures::Stream<Item = reqwest::Result<bytes::Bytes>>>>,
+    text: String,
+}
+
+impl Events {
+    async fn next(&mut self) -> (String, RoutesBody) {
+        let read = async {
+            loop {
+                if let Some((event, rest)) = self.text.split_once("\n\n") {
+                    let (event, rest) = (event.to_string(), rest.to_string());
+                    self.text = rest;
+                    let field = |name: &str| {
+                        let line = event.lines().find_map(|line| line.strip_prefix(name));
+                        line.map(|line| line.trim_start_matches(':').trim().to_string())
+                    };
+                    if let (Some(id), Some(data)) = (field("id"), field("data")) {
+                        return (id, serde_json::from_str(&data).unwrap());
+                    }
+                    continue;
+                }
+                let chunk = self.stream.next().await.unwrap().unwrap();
+                self.text.push_str(&String::from_utf8_lossy(&chunk));
+            }
+        };
+        tokio::time::timeout(cluster::PATIENCE, read).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_redirect_what_needs_the_leader() {
+    let cluster = Cluster::start(2).await;
+    for path in ["/v1/ranges", "/v1/shards", "/v1/decisions", "/v1/checksums", "/v1/balancer"] {
+        // On a busy machine leadership may move between two requests.
+        eventually(path, || async {
+            let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+            let response = cluster.http.get(format!("{}{path}", cluster.url(follower))).send().await.ok()?;
+            let redirected = response.status() == StatusCode::TEMPORARY_REDIRECT;
+            (redirected && response.headers()["location"] == format!("{}{path}", cluster.url(leader))).then_some(())
+        })
+        .await;
+    }
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let url = format!("{}/v1/balancer", cluster.url(follower));
+    let response = cluster.http.post(&url).body("{\"enabled\": false}").send().await.unwrap();
+    assert!([StatusCode::TEMPORARY_REDIRECT, StatusCode::OK].contains(&response.status()));
+    assert_eq!(cluster.post("/v1/balancer", &json!({ "enabled": false })).await.0, StatusCode::OK);
+    assert_eq!(cluster.get("/v1/balancer").await.1["enabled"], false);
+    for path in ["/livez", "/readyz", "/metrics", "/v1/routes", "/v1/tables", "/v1/operators", "/v1/status"] {
+        let response = cluster.http.get(format!("{}{path}", cluster.url(follower))).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+    }
+    let response = cluster.http.get(format!("{}/metrics", cluster.url(leader))).send().await.unwrap();
+    let metrics = response.text().await.unwrap();
+    for name in ["evenkeel_placement_reports_total", "evenkeel_placement_leads", "evenkeel_placement_imbalance"] {
+        assert!(metrics.contains(&format!("# TYPE {name} ")), "{name} in {metrics}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_is_drained_and_removed_and_the_last_one_is_not() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let (status, body) = cluster.delete("/v1/shards/1").await;
+    assert_eq!((status, body["status"].as_str()), (StatusCode::ACCEPTED, Some("draining")));
+    eventually("shard 1 to go", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        (shards.as_array()?.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.shards.world().owner(1), Some(2));
+    let (_, decisions) = cluster.get("/v1/decisions").await;
+    assert!(decisions["decisions"][0]["why"].as_str().unwrap().contains("draining"), "{decisions}");
+    let (status, body) = cluster.delete("/v1/shards/2").await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("last-shard")));
+    cluster.stop().await;
+}
+
+/// The balancer at work through the whole of it: reports in, decisions through the log, requests to shards, routes out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hot_range_is_split_and_spread() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let hot = RangeLoad {
+        observed_ms: 10_000,
+        reads_per_s: 2000.0,
+        sketch: (0..64).map(|n| (key(n * 10), 1.0 / 64.0)).collect(),
+        ..RangeLoad::default()
+    };
+    cluster.shards.world().loads.insert(RangeId(1), hot);
+    eventually("a split", || async {
+        let (_, ranges) = cluster.get("/v1/ranges").await;
+        (ranges.as_array()?.len() >= 12).then_some(())
+    })
+    .await;
+    cluster.shards.world().loads = (1..40)
+        .map(|id| {
+            let load = RangeLoad { observed_ms: 10_000, reads_per_s: 166.0, ..RangeLoad::default() };
+            (RangeId(id), load)
+        })
+        .collect();
+    eventually("level shards", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        let loads: Vec<f64> = shards.as_array()?.iter().filter_map(|s| s["statements_per_s"].as_f64()).collect();
+        let mean = loads.iter().sum::<f64>() / 3.0;
+        (loads.iter().all(|load| *load < 1.25 * mean)).then_some(())
+    })
+    .await;
+    let (_, decisions) = cluster.get("/v1/decisions").await;
+    let why: Vec<&Value> = decisions["decisions"].as_array().unwrap().iter().map(|d| &d["why"]).collect();
+    assert!(why.len() >= 2 && why.iter().all(|why| why.as_str().is_some_and(|why| !why.is_empty())), "{why:?}");
+    cluster.stop().await;
+}
