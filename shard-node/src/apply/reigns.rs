@@ -1,0 +1,101 @@
+//! The ends and beginnings of reigns, as the log tells them.
+
+use super::{Applier, ApplyError};
+use crate::leader::Leader;
+use crate::leader::reign::Reign;
+use crate::postgres::Role as SessionRole;
+use evenkeel_replicated_log::{ReplicaId, Term};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the sessions of an ended reign may take to commit or roll back, in milliseconds. They only wait for PostgreSQL.
+const END_MS: u64 = 10_000;
+/// How long PostgreSQL may take to end the other sessions, in milliseconds.
+const TERMINATE_MS: u64 = 5_000;
+
+impl Applier {
+    pub(super) async fn leader_start(
+        &mut self,
+        position: u64,
+        term: Term,
+        leader: ReplicaId,
+    ) -> Result<(), ApplyError> {
+        self.flush(None).await?;
+        self.end_reign().await?;
+        self.term = term;
+        self.shared.progress.pass(position);
+        // Everything before, and every session's end, is in PostgreSQL before anything after is (R3).
+        let bound = Duration::from_millis(END_MS);
+        if tokio::time::timeout(bound, self.shared.progress.reached(position)).await.is_err() {
+            return Err(ApplyError::Reopen(format!("PostgreSQL does not get to position {position}")));
+        }
+        let current = self.shared.log.role().borrow().leading();
+        if leader == self.me && current == Some(term) && self.spent != Some(term) {
+            // Records of this reign are judged against this position.
+            self.flush(Some(position)).await?;
+            self.begin_reign(term).await?;
+        } else {
+            // This replica may be the next to lead.
+            self.spares.prepare();
+        }
+        Ok(())
+    }
+
+    /// R3: a deposed reign's transactions are rolled back unless their entries came before this place in the log.
+    async fn end_reign(&mut self) -> Result<(), ApplyError> {
+        let Some(leader) = self.leader.take() else { return Ok(()) };
+        self.leading.send_replace(None);
+        leader.reign.depose();
+        let bound = Duration::from_millis(END_MS);
+        if tokio::time::timeout(bound, leader.reign.without_doubt()).await.is_err() {
+            return Err(ApplyError::Reopen("a session of the last reign neither commits nor rolls back".into()));
+        }
+        self.terminate_sessions().await
+    }
+
+    /// Ends what is left of users' sessions: idle transactions, statements that wait for locks, reads.
+    async fn terminate_sessions(&self) -> Result<(), ApplyError> {
+        let admin = self.shared.connector.connect(SessionRole::Admin).await?;
+        let end_all = async {
+            loop {
+                let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
+                match admin.query(sql, &[]).await {
+                    Ok(left) if left.is_empty() => return Ok(()),
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Err(error) => return Err(crate::store::StoreError::from(error)),
+                }
+            }
+        };
+        match tokio::time::timeout(Duration::from_millis(TERMINATE_MS), end_all).await {
+            Ok(ended) => Ok(ended?),
+            Err(_) => Err(ApplyError::Reopen("sessions of the last reign do not end".into())),
+        }
+    }
+
+    async fn begin_reign(&mut self, term: Term) -> Result<(), ApplyError> {
+        self.not_yet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.publish();
+        let reign = Reign::new(term, self.shared.log.clone());
+        let leader = Leader::begin(reign, self.shared.clone(), &self.config, self.spares.take().await?);
+        tracing::info!(shard = %self.config.shard, replica = self.config.replica, %term, "leads");
+        metrics::counter!("evenkeel_reigns_total").increment(1);
+        tokio::spawn(end_with_role(leader.clone()));
+        self.leader = Some(leader.clone());
+        self.leading.send_replace(Some(leader));
+        Ok(())
+    }
+}
+
+/// Stops a reign as soon as the log knows better, before the next `LeaderStart` says so.
+async fn end_with_role(leader: Arc<Leader>) {
+    let mut role = leader.shared().log.role();
+    let mut ended = leader.reign.ended();
+    let term = leader.reign.term;
+    tokio::select! {
+        _ = role.wait_for(|role| role.leading() != Some(term)) => {
+            tracing::info!(%term, "no longer leads");
+            leader.reign.end();
+        }
+        _ = ended.wait_for(|ended| *ended) => {}
+    }
+}

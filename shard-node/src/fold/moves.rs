@@ -1,0 +1,458 @@
+//! The state of moves: the source's side and the destination's.
+//!
+//! | source | by |   | destination | by |
+//! |---|---|---|---|---|
+//! | Open | `MoveOpen` | | Copying | `IngestOpen`, `IngestAttempt`, `IngestChunk`, `IngestTail` |
+//! | Fenced | `Fence` | | Adopted | `Adopt` |
+//! | HandedOver | `HandedOver` | | | |
+//! | Purging | `Purge` | | Discarding | `Decline`, `IngestCancel`, `Discard` |
+//! | (gone) | last `Purge`, `MoveCancel`, `TakeBack` | | (gone) | `Forget`, last `Discard` |
+//!
+//! Everything that comes in is judged by its open operator, not by ownership (R13), and takes effect only if it continues
+//! the latest attempt (R21).
+
+use super::{Effect, OwnedRange, Refusal, ShardState, refuse};
+use crate::entry::{Control, TailEntry};
+use bytes::Bytes;
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, TableId, TableSchema};
+use serde::{Deserialize, Serialize};
+
+/// A move out of this shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveOut {
+    /// The operator.
+    pub operator: OperatorId,
+    /// The range.
+    pub range: RangeId,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub interval: KeyInterval,
+    /// Its epoch before the move.
+    pub epoch: Epoch,
+    /// Where it goes.
+    pub to: ShardInfo,
+    /// How far it is.
+    pub phase: OutPhase,
+}
+
+/// How far a move out is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutPhase {
+    /// Open: the range is still owned here.
+    Open,
+    /// Fenced: nobody owns it until the destination adopts it.
+    Fenced {
+        /// The fence's place in this log.
+        position: u64,
+        /// When statements began to be held, in microseconds since the Unix epoch.
+        held_since_us: u64,
+    },
+    /// The destination owns it; the copy here can go.
+    HandedOver,
+    /// The copy here is going.
+    Purging,
+}
+
+/// A move into this shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveIn {
+    /// The operator.
+    pub operator: OperatorId,
+    /// The range.
+    pub range: RangeId,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub interval: KeyInterval,
+    /// Its epoch before the move.
+    pub epoch: Epoch,
+    /// Where it comes from.
+    pub from: ShardInfo,
+    /// The latest attempt; 0 before the first.
+    pub attempt: u64,
+    /// How far it is.
+    pub phase: InPhase,
+    /// Rows copied in the latest attempt.
+    pub rows: u64,
+    /// Bytes copied in all attempts.
+    pub bytes: u64,
+    /// Where the next chunk must start; `None` once the copy is complete.
+    next: Option<Key>,
+    /// Where each chunk starts, and the source's position it includes. A change applies only if it is later (R21).
+    chunks: Vec<(Key, u64)>,
+    /// The source's position that chunks and tail reach.
+    tail_to: u64,
+}
+
+/// How far a move in is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InPhase {
+    /// Rows and changes are coming in.
+    Copying,
+    /// The range is owned here, or was until a later operator.
+    Adopted,
+    /// It came to nothing; what came in is going.
+    Discarding,
+}
+
+impl MoveIn {
+    /// Whether all chunks of the latest attempt are in.
+    pub fn is_copied(&self) -> bool {
+        self.attempt > 0 && self.next.is_none()
+    }
+
+    /// The source's position that has come in.
+    pub fn reached(&self) -> u64 {
+        self.tail_to
+    }
+
+    /// The source's position that the chunk holding `key` includes.
+    fn chunk_position(&self, key: &Key) -> u64 {
+        let after = self.chunks.partition_point(|(start, _)| start <= key);
+        after.checked_sub(1).map_or(0, |i| self.chunks[i].1)
+    }
+
+    fn begin_attempt(&mut self, attempt: u64) {
+        self.attempt = attempt;
+        self.next = Some(self.interval.start.clone());
+        self.chunks.clear();
+        self.tail_to = 0;
+        self.rows = 0;
+    }
+}
+
+impl ShardState {
+    /// Folds an entry that belongs to a move.
+    pub(super) fn movement(&mut self, position: u64, control: &Control) -> Result<Vec<Effect>, Refusal> {
+        match control {
+            Control::MoveOpen { operator, range, epoch, to } => self.move_open(*operator, *range, *epoch, to),
+            Control::MoveCancel { operator } => self.move_cancel(*operator),
+            Control::Fence { operator, held_since_us } => self.fence(*operator, position, *held_since_us),
+            Control::HandedOver { operator } => self.handed_over(*operator),
+            Control::TakeBack { operator } => self.take_back(*operator),
+            Control::Purge { operator, interval, last } => self.purge(*operator, interval, *last),
+            Control::IngestOpen { operator, schema, range, interval, epoch, from } => {
+                self.ingest_open(*operator, schema, *range, interval, *epoch, from)
+            }
+            Control::IngestAttempt { operator, attempt } => self.ingest_attempt(*operator, *attempt),
+            Control::IngestChunk { operator, attempt, interval, position, rows } => {
+                self.ingest_chunk(*operator, *attempt, interval, *position, rows)
+            }
+            Control::IngestTail { operator, attempt, from, to, entries } => {
+                self.ingest_tail(*operator, *attempt, *from, *to, entries)
+            }
+            Control::Adopt { operator, attempt, fence, epoch, held_since_us } => {
+                self.adopt(*operator, *attempt, *fence, *epoch, *held_since_us)
+            }
+            Control::IngestCancel { operator } => self.ingest_cancel(*operator),
+            Control::Decline { operator } => {
+                self.copying(*operator)?.phase = InPhase::Discarding;
+                Ok(vec![])
+            }
+            Control::Discard { operator, interval, last } => self.discard(*operator, interval, *last),
+            Control::Forget { operator } => match self.moves_in.get(operator) {
+                Some(m) if m.phase == InPhase::Adopted => {
+                    self.moves_in.remove(operator);
+                    self.finish(*operator);
+                    Ok(vec![])
+                }
+                Some(_) => refuse("not-adopted", format!("operator {operator} is not settled yet")),
+                None => no_such(*operator),
+            },
+            Control::CreateTable { .. }
+            | Control::Split { .. }
+            | Control::Merge { .. }
+            | Control::Checkpoint { .. } => refuse("not-a-move", "this entry is no part of a move"),
+        }
+    }
+
+    fn move_open(
+        &mut self,
+        operator: OperatorId,
+        range: RangeId,
+        epoch: Epoch,
+        to: &ShardInfo,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let owned = self.expect_range(range, epoch)?;
+        self.expect_no_move(range)?;
+        self.expect_later(operator, range)?;
+        self.last_operator.insert(range, operator);
+        let (table, interval, to) = (owned.table, owned.interval, to.clone());
+        self.moves_out.insert(operator, MoveOut { operator, range, table, interval, epoch, to, phase: OutPhase::Open });
+        Ok(vec![])
+    }
+
+    fn move_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+        match self.moves_out.get(&operator).map(|m| m.phase) {
+            Some(OutPhase::Open) => {
+                self.moves_out.remove(&operator);
+                self.finish(operator);
+                Ok(vec![Effect::MoveCancelled(operator)])
+            }
+            Some(_) => refuse("already-fenced", format!("operator {operator} has passed its fence")),
+            None if self.is_finished(operator) => no_such(operator),
+            // Its opening may still be on its way, and must not come into effect behind its cancellation.
+            None => {
+                self.finish(operator);
+                Ok(vec![])
+            }
+        }
+    }
+
+    /// Destination: what comes in is discarded; what was not opened yet never will be.
+    fn ingest_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+        if !self.moves_in.contains_key(&operator) && !self.is_finished(operator) {
+            self.finish(operator);
+            return Ok(vec![]);
+        }
+        self.copying(operator)?.phase = InPhase::Discarding;
+        Ok(vec![])
+    }
+
+    fn fence(&mut self, operator: OperatorId, position: u64, held_since_us: u64) -> Result<Vec<Effect>, Refusal> {
+        let Some(movement) = self.moves_out.get_mut(&operator) else { return no_such(operator) };
+        if movement.phase != OutPhase::Open {
+            return refuse("already-fenced", format!("operator {operator} has passed its fence"));
+        }
+        movement.phase = OutPhase::Fenced { position, held_since_us };
+        let range = movement.range;
+        let owned = self.range(range).cloned();
+        match owned {
+            Some(owned) => self.disown(&owned),
+            // An open move keeps its range as it is (R20), so this cannot be.
+            None => return refuse("no-such-range", format!("range {range} is not owned here")),
+        }
+        Ok(vec![Effect::Fenced(operator)])
+    }
+
+    fn handed_over(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+        let Some(movement) = self.moves_out.get_mut(&operator) else { return no_such(operator) };
+        match movement.phase {
+            OutPhase::Fenced { .. } => {
+                movement.phase = OutPhase::HandedOver;
+                Ok(vec![])
+            }
+            _ => refuse("not-fenced", format!("operator {operator} does not wait for the destination")),
+        }
+    }
+
+    fn take_back(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+        let Some(movement) = self.moves_out.get(&operator) else { return no_such(operator) };
+        if !matches!(movement.phase, OutPhase::Fenced { .. }) {
+            return refuse("not-fenced", format!("operator {operator} does not wait for the destination"));
+        }
+        let MoveOut { range: id, table, interval, epoch, .. } = movement.clone();
+        self.moves_out.remove(&operator);
+        // The fence announced the epoch after the old one to the destination: this must be above it.
+        self.own(OwnedRange { id, epoch: epoch.next().next(), table, interval });
+        self.finish(operator);
+        Ok(vec![Effect::OwnershipChanged])
+    }
+
+    fn purge(&mut self, operator: OperatorId, interval: &KeyInterval, last: bool) -> Result<Vec<Effect>, Refusal> {
+        let Some(movement) = self.moves_out.get_mut(&operator) else { return no_such(operator) };
+        if !matches!(movement.phase, OutPhase::HandedOver | OutPhase::Purging) || !movement.interval.covers(interval) {
+            return refuse("not-handed-over", format!("operator {operator} may not delete {interval}"));
+        }
+        movement.phase = OutPhase::Purging;
+        let table = movement.table;
+        if last {
+            self.moves_out.remove(&operator);
+            self.finish(operator);
+        }
+        Ok(self.delete(table, interval))
+    }
+
+    fn discard(&mut self, operator: OperatorId, interval: &KeyInterval, last: bool) -> Result<Vec<Effect>, Refusal> {
+        let Some(movement) = self.moves_in.get(&operator) else { return no_such(operator) };
+        if movement.phase != InPhase::Discarding || !movement.interval.covers(interval) {
+            return refuse("not-discarding", format!("operator {operator} may not delete {interval}"));
+        }
+        let table = movement.table;
+        if last {
+            self.moves_in.remove(&operator);
+            self.finish(operator);
+        }
+        Ok(self.delete(table, interval))
+    }
+
+    fn delete(&self, table: TableId, interval: &KeyInterval) -> Vec<Effect> {
+        if interval.is_empty() {
+            return Vec::new();
+        }
+        let table = self.tables.get(&table);
+        table.map(|table| Effect::Delete { table: table.clone(), interval: interval.clone() }).into_iter().collect()
+    }
+
+    fn ingest_open(
+        &mut self,
+        operator: OperatorId,
+        schema: &TableSchema,
+        range: RangeId,
+        interval: &KeyInterval,
+        epoch: Epoch,
+        from: &ShardInfo,
+    ) -> Result<Vec<Effect>, Refusal> {
+        self.expect_later(operator, range)?;
+        let overlaps = |table: TableId, other: &KeyInterval| table == schema.id && other.overlaps(interval);
+        if let Some(other) = self.owned().find(|r| overlaps(r.table, &r.interval)) {
+            return refuse("owned-here", format!("range {} is owned here and overlaps", other.id));
+        }
+        if let Some(other) =
+            self.moves_in.values().find(|m| m.phase != InPhase::Adopted && overlaps(m.table, &m.interval))
+        {
+            return refuse("move-open", format!("operator {} is bringing in keys that overlap", other.operator));
+        }
+        // What was left behind by an earlier move must be gone first (R24).
+        if let Some(other) = self.moves_out.values().find(|m| overlaps(m.table, &m.interval)) {
+            return refuse("purge-unfinished", format!("operator {} has not yet deleted what it left", other.operator));
+        }
+        let known = self.tables.contains_key(&schema.id);
+        let schema = self.add_table(schema);
+        self.last_operator.insert(range, operator);
+        let mut movement = MoveIn {
+            operator,
+            range,
+            table: schema.id,
+            interval: interval.clone(),
+            epoch,
+            from: from.clone(),
+            attempt: 0,
+            phase: InPhase::Copying,
+            rows: 0,
+            bytes: 0,
+            next: None,
+            chunks: Vec::new(),
+            tail_to: 0,
+        };
+        movement.begin_attempt(0);
+        self.moves_in.insert(operator, movement);
+        let mut effects = vec![Effect::IngestOpened(operator)];
+        if !known {
+            effects.insert(0, Effect::CreateTable(schema));
+        }
+        Ok(effects)
+    }
+
+    fn ingest_attempt(&mut self, operator: OperatorId, attempt: u64) -> Result<Vec<Effect>, Refusal> {
+        let movement = self.copying(operator)?;
+        if attempt <= movement.attempt {
+            return refuse("stale-attempt", format!("attempt {} has begun already", movement.attempt));
+        }
+        movement.begin_attempt(attempt);
+        Ok(vec![])
+    }
+
+    fn ingest_chunk(
+        &mut self,
+        operator: OperatorId,
+        attempt: u64,
+        interval: &KeyInterval,
+        position: u64,
+        rows: &RowBatch,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let movement = self.attempting(operator, attempt)?;
+        let continues = movement.next.as_ref() == Some(&interval.start) && movement.interval.covers(interval);
+        if !continues || interval.is_empty() || position < movement.tail_to {
+            return refuse("not-continuing", format!("chunk {interval} does not continue the copy"));
+        }
+        if movement.chunks.is_empty() {
+            movement.tail_to = position;
+        }
+        movement.chunks.push((interval.start.clone(), position));
+        movement.next = if interval.end == movement.interval.end { None } else { interval.end.clone() };
+        movement.rows += u64::from(rows.count);
+        movement.bytes += rows.data.len() as u64;
+        let table = movement.table;
+        let Some(table) = self.tables.get(&table).cloned() else { return no_such(operator) };
+        Ok(vec![Effect::Replace { table, interval: interval.clone(), rows: rows.clone() }])
+    }
+
+    fn ingest_tail(
+        &mut self,
+        operator: OperatorId,
+        attempt: u64,
+        from: u64,
+        to: u64,
+        entries: &[Bytes],
+    ) -> Result<Vec<Effect>, Refusal> {
+        let movement = self.attempting(operator, attempt)?;
+        if movement.next.is_some() || from != movement.tail_to || to < from {
+            return refuse("not-continuing", format!("the tail from {from} to {to} does not continue the copy"));
+        }
+        let mut tail = Vec::with_capacity(entries.len());
+        for encoded in entries {
+            let Ok(mut entry) = TailEntry::decode(encoded.clone()) else {
+                return refuse("malformed-tail", "the tail cannot be decoded");
+            };
+            let position = entry.position;
+            entry.changes.changes.retain(|change| {
+                movement.interval.contains(&change.key) && position > movement.chunk_position(&change.key)
+            });
+            tail.push(entry);
+        }
+        movement.tail_to = to;
+        movement.bytes += entries.iter().map(|e| e.len() as u64).sum::<u64>();
+        Ok(vec![Effect::Tail(tail)])
+    }
+
+    fn adopt(
+        &mut self,
+        operator: OperatorId,
+        attempt: u64,
+        fence: u64,
+        epoch: Epoch,
+        held_since_us: u64,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let movement = self.attempting(operator, attempt)?;
+        if movement.next.is_some() || movement.tail_to < fence {
+            return refuse("not-complete", format!("the source's position {fence} has not come in"));
+        }
+        if epoch <= movement.epoch {
+            return refuse("wrong-epoch", format!("epoch {epoch} is not after {}", movement.epoch));
+        }
+        movement.phase = InPhase::Adopted;
+        movement.chunks = Vec::new();
+        let owned =
+            OwnedRange { id: movement.range, epoch, table: movement.table, interval: movement.interval.clone() };
+        self.own(owned);
+        Ok(vec![Effect::Adopted { operator, held_since_us }])
+    }
+
+    /// Operator numbers only grow per range (R20).
+    fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), Refusal> {
+        if self.is_finished(operator) {
+            return refuse("stale-operator", format!("operator {operator} has ended here"));
+        }
+        match self.last_operator.get(&range) {
+            Some(last) if *last >= operator => {
+                refuse("stale-operator", format!("operator {last} has come to range {range} already"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn copying(&mut self, operator: OperatorId) -> Result<&mut MoveIn, Refusal> {
+        match self.moves_in.get_mut(&operator) {
+            None => no_such(operator),
+            Some(m) if m.phase != InPhase::Copying => {
+                refuse("settled", format!("operator {operator} takes nothing more in"))
+            }
+            Some(m) => Ok(m),
+        }
+    }
+
+    fn attempting(&mut self, operator: OperatorId, attempt: u64) -> Result<&mut MoveIn, Refusal> {
+        let movement = self.copying(operator)?;
+        if movement.attempt != attempt {
+            return refuse("stale-attempt", format!("attempt {} has begun", movement.attempt));
+        }
+        Ok(movement)
+    }
+}
+
+fn no_such<T>(operator: OperatorId) -> Result<T, Refusal> {
+    refuse("no-such-operator", format!("operator {operator} is not open here"))
+}

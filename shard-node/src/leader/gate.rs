@@ -1,0 +1,290 @@
+//! The gate: how many statements may be in the house at once, so that one that is let in is answered soon, and one that cannot be is told
+//! at once.
+//!
+//! A statement that has been let in waits for as long as it takes to do everything before it: the number of statements in the house over
+//! the rate at which they are done. So the gate measures that rate while the house is busy, and lets in what can be done within
+//! [`TARGET_MS`]. More load than the shard can carry then changes neither its latency nor its throughput; the rest is refused before
+//! anything has been spent on it, with a hint when to come back. The rate is a measurement and follows the machine: there is nothing to
+//! configure.
+//!
+//! It also bounds what waiting statements may take in memory, [`MAX_INSIDE_BYTES`].
+//!
+//! [`House`] decides, with time passed in; [`Gate`] is its shell. What a transaction that is open sends is not stopped here: it holds locks,
+//! and the sooner it ends the better.
+
+use evenkeel_protocol::Failure;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// How long a statement that is let in should wait and run at most, in milliseconds.
+pub const TARGET_MS: u64 = 250;
+/// So many statements more than there are sessions for single statements are always let in: with fewer inside, the rate says nothing about
+/// what could be done; and those that wait for a lock, which hold such a session, must not keep out those that do not.
+pub const MIN_INSIDE: usize = 32;
+/// So many are let in at most, however fast they are done.
+pub const MAX_INSIDE: usize = 8192;
+/// The most that statements inside may take together, in bytes of their texts and parameters.
+pub const MAX_INSIDE_BYTES: usize = 64 << 20;
+/// How many are let in before anything has been measured.
+const FIRST_INSIDE: usize = 1024;
+/// Over how long the rate is measured, in milliseconds.
+const WINDOW_MS: u64 = 100;
+/// After how long of other measurements an old one counts half, in milliseconds.
+const HALF_LIFE_MS: f64 = 200.0;
+/// The shortest time after which somebody who was refused should come back, in milliseconds.
+const LEAST_RETRY_MS: u64 = 20;
+
+/// Who is in the house, and how fast they are served. Pure; times are milliseconds of any clock that does not go back.
+#[derive(Debug, Clone)]
+pub struct House {
+    inside: usize,
+    bytes: usize,
+    /// So many are always let in.
+    least: usize,
+    /// Statements done in a millisecond, as far as known: what could be done, not what is asked for.
+    rate_per_ms: f64,
+    window_began_ms: u64,
+    done: u64,
+    /// The fewest inside since the window began.
+    fewest: usize,
+    /// Those turned away since somebody was let in: the longer the row of refusals, the later they should come back.
+    refused: u64,
+}
+
+impl House {
+    /// An empty one, of a shard with `sessions` for statements that run by themselves.
+    pub fn new(now_ms: u64, sessions: usize) -> House {
+        let rate_per_ms = FIRST_INSIDE as f64 / TARGET_MS as f64;
+        let least = (sessions + MIN_INSIDE).min(MAX_INSIDE);
+        House { inside: 0, bytes: 0, least, rate_per_ms, window_began_ms: now_ms, done: 0, fewest: 0, refused: 0 }
+    }
+
+    /// How many may be inside.
+    pub fn limit(&self) -> usize {
+        ((self.rate_per_ms * TARGET_MS as f64) as usize).clamp(self.least, MAX_INSIDE)
+    }
+
+    /// How many are.
+    pub fn inside(&self) -> usize {
+        self.inside
+    }
+
+    /// Lets a statement of `bytes` in.
+    ///
+    /// # Errors
+    /// After how many milliseconds it should come back; nothing has changed then.
+    pub fn enter(&mut self, now_ms: u64, bytes: usize) -> Result<(), u64> {
+        self.measure(now_ms);
+        let too_large = self.inside > 0 && self.bytes.saturating_add(bytes) > MAX_INSIDE_BYTES;
+        if self.inside >= self.limit() || too_large {
+            self.refused += 1;
+            // So many are waiting outside, and they are let in at the rate at which others leave.
+            let turn_ms = self.refused as f64 / self.rate_per_ms.max(0.001);
+            return Err((turn_ms as u64).clamp(LEAST_RETRY_MS, 2 * TARGET_MS));
+        }
+        self.inside += 1;
+        self.bytes += bytes;
+        self.refused = self.refused.saturating_sub(1);
+        Ok(())
+    }
+
+    /// A statement that was let in has ended.
+    pub fn leave(&mut self, now_ms: u64, bytes: usize) {
+        self.inside = self.inside.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.done += 1;
+        self.fewest = self.fewest.min(self.inside);
+        self.measure(now_ms);
+    }
+
+    fn measure(&mut self, now_ms: u64) {
+        let passed_ms = now_ms.saturating_sub(self.window_began_ms);
+        if passed_ms < WINDOW_MS {
+            return;
+        }
+        let measured = self.done as f64 / passed_ms as f64;
+        if self.fewest >= self.least {
+            // There was always somebody waiting: this is what can be done.
+            let weight = 1.0 - 0.5_f64.powf(passed_ms as f64 / HALF_LIFE_MS);
+            self.rate_per_ms += (measured - self.rate_per_ms) * weight;
+        } else {
+            // It could have been more, and is not less than before only because less was asked for.
+            self.rate_per_ms = self.rate_per_ms.max(measured);
+            self.refused = 0;
+        }
+        self.window_began_ms = now_ms;
+        self.done = 0;
+        self.fewest = self.inside;
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Gate {
+    begun: Instant,
+    house: Mutex<House>,
+}
+
+/// Leave to be in the house, until it is dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    gate: Arc<Gate>,
+    bytes: usize,
+}
+
+impl Gate {
+    /// An open gate to an empty house; see [`House::new`].
+    pub fn new(sessions: usize) -> Arc<Gate> {
+        Arc::new(Gate { begun: Instant::now(), house: Mutex::new(House::new(0, sessions)) })
+    }
+
+    fn house(&self) -> MutexGuard<'_, House> {
+        self.house.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    /// Lets a statement of `bytes` in.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`]: nothing happened.
+    pub fn enter(self: &Arc<Gate>, bytes: usize) -> Result<Ticket, Failure> {
+        let entered = self.house().enter(self.now_ms(), bytes);
+        match entered {
+            Ok(()) => Ok(Ticket { gate: self.clone(), bytes }),
+            Err(retry_after_ms) => {
+                metrics::counter!("evenkeel_statements_refused_total").increment(1);
+                Err(Failure::Overloaded { retry_after_ms: retry_after_ms as u32 })
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let now_ms = self.gate.now_ms();
+        self.gate.house().leave(now_ms, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// A shard that does `per_ms` statements a millisecond, first come first served, with `clients` who each come back `pause_ms` after an
+    /// answer and as told after a refusal.
+    struct Shard {
+        house: House,
+        now_ms: u64,
+        queue: VecDeque<u64>,
+        /// When each client that is outside comes.
+        outside: Vec<u64>,
+        credit: f64,
+    }
+
+    /// What became of a period.
+    #[derive(Debug, Default)]
+    struct Seen {
+        done: usize,
+        refused: usize,
+        waits_ms: Vec<u64>,
+    }
+
+    impl Shard {
+        fn new(clients: usize) -> Shard {
+            let (queue, outside) = (VecDeque::new(), vec![0; clients]);
+            Shard { house: House::new(0, 64), now_ms: 0, queue, outside, credit: 0.0 }
+        }
+
+        fn run(&mut self, ms: u64, per_ms: f64, pause_ms: u64) -> Seen {
+            let mut seen = Seen::default();
+            for _ in 0..ms {
+                self.now_ms += 1;
+                let due = self.outside.iter().filter(|at| **at <= self.now_ms).count();
+                self.outside.retain(|at| *at > self.now_ms);
+                for _ in 0..due {
+                    match self.house.enter(self.now_ms, 100) {
+                        Ok(()) => self.queue.push_back(self.now_ms),
+                        Err(after_ms) => {
+                            seen.refused += 1;
+                            self.outside.push(self.now_ms + after_ms);
+                        }
+                    }
+                }
+                self.credit = (self.credit + per_ms).min(per_ms.max(1.0));
+                while self.credit >= 1.0 {
+                    let Some(came_ms) = self.queue.pop_front() else { break };
+                    self.credit -= 1.0;
+                    self.house.leave(self.now_ms, 100);
+                    seen.done += 1;
+                    seen.waits_ms.push(self.now_ms - came_ms);
+                    self.outside.push(self.now_ms + pause_ms);
+                }
+            }
+            seen.waits_ms.sort_unstable();
+            seen
+        }
+    }
+
+    fn p99(seen: &Seen) -> u64 {
+        seen.waits_ms.get(seen.waits_ms.len() * 99 / 100).copied().unwrap_or(0)
+    }
+
+    #[test]
+    fn whoever_is_let_in_is_done_soon_at_any_speed_and_nothing_is_wasted() {
+        for per_ms in [0.5, 2.0, 20.0] {
+            let mut shard = Shard::new(20_000);
+            shard.run(3_000, per_ms, 1);
+            let seen = shard.run(5_000, per_ms, 1);
+            let possible = (5_000.0 * per_ms) as usize;
+            assert!(seen.done >= possible * 95 / 100, "{per_ms}/ms: {} of {possible} done", seen.done);
+            assert!(p99(&seen) <= TARGET_MS * 3 / 2, "{per_ms}/ms: p99 {} ms", p99(&seen));
+            assert!(seen.refused > 0, "{per_ms}/ms: nobody was refused");
+            // Those outside must not ask so often that asking becomes the load.
+            assert!(seen.refused <= 5_000 * 20_000 / (2 * TARGET_MS as usize) * 2, "{} refusals", seen.refused);
+        }
+    }
+
+    #[test]
+    fn a_load_that_can_be_carried_is_never_refused() {
+        let mut shard = Shard::new(200);
+        shard.run(1_000, 5.0, 1);
+        // 200 clients at 5 a millisecond wait 40 ms each.
+        assert_eq!(shard.run(20_000, 5.0, 1).refused, 0);
+        // Nor after a long quiet time, in which next to nothing was asked for.
+        shard.run(60_000, 5.0, 10_000);
+        assert_eq!(shard.run(5_000, 5.0, 1).refused, 0);
+    }
+
+    #[test]
+    fn a_machine_that_becomes_slower_is_noticed_and_one_that_recovers_too() {
+        let mut shard = Shard::new(5_000);
+        shard.run(3_000, 10.0, 1);
+        // Those who were let in at the old speed have to be done first.
+        shard.run(4_000, 1.0, 1);
+        let slow = shard.run(3_000, 1.0, 1);
+        assert!(p99(&slow) <= TARGET_MS * 3 / 2, "p99 {} ms", p99(&slow));
+        shard.run(2_000, 10.0, 1);
+        let fast = shard.run(3_000, 10.0, 1);
+        assert!(fast.done >= 28_000, "{} done", fast.done);
+        // It stood still for a while, as when a disk stalls.
+        shard.run(1_000, 0.0, 1);
+        shard.run(2_000, 10.0, 1);
+        let after = shard.run(3_000, 10.0, 1);
+        assert!(after.done >= 28_000 && p99(&after) <= TARGET_MS * 3 / 2, "{} done, p99 {}", after.done, p99(&after));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_a_single_large_statement_is_not_locked_out() {
+        let mut house = House::new(0, 64);
+        assert_eq!(house.enter(1, 2 * MAX_INSIDE_BYTES), Ok(()));
+        assert!(house.enter(1, 1).is_err());
+        house.leave(2, 2 * MAX_INSIDE_BYTES);
+        let each = MAX_INSIDE_BYTES / 10;
+        let entered = (0..20).filter(|_| house.enter(3, each).is_ok()).count();
+        assert_eq!((entered, house.inside()), (10, 10));
+    }
+}

@@ -1,0 +1,422 @@
+//! Transactions of several statements, on one shard.
+//!
+//! A transaction holds a PostgreSQL session, and a permit for every range it has touched, until it ends: by COMMIT, by ROLLBACK,
+//! with its connection, with the reign, or because it was idle or in the way of a move for too long.
+
+use super::admission::Permit;
+use super::early::{Early, EarlyReply};
+use super::group::{CommitError, answered, capture, lost};
+use super::reign::too_large;
+use super::session::{Capturer, Parameters, UserSession, reply};
+use super::{Leader, WrittenKey, touches};
+use crate::entry::{Body, Entry, MAX_ENTRY_BYTES};
+use crate::postgres::{Connector, Role};
+use crate::store::StoreError;
+use evenkeel_protocol::error::codes;
+use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOptions};
+use evenkeel_protocol::{Durability, Failure, Key, RangeId, SqlError, TableId, TxnId};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::types::ToSql;
+
+/// How long a transaction may wait for its client, in milliseconds.
+const MAX_IDLE_MS: u64 = 30_000;
+/// How often idle transactions are looked for, in milliseconds.
+const REAP_MS: u64 = 1_000;
+/// How long a statement waits for a free session, in milliseconds.
+const POOL_WAIT_MS: u64 = 2_000;
+/// Sessions that may wait for locks and run long, but not for ever. A user cannot change it (R6).
+const SESSION_SETTINGS: &str = "SET lock_timeout = '2s'; SET statement_timeout = '30s'";
+
+/// Sessions for what does not go through a lane.
+pub struct SessionPool {
+    connector: Connector,
+    idle: Mutex<Vec<UserSession>>,
+    free: Arc<Semaphore>,
+}
+
+/// A session taken from the pool; its place is free again when it is dropped.
+pub struct PooledSession {
+    session: UserSession,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Why there is no session.
+pub enum NoSession {
+    /// As many are in use as may be; the answer to that.
+    Full(Failure),
+    /// PostgreSQL opens none.
+    Failed(StoreError),
+}
+
+impl std::ops::Deref for PooledSession {
+    type Target = UserSession;
+    fn deref(&self) -> &UserSession {
+        &self.session
+    }
+}
+
+impl SessionPool {
+    /// A pool of at most `size` sessions.
+    pub fn new(connector: Connector, size: usize) -> SessionPool {
+        SessionPool { connector, idle: Mutex::default(), free: Arc::new(Semaphore::new(size.max(1))) }
+    }
+
+    /// A session outside of any transaction.
+    pub async fn take(&self) -> Result<PooledSession, NoSession> {
+        let wait = Duration::from_millis(POOL_WAIT_MS);
+        let place = match tokio::time::timeout(wait, self.free.clone().acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) | Err(_) => {
+                let error = SqlError::new(codes::TOO_MANY, "too many transactions are open on this shard");
+                return Err(NoSession::Full(error.hint("Retry later.").into()));
+            }
+        };
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(session) = idle.filter(|session| !session.is_closed()) {
+            return Ok(PooledSession { session, _place: place });
+        }
+        let open = async {
+            let session = UserSession::new(self.connector.connect(Role::User).await?);
+            session.simple(SESSION_SETTINGS).await?;
+            Ok::<_, StoreError>(session)
+        };
+        let session = open.await.map_err(NoSession::Failed)?;
+        Ok(PooledSession { session, _place: place })
+    }
+
+    /// Gives back a session that is outside of any transaction.
+    pub fn put_back(&self, session: PooledSession) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session.session);
+    }
+}
+
+/// An open transaction.
+pub struct OpenTransaction {
+    session: Option<PooledSession>,
+    permits: Vec<Permit>,
+    captured: Capturer,
+    /// Set once a statement failed: only ROLLBACK is possible then.
+    failed: bool,
+    options: TransactionOptions,
+    /// The generation of admission at its snapshot (R25).
+    began_in: u64,
+    used: Instant,
+    affected: u64,
+    first_key: Option<(TableId, Key)>,
+}
+
+/// An open transaction, as its connection holds it.
+pub struct TransactionHandle {
+    number: u64,
+    inner: tokio::sync::Mutex<OpenTransaction>,
+    /// Why it was ended from outside, if it was.
+    doomed: AtomicBool,
+}
+
+/// All open transactions of a reign, for what must end them.
+#[derive(Default)]
+pub struct Registry {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<TransactionHandle>>>,
+}
+
+impl Registry {
+    fn all(&self) -> Vec<Arc<TransactionHandle>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn remove(&self, number: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+}
+
+impl Leader {
+    /// Begins a transaction.
+    pub async fn begin_transaction(&self, options: TransactionOptions) -> Result<Arc<TransactionHandle>, Failure> {
+        self.check_open()?;
+        // While it waits for a session; once it is open it holds locks, and what it sends is let in.
+        let _inside = self.gate.enter(std::mem::size_of::<OpenTransaction>())?;
+        let session = self.take_session().await?;
+        let isolation = if options.repeatable_read { "REPEATABLE READ" } else { "READ COMMITTED" };
+        let access = if options.read_only { "READ ONLY" } else { "READ WRITE" };
+        let began_in = self.shared.admission.generation();
+        let begin = format!("BEGIN ISOLATION LEVEL {isolation} {access}");
+        session.simple(&begin).await.map_err(|error| lost(&error))?;
+        let number = self.open_transactions.next.fetch_add(1, Ordering::Relaxed);
+        let handle = Arc::new(TransactionHandle {
+            number,
+            inner: tokio::sync::Mutex::new(OpenTransaction {
+                session: Some(session),
+                permits: Vec::new(),
+                captured: Capturer::default(),
+                failed: false,
+                options,
+                began_in,
+                used: Instant::now(),
+                affected: 0,
+                first_key: None,
+            }),
+            doomed: AtomicBool::new(false),
+        });
+        let open = &self.open_transactions.open;
+        open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle.clone());
+        Ok(handle)
+    }
+
+    /// Runs a statement in a transaction.
+    pub async fn in_transaction(
+        &self,
+        handle: &TransactionHandle,
+        request: StatementRequest,
+    ) -> Result<StatementReply, Failure> {
+        let mut transaction = handle.inner.lock().await;
+        let transaction = &mut *transaction;
+        transaction.used = Instant::now();
+        if handle.doomed.load(Ordering::Acquire) {
+            return Err(in_the_way());
+        }
+        if transaction.failed {
+            return Err(SqlError::new(
+                codes::IN_FAILED_TRANSACTION,
+                "the transaction has failed; nothing is executed until it is rolled back",
+            )
+            .into());
+        }
+        let result = self.run_in_transaction(transaction, &request).await;
+        if result.is_err() {
+            transaction.failed = true;
+        }
+        result
+    }
+
+    async fn run_in_transaction(
+        &self,
+        transaction: &mut OpenTransaction,
+        request: &StatementRequest,
+    ) -> Result<StatementReply, Failure> {
+        let bound = self.bind(request)?;
+        if bound.plan.writes() && transaction.options.read_only {
+            return Err(SqlError::new("25006", "the transaction is read-only").into());
+        }
+        if request.clip.is_some() || request.limit.is_some() {
+            return Err(SqlError::unsupported(
+                "a transaction's statement over several ranges is not possible",
+                "Read it outside of the transaction, or name its rows by key.",
+            )
+            .into());
+        }
+        let touched = touches(&bound, request)?;
+        let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
+        let permit = self.shared.admission.admit(table, &touched, &transaction.permits).await.map_err(moved_away)?;
+        let adopted_later = permit.slots().iter().any(|slot| slot.adopted_in > transaction.began_in);
+        if transaction.options.repeatable_read && adopted_later {
+            // R25: its snapshot cannot hold the rows of a range that came later.
+            return Err(serialization("the range came to this shard after the transaction's snapshot"));
+        }
+        transaction.permits.push(permit);
+        let Some(session) = &transaction.session else { return Err(in_the_way()) };
+        let lost = |error: StoreError| lost_in_transaction(&self.examine(error));
+        let prepared = session.prepare(&bound.sql, bound.plan.returned()).await.map_err(lost)?;
+        let parameters = Parameters::new(&request.params);
+        let refs: Vec<&(dyn ToSql + Sync)> = parameters.refs();
+        // Whatever a statement answers depends on data (R8).
+        let (rows, fresh) = tokio::join!(session.run(&prepared, &refs), self.barrier());
+        fresh.map_err(moved_away)?;
+        let rows = rows.map_err(lost)?;
+        let before = transaction.captured.len();
+        let key = capture(&mut transaction.captured, &bound, &rows)?;
+        if transaction.captured.size_bytes() > MAX_ENTRY_BYTES {
+            return Err(too_large(transaction.captured.size_bytes()));
+        }
+        // R4: a row lock may have been got from a COMMIT that PostgreSQL has not confirmed yet.
+        let written = transaction.captured.last_keys(transaction.captured.len() - before);
+        self.reign.confirmed(&written).await?;
+        if let (Some(key), None) = (key, &transaction.first_key) {
+            transaction.first_key = Some((table, key));
+        }
+        transaction.affected += rows.len() as u64;
+        Ok(reply(&prepared.columns, &rows, rows.len())?)
+    }
+
+    /// Commits a transaction under the client's id.
+    pub async fn commit_transaction(&self, handle: &TransactionHandle, id: TxnId) -> Result<(), Failure> {
+        self.commit_early(handle, id, Durability::Disk, None).await
+    }
+
+    /// The same; at a durability below `disk` the commit is answered through `early` when it has reached that (R28).
+    pub async fn commit_early(
+        &self,
+        handle: &TransactionHandle,
+        id: TxnId,
+        durability: Durability,
+        early: Option<EarlyReply>,
+    ) -> Result<(), Failure> {
+        let _under_way = self.enter(id)?;
+        let mut transaction = handle.inner.lock().await;
+        self.open_transactions.remove(handle.number);
+        let Some(session) = transaction.session.take() else { return Err(in_the_way()) };
+        let permits = std::mem::take(&mut transaction.permits);
+        let captured = std::mem::take(&mut transaction.captured);
+        if transaction.failed || captured.is_empty() {
+            // COMMIT of a failed transaction is a ROLLBACK, as in PostgreSQL; one that only read is a read (R8).
+            let (ended, fresh) = tokio::join!(session.simple("ROLLBACK"), self.barrier());
+            if ended.is_ok() {
+                self.pool.put_back(session);
+            }
+            if transaction.failed {
+                return Err(serialization("a statement of the transaction failed, so it was rolled back"));
+            }
+            return fresh.map_err(moved_away);
+        }
+        let mut answers = Early::default();
+        answers.add(durability, early, &StatementReply::default());
+        let result = self.commit_captured(&session, captured, id, &transaction, answers).await;
+        match result {
+            Ok(()) => {
+                self.pool.put_back(session);
+                drop(permits);
+                Ok(())
+            }
+            Err(CommitError::RolledBack(failure)) => {
+                self.pool.put_back(session);
+                Err(moved_away(failure))
+            }
+            Err(CommitError::Broken(failure)) => Err(failure),
+        }
+    }
+
+    async fn commit_captured(
+        &self,
+        session: &UserSession,
+        captured: Capturer,
+        id: TxnId,
+        transaction: &OpenTransaction,
+        early: Early,
+    ) -> Result<(), CommitError> {
+        let serial = self.reign.next_serial();
+        let (term, recorded) = (self.reign.term.0 as i64, serial as i64);
+        let record = async {
+            // What PostgreSQL checks only at COMMIT is checked now (invariant 5); the record before the proposal (R5).
+            session.simple("SET CONSTRAINTS ALL IMMEDIATE").await?;
+            let record = session.prepare(&self.texts.record, 0).await?;
+            let no_answers: &[u8] = &[];
+            session.run(&record, &[&term, &recorded, &no_answers]).await?;
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = record.await.map_err(|error| self.examine(error)) {
+            return match session.simple("ROLLBACK").await {
+                Ok(()) => Err(CommitError::RolledBack(lost_in_transaction(&error))),
+                Err(_) => Err(CommitError::Broken(lost_in_transaction(&error))),
+            };
+        }
+        let mut changes = captured.finish(super::now_ms());
+        if let Some((table, key)) = transaction.first_key.clone() {
+            let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
+            changes.answered.push(answered(id, table, key, &affected));
+        }
+        self.commit(session, Entry { serial, body: Body::Changes(changes) }, early).await
+    }
+
+    /// Answers a COMMIT whose transaction this replica does not have: from the retry window, or that it cannot have happened.
+    pub async fn commit_again(&self, id: TxnId, key: WrittenKey) -> Result<(), Failure> {
+        self.check_open()?;
+        let _under_way = self.enter(id)?;
+        let _permit = match key {
+            Some((table, key)) => {
+                let touches = evenkeel_protocol::sql::Touches::Keys(vec![key]);
+                Some(self.shared.admission.admit(table, &touches, &[]).await?)
+            }
+            None => None,
+        };
+        let known = self.answered_before(id)?.is_some();
+        self.barrier().await?;
+        if known {
+            return Ok(());
+        }
+        // This leader is whole (invariant 4) and no session of an earlier reign is left (R3): it was not, and never will be, committed.
+        Err(serialization("the transaction was lost with its connection and has not been committed"))
+    }
+
+    /// Rolls a transaction back.
+    pub async fn roll_back_transaction(&self, handle: &TransactionHandle) {
+        let mut transaction = handle.inner.lock().await;
+        self.open_transactions.remove(handle.number);
+        if let Some(session) = transaction.session.take()
+            && session.simple("ROLLBACK").await.is_ok()
+        {
+            self.pool.put_back(session);
+        }
+        transaction.permits.clear();
+    }
+
+    /// Ends the transactions that keep a range from its fence (R22).
+    pub async fn doom_transactions_on(&self, range: RangeId) {
+        for handle in self.open_transactions.all() {
+            // One that is executing is not waiting for its client; it is asked again at the next try.
+            let Ok(transaction) = handle.inner.try_lock() else { continue };
+            let in_the_way =
+                transaction.permits.iter().flat_map(|permit| permit.slots()).any(|slot| slot.range.id == range);
+            drop(transaction);
+            if in_the_way {
+                handle.doomed.store(true, Ordering::Release);
+                self.roll_back_transaction(&handle).await;
+            }
+        }
+    }
+}
+
+/// Ends transactions whose clients have gone quiet, until the reign ends.
+pub async fn reap(leader: Arc<Leader>) {
+    let mut ended = leader.reign.ended();
+    loop {
+        let pause = tokio::time::sleep(Duration::from_millis(REAP_MS));
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => return,
+            () = pause => {}
+        }
+        for handle in leader.open_transactions.all() {
+            let Ok(transaction) = handle.inner.try_lock() else { continue };
+            let idle = transaction.used.elapsed() > Duration::from_millis(MAX_IDLE_MS);
+            drop(transaction);
+            if idle {
+                handle.doomed.store(true, Ordering::Release);
+                leader.roll_back_transaction(&handle).await;
+            }
+        }
+    }
+}
+
+fn serialization(message: &str) -> Failure {
+    SqlError::new(codes::SERIALIZATION_FAILURE, message).hint("Retry the transaction.").into()
+}
+
+fn in_the_way() -> Failure {
+    serialization("the transaction was ended because a range it uses is moving, or because it was idle for too long")
+}
+
+/// Inside a transaction there is nowhere else to go: the client must begin again.
+fn moved_away(failure: Failure) -> Failure {
+    match failure {
+        Failure::Moved { .. } => serialization("a range that the transaction uses has moved"),
+        Failure::NotLeader { .. } => serialization("the shard's leader has changed"),
+        Failure::Busy { reason, .. } => serialization(&reason),
+        // Only what has not begun is stopped at the gate.
+        Failure::Overloaded { .. } => serialization("the shard is overloaded"),
+        // Only a `local` read is ever too stale, and it is none of a transaction on the leader.
+        Failure::TooStale { .. } => serialization(&failure.to_string()),
+        other @ (Failure::Sql(_) | Failure::OutcomeUnknown { .. }) => other,
+    }
+}
+
+fn lost_in_transaction(error: &StoreError) -> Failure {
+    match error {
+        StoreError::Refused(error) if ["55P03", "40P01"].contains(&error.code.as_ref()) => {
+            super::group::contention(error)
+        }
+        other => moved_away(lost(other)),
+    }
+}

@@ -1,0 +1,46 @@
+//! A shard's replica: stock PostgreSQL, kept identical with its peers through a replicated log.
+//!
+//! The leader executes users' statements in its own PostgreSQL and proposes the rows they changed; once the log has decided an entry the leader
+//! commits and answers, and the followers apply the row images. Ranges come and go by entries of the same log.
+//!
+//! | module | what it holds | decides or does |
+//! |---|---|---|
+//! | [`entry`] | what the log carries | values |
+//! | [`fold`] | what a prefix of the log means: ownership, moves, the retry window | decides, purely |
+//! | [`load`] | load and where in a range it falls | decides, purely |
+//! | [`progress`] | how far PostgreSQL has followed | values |
+//! | [`leader`] | executing statements | does |
+//! | [`apply`] | following the log | does |
+//! | [`migration`] | moving ranges | does |
+//! | [`housekeeping`] | what a reign does by itself | does |
+//! | [`checks`], [`report`] | checksums, reports | does |
+//! | [`postgres`], [`store`] | the server, and what a replica keeps in it | does |
+//! | [`transfer`] | getting whole again from a peer | does |
+//! | [`members`] | who the replicas are, and how that changes | does |
+//! | [`supervision`] | getting PostgreSQL up again, and when the replica may lead | does |
+//! | [`connection`] | a client connection's transactions | decides, purely |
+//! | [`service`], [`node`] | the RPC service and the process | does |
+
+pub mod apply;
+pub mod checks;
+pub mod config;
+pub mod connection;
+pub mod entry;
+pub mod fold;
+pub mod housekeeping;
+pub mod leader;
+pub mod load;
+pub mod local;
+pub mod members;
+pub mod migration;
+pub mod node;
+pub mod postgres;
+pub mod progress;
+pub mod report;
+pub mod service;
+pub mod store;
+pub mod supervision;
+pub mod transfer;
+
+pub use config::Config;
+pub use node::{RunError, run};

@@ -1,0 +1,97 @@
+//! Who the shard's replicas are: as its log says, and how that changes.
+//!
+//! A change is a barrier in the log, behind which the next epoch begins with other members (log rule 10, see `replicated-log`). Most
+//! of it happens there; here a leader proposes it, by itself for a replica that came back with an empty disk, and at an
+//! operator's request for a machine that takes another one's place. Those who come in get the state by [`crate::transfer`].
+
+use crate::leader::Leader;
+use evenkeel_protocol::report::ShardMembers;
+use evenkeel_protocol::shard::{ControlReply, NewReplica};
+use evenkeel_replicated_log::{ChangeError, LogHandle, Member, Members, Membership, ReplicaId, Role, Term};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a leader looks for replicas that have lost their disks, in milliseconds. It acts when it has seen one twice: what
+/// comes and goes is more likely a mistake in somebody's configuration.
+const MEND_MS: u64 = 500;
+
+/// Where the replicas listen for clients and each other, by number.
+pub fn addresses(membership: &Membership) -> BTreeMap<u64, SocketAddr> {
+    let rpc = |(id, member): (&ReplicaId, &Member)| member.contacts.first().map(|address| (id.0, *address));
+    membership.members.iter().filter_map(rpc).collect()
+}
+
+/// What a leader reports of its shard's replicas.
+pub fn reported(log: &LogHandle) -> ShardMembers {
+    let membership = log.membership();
+    let membership = membership.borrow();
+    ShardMembers { epoch: membership.epoch, replicas: addresses(&membership) }
+}
+
+/// A member as the log knows it.
+pub fn member(rpc: SocketAddr, log: SocketAddr) -> Member {
+    Member { contacts: vec![rpc], ..Member::from(log) }
+}
+
+/// Takes a replica out, lets one in, or both at once. Idempotent: `Done` when the shard is led in an epoch in which it is so.
+pub fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&NewReplica>) -> ControlReply {
+    let now = log.membership().borrow().members.clone();
+    let mut next = now.clone();
+    if let Some(replica) = remove {
+        next.remove(&ReplicaId(replica));
+    }
+    if let Some(new) = add {
+        let id = ReplicaId(new.replica);
+        let elsewhere = now.get(&id).is_some_and(|known| known.log != new.log);
+        if elsewhere {
+            let reason = format!("replica {id} exists and listens elsewhere; a new machine gets a new number");
+            return ControlReply::Refused { code: "replica-exists".into(), reason };
+        }
+        next.entry(id).or_insert_with(|| member(new.rpc, new.log));
+    }
+    if next == now {
+        return ControlReply::Done;
+    }
+    propose(log, term, &next)
+}
+
+fn propose(log: &LogHandle, term: Term, next: &Members) -> ControlReply {
+    match log.change_members(term, next) {
+        Ok(()) => ControlReply::Pending { waiting_for: "the next epoch to have a leader".into() },
+        // It may be possible in a moment: a replica that comes has to be heard of first.
+        Err(error @ (ChangeError::Refused(_) | ChangeError::Propose(_))) => {
+            ControlReply::Pending { waiting_for: error.to_string() }
+        }
+    }
+}
+
+/// Brings replicas back that have lost their disks: by a change to the same members, with the disks that they have now.
+pub async fn mend(leader: Arc<Leader>) {
+    let log = &leader.shared().log;
+    let mut before = BTreeMap::new();
+    loop {
+        tokio::time::sleep(Duration::from_millis(MEND_MS)).await;
+        let lost = log.lost_disks();
+        if !lost.is_empty() && lost == before {
+            tracing::warn!(replicas = ?lost.keys(), "came back with another disk; a new epoch lets them in");
+            metrics::counter!("evenkeel_replicas_reseeded_total").increment(lost.len() as u64);
+            let members = log.membership().borrow().members.clone();
+            let reply = propose(log, leader.reign.term, &members);
+            tracing::info!(?reply, "asked for the same members with other disks");
+        }
+        before = lost;
+    }
+}
+
+/// A process that ended between having the state and telling the log so still has it.
+pub async fn claim_state(log: &LogHandle, position: u64, term: Term) {
+    let mut role = log.role();
+    let behind = |role: &Role| matches!(role, Role::Behind { trimmed, .. } if trimmed.0 <= position);
+    if role.wait_for(behind).await.is_ok() && log.installed(evenkeel_replicated_log::LogIndex(position), term).is_err()
+    {
+        tracing::debug!("the log has stopped");
+    }
+    std::future::pending::<()>().await;
+}

@@ -1,0 +1,71 @@
+//! Deleting rows that must not stay, by logged, bounded entries (R24): what a source left behind, and what had come in of a
+//! move that came to nothing.
+
+use crate::entry::Control;
+use crate::fold::ShardState;
+use crate::leader::Leader;
+use crate::leader::reign::Outcome;
+use crate::store::PinnedSnapshot;
+use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
+use std::time::Duration;
+
+/// Rows of one piece, and bytes: applying it must not hold up what comes behind it.
+const PIECE_ROWS: usize = 1_000;
+const PIECE_BYTES: usize = 1 << 20;
+/// Between pieces, in milliseconds: cleaning up is never urgent.
+const PAUSE_MS: u64 = 5;
+
+/// Which rows go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A source's copy after the move.
+    Left,
+    /// What came in of a move that came to nothing.
+    Discarded,
+}
+
+impl What {
+    fn entry(self, operator: OperatorId, interval: KeyInterval, last: bool) -> Control {
+        match self {
+            What::Left => Control::Purge { operator, interval, last },
+            What::Discarded => Control::Discard { operator, interval, last },
+        }
+    }
+
+    fn target(self, state: &ShardState, operator: OperatorId) -> Option<(TableId, KeyInterval)> {
+        match self {
+            What::Left => state.move_out(operator).map(|m| (m.table, m.interval.clone())),
+            What::Discarded => state.move_in(operator).map(|m| (m.table, m.interval.clone())),
+        }
+    }
+}
+
+/// Deletes the rows. Whatever stops it, the next leader starts again: deleting what is gone does nothing.
+pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
+    let state = leader.shared().state();
+    let Some((table, mut rest)) = what.target(&state, operator) else { return };
+    let Some(schema) = state.table(table).cloned() else { return };
+    loop {
+        let piece = async {
+            let mut snapshot = PinnedSnapshot::open(&leader.shared().connector).await?;
+            snapshot.chunk(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await
+        };
+        let piece = match piece.await {
+            Ok(piece) => piece,
+            Err(error) => return tracing::warn!(%operator, %error, "cannot look for rows to delete"),
+        };
+        let (interval, last) = (piece.covered, piece.last);
+        if let Some(end) = &interval.end {
+            rest.start = end.clone();
+        }
+        match leader.control(what.entry(operator, interval, last)).await {
+            Ok(Outcome::Effective(_)) => {}
+            Ok(other) => return tracing::info!(%operator, ?other, "a clean-up ends"),
+            Err(failure) => return tracing::info!(%operator, %failure, "a clean-up ends"),
+        }
+        if last {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(PAUSE_MS)).await;
+    }
+}

@@ -1,0 +1,344 @@
+//! A replica's process: PostgreSQL, the log, the applier, the service, and what happens when one of them fails.
+//!
+//! PostgreSQL and the applier come and go together: each start of PostgreSQL is an *incarnation*, which reads what PostgreSQL holds,
+//! takes the log up from there, and ends when PostgreSQL or a session that had proposed an entry fails (R1). The log and
+//! the RPC service live as long as the process; between two incarnations the replica stands aside ([`crate::supervision`]).
+
+use crate::apply::keeper::Keeper;
+use crate::apply::{Applier, ApplyError, Request, SavedState, Start};
+use crate::checks::Checks;
+use crate::config::Config;
+use crate::fold::RetryWindow;
+use crate::housekeeping::keep_house;
+use crate::leader::admission::Admission;
+use crate::leader::{Leader, Shared};
+use crate::local::LocalReads;
+use crate::members;
+use crate::migration::fence::FenceTries;
+use crate::postgres::{Postgres, PostgresConfig, PostgresError};
+use crate::progress::Progress;
+use crate::store::{Store, StoreError};
+use crate::supervision::{Relapses, watch_pulse};
+use crate::transfer;
+use evenkeel_replicated_log::{
+    self as log, GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, StartError, Term, Timing,
+};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// PostgreSQL sessions beside the lanes, readers and transactions: the apply session, snapshots of copies and checks.
+const OTHER_SESSIONS: u32 = 40;
+/// Requests that may wait for the applier.
+const QUEUE_REQUESTS: usize = 64;
+/// Between tries to take a peer's state, in milliseconds.
+const BETWEEN_TRIES_MS: u64 = 300;
+
+/// The smallest segment of the log, in bytes.
+const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+
+/// Why the process ends before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// PostgreSQL cannot be found, made or started.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The log cannot be opened.
+    #[error("the log cannot be opened: {0}")]
+    Log(#[from] StartError),
+    /// Going on would make this replica differ from its peers.
+    #[error("stopped, because going on would make this replica differ: {0}")]
+    Diverged(String),
+    /// The log has stopped.
+    #[error("the log has stopped")]
+    LogStopped,
+    /// Another replica has taken its place; nothing is left to do.
+    #[error(
+        "replica {replica} is no longer a member of shard {shard} since its epoch {epoch}; once the shard has a leader its folder can go"
+    )]
+    Removed {
+        /// The shard.
+        shard: evenkeel_protocol::ShardId,
+        /// The replica.
+        replica: u64,
+        /// The first epoch without it.
+        epoch: u32,
+    },
+}
+
+/// One start of PostgreSQL, as the service sees it.
+#[derive(Clone)]
+pub struct Current {
+    /// What the replica's parts share.
+    pub shared: Shared,
+    /// The way to the applier.
+    pub requests: mpsc::Sender<Request>,
+    /// The reign that serves, if any.
+    pub leading: watch::Receiver<Option<Arc<Leader>>>,
+    /// Reads at level `local`.
+    pub local: Arc<LocalReads>,
+    /// The server's process.
+    pub postgres_pid: Option<u32>,
+}
+
+/// A replica.
+pub struct Node {
+    /// Its configuration.
+    pub config: Arc<Config>,
+    /// Its log.
+    pub log: LogHandle,
+    /// Its checksums.
+    pub checks: Arc<Checks>,
+    /// Fences tried in vain.
+    pub fences: FenceTries,
+    /// The incarnation; `None` while PostgreSQL starts.
+    pub current: watch::Sender<Option<Current>>,
+}
+
+/// Runs a shard replica until `shutdown` completes or it cannot go on.
+///
+/// # Errors
+/// See [`RunError`]; each says in one line what is wrong.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
+    let own = |map: &std::collections::BTreeMap<u64, SocketAddr>, what: &str| {
+        let missing = || RunError::Config(format!("{what} has no address for replica {}", config.replica));
+        map.get(&config.replica).copied().ok_or_else(missing)
+    };
+    let (rpc, log_address) = (own(&config.rpc, "rpc")?, own(&config.log, "log")?);
+    let listen = |error| RunError::Listen { address: rpc, error };
+    let listener = TcpListener::bind(rpc).await.map_err(listen)?;
+    // Readers twice: the reign's, and those of `local` reads.
+    let sessions = (config.write_lanes + 2 * config.read_lanes + config.max_transactions) as u32;
+    let mut postgres = Postgres::claim(PostgresConfig {
+        bin_dir: config.postgres_bin.clone(),
+        data_dir: config.data_dir.clone(),
+        shared_buffers_mib: config.shared_buffers_mib,
+        max_connections: sessions + OTHER_SESSIONS,
+    })
+    .await?;
+    let member = |(id, log): (&u64, &SocketAddr)| Some((ReplicaId(*id), members::member(*config.rpc.get(id)?, *log)));
+    let peers = config.log.iter().filter_map(member).collect();
+    let log_dir = config.data_dir.join("log");
+    if !log_dir.exists() {
+        // Nothing has been promised or kept here yet. What keeps a new replica from starting is told at once.
+        postgres.restart().await?;
+    }
+    let log = log::start(GroupConfig {
+        group: u64::from(config.shard.0),
+        join: config.join,
+        me: ReplicaId(config.replica),
+        listen: log_address,
+        peers,
+        dir: log_dir,
+        timing: Timing::default(),
+        limits: log_limits(config.log_cap_bytes),
+    })?;
+    log.stand_aside(true);
+    let checks = Arc::new(Checks::new(config.replica));
+    let node = Arc::new(Node {
+        config: Arc::new(config),
+        log: log.clone(),
+        checks,
+        fences: FenceTries::default(),
+        current: watch::Sender::new(None),
+    });
+    let (stop, stopped) = watch::channel(false);
+    let mut stopping = stopped.clone();
+    let service = tokio::spawn(evenkeel_rpc::serve(listener, node.clone(), async move {
+        // An error means that `run` has ended.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    }));
+    let result = tokio::select! {
+        result = node.live(&mut postgres) => result,
+        epoch = log.removed() => {
+            let (shard, replica) = (node.config.shard, node.config.replica);
+            Err(RunError::Removed { shard, replica, epoch })
+        }
+        () = shutdown => Ok(()),
+    };
+    node.end_reign();
+    stop.send_replace(true);
+    let _ = service.await;
+    log.shutdown().await;
+    postgres.stop().await?;
+    result
+}
+
+/// The log's limits under this cap: a log that must stay small keeps less for replicas that are down, in smaller segments.
+fn log_limits(log_cap_bytes: u64) -> Limits {
+    let default = Limits::default();
+    Limits {
+        log_cap_bytes,
+        retention_bytes: default.retention_bytes.min(log_cap_bytes / 4),
+        segment_bytes: default.segment_bytes.min((log_cap_bytes / 8).max(MIN_SEGMENT_BYTES)),
+        ..default
+    }
+}
+
+impl Node {
+    /// One incarnation after the other.
+    async fn live(&self, postgres: &mut Postgres) -> Result<(), RunError> {
+        let (mut spent, mut relapses) = (None, Relapses::default());
+        if postgres.pid().is_none() {
+            self.bring_up(postgres).await;
+        }
+        loop {
+            let begun = Instant::now();
+            let ended = self.incarnate(postgres, spent, relapses).await;
+            let leading = self.log.role().borrow().leading();
+            // R1: this term is over on this replica, whatever becomes of the leadership.
+            spent = leading.or(spent);
+            self.log.stand_aside(true);
+            self.end_reign();
+            relapses.failed_after(begun.elapsed());
+            match ended {
+                ApplyError::Diverged(reason) => return Err(RunError::Diverged(reason)),
+                ApplyError::LogStopped => return Err(RunError::LogStopped),
+                ApplyError::Reopen(reason) => {
+                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, reason, "opens PostgreSQL anew");
+                    metrics::counter!("evenkeel_postgres_reopened_total").increment(1);
+                    self.bring_up(postgres).await;
+                }
+                ApplyError::Damaged(reason) => {
+                    tracing::error!(shard = %self.config.shard, replica = self.config.replica, reason, "PostgreSQL's data is damaged");
+                    // If not, it is found damaged again: this replica does not lead meanwhile more than it must.
+                    self.rebuild(postgres).await;
+                    self.bring_up(postgres).await;
+                }
+                ApplyError::NeedState { trimmed } => self.take_state(postgres, trimmed).await,
+            }
+        }
+    }
+
+    fn end_reign(&self) {
+        if let Some(current) = self.current.send_replace(None)
+            && let Some(leader) = &*current.leading.borrow()
+        {
+            leader.reign.end();
+        }
+    }
+
+    async fn take_state(&self, postgres: &mut Postgres, trimmed: LogIndex) {
+        loop {
+            let taken = async {
+                let (mut store, _) = Store::open(&postgres.connector()).await?;
+                transfer::take_state(&self.config, &self.log, &mut store, trimmed).await
+            };
+            match taken.await {
+                Ok(()) => return,
+                Err(transfer::TransferError::Store(error)) => {
+                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, %error, "opens PostgreSQL anew");
+                    if matches!(error, StoreError::Damaged(_)) {
+                        self.rebuild(postgres).await;
+                    }
+                    self.bring_up(postgres).await;
+                }
+                Err(error) => {
+                    tracing::info!(shard = %self.config.shard, replica = self.config.replica, %error, "no state yet");
+                    tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
+                }
+            }
+        }
+    }
+
+    /// Follows the log with this start of PostgreSQL until that must end.
+    async fn incarnate(&self, postgres: &Postgres, spent: Option<Term>, relapses: Relapses) -> ApplyError {
+        let connector = postgres.connector();
+        let mut down = postgres.down();
+        let opened = async {
+            let (store, recovered) = Store::open(&connector).await?;
+            let saved = match &recovered.state {
+                Some((_, encoded)) => {
+                    postcard::from_bytes::<SavedState>(encoded)
+                        .map_err(|error| {
+                            ApplyError::Diverged(format!("the recorded state cannot be decoded: {error}"))
+                        })?
+                        .state
+                }
+                None => Default::default(),
+            };
+            let mut window = RetryWindow::default();
+            for answers in &recovered.answers {
+                window.restore(answers.clone()).map_err(|error| ApplyError::Diverged(error.to_string()))?;
+            }
+            Ok::<_, ApplyError>((store, recovered, saved, window))
+        };
+        let (store, recovered, state, window) = match opened.await {
+            Ok(opened) => opened,
+            Err(error) => return error,
+        };
+        let progress = Arc::new(Progress::new(recovered.position));
+        let (broken, mut broke) = mpsc::unbounded_channel();
+        let (failed, mut fails) = mpsc::unbounded_channel();
+        let keeper = Keeper::start(store, connector.clone(), progress.clone(), self.log.clone(), failed);
+        let shared = Shared {
+            log: self.log.clone(),
+            state: Arc::new(RwLock::new(Arc::new(state.clone()))),
+            window: Arc::new(Mutex::new(window)),
+            owned_changed: Arc::default(),
+            progress: progress.clone(),
+            admission: Arc::new(Admission::default()),
+            connector: connector.clone(),
+            broken,
+        };
+        let (leading, lead) = watch::channel(None);
+        let (requests, queue) = mpsc::channel(QUEUE_REQUESTS);
+        let start = Start {
+            state,
+            position: recovered.position,
+            term: Term(recovered.term),
+            records: recovered.records.iter().map(|record| (record.term, record.serial)).collect(),
+            spent,
+        };
+        let applier = Applier::new(self.config.clone(), shared.clone(), keeper, self.checks.clone(), leading, start);
+        let subscription = self.log.subscribe(LogIndex(recovered.position + 1));
+        let local = Arc::new(LocalReads::new(shared.clone(), self.config.read_lanes));
+        self.current.send_replace(Some(Current {
+            shared,
+            requests,
+            leading: lead.clone(),
+            local,
+            postgres_pid: postgres.pid(),
+        }));
+        tokio::select! {
+            error = applier.run(subscription, queue) => error,
+            Some(error) = broke.recv() => error,
+            Some(error) = fails.recv() => error.into(),
+            _ = down.wait_for(|down| *down) => ApplyError::Reopen("the PostgreSQL server has exited".into()),
+            reason = watch_pulse(&connector) => ApplyError::Reopen(reason),
+            () = self.come_back(&progress, postgres, relapses.rest()) => ApplyError::LogStopped,
+            () = self.keep_house(lead) => ApplyError::LogStopped,
+            () = members::claim_state(&self.log, recovered.position, Term(recovered.term)) => ApplyError::LogStopped,
+        }
+    }
+
+    /// Runs each reign's housekeeping. Never returns.
+    async fn keep_house(&self, mut leading: watch::Receiver<Option<Arc<Leader>>>) {
+        loop {
+            let leader = leading.borrow_and_update().clone();
+            if let Some(leader) = leader {
+                let house = keep_house(leader, self.config.clone(), self.checks.clone());
+                tokio::select! {
+                    () = house => {}
+                    _ = leading.changed() => continue,
+                }
+            }
+            if leading.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

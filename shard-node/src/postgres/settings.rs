@@ -1,0 +1,121 @@
+//! The server's configuration, as text: pure, so that each setting and its reason can be read and tested in one place.
+
+use super::PostgresConfig;
+use std::path::Path;
+
+/// Who may connect: whoever can enter the socket's folder, which is the node alone.
+pub(super) const HBA: &str = "local all all trust\n";
+
+/// `postgresql.auto.conf`, whole.
+pub(super) const AUTO: &str = "# Emptied by Evenkeel at every start; ALTER SYSTEM does not last.\n";
+
+/// `postgresql.conf`, whole. It is written anew at every start.
+pub(super) fn render(config: &PostgresConfig, socket_dir: &Path) -> String {
+    let mut text = String::from("# Written by Evenkeel at every start; changes are lost.\n");
+    let sockets = format!("'{}'", socket_dir.display());
+    let buffers = format!("{}MB", config.shared_buffers_mib);
+    let connections = config.max_connections.to_string();
+    let variable =
+        [("unix_socket_directories", &sockets), ("shared_buffers", &buffers), ("max_connections", &connections)];
+    for (name, value) in variable.into_iter().map(|(n, v)| (n, v.as_str())).chain(FIXED.iter().copied()) {
+        text.push_str(&format!("{name} = {value}\n"));
+    }
+    text
+}
+
+const FIXED: &[(&str, &str)] = &[
+    // The socket is the only way in.
+    ("listen_addresses", "''"),
+    ("port", "5432"),
+    ("unix_socket_permissions", "0700"),
+    // The log's fsync is the only one a write waits for. `fsync` and full pages stay on, so that after a crash the data
+    // is behind, never torn.
+    ("synchronous_commit", "off"),
+    ("fsync", "on"),
+    ("full_page_writes", "on"),
+    // Asynchronous commits reach the disk within three times this delay; each flush competes with the log's fsync.
+    ("wal_writer_delay", "500ms"),
+    ("wal_writer_flush_after", "2MB"),
+    // Replication is the log's work, not the server's.
+    ("wal_level", "minimal"),
+    ("max_wal_senders", "0"),
+    ("max_logical_replication_workers", "0"),
+    ("min_wal_size", "64MB"),
+    ("max_wal_size", "256MB"),
+    ("checkpoint_completion_target", "0.9"),
+    // R7: a transaction that outlives its session would bypass the log.
+    ("max_prepared_transactions", "0"),
+    // R1: a crash of one backend takes back commits that other sessions have seen. The server must not hide that by
+    // restarting within: it ends, the supervisor sees it, the reign ends.
+    ("restart_after_crash", "off"),
+    // Short statements on keys gain nothing from either and pay for both.
+    ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    ("max_worker_processes", "2"),
+    ("huge_pages", "off"),
+    // The record of what is applied is inserted and deleted all the time: clean up often, with little at once.
+    ("autovacuum", "on"),
+    ("autovacuum_naptime", "10s"),
+    ("autovacuum_max_workers", "2"),
+    ("autovacuum_vacuum_cost_limit", "400"),
+    ("autovacuum_vacuum_cost_delay", "2ms"),
+    // R6: nothing in the server ends a statement or a session by itself; the node owns the time limits.
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("deadlock_timeout", "200ms"),
+    ("temp_file_limit", "1GB"),
+    // Checksums hash the text form of rows, which must be the same on every replica.
+    ("timezone", "'UTC'"),
+    ("datestyle", "'iso, ymd'"),
+    ("intervalstyle", "'postgres'"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "'hex'"),
+    ("lc_messages", "'C'"),
+    ("search_path", "'public'"),
+    // Users' mistakes are answered, not logged: the log stays short.
+    ("logging_collector", "off"),
+    ("log_min_messages", "log"),
+    ("log_min_error_statement", "panic"),
+    ("log_checkpoints", "off"),
+    ("log_autovacuum_min_duration", "-1"),
+    ("log_timezone", "'UTC'"),
+    ("log_line_prefix", "'%m [%p] '"),
+    ("update_process_title", "off"),
+];
+
+/// Run once by the superuser: the account of users' sessions, which can change rows and nothing else (R6). It may
+/// create nothing, not even temporary tables, end no other session, and change no setting through a function.
+pub(super) const MAKE_USER: &str = "
+BEGIN;
+CREATE ROLE evenkeel_user LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
+REVOKE ALL ON DATABASE postgres FROM PUBLIC;
+GRANT CONNECT ON DATABASE postgres TO evenkeel_user;
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO evenkeel_user;
+REVOKE EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(int, bigint), pg_catalog.pg_cancel_backend(int),
+    pg_catalog.set_config(text, text, boolean), pg_catalog.lo_create(oid), pg_catalog.lo_creat(int),
+    pg_catalog.lo_from_bytea(oid, bytea) FROM PUBLIC;
+COMMIT";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_setting_is_made_once_and_the_variable_ones_are_in() {
+        let config =
+            PostgresConfig { bin_dir: None, data_dir: "/d".into(), shared_buffers_mib: 77, max_connections: 9 };
+        let text = render(&config, Path::new("/d/socket"));
+        let mut names: Vec<&str> = text.lines().skip(1).map(|line| line.split(" = ").next().unwrap()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for line in ["shared_buffers = 77MB", "max_connections = 9", "unix_socket_directories = '/d/socket'"] {
+            assert!(text.lines().any(|l| l == line), "{line}");
+        }
+    }
+}

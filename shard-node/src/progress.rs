@@ -1,0 +1,102 @@
+//! How far this replica's PostgreSQL has followed its log (invariant 3).
+//!
+//! The state machine is folded in the log's order, but the leader's transactions commit in any order. So what PostgreSQL
+//! holds is not a prefix of the log; the *watermark* is the longest prefix of which it holds everything.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+#[derive(Debug, Default)]
+struct Inner {
+    folded: u64,
+    outstanding: BTreeSet<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Progress {
+    inner: Mutex<Inner>,
+    watermark: watch::Sender<u64>,
+}
+
+impl Progress {
+    /// Everything up to `position` is in PostgreSQL.
+    pub fn new(position: u64) -> Progress {
+        let inner = Inner { folded: position, outstanding: BTreeSet::new() };
+        Progress { inner: Mutex::new(inner), watermark: watch::Sender::new(position) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let watermark = inner.outstanding.first().map_or(inner.folded, |first| first - 1);
+        self.watermark.send_if_modified(|known| {
+            let grew = watermark > *known;
+            *known = watermark.max(*known);
+            grew
+        });
+    }
+
+    /// The entry at `position` has been folded; PostgreSQL does not hold it yet.
+    pub fn expect(&self, position: u64) {
+        let mut inner = self.inner();
+        inner.folded = inner.folded.max(position);
+        inner.outstanding.insert(position);
+    }
+
+    /// The entry at `position` has been folded, and there is nothing to do for it.
+    pub fn pass(&self, position: u64) {
+        let mut inner = self.inner();
+        inner.folded = inner.folded.max(position);
+        self.publish(&inner);
+    }
+
+    /// PostgreSQL holds the entry at `position`.
+    pub fn confirm(&self, position: u64) {
+        let mut inner = self.inner();
+        inner.outstanding.remove(&position);
+        self.publish(&inner);
+    }
+
+    /// The last position folded.
+    pub fn folded(&self) -> u64 {
+        self.inner().folded
+    }
+
+    /// The last position up to which PostgreSQL holds everything.
+    pub fn watermark(&self) -> u64 {
+        *self.watermark.borrow()
+    }
+
+    /// The watermark, as it grows.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.watermark.subscribe()
+    }
+
+    /// Waits until the watermark has reached `position`.
+    pub async fn reached(&self, position: u64) {
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = self.watermark.subscribe().wait_for(|watermark| *watermark >= position).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_is_the_longest_prefix_that_postgresql_holds() {
+        let progress = Progress::new(10);
+        progress.expect(11);
+        progress.expect(12);
+        progress.pass(13);
+        assert_eq!((progress.folded(), progress.watermark()), (13, 10));
+        progress.confirm(12);
+        assert_eq!(progress.watermark(), 10);
+        progress.confirm(11);
+        assert_eq!(progress.watermark(), 13);
+    }
+}

@@ -1,0 +1,205 @@
+//! Shards of real replicas in this process, each with its own PostgreSQL, spoken to over RPC as clients and the placement
+//! driver do.
+
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::*;
+use evenkeel_protocol::sql::{Command, parse};
+use evenkeel_protocol::*;
+use evenkeel_rpc::Connection;
+use evenkeel_shard_node::{Config, run};
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+static SEQUENCE: AtomicU64 = AtomicU64::new(1);
+
+/// A running replica.
+struct Replica {
+    config: Config,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+/// A shard.
+pub struct Shard {
+    pub info: ShardInfo,
+    replicas: Vec<Replica>,
+    _dir: tempfile::TempDir,
+}
+
+/// Free addresses below the range from which outgoing connections take theirs, each given out once.
+fn addresses(count: usize) -> BTreeMap<u64, SocketAddr> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let first = 12_000 + std::process::id() as u64 % 10_000;
+    let mut free = std::iter::from_fn(|| Some(first + NEXT.fetch_add(1, Ordering::Relaxed)))
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port as u16)))
+        .filter(|address| TcpListener::bind(address).is_ok());
+    (1..=count as u64).map(|replica| (replica, free.next().unwrap())).collect()
+}
+
+impl Replica {
+    fn start(&mut self) {
+        let (stop, stopped) = oneshot::channel();
+        let config = self.config.clone();
+        let task = tokio::spawn(async move {
+            run(config, async move { drop(stopped.await) }).await.unwrap();
+        });
+        self.running = Some((stop, task));
+    }
+
+    async fn stop(&mut self) {
+        if let Some((stop, task)) = self.running.take() {
+            drop(stop);
+            task.await.unwrap();
+        }
+    }
+}
+
+impl Shard {
+    pub async fn start(id: u32, replicas: usize) -> Shard {
+        let dir = tempfile::tempdir().unwrap();
+        let (rpc, log) = (addresses(replicas), addresses(replicas));
+        let info = ShardInfo { id: ShardId(id), replicas: rpc.clone() };
+        let config = |replica: u64| -> Config {
+            let data_dir: PathBuf = Path::join(dir.path(), format!("r{replica}"));
+            let text = toml_of(id, replica, &data_dir, &rpc, &log);
+            toml::from_str(&text).unwrap()
+        };
+        let replicas = (1..=replicas as u64).map(|r| Replica { config: config(r), running: None }).collect();
+        let mut shard = Shard { info, replicas, _dir: dir };
+        for replica in &mut shard.replicas {
+            replica.start();
+        }
+        shard.leader().await;
+        shard
+    }
+
+    pub async fn stop(mut self) {
+        for replica in &mut self.replicas {
+            replica.stop().await;
+        }
+    }
+
+    pub async fn stop_replica(&mut self, replica: u64) {
+        self.replicas[replica as usize - 1].stop().await;
+    }
+
+    pub fn start_replica(&mut self, replica: u64) {
+        self.replicas[replica as usize - 1].start();
+    }
+
+    pub async fn inspect(&self, replica: u64) -> Option<Inspection> {
+        let address = self.info.replicas[&replica];
+        let connection = Connection::<_, ShardReply>::connect(address, Duration::from_secs(1)).await.ok()?;
+        match connection.call_within(&ShardRequest::Inspect, Duration::from_secs(1)).await.ok()? {
+            ShardReply::Inspect(inspection) => Some(*inspection),
+            _ => None,
+        }
+    }
+
+    /// Waits for a replica that serves as leader.
+    pub async fn leader(&self) -> u64 {
+        let begun = Instant::now();
+        loop {
+            for replica in self.info.replicas.keys() {
+                if self.inspect(*replica).await.is_some_and(|i| i.leads) {
+                    return *replica;
+                }
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "shard {} has no leader", self.info.id);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asks the leader; follows redirects to other replicas, waits while there is none.
+    pub async fn ask(&self, request: &ShardRequest) -> ShardReply {
+        let begun = Instant::now();
+        loop {
+            let leader = self.leader().await;
+            let address = self.info.replicas[&leader];
+            let reply = async {
+                let connection = Connection::<_, ShardReply>::connect(address, Duration::from_secs(1)).await.ok()?;
+                connection.call_within(request, Duration::from_secs(20)).await.ok()
+            };
+            match reply.await {
+                Some(ShardReply::Failed(
+                    Failure::NotLeader { .. } | Failure::Busy { .. } | Failure::OutcomeUnknown { .. },
+                ))
+                | None => {}
+                Some(reply) => return reply,
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "no answer to {request:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn control(&self, request: ControlRequest) -> ControlReply {
+        match self.ask(&ShardRequest::Control(request)).await {
+            ShardReply::Control(reply) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn create_table(&self, sql: &str, table: u32, range: u64) -> TableSchema {
+        let Command::CreateTable { mut schema, .. } = parse(sql).unwrap() else { panic!("no CREATE TABLE") };
+        schema.id = TableId(table);
+        let request = ControlRequest::CreateTable { schema: schema.clone(), range: RangeId(range) };
+        assert_eq!(self.control(request).await, ControlReply::Done);
+        schema
+    }
+
+    pub async fn sql(&self, sql: &str, params: &[Value]) -> Result<StatementReply, Failure> {
+        match self.ask(&ShardRequest::Statement(statement(sql, params))).await {
+            ShardReply::Rows(reply) => Ok(reply),
+            ShardReply::Failed(failure) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Checksums of all replicas agree; gives (rows, sum) per range.
+    pub async fn checked_sums(&self) -> Vec<(RangeId, RangeChecksum)> {
+        let ControlReply::Checksums(all) = self.control(ControlRequest::Checksums).await else { panic!() };
+        let sums: Vec<_> = all.iter().map(|r| r.ranges.clone().unwrap()).collect();
+        assert_eq!(all.len(), self.replicas.len());
+        assert!(sums.windows(2).all(|w| w[0] == w[1]), "replicas differ: {all:?}");
+        assert!(all.windows(2).all(|w| w[0].index == w[1].index), "at different places: {all:?}");
+        sums[0].clone()
+    }
+}
+
+fn toml_of(
+    shard: u32,
+    replica: u64,
+    dir: &Path,
+    rpc: &BTreeMap<u64, SocketAddr>,
+    log: &BTreeMap<u64, SocketAddr>,
+) -> String {
+    let map = |m: &BTreeMap<u64, SocketAddr>| m.iter().map(|(k, v)| format!("{k} = \"{v}\"\n")).collect::<String>();
+    format!(
+        "shard = {shard}\nreplica = {replica}\ndata_dir = {dir:?}\nshared_buffers_mib = 16\n[rpc]\n{}[log]\n{}",
+        map(rpc),
+        map(log)
+    )
+}
+
+pub fn id() -> TxnId {
+    let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    TxnId { client: 7, sequence, first_sent_ms: now.as_millis() as u64 }
+}
+
+pub fn statement(sql: &str, params: &[Value]) -> StatementRequest {
+    StatementRequest {
+        id: id(),
+        sql: sql.into(),
+        params: params.to_vec(),
+        clip: None,
+        limit: None,
+        read: ReadLevel::Linearizable,
+        max_staleness_ms: None,
+        durability: Durability::Disk,
+    }
+}
