@@ -1,0 +1,93 @@
+//! What a statement can end in other than an answer, told apart by what must happen next.
+//!
+//! Every error carries a SQLSTATE, so that it can go to a PostgreSQL driver as it is. The variants promise what has *not*
+//! happened: only [`ClientError::OutcomeUnknown`] leaves open whether the statement took effect (invariant 7).
+
+use evenkeel_protocol::SqlError;
+use evenkeel_protocol::error::codes;
+
+/// Why a statement or transaction got no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The statement failed, and would again: show it to the user.
+    #[error("{0}")]
+    Sql(SqlError),
+    /// Nothing happened, and the transaction is gone: run it again from its beginning (SQLSTATE class 40).
+    #[error("{0}")]
+    Rerun(SqlError),
+    /// Nothing happened, and the store could not be reached in time: try again later (08006, 57P03, 53300).
+    #[error("{0}")]
+    Unavailable(SqlError),
+    /// It may have happened, and it could not be found out in time (08007): look before doing it again.
+    #[error("{0}")]
+    OutcomeUnknown(SqlError),
+    /// An earlier write of the session, answered at a durability below `disk`, has been lost and has not happened (58K01): do it again, if it
+    /// still matters. The statement that tells was not executed.
+    #[error("{0}")]
+    WriteLost(SqlError),
+    /// The client's settings cannot be used; one line that names the key, the value and what is accepted.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl ClientError {
+    /// A shard's answer that is an error, by its class.
+    pub(crate) fn answered(error: SqlError) -> ClientError {
+        match error.code.as_ref() {
+            code if code.starts_with("40") => ClientError::Rerun(error),
+            codes::OUTCOME_UNKNOWN => ClientError::OutcomeUnknown(error),
+            codes::TOO_MANY | codes::CANNOT_CONNECT_NOW => ClientError::Unavailable(error),
+            _ => ClientError::Sql(error),
+        }
+    }
+
+    /// 40001: the transaction is gone.
+    pub(crate) fn rerun(message: impl Into<String>) -> ClientError {
+        let error = SqlError::new(codes::SERIALIZATION_FAILURE, message);
+        ClientError::Rerun(error.hint("Nothing of the transaction has taken effect. Run it again from its beginning."))
+    }
+
+    /// The SQLSTATE, five characters.
+    pub fn code(&self) -> &str {
+        self.sql().map_or("F0000", |error| &error.code)
+    }
+
+    /// The error as PostgreSQL reports errors; `None` for a wrong setting.
+    pub fn sql(&self) -> Option<&SqlError> {
+        match self {
+            ClientError::Sql(e)
+            | ClientError::Rerun(e)
+            | ClientError::Unavailable(e)
+            | ClientError::OutcomeUnknown(e)
+            | ClientError::WriteLost(e) => Some(e),
+            ClientError::Config(_) => None,
+        }
+    }
+
+    /// Whether doing the same again is safe (nothing has happened) and may succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, ClientError::Rerun(_) | ClientError::Unavailable(_))
+    }
+}
+
+impl From<SqlError> for ClientError {
+    fn from(error: SqlError) -> ClientError {
+        ClientError::answered(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_40_is_to_be_run_again_and_the_rest_is_the_users() {
+        assert!(ClientError::answered(SqlError::new("40P01", "deadlock")).is_retryable());
+        assert!(ClientError::answered(SqlError::new("53300", "full")).is_retryable());
+        assert!(!ClientError::answered(SqlError::new("23505", "duplicate")).is_retryable());
+        let unknown = ClientError::answered(SqlError::new("08007", "too old"));
+        assert!(matches!(unknown, ClientError::OutcomeUnknown(_)) && !unknown.is_retryable());
+        assert_eq!(ClientError::rerun("gone").code(), "40001");
+        assert_eq!(ClientError::Config("x".into()).code(), "F0000");
+    }
+}

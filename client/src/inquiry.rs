@@ -1,0 +1,71 @@
+//! Who leads, asked of the other replicas when one is silent.
+//!
+//! It owns what was last heard, per shard and silent replica, so that however many statements wait for the same replica, one of them asks
+//! and all share the answer: a shard that is only slow is not asked more often than every `silence_ms`.
+
+use evenkeel_protocol::ShardId;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What was heard last, and when it was asked.
+type Heard = Option<(Instant, Option<u64>)>;
+/// By shard and silent replica.
+type Slots = HashMap<(ShardId, u64), Arc<tokio::sync::Mutex<Heard>>>;
+
+/// What was heard about silent replicas.
+#[derive(Debug, Default)]
+pub(crate) struct Inquiries {
+    /// An asynchronous lock each, since who finds an inquiry under way waits for it.
+    by_silent: Mutex<Slots>,
+}
+
+impl Inquiries {
+    /// What `ask` says, or what it said less than `fresh` ago for the same silent replica of the same shard.
+    pub(crate) async fn share(
+        &self,
+        shard: ShardId,
+        silent: u64,
+        fresh: Duration,
+        ask: impl Future<Output = Option<u64>>,
+    ) -> Option<u64> {
+        let slot = {
+            let mut all = self.by_silent.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry((shard, silent)).or_default().clone()
+        };
+        let mut heard = slot.lock().await;
+        if let Some((at, leader)) = *heard
+            && at.elapsed() < fresh
+        {
+            return leader;
+        }
+        let leader = ask.await;
+        *heard = Some((Instant::now(), leader));
+        leader
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Breaks if every statement that waits for a silent replica asks by itself.
+    #[tokio::test]
+    async fn one_asks_for_all_who_wait() {
+        let (inquiries, asked) = (Inquiries::default(), AtomicU64::new(0));
+        let ask = || async {
+            tokio::task::yield_now().await;
+            asked.fetch_add(1, Ordering::Relaxed);
+            Some(2)
+        };
+        let hour = Duration::from_secs(3_600);
+        let all = (0..50).map(|_| inquiries.share(ShardId(1), 1, hour, ask()));
+        assert!(futures::future::join_all(all).await.iter().all(|leader| *leader == Some(2)));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        inquiries.share(ShardId(1), 3, hour, ask()).await;
+        inquiries.share(ShardId(1), 1, Duration::ZERO, ask()).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 3, "about another replica, and when it is no longer fresh");
+    }
+}

@@ -1,0 +1,159 @@
+//! The placement driver's REST API, as the client uses it: fetch the routing table, watch it, create tables.
+//!
+//! It owns the HTTP connections and remembers which endpoint answered last; any replica serves these requests, so a failing one is
+//! passed over for the next. It promises to say whether a request that failed may have been carried out.
+
+use crate::config::ClientConfig;
+use evenkeel_protocol::rest::{CreateTableBody, Problem, RoutesBody};
+use futures::StreamExt;
+use reqwest::{Response, StatusCode};
+use serde::de::DeserializeOwned;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// The largest body read, in bytes.
+const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// Why a REST request brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestError {
+    /// No endpoint took it. `maybe_done`: one may have, and its answer was lost.
+    #[error("the placement driver cannot be reached: {reason}")]
+    Unreachable { reason: String, maybe_done: bool },
+    /// The placement driver refuses it, and would again.
+    #[error("{}", .0.detail)]
+    Refused(Problem),
+}
+
+/// The placement driver, at several endpoints.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    http: reqwest::Client,
+    endpoints: Vec<String>,
+    preferred: AtomicUsize,
+    timeout: Duration,
+}
+
+/// What one endpoint said.
+enum Attempt {
+    Good(Response),
+    Refused(Problem),
+    Failed { reason: String, maybe_done: bool },
+}
+
+impl Rest {
+    /// For the endpoints of `config`, beginning with number `first`, so that clients spread over them.
+    pub(crate) fn new(config: &ClientConfig, first: usize) -> Result<Rest, String> {
+        let http = reqwest::Client::builder()
+            // These are addresses of the cluster; what the environment says about proxies is for the world outside.
+            .no_proxy()
+            .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
+            .build()
+            .map_err(|e| format!("no HTTP client can be made: {e}"))?;
+        let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.trim_end_matches('/').to_string()).collect();
+        let preferred = AtomicUsize::new(first % endpoints.len().max(1));
+        Ok(Rest { http, endpoints, preferred, timeout: Duration::from_millis(config.rest_timeout_ms) })
+    }
+
+    /// `GET /v1/routes`: the whole table.
+    pub(crate) async fn routes(&self) -> Result<RoutesBody, RestError> {
+        let response = self.send(|http, base| http.get(format!("{base}/v1/routes")).timeout(self.timeout)).await?;
+        decode(response).await
+    }
+
+    /// `GET /v1/routes/watch`: the stream of changes after the version `last_event_id`.
+    pub(crate) async fn watch(&self, last_event_id: &str) -> Result<Response, RestError> {
+        let request = |http: &reqwest::Client, base: &str| {
+            http.get(format!("{base}/v1/routes/watch"))
+                .header("accept", "text/event-stream")
+                .header("last-event-id", last_event_id)
+        };
+        self.send(request).await
+    }
+
+    /// The next watch begins at another endpoint.
+    pub(crate) fn pass_over(&self) {
+        self.preferred.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `POST /v1/tables`. Followers answer with a redirect to the leader, which is followed here.
+    pub(crate) async fn create_table(&self, body: &CreateTableBody, timeout: Duration) -> Result<(), RestError> {
+        self.send(|http, base| http.post(format!("{base}/v1/tables")).json(body).timeout(timeout)).await.map(drop)
+    }
+
+    /// Sends a request to one endpoint after the other until one answers it.
+    async fn send(
+        &self,
+        request: impl Fn(&reqwest::Client, &str) -> reqwest::RequestBuilder,
+    ) -> Result<Response, RestError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut reasons = Vec::new();
+        let mut maybe_done = false;
+        for turn in 0..self.endpoints.len() {
+            let base = &self.endpoints[(first + turn) % self.endpoints.len()];
+            match attempt(request(&self.http, base)).await {
+                Attempt::Good(response) => {
+                    if turn > 0 {
+                        self.preferred.store((first + turn) % self.endpoints.len(), Ordering::Relaxed);
+                    }
+                    return Ok(response);
+                }
+                Attempt::Refused(problem) => return Err(RestError::Refused(problem)),
+                Attempt::Failed { reason, maybe_done: maybe } => {
+                    maybe_done |= maybe;
+                    reasons.push(format!("{base}: {reason}"));
+                }
+            }
+        }
+        Err(RestError::Unreachable { reason: reasons.join("; "), maybe_done })
+    }
+}
+
+async fn attempt(request: reqwest::RequestBuilder) -> Attempt {
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => return Attempt::Failed { maybe_done: !error.is_connect(), reason: chain(&error) },
+    };
+    let status = response.status();
+    if status.is_success() {
+        return Attempt::Good(response);
+    }
+    let problem: Option<Problem> = decode(response).await.ok();
+    // Gone away in the middle, or without a leader: another replica may do better. 503 promises that nothing was done.
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status.is_redirection() {
+        let reason = problem.map_or_else(|| status.to_string(), |p| p.detail);
+        return Attempt::Failed { reason, maybe_done: status != StatusCode::SERVICE_UNAVAILABLE };
+    }
+    Attempt::Refused(problem.unwrap_or_else(|| Problem {
+        kind: "about:blank".into(),
+        code: String::new(),
+        title: status.to_string(),
+        status: status.as_u16(),
+        detail: format!("the placement driver answered {status}"),
+    }))
+}
+
+/// An error with its causes, which is where reqwest keeps what happened.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, RestError> {
+    let failed = |reason: String| RestError::Unreachable { reason, maybe_done: true };
+    let mut body = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|e| failed(chain(&e)))?;
+        if body.len() + chunk.len() > MAX_BODY_BYTES {
+            return Err(failed(format!("its answer is longer than {MAX_BODY_BYTES} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&body).map_err(|e| failed(format!("its answer is not understood: {e}")))
+}

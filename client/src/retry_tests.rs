@@ -1,0 +1,192 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+const TIMEOUT_MS: u64 = 10_000;
+
+fn attempts(repeat: Repeat) -> Attempts {
+    Attempts::new(repeat, 0, TIMEOUT_MS)
+}
+
+fn busy(retry_after_ms: u64) -> Outcome {
+    Outcome::Busy { reason: "full".into(), retry_after_ms }
+}
+
+fn lost() -> Outcome {
+    Outcome::Lost("reset".into())
+}
+
+fn gave_up(step: Step) -> ClientError {
+    match step {
+        Step::GiveUp(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The table of what follows what, for a first attempt and a random number of 1.
+#[test]
+fn each_outcome_has_its_next_step() {
+    let hint = Hint { shard: ShardId(2), range: RangeId(1), epoch: Epoch(2) };
+    let deposed = |leader| Outcome::Deposed { reason: "silent".into(), leader };
+    let conflict = || Outcome::Sql(SqlError::new("40001", "conflict"));
+    for (outcome, step) in [
+        (Outcome::NotLeader(Some(3)), Step::Replica { leader: Some(3), wait_ms: 0 }),
+        (Outcome::NotLeader(None), Step::Replica { leader: None, wait_ms: 0 }),
+        (Outcome::NeverSent("refused".into()), Step::Replica { leader: None, wait_ms: 0 }),
+        (lost(), Step::Same { wait_ms: 0 }),
+        (deposed(Some(2)), Step::Replica { leader: Some(2), wait_ms: 0 }),
+        (Outcome::Moved(Learning::Routed), Step::Reroute { hint: None, wait_ms: 0 }),
+        (Outcome::Moved(Learning::Hint(hint)), Step::Reroute { hint: Some(hint), wait_ms: 0 }),
+        (Outcome::Moved(Learning::Nothing), Step::Refresh { wait_ms: 0 }),
+        (Outcome::NoRoute, Step::Refresh { wait_ms: 5 }),
+        (busy(40), Step::Same { wait_ms: 50 }),
+        (conflict(), Step::Same { wait_ms: 5 }),
+    ] {
+        for repeat in [Repeat::Free, Repeat::SameId] {
+            let mut attempts = attempts(repeat);
+            assert_eq!(attempts.next(outcome.clone(), 0, 1.0), step, "{outcome:?}");
+            assert_eq!(attempts.retries(), 1);
+        }
+    }
+    let unique = SqlError::new("23505", "duplicate");
+    assert_eq!(gave_up(attempts(Repeat::SameId).next(Outcome::Sql(unique.clone()), 0, 0.0)), ClientError::Sql(unique));
+    assert_eq!(gave_up(attempts(Repeat::SameId).next(Outcome::Unsendable("16 MiB".into()), 0, 0.0)).code(), "54000");
+    // The answer to a commit that was sent again is final: its transaction is not coming back.
+    assert_eq!(gave_up(attempts(Repeat::Commit).next(conflict(), 0, 0.0)).code(), "40001");
+}
+
+/// Breaks if a replica that accepts connections and ends them again (a dead one behind a proxy, say) is asked for ever.
+#[test]
+fn a_second_lost_connection_leads_to_another_replica() {
+    for repeat in [Repeat::Free, Repeat::SameId] {
+        let mut attempts = attempts(repeat);
+        assert!(matches!(attempts.next(lost(), 0, 1.0), Step::Same { .. }));
+        assert!(matches!(attempts.next(lost(), 0, 1.0), Step::Replica { leader: None, .. }));
+        assert!(matches!(attempts.next(lost(), 0, 1.0), Step::Replica { leader: None, .. }));
+    }
+}
+
+/// Who is refused because there is too much waits longer each time, and is told early (53300); who may have been executed goes on asking.
+#[test]
+fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
+    let refused = || Outcome::Overloaded { retry_after_ms: 50 };
+    for jitter in [0.0, 0.5, 1.0] {
+        let mut write = attempts(Repeat::SameId).patient_for(0, 1_000);
+        let (mut now_ms, mut waits) = (0, Vec::new());
+        let error = loop {
+            match write.next(refused(), now_ms, jitter) {
+                Step::Same { wait_ms } => {
+                    waits.push(wait_ms);
+                    now_ms += wait_ms;
+                }
+                step => break gave_up(step),
+            }
+        };
+        assert!(waits.windows(2).all(|pair| pair[1] > pair[0]) && waits.len() <= 6, "{waits:?}");
+        assert!(now_ms < 1_000 && error.code() == "53300" && error.is_retryable(), "{now_ms} {error:?}");
+    }
+    // Its own deadline ends it, with the same code, if that comes first.
+    let mut hasty = Attempts::new(Repeat::SameId, 0, 40).patient_for(0, 1_000);
+    assert_eq!(gave_up(hasty.next(refused(), 0, 1.0)).code(), "53300");
+    // It may have happened: only an answer tells, so patience is the whole time.
+    let mut lost_once = attempts(Repeat::SameId).patient_for(0, 1_000);
+    lost_once.next(lost(), 0, 0.5);
+    assert!(matches!(lost_once.next(refused(), 5_000, 0.5), Step::Same { .. }));
+    assert_eq!(gave_up(lost_once.next(refused(), TIMEOUT_MS - 1, 0.5)).code(), "08007");
+}
+
+/// Breaks if an unknown outcome is forgotten: a later, certain failure says nothing about the earlier attempt (invariant 7).
+#[test]
+fn only_a_write_that_may_have_happened_ends_in_08007() {
+    let late = TIMEOUT_MS - 1;
+    for (outcomes, code, retryable) in [
+        (vec![busy(500)], "57P03", true),
+        (vec![Outcome::NeverSent("refused".into())], "08006", true),
+        (vec![Outcome::NotLeader(None)], "57P03", true),
+        (vec![lost()], "08007", false),
+        (vec![lost(), Outcome::NotLeader(None), busy(500)], "08007", false),
+        (vec![lost(), Outcome::Moved(Learning::Nothing), Outcome::NeverSent("refused".into())], "08007", false),
+        (vec![lost(), Outcome::Sql(SqlError::new("40001", "conflict"))], "08007", false),
+        (vec![Outcome::Expired], "08007", false),
+        (vec![Outcome::Sql(SqlError::new("40001", "conflict"))], "40001", true),
+    ] {
+        let mut write = attempts(Repeat::SameId);
+        let (last, before) = outcomes.split_last().unwrap();
+        for outcome in before {
+            assert!(!matches!(write.next(outcome.clone(), 0, 0.5), Step::GiveUp(_)));
+        }
+        // Enough failures before that the next wait is longer than what is left.
+        write.failures = 20;
+        let error = gave_up(write.next(last.clone(), late, 1.0));
+        assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{outcomes:?}");
+        let mut read = attempts(Repeat::Free);
+        read.failures = 20;
+        assert_ne!(gave_up(read.next(last.clone(), late, 1.0)).code(), "08007", "{last:?}");
+    }
+    let mut write = attempts(Repeat::SameId);
+    write.next(lost(), 0, 0.0);
+    let duplicate = Outcome::Sql(SqlError::new("23505", "duplicate"));
+    assert_eq!(gave_up(write.next(duplicate, 1, 0.0)).code(), "23505", "an answer is an answer");
+}
+
+#[test]
+fn waits_double_to_a_twentieth_of_a_second_and_are_spread() {
+    let waits = |jitter: f64| -> Vec<u64> {
+        let mut attempts = attempts(Repeat::Free);
+        let mut wait = |_| match attempts.next(Outcome::NotLeader(None), 0, jitter) {
+            Step::Replica { wait_ms, .. } => wait_ms,
+            other => panic!("{other:?}"),
+        };
+        (0..9).map(&mut wait).collect()
+    };
+    assert_eq!(waits(1.0), [0, 0, 5, 10, 20, 40, 50, 50, 50]);
+    assert_eq!(waits(0.0), [0, 0, 3, 5, 10, 20, 25, 25, 25]);
+}
+
+/// Whatever the replicas say, a statement ends at its deadline, and does not spin until then.
+#[test]
+fn no_sequence_of_answers_goes_on_for_ever() {
+    let hint = Hint { shard: ShardId(2), range: RangeId(1), epoch: Epoch(2) };
+    let outcomes = [
+        Outcome::NotLeader(Some(1)),
+        Outcome::NeverSent("refused".into()),
+        Outcome::Moved(Learning::Routed),
+        Outcome::Moved(Learning::Hint(hint)),
+        Outcome::Moved(Learning::Nothing),
+        lost(),
+        busy(0),
+        Outcome::NoRoute,
+    ];
+    for seed in 0..2_000u64 {
+        let mut attempts = attempts(Repeat::SameId);
+        let mut random = seed;
+        let (mut now_ms, mut steps) = (0, 0);
+        loop {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Some seeds repeat one outcome for ever, the others mix them.
+            let pick = if seed < 8 { seed } else { random >> 33 };
+            match attempts.next(outcomes[pick as usize % outcomes.len()].clone(), now_ms, 0.5) {
+                Step::Same { wait_ms }
+                | Step::Replica { wait_ms, .. }
+                | Step::Reroute { wait_ms, .. }
+                | Step::Refresh { wait_ms } => now_ms += wait_ms,
+                Step::GiveUp(_) => break,
+            }
+            steps += 1;
+            assert!(steps < 400 && now_ms < TIMEOUT_MS, "seed {seed}: {steps} steps in {now_ms} ms");
+        }
+    }
+}
+
+#[test]
+fn in_a_transaction_only_patience_keeps_it() {
+    let step = |outcome: Outcome| in_transaction(&outcome, 0, TIMEOUT_MS, 0.0);
+    assert_eq!(step(busy(20)), Step::Same { wait_ms: 20 });
+    for outcome in
+        [lost(), Outcome::NotLeader(None), Outcome::Moved(Learning::Routed), Outcome::Expired, Outcome::NoRoute]
+    {
+        let error = gave_up(step(outcome));
+        assert_eq!((error.code(), error.is_retryable()), ("40001", true));
+    }
+    assert_eq!(gave_up(in_transaction(&busy(20), TIMEOUT_MS - 1, TIMEOUT_MS, 0.0)).code(), "40001");
+    assert_eq!(gave_up(step(Outcome::Sql(SqlError::new("23505", "duplicate")))).code(), "23505");
+}

@@ -1,0 +1,107 @@
+//! Server-sent events, as the WHATWG describes them, as far as the watch of the placement driver uses them: `id` and `data`
+//! fields, comments, and any of the three line ends. A pure parser: bytes in, events out; bounded.
+
+/// The longest event, in bytes: a whole routing table of some ten thousand ranges.
+pub(crate) const MAX_EVENT_BYTES: usize = 16 << 20;
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// The last id seen up to and including this event.
+    pub id: Option<String>,
+    /// Its data lines, joined by line feeds.
+    pub data: String,
+}
+
+/// The stream grew past [`MAX_EVENT_BYTES`] without an event's end, or is not UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a stream of events: {0}")]
+pub(crate) struct Malformed(&'static str);
+
+/// Gathers bytes into events.
+#[derive(Debug, Default)]
+pub(crate) struct EventParser {
+    line: Vec<u8>,
+    /// Whether the last byte was a carriage return, whose line feed, if one follows, ends no further line.
+    after_return: bool,
+    id: Option<String>,
+    data: Option<String>,
+}
+
+impl EventParser {
+    /// Takes in bytes and gives the events that they complete.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
+        let mut events = Vec::new();
+        for &byte in bytes {
+            let after_return = std::mem::replace(&mut self.after_return, byte == b'\r');
+            match byte {
+                b'\n' if after_return => {}
+                b'\n' | b'\r' => {
+                    let line = std::mem::take(&mut self.line);
+                    let line = std::str::from_utf8(&line).map_err(|_| Malformed("a line is not UTF-8"))?;
+                    events.extend(self.end_of_line(line));
+                }
+                _ => self.line.push(byte),
+            }
+            if self.line.len() + self.data.as_ref().map_or(0, String::len) > MAX_EVENT_BYTES {
+                return Err(Malformed("an event is too long"));
+            }
+        }
+        Ok(events)
+    }
+
+    fn end_of_line(&mut self, line: &str) -> Option<Event> {
+        if line.is_empty() {
+            return self.data.take().map(|data| Event { id: self.id.clone(), data });
+        }
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "id" if !value.contains('\0') => self.id = Some(value.to_string()),
+            "data" => match &mut self.data {
+                Some(data) => {
+                    data.push('\n');
+                    data.push_str(value);
+                }
+                none => *none = Some(value.to_string()),
+            },
+            // Comments (an empty name) and what is not of interest here.
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(chunks: &[&str]) -> Vec<(Option<String>, String)> {
+        let mut parser = EventParser::default();
+        let events = chunks.iter().flat_map(|chunk| parser.push(chunk.as_bytes()).unwrap());
+        events.map(|event| (event.id, event.data)).collect()
+    }
+
+    #[test]
+    fn events_are_the_same_however_the_bytes_come() {
+        let text = ": hello\n\nid: 1.4\ndata: a\ndata:b\n\nevent: x\r\ndata:  c\r\n\r\nid\rdata\r\rdata: cut";
+        let expected = vec![
+            (Some("1.4".to_string()), "a\nb".to_string()),
+            (Some("1.4".to_string()), " c".to_string()),
+            (Some(String::new()), String::new()),
+        ];
+        assert_eq!(parse(&[text]), expected);
+        let bytes: Vec<String> = text.chars().map(String::from).collect();
+        assert_eq!(parse(&bytes.iter().map(String::as_str).collect::<Vec<_>>()), expected);
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let mut parser = EventParser::default();
+        let chunk = vec![b'x'; 1 << 20];
+        let refused = (0..20).find_map(|_| parser.push(&chunk).err());
+        assert_eq!(refused, Some(Malformed("an event is too long")));
+        assert!(EventParser::default().push(&[0xFF, b'\n']).is_err());
+    }
+}

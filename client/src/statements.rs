@@ -1,0 +1,130 @@
+//! Analysed statements, by their text.
+//!
+//! Analysing SQL costs tens of microseconds, looking it up a tenth of one; applications send the same texts again and again. It
+//! owns a bounded two-generation cache: new entries go into the young generation; when that is full it becomes the old one and what
+//! was old is forgotten; what is found in the old one is young again. So what is in use stays, without a list to maintain on
+//! every hit. An entry is bound to the table it was analysed for, and is not found once that name means another table.
+
+use evenkeel_protocol::TableId;
+use evenkeel_protocol::routing::RoutingTable;
+use evenkeel_protocol::sql::Plan;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Texts longer than this are not kept, in bytes: they are loads with literals, which do not come again.
+const MAX_CACHED_SQL_BYTES: usize = 8 << 10;
+
+/// An analysed statement.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    /// Its text.
+    pub sql: Arc<str>,
+    /// What it does.
+    pub plan: Plan,
+    /// The table it was analysed for, by the name that the text gives it.
+    pub table: Option<(String, TableId)>,
+}
+
+impl Statement {
+    /// Whether its table's name still means the same table.
+    fn is_valid(&self, routes: &RoutingTable) -> bool {
+        match &self.table {
+            None => true,
+            Some((name, id)) => routes.table(name).is_some_and(|schema| schema.id == *id),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<Arc<str>, Arc<Statement>>,
+    old: HashMap<Arc<str>, Arc<Statement>>,
+}
+
+/// Analysed statements; at most a given number of them.
+#[derive(Debug)]
+pub(crate) struct StatementCache {
+    generations: RwLock<Generations>,
+    generation_entries: usize,
+}
+
+impl StatementCache {
+    /// An empty cache for `entries` statements.
+    pub(crate) fn new(entries: usize) -> StatementCache {
+        StatementCache { generations: RwLock::default(), generation_entries: entries.div_ceil(2) }
+    }
+
+    /// The statement with this text, analysed for a table that is still the one `routes` knows.
+    pub(crate) fn get(&self, sql: &str, routes: &RoutingTable) -> Option<Arc<Statement>> {
+        let (found, young) = {
+            let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
+            match generations.young.get(sql) {
+                Some(found) => (found.clone(), true),
+                None => (generations.old.get(sql)?.clone(), false),
+            }
+        };
+        if !found.is_valid(routes) {
+            return None;
+        }
+        if !young {
+            self.put(found.clone());
+        }
+        Some(found)
+    }
+
+    /// Adds or replaces a statement.
+    pub(crate) fn put(&self, statement: Arc<Statement>) {
+        if statement.sql.len() > MAX_CACHED_SQL_BYTES {
+            return;
+        }
+        let mut generations = self.generations.write().unwrap_or_else(PoisonError::into_inner);
+        generations.young.insert(statement.sql.clone(), statement);
+        if generations.young.len() >= self.generation_entries {
+            generations.old = std::mem::take(&mut generations.young);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::router::tests::{schema, table};
+    use evenkeel_protocol::sql::{self, Command};
+
+    fn statement(sql: &str) -> Arc<Statement> {
+        let Command::Statement(parsed) = sql::parse(sql).unwrap() else { panic!("{sql}") };
+        let name = parsed.table_name().unwrap().to_string();
+        let plan = parsed.bind(Some(&schema())).unwrap();
+        Arc::new(Statement { sql: sql.into(), plan, table: Some((name, schema().id)) })
+    }
+
+    #[test]
+    fn what_is_in_use_stays_and_the_rest_makes_room() {
+        let routes = table(&[(1, 0)]);
+        let cache = StatementCache::new(8);
+        let text = |n: usize| format!("SELECT v FROM t WHERE id = {n}");
+        for n in 0..50 {
+            cache.put(statement(&text(n)));
+            assert!(cache.get(&text(0), &routes).is_some(), "used after {n} others");
+        }
+        let kept = (0..50).filter(|n| cache.get(&text(*n), &routes).is_some()).count();
+        assert!((2..=8).contains(&kept), "{kept} of 50 kept");
+        let long = format!("SELECT v FROM t WHERE v = '{}'", "x".repeat(MAX_CACHED_SQL_BYTES));
+        cache.put(statement(&long));
+        assert!(cache.get(&long, &routes).is_none());
+    }
+
+    /// Breaks if an analysis outlives its table: keys would be taken from the wrong columns.
+    #[test]
+    fn a_name_that_means_another_table_is_analysed_again() {
+        let mut routes = table(&[(1, 0)]);
+        let cache = StatementCache::new(8);
+        let sql = "SELECT v FROM t WHERE id = 1";
+        cache.put(statement(sql));
+        assert!(cache.get(sql, &routes).is_some());
+        routes.put_schema(Arc::new(evenkeel_protocol::TableSchema { id: TableId(2), ..schema() }));
+        assert!(cache.get(sql, &routes).is_none());
+        assert!(cache.get(sql, &RoutingTable::default()).is_none());
+    }
+}

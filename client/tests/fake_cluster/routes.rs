@@ -1,0 +1,152 @@
+//! How the routing table is kept: by redirects, by the watch, by fetching; and tables that come into being.
+
+use crate::world::Cluster;
+use crate::{BUMP, INSERT, READ, config, connect, until};
+use evenkeel_client::{Client, ClientConfig, ClientError};
+
+/// The placement driver knows nothing of ten moves; the shards' redirects alone lead there. What they say does not tell the range's
+/// bounds, so it serves the statement at hand; the table is right once the placement driver knows.
+#[tokio::test]
+async fn a_stale_client_arrives_after_ten_moves() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    client.execute(INSERT, &[1.into()]).await.unwrap();
+    for turn in 0..10 {
+        cluster.world().move_range(1, [2, 3, 1][turn % 3]);
+    }
+    let answer = client.execute(BUMP, &[1.into()]).await.unwrap();
+    assert_eq!((answer.shard.0, cluster.value(1)), (2, Some(2)));
+    let way = client.stats().redirects;
+    assert!((1..=10).contains(&way), "{way} redirects");
+    assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().shard.0, 2);
+    cluster.publish();
+    let owner = || client.routes().lookup(crate::world::TABLE, &crate::world::key(1)).unwrap().shard.0;
+    until("the table is right", || owner() == 2).await;
+    assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().retries, 0);
+    assert_eq!(client.stats().failures, 0);
+}
+
+/// One move at a time is learned without asking the placement driver at all.
+#[tokio::test]
+async fn each_single_move_costs_one_redirect_and_no_fetch() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    client.execute(INSERT, &[1.into()]).await.unwrap();
+    let before = client.stats();
+    for (turn, shard) in [2, 3, 1, 3, 2, 1, 2, 1, 3, 2].into_iter().enumerate() {
+        cluster.world().move_range(1, shard);
+        let answer = client.execute(BUMP, &[1.into()]).await.unwrap();
+        assert_eq!((answer.shard.0, answer.retries), (shard, 1), "move {turn}");
+    }
+    let after = client.stats();
+    assert_eq!((after.redirects - before.redirects, after.refreshes - before.refreshes), (10, 0));
+    assert_eq!((cluster.value(1), after.failures), (Some(11), 0));
+}
+
+#[tokio::test]
+async fn a_range_that_nobody_seems_to_own_is_looked_for() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = Client::connect(ClientConfig { statement_timeout_ms: 300, ..config(&cluster) }).await.unwrap();
+    cluster.put([1]);
+    // Fenced at the source, not yet adopted: shard 3 neither owns it nor knows who does.
+    cluster.world().move_range(1, 3);
+    let adopted = std::mem::take(&mut cluster.world().shards.get_mut(&3).unwrap().owned);
+    let error = client.execute(READ, &[1.into()]).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable(_)), "{error}");
+    let client = connect(&cluster).await;
+    let waiting = tokio::spawn(async move { client.execute(BUMP, &[1.into()]).await });
+    until("it is looked for", || cluster.world().seen.len() > 10).await;
+    cluster.world().shards.get_mut(&3).unwrap().owned = adopted;
+    assert_eq!(waiting.await.unwrap().unwrap().shard.0, 3);
+}
+
+#[tokio::test]
+async fn the_watch_tells_before_a_redirect_has_to() {
+    let cluster = Cluster::start(&[(1, 10), (2, 0)]).await;
+    let client = connect(&cluster).await;
+    cluster.put([5]);
+    let owner = |n: i64| client.routes().lookup(crate::world::TABLE, &crate::world::key(n)).unwrap().shard.0;
+    cluster.world().move_range(1, 3);
+    cluster.publish();
+    until("the watch has told", || owner(5) == 3).await;
+    // Cut, it goes on at another endpoint from where it ended; what happened meanwhile is told then.
+    cluster.placement.iter().for_each(|endpoint| endpoint.cut_watches());
+    cluster.world().split(2, 15, 9);
+    cluster.world().move_range(9, 1);
+    cluster.publish();
+    until("the watch has told again", || owner(20) == 1 && owner(12) == 2).await;
+    let answer = client.execute(BUMP, &[5.into()]).await.unwrap();
+    assert_eq!((answer.shard.0, client.stats().redirects), (3, 0));
+    let opened: Vec<Vec<String>> =
+        cluster.placement.iter().map(|endpoint| endpoint.resumed_from.lock().unwrap().clone()).collect();
+    let all: Vec<&String> = opened.iter().flatten().collect();
+    assert!(all.len() >= 2 && all.contains(&&"1.1".to_string()) && all.contains(&&"1.2".to_string()), "{opened:?}");
+    assert!(client.stats().watched > 0);
+}
+
+#[tokio::test]
+async fn one_endpoint_suffices() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    cluster.placement[0].stop();
+    // Whichever endpoint a client begins with.
+    for _ in 0..4 {
+        let client = connect(&cluster).await;
+        client.refresh().await.unwrap();
+        client.execute(READ, &[1.into()]).await.unwrap();
+    }
+    cluster.placement[1].stop();
+    let config = ClientConfig { statement_timeout_ms: 100, ..config(&cluster) };
+    let Err(error) = Client::connect(config).await else { panic!("connected to nothing") };
+    assert!(matches!(&error, ClientError::Unavailable(e) if e.code == "08006"), "{error}");
+}
+
+/// Whoever comes while a fetch is under way shares the next one.
+#[tokio::test]
+async fn fetches_are_shared() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    let before = client.stats().refreshes;
+    let all = (0..200).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move { client.refresh().await })
+    });
+    for one in all.collect::<Vec<_>>() {
+        one.await.unwrap().unwrap();
+    }
+    let fetches = client.stats().refreshes - before;
+    assert!((1..=10).contains(&fetches), "{fetches} fetches");
+}
+
+const CREATE: &str = "CREATE TABLE u (id bigint PRIMARY KEY, v text)";
+
+#[tokio::test]
+async fn a_table_is_created_once_and_known_at_once() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    let other = connect(&cluster).await;
+    let answer = client.execute(CREATE, &[]).await.unwrap();
+    assert_eq!((answer.shard.0, answer.affected), (2, 0));
+    assert!(client.routes().table("u").is_some());
+    let error = client.execute(CREATE, &[]).await.unwrap_err();
+    assert_eq!(error.code(), "42P07");
+    client.execute("CREATE TABLE IF NOT EXISTS u (id bigint PRIMARY KEY, v text)", &[]).await.unwrap();
+    // Another client, which has heard nothing of it, asks before it says that there is no such table.
+    let error = other.execute("SELECT * FROM v", &[]).await.unwrap_err();
+    assert_eq!(error.code(), "42P01");
+    assert!(other.routes().table("u").is_some());
+}
+
+#[tokio::test]
+async fn a_creation_whose_answer_is_lost_is_found_out_about() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    // No leader, twice; then it is created, and the answer says that something failed.
+    cluster.world().table_faults.extend([503, 503, 503, 500]);
+    client.execute(CREATE, &[]).await.unwrap();
+    cluster.world().table_faults.extend(std::iter::repeat_n(503, 1000));
+    let client = Client::connect(ClientConfig { statement_timeout_ms: 1_000, ..config(&cluster) }).await.unwrap();
+    let error = client.execute("CREATE TABLE w (id bigint PRIMARY KEY)", &[]).await.unwrap_err();
+    // Which of the two depends on whether the last request was cut off by the deadline.
+    assert!(matches!(error, ClientError::Unavailable(_) | ClientError::OutcomeUnknown(_)), "{error}");
+    assert!(client.routes().table("w").is_none());
+}
