@@ -1,0 +1,376 @@
+//! What is sent next, and what an answer means: the engine's deciding half. No clock, no task, no target.
+//!
+//! Operations are drawn in the source's order. Each gets the time it is due; the workload is asked for it with that time
+//! and not with the clock's, so that at a given rate the sequence of operations does not depend on how fast the store
+//! is. Writes pass their key's gate. What kind of statement a write becomes depends on whether the row is there: a trace
+//! that updates a row it has deleted, or inserts one twice, still replays.
+
+use std::time::Duration;
+
+use super::gates::{Entry, Gates};
+use super::ledger::{Effect, Ledger, LedgerFull, Presence, ReadFloor};
+use super::value::make_value;
+use super::{Answer, Failure, Pace, ReplayConfig, ReplayError, Statement, StatementKind, StoredRow, value_matches};
+use crate::operation::{Operation, OperationKind, Source};
+
+/// An operation on its way through the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) operation: Operation,
+    /// When it is due, since the start of the run; `None` if it is due when there is a worker for it.
+    pub(super) due: Option<Duration>,
+}
+
+/// The next statement of a write that owns its gate.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum WriteStep {
+    /// The row's presence is unknown: read it first, and report to [`Scheduler::resolved`].
+    ReadFirst,
+    /// Send this write, then report to [`Scheduler::written`].
+    Write { kind: StatementKind, version: u32 },
+}
+
+/// What was wrong with an answer; `Ok` if nothing.
+pub(super) type Check = Result<(), String>;
+
+pub(super) struct Scheduler {
+    source: Box<dyn Source>,
+    pace: Pace,
+    duration: Duration,
+    max_operations: u64,
+    drawn: u64,
+    /// Due time of the operation drawn last.
+    last_due: Duration,
+    /// When the last operation was due, once no more are drawn.
+    ended_at: Option<Duration>,
+    source_ended: bool,
+    gates: Gates<Ticket>,
+    ledger: Ledger,
+}
+
+impl Scheduler {
+    pub(super) fn new(config: &ReplayConfig, source: Box<dyn Source>, ledger: Ledger) -> Self {
+        Self {
+            source,
+            pace: config.pace,
+            duration: config.duration,
+            max_operations: config.max_operations.unwrap_or(u64::MAX),
+            drawn: 0,
+            last_due: Duration::ZERO,
+            ended_at: None,
+            source_ended: false,
+            gates: Gates::new(config.max_parked_operations),
+            ledger,
+        }
+    }
+
+    /// No operation is drawn any more.
+    pub(super) fn stop(&mut self, now: Duration) {
+        self.end(now.min(self.duration));
+    }
+
+    fn end(&mut self, at: Duration) {
+        self.ended_at.get_or_insert(at);
+    }
+
+    /// When the run ended, since its start; `None` while it goes on. Workers draw ahead of time, so it may lie ahead.
+    pub(super) fn ended_at(&self) -> Option<Duration> {
+        self.ended_at
+    }
+
+    /// The next operation, or `None` once the run is over at `now`.
+    pub(super) fn draw(&mut self, now: Duration) -> Result<Option<Ticket>, ReplayError> {
+        if self.ended_at.is_some() {
+            return Ok(None);
+        }
+        let due_by_rate = match self.pace {
+            Pace::Rate { operations_per_s, .. } => Some(Duration::from_secs_f64(self.drawn as f64 / operations_per_s)),
+            _ => None,
+        };
+        if now >= self.duration || due_by_rate.is_some_and(|due| due >= self.duration) {
+            self.end(self.duration);
+            return Ok(None);
+        }
+        if self.drawn >= self.max_operations {
+            self.source_ended = true;
+            self.end(now.max(self.last_due));
+            return Ok(None);
+        }
+        let Some(timed) = self.source.next(due_by_rate.unwrap_or(now))? else {
+            self.source_ended = true;
+            self.end(now.max(self.last_due));
+            return Ok(None);
+        };
+        let due = match self.pace {
+            Pace::Recorded { speed, .. } => {
+                Some(timed.at.map_or(self.last_due, |at| self.last_due.max(at.div_f64(speed))))
+            }
+            _ => due_by_rate,
+        };
+        if due.is_some_and(|due| due >= self.duration) {
+            self.end(self.duration);
+            return Ok(None);
+        }
+        self.last_due = due.unwrap_or(now);
+        self.drawn += 1;
+        self.ledger.touch(timed.operation.key);
+        Ok(Some(Ticket { operation: timed.operation, due }))
+    }
+
+    /// The hottest key's share (0 to 1) of the operations. The source's own figure comes first: counting over a whole run
+    /// makes a hotspot that moves look colder than it ever is.
+    pub(super) fn hottest_key_share(&self) -> f64 {
+        self.source.hottest_key_share().unwrap_or_else(|| self.ledger.hottest_key_share())
+    }
+
+    /// Ends the run. Returns the ledger, how long the run was, and how many operations were due before its end and
+    /// never drawn; only a rate says how many there should have been.
+    pub(super) fn finish(&mut self, now: Duration) -> (Ledger, Duration, u64) {
+        self.end(now.min(self.duration));
+        let duration = self.ended_at.unwrap_or(self.duration);
+        let not_started = match self.pace {
+            Pace::Rate { operations_per_s, .. } if !self.source_ended => {
+                ((duration.as_secs_f64() * operations_per_s) as u64).saturating_sub(self.drawn)
+            }
+            _ => 0,
+        };
+        let empty = Ledger::new(self.ledger.seed(), 0);
+        (std::mem::replace(&mut self.ledger, empty), duration, not_started)
+    }
+
+    /// Asks for a write's gate.
+    pub(super) fn enter(&mut self, ticket: Ticket) -> Entry<Ticket> {
+        self.gates.enter(ticket.operation.key, ticket)
+    }
+
+    /// Ends a write; the one that was parked behind it owns the gate and must be started.
+    pub(super) fn leave(&mut self, ticket: &Ticket) -> Option<Ticket> {
+        self.gates.leave(ticket.operation.key)
+    }
+
+    /// Operations that are parked behind others.
+    pub(super) fn parked(&self) -> usize {
+        self.gates.parked()
+    }
+
+    /// What a read of `key` sent now must at least return.
+    pub(super) fn read_floor(&self, key: i64) -> ReadFloor {
+        self.ledger.read_floor(key)
+    }
+
+    /// Judges a row that a read returned.
+    pub(super) fn check_read(&self, key: i64, floor: ReadFloor, row: Option<&StoredRow>) -> Check {
+        let version = row.map(|row| row.version);
+        if !self.ledger.read_allowed(key, floor, version) {
+            return Err(format!("read of {key} returned version {version:?}, acknowledged before it was {floor:?}"));
+        }
+        row.map_or(Ok(()), |row| check_row(self.ledger.seed(), key, row))
+    }
+
+    /// The first or next statement of a write that owns its gate.
+    pub(super) fn write_step(&mut self, operation: &Operation) -> Result<WriteStep, LedgerFull> {
+        let present = match self.ledger.presence(operation.key) {
+            Presence::Unknown => return Ok(WriteStep::ReadFirst),
+            Presence::Present => true,
+            Presence::Absent => false,
+        };
+        self.write(operation, present)
+    }
+
+    /// The row that [`WriteStep::ReadFirst`] asked for, read without failure.
+    pub(super) fn resolved(&mut self, operation: &Operation, row: Option<&StoredRow>) -> Result<WriteStep, LedgerFull> {
+        self.ledger.observe(operation.key, row.map(|row| row.version));
+        self.write(operation, row.is_some())
+    }
+
+    fn write(&mut self, operation: &Operation, present: bool) -> Result<WriteStep, LedgerFull> {
+        let (kind, effect) = match (operation.kind, present) {
+            (OperationKind::Delete, _) => (StatementKind::Delete, Effect::Absent),
+            (_, true) => (StatementKind::Update, Effect::Present),
+            (_, false) => (StatementKind::Insert, Effect::Present),
+        };
+        let version = self.ledger.issue(operation.key, effect)?;
+        Ok(WriteStep::Write { kind, version })
+    }
+
+    /// The end of the write that [`WriteStep::Write`] asked for.
+    pub(super) fn written(&mut self, key: i64, kind: StatementKind, result: &Result<Answer, Failure>) -> Check {
+        match result {
+            Ok(Answer::Written { affected_rows: 1 }) => self.ledger.acknowledge(key),
+            // There was nothing to delete: what was asked for holds.
+            Ok(Answer::Written { affected_rows: 0 }) if kind == StatementKind::Delete => self.ledger.acknowledge(key),
+            Ok(Answer::Written { affected_rows: 0 }) => {
+                self.ledger.not_applied(key);
+                return Err(format!("{kind:?} of {key} changed no row, though it was there"));
+            }
+            Ok(other) => {
+                self.ledger.unknown(key);
+                return Err(format!("{kind:?} of {key} was answered with {other:?}"));
+            }
+            Err(Failure::NotApplied(_)) => self.ledger.not_applied(key),
+            Err(Failure::Unknown(_)) => self.ledger.unknown(key),
+        }
+        Ok(())
+    }
+
+    /// The seed that values are made from.
+    pub(super) fn seed(&self) -> u64 {
+        self.ledger.seed()
+    }
+}
+
+/// Checks that a row's value belongs to its key and version.
+fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
+    if row.key != key {
+        Err(format!("read of {key} returned the row of {}", row.key))
+    } else if !value_matches(seed, key, row.version, &row.value) {
+        Err(format!("read of {key} returned a value that was never written as version {}", row.version))
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks the rows of a scan from `from` of at most `limit_rows` rows: in order, each once, each with its own value.
+/// Versions are not checked: a scan touches many keys, and what may change under it is not tracked per scan.
+pub(super) fn check_scan(seed: u64, from: i64, limit_rows: u32, rows: &[StoredRow]) -> Check {
+    if rows.len() > limit_rows as usize {
+        return Err(format!("scan from {from} of {limit_rows} rows returned {}", rows.len()));
+    }
+    let mut previous = None;
+    for row in rows {
+        if row.key < from || previous.is_some_and(|previous| row.key <= previous) {
+            return Err(format!("scan from {from} returned {} after {previous:?}", row.key));
+        }
+        previous = Some(row.key);
+        check_row(seed, row.key, row)?;
+    }
+    Ok(())
+}
+
+/// A statement without a value.
+pub(super) fn plain(kind: StatementKind, key: i64, limit_rows: u32) -> Statement {
+    Statement { kind, key, version: 0, value: None, limit_rows }
+}
+
+/// A write of the run with `seed`.
+pub(super) fn write(seed: u64, kind: StatementKind, key: i64, version: u32, value_bytes: u32) -> Statement {
+    let version = i64::from(version);
+    let value = (kind != StatementKind::Delete).then(|| make_value(seed, key, version, value_bytes));
+    Statement { kind, key, version, value, limit_rows: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::operation::{SourceError, TimedOperation};
+
+    struct Fixed(std::vec::IntoIter<TimedOperation>);
+
+    impl Source for Fixed {
+        fn next(&mut self, _now: Duration) -> Result<Option<TimedOperation>, SourceError> {
+            Ok(self.0.next())
+        }
+
+        fn hottest_key_share(&self) -> Option<f64> {
+            None
+        }
+    }
+
+    fn operation(kind: OperationKind, key: i64) -> Operation {
+        Operation { kind, key, value_bytes: 8 }
+    }
+
+    fn scheduler(pace: Pace, times_ms: &[Option<u64>]) -> Scheduler {
+        let operations: Vec<_> = times_ms
+            .iter()
+            .map(|at| TimedOperation {
+                at: at.map(Duration::from_millis),
+                operation: operation(OperationKind::Update, 1),
+            })
+            .collect();
+        let config = ReplayConfig { pace, duration: Duration::from_secs(1), ..ReplayConfig::default() };
+        Scheduler::new(&config, Box::new(Fixed(operations.into_iter())), Ledger::new(1, 100))
+    }
+
+    fn due_ms(scheduler: &mut Scheduler, now_ms: u64) -> Option<Option<u128>> {
+        let ticket = scheduler.draw(Duration::from_millis(now_ms)).unwrap()?;
+        Some(ticket.due.map(|due| due.as_millis()))
+    }
+
+    #[test]
+    fn a_rate_sets_due_times_whatever_the_clock_says() {
+        let pace = Pace::Rate { operations_per_s: 4.0, max_in_flight: 1 };
+        let mut scheduler = scheduler(pace, &[None; 10]);
+        assert_eq!(due_ms(&mut scheduler, 0), Some(Some(0)));
+        assert_eq!(due_ms(&mut scheduler, 0), Some(Some(250)));
+        assert_eq!(due_ms(&mut scheduler, 900), Some(Some(500)));
+        // At the end of the run one of the four that were due has not been started.
+        assert_eq!(due_ms(&mut scheduler, 1_000), None);
+        let (_, duration, not_started) = scheduler.finish(Duration::from_secs(2));
+        assert_eq!((duration, not_started), (Duration::from_secs(1), 1));
+    }
+
+    #[test]
+    fn recorded_times_are_kept_and_scaled() {
+        let pace = Pace::Recorded { speed: 2.0, max_in_flight: 1 };
+        let mut scheduler = scheduler(pace, &[Some(0), Some(100), None, Some(300), Some(2_000)]);
+        let due: Vec<_> = (0..4).map(|_| due_ms(&mut scheduler, 0)).collect();
+        assert_eq!(due, [Some(Some(0)), Some(Some(50)), Some(Some(50)), Some(Some(150))]);
+        assert_eq!(due_ms(&mut scheduler, 0), None, "past the end of the run");
+    }
+
+    #[test]
+    fn a_run_ends_by_time_number_or_source() {
+        let pace = Pace::AsFastAsPossible { workers: 1 };
+        let mut by_source = scheduler(pace, &[None]);
+        assert_eq!(due_ms(&mut by_source, 0), Some(None));
+        assert_eq!(due_ms(&mut by_source, 0), None);
+        let mut by_time = scheduler(pace, &[None; 3]);
+        assert_eq!(due_ms(&mut by_time, 1_000), None);
+        let mut by_number = scheduler(pace, &[None; 3]);
+        by_number.max_operations = 1;
+        assert_eq!(due_ms(&mut by_number, 0), Some(None));
+        assert_eq!(due_ms(&mut by_number, 0), None);
+    }
+
+    #[test]
+    fn a_write_becomes_what_the_row_needs() {
+        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let written = |affected_rows| Ok(Answer::Written { affected_rows });
+        let update = operation(OperationKind::Update, 5);
+        let first = scheduler.write_step(&update).unwrap();
+        assert_eq!(first, WriteStep::Write { kind: StatementKind::Insert, version: 1 });
+        scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
+        let insert = operation(OperationKind::Insert, 5);
+        let second = scheduler.write_step(&insert).unwrap();
+        assert_eq!(second, WriteStep::Write { kind: StatementKind::Update, version: 2 });
+        let unknown = Err(Failure::Unknown("gone".to_owned()));
+        scheduler.written(5, StatementKind::Update, &unknown).unwrap();
+        let delete = operation(OperationKind::Delete, 5);
+        let third = scheduler.write_step(&delete).unwrap();
+        assert_eq!(third, WriteStep::Write { kind: StatementKind::Delete, version: 3 });
+        scheduler.written(5, StatementKind::Delete, &unknown).unwrap();
+        // Now the row may be there or not.
+        assert_eq!(scheduler.write_step(&update).unwrap(), WriteStep::ReadFirst);
+        let fourth = scheduler.resolved(&update, None).unwrap();
+        assert_eq!(fourth, WriteStep::Write { kind: StatementKind::Insert, version: 4 });
+        scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
+        // An update that finds nothing where there is a row has found a lost one.
+        scheduler.write_step(&update).unwrap();
+        let found = scheduler.written(5, StatementKind::Update, &written(0)).unwrap_err();
+        assert_eq!(found, "Update of 5 changed no row, though it was there");
+    }
+
+    #[test]
+    fn rows_are_checked_for_what_they_hold() {
+        let row = |key, version, of_version| StoredRow { key, version, value: make_value(1, key, of_version, 20) };
+        let good = [row(3, 1, 1), row(5, 2, 2)];
+        assert_eq!(check_scan(1, 3, 2, &good), Ok(()));
+        assert!(check_scan(1, 4, 2, &good).is_err(), "a row before the start");
+        assert!(check_scan(1, 3, 1, &good).is_err(), "too many");
+        assert!(check_scan(1, 3, 9, &[row(5, 2, 2), row(3, 1, 1)]).is_err(), "out of order");
+        assert!(check_scan(1, 3, 9, &[row(3, 1, 2)]).is_err(), "another version's value");
+        assert!(check_scan(2, 3, 9, &good).is_err(), "another run's values");
+    }
+}

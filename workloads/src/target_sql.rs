@@ -1,0 +1,341 @@
+//! The store as a target: each statement as SQL through the routing client.
+//!
+//! The table is `(id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)`. Updates and deletes also ask for
+//! `version <` their own: a write of unknown outcome that arrives late must not undo a later one, and the ledger
+//! counts on that. For all writes sent in order, the condition always holds.
+//!
+//! What is retried here and what is not: the client follows redirects and repeats under one id by itself. An answer of
+//! class 40 says that nothing happened and that the statement may be sent anew; that is done here, a bounded number of
+//! times. Everything else is the statement's end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use evenkeel_client::{Client, ClientError, Value};
+use evenkeel_protocol::error::codes;
+use evenkeel_protocol::{RowBatch, TableSchema};
+
+use crate::replay::{Answer, Failure, Outcome, Statement, StatementKind, StoredRow, Target};
+
+/// How often a statement that was rolled back is sent anew.
+const MAX_RERUNS: u32 = 20;
+
+/// Wait before the first time a statement is sent anew, in milliseconds; it doubles up to [`MAX_RERUN_WAIT_MS`].
+const MIN_RERUN_WAIT_MS: u64 = 1;
+
+/// The longest wait before a statement is sent anew, in milliseconds.
+const MAX_RERUN_WAIT_MS: u64 = 100;
+
+/// Names that [`SqlTarget::create_new`] tries.
+const MAX_NAMES: u32 = 10_000;
+
+/// The texts of one table's statements. They are always the same, so the client analyses each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Texts {
+    create: String,
+    read: String,
+    update: String,
+    insert: String,
+    delete: String,
+    scan: String,
+    load: String,
+}
+
+impl Texts {
+    fn new(table: &str) -> Self {
+        let table = TableSchema::quote(table);
+        Self {
+            create: format!(
+                "CREATE TABLE {table} (id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)"
+            ),
+            read: format!("SELECT id, version, value FROM {table} WHERE id = $1"),
+            update: format!("UPDATE {table} SET version = $2, value = $3 WHERE id = $1 AND version < $2"),
+            insert: format!("INSERT INTO {table} (id, version, value) VALUES ($1, $2, $3)"),
+            delete: format!("DELETE FROM {table} WHERE id = $1 AND version < $2"),
+            scan: format!("SELECT id, version, value FROM {table} WHERE id >= $1 ORDER BY id LIMIT $2"),
+            load: format!("INSERT INTO {table} (id, version, value) VALUES "),
+        }
+    }
+
+    fn of(&self, kind: StatementKind) -> &str {
+        match kind {
+            StatementKind::Read => &self.read,
+            StatementKind::Update => &self.update,
+            StatementKind::Insert => &self.insert,
+            StatementKind::Delete => &self.delete,
+            StatementKind::Scan => &self.scan,
+        }
+    }
+
+    /// An insert of `rows` rows at once.
+    fn load(&self, rows: usize) -> String {
+        let mut text = self.load.clone();
+        for row in 0..rows {
+            let comma = if row > 0 { ", " } else { "" };
+            let first = 3 * row + 1;
+            text.push_str(&format!("{comma}(${first}, ${}, ${})", first + 1, first + 2));
+        }
+        text
+    }
+}
+
+/// A statement's parameters.
+fn parameters(statement: &Statement) -> Vec<Value> {
+    let mut parameters = vec![Value::Int(statement.key)];
+    match statement.kind {
+        StatementKind::Read => {}
+        StatementKind::Scan => parameters.push(Value::Int(statement.limit_rows.into())),
+        StatementKind::Delete => parameters.push(Value::Int(statement.version)),
+        StatementKind::Insert | StatementKind::Update => {
+            parameters.push(Value::Int(statement.version));
+            parameters.push(Value::Bytes(statement.value.clone().unwrap_or_default()));
+        }
+    }
+    parameters
+}
+
+/// A table of the store.
+pub struct SqlTarget {
+    client: Client,
+    table: String,
+    texts: Texts,
+}
+
+impl SqlTarget {
+    /// A table that exists.
+    pub fn new(client: Client, table: &str) -> Self {
+        Self { client, table: table.to_owned(), texts: Texts::new(table) }
+    }
+
+    /// Creates the table `table`. Fails with [`ClientError::Sql`] (42P07) if it exists.
+    pub async fn create(client: Client, table: &str) -> Result<Self, ClientError> {
+        let target = Self::new(client, table);
+        target.client.execute(&target.texts.create, &[]).await?;
+        Ok(target)
+    }
+
+    /// Creates a table that did not exist: `base`, or `base_2`, `base_3` and so on if that is taken. A replay wants an empty
+    /// table, and a kept cluster has those of earlier runs.
+    pub async fn create_new(client: Client, base: &str) -> Result<Self, ClientError> {
+        let mut number = 1;
+        loop {
+            let name = if number == 1 { base.to_owned() } else { format!("{base}_{number}") };
+            let taken = client.routes().table(&name).is_some();
+            if !taken {
+                match Self::create(client.clone(), &name).await {
+                    Err(error) if error.code() == codes::DUPLICATE_TABLE && number < MAX_NAMES => {}
+                    ended => return ended,
+                }
+            } else if number >= MAX_NAMES {
+                return Self::create(client, &name).await;
+            }
+            number += 1;
+        }
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Sends a statement, and anew after an answer of class 40.
+    async fn send(&self, text: &str, parameters: &[Value]) -> (Result<evenkeel_client::Answer, ClientError>, u32) {
+        let mut reruns = 0;
+        let mut wait_ms = MIN_RERUN_WAIT_MS;
+        loop {
+            match self.client.execute(text, parameters).await {
+                Err(ClientError::Rerun(_)) if reruns < MAX_RERUNS => {
+                    reruns += 1;
+                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                    wait_ms = (wait_ms * 2).min(MAX_RERUN_WAIT_MS);
+                }
+                ended => return (ended, reruns),
+            }
+        }
+    }
+}
+
+impl Target for SqlTarget {
+    async fn execute(&self, statement: &Statement) -> Outcome {
+        let (ended, reruns) = self.send(self.texts.of(statement.kind), &parameters(statement)).await;
+        match ended {
+            Err(error) => Outcome { result: Err(failure(&error)), shard: None, retries: reruns },
+            Ok(answer) => Outcome {
+                result: decode(statement.kind, &answer.rows, answer.affected),
+                shard: Some(answer.shard.0),
+                retries: reruns + answer.retries,
+            },
+        }
+    }
+
+    async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {
+        // Rows of several shards cannot go in as one statement: halve until they can. A stack instead of recursion, in
+        // key order, so that what is stored is always a prefix.
+        let mut parts = vec![(0, rows)];
+        while let Some((first, part)) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let values: Vec<Value> = part.iter().flat_map(parameters).collect();
+            match self.send(&self.texts.load(part.len()), &values).await.0 {
+                Ok(answer) if answer.affected == part.len() as u64 => {}
+                Ok(answer) => {
+                    let stored = format!("{} of {} rows were stored", answer.affected, part.len());
+                    return Err((first, Failure::Unknown(stored)));
+                }
+                Err(ClientError::Sql(error)) if error.code == codes::FEATURE_NOT_SUPPORTED && part.len() > 1 => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.push((first + left.len(), right));
+                    parts.push((first, left));
+                }
+                Err(error) => return Err((first, failure(&error))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the client's error says about the row: only one of them leaves the outcome open (invariant 7).
+fn failure(error: &ClientError) -> Failure {
+    match error {
+        ClientError::OutcomeUnknown(_) => Failure::Unknown(error.to_string()),
+        _ => Failure::NotApplied(error.to_string()),
+    }
+}
+
+/// An answer in the engine's words. What cannot be read is a failure of unknown outcome: it was executed.
+fn decode(kind: StatementKind, rows: &RowBatch, affected: u64) -> Result<Answer, Failure> {
+    match kind {
+        StatementKind::Insert | StatementKind::Update | StatementKind::Delete => {
+            Ok(Answer::Written { affected_rows: affected })
+        }
+        StatementKind::Scan => stored_rows(rows).map(Answer::Rows),
+        StatementKind::Read => {
+            let mut found = stored_rows(rows)?;
+            match found.len() {
+                0 | 1 => Ok(Answer::Row(found.pop())),
+                count => Err(Failure::Unknown(format!("a read by primary key returned {count} rows"))),
+            }
+        }
+    }
+}
+
+fn stored_rows(batch: &RowBatch) -> Result<Vec<StoredRow>, Failure> {
+    let integer = |value: Option<&[u8]>| Some(i64::from_be_bytes(value?.try_into().ok()?));
+    let bytes = |value: Option<&[u8]>| -> Option<Bytes> { Some(batch.data.slice_ref(value?)) };
+    let rows: Vec<StoredRow> = batch
+        .rows()
+        .map_while(|mut row| {
+            let (key, version, value) = (row.next()?, row.next()?, row.next()?);
+            Some(StoredRow { key: integer(key)?, version: integer(version)?, value: bytes(value)? })
+        })
+        .collect();
+    if rows.len() == batch.count as usize {
+        Ok(rows)
+    } else {
+        Err(Failure::Unknown(format!("row {} of the answer is not (id, version, value)", rows.len() + 1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use evenkeel_protocol::SqlError;
+    use evenkeel_protocol::rows::RowBuilder;
+    use evenkeel_protocol::sql::{self, Command, LimitExpr, Scan, Touches};
+
+    use super::*;
+
+    fn batch(rows: &[(i64, i64, &[u8])]) -> RowBatch {
+        let mut builder = RowBuilder::new(3);
+        for (key, version, value) in rows {
+            builder.push([Some(&key.to_be_bytes()[..]), Some(&version.to_be_bytes()[..]), Some(value)]);
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn answers_are_read_without_copying_values() {
+        let rows = batch(&[(-5, 3, b"abc"), (7, 1, b"")]);
+        let Ok(Answer::Rows(found)) = decode(StatementKind::Scan, &rows, 2) else { panic!() };
+        assert_eq!(found[0], StoredRow { key: -5, version: 3, value: Bytes::from_static(b"abc") });
+        assert_eq!((found[1].key, found[1].value.len()), (7, 0));
+        assert!(rows.data.as_ptr_range().contains(&found[0].value.as_ptr()), "the value is a slice of the answer");
+        assert_eq!(decode(StatementKind::Read, &batch(&[]), 0), Ok(Answer::Row(None)));
+        assert_eq!(decode(StatementKind::Update, &batch(&[]), 1), Ok(Answer::Written { affected_rows: 1 }));
+    }
+
+    #[test]
+    fn malformed_answers_are_not_taken_for_rows() {
+        assert!(matches!(
+            decode(StatementKind::Read, &batch(&[(1, 1, b""), (2, 1, b"")]), 2),
+            Err(Failure::Unknown(_))
+        ));
+        let mut builder = RowBuilder::new(3);
+        builder.push([Some(&1i64.to_be_bytes()[..]), None, Some(b"x")]);
+        assert!(decode(StatementKind::Scan, &builder.finish(), 1).is_err());
+        let mut cut = batch(&[(1, 1, b"abc")]);
+        cut.data.truncate(10);
+        assert!(decode(StatementKind::Scan, &cut, 1).is_err());
+    }
+
+    #[test]
+    fn only_an_unknown_outcome_leaves_the_row_open() {
+        let error = || SqlError::new("08007", "no answer");
+        assert!(matches!(failure(&ClientError::OutcomeUnknown(error())), Failure::Unknown(_)));
+        for error in [ClientError::Sql(error()), ClientError::Rerun(error()), ClientError::Unavailable(error())] {
+            assert!(matches!(failure(&error), Failure::NotApplied(_)));
+        }
+    }
+
+    #[test]
+    fn each_kind_gets_the_parameters_that_its_text_names() {
+        let texts = Texts::new("usertable");
+        for kind in [
+            StatementKind::Read,
+            StatementKind::Update,
+            StatementKind::Insert,
+            StatementKind::Delete,
+            StatementKind::Scan,
+        ] {
+            let statement = Statement { kind, key: 5, version: 2, value: Some(Bytes::new()), limit_rows: 3 };
+            let count = parameters(&statement).len();
+            let text = texts.of(kind);
+            assert!(text.contains(&format!("${count}")) && !text.contains(&format!("${}", count + 1)), "{text}");
+        }
+        assert!(texts.load(2).ends_with("VALUES ($1, $2, $3), ($4, $5, $6)"));
+    }
+
+    /// The store takes each text, and knows from it which key or keys it touches: otherwise it could not be routed.
+    #[test]
+    fn every_text_can_be_routed_by_its_key() {
+        let texts = Texts::new("usertable");
+        let Command::CreateTable { schema, .. } = sql::parse(&texts.create).unwrap() else { panic!() };
+        let plan = |text: &str| {
+            let Command::Statement(parsed) = sql::parse(text).unwrap() else { panic!("{text}") };
+            parsed.bind(Some(&schema)).unwrap()
+        };
+        for kind in [StatementKind::Read, StatementKind::Update, StatementKind::Insert, StatementKind::Delete] {
+            let statement = Statement { kind, key: 5, version: 2, value: Some(Bytes::new()), limit_rows: 0 };
+            let touches = plan(texts.of(kind)).touches(&parameters(&statement)).unwrap();
+            assert!(matches!(&touches, Touches::Keys(keys) if keys.len() == 1), "{kind:?}: {touches:?}");
+        }
+        let scan = plan(&texts.scan);
+        assert_eq!(scan.scan(), Scan::RangeByRange { limit: Some(LimitExpr::Parameter(1)) });
+        let rows = (0..3).map(|key| Statement {
+            kind: StatementKind::Insert,
+            key,
+            version: 1,
+            value: Some(Bytes::new()),
+            limit_rows: 0,
+        });
+        let values: Vec<Value> = rows.flat_map(|row| parameters(&row)).collect();
+        let touches = plan(&texts.load(3)).touches(&values).unwrap();
+        assert!(matches!(&touches, Touches::Keys(keys) if keys.len() == 3), "{touches:?}");
+    }
+}
