@@ -1,0 +1,278 @@
+//! The coordination store from the command line: `evenkeel kv get|put|delete|list|watch`.
+
+use super::operator::{Asking, Format};
+use super::{CommandError, show};
+use crate::rest::{Order, Rest, percent_encode};
+use clap::Subcommand;
+use evenkeel_protocol::kv::{KvEntryBody, KvEventBody, KvListBody, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES};
+use reqwest::{Method, Response};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The pause before a watch that broke off is opened anew, in milliseconds.
+const WATCH_AGAIN_MS: u64 = 200;
+/// A watch is not ended by this side: one year.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The longest event of a watch that is taken in, in bytes: a value in JSON, every byte of it escaped.
+const MAX_EVENT_BYTES: usize = 8 * MAX_VALUE_BYTES;
+
+/// What to do with the coordination store.
+#[derive(Debug, Subcommand)]
+pub enum KvCommand {
+    /// Print a key's value as it is
+    Get {
+        /// The key
+        key: String,
+        /// Ask any replica for what it has, which may be a little old
+        #[arg(long)]
+        sequential: bool,
+    },
+    /// Give a key a value
+    Put {
+        /// The key
+        key: String,
+        /// The value; absent: what standard input has
+        value: Option<String>,
+        /// The value is this file's content
+        #[arg(long, value_name = "FILE", conflicts_with = "value")]
+        file: Option<PathBuf>,
+        /// Its media type
+        #[arg(long, value_name = "TYPE")]
+        content_type: Option<String>,
+        /// Only if the key was last written by this revision
+        #[arg(long, value_name = "REVISION", conflicts_with = "create")]
+        if_match: Option<u64>,
+        /// Only if the key does not exist
+        #[arg(long)]
+        create: bool,
+        /// Repeating the command with the same text here takes effect once
+        #[arg(long, value_name = "TEXT")]
+        idempotency_key: Option<String>,
+    },
+    /// Remove a key
+    Delete {
+        /// The key
+        key: String,
+        /// Only if the key was last written by this revision
+        #[arg(long, value_name = "REVISION")]
+        if_match: Option<u64>,
+    },
+    /// List the keys that begin with a prefix
+    List {
+        /// The prefix [default: every key]
+        #[arg(default_value = "", hide_default_value = true)]
+        prefix: String,
+    },
+    /// Print changes as they happen, until Ctrl-C
+    Watch {
+        /// Only of keys that begin so [default: every key]
+        #[arg(default_value = "", hide_default_value = true)]
+        prefix: String,
+        /// Begin after this revision [default: from now on]
+        #[arg(long, value_name = "REVISION")]
+        since: Option<u64>,
+    },
+}
+
+/// Runs one command.
+pub async fn run(asking: &Asking, command: KvCommand) -> Result<(), CommandError> {
+    let rest = asking.rest();
+    match command {
+        KvCommand::Get { key, sequential } => {
+            let query = if sequential { "?consistency=sequential" } else { "" };
+            let order = Order::new(Method::GET, format!("{}{query}", path(&key)));
+            let response = rest.send(&order).await.map_err(CommandError::failed)?;
+            let value = response.bytes().await.map_err(CommandError::failed)?;
+            std::io::stdout().write_all(&value).map_err(CommandError::failed)
+        }
+        KvCommand::Put { key, value, file, content_type, if_match, create, idempotency_key } => {
+            let value = read_value(value, file)?;
+            let mut order = Order::new(Method::PUT, path(&key)).body(value, content_type.as_deref());
+            order = if_match.map(tag).into_iter().fold(order, |order, tag| order.header("if-match", tag));
+            if create {
+                order = order.header("if-none-match", "*");
+            }
+            if let Some(id) = idempotency_key {
+                order = order.header("idempotency-key", id);
+            }
+            written(asking, &rest, &order).await
+        }
+        KvCommand::Delete { key, if_match } => {
+            let order = Order::new(Method::DELETE, path(&key));
+            let order = if_match.map(tag).into_iter().fold(order, |order, tag| order.header("if-match", tag));
+            written(asking, &rest, &order).await
+        }
+        KvCommand::List { prefix } => list(asking, &rest, &prefix).await,
+        KvCommand::Watch { prefix, since } => watch(asking, &rest, &prefix, since).await,
+    }
+}
+
+fn path(key: &str) -> String {
+    format!("/v1/kv/{}", percent_encode(key))
+}
+
+fn tag(revision: u64) -> String {
+    format!("\"{revision}\"")
+}
+
+/// The value to put; no more than can be one, and a byte, so that what is too long is refused by the store in its words.
+fn read_value(value: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, CommandError> {
+    let most = MAX_VALUE_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
+    match (value, file) {
+        (Some(value), _) => return Ok(value.into_bytes()),
+        (None, Some(file)) => std::fs::File::open(&file)
+            .and_then(|open| open.take(most).read_to_end(&mut bytes))
+            .map_err(|e| CommandError::Failed(format!("{}: {e}", file.display())))?,
+        (None, None) => std::io::stdin()
+            .take(most)
+            .read_to_end(&mut bytes)
+            .map_err(|e| CommandError::Failed(format!("standard input: {e}")))?,
+    };
+    Ok(bytes)
+}
+
+async fn written(asking: &Asking, rest: &Rest, order: &Order) -> Result<(), CommandError> {
+    let response = rest.send(order).await.map_err(CommandError::failed)?;
+    let body: KvWrittenBody = response.json().await.map_err(CommandError::failed)?;
+    match asking.format() {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&body).map_err(CommandError::failed)?),
+        Format::Table => println!("revision {}", body.revision),
+    }
+    Ok(())
+}
+
+/// All pages as one list. It is read page by page: what changes meanwhile may be in it or not.
+async fn list(asking: &Asking, rest: &Rest, prefix: &str) -> Result<(), CommandError> {
+    let mut whole: Option<KvListBody> = None;
+    loop {
+        let after = whole.as_ref().and_then(|whole| whole.next.as_deref());
+        let after = after.map(|after| format!("&after={}", percent_encode(after))).unwrap_or_default();
+        let path = format!("/v1/kv?prefix={}&limit={MAX_LIST}{after}", percent_encode(prefix));
+        let page: KvListBody = rest.get(&path).await.map_err(CommandError::failed)?;
+        let list = whole.get_or_insert_with(|| KvListBody { revision: page.revision, entries: Vec::new(), next: None });
+        list.entries.extend(page.entries);
+        list.next = page.next;
+        if list.next.is_none() {
+            break;
+        }
+    }
+    let Some(list) = whole else { return Ok(()) };
+    match asking.format() {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&list).map_err(CommandError::failed)?),
+        Format::Table => {
+            let rows: Vec<_> = list.entries.iter().map(row).collect();
+            let heading = ["key", ">revision", ">version", ">bytes", "type", "value"];
+            println!("{}\nrevision {}", show::table(&heading, &rows), list.revision);
+        }
+    }
+    Ok(())
+}
+
+fn row(entry: &KvEntryBody) -> Vec<String> {
+    vec![
+        entry.key.escape_debug().to_string(),
+        entry.modified.to_string(),
+        entry.version.to_string(),
+        entry.bytes.to_string(),
+        entry.content_type.clone(),
+        short(entry),
+    ]
+}
+
+/// The beginning of a value that is text; binary values are not shown.
+fn short(entry: &KvEntryBody) -> String {
+    let Some(text) = &entry.value.text else { return "(binary)".into() };
+    let mut shown: String = text.chars().take(60).collect::<String>().escape_debug().to_string();
+    if text.chars().count() > 60 {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Prints changes, and goes on at the next replica where a stream broke off: none is missed, none comes twice.
+async fn watch(asking: &Asking, rest: &Rest, prefix: &str, since: Option<u64>) -> Result<(), CommandError> {
+    let mut seen = since;
+    loop {
+        let mut order = Order::new(Method::GET, format!("/v1/watch/kv?prefix={}", percent_encode(prefix)));
+        order = order.timeout(WATCH_TIMEOUT);
+        if let Some(seen) = seen {
+            order = order.header("last-event-id", seen.to_string());
+        }
+        match rest.send(&order).await {
+            Ok(response) => follow(asking, response, &mut seen).await?,
+            // The placement driver is away for a moment; it was there, or nothing would have been seen.
+            Err(error) if error.is_temporary() && seen.is_some() => {}
+            Err(error) => return Err(CommandError::failed(error)),
+        }
+        rest.pass_over();
+        tokio::time::sleep(Duration::from_millis(WATCH_AGAIN_MS)).await;
+    }
+}
+
+/// Prints what one stream brings, until it breaks off.
+async fn follow(asking: &Asking, mut response: Response, seen: &mut Option<u64>) -> Result<(), CommandError> {
+    let mut buffer = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        buffer.extend_from_slice(&chunk);
+        while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
+            let block = String::from_utf8_lossy(&buffer[..end]).into_owned();
+            buffer.drain(..end + 2);
+            print_event(asking, &block, seen)?;
+        }
+        if buffer.len() > MAX_EVENT_BYTES {
+            return Err(CommandError::Failed(format!("an event is longer than {MAX_EVENT_BYTES} bytes")));
+        }
+    }
+    Ok(())
+}
+
+fn print_event(asking: &Asking, block: &str, seen: &mut Option<u64>) -> Result<(), CommandError> {
+    let field = |name: &str| {
+        let mut lines = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        lines.next().map(|value| value.strip_prefix(' ').unwrap_or(value))
+    };
+    let (Some(name), Some(id), Some(data)) = (field("event"), field("id"), field("data")) else { return Ok(()) };
+    if name == "compacted" {
+        return Err(CommandError::Failed("too slow: changes were forgotten before they were read".into()));
+    }
+    *seen = id.parse().ok();
+    if !matches!(name, "put" | "delete") {
+        return Ok(());
+    }
+    let event: KvEventBody =
+        serde_json::from_str(data).map_err(|e| CommandError::Failed(format!("an event cannot be understood: {e}")))?;
+    match asking.format() {
+        Format::Json => println!("{data}"),
+        Format::Table => {
+            let value = event.entry.as_ref().map(short).unwrap_or_default();
+            println!("{:>8}  {name:<6}  {}  {value}", event.revision, event.key.escape_debug());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_protocol::kv::KvValue;
+
+    #[test]
+    fn values_are_shown_shortened_and_harmless() {
+        let entry = |bytes: &[u8]| KvEntryBody {
+            key: "k".into(),
+            value: KvValue::new(bytes),
+            content_type: "text/plain".into(),
+            bytes: bytes.len(),
+            created: 1,
+            modified: 1,
+            version: 1,
+        };
+        assert_eq!(short(&entry(b"plain")), "plain");
+        // What somebody stored must not steer the terminal.
+        assert_eq!(short(&entry(b"\x1b[2Ja\nb")), "\\u{1b}[2Ja\\nb");
+        assert_eq!(short(&entry(&[0xFF])), "(binary)");
+        assert_eq!(short(&entry("ä".repeat(61).as_bytes())), format!("{}…", "ä".repeat(60)));
+    }
+}

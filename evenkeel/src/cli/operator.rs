@@ -1,0 +1,452 @@
+//! The operator's commands: questions and orders to the placement driver over REST, and one SQL statement through the
+//! client.
+
+use super::kv::{self, KvCommand};
+use super::{CommandError, show, sql};
+use crate::rest::{Rest, percent_encode};
+use clap::{Args, Subcommand, ValueEnum};
+use evenkeel_protocol::rest::{
+    DecisionsBody, MoveBody, OperatorBody, RangeBody, RouteLookupBody, RoutesBody, ShardBody, SplitBody,
+};
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::NewReplica;
+use evenkeel_protocol::{OperatorId, RangeId, ShardId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// How often `--wait` looks, in milliseconds.
+const WAIT_POLL_MS: u64 = 100;
+
+/// How an answer is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table for people.
+    Table,
+    /// The placement driver's JSON.
+    Json,
+}
+
+/// Where to ask, and how to show the answer.
+#[derive(Debug, Clone, Args)]
+pub struct Asking {
+    /// URLs of the placement driver's replicas, comma between
+    #[arg(long, global = true, env = "EVENKEEL_URL", value_delimiter = ',', default_value = "http://127.0.0.1:7101")]
+    url: Vec<String>,
+    /// How the answer is shown
+    #[arg(long, global = true, env = "EVENKEEL_FORMAT", value_enum, default_value = "table")]
+    format: Format,
+}
+
+impl Asking {
+    /// A handle on the placement driver.
+    pub(super) fn rest(&self) -> Rest {
+        Rest::new(self.url.iter().cloned())
+    }
+
+    /// How the answer is shown.
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+}
+
+/// Commands of an operator.
+#[derive(Debug, Subcommand)]
+pub enum OperatorCommand {
+    /// Show which shard owns which range
+    Routes {
+        #[command(flatten)]
+        asking: Asking,
+        /// Only this table
+        #[arg(long, value_name = "NAME")]
+        table: Option<String>,
+        /// Only the range that holds this key: JSON, an array for keys of several columns; needs --table
+        #[arg(long, value_name = "JSON", requires = "table")]
+        key: Option<String>,
+    },
+    /// Show ranges and their load
+    Ranges {
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Show shards, add one, drain one, hand over its leadership
+    Shards {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(subcommand)]
+        command: Option<ShardsCommand>,
+    },
+    /// Show the placement driver's replicas, let one in, take one out
+    Members {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(subcommand)]
+        command: Option<MembersCommand>,
+    },
+    /// Split a range
+    Split {
+        #[command(flatten)]
+        asking: Asking,
+        /// The range
+        range: RangeId,
+        /// Where: JSON, an array for keys of several columns; may be repeated [default: the median of its load]
+        #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+        at: Vec<String>,
+        /// Wait until it is done
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Move a range to another shard
+    Move {
+        #[command(flatten)]
+        asking: Asking,
+        /// The range
+        range: RangeId,
+        /// The shard it goes to
+        shard: ShardId,
+        /// Wait until it is done
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Show splits, merges and moves, or cancel one
+    Operators {
+        #[command(flatten)]
+        asking: Asking,
+        /// Only those under way
+        #[arg(long)]
+        running: bool,
+        #[command(subcommand)]
+        command: Option<OperatorsCommand>,
+    },
+    /// Show what the balancer decided and why, and why it does nothing now
+    Decisions {
+        #[command(flatten)]
+        asking: Asking,
+        /// How many
+        #[arg(long, default_value_t = 10)]
+        last: usize,
+    },
+    /// Turn the balancer on or off
+    Balancer {
+        #[command(flatten)]
+        asking: Asking,
+        /// What to do with it
+        state: Switch,
+    },
+    /// Read and write the coordination store of the placement driver
+    Kv {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(subcommand)]
+        command: KvCommand,
+    },
+    /// Execute SQL statements, one after the other, in one session
+    Sql {
+        #[command(flatten)]
+        asking: Asking,
+        #[command(flatten)]
+        levels: sql::LevelFlags,
+        /// The statements, one per argument, without parameters
+        #[arg(required = true, value_name = "STATEMENT")]
+        statements: Vec<String>,
+    },
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It plans.
+    On,
+    /// It leaves everything where it is.
+    Off,
+}
+
+/// What to do with a shard.
+#[derive(Debug, Subcommand)]
+pub enum ShardsCommand {
+    /// Add a shard whose replicas are up
+    Add {
+        /// Its number
+        shard: ShardId,
+        /// Where its replicas listen for clients: 1=IP:PORT,2=IP:PORT,3=IP:PORT
+        replicas: String,
+    },
+    /// Move everything off a shard, then remove it
+    Drain {
+        /// The shard
+        shard: ShardId,
+    },
+    /// Hand the shard's leadership to another replica
+    TransferLeader {
+        /// The shard
+        shard: ShardId,
+        /// To this replica [default: any that is up to date]
+        #[arg(long)]
+        to: Option<u64>,
+    },
+    /// Take a replica out of a shard, let a new one in, or both at once; it waits until that is done
+    Replicas {
+        /// The shard
+        shard: ShardId,
+        /// The replica that leaves
+        #[arg(long, value_name = "NUMBER")]
+        remove: Option<u64>,
+        /// The replica that comes: its process runs, with `join = true` and an empty folder
+        #[arg(long, value_name = "NUMBER", requires = "rpc", requires = "log_address")]
+        add: Option<u64>,
+        /// Where the new one listens for clients
+        #[arg(long, value_name = "IP:PORT", requires = "add")]
+        rpc: Option<SocketAddr>,
+        /// Where the new one listens for the shard's replicas
+        #[arg(long, value_name = "IP:PORT", requires = "add")]
+        log_address: Option<SocketAddr>,
+    },
+}
+
+/// What to do with the placement driver's own replicas.
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// Let a replica in: its process runs, with `join = true` and an empty folder
+    Add {
+        /// Its number
+        replica: u64,
+        /// Where it listens for REST
+        #[arg(long, value_name = "IP:PORT")]
+        rest: SocketAddr,
+        /// Where it listens for shards
+        #[arg(long, value_name = "IP:PORT")]
+        rpc: SocketAddr,
+        /// Where it listens for the other replicas
+        #[arg(long, value_name = "IP:PORT")]
+        log_address: SocketAddr,
+    },
+    /// Take a replica out
+    Remove {
+        /// Its number
+        replica: u64,
+    },
+}
+
+/// What to do with an operator.
+#[derive(Debug, Subcommand)]
+pub enum OperatorsCommand {
+    /// Cancel a move that is not fenced yet
+    Cancel {
+        /// The operator
+        operator: OperatorId,
+    },
+    /// Show one
+    Show {
+        /// The operator
+        operator: OperatorId,
+    },
+}
+
+/// Runs one command.
+pub async fn run(command: OperatorCommand) -> Result<(), CommandError> {
+    match command {
+        OperatorCommand::Routes { asking, table, key: Some(key) } => {
+            let table = percent_encode(&table.unwrap_or_default());
+            let path = format!("/v1/routes/{table}?key={}", percent_encode(&key));
+            ask::<RouteLookupBody>(&asking, &path, show::route).await
+        }
+        OperatorCommand::Routes { asking, table, key: None } => {
+            let query = table.map(|t| format!("?table={}", percent_encode(&t))).unwrap_or_default();
+            ask::<RoutesBody>(&asking, &format!("/v1/routes{query}"), show::routes).await
+        }
+        OperatorCommand::Ranges { asking } => ask::<Vec<RangeBody>>(&asking, "/v1/ranges", |r| show::ranges(r)).await,
+        OperatorCommand::Shards { asking, command } => shards(&asking, command).await,
+        OperatorCommand::Members { asking, command } => members(&asking, command).await,
+        OperatorCommand::Split { asking, range, at, wait } => {
+            let at = at.iter().map(|text| key_columns(text)).collect::<Result<_, _>>()?;
+            order(&asking, &format!("/v1/ranges/{range}/split"), &SplitBody { at }, wait).await
+        }
+        OperatorCommand::Move { asking, range, shard, wait } => {
+            order(&asking, &format!("/v1/ranges/{range}/move"), &MoveBody { to: shard }, wait).await
+        }
+        OperatorCommand::Operators { asking, running, command } => operators(&asking, running, command).await,
+        OperatorCommand::Decisions { asking, last } => {
+            ask::<DecisionsBody>(&asking, "/v1/decisions", |body| show::decisions(body, last)).await
+        }
+        OperatorCommand::Balancer { asking, state } => {
+            let body = serde_json::json!({ "enabled": state == Switch::On });
+            let answer = rest(&asking).post::<_, Json>("/v1/balancer", &body).await.map_err(CommandError::failed)?;
+            done(&asking, &answer, if state == Switch::On { "the balancer is on" } else { "the balancer is off" })
+        }
+        OperatorCommand::Kv { asking, command } => kv::run(&asking, command).await,
+        OperatorCommand::Sql { asking, levels, statements } => {
+            sql::execute(&asking.url, levels, &statements, asking.format).await
+        }
+    }
+}
+
+fn rest(asking: &Asking) -> Rest {
+    asking.rest()
+}
+
+/// Asks, and shows the answer: as JSON exactly what came.
+async fn ask<T: DeserializeOwned>(
+    asking: &Asking,
+    path: &str,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), CommandError> {
+    let answer: Json = rest(asking).get(path).await.map_err(CommandError::failed)?;
+    present(asking, answer, text)
+}
+
+fn present<T: DeserializeOwned>(
+    asking: &Asking,
+    answer: Json,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), CommandError> {
+    if asking.format == Format::Json {
+        return print_json(&answer);
+    }
+    let body = serde_json::from_value(answer)
+        .map_err(|e| CommandError::Failed(format!("the answer cannot be understood: {e}")))?;
+    println!("{}", text(&body));
+    Ok(())
+}
+
+fn print_json(answer: &impl Serialize) -> Result<(), CommandError> {
+    println!("{}", serde_json::to_string_pretty(answer).map_err(CommandError::failed)?);
+    Ok(())
+}
+
+fn done(asking: &Asking, answer: &Json, sentence: &str) -> Result<(), CommandError> {
+    if asking.format == Format::Json {
+        return print_json(answer);
+    }
+    println!("{sentence}");
+    Ok(())
+}
+
+async fn shards(asking: &Asking, command: Option<ShardsCommand>) -> Result<(), CommandError> {
+    let rest = rest(asking);
+    match command {
+        None => ask::<Vec<ShardBody>>(asking, "/v1/shards", |s| show::shards(s)).await,
+        Some(ShardsCommand::Add { shard, replicas }) => {
+            let info = ShardInfo { id: shard, replicas: replica_addresses(&replicas)? };
+            let body = crate::cluster::shard_body(info);
+            let answer: Json = rest.post("/v1/shards", &body).await.map_err(CommandError::failed)?;
+            done(asking, &answer, &format!("shard {shard} is added"))
+        }
+        Some(ShardsCommand::Drain { shard }) => {
+            let answer: Json = rest.delete(&format!("/v1/shards/{shard}")).await.map_err(CommandError::failed)?;
+            done(asking, &answer, &format!("shard {shard} is being drained; it is removed when nothing is left on it"))
+        }
+        Some(ShardsCommand::TransferLeader { shard, to }) => {
+            let body = serde_json::json!({ "to": to });
+            let path = format!("/v1/shards/{shard}/transfer-leader");
+            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
+            done(asking, &answer, &format!("shard {shard}'s leader was asked to hand over"))
+        }
+        Some(ShardsCommand::Replicas { shard, remove, add, rpc, log_address }) => {
+            // The command line asks for all three or for none.
+            let new = add.zip(rpc).zip(log_address).map(|((replica, rpc), log)| NewReplica { replica, rpc, log });
+            let body = serde_json::json!({ "remove": remove, "add": new });
+            let path = format!("/v1/shards/{shard}/replicas");
+            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
+            done(
+                asking,
+                &answer,
+                &format!("shard {shard} has its replicas; what left may be stopped and its folder removed"),
+            )
+        }
+    }
+}
+
+async fn members(asking: &Asking, command: Option<MembersCommand>) -> Result<(), CommandError> {
+    let body = match command {
+        None => return ask::<Json>(asking, "/v1/members", show::members).await,
+        Some(MembersCommand::Add { replica, rest, rpc, log_address }) => {
+            serde_json::json!({ "add": [{ "replica": replica, "rest": rest, "rpc": rpc, "log": log_address }] })
+        }
+        Some(MembersCommand::Remove { replica }) => serde_json::json!({ "remove": [replica] }),
+    };
+    let answer: Json = rest(asking).post("/v1/members", &body).await.map_err(CommandError::failed)?;
+    done(asking, &answer, "the placement driver has its replicas; what left may be stopped and its folder removed")
+}
+
+async fn operators(asking: &Asking, running: bool, command: Option<OperatorsCommand>) -> Result<(), CommandError> {
+    let rest = rest(asking);
+    match command {
+        None => {
+            let answer: Vec<Json> = rest.get("/v1/operators").await.map_err(CommandError::failed)?;
+            let wanted = |o: &Json| !running || matches!(o["status"].as_str(), Some("running" | "cancelling"));
+            let answer = answer.into_iter().filter(wanted).collect();
+            present::<Vec<OperatorBody>>(asking, Json::Array(answer), |o| show::operators(o))
+        }
+        Some(OperatorsCommand::Show { operator }) => {
+            ask::<OperatorBody>(asking, &format!("/v1/operators/{operator}"), |o| {
+                show::operators(std::slice::from_ref(o))
+            })
+            .await
+        }
+        Some(OperatorsCommand::Cancel { operator }) => {
+            let path = format!("/v1/operators/{operator}");
+            let answer: Json = rest.delete(&path).await.map_err(CommandError::failed)?;
+            done(
+                asking,
+                &answer,
+                &format!("operator {operator} is being cancelled; after its fence it only goes forward"),
+            )
+        }
+    }
+}
+
+/// Gives an order that makes an operator, and waits for its end if asked to.
+async fn order(asking: &Asking, path: &str, body: &impl Serialize, wait: bool) -> Result<(), CommandError> {
+    let rest = rest(asking);
+    let mut operator: OperatorBody = rest.post(path, body).await.map_err(CommandError::failed)?;
+    let started = Instant::now();
+    while wait && matches!(operator.status.as_str(), "running" | "cancelling") {
+        tokio::time::sleep(Duration::from_millis(WAIT_POLL_MS)).await;
+        operator = match rest.get(&format!("/v1/operators/{}", operator.id)).await {
+            Ok(operator) => operator,
+            Err(error) if error.is_temporary() && started.elapsed() < Duration::from_secs(600) => continue,
+            Err(error) => return Err(CommandError::failed(error)),
+        };
+    }
+    if asking.format == Format::Json {
+        print_json(&operator)?;
+    } else {
+        println!("{}", show::operators(std::slice::from_ref(&operator)));
+    }
+    match operator.status.as_str() {
+        "done" | "running" | "cancelling" => Ok(()),
+        other => Err(CommandError::Failed(format!("operator {} ended as {other}", operator.id))),
+    }
+}
+
+/// The columns of a key given as JSON; a bare value is a key of one column.
+fn key_columns(text: &str) -> Result<Vec<Json>, CommandError> {
+    match serde_json::from_str(text) {
+        Ok(Json::Array(columns)) => Ok(columns),
+        Ok(column) => Ok(vec![column]),
+        Err(_) => Err(CommandError::Config(crate::config::ConfigError::value(
+            "at",
+            text,
+            "flag --at",
+            "JSON: 100, \"text\", or [1, \"b\"] for a key of several columns",
+        ))),
+    }
+}
+
+fn replica_addresses(text: &str) -> Result<BTreeMap<u64, SocketAddr>, CommandError> {
+    let parse = |part: &str| -> Option<(u64, SocketAddr)> {
+        let (number, address) = part.trim().split_once('=')?;
+        Some((number.parse().ok()?, address.parse().ok()?))
+    };
+    text.split(',').map(parse).collect::<Option<_>>().ok_or_else(|| {
+        CommandError::Config(crate::config::ConfigError::value(
+            "replicas",
+            text,
+            "argument",
+            crate::config::Kind::Addresses,
+        ))
+    })
+}

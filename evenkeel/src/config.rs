@@ -1,0 +1,357 @@
+//! Configuration in layers: a TOML file, the environment, flags; what comes later wins.
+//!
+//! Every command describes its settings once, as a list of [`Setting`]s. The three layers all pass through that list, so
+//! that a mistake is reported the same way wherever it was made: one line that names the key, the value and what is
+//! accepted. Nothing is guessed: a key that no command knows is an error in the file and in the environment alike.
+//!
+//! In the environment a setting is called `EVENKEEL_` and its key in capitals (`EVENKEEL_DATA_DIR`); inside a section the dot
+//! becomes two underscores (`EVENKEEL_BALANCER__COOL_DOWN_MS`).
+//!
+//! This module is pure: the file's text, the environment and the flags are handed in.
+
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+/// What a setting accepts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind {
+    /// A whole number within these bounds, both included.
+    Count(i64, i64),
+    /// A number above this bound.
+    Above(f64),
+    /// A share, 0 to 1.
+    Share,
+    /// `true` or `false`.
+    Flag,
+    /// A path.
+    Path,
+    /// Any text.
+    Text,
+    /// A time: seconds, or a number with `ms`, `s`, `m` or `h`. Kept in seconds.
+    Seconds,
+    /// Numbered addresses: a table in the file, `1=IP:PORT,2=IP:PORT` elsewhere.
+    Addresses,
+    /// A section, described by its default values.
+    Section(toml::Table),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Count(min, i64::MAX) => write!(f, "a whole number from {min} up"),
+            Kind::Count(min, max) => write!(f, "a whole number from {min} to {max}"),
+            Kind::Above(bound) => write!(f, "a number above {bound}"),
+            Kind::Share => write!(f, "a number from 0 to 1"),
+            Kind::Flag => write!(f, "true or false"),
+            Kind::Path => write!(f, "a path"),
+            Kind::Text => write!(f, "a text"),
+            Kind::Seconds => write!(f, "a time in seconds, or with a unit: 500ms, 60s, 2m, 1h"),
+            Kind::Addresses => write!(f, "addresses by replica number: 1=127.0.0.1:7101,2=127.0.0.1:7102"),
+            Kind::Section(keys) => {
+                write!(f, "a section with {}", keys.keys().cloned().collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+/// One setting of a command.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// Its key in the file.
+    pub key: &'static str,
+    /// What it accepts.
+    pub kind: Kind,
+    /// Whether the command cannot do without.
+    pub required: bool,
+}
+
+impl Setting {
+    /// A setting that may be left out.
+    pub fn optional(key: &'static str, kind: Kind) -> Setting {
+        Setting { key, kind, required: false }
+    }
+
+    /// A setting that must be given.
+    pub fn required(key: &'static str, kind: Kind) -> Setting {
+        Setting { key, kind, required: true }
+    }
+}
+
+/// A mistake in the configuration: one line; the process ends with status 2.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    /// An error with this line; line breaks become spaces.
+    pub fn new(line: impl AsRef<str>) -> ConfigError {
+        ConfigError(line.as_ref().split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    /// A value that is not accepted.
+    pub fn value(key: &str, value: impl fmt::Display, origin: &str, accepted: impl fmt::Display) -> ConfigError {
+        ConfigError::new(format!("{key} = {value} ({origin}): accepted is {accepted}"))
+    }
+}
+
+/// Where a value comes from, in rising precedence.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    /// The file's name and text.
+    pub file: Option<(String, String)>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// Flags that were given: key and text.
+    pub flags: Vec<(&'static str, String)>,
+}
+
+/// The flag for a key. `--log` says what is logged, in every command, so the log's addresses have another name.
+fn flag_name(key: &str) -> String {
+    match key {
+        "log" => "log-addresses".to_string(),
+        key => key.replace('_', "-"),
+    }
+}
+
+/// Variables that are not settings of a role.
+const OTHER_VARIABLES: &[&str] = &["CONFIG", "URL", "BIN", "SEEDS", "FORMAT", "TEST_LOG", "TEST_DATA_DIR"];
+
+/// The configuration of a command with these settings. `also_known` are the keys of other commands: in the environment they
+/// are passed over, since it is shared by all.
+pub fn resolve<T: DeserializeOwned>(
+    settings: &[Setting],
+    also_known: &[&str],
+    layers: &Layers,
+) -> Result<T, ConfigError> {
+    let mut merged = toml::Table::new();
+    if let Some((name, text)) = &layers.file {
+        merge_file(settings, name, text, &mut merged)?;
+    }
+    for (variable, text) in &layers.environment {
+        merge_variable(settings, also_known, variable, text, &mut merged)?;
+    }
+    for (key, text) in &layers.flags {
+        let origin = format!("flag --{}", flag_name(key));
+        let setting = find(settings, key, &origin)?;
+        let value =
+            from_text(&setting.kind, text).ok_or_else(|| ConfigError::value(key, text, &origin, &setting.kind))?;
+        merged.insert((*key).to_string(), value);
+    }
+    if let Some(missing) = settings.iter().find(|s| s.required && !merged.contains_key(s.key)) {
+        return Err(ConfigError::new(format!(
+            "{} is missing: give {} as {} in the file, EVENKEEL_{} or --{}",
+            missing.key,
+            missing.kind,
+            missing.key,
+            missing.key.to_uppercase(),
+            flag_name(missing.key)
+        )));
+    }
+    // By way of JSON, whose maps may have numbers for keys.
+    let json = serde_json::to_value(&merged).map_err(|e| ConfigError::new(e.to_string()))?;
+    serde_json::from_value(json).map_err(|e| ConfigError::new(format!("configuration: {e}")))
+}
+
+/// A configuration as the text of a TOML file; settings that are absent are left out.
+pub fn to_toml<T: serde::Serialize>(config: &T) -> Result<String, ConfigError> {
+    let json = serde_json::to_value(config).map_err(|e| ConfigError::new(e.to_string()))?;
+    let value = json_to_toml(&json).unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+    toml::to_string(&value).map_err(|e| ConfigError::new(e.to_string()))
+}
+
+fn json_to_toml(json: &serde_json::Value) -> Option<toml::Value> {
+    Some(match json {
+        serde_json::Value::Null => return None,
+        serde_json::Value::Bool(v) => toml::Value::Boolean(*v),
+        serde_json::Value::Number(n) => match n.as_i64() {
+            Some(n) => toml::Value::Integer(n),
+            None => toml::Value::Float(n.as_f64()?),
+        },
+        serde_json::Value::String(text) => toml::Value::String(text.clone()),
+        serde_json::Value::Array(items) => toml::Value::Array(items.iter().filter_map(json_to_toml).collect()),
+        serde_json::Value::Object(map) => {
+            toml::Value::Table(map.iter().filter_map(|(k, v)| Some((k.clone(), json_to_toml(v)?))).collect())
+        }
+    })
+}
+
+fn find<'a>(settings: &'a [Setting], key: &str, origin: &str) -> Result<&'a Setting, ConfigError> {
+    settings.iter().find(|s| s.key == key).ok_or_else(|| {
+        let known: Vec<_> = settings.iter().map(|s| s.key).collect();
+        ConfigError::new(format!("{key} ({origin}): no such key; accepted are {}", known.join(", ")))
+    })
+}
+
+fn merge_file(settings: &[Setting], name: &str, text: &str, merged: &mut toml::Table) -> Result<(), ConfigError> {
+    let origin = format!("file {name}");
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        ConfigError::new(format!("{name}, line {line}: {}", e.message()))
+    })?;
+    for (key, value) in table {
+        let setting = find(settings, &key, &origin)?;
+        let accepted = from_toml(&setting.kind, &value).map_err(|(path, value, kind)| {
+            let key = if path.is_empty() { key.clone() } else { format!("{key}.{path}") };
+            ConfigError::value(&key, value, &origin, kind)
+        })?;
+        merged.insert(key, accepted);
+    }
+    Ok(())
+}
+
+fn merge_variable(
+    settings: &[Setting],
+    also_known: &[&str],
+    variable: &str,
+    text: &str,
+    merged: &mut toml::Table,
+) -> Result<(), ConfigError> {
+    let Some(name) = variable.strip_prefix("EVENKEEL_") else {
+        return Ok(());
+    };
+    let (key, inner) = match name.split_once("__") {
+        Some((section, inner)) => (section.to_lowercase(), Some(inner.to_lowercase())),
+        None => (name.to_lowercase(), None),
+    };
+    let elsewhere = OTHER_VARIABLES.contains(&name) || also_known.contains(&key.as_str());
+    if elsewhere && !settings.iter().any(|s| s.key == key) {
+        return Ok(());
+    }
+    let origin = format!("environment {variable}");
+    let setting = find(settings, &key, &origin)?;
+    match (inner, &setting.kind) {
+        (Some(inner), Kind::Section(defaults)) => {
+            let kind = defaults.get(&inner).map(kind_of).ok_or_else(|| {
+                ConfigError::new(format!("{key}.{inner} ({origin}): no such key; accepted is {}", setting.kind))
+            })?;
+            let value = from_text(&kind, text)
+                .ok_or_else(|| ConfigError::value(&format!("{key}.{inner}"), text, &origin, kind))?;
+            let section = merged.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let Some(section) = section.as_table_mut() {
+                section.insert(inner, value);
+            }
+        }
+        (Some(_), kind) => return Err(ConfigError::value(&key, text, &origin, kind)),
+        (None, kind) => {
+            let value = from_text(kind, text).ok_or_else(|| ConfigError::value(&key, text, &origin, kind))?;
+            merged.insert(key, value);
+        }
+    }
+    Ok(())
+}
+
+/// What a section's setting accepts, by its default value.
+fn kind_of(default: &toml::Value) -> Kind {
+    match default {
+        toml::Value::Integer(_) => Kind::Count(0, i64::MAX),
+        toml::Value::Float(_) => Kind::Above(f64::NEG_INFINITY),
+        toml::Value::Boolean(_) => Kind::Flag,
+        toml::Value::Table(table) => Kind::Section(table.clone()),
+        _ => Kind::Text,
+    }
+}
+
+/// The value a text stands for; `None` if it is not accepted.
+fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
+    let text = text.trim();
+    Some(match kind {
+        Kind::Count(min, max) => {
+            let n = text.replace('_', "").parse().ok().filter(|n| (*min..=*max).contains(n))?;
+            toml::Value::Integer(n)
+        }
+        Kind::Above(bound) => toml::Value::Float(text.parse().ok().filter(|n: &f64| n.is_finite() && n > bound)?),
+        Kind::Share => toml::Value::Float(text.parse().ok().filter(|n| (0.0..=1.0).contains(n))?),
+        Kind::Flag => toml::Value::Boolean(text.parse().ok()?),
+        Kind::Path | Kind::Text => toml::Value::String(Some(text).filter(|t| !t.is_empty())?.to_string()),
+        Kind::Seconds => toml::Value::Float(parse_seconds(text)?),
+        Kind::Addresses => {
+            let mut table = toml::Table::new();
+            for part in text.split(',') {
+                let (number, address) = part.trim().split_once('=')?;
+                number.trim().parse::<u64>().ok()?;
+                address.trim().parse::<SocketAddr>().ok()?;
+                table.insert(number.trim().to_string(), toml::Value::String(address.trim().to_string()));
+            }
+            toml::Value::Table(table)
+        }
+        Kind::Section(_) => return None,
+    })
+}
+
+/// The value as the role's own type needs it, or the path inside the value, what stands there and what is accepted.
+fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, String, String)> {
+    let wrong = || (String::new(), value.to_string(), kind.to_string());
+    match (kind, value) {
+        (Kind::Section(defaults), toml::Value::Table(table)) => {
+            let mut accepted = toml::Table::new();
+            for (key, value) in table {
+                let inner = match defaults.get(key) {
+                    None => Err((String::new(), value.to_string(), format!("nothing: no such key, but {kind}"))),
+                    Some(default) => from_toml(&kind_of(default), value),
+                };
+                let inner = inner.map_err(|(path, value, kind)| {
+                    (if path.is_empty() { key.clone() } else { format!("{key}.{path}") }, value, kind)
+                })?;
+                accepted.insert(key.clone(), inner);
+            }
+            Ok(toml::Value::Table(accepted))
+        }
+        (Kind::Addresses, toml::Value::Table(table)) => {
+            for (number, address) in table {
+                let good =
+                    number.parse::<u64>().is_ok() && address.as_str().is_some_and(|a| a.parse::<SocketAddr>().is_ok());
+                if !good {
+                    return Err((number.clone(), address.to_string(), "a replica number and \"IP:PORT\"".into()));
+                }
+            }
+            Ok(value.clone())
+        }
+        (Kind::Path | Kind::Text | Kind::Seconds | Kind::Addresses, toml::Value::String(text)) => {
+            from_text(kind, text).ok_or_else(wrong)
+        }
+        (Kind::Count(..) | Kind::Flag | Kind::Above(_) | Kind::Share | Kind::Seconds, toml::Value::Integer(_))
+        | (Kind::Above(_) | Kind::Share | Kind::Seconds, toml::Value::Float(_))
+        | (Kind::Flag, toml::Value::Boolean(_)) => from_text(kind, &value.to_string()).ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
+}
+
+/// Seconds of a time with or without a unit.
+fn parse_seconds(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let number: f64 = digits.trim().parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some(number * unit)
+}
+
+/// Checks that `replica` has an address in each of these maps, and that they name the same replicas.
+pub fn check_members(replica: u64, maps: &[(&str, &BTreeMap<u64, SocketAddr>)]) -> Result<(), ConfigError> {
+    let Some((first, named)) = maps.first() else { return Ok(()) };
+    let list = |map: &BTreeMap<u64, SocketAddr>| map.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    for (key, map) in maps {
+        if !map.keys().eq(named.keys()) {
+            let accepted = format!("the replicas that {first} has: {}", list(named));
+            return Err(ConfigError::value(key, list(map), "replica numbers", accepted));
+        }
+        if let Some(number) = map.keys().find(|number| !(1..=255).contains(*number)) {
+            return Err(ConfigError::value(key, number, "replica numbers", "1 to 255"));
+        }
+    }
+    if !named.contains_key(&replica) {
+        let accepted = format!("a number that {first} has: {}", list(named));
+        return Err(ConfigError::value("replica", replica, "all layers", accepted));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

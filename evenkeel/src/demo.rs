@@ -1,0 +1,191 @@
+//! `demo`: a cluster on this machine, a skewed load that all lands on one shard at first, and the load levelling itself.
+
+use crate::cli::CommandError;
+use crate::cluster::{Cluster, ClusterOptions};
+use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
+use crate::roles;
+use crate::run::screen::{Screen, while_waiting};
+use crate::run::{Finished, RunConfig, Stage};
+use evenkeel_client::{Client, ClientConfig};
+use evenkeel_workloads::Scenario;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// What `demo` does.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct DemoConfig {
+    /// What is run.
+    #[serde(flatten)]
+    pub run: RunConfig,
+    /// Shards.
+    #[serde(default = "three")]
+    pub shards: u32,
+    /// Replicas of each.
+    #[serde(default = "three")]
+    pub replicas: u32,
+    /// Where everything is kept; absent: a temporary folder.
+    #[serde(default)]
+    pub data_dir: Option<PathBuf>,
+    /// The folder with PostgreSQL's programs; absent: found.
+    #[serde(default)]
+    pub postgres_bin: Option<PathBuf>,
+    /// Statements a second that each shard's leader admits at most.
+    #[serde(default)]
+    pub shard_capacity: Option<f64>,
+    /// Where the endpoints go as JSON.
+    #[serde(default)]
+    pub endpoints: Option<PathBuf>,
+    /// Whether the cluster stays up after the run.
+    #[serde(default)]
+    pub keep: bool,
+    /// Whether there is no run at all.
+    #[serde(default)]
+    pub idle: bool,
+    /// Whether processes are killed.
+    #[serde(default)]
+    pub chaos: bool,
+    /// The balancer's settings.
+    #[serde(default)]
+    pub balancer: toml::Table,
+}
+
+fn three() -> u32 {
+    3
+}
+
+/// The settings of `demo`.
+pub fn settings() -> Vec<Setting> {
+    let balancer = roles::balancer_defaults();
+    let mut settings = RunConfig::settings();
+    settings.extend([
+        Setting::optional("shards", Kind::Count(1, 64)),
+        Setting::optional("replicas", Kind::Count(2, 7)),
+        Setting::optional("data_dir", Kind::Path),
+        Setting::optional("postgres_bin", Kind::Path),
+        Setting::optional("shard_capacity", Kind::Above(0.0)),
+        Setting::optional("endpoints", Kind::Path),
+        Setting::optional("keep", Kind::Flag),
+        Setting::optional("idle", Kind::Flag),
+        Setting::optional("chaos", Kind::Flag),
+        Setting::optional("balancer", Kind::Section(balancer)),
+    ]);
+    settings
+}
+
+/// Runs the demonstration. Whatever happens, nothing that it started is left running.
+pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
+    let config: DemoConfig = resolve(&settings(), &roles::all_keys(), layers)?;
+    check(&config)?;
+    let screen = Screen::new();
+    let mut options = ClusterOptions::new(own_executable()?);
+    options.shards = config.shards;
+    options.replicas = u64::from(config.replicas);
+    options.data_dir.clone_from(&config.data_dir);
+    options.shard_capacity_per_s = config.shard_capacity;
+    options.postgres_bin.clone_from(&config.postgres_bin);
+    options.balancer.clone_from(&config.balancer);
+    let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
+    let cluster = Cluster::launch(options).map_err(CommandError::failed)?;
+    let ended = tokio::select! {
+        ended = with_cluster(&config, &cluster, &screen) => ended,
+        () = end => Err(CommandError::Interrupted),
+    };
+    screen.load_ended();
+    screen.line("stopping everything");
+    cluster.stop().await;
+    ended
+}
+
+fn check(config: &DemoConfig) -> Result<(), ConfigError> {
+    if let Some(path) = config.run.trace.as_ref().filter(|path| !path.is_file()) {
+        return Err(ConfigError::value("trace", path.display(), "configuration", "a file that exists"));
+    }
+    if config.run.trace.is_none() {
+        config.run.workload.parse::<Scenario>().map_err(|e| ConfigError::new(format!("workload: {e}")))?;
+    }
+    if !config.run.duration_s().is_normal() {
+        return Err(ConfigError::value("duration", config.run.duration_s(), "configuration", "a time above 0"));
+    }
+    if config.idle && config.chaos {
+        return Err(ConfigError::value("chaos", true, "configuration", "no --chaos with --idle: nothing would move"));
+    }
+    Ok(())
+}
+
+async fn with_cluster(config: &DemoConfig, cluster: &Cluster, screen: &Screen) -> Result<(), CommandError> {
+    let what = format!(
+        "starting 3 placement drivers and {} shards of {} replicas, each with its own PostgreSQL, in {}",
+        config.shards,
+        config.replicas,
+        cluster.root().display()
+    );
+    let (up, took) = while_waiting(screen, &what, async {
+        cluster.wait_ready().await.map_err(CommandError::failed)?;
+        first_answer(cluster).await
+    })
+    .await;
+    up?;
+    screen
+        .line(&format!("the cluster is up and has answered its first SQL statement after {:.1} s", took.as_secs_f64()));
+    if let Some(path) = &config.endpoints {
+        cluster.keep_endpoints_in(path).map_err(CommandError::failed)?;
+    }
+    if let Some(limit) = config.shard_capacity {
+        screen.line(&format!(
+            "each shard's leader admits at most {limit:.0} statements/s: throughput below is under that limit, a stand-in for \
+             machines of their own"
+        ));
+    }
+    let mut good = true;
+    if !config.idle {
+        let stage =
+            Stage { rest: cluster.rest().clone(), cluster: Some(cluster), chaos: config.chaos, screen: screen.clone() };
+        let finished = crate::run::run(&config.run, &stage).await?;
+        good = show(screen, &finished);
+    }
+    if config.keep || config.idle {
+        screen.line(&how_to_connect(cluster));
+        std::future::pending::<()>().await;
+    }
+    if good { Ok(()) } else { Err(CommandError::Failed("the run has found something wrong: see the report".into())) }
+}
+
+/// The first SQL statements: what a user would wait for.
+async fn first_answer(cluster: &Cluster) -> Result<(), CommandError> {
+    let client = Client::connect(ClientConfig::new(cluster.rest().urls())).await.map_err(CommandError::failed)?;
+    client.execute("SELECT 1", &[]).await.map_err(CommandError::failed)?;
+    Ok(())
+}
+
+/// Shows a finished run; returns whether nothing was lost or wrong.
+pub fn show(screen: &Screen, finished: &Finished) -> bool {
+    let report = &finished.report;
+    screen.line("");
+    screen.line(&report.render_text());
+    for finding in &finished.findings {
+        screen.line(&format!("  WRONG        {finding}"));
+    }
+    report.lost_writes == 0
+        && report.unread_keys == 0
+        && report.wrong_answers == 0
+        && report.statements.failed == 0
+        && report.differing_replicas == Some(0)
+        && report.owners_wrong == Some(0)
+        && finished.findings.is_empty()
+}
+
+fn how_to_connect(cluster: &Cluster) -> String {
+    let urls = cluster.rest().urls().join(",");
+    let program = std::env::args().next().unwrap_or_else(|| "evenkeel".into());
+    format!(
+        "The cluster stays up until Ctrl-C. For example, in another terminal:\n  export EVENKEEL_URL={urls}\n  {program} shards\n  \
+         {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay --url $EVENKEEL_URL \
+         --workload hotspot-jump\n  curl {}/v1/routes",
+        cluster.rest().urls().first().map_or("", String::as_str)
+    )
+}
+
+/// The program that is running, for its children to run too.
+pub fn own_executable() -> Result<PathBuf, CommandError> {
+    std::env::current_exe().map_err(|e| CommandError::Failed(format!("finding this program's own file: {e}")))
+}

@@ -1,0 +1,373 @@
+//! One run of a workload against a cluster, with its checks and its report. `demo` and `replay` differ only in whose the
+//! cluster is.
+//!
+//! In order: make the table, load its rows with the balancer held still (so that everything lies in one range on one
+//! shard), let the balancer go and start the load at the same moment, watch, wait until nothing moves any more, read everything back,
+//! compare all replicas, see that every key has one owner, report.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`workload`] | what is run, from its name or a trace |
+//! | [`watch`] | what the placement driver says while the run goes on |
+//! | [`screen`] | the live picture: bars on a terminal, lines elsewhere |
+//! | [`chaos`] | what is killed, and when |
+//! | [`checks`] | checksums and owners, asked of the shards themselves |
+
+pub mod chaos;
+pub mod checks;
+pub mod screen;
+pub mod watch;
+pub mod workload;
+
+use crate::cli::CommandError;
+use crate::cluster::Cluster;
+use crate::config::{Kind, Setting};
+use crate::rest::Rest;
+use evenkeel_client::{Client, ClientConfig};
+use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
+use evenkeel_protocol::{ShardId, TableSchema, sql};
+use evenkeel_workloads::Source;
+use evenkeel_workloads::replay::{
+    Ledger, LoadOptions, Pace, Replay, ReplayConfig, Replayed, SecondSummary, VerifyOptions, load, verify,
+};
+use evenkeel_workloads::report::{FaultRecord, OperatorRecord, RangeRecord, Report, RunRecord};
+use evenkeel_workloads::target_sql::SqlTarget;
+use screen::Screen;
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use watch::{Watch, Watched};
+
+/// The most keys that a run may write to: what it has to remember of each is a few words.
+const MAX_KEYS: usize = 20_000_000;
+/// How long what moves at the end of the load may take to end, in seconds.
+const SETTLE_TIMEOUT_S: u64 = 60;
+/// How many names are tried for the run's table.
+const MAX_TABLES: u32 = 1_000;
+
+/// How long a generated load lasts unless told otherwise, in seconds.
+const DEFAULT_DURATION_S: f64 = 60.0;
+/// How long a trace is replayed at most unless told otherwise, in seconds.
+const MAX_TRACE_S: f64 = 3600.0;
+/// Operations a second unless told otherwise: what two cores carry with time to spare, the whole cluster on them.
+const DEFAULT_RATE_PER_S: f64 = 1_500.0;
+/// Operations under way at once without a rate, unless told otherwise: enough to keep two cores busy, and no more, so that latency
+/// is not just the length of a queue.
+const DEFAULT_WORKERS: usize = 16;
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RunConfig {
+    /// The workload's name.
+    pub workload: String,
+    /// A trace file instead.
+    pub trace: Option<PathBuf>,
+    /// The trace's format.
+    pub trace_format: Option<String>,
+    /// The share of reads that become updates.
+    pub update_share: f64,
+    /// How long the load lasts, in seconds; absent: a minute, and for a trace as long as it takes to replay it once.
+    pub duration: Option<f64>,
+    /// The seed of all random choices.
+    pub seed: u64,
+    /// Rows to begin with.
+    pub rows: u64,
+    /// Operations a second; 0: as fast as it goes. Absent: a rate that leaves this machine time to spare, and for a trace as fast as it
+    /// goes.
+    pub rate: Option<f64>,
+    /// Operations under way at once at most.
+    pub workers: usize,
+    /// The table; absent: `usertable`, or the next free name.
+    pub table: Option<String>,
+    /// Where the report goes as JSON.
+    pub report: Option<PathBuf>,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            workload: "mixgraph".into(),
+            trace: None,
+            trace_format: None,
+            update_share: 0.0,
+            duration: None,
+            seed: 1,
+            rows: 20_000,
+            rate: None,
+            workers: 0,
+            table: None,
+            report: None,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Its settings.
+    pub fn settings() -> Vec<Setting> {
+        vec![
+            Setting::optional("workload", Kind::Text),
+            Setting::optional("trace", Kind::Path),
+            Setting::optional("trace_format", Kind::Text),
+            Setting::optional("update_share", Kind::Share),
+            Setting::optional("duration", Kind::Seconds),
+            Setting::optional("seed", Kind::Count(0, i64::MAX)),
+            Setting::optional("rows", Kind::Count(1, 100_000_000)),
+            Setting::optional("rate", Kind::Above(-f64::MIN_POSITIVE)),
+            Setting::optional("workers", Kind::Count(1, 10_000)),
+            Setting::optional("table", Kind::Text),
+            Setting::optional("report", Kind::Path),
+        ]
+    }
+
+    fn pace(&self) -> Pace {
+        let or = |default: usize| if self.workers == 0 { default } else { self.workers };
+        let default = if self.trace.is_some() { 0.0 } else { DEFAULT_RATE_PER_S };
+        match self.rate.unwrap_or(default) {
+            rate if rate > 0.0 => Pace::Rate { operations_per_s: rate, max_in_flight: or(1_000) },
+            _ => Pace::AsFastAsPossible { workers: or(DEFAULT_WORKERS) },
+        }
+    }
+
+    /// How long the load lasts at most, in seconds.
+    pub fn duration_s(&self) -> f64 {
+        let default = if self.trace.is_some() { MAX_TRACE_S } else { DEFAULT_DURATION_S };
+        self.duration.unwrap_or(default)
+    }
+}
+
+/// Whose cluster it is, and what may be done to it.
+pub struct Stage<'a> {
+    /// The placement driver.
+    pub rest: Rest,
+    /// The cluster, if it is this process's own.
+    pub cluster: Option<&'a Cluster>,
+    /// Whether to kill processes on the way; needs a cluster.
+    pub chaos: bool,
+    /// Where to show things.
+    pub screen: Screen,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it has shown.
+    pub report: Report,
+    /// What was found wrong, in words; empty if nothing was.
+    pub findings: Vec<String>,
+}
+
+/// Runs it. Afterwards the balancer is on.
+pub async fn run(config: &RunConfig, stage: &Stage<'_>) -> Result<Finished, CommandError> {
+    let workload = workload::Workload::prepare(config)?;
+    let screen = &stage.screen;
+    let shards: Vec<ShardBody> = stage.rest.get("/v1/shards").await.map_err(CommandError::failed)?;
+    let first = shards.iter().map(|s| s.info.id).min().ok_or_else(|| failed("the cluster has no shard"))?;
+    let table = create_table(&stage.rest, config.table.as_deref(), first).await?;
+    // A shard may be overloaded until the load is level; what a run shows is that, not who is refused meanwhile.
+    let mut options = ClientConfig::new(stage.rest.urls());
+    options.overload_patience_ms = options.statement_timeout_ms;
+    let client = Client::connect(options).await.map_err(CommandError::failed)?;
+    let target = Arc::new(SqlTarget::new(client, &table));
+
+    let ledger = load_rows(config, stage, &target, &workload).await?;
+    let rows = ledger.len();
+    screen.line(&format!("{rows} rows are in {table}, one range on shard {first}; the load starts: {}", workload.name));
+    let started_ms = unix_ms();
+    let watch = Watch::start(stage.rest.clone(), screen.clone());
+    let (replayed, faults) =
+        drive(config, stage, &target, workload.source, ledger, shards.len() as u32, &watch).await?;
+    let moving = settle(stage, &watch).await?;
+    let watched = watch.end().await;
+
+    let reading = screen.progress("reading everything back", replayed.ledger.len() as u64);
+    let progress = reading.clone();
+    let verified = verify(&target, replayed.ledger, VerifyOptions::default(), move |n| progress.set(n)).await;
+    let verification = verified.map_err(CommandError::failed)?;
+    reading.done();
+    screen.line("comparing all replicas, and asking every shard what it owns");
+    let checked = checks::check(&stage.rest).await;
+    set_balancer(&stage.rest, true).await?;
+    let checked = checked.map_err(CommandError::Failed)?;
+
+    let record = RunRecord {
+        workload: workload.name,
+        seed: config.seed,
+        shards: shards.len() as u32,
+        hottest_key_share: workload.hottest_key_share.unwrap_or(replayed.record.hottest_key_share),
+        verification,
+        operators: operator_records(&watched.operators, started_ms),
+        ranges: range_records(&watched, &table, first),
+        differing_replicas: Some(checked.differing_replicas),
+        owners_wrong: Some(checked.owners_wrong),
+        faults,
+        shard_capacity_per_s: capacity(&shards),
+        replay: replayed.record,
+    };
+    let report = Report::assemble(&record).map_err(CommandError::failed)?;
+    if let Some(path) = &config.report {
+        std::fs::write(path, report.to_json()).map_err(|e| failed(format!("writing {}: {e}", path.display())))?;
+        screen.line(&format!("the report is in {}", path.display()));
+    }
+    let mut findings = checked.findings;
+    findings.extend(moving);
+    Ok(Finished { report, findings })
+}
+
+/// Loads the workload's rows while the balancer is held still, so that they stay in one range.
+async fn load_rows(
+    config: &RunConfig,
+    stage: &Stage<'_>,
+    target: &Arc<SqlTarget>,
+    workload: &workload::Workload,
+) -> Result<Ledger, CommandError> {
+    let mut ledger = Ledger::new(config.seed, MAX_KEYS);
+    set_balancer(&stage.rest, false).await?;
+    let loading = stage.screen.progress("loading rows", workload.rows.len() as u64);
+    let rows = workload.rows.iter().copied();
+    let loaded = load(target, &mut ledger, rows, LoadOptions::default(), |n| loading.set(n)).await;
+    // Whatever came of it, the balancer is not left off.
+    set_balancer(&stage.rest, true).await?;
+    loaded.map_err(CommandError::failed)?;
+    loading.done();
+    Ok(ledger)
+}
+
+/// The load itself, and beside it chaos if that is wanted.
+async fn drive(
+    config: &RunConfig,
+    stage: &Stage<'_>,
+    target: &Arc<SqlTarget>,
+    source: Box<dyn Source>,
+    ledger: Ledger,
+    shards: u32,
+    watch: &Watch,
+) -> Result<(Replayed, Vec<FaultRecord>), CommandError> {
+    let duration = Duration::from_secs_f64(config.duration_s());
+    let replay_config = ReplayConfig { pace: config.pace(), duration, shards, ..ReplayConfig::default() };
+    let replay = Replay::new(replay_config, source, ledger).map_err(CommandError::failed)?;
+    stage.screen.load_starts(config.duration_s());
+    let started = Instant::now();
+    let screen = stage.screen.clone();
+    let replaying = replay.run(target.clone(), move |summary: &SecondSummary| screen.second(summary));
+    let (replayed, faults) = match stage.cluster.filter(|_| stage.chaos) {
+        None => (replaying.await, Ok(Vec::new())),
+        Some(cluster) => {
+            let chaos = chaos::run(cluster, watch, &stage.screen, started, config.duration_s(), config.seed);
+            tokio::join!(replaying, chaos)
+        }
+    };
+    stage.screen.load_ended();
+    Ok((replayed.map_err(CommandError::failed)?, faults?))
+}
+
+/// Makes the run's table with one range on `shard`, under the wanted name, or under the first free one.
+async fn create_table(rest: &Rest, wanted: Option<&str>, shard: ShardId) -> Result<String, CommandError> {
+    for number in 1..=MAX_TABLES {
+        let name = match (wanted, number) {
+            (Some(name), _) => name.to_string(),
+            (None, 1) => "usertable".to_string(),
+            (None, number) => format!("usertable_{number}"),
+        };
+        let text = format!(
+            "CREATE TABLE {} (id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)",
+            TableSchema::quote(&name)
+        );
+        let sql::Command::CreateTable { schema, .. } = sql::parse(&text).map_err(CommandError::failed)? else {
+            return Err(failed(format!("{text} is no CREATE TABLE")));
+        };
+        let body = CreateTableBody { schema, shard: Some(shard), if_not_exists: false };
+        match rest.post::<_, serde_json::Value>("/v1/tables", &body).await {
+            Ok(_) => return Ok(name),
+            Err(error) if wanted.is_none() && error.code() == "table-exists" => continue,
+            Err(error) => return Err(CommandError::failed(error)),
+        }
+    }
+    Err(failed(format!("usertable and usertable_2 to usertable_{MAX_TABLES} exist already; give another --table")))
+}
+
+/// Holds the balancer still, or lets it go.
+async fn set_balancer(rest: &Rest, enabled: bool) -> Result<(), CommandError> {
+    let deadline = Instant::now() + Duration::from_secs(SETTLE_TIMEOUT_S);
+    let body = serde_json::json!({ "enabled": enabled });
+    loop {
+        match rest.post::<_, serde_json::Value>("/v1/balancer", &body).await {
+            Ok(_) => return Ok(()),
+            // Saying it twice changes nothing, so it may be said again while the placement driver elects a leader.
+            Err(error) if error.is_temporary() && Instant::now() < deadline => crate::cluster::wait::pause().await,
+            Err(error) => return Err(CommandError::failed(error)),
+        }
+    }
+}
+
+/// Holds the balancer still and waits until nothing moves any more. What still moves at the deadline is a finding.
+async fn settle(stage: &Stage<'_>, watch: &Watch) -> Result<Vec<String>, CommandError> {
+    set_balancer(&stage.rest, false).await?;
+    let deadline = Instant::now() + Duration::from_secs(SETTLE_TIMEOUT_S);
+    loop {
+        let running = watch.fresh().await.running;
+        if running.is_empty() {
+            return Ok(Vec::new());
+        }
+        if Instant::now() >= deadline {
+            let say = |o: &OperatorBody| {
+                let detail = o.detail.as_deref().unwrap_or("no reason given");
+                format!(
+                    "operator {} still runs: {}, at {} ({detail})",
+                    o.id,
+                    crate::cli::show::describe(&o.kind),
+                    o.step
+                )
+            };
+            return Ok(running.iter().map(say).collect());
+        }
+    }
+}
+
+/// The operators that were carried out, as the report wants them.
+fn operator_records(operators: &[OperatorBody], started_ms: u64) -> Vec<OperatorRecord> {
+    use evenkeel_workloads::report::OperatorKind as Kind;
+    let since = |ms: u64| ms.saturating_sub(started_ms) as f64 / 1000.0;
+    let record = |o: &OperatorBody| {
+        let kind = match o.kind {
+            OperatorKind::Split { .. } => Kind::Split,
+            OperatorKind::Merge { .. } => Kind::Merge,
+            OperatorKind::Move { .. } => Kind::Move,
+            OperatorKind::CreateTable { .. } => return None,
+        };
+        let ended_ms = o.ended_ms.filter(|_| o.status == "done")?;
+        Some(OperatorRecord {
+            kind,
+            started_s: since(o.created_ms),
+            ended_s: since(ended_ms),
+            moved_bytes: if kind == Kind::Move { o.bytes } else { 0 },
+            pause_ms: o.pause_us.map(|us| us as f64 / 1000.0),
+        })
+    };
+    operators.iter().filter_map(record).collect()
+}
+
+/// The table's ranges at the end; all of them began on `home`.
+fn range_records(watched: &Watched, table: &str, home: ShardId) -> Vec<RangeRecord> {
+    let of_table = watched.last.ranges.iter().filter(|r| r.route.table_name == table);
+    let record = |r: &evenkeel_protocol::rest::RangeBody| RangeRecord {
+        home_shard: home.0,
+        load: r.load.map_or(0.0, |l| l.reads_per_s + l.writes_per_s),
+        bytes: r.load.map_or(0, |l| l.bytes),
+    };
+    of_table.map(record).collect()
+}
+
+/// The shards' admission limit, if they have one.
+fn capacity(shards: &[ShardBody]) -> Option<u64> {
+    shards.iter().filter_map(|s| s.capacity_per_s).reduce(f64::min).map(|c| c.round() as u64)
+}
+
+fn failed(line: impl Into<String>) -> CommandError {
+    CommandError::Failed(line.into())
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
