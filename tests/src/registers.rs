@@ -1,0 +1,172 @@
+//! Clients that write, swap and read registers, concurrently, until told to stop, and keep the history for [`crate::linear`].
+//!
+//! Every value written is written once, so that a value read says whose it is.
+
+use crate::linear::{Operation, What, check};
+use crate::world::{Failure, Outcome, World};
+use evenkeel_client::{Client, ClientConfig, ClientError, Value};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// How often each client asks, in milliseconds: so much that the registers are contended, and not so much that the search for an order
+/// takes longer than the test.
+const PACE_MS: u64 = 4;
+/// Findings that are shown.
+const SHOWN: usize = 8;
+
+/// A table of registers, and the clients that use it.
+pub struct Registers {
+    table: String,
+    keys: i64,
+    client: Client,
+    epoch: Instant,
+    tasks: JoinSet<Vec<Operation>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    next_value: AtomicI64,
+    answered: AtomicU64,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Registers {
+    /// Makes the table on `shard`, with `keys` registers of 0.
+    pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, Failure> {
+        world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, v bigint NOT NULL)"), shard).await?;
+        let values: Vec<String> = (0..keys).map(|id| format!("({id}, 0)")).collect();
+        let client = world.client.clone();
+        client.execute(&format!("INSERT INTO {table} (id, v) VALUES {}", values.join(", ")), &[]).await?;
+        let (tasks, shared) = (JoinSet::new(), Arc::new(Shared::default()));
+        Ok(Registers { table: table.to_string(), keys, client, epoch: Instant::now(), tasks, shared })
+    }
+
+    /// Starts `clients` clients, each with a routing cache of its own.
+    pub async fn start(&mut self, world: &World, clients: u64) -> Outcome {
+        for number in 0..clients {
+            let user = User {
+                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                write: format!("UPDATE {} SET v = $2 WHERE id = $1", self.table),
+                swap: format!("UPDATE {} SET v = $2 WHERE id = $1 AND v = $3", self.table),
+                read: format!("SELECT v FROM {} WHERE id = $1", self.table),
+                keys: self.keys,
+                random: number,
+                last_seen: 0,
+                epoch: self.epoch,
+                shared: self.shared.clone(),
+            };
+            self.tasks.spawn(user.run());
+        }
+        self.wait_for_answers(clients * 5).await
+    }
+
+    /// Waits until this many more operations have been answered.
+    pub async fn wait_for_answers(&self, more: u64) -> Outcome {
+        let wanted = self.shared.answered.load(Ordering::Relaxed) + more;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.shared.answered.load(Ordering::Relaxed) < wanted {
+            if Instant::now() >= deadline {
+                return Err(Failure::new("the registers' clients have come to a halt for 30 s"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Stops, reads every register once more, and judges the history. Returns how many operations it has.
+    pub async fn finish(mut self) -> Result<usize, Failure> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let mut history = Vec::new();
+        while let Some(operations) = self.tasks.join_next().await {
+            history.extend(operations.map_err(|e| Failure::new(e.to_string()))?);
+        }
+        for key in 0..self.keys {
+            let sent_us = self.epoch.elapsed().as_micros() as u64;
+            let answer =
+                self.client.execute(&format!("SELECT v FROM {} WHERE id = $1", self.table), &[Value::Int(key)]).await?;
+            let answered_us = Some(self.epoch.elapsed().as_micros() as u64);
+            let what = What::Read(answer.rows.int(0, 0).unwrap_or(-1));
+            history.push(Operation { key, what, sent_us, answered_us });
+        }
+        let count = history.len();
+        let judged = tokio::task::spawn_blocking(move || check(&history, 0)).await;
+        let mut wrong = judged.map_err(|e| Failure::new(e.to_string()))?;
+        wrong.extend(self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        if wrong.is_empty() {
+            return Ok(count);
+        }
+        let shown: Vec<String> = wrong.iter().take(SHOWN).cloned().collect();
+        Err(Failure::new(format!("{count} operations; {} findings:\n{}", wrong.len(), shown.join("\n"))))
+    }
+}
+
+/// One client.
+struct User {
+    client: Client,
+    write: String,
+    swap: String,
+    read: String,
+    keys: i64,
+    random: u64,
+    /// What it saw last, which a swap expects.
+    last_seen: i64,
+    epoch: Instant,
+    shared: Arc<Shared>,
+}
+
+impl User {
+    async fn run(mut self) -> Vec<Operation> {
+        let mut operations = Vec::new();
+        let mut pace = tokio::time::interval(Duration::from_millis(PACE_MS));
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            pace.tick().await;
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            operations.extend(self.one((self.random >> 33) as i64 % self.keys, (self.random >> 20) % 10).await);
+        }
+        operations
+    }
+
+    async fn one(&mut self, key: i64, dice: u64) -> Option<Operation> {
+        let to = self.shared.next_value.fetch_add(1, Ordering::Relaxed) + 1;
+        let from = self.last_seen;
+        let (text, params) = match dice {
+            0..=4 => (&self.read, vec![Value::Int(key)]),
+            5..=7 => (&self.write, vec![Value::Int(key), Value::Int(to)]),
+            _ => (&self.swap, vec![Value::Int(key), Value::Int(to), Value::Int(from)]),
+        };
+        let sent_us = self.epoch.elapsed().as_micros() as u64;
+        let answer = self.client.execute(text, &params).await;
+        let answered_us = Some(self.epoch.elapsed().as_micros() as u64);
+        let (what, answered_us) = match answer {
+            Ok(answer) => {
+                self.shared.answered.fetch_add(1, Ordering::Relaxed);
+                let what = match dice {
+                    0..=4 => {
+                        // A register that is not there would be a lost row: no search explains -1.
+                        self.last_seen = answer.rows.int(0, 0).unwrap_or(-1);
+                        What::Read(self.last_seen)
+                    }
+                    5..=7 if answer.affected == 1 => What::Write(to),
+                    5..=7 => What::Read(-1),
+                    _ => What::Swap { from, to, done: Some(answer.affected == 1) },
+                };
+                (what, answered_us)
+            }
+            Err(error) => {
+                let failure = format!("register {key}: {text} sent at {sent_us} µs failed: {error}");
+                self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
+                match (dice, error) {
+                    (5..=7, ClientError::OutcomeUnknown(_)) => (What::Write(to), None),
+                    (8.., ClientError::OutcomeUnknown(_)) => (What::Swap { from, to, done: None }, None),
+                    _ => return None,
+                }
+            }
+        };
+        Some(Operation { key, what, sent_us, answered_us })
+    }
+}

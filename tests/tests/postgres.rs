@@ -1,0 +1,472 @@
+//! PostgreSQL misbehaves (R1 to R6): killed, one backend killed, statements cancelled in the middle of their commit, no room, no data,
+//! damaged data, no start, no connections. Clients count all the while; nothing may be lost, applied twice or read stale, no
+//! statement may fail, and in the end all replicas are equal. A replica whose PostgreSQL cannot serve steps aside and repairs itself.
+
+mod disks;
+
+use disks::SmallDisk;
+use evenkeel::cluster::{ClusterOptions, ProcessId};
+use evenkeel_client::{ClientError, TransactionOptions, Value};
+use evenkeel_tests::counters::Counters;
+use evenkeel_tests::replica::{backends, kill_process_9};
+use evenkeel_tests::world::PATIENCE;
+use evenkeel_tests::{Failure, Outcome, Replica, World, ensure, scenarios};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Users' sessions that are between their statements and their COMMIT.
+const IN_TRANSACTION: &str = "usename = 'evenkeel_user' AND state = 'idle in transaction'";
+/// A disk on which a replica's PostgreSQL has room until it is filled, in bytes.
+const DATA_DISK_BYTES: u64 = 256 << 20;
+/// The same for a replica's log.
+const LOG_DISK_BYTES: u64 = 192 << 20;
+
+fn main() -> ExitCode {
+    evenkeel_tests::run(
+        options,
+        scenarios![
+            a_killed_postgresql_costs_nothing,
+            one_killed_backend_costs_nothing,
+            a_session_that_ends_between_proposal_and_commit_ends_the_reign,
+            cancelled_statements_are_executed_once,
+            a_leader_without_room_steps_aside_and_comes_back,
+            a_follower_without_room_catches_up_later,
+            a_log_without_room_ends_its_process_with_one_line,
+            data_deleted_under_a_running_leader_is_made_anew,
+            data_deleted_while_stopped_is_made_anew_from_a_peer,
+            a_refused_start_leaves_a_replica_that_votes,
+            damaged_data_is_made_anew,
+            exhausted_connections_move_the_leadership,
+            transactions_given_up_as_they_begin_hold_nothing,
+            answers_are_bounded,
+        ],
+    )
+}
+
+/// One shard: what happens to a replica's PostgreSQL is between it and its peers. Its log is small, so that it is compacted.
+fn options(executable: PathBuf) -> ClusterOptions {
+    let mut options = ClusterOptions::new(executable);
+    options.shards = 1;
+    options.balancer.insert("enabled".into(), false.into());
+    options.shard_node.insert("log_cap_bytes".into(), (8 << 20).into());
+    options
+}
+
+async fn counting(world: &World, table: &str) -> Result<Counters, Failure> {
+    counting_rows(world, table, 200, 200).await
+}
+
+async fn counting_rows(world: &World, table: &str, rows: i64, padding_bytes: usize) -> Result<Counters, Failure> {
+    let mut counters = Counters::make(world, table, 1, rows, padding_bytes).await?;
+    counters.start(world, 8, 40).await?;
+    Ok(counters)
+}
+
+/// The leader, then a follower.
+async fn each_role(world: &World, hurt: impl AsyncFn(Replica) -> Outcome) -> Outcome {
+    hurt(world.serving(1).await?).await?;
+    hurt(world.follower(1).await?).await
+}
+
+async fn a_killed_postgresql_costs_nothing(world: &World) -> Outcome {
+    let counters = counting(world, "killed").await?;
+    each_role(world, async |replica| {
+        let pid = world.cluster.kill_postgres(replica.id())?;
+        counters.wait_for_answers(200).await?;
+        world.caught_up(replica, Some(pid)).await
+    })
+    .await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// R1. A backend that is killed takes the whole server with it; one that is told to end goes alone.
+async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
+    let counters = counting(world, "backend").await?;
+    let picks = [
+        // A lane, most likely, or a transaction of its own: whoever has something to commit.
+        (true, "usename = 'evenkeel_user' AND query NOT ILIKE 'SELECT%' AND query <> ''"),
+        (true, "usename = 'evenkeel_user' AND query ILIKE 'SELECT%'"),
+        // The applier, and whatever else the replica itself has open.
+        (false, "application_name = 'evenkeel replica' AND query NOT LIKE 'SELECT%'"),
+    ];
+    for (of_leader, condition) in picks {
+        for orderly in [true, false] {
+            let replica = if of_leader { world.serving(1).await? } else { world.follower(1).await? };
+            let intruder = replica.intrude(world).await?;
+            let victim = world
+                .until(&format!("a backend with {condition}"), PATIENCE, async || {
+                    backends(&intruder, condition).await?.first().copied().ok_or_else(|| "none".to_string())
+                })
+                .await?;
+            let server = replica.inspect(world).await?.postgres_pid;
+            if orderly {
+                // That the session may be gone by now is fine: another is looked for in the next round.
+                drop(intruder.execute("SELECT pg_terminate_backend($1)", &[&victim]).await);
+            } else {
+                kill_process_9(victim)?;
+            }
+            counters.wait_for_answers(200).await?;
+            // The end of a reader alone is not the server's, nor the reign's.
+            let restarted = if orderly { None } else { server };
+            world.caught_up(replica, restarted).await?;
+        }
+    }
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// R1, R6. The followers stand still, so that what the leader has proposed stays undecided as long as this takes.
+async fn a_session_that_ends_between_proposal_and_commit_ends_the_reign(world: &World) -> Outcome {
+    let counters = counting(world, "between").await?;
+    let leader = world.serving(1).await?;
+    let server = leader.inspect(world).await?.postgres_pid;
+    let intruder = leader.intrude(world).await?;
+    let others: Vec<ProcessId> = (1..=3).filter(|n| *n != leader.number).map(|n| ProcessId::ShardNode(1, n)).collect();
+    for other in &others {
+        world.cluster.pause(*other)?;
+    }
+    let ended = async {
+        let waiting = world
+            .until("sessions to wait for the log", PATIENCE, async || {
+                let found = backends(&intruder, IN_TRANSACTION).await?;
+                if found.is_empty() { Err("none".to_string()) } else { Ok(found) }
+            })
+            .await?;
+        for victim in waiting {
+            // R6: cancelling has no hold on a session that only waits to commit.
+            let query = "SELECT pg_cancel_backend($1), pg_terminate_backend($1, 5000)";
+            intruder.query_one(query, &[&victim]).await.map_err(|e| Failure::new(e.to_string()))?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let ended = ended.await;
+    for other in &others {
+        world.cluster.resume(*other)?;
+    }
+    ended?;
+    counters.wait_for_answers(200).await?;
+    world.caught_up(leader, server).await?;
+    ensure!(leader.log(world)?.contains("a COMMIT failed"), "{} does not say why its reign ended", leader.id());
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// R6. Whoever may do so cancels whatever the leader's sessions are doing, again and again.
+async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
+    let counters = counting(world, "cancelled").await?;
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
+    let mut cancelled = 0u64;
+    let cancelling = async {
+        loop {
+            // A cancelled COMMIT ends the reign, and the server that this session is with: the next one is looked for.
+            let Ok(replica) = world.serving(1).await else { continue };
+            let Ok(client) = replica.intrude(world).await else { continue };
+            while let Ok(row) = client.query_one(cancel, &[]).await {
+                cancelled += row.get::<_, i64>(0) as u64;
+            }
+        }
+    };
+    tokio::select! {
+        answered = counters.wait_for_answers(1_000) => answered?,
+        () = cancelling => {}
+    }
+    ensure!(cancelled > 0, "nothing was ever cancelled");
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outcome {
+    let counters = counting_rows(world, "leader_full", 200, 2_000).await?;
+    let replica = world.serving(1).await?;
+    let Some(disk) = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await? else { return Ok(()) };
+    let outcome = async {
+        lead(world, replica).await?;
+        disk.fill()?;
+        let next = world.serving_other_than(1, Some(replica)).await?;
+        counters.wait_for_answers(500).await?;
+        world
+            .until("the replica to rest", PATIENCE, async || {
+                let log = replica.log(world).map_err(|e| e.to_string())?;
+                if log.contains("disk is full") { Ok(()) } else { Err("it does not say so".to_string()) }
+            })
+            .await?;
+        // Even if it is asked to, it does not lead, and nothing waits for it.
+        world.cluster.pause(next.id())?;
+        let third = world.serving_other_than(1, Some(next)).await;
+        world.cluster.resume(next.id())?;
+        ensure!(third? != replica, "a replica without room serves");
+        counters.wait_for_answers(200).await?;
+        ensure!(replica.inspect(world).await?.postgres_pid.is_none(), "PostgreSQL does not rest");
+        disk.empty()?;
+        world.caught_up(replica, None).await?;
+        lead(world, replica).await
+    };
+    let outcome = outcome.await;
+    disk.remove(world, replica).await?;
+    outcome?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
+    let counters = counting_rows(world, "follower_full", 200, 2_000).await?;
+    let replica = world.follower(1).await?;
+    let Some(disk) = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await? else { return Ok(()) };
+    let outcome = async {
+        disk.fill()?;
+        world
+            .until("the replica to rest", PATIENCE, async || {
+                let found = replica.inspect(world).await?;
+                if found.postgres_pid.is_none() { Ok(()) } else { Err(format!("{found:?}")) }
+            })
+            .await?;
+        counters.wait_for_answers(500).await?;
+        disk.empty()?;
+        world.caught_up(replica, None).await
+    };
+    let outcome = outcome.await;
+    disk.remove(world, replica).await?;
+    outcome?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// Log rule 13.
+async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Outcome {
+    let counters = counting_rows(world, "log_full", 200, 2_000).await?;
+    let replica = world.follower(1).await?;
+    let Some(disk) = SmallDisk::under(world, replica, "log", LOG_DISK_BYTES).await? else { return Ok(()) };
+    let outcome = async {
+        let said = "the replicated log has failed, stopping the process: ";
+        world
+            .until("the process to end", PATIENCE, async || {
+                // Compaction makes room, now and then.
+                disk.fill().map_err(|e| e.to_string())?;
+                let log = replica.log(world).map_err(|e| e.to_string())?;
+                let line = log.lines().find_map(|line| line.strip_prefix(said)).map(str::to_string);
+                line.ok_or_else(|| "it goes on".to_string())
+            })
+            .await?;
+        counters.wait_for_answers(200).await?;
+        disk.empty()?;
+        world.cluster.restart(replica.id())?;
+        world.caught_up(replica, None).await
+    };
+    let outcome = outcome.await;
+    disk.remove(world, replica).await?;
+    outcome?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// The log is intact, so that the replica votes; its PostgreSQL is a fold of the log, or of a peer's state, again.
+async fn data_deleted_under_a_running_leader_is_made_anew(world: &World) -> Outcome {
+    let counters = counting(world, "deleted").await?;
+    let replica = world.serving(1).await?;
+    let server = replica.inspect(world).await?.postgres_pid;
+    remove_all(&replica.pgdata(world)?)?;
+    world.serving_other_than(1, Some(replica)).await?;
+    counters.wait_for_answers(200).await?;
+    world.caught_up(replica, server).await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await?;
+    lead(world, replica).await
+}
+
+async fn data_deleted_while_stopped_is_made_anew_from_a_peer(world: &World) -> Outcome {
+    // More than the log keeps, so that it does not reach back to the beginning.
+    let counters = counting_rows(world, "stopped", 200, 4_000).await?;
+    let replica = world.follower(1).await?;
+    stop(world, replica).await?;
+    remove_all(&replica.pgdata(world)?)?;
+    compacted(world, &counters).await?;
+    world.cluster.restart(replica.id())?;
+    world.caught_up(replica, None).await?;
+    ensure!(replica.log(world)?.contains("took a peer's state"), "{} did not take a peer's state", replica.id());
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// What keeps PostgreSQL from starting is a matter of this machine: the replica's vote is not. Its data is left as it is.
+async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
+    let counters = counting(world, "refused").await?;
+    let replica = world.serving(1).await?;
+    let pgdata = replica.pgdata(world)?;
+    let owner = std::fs::metadata(&pgdata).map_err(|e| Failure::new(e.to_string()))?;
+    if owner.uid() == rustix::process::geteuid().as_raw() {
+        // Not root: the folder cannot be given away.
+        return counters.finish().await;
+    }
+    let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| Failure::new(e.to_string()));
+    give(0, 0)?;
+    world.cluster.kill_postgres(replica.id())?;
+    let outcome = async {
+        let next = world.serving_other_than(1, Some(replica)).await?;
+        counters.wait_for_answers(200).await?;
+        // With that one gone too, the majority is this replica's vote and the third's. This one must not get the lead.
+        world.kill(next.id())?;
+        let third = world.serving_other_than(1, Some(next)).await;
+        counters.wait_for_answers(200).await?;
+        world.cluster.restart(next.id())?;
+        ensure!(third? != replica, "a replica without PostgreSQL serves");
+        Ok(())
+    };
+    let outcome: Outcome = outcome.await;
+    give(owner.uid(), owner.gid())?;
+    outcome?;
+    world.caught_up(replica, None).await?;
+    ensure!(!replica.log(world)?.contains("makes PostgreSQL's data anew"), "good data was thrown away");
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+async fn damaged_data_is_made_anew(world: &World) -> Outcome {
+    let counters = counting(world, "damaged").await?;
+    each_role(world, async |replica| {
+        let control = replica.pgdata(world)?.join("global/pg_control");
+        std::fs::write(control, vec![7; 8_192]).map_err(|e| Failure::new(e.to_string()))?;
+        let server = world.cluster.kill_postgres(replica.id())?;
+        counters.wait_for_answers(200).await?;
+        world.caught_up(replica, Some(server)).await?;
+        ensure!(replica.log(world)?.contains("makes PostgreSQL's data anew"), "{} still has it", replica.id());
+        let aside = replica.pgdata(world)?.with_extension("damaged");
+        world
+            .until("the damaged data to be deleted", PATIENCE, async || {
+                if aside.exists() { Err(format!("{} is there", aside.display())) } else { Ok(()) }
+            })
+            .await
+    })
+    .await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// Somebody takes every connection of the leader's PostgreSQL, then its sessions end.
+async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
+    let counters = counting(world, "exhausted").await?;
+    let replica = world.serving(1).await?;
+    let server = replica.inspect(world).await?.postgres_pid;
+    let mut taken = Vec::new();
+    // A superuser's, so that those that are reserved go too.
+    while let Ok(client) = replica.intrude(world).await {
+        taken.push(client);
+    }
+    ensure!(taken.len() > 3, "only {} connections were to be had", taken.len());
+    // With what is open the reign goes on; without it there is none.
+    counters.wait_for_answers(100).await?;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
+    world
+        .until("the leader to lose the race for its own connections", PATIENCE, async || {
+            if let Some(inside) = taken.iter().find(|client| !client.is_closed()) {
+                // A server that has been stopped meanwhile has nothing to end.
+                drop(inside.execute(end, &[]).await);
+            }
+            while let Ok(client) = replica.intrude(world).await {
+                taken.push(client);
+            }
+            let found = replica.inspect(world).await?;
+            if found.postgres_pid != server { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await?;
+    counters.wait_for_answers(200).await?;
+    drop(taken);
+    world.caught_up(replica, server).await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// A rollback that overtakes the beginning of its transaction ends it all the same: no lock is left behind.
+async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outcome {
+    world.create_table("CREATE TABLE hasty (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
+    world.client.execute("INSERT INTO hasty VALUES (1, 0)", &[]).await?;
+    for round in 0..300u64 {
+        let mut transaction = world.client.begin(TransactionOptions::default()).await?;
+        let lock = transaction.execute("UPDATE hasty SET n = n + 1 WHERE id = 1", &[]);
+        // Given up at once, or a moment later.
+        let bound = Duration::from_micros(round % 30 * 40);
+        drop(tokio::time::timeout(bound, lock).await);
+        drop(transaction);
+    }
+    // A transaction left open would hold the row until it has been idle for half a minute: longer than a statement may take.
+    world.client.execute("UPDATE hasty SET n = n + 10 WHERE id = 1", &[]).await?;
+    let answer = world.client.execute("SELECT n FROM hasty WHERE id = 1", &[]).await?;
+    ensure!(
+        answer.rows.int(0, 0) == Some(10),
+        "a transaction that was given up took effect: {:?}",
+        answer.rows.int(0, 0)
+    );
+    Ok(())
+}
+
+/// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, and nobody else notices.
+async fn answers_are_bounded(world: &World) -> Outcome {
+    let counters = counting(world, "bounded").await?;
+    world.create_table("CREATE TABLE large (id bigint PRIMARY KEY, body text NOT NULL)", 1).await?;
+    let body = "x".repeat(500_000);
+    for id in 0..40 {
+        world.client.execute("INSERT INTO large VALUES ($1, $2)", &[Value::Int(id), Value::Text(body.clone())]).await?;
+    }
+    for sql in ["SELECT id, body FROM large", "UPDATE large SET id = id WHERE id >= 0 RETURNING body"] {
+        match world.client.execute(sql, &[]).await {
+            Err(ClientError::Sql(error)) if error.code == "54000" || error.code == "0A000" => {}
+            other => return Err(Failure::new(format!("{sql} gives {:?}", other.map(|answer| answer.rows.count)))),
+        }
+    }
+    let answer = world.client.execute("SELECT id, body FROM large WHERE id < 25", &[]).await?;
+    ensure!(answer.rows.count == 25, "{} rows", answer.rows.count);
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+/// Ends a replica's process, and its PostgreSQL.
+async fn stop(world: &World, replica: Replica) -> Outcome {
+    world.kill(replica.id())?;
+    let data = replica.data_dir(world)?;
+    evenkeel::cluster::postgres::stop_left_behind(&[data]);
+    Ok(())
+}
+
+/// Makes a replica the leader.
+async fn lead(world: &World, replica: Replica) -> Outcome {
+    world
+        .until(&format!("{} to lead", replica.id()), PATIENCE, async || {
+            let found = replica.inspect(world).await?;
+            if found.leads {
+                return Ok(());
+            }
+            let path = format!("/v1/shards/{}/transfer-leader", replica.shard);
+            let body = serde_json::json!({ "to": replica.number });
+            let asked: Result<serde_json::Value, _> = world.rest().post(&path, &body).await;
+            Err(format!("{found:?}, {asked:?}"))
+        })
+        .await
+}
+
+/// Waits until the leader's log no longer reaches back to the beginning.
+async fn compacted(world: &World, counters: &Counters) -> Outcome {
+    world
+        .until("the log to be compacted", PATIENCE, async || {
+            counters.wait_for_answers(50).await.map_err(|e| e.to_string())?;
+            let leader = world.serving(1).await.map_err(|e| e.to_string())?;
+            let found = leader.inspect(world).await?;
+            if found.first > 1 { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await
+}
+
+/// Removes a folder in which somebody may still be writing.
+fn remove_all(folder: &std::path::Path) -> Outcome {
+    for _ in 0..100 {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
+                return Err(Failure::new(error.to_string()));
+            }
+            _ => {}
+        }
+    }
+    Err(Failure::new(format!("{} fills as fast as it is emptied", folder.display())))
+}

@@ -1,0 +1,267 @@
+//! Every replica can be replaced while clients write and read: one that lost its disk, one whose machine is gone for good, the
+//! placement driver's from three to five and to other three. Nothing may be lost, applied twice or read stale meanwhile, and in the end
+//! all replicas are equal. And a log stays within its cap though a replica never comes back.
+
+use evenkeel::cluster::{ClusterOptions, ProcessId};
+use evenkeel_protocol::ShardId;
+use evenkeel_protocol::rest::ShardBody;
+use evenkeel_tests::counters::Counters;
+use evenkeel_tests::world::PATIENCE;
+use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// What a shard's log may take, in bytes.
+const LOG_CAP_BYTES: u64 = 16 << 20;
+
+fn main() -> ExitCode {
+    evenkeel_tests::run(
+        options,
+        scenarios![
+            a_shard_s_replica_loses_its_disk,
+            a_shard_s_replica_is_replaced,
+            the_leader_of_a_shard_is_replaced,
+            a_placement_driver_s_replica_loses_its_disk,
+            the_placement_driver_grows_and_shrinks,
+            a_log_keeps_its_cap_though_a_replica_is_gone,
+        ],
+    )
+}
+
+fn options(executable: PathBuf) -> ClusterOptions {
+    let mut options = ClusterOptions { shards: 1, ..ClusterOptions::new(executable) };
+    options.balancer.insert("enabled".into(), false.into());
+    options.shard_node.insert("log_cap_bytes".into(), (LOG_CAP_BYTES as i64).into());
+    options
+}
+
+async fn counting(world: &World, table: &str) -> Result<Counters, Failure> {
+    let mut counters = Counters::make(world, table, 1, 200, 200).await?;
+    counters.start(world, 4, 20).await?;
+    Ok(counters)
+}
+
+async fn shard(world: &World) -> Result<ShardBody, Failure> {
+    world.shards().await?.pop().ok_or_else(|| Failure::new("there is no shard"))
+}
+
+/// A replica that does not lead.
+async fn follower(world: &World) -> Result<u64, Failure> {
+    let leader = world.leader(1).await?;
+    let shard = shard(world).await?;
+    let other = shard.info.replicas.keys().copied().find(|replica| *replica != leader);
+    other.ok_or_else(|| Failure::new(format!("{shard:?}")))
+}
+
+// Log rule 10: it must not rejoin its epoch; its shard lets it in anew, by itself, and gives it the state.
+async fn a_shard_s_replica_loses_its_disk(world: &World) -> Outcome {
+    let counters = counting(world, "wiped").await?;
+    let replica = follower(world).await?;
+    world.cluster.wipe(ProcessId::ShardNode(1, replica))?;
+    counters.wait_for_answers(200).await?;
+    world.whole().await?;
+    // It counts: with it, another one can go.
+    let leader = world.leader(1).await?;
+    world.kill(ProcessId::ShardNode(1, leader))?;
+    counters.wait_for_answers(200).await?;
+    world.cluster.restart(ProcessId::ShardNode(1, leader))?;
+    world.whole().await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+async fn a_shard_s_replica_is_replaced(world: &World) -> Outcome {
+    let replica = follower(world).await?;
+    replace(world, "replaced", replica).await
+}
+
+async fn the_leader_of_a_shard_is_replaced(world: &World) -> Outcome {
+    let leader = world.leader(1).await?;
+    replace(world, "replaced_leader", leader).await
+}
+
+async fn replace(world: &World, table: &str, gone: u64) -> Outcome {
+    let counters = counting(world, table).await?;
+    world.cluster.lose(ProcessId::ShardNode(1, gone))?;
+    counters.wait_for_answers(100).await?;
+    let new = world.cluster.start_replica(ShardId(1))?;
+    world
+        .until("the new replica to be let in", PATIENCE, async || {
+            let body = json!({ "remove": gone, "add": new });
+            let answer = world.rest().post::<_, Value>("/v1/shards/1/replicas", &body).await;
+            answer.map_err(|e| e.to_string())
+        })
+        .await?;
+    world
+        .until("the table to name the new replica", PATIENCE, async || {
+            let shard = shard(world).await.map_err(|e| e.to_string())?;
+            let named = shard.info.replicas.contains_key(&new.replica) && !shard.info.replicas.contains_key(&gone);
+            named.then_some(()).ok_or_else(|| format!("{shard:?}"))
+        })
+        .await?;
+    world.whole().await?;
+    counters.wait_for_answers(200).await?;
+    // The new one counts, and can lead.
+    let id = ProcessId::ShardNode(1, new.replica);
+    let _: Value = world.rest().post("/v1/shards/1/transfer-leader", &json!({ "to": new.replica })).await?;
+    world
+        .until("the new replica to lead", PATIENCE, async || {
+            let leader = world.leader(1).await.map_err(|e| e.to_string())?;
+            if leader == new.replica { Ok(()) } else { Err(format!("{leader} leads")) }
+        })
+        .await?;
+    counters.wait_for_answers(200).await?;
+    world.kill(id)?;
+    counters.wait_for_answers(100).await?;
+    world.cluster.restart(id)?;
+    world.whole().await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+async fn members(world: &World) -> Result<Vec<u64>, String> {
+    let body: Value = world.rest().get("/v1/members").await.map_err(|e| e.to_string())?;
+    Ok(body["members"].as_array().into_iter().flatten().filter_map(|m| m["replica"].as_u64()).collect())
+}
+
+/// Asks until the placement driver's replicas are these.
+async fn change_members(world: &World, body: &Value, wanted: &[u64]) -> Outcome {
+    world
+        .until(&format!("the placement driver to have the replicas {wanted:?}"), PATIENCE, async || {
+            // Its leader's reign may end under the request: then it is asked again.
+            let answer = world.rest().post::<_, Value>("/v1/members", body).await;
+            let found = members(world).await?;
+            if answer.is_ok() && found == wanted { Ok(()) } else { Err(format!("{found:?}, {answer:?}")) }
+        })
+        .await
+}
+
+/// Every replica says that it is ready: it has the state.
+async fn drivers_ready(world: &World, addresses: &[String]) -> Outcome {
+    world
+        .until("every replica of the placement driver to be ready", PATIENCE, async || {
+            for address in addresses {
+                world.rest().is_ready(&format!("http://{address}")).await?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
+    let counters = counting(world, "drivers").await?;
+    let before = world.ranges("drivers").await?;
+    let (fourth, fifth) = (world.cluster.start_driver()?, world.cluster.start_driver()?);
+    let began = Instant::now();
+    change_members(world, &json!({ "add": [fourth, fifth] }), &[1, 2, 3, 4, 5]).await?;
+    eprintln!("three became five in {} ms", began.elapsed().as_millis());
+    drivers_ready(world, &[fourth.rest.to_string(), fifth.rest.to_string()]).await?;
+    counters.wait_for_answers(100).await?;
+    // Five bear the loss of two.
+    for gone in [1, 2] {
+        world.kill(ProcessId::PlacementDriver(gone))?;
+    }
+    world.driver_leader().await?;
+    change_members(world, &json!({ "remove": [1, 2] }), &[3, 4, 5]).await?;
+    for gone in [1, 2] {
+        world.cluster.lose(ProcessId::PlacementDriver(gone))?;
+    }
+    // Three bear the loss of one; shards report to replicas that they were never told of.
+    world.kill(ProcessId::PlacementDriver(4))?;
+    world.driver_leader().await?;
+    world.whole().await?;
+    world.cluster.restart(ProcessId::PlacementDriver(4))?;
+    drivers_ready(world, &[fourth.rest.to_string(), fifth.rest.to_string()]).await?;
+    let after = world.ranges("drivers").await?;
+    ensure!(before.len() == after.len(), "{before:?} became {after:?}");
+    ensure!(before[0].route == after[0].route, "{before:?} became {after:?}");
+    world.client.refresh().await?;
+    counters.wait_for_answers(100).await?;
+    counters.finish().await?;
+    world.nothing_is_wrong().await
+}
+
+// Log rule 10, for the placement driver.
+async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> Outcome {
+    let leader = world.driver_leader().await?;
+    let found = members(world).await?;
+    let other = found.iter().copied().find(|replica| *replica != leader);
+    let lost = other.ok_or_else(|| Failure::new(format!("{found:?}")))?;
+    let epoch = async || -> Result<u64, Failure> {
+        let body: Value = world.rest().get("/v1/members").await?;
+        body["epoch"].as_u64().ok_or_else(|| Failure::new(body.to_string()))
+    };
+    let before = epoch().await?;
+    world.cluster.wipe(ProcessId::PlacementDriver(lost))?;
+    world
+        .until("a new epoch that lets it in", PATIENCE, async || {
+            let now = epoch().await.map_err(|e| e.to_string())?;
+            if now > before { Ok(()) } else { Err(format!("epoch {now}")) }
+        })
+        .await?;
+    // It counts: with it, the leader can go.
+    let leader = world.driver_leader().await?;
+    world
+        .until("it to be heard of", PATIENCE, async || {
+            let status: Value = world.rest().get("/v1/status").await.map_err(|e| e.to_string())?;
+            let peers = status["log"]["peers"].as_array().cloned().unwrap_or_default();
+            let whole = peers.len() == 2 && peers.iter().all(|peer| peer["connected"] == true);
+            if whole { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await?;
+    if leader != lost {
+        world.kill(ProcessId::PlacementDriver(leader))?;
+        world.driver_leader().await?;
+        world.whole().await?;
+        world.cluster.restart(ProcessId::PlacementDriver(leader))?;
+    }
+    // One that is still catching up would tell the next scenario's clients of an older table.
+    let urls = world.rest().urls().iter().map(|url| url.trim_start_matches("http://").to_string());
+    drivers_ready(world, &urls.collect::<Vec<_>>()).await?;
+    world.nothing_is_wrong().await
+}
+
+/// Bytes of the files of a shard's replica's log.
+fn log_bytes(world: &World, replica: u64) -> Result<u64, Failure> {
+    let folder = world.cluster.data_dir(ProcessId::ShardNode(1, replica)).unwrap_or_default().join("log");
+    let files = std::fs::read_dir(&folder).map_err(|e| Failure::new(format!("{}: {e}", folder.display())))?;
+    // A segment may go while it is looked at.
+    let of_log = |file: &std::fs::DirEntry| file.file_name().to_string_lossy().ends_with(".log");
+    Ok(files.flatten().filter(of_log).filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum())
+}
+
+// Log rule 10: a log does not grow without bound because somebody is gone for good, and it does not wait until that one is forgotten.
+async fn a_log_keeps_its_cap_though_a_replica_is_gone(world: &World) -> Outcome {
+    let gone = follower(world).await?;
+    let living: Vec<u64> = shard(world).await?.info.replicas.keys().copied().filter(|r| *r != gone).collect();
+    world.create_table("CREATE TABLE bulk (id bigint PRIMARY KEY, filling text NOT NULL)", 1).await?;
+    world.kill(ProcessId::ShardNode(1, gone))?;
+    let filling = "f".repeat(4_000);
+    let began = Instant::now();
+    let mut most = 0;
+    let mut written = 0;
+    // Twice the cap, and faster than a silent replica is forgotten.
+    for from in (0..).step_by(50) {
+        let rows: Vec<String> = (from..from + 50).map(|id| format!("({id}, '{filling}')")).collect();
+        world.client.execute(&format!("INSERT INTO bulk (id, filling) VALUES {}", rows.join(", ")), &[]).await?;
+        written += rows.iter().map(|row| row.len() as u64).sum::<u64>();
+        for replica in &living {
+            most = most.max(log_bytes(world, *replica)?);
+        }
+        ensure!(
+            most <= LOG_CAP_BYTES,
+            "a log of {most} bytes, the cap is {LOG_CAP_BYTES}; {written} bytes were written"
+        );
+        if written > 2 * LOG_CAP_BYTES {
+            break;
+        }
+    }
+    eprintln!("{written} bytes in {} ms, the largest log had {most} bytes", began.elapsed().as_millis());
+    ensure!(began.elapsed() < Duration::from_secs(30), "so slow that the silent replica was forgotten");
+    // What it missed is no longer in any log: it comes back by a copy of the state.
+    world.cluster.restart(ProcessId::ShardNode(1, gone))?;
+    world.whole().await?;
+    world.nothing_is_wrong().await
+}

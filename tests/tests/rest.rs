@@ -1,0 +1,192 @@
+//! The REST interface over real sockets, on a real cluster: what is asked wrongly is refused with a stable code, and what is
+//! served can be followed without gaps.
+
+use evenkeel::cluster::ClusterOptions;
+use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
+use evenkeel_tests::world::PATIENCE;
+use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use reqwest::{Client, Method, Response, StatusCode};
+use serde_json::{Value as Json, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    evenkeel_tests::run(
+        options,
+        scenarios![
+            bad_requests_are_refused_with_stable_codes,
+            every_replica_serves_and_writes_reach_the_leader,
+            routes_can_be_followed_by_etag_version_and_watch,
+            a_range_is_split_and_moved_by_hand,
+            the_interface_survives_the_death_of_its_leader,
+        ],
+    )
+}
+
+/// The balancer is off, so that ranges stay where these scenarios put them.
+fn options(executable: PathBuf) -> ClusterOptions {
+    let mut options = ClusterOptions::new(executable);
+    options.balancer.insert("enabled".into(), false.into());
+    options
+}
+
+fn url(world: &World, path: &str) -> String {
+    format!("{}{path}", world.rest().urls().first().map_or("", String::as_str))
+}
+
+async fn request(world: &World, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response, Failure> {
+    let mut request = Client::new().request(method, url(world, path));
+    if let Some(body) = body {
+        request = request.header("content-type", "application/json").body(body);
+    }
+    Ok(request.send().await?)
+}
+
+async fn bad_requests_are_refused_with_stable_codes(world: &World) -> Outcome {
+    world.create_table("CREATE TABLE bad (id bigint PRIMARY KEY, v text)", 1).await?;
+    world.create_table("CREATE TABLE worse (a text, b uuid, v text, PRIMARY KEY (a, b))", 1).await?;
+    let range = world.only_range("bad").await?.route.range;
+    world.done(world.split(range, &[100]).await?.id).await?;
+    let (split, moving) = (format!("/v1/ranges/{range}/split"), format!("/v1/ranges/{range}/move"));
+    let get = |path: &'static str, status, code| (Method::GET, path.to_string(), None, status, code);
+    let post = |path: &str, body: Json, status, code| (Method::POST, path.to_string(), Some(body), status, code);
+    for (method, path, body, status, code) in [
+        get("/v1/nothing", 404, "unknown-path"),
+        get("/v1/routes/nowhere?key=1", 404, "unknown-table"),
+        get("/v1/routes/bad?key=%22text%22", 400, "bad-key"),
+        get("/v1/routes/bad?key=text", 400, "bad-key"),
+        get("/v1/routes/bad?key=1.5", 400, "bad-key"),
+        get("/v1/routes/bad?key=99999999999999999999", 400, "bad-key"),
+        get("/v1/routes/bad?key=[1,2]", 400, "bad-key"),
+        get("/v1/routes/worse?key=[%22a%22,%22no-uuid%22]", 400, "bad-key"),
+        get("/v1/operators/999999", 404, "unknown-operator"),
+        post(&split, json!({"at": [[100]]}), 400, "bad-split"),
+        post(&split, json!({"at": [[5000]]}), 400, "bad-split"),
+        post(&split, json!({"at": [["x"]]}), 400, "bad-key"),
+        post(&split, json!({"where": [[5]]}), 400, "bad-request"),
+        post("/v1/ranges/999999/split", json!({"at": [[5]]}), 404, "unknown-range"),
+        post(&moving, json!({"to": 1}), 409, "same-shard"),
+        post(&moving, json!({"to": 77}), 404, "unknown-shard"),
+        post(&moving, json!({"to": "two"}), 400, "bad-request"),
+        post("/v1/ranges/999999/move", json!({"to": 2}), 404, "unknown-range"),
+        (Method::DELETE, "/v1/operators/999999".into(), None, 404, "unknown-operator"),
+        (Method::DELETE, "/v1/shards/77".into(), None, 404, "unknown-shard"),
+        (Method::PUT, "/v1/routes".into(), None, 405, "method-not-allowed"),
+    ] {
+        let bytes = body.as_ref().map(|b| b.to_string().into_bytes());
+        let response = request(world, method.clone(), &path, bytes).await?;
+        refusal(&format!("{method} {path} {body:?}"), response, status, code).await?;
+    }
+    let malformed = request(world, Method::POST, &split, Some(b"{\"at\": [[".to_vec())).await?;
+    refusal("malformed JSON", malformed, 400, "bad-request").await?;
+    let huge = request(world, Method::POST, &split, Some(vec![b' '; 2 << 20])).await?;
+    refusal("an oversized body", huge, 413, "body-too-large").await
+}
+
+async fn refusal(what: &str, response: Response, status: u16, code: &str) -> Outcome {
+    let found = response.status().as_u16();
+    let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+    let body = response.text().await?;
+    ensure!(found == status, "{what}: status {found} instead of {status}: {body}");
+    ensure!(kind == "application/problem+json", "{what}: content type {kind}");
+    let problem: Json = serde_json::from_str(&body).map_err(|e| format!("{what}: {e}: {body}"))?;
+    ensure!(problem["code"] == code, "{what}: code {} instead of {code}: {body}", problem["code"]);
+    ensure!(problem["type"] == format!("urn:evenkeel:problem:{code}"), "{what}: {body}");
+    ensure!(problem["detail"].as_str().is_some_and(|d| !d.is_empty()), "{what}: no detail: {body}");
+    Ok(())
+}
+
+async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> Outcome {
+    for (number, base) in world.rest().urls().iter().enumerate() {
+        for path in [
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/v1/routes",
+            "/v1/tables",
+            "/v1/shards",
+            "/v1/ranges",
+            "/v1/operators",
+            "/v1/decisions",
+        ] {
+            let response = Client::new().get(format!("{base}{path}")).send().await?;
+            ensure!(response.status() == StatusCode::OK, "{base}{path}: {}", response.status());
+        }
+        // A client that follows redirects needs to know nothing of leaders.
+        let body = json!({ "enabled": false });
+        let response = Client::new().post(format!("{base}/v1/balancer")).json(&body).send().await?;
+        ensure!(response.status().is_success(), "a write at replica {}: {}", number + 1, response.status());
+    }
+    Ok(())
+}
+
+async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Outcome {
+    world.create_table("CREATE TABLE followed (id bigint PRIMARY KEY)", 1).await?;
+    let whole = Client::new().get(url(world, "/v1/routes")).send().await?;
+    let etag = whole.headers().get("etag").and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+    let before: RoutesBody = whole.json().await?;
+    ensure!(etag.trim_matches('"') == before.version && before.complete, "ETag {etag}, version {}", before.version);
+    let same = Client::new().get(url(world, "/v1/routes")).header("if-none-match", &etag).send().await?;
+    ensure!(same.status() == StatusCode::NOT_MODIFIED, "nothing changed, but {}", same.status());
+
+    let mut watch =
+        Client::new().get(url(world, "/v1/routes/watch")).header("last-event-id", &before.version).send().await?;
+    let range = world.only_range("followed").await?.route.range;
+    world.done(world.split(range, &[10, 20]).await?.id).await?;
+
+    let path = format!("/v1/routes?since={}", before.version);
+    let since: RoutesBody = Client::new().get(url(world, &path)).send().await?.json().await?;
+    ensure!(!since.complete && since.routes.len() == 3, "the three pieces, and nothing else: {since:?}");
+    let reading = async {
+        let mut seen = String::new();
+        while let Some(chunk) = watch.chunk().await? {
+            seen.push_str(&String::from_utf8_lossy(&chunk));
+            if seen.contains(&format!("id: {}", since.version)) || seen.contains(&format!("id:{}", since.version)) {
+                return Ok(());
+            }
+        }
+        Err(Failure::new(format!("the watch ended after {seen}")))
+    };
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .map_err(|_| Failure::new("the watch told nothing of the split"))??;
+
+    let lookup: RouteLookupBody =
+        Client::new().get(url(world, "/v1/routes/followed?key=15")).send().await?.json().await?;
+    ensure!(lookup.route.start == Some(vec![json!(10)]) && lookup.route.end == Some(vec![json!(20)]), "{lookup:?}");
+    ensure!(lookup.shard.replicas.len() == 3, "{lookup:?}");
+    Ok(())
+}
+
+async fn a_range_is_split_and_moved_by_hand(world: &World) -> Outcome {
+    world.create_table("CREATE TABLE byhand (id bigint PRIMARY KEY)", 1).await?;
+    world.client.execute("INSERT INTO byhand VALUES (1), (2), (3)", &[]).await?;
+    let range = world.only_range("byhand").await?.route.range;
+    let response =
+        request(world, Method::POST, &format!("/v1/ranges/{range}/split"), Some(b"{\"at\": [[2]]}".to_vec())).await?;
+    ensure!(response.status() == StatusCode::ACCEPTED, "a split: {}", response.status());
+    world.quiet().await?;
+    let pieces = world.ranges("byhand").await?;
+    ensure!(pieces.len() == 2, "{pieces:?}");
+    let moved = world.done(world.move_range(pieces[1].route.range, 3).await?.id).await?;
+    ensure!(moved.rows == 2, "it moved {} rows: {moved:?}", moved.rows);
+    let answer = world.client.execute("SELECT id FROM byhand", &[]).await?;
+    let ids: Vec<Option<i64>> = (0..3).map(|row| answer.rows.int(row, 0)).collect();
+    ensure!(ids == [Some(1), Some(2), Some(3)], "a scan over two shards gave {ids:?}");
+    world.nothing_is_wrong().await
+}
+
+async fn the_interface_survives_the_death_of_its_leader(world: &World) -> Outcome {
+    let leader = world.driver_leader().await?;
+    let id = evenkeel::cluster::ProcessId::PlacementDriver(leader);
+    world.kill(id)?;
+    world
+        .until("another leader to accept a write", PATIENCE, async || {
+            let body = json!({ "enabled": false });
+            world.rest().post::<_, Json>("/v1/balancer", &body).await.map(|_| ()).map_err(|e| e.to_string())
+        })
+        .await?;
+    world.cluster.restart(id)?;
+    world.cluster.wait_ready().await?;
+    world.nothing_is_wrong().await
+}
