@@ -134,7 +134,8 @@ impl Cluster {
         self.alive().into_iter().find(|replica| *replica != leader).unwrap()
     }
 
-    async fn get_at(&self, replica: u64, path: &str) -> Option<(StatusCode, Value)> {
+    /// Asks one replica, whatever it is; none if it does not answer.
+    pub async fn get_at(&self, replica: u64, path: &str) -> Option<(StatusCode, Value)> {
         let response = self.http.get(format!("{}{path}", self.url(replica))).send().await.ok()?;
         let status = response.status();
         Some((status, response.json().await.unwrap_or(Value::Null)))
