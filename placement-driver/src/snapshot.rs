@@ -1,13 +1,15 @@
 //! The state on disk: one file that holds it as of a position in the log.
 //!
-//! Written beside its place, synced, and renamed into it, so that a crash leaves the old one or the new one. A restart reads it and applies the log from there
-//! on; the log may be compacted up to it once it is durable (R16).
+//! Written beside its place, synced, and renamed into it, so that a crash leaves the old one or the new one. A restart reads it and
+//! applies the log from there on; the log may be compacted up to it once it is durable (R16). Snapshots come from two sides, the
+//! replica's own state and one that was fetched; [`SnapshotFile`] lets one at a time write, and never an older one over a newer.
 
 use crate::state::State;
 use evenkeel_replicated_log::{LogIndex, Term};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 const MAGIC: &[u8; 8] = b"EVKLPD02";
 const HEADER_BYTES: usize = 40;
@@ -90,8 +92,39 @@ pub fn read(dir: &Path) -> Result<Option<Snapshot>, SnapshotError> {
     Ok(Some(Snapshot { index: LogIndex(number(8)), term: Term(number(16)), state }))
 }
 
+/// The only writer of a replica's snapshots. What it does blocks.
+#[derive(Debug)]
+pub struct SnapshotFile {
+    dir: PathBuf,
+    /// The position of the durable snapshot; `None` once nothing may be written any more.
+    durable: Mutex<Option<LogIndex>>,
+}
+
+impl SnapshotFile {
+    /// The writer in `dir`, where the snapshot as of `durable` is (0 if there is none).
+    pub fn new(dir: PathBuf, durable: LogIndex) -> SnapshotFile {
+        SnapshotFile { dir, durable: Mutex::new(Some(durable)) }
+    }
+
+    /// Writes a state encoded by [`encode`], unless there is one that is as new. Gives the position of the one that is durable; `None`
+    /// if the replica has ended.
+    pub fn write(&self, index: LogIndex, term: Term, body: &[u8]) -> Result<Option<LogIndex>, SnapshotError> {
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if durable.is_some_and(|durable| durable < index) {
+            write(&self.dir, index, term, body)?;
+            *durable = Some(index);
+        }
+        Ok(*durable)
+    }
+
+    /// Waits for a write under way, and has none begin: the folder is somebody else's from now on.
+    pub fn close(&self) {
+        *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// Writes a state encoded by [`encode`]; durable when it returns.
-pub fn write(dir: &Path, index: LogIndex, term: Term, body: &[u8]) -> Result<(), SnapshotError> {
+fn write(dir: &Path, index: LogIndex, term: Term, body: &[u8]) -> Result<(), SnapshotError> {
     let path = path(dir);
     let beside = path.with_extension("new");
     let io = |source| SnapshotError::Io { path: path.clone(), source };
@@ -116,6 +149,28 @@ fn checksum(bytes: &[u8]) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::field_reassign_with_default)]
     use super::*;
+
+    #[test]
+    fn an_older_one_never_replaces_a_newer_and_nothing_is_written_after_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(dir.path().to_path_buf(), LogIndex(0));
+        let body = encode(&State::default()).unwrap();
+        let at = || read(dir.path()).unwrap().unwrap().index;
+        assert_eq!(file.write(LogIndex(7), Term(1), &body).unwrap(), Some(LogIndex(7)));
+        assert_eq!(file.write(LogIndex(5), Term(1), &body).unwrap(), Some(LogIndex(7)));
+        assert_eq!(at(), LogIndex(7));
+        // Two at once, as when a fetched state arrives while the own one is being written.
+        std::thread::scope(|scope| {
+            for index in 8..40 {
+                let (file, body) = (&file, &body);
+                scope.spawn(move || file.write(LogIndex(index), Term(1), body).unwrap());
+            }
+        });
+        assert_eq!(at(), LogIndex(39));
+        file.close();
+        assert_eq!(file.write(LogIndex(50), Term(1), &body).unwrap(), None);
+        assert_eq!(at(), LogIndex(39));
+    }
 
     #[test]
     fn what_is_written_is_read_and_damage_is_seen() {

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
             links_flap_and_are_slow,
             transactions_survive_what_leaders_suffer,
             the_placement_driver_s_leader_suffers_while_ranges_move,
+            a_placement_driver_that_lost_its_majority_lets_go_of_the_shards,
             disks_are_slow_and_clocks_are_wrong,
         ],
     )
@@ -255,6 +256,41 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
             Ok(())
         })
         .await?;
+    world.nothing_is_wrong().await
+}
+
+/// Its leader cannot reach the other replicas any more, and does not hear from them; shards and clients reach it as before. Were it to
+/// take in their reports for ever, its successor would wait for them in vain.
+async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> Outcome {
+    let counters = {
+        let mut counters = Counters::make(world, "let_go", 1, 400, 20).await?;
+        counters.start(world, 4, 20).await?;
+        counters
+    };
+    let range = world.only_range("let_go").await?.route.range;
+    let deposed = world.driver_leader().await?;
+    let others = (1..=3).filter(|other| *other != deposed);
+    for other in others {
+        let (deposed, other) = (ProcessId::PlacementDriver(deposed), ProcessId::PlacementDriver(other));
+        world.cluster.links().set_both(Party::Process(deposed), Party::Process(other), BLOCKED);
+    }
+    let url = world.rest().urls()[deposed as usize - 1].clone();
+    world
+        .until("the deposed leader to say that it does not lead", PATIENCE, async || {
+            match world.rest().is_ready(&url).await {
+                Ok(()) => Err("it says that it is ready".to_string()),
+                Err(_) => Ok(()),
+            }
+        })
+        .await?;
+    // Whoever is asked: by then there is a successor, or there is one soon.
+    let operator = world
+        .until("a move to be taken on", PATIENCE, async || world.move_range(range, 2).await.map_err(|e| e.to_string()))
+        .await?;
+    world.done(operator.id).await?;
+    counters.wait_for_answers(50).await?;
+    world.cluster.links().mend();
+    counters.finish().await?;
     world.nothing_is_wrong().await
 }
 

@@ -14,6 +14,7 @@ mod calls;
 mod intake;
 mod members;
 mod node;
+mod quorum;
 mod shared;
 mod transfer;
 
@@ -110,6 +111,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         rest.abort();
     }
     log.shutdown().await;
+    let file = shared.snapshots.clone();
+    tokio::task::spawn_blocking(move || file.close()).await.ok();
     result
 }
 

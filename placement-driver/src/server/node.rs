@@ -4,6 +4,7 @@
 //! shard or a disk: calls and snapshots run beside it and come back as messages.
 
 use super::members::Mending;
+use super::quorum::Quorum;
 use super::shared::{Leading, Message, ProposeFailure, Shared};
 use super::{RunError, transfer};
 use crate::balancer::{self, Picture};
@@ -72,6 +73,7 @@ pub(super) struct Node {
     writing: bool,
     transferring: bool,
     mending: Mending,
+    quorum: Quorum,
 }
 
 impl Node {
@@ -93,6 +95,7 @@ impl Node {
             writing: false,
             transferring: false,
             mending: Mending::default(),
+            quorum: Quorum::default(),
         }
     }
 
@@ -170,6 +173,7 @@ impl Node {
                     Err(reason) => return Err(RunError::Stopped(format!("the snapshot cannot be written: {reason}"))),
                 }
             }
+            Message::Confirmed(term, confirmed) => self.quorum.answered(term, confirmed),
             Message::Fetched(result) => self.install(result),
         }
         Ok(())
@@ -185,11 +189,19 @@ impl Node {
         let reigning = self.shared.leading().as_ref().map(|leading| leading.term);
         match role {
             Role::Leader { term: mine, start } => {
-                if reigning == Some(mine) {
-                    return;
+                let begun = index >= start && term == mine;
+                let now_ms = self.clock.now_ms();
+                if begun {
+                    self.quorum.begin(mine, now_ms);
+                    self.confirm(now_ms);
+                }
+                match reigning {
+                    Some(term) if term == mine && self.quorum.stands(now_ms) => return,
+                    Some(term) if term == mine => tracing::warn!(%term, "no majority confirms that this replica leads"),
+                    _ => {}
                 }
                 self.shared.end_reign();
-                if index >= start && term == mine {
+                if begun && self.quorum.stands(now_ms) {
                     self.begin_reign(mine);
                 }
             }
@@ -203,6 +215,18 @@ impl Node {
                     self.transfer(trimmed, leader.map(|id| id.0));
                 }
             }
+        }
+    }
+
+    /// Asks a majority whether this replica still leads, if it is time to.
+    fn confirm(&mut self, now_ms: u64) {
+        if self.quorum.ask(now_ms) {
+            let (shared, term) = (self.shared.clone(), self.quorum.term());
+            tokio::spawn(async move {
+                let confirmed = shared.log.read_barrier().await.is_ok();
+                // The node is gone only when the replica shuts down.
+                shared.messages.send(Message::Confirmed(term, confirmed)).await.ok();
+            });
         }
     }
 
@@ -390,10 +414,13 @@ impl Node {
         self.writing = true;
         self.snapshot_at = index;
         self.since_snapshot_bytes = 0;
-        let (dir, messages) = (self.shared.config.data_dir.clone(), self.shared.messages.clone());
+        let (file, messages) = (self.shared.snapshots.clone(), self.shared.messages.clone());
         tokio::task::spawn_blocking(move || {
-            let written = body.and_then(|body| snapshot::write(&dir, index, term, &body).map_err(|e| e.to_string()));
-            messages.blocking_send(Message::Written(written.map(|()| index))).ok();
+            let written = body.and_then(|body| file.write(index, term, &body).map_err(|e| e.to_string()));
+            // Nobody waits for one that was not written because the replica has ended.
+            if let Some(written) = written.transpose() {
+                messages.blocking_send(Message::Written(written)).ok();
+            }
         });
     }
 

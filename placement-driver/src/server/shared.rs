@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::operators::Driver;
 use crate::rest::view::RoutingView;
 use crate::server::{ShardCalls, members};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotFile};
 use crate::state::{Command, Effect, Refusal, State};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::report::ShardReport;
@@ -43,6 +43,8 @@ pub(super) enum Message {
     Answered(crate::operators::CallName, Result<ControlReply, String>),
     /// A snapshot is durable, or could not be written.
     Written(Result<LogIndex, String>),
+    /// Whether a majority has confirmed the reign of this term.
+    Confirmed(Term, bool),
     /// Another replica's state is durable here, or could not be had.
     Fetched(Result<Box<Snapshot>, String>),
 }
@@ -83,6 +85,7 @@ pub struct Shared {
     pub log: LogHandle,
     /// Its connections to shards.
     pub calls: ShardCalls,
+    pub(super) snapshots: Arc<SnapshotFile>,
     applied: RwLock<Applied>,
     view: RwLock<Arc<RoutingView>>,
     leading: Mutex<Option<Leading>>,
@@ -105,6 +108,7 @@ impl Shared {
         let Snapshot { index, term, state } = snapshot;
         let kv_revision = state.kv.revision();
         Shared {
+            snapshots: Arc::new(SnapshotFile::new(config.data_dir.clone(), index)),
             config,
             log,
             calls: ShardCalls::default(),
