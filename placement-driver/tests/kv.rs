@@ -46,12 +46,19 @@ impl Answer {
     }
 }
 
-/// One request to a replica, by a client that follows redirects.
+/// One request to a replica, by a client that follows redirects and asks again while there is no leader, as the problem's text says: on a
+/// busy machine leadership may move at any time.
 async fn ask(base: &str, method: Method, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let headers: HeaderMap =
         headers.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
-    let request = following().request(method, format!("{base}{path}")).headers(headers).body(body.to_vec());
-    Answer::of(request.send().await.unwrap()).await
+    eventually(path, || async {
+        let request = following().request(method.clone(), format!("{base}{path}"));
+        let answer = Answer::of(request.headers(headers.clone()).body(body.to_vec()).send().await.unwrap()).await;
+        let leaderless =
+            answer.status == StatusCode::SERVICE_UNAVAILABLE && answer.json::<Value>()["code"] == "no-leader";
+        (!leaderless).then_some(answer)
+    })
+    .await
 }
 
 async fn put(base: &str, key: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
