@@ -31,6 +31,8 @@ pub enum Kind {
     Text,
     /// A time: seconds, or a number with `ms`, `s`, `m` or `h`. Kept in seconds.
     Seconds,
+    /// An address: `IP:PORT`.
+    Address,
     /// Numbered addresses: a table in the file, `1=IP:PORT,2=IP:PORT` elsewhere.
     Addresses,
     /// A section, described by its default values.
@@ -48,6 +50,7 @@ impl fmt::Display for Kind {
             Kind::Path => write!(f, "a path"),
             Kind::Text => write!(f, "a text"),
             Kind::Seconds => write!(f, "a time in seconds, or with a unit: 500ms, 60s, 2m, 1h"),
+            Kind::Address => write!(f, "an address: 127.0.0.1:7101"),
             Kind::Addresses => write!(f, "addresses by replica number: 1=127.0.0.1:7101,2=127.0.0.1:7102"),
             Kind::Section(keys) => {
                 write!(f, "a section with {}", keys.keys().cloned().collect::<Vec<_>>().join(", "))
@@ -266,6 +269,10 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
         Kind::Flag => toml::Value::Boolean(text.parse().ok()?),
         Kind::Path | Kind::Text => toml::Value::String(Some(text).filter(|t| !t.is_empty())?.to_string()),
         Kind::Seconds => toml::Value::Float(parse_seconds(text)?),
+        Kind::Address => {
+            text.parse::<SocketAddr>().ok()?;
+            toml::Value::String(text.to_string())
+        }
         Kind::Addresses => {
             let mut table = toml::Table::new();
             for part in text.split(',') {
@@ -308,7 +315,7 @@ fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, S
             }
             Ok(value.clone())
         }
-        (Kind::Path | Kind::Text | Kind::Seconds | Kind::Addresses, toml::Value::String(text)) => {
+        (Kind::Path | Kind::Text | Kind::Seconds | Kind::Address | Kind::Addresses, toml::Value::String(text)) => {
             from_text(kind, text).ok_or_else(wrong)
         }
         (Kind::Count(..) | Kind::Flag | Kind::Above(_) | Kind::Share | Kind::Seconds, toml::Value::Integer(_))

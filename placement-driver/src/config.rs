@@ -20,12 +20,21 @@ pub struct Config {
     pub join: bool,
     /// Where its log and its snapshots lie.
     pub data_dir: PathBuf,
-    /// REST addresses of all replicas; it listens on its own.
+    /// REST addresses of all replicas, as others reach them; it listens on its own.
     pub rest: BTreeMap<u64, SocketAddr>,
     /// RPC addresses of all replicas (shards report there); it listens on its own.
     pub rpc: BTreeMap<u64, SocketAddr>,
     /// Addresses of all replicas for the log's traffic; it listens on its own.
     pub log: BTreeMap<u64, SocketAddr>,
+    /// Where it listens for REST, if that is not the address by which others reach it: behind a forwarded port, say.
+    #[serde(default)]
+    pub listen_rest: Option<SocketAddr>,
+    /// The same for RPC.
+    #[serde(default)]
+    pub listen_rpc: Option<SocketAddr>,
+    /// The same for the log's traffic.
+    #[serde(default)]
+    pub listen_log: Option<SocketAddr>,
     /// The balancer's knobs.
     #[serde(default)]
     pub balancer: BalancerConfig,
@@ -191,6 +200,9 @@ mod tests {
             rest: addresses.clone(),
             rpc: addresses.clone(),
             log: addresses,
+            listen_rest: None,
+            listen_rpc: None,
+            listen_log: None,
             balancer: BalancerConfig::default(),
             snapshot_every_entries: 10,
             log_retention_bytes: 0,

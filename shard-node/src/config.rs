@@ -24,6 +24,12 @@ pub struct Config {
     pub rpc: BTreeMap<u64, SocketAddr>,
     /// The same replicas' addresses for the log's traffic.
     pub log: BTreeMap<u64, SocketAddr>,
+    /// Where it listens for RPC, if that is not the address by which others reach it: behind a forwarded port, say.
+    #[serde(default)]
+    pub listen_rpc: Option<SocketAddr>,
+    /// The same for the log's traffic.
+    #[serde(default)]
+    pub listen_log: Option<SocketAddr>,
     /// RPC addresses of the placement driver's replicas, by number.
     #[serde(default)]
     pub placement_drivers: BTreeMap<u64, SocketAddr>,

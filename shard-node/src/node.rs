@@ -117,7 +117,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         let missing = || RunError::Config(format!("{what} has no address for replica {}", config.replica));
         map.get(&config.replica).copied().ok_or_else(missing)
     };
-    let (rpc, log_address) = (own(&config.rpc, "rpc")?, own(&config.log, "log")?);
+    let rpc = config.listen_rpc.unwrap_or(own(&config.rpc, "rpc")?);
+    let log_address = config.listen_log.unwrap_or(own(&config.log, "log")?);
     let listen = |error| RunError::Listen { address: rpc, error };
     let listener = TcpListener::bind(rpc).await.map_err(listen)?;
     // Readers twice: the reign's, and those of `local` reads.

@@ -102,7 +102,7 @@ impl Layout {
         let shard = self.place_shard(options, &mut ports.into_iter());
         let specs = (1..=options.replicas).map(|replica| self.shard_spec(options, shard, replica));
         let specs = specs.collect::<Result<_, _>>()?;
-        let replicas = self.shards.get(&shard).map(|s| self.seen(&s.rpc, None)).unwrap_or_default();
+        let replicas = self.shards.get(&shard).map(|s| self.seen(&s.rpc)).unwrap_or_default();
         Ok((ShardInfo { id: shard, replicas }, specs))
     }
 
@@ -166,12 +166,12 @@ impl Layout {
 
     /// The URLs of the placement driver's replicas.
     pub fn rest_urls(&self) -> Vec<String> {
-        self.seen(&self.driver_rest, None).values().map(|address| format!("http://{address}")).collect()
+        self.seen(&self.driver_rest).values().map(|address| format!("http://{address}")).collect()
     }
 
     /// The shards, as they are registered.
     pub fn shard_infos(&self) -> Vec<ShardInfo> {
-        let info = |(id, shard): (&ShardId, &ShardLayout)| ShardInfo { id: *id, replicas: self.seen(&shard.rpc, None) };
+        let info = |(id, shard): (&ShardId, &ShardLayout)| ShardInfo { id: *id, replicas: self.seen(&shard.rpc) };
         self.shards.iter().map(info).collect()
     }
 
@@ -189,13 +189,16 @@ impl Layout {
         own.filter_map(|real| Some((*self.fronts.get(real)?, *real))).collect()
     }
 
-    /// Addresses as the replica `me` of the same group is told them: its own as it is, the others' with what stands before them.
-    fn seen(&self, addresses: &Addresses, me: Option<u64>) -> Addresses {
-        let told = |(replica, real): (&u64, &SocketAddr)| {
-            let front = self.fronts.get(real).filter(|_| Some(*replica) != me);
-            (*replica, *front.unwrap_or(real))
-        };
-        addresses.iter().map(told).collect()
+    /// Addresses as everybody is told them: with what stands before them.
+    fn seen(&self, addresses: &Addresses) -> Addresses {
+        addresses.iter().map(|(replica, real)| (*replica, *self.fronts.get(real).unwrap_or(real))).collect()
+    }
+
+    /// Has the process listen behind what stands before its address, if anything does.
+    fn listen(&self, config: &mut serde_json::Value, key: &str, addresses: &Addresses, replica: u64) {
+        if let Some(real) = addresses.get(&replica).filter(|real| self.fronts.contains_key(real)) {
+            config[key] = real.to_string().into();
+        }
     }
 
     fn place_shard(&mut self, options: &ClusterOptions, ports: &mut impl Iterator<Item = u16>) -> ShardId {
@@ -217,10 +220,13 @@ impl Layout {
         let mut config = serde_json::json!({
             "replica": replica,
             "data_dir": self.root.join(id.to_string()),
-            "rest": self.seen(&self.driver_rest, Some(replica)),
-            "rpc": self.seen(&self.driver_rpc, Some(replica)),
-            "log": self.seen(&self.driver_log, Some(replica)),
+            "rest": self.seen(&self.driver_rest),
+            "rpc": self.seen(&self.driver_rpc),
+            "log": self.seen(&self.driver_log),
         });
+        self.listen(&mut config, "listen_rest", &self.driver_rest, replica);
+        self.listen(&mut config, "listen_rpc", &self.driver_rpc, replica);
+        self.listen(&mut config, "listen_log", &self.driver_log, replica);
         if !options.balancer.is_empty() {
             config["balancer"] = serde_json::to_value(&options.balancer).unwrap_or_default();
         }
@@ -234,12 +240,14 @@ impl Layout {
             "shard": shard,
             "replica": replica,
             "data_dir": self.root.join(id.to_string()),
-            "rpc": self.seen(&addresses.rpc, Some(replica)),
-            "log": self.seen(&addresses.log, Some(replica)),
-            "placement_drivers": self.seen(&self.driver_rpc, None),
+            "rpc": self.seen(&addresses.rpc),
+            "log": self.seen(&addresses.log),
+            "placement_drivers": self.seen(&self.driver_rpc),
             "capacity_per_s": options.shard_capacity_per_s,
             "postgres_bin": options.postgres_bin,
         });
+        self.listen(&mut config, "listen_rpc", &addresses.rpc, replica);
+        self.listen(&mut config, "listen_log", &addresses.log, replica);
         for (key, value) in &options.shard_node {
             config[key] = serde_json::to_value(value).unwrap_or_default();
         }
@@ -316,27 +324,22 @@ mod tests {
     }
 
     #[test]
-    fn with_links_a_process_knows_only_its_own_address_as_it_is() {
+    fn with_links_everybody_is_told_what_stands_before_an_address() {
         let options = ClusterOptions { links: true, ..ClusterOptions::new("/bin/true") };
         let layout = Layout::new(&options, Path::new("/data"), (20_000..20_054).collect());
         let fronts: BTreeSet<_> = layout.fronts.values().copied().collect();
         assert_eq!((layout.fronts.len(), fronts.len()), (27, 27));
         for spec in layout.specs(&options).unwrap() {
             let config: toml::Table = spec.config.parse().unwrap();
-            let replica = match spec.id {
-                ProcessId::PlacementDriver(replica) | ProcessId::ShardNode(_, replica) => replica.to_string(),
-            };
-            let mut own = Vec::new();
+            let address = |value: &toml::Value| value.as_str().unwrap().parse::<SocketAddr>().unwrap();
             for key in ["rest", "rpc", "log", "placement_drivers"] {
-                for (number, address) in config.get(key).and_then(|v| v.as_table()).into_iter().flatten() {
-                    let address: SocketAddr = address.as_str().unwrap().parse().unwrap();
-                    let is_own = key != "placement_drivers" && *number == replica;
-                    assert_eq!(fronts.contains(&address), !is_own, "{} {key} {number}", spec.id);
-                    own.extend(is_own.then_some(address));
+                for (number, told) in config.get(key).and_then(|v| v.as_table()).into_iter().flatten() {
+                    assert!(fronts.contains(&address(told)), "{} {key} {number}", spec.id);
                 }
             }
-            let led_to: Vec<_> = layout.fronts_of(spec.id).into_iter().map(|(_, real)| real).collect();
-            assert_eq!(led_to.iter().collect::<BTreeSet<_>>(), own.iter().collect::<BTreeSet<_>>());
+            let listens = ["listen_rest", "listen_rpc", "listen_log"].into_iter().filter_map(|key| config.get(key));
+            let led_to: BTreeSet<_> = layout.fronts_of(spec.id).into_iter().map(|(_, real)| real).collect();
+            assert_eq!(listens.map(address).collect::<BTreeSet<_>>(), led_to);
         }
         let told = layout.shard_infos().into_iter().flat_map(|info| info.replicas.into_values());
         assert!(told.into_iter().all(|address| fronts.contains(&address)));

@@ -1,7 +1,7 @@
 //! The network between the processes of a cluster on one machine, so that it can be cut, slowed down and mended.
 //!
-//! With [`super::ClusterOptions::links`] every address that a process is told of, except its own, leads to a proxy here; so do
-//! the addresses that clients get. A proxy knows who has connected to it by looking up the socket's owner in `/proc`, so each
+//! With [`super::ClusterOptions::links`] every address that a process is told of leads to a proxy here, its own too, so that it tells
+//! others the same; so do the addresses that clients get. A proxy knows who has connected to it by looking up the socket's owner in `/proc`, so each
 //! *direction* of each pair of processes (and of each process and the world outside) can be blocked by itself.
 //!
 //! What it promises is what TCP does on a network that loses packets: bytes on a blocked direction, and the news that an end has

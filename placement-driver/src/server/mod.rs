@@ -20,6 +20,7 @@ mod transfer;
 
 pub use calls::ShardCalls;
 pub use members::{NewDriver, next_members};
+pub(crate) use members::{REST, RPC, contacts};
 pub use shared::{Applied, Leading, ProposeFailure, Shared};
 
 use crate::config::Config;
@@ -82,8 +83,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
     let snapshot =
         snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
-    let rpc = listen(&config, "rpc", config.rpc.get(&config.replica)).await?;
-    let rest = listen(&config, "rest", config.rest.get(&config.replica)).await?;
+    let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica))).await?;
+    let rest = listen(&config, "rest", config.listen_rest.as_ref().or(config.rest.get(&config.replica))).await?;
     let log = evenkeel_replicated_log::start(group(&config)?)?;
     let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);
     let (stop, stopped) = watch::channel(false);
@@ -129,7 +130,7 @@ async fn listen(config: &Config, name: &str, address: Option<&SocketAddr>) -> Re
 }
 
 fn group(config: &Config) -> Result<GroupConfig, RunError> {
-    let Some(listen) = config.log.get(&config.replica) else {
+    let Some(listen) = config.listen_log.as_ref().or(config.log.get(&config.replica)) else {
         return Err(RunError::Config(format!("log: replica {} has no address", config.replica)));
     };
     Ok(GroupConfig {
