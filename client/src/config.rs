@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientConfig {
-    /// The placement driver's REST URLs (`http://127.0.0.1:7300`); any replica will do, several are better.
+    /// The placement driver's REST URLs (`http://127.0.0.1:7300`); any replica will do, several are better. Those of further replicas are
+    /// learned while the client runs.
     pub endpoints: Vec<String>,
     /// RPC connections to each shard replica, from 1. Statements share them; a transaction uses one of them.
     pub connections_per_replica: usize,

@@ -152,6 +152,12 @@ impl Client {
         self.session().routes.current()
     }
 
+    /// Where the placement driver is known to serve REST: the endpoints that the client was made with, and those of replicas that came
+    /// later.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.session().rest.endpoints().to_vec()
+    }
+
     /// Fetches the whole routing table, as a client does by itself whenever it has to.
     pub async fn refresh(&self) -> Result<(), ClientError> {
         let unavailable = |reason| ClientError::Unavailable(SqlError::new(codes::CONNECTION_FAILURE, reason));

@@ -1,18 +1,23 @@
 //! The placement driver's REST API, as the client uses it: fetch the routing table, watch it, create tables.
 //!
 //! It owns the HTTP connections and remembers which endpoint answered last; any replica serves these requests, so a failing one is
-//! passed over for the next. It promises to say whether a request that failed may have been carried out.
+//! passed over for the next. To the endpoints that it was configured with it adds those that the placement driver tells of, so that it
+//! finds a placement driver all of whose replicas have been replaced. It promises to say whether a request that failed may have been carried out.
 
 use crate::config::ClientConfig;
-use evenkeel_protocol::rest::{CreateTableBody, Problem, RoutesBody};
+use evenkeel_protocol::rest::{CreateTableBody, MembersBody, Problem, RoutesBody};
 use futures::StreamExt;
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// The largest body read, in bytes.
 const MAX_BODY_BYTES: usize = 64 << 20;
+
+/// The most endpoints that are learned.
+const MAX_LEARNED: usize = 32;
 
 /// Why a REST request brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +34,10 @@ pub(crate) enum RestError {
 #[derive(Debug)]
 pub(crate) struct Rest {
     http: reqwest::Client,
-    endpoints: Vec<String>,
+    /// How many of the endpoints were configured: these come first, because a client may reach the placement driver by other addresses
+    /// than it knows itself by.
+    configured: usize,
+    endpoints: RwLock<Arc<[String]>>,
     preferred: AtomicUsize,
     timeout: Duration,
 }
@@ -52,7 +60,34 @@ impl Rest {
             .map_err(|e| format!("no HTTP client can be made: {e}"))?;
         let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.trim_end_matches('/').to_string()).collect();
         let preferred = AtomicUsize::new(first % endpoints.len().max(1));
-        Ok(Rest { http, endpoints, preferred, timeout: Duration::from_millis(config.rest_timeout_ms) })
+        let timeout = Duration::from_millis(config.rest_timeout_ms);
+        Ok(Rest { http, configured: endpoints.len(), endpoints: RwLock::new(endpoints.into()), preferred, timeout })
+    }
+
+    /// The endpoints known, those that were configured first.
+    pub(crate) fn endpoints(&self) -> Arc<[String]> {
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes in who the placement driver's replicas are.
+    pub(crate) fn learn(&self, members: &MembersBody) {
+        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = endpoints[..self.configured].to_vec();
+        let told = members.members.iter().filter_map(|member| Some(format!("http://{}", member.rest?)));
+        for url in told.take(MAX_LEARNED) {
+            if !next.contains(&url) {
+                next.push(url);
+            }
+        }
+        if next[..] != endpoints[..] {
+            tracing::debug!(?next, "the placement driver's replicas have changed");
+            // Which one is preferred is a place in the list: the one that answered last keeps it if it is still there.
+            let count = endpoints.len().max(1);
+            let preferred = endpoints.get(self.preferred.load(Ordering::Relaxed) % count);
+            let place = preferred.and_then(|url| next.iter().position(|other| other == url));
+            self.preferred.store(place.unwrap_or(0), Ordering::Relaxed);
+            *endpoints = next.into();
+        }
     }
 
     /// `GET /v1/routes`: the whole table.
@@ -86,15 +121,16 @@ impl Rest {
         &self,
         request: impl Fn(&reqwest::Client, &str) -> reqwest::RequestBuilder,
     ) -> Result<Response, RestError> {
+        let endpoints = self.endpoints();
         let first = self.preferred.load(Ordering::Relaxed);
         let mut reasons = Vec::new();
         let mut maybe_done = false;
-        for turn in 0..self.endpoints.len() {
-            let base = &self.endpoints[(first + turn) % self.endpoints.len()];
+        for turn in 0..endpoints.len() {
+            let base = &endpoints[(first + turn) % endpoints.len()];
             match attempt(request(&self.http, base)).await {
                 Attempt::Good(response) => {
                     if turn > 0 {
-                        self.preferred.store((first + turn) % self.endpoints.len(), Ordering::Relaxed);
+                        self.preferred.store((first + turn) % endpoints.len(), Ordering::Relaxed);
                     }
                     return Ok(response);
                 }

@@ -15,7 +15,7 @@ use crate::sse::EventParser;
 use crate::statements::StatementCache;
 use crate::stats::{Counters, add};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rest::RoutesBody;
+use evenkeel_protocol::rest::{MembersBody, RoutesBody};
 use evenkeel_protocol::{SqlError, TxnId};
 use futures::StreamExt;
 use std::collections::HashSet;
@@ -214,6 +214,13 @@ async fn follow(session: &Session, response: reqwest::Response, last_id: &mut St
             Err(error) => return error.to_string(),
         };
         for event in events {
+            if event.name == "members" {
+                match serde_json::from_str::<MembersBody>(&event.data) {
+                    Ok(members) => session.rest.learn(&members),
+                    Err(error) => return format!("an event is not understood: {error}"),
+                }
+                continue;
+            }
             let taken = serde_json::from_str(&event.data)
                 .map_err(|error| error.to_string())
                 .and_then(|news: RoutesBody| session.routes.take_in(&news).map(|()| news.routes.len()));

@@ -1,5 +1,5 @@
-//! Server-sent events, as the WHATWG describes them, as far as the watch of the placement driver uses them: `id` and `data`
-//! fields, comments, and any of the three line ends. A pure parser: bytes in, events out; bounded.
+//! Server-sent events, as the WHATWG describes them, as far as the watch of the placement driver uses them: `id`, `event` and
+//! `data` fields, comments, and any of the three line ends. A pure parser: bytes in, events out; bounded.
 
 /// The longest event, in bytes: a whole routing table of some ten thousand ranges.
 pub(crate) const MAX_EVENT_BYTES: usize = 16 << 20;
@@ -9,6 +9,8 @@ pub(crate) const MAX_EVENT_BYTES: usize = 16 << 20;
 pub(crate) struct Event {
     /// The last id seen up to and including this event.
     pub id: Option<String>,
+    /// Its name; empty if it has none.
+    pub name: String,
     /// Its data lines, joined by line feeds.
     pub data: String,
 }
@@ -25,6 +27,7 @@ pub(crate) struct EventParser {
     /// Whether the last byte was a carriage return, whose line feed, if one follows, ends no further line.
     after_return: bool,
     id: Option<String>,
+    name: String,
     data: Option<String>,
 }
 
@@ -52,12 +55,14 @@ impl EventParser {
 
     fn end_of_line(&mut self, line: &str) -> Option<Event> {
         if line.is_empty() {
-            return self.data.take().map(|data| Event { id: self.id.clone(), data });
+            let name = std::mem::take(&mut self.name);
+            return self.data.take().map(|data| Event { id: self.id.clone(), name, data });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "id" if !value.contains('\0') => self.id = Some(value.to_string()),
+            "event" => self.name = value.to_string(),
             "data" => match &mut self.data {
                 Some(data) => {
                     data.push('\n');
@@ -77,19 +82,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn parse(chunks: &[&str]) -> Vec<(Option<String>, String)> {
+    fn parse(chunks: &[&str]) -> Vec<(Option<String>, String, String)> {
         let mut parser = EventParser::default();
         let events = chunks.iter().flat_map(|chunk| parser.push(chunk.as_bytes()).unwrap());
-        events.map(|event| (event.id, event.data)).collect()
+        events.map(|event| (event.id, event.name, event.data)).collect()
     }
 
     #[test]
     fn events_are_the_same_however_the_bytes_come() {
         let text = ": hello\n\nid: 1.4\ndata: a\ndata:b\n\nevent: x\r\ndata:  c\r\n\r\nid\rdata\r\rdata: cut";
         let expected = vec![
-            (Some("1.4".to_string()), "a\nb".to_string()),
-            (Some("1.4".to_string()), " c".to_string()),
-            (Some(String::new()), String::new()),
+            (Some("1.4".to_string()), String::new(), "a\nb".to_string()),
+            (Some("1.4".to_string()), "x".to_string(), " c".to_string()),
+            (Some(String::new()), String::new(), String::new()),
         ];
         assert_eq!(parse(&[text]), expected);
         let bytes: Vec<String> = text.chars().map(String::from).collect();

@@ -10,6 +10,7 @@ use crate::report::RangeLoad;
 use crate::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use crate::schema::TableSchema;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// An error body, `application/problem+json` (RFC 9457).
@@ -26,6 +27,28 @@ pub struct Problem {
     pub status: u16,
     /// What happened this time.
     pub detail: String,
+}
+
+/// `GET /v1/members`, and the event `members` of `GET /v1/routes/watch`: the placement driver's own replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersBody {
+    /// Grows with every change of them.
+    pub epoch: u32,
+    /// The replicas.
+    pub members: Vec<MemberBody>,
+}
+
+/// One replica of the placement driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberBody {
+    /// Its number.
+    pub replica: u64,
+    /// Where it serves REST.
+    pub rest: Option<SocketAddr>,
+    /// Where shards report to it.
+    pub rpc: Option<SocketAddr>,
+    /// Where it listens for the other replicas.
+    pub log: SocketAddr,
 }
 
 /// One range in `GET /v1/routes`.

@@ -174,6 +174,18 @@ async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
     world.whole().await?;
     world.cluster.restart(ProcessId::PlacementDriver(4))?;
     drivers_ready(world, &[fourth.rest.to_string(), fifth.rest.to_string()]).await?;
+    // A client that was told of the first three when it was made finds the others when none of the three is left.
+    world
+        .until("the client to learn of the new replicas", PATIENCE, async || {
+            let known = world.client.endpoints();
+            let new = [fourth.rest, fifth.rest].map(|address| format!("http://{address}"));
+            if new.iter().all(|url| known.contains(url)) { Ok(()) } else { Err(format!("{known:?}")) }
+        })
+        .await?;
+    world.kill(ProcessId::PlacementDriver(3))?;
+    world.client.refresh().await?;
+    world.cluster.restart(ProcessId::PlacementDriver(3))?;
+    world.driver_leader().await?;
     let after = world.ranges("drivers").await?;
     ensure!(before.len() == after.len(), "{before:?} became {after:?}");
     ensure!(before[0].route == after[0].route, "{before:?} became {after:?}");

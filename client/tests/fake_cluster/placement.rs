@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use evenkeel_protocol::interval::KeyInterval;
-use evenkeel_protocol::rest::{CreateTableBody, Problem, RouteBody, RoutesBody};
+use evenkeel_protocol::rest::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::net::SocketAddr;
@@ -131,6 +131,15 @@ async fn watch_routes(stream: &mut BufReader<TcpStream>, shared: &mut Shared, la
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: hello\n\n";
     if stream.write_all(head.as_bytes()).await.is_err() {
         return;
+    }
+    let members = shared.world.lock().unwrap().members.clone();
+    if !members.is_empty() {
+        let member = |(rest, replica)| MemberBody { replica, rest: Some(rest), rpc: None, log: rest };
+        let body = MembersBody { epoch: 2, members: members.into_iter().zip(1..).map(member).collect() };
+        let event = format!("event: members\ndata: {}\n\n", serde_json::to_string(&body).unwrap());
+        if stream.write_all(event.as_bytes()).await.is_err() {
+            return;
+        }
     }
     let mut sent = last_event_id;
     let cut_before = *shared.cut.borrow_and_update();

@@ -100,6 +100,30 @@ async fn one_endpoint_suffices() {
     assert!(matches!(&error, ClientError::Unavailable(e) if e.code == "08006"), "{error}");
 }
 
+/// All replicas of the placement driver that a client was configured with can be replaced while it runs.
+#[tokio::test]
+async fn endpoints_that_the_watch_tells_of_are_learned() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    cluster.world().members = vec![cluster.placement[1].address];
+    let endpoints = vec![format!("http://{}", cluster.placement[0].address)];
+    let client = Client::connect(ClientConfig { endpoints, ..config(&cluster) }).await.unwrap();
+    // Only when the watch goes on at the one that it was told of is it known to have been told.
+    let told = || !cluster.placement[1].resumed_from.lock().unwrap().is_empty();
+    until("it goes on at the other endpoint", || {
+        cluster.placement[0].cut_watches();
+        told()
+    })
+    .await;
+    cluster.placement[0].stop();
+    for _ in 0..3 {
+        client.refresh().await.unwrap();
+    }
+    cluster.world().move_range(1, 3);
+    cluster.publish();
+    let owner = || client.routes().lookup(crate::world::TABLE, &crate::world::key(1)).unwrap().shard.0;
+    until("the watch goes on", || owner() == 3).await;
+}
+
 /// Whoever comes while a fetch is under way shares the next one.
 #[tokio::test]
 async fn fetches_are_shared() {

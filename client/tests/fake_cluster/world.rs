@@ -76,6 +76,8 @@ pub struct World {
     /// What the placement driver tells.
     pub published: RoutingTable,
     pub seen: Vec<Seen>,
+    /// The placement driver's replicas as a watch is told of them; none: it is told nothing.
+    pub members: Vec<std::net::SocketAddr>,
     /// Statuses and whether they come after the work is done, for the next `POST /v1/tables`.
     pub table_faults: VecDeque<u16>,
     plans: HashMap<String, Plan>,
@@ -310,6 +312,7 @@ impl Cluster {
             start = end.unwrap_or_default();
         }
         let world = Arc::new(Mutex::new(World {
+            members: Vec::new(),
             schema: Arc::new(schema()),
             shards,
             infos: vec![],

@@ -5,11 +5,12 @@
 //! placement driver's own members ends its leader's reign.
 
 use super::{Error, Failure, json_with};
-use crate::server::{NewDriver, Shared, next_members};
+use crate::server::{NewDriver, REST, RPC, Shared, contacts, next_members};
 use crate::state::Refusal;
 use evenkeel_protocol::ShardId;
+use evenkeel_protocol::rest::{MemberBody, MembersBody};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, NewReplica};
-use evenkeel_replicated_log::ChangeError;
+use evenkeel_replicated_log::{ChangeError, Member, Membership, ReplicaId};
 use serde::Deserialize;
 use serde_json::json as value;
 use std::sync::Arc;
@@ -91,7 +92,7 @@ pub(super) async fn change_driver(shared: &Arc<Shared>, change: DriverChange) ->
         let next = next_members(&now, &change.remove, &change.add)
             .map_err(|reason| Error::new(409, "not-changed", "The replicas stay as they are", reason))?;
         let Some(next) = next else {
-            return Ok(json_with(StatusCode::OK, &body(shared)));
+            return Ok(json_with(StatusCode::OK, &body(&shared.log.membership().borrow())));
         };
         let waiting_for = match shared.log.change_members(term, &next) {
             Ok(()) => "the next epoch to have a leader".to_string(),
@@ -106,15 +107,13 @@ pub(super) async fn change_driver(shared: &Arc<Shared>, change: DriverChange) ->
 }
 
 /// The body of `GET /v1/members`.
-pub(super) fn body(shared: &Shared) -> serde_json::Value {
-    let membership = shared.log.membership().borrow().clone();
-    let (rest, rpc) = (shared.rest_addresses(), shared.rpc_addresses());
-    let members: Vec<_> = membership
-        .members
-        .iter()
-        .map(|(id, member)| {
-            value!({ "replica": id.0, "rest": rest.get(&id.0), "rpc": rpc.get(&id.0), "log": member.log })
-        })
-        .collect();
-    value!({ "epoch": membership.epoch, "members": members })
+pub(super) fn body(membership: &Membership) -> MembersBody {
+    let (rest, rpc) = (contacts(membership, REST), contacts(membership, RPC));
+    let member = |(id, member): (&ReplicaId, &Member)| MemberBody {
+        replica: id.0,
+        rest: rest.get(&id.0).copied(),
+        rpc: rpc.get(&id.0).copied(),
+        log: member.log,
+    };
+    MembersBody { epoch: membership.epoch, members: membership.members.iter().map(member).collect() }
 }

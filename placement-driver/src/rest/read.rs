@@ -119,7 +119,7 @@ pub(super) async fn get(
             json_with(StatusCode::OK, &body)
         }),
         ["v1", "status"] => Ok(json_with(StatusCode::OK, &status(shared))),
-        ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body(shared))),
+        ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body(&shared.log.membership().borrow()))),
         ["v1", "checksums"] => checks::checksums(shared).await,
         _ => Err(match super::allowed(path) {
             [] => Error::unknown_path(path),

@@ -1,11 +1,13 @@
 //! `GET /v1/routes/watch`: changes of the routing table as server-sent events.
 //!
 //! A watcher has no queue: it remembers the version it has been sent, and when it is ready for more it is sent everything since in one event.
-//! So a slow watcher costs nothing, and one that is too far behind gets the whole table.
+//! So a slow watcher costs nothing, and one that is too far behind gets the whole table. Who the placement driver's replicas are is told
+//! first, and whenever that changes, by an event `members` that has no id of its own.
 
-use super::{Api, Error, Failure, parameters};
+use super::{Api, Error, Failure, members, parameters};
 use crate::server::Shared;
 use evenkeel_protocol::routing::RouteVersion;
+use evenkeel_replicated_log::Membership;
 use futures::stream;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -52,6 +54,7 @@ impl Drop for Watching {
 struct Watcher {
     shared: Arc<Shared>,
     changes: Receiver<()>,
+    members: Receiver<Membership>,
     stopped: Receiver<bool>,
     sent: Option<RouteVersion>,
     _open: Watching,
@@ -66,7 +69,10 @@ pub(super) fn watch(api: &Api, query: &str, last: Option<&str>) -> Result<Respon
     };
     let open = api.watchers.enter()?;
     let shared = api.shared.clone();
-    let watcher = Watcher { changes: shared.routes_changes(), stopped: shared.stopped(), shared, sent, _open: open };
+    let mut members = shared.log.membership();
+    members.mark_changed();
+    let watcher =
+        Watcher { changes: shared.routes_changes(), members, stopped: shared.stopped(), shared, sent, _open: open };
     let events = stream::unfold(watcher, |watcher| async { next(watcher).await });
     let keep_alive = warp::sse::keep_alive().interval(Duration::from_millis(KEEP_ALIVE_MS));
     Ok(warp::sse::reply(keep_alive.stream(events)).into_response())
@@ -77,6 +83,12 @@ async fn next(mut watcher: Watcher) -> Option<(Result<Event, Infallible>, Watche
     loop {
         if *watcher.stopped.borrow() {
             return None;
+        }
+        // An error means that the log has stopped, which shows elsewhere.
+        if watcher.members.has_changed().unwrap_or(false) {
+            let json = super::view::to_json(&members::body(&watcher.members.borrow_and_update()));
+            let data = String::from_utf8_lossy(&json).into_owned();
+            return Some((Ok(Event::default().event("members").data(data)), watcher));
         }
         watcher.changes.borrow_and_update();
         let view = watcher.shared.view();
@@ -95,6 +107,10 @@ async fn next(mut watcher: Watcher) -> Option<(Result<Event, Infallible>, Watche
         }
         tokio::select! {
             changed = watcher.changes.changed() => changed.ok()?,
+            changed = watcher.members.changed() => {
+                changed.ok()?;
+                watcher.members.mark_changed();
+            }
             // An error means that the replica is gone.
             stopped = watcher.stopped.changed() => stopped.ok()?,
         }

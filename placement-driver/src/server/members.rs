@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// Where a member's RPC address is among its contacts.
-pub(super) const RPC: usize = 0;
+pub(crate) const RPC: usize = 0;
 /// Where its REST address is.
-pub(super) const REST: usize = 1;
+pub(crate) const REST: usize = 1;
 /// How often a leader looks for replicas that have lost their disks, in milliseconds.
 const MEND_MS: u64 = 500;
 
@@ -39,7 +39,7 @@ pub(super) fn founding(config: &Config) -> Members {
     config.log.iter().filter_map(member).collect()
 }
 
-pub(super) fn contacts(membership: &Membership, which: usize) -> BTreeMap<u64, SocketAddr> {
+pub(crate) fn contacts(membership: &Membership, which: usize) -> BTreeMap<u64, SocketAddr> {
     let contact = |(id, member): (&ReplicaId, &Member)| Some((id.0, *member.contacts.get(which)?));
     membership.members.iter().filter_map(contact).collect()
 }
