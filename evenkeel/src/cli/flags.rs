@@ -45,6 +45,15 @@ pub struct PlacementDriverFlags {
     /// Addresses of the replicated log, of all replicas
     #[arg(long = "log-addresses", value_name = "ADDRESSES")]
     log: Option<String>,
+    /// Where to listen for REST, if others reach it by another address
+    #[arg(long, value_name = "IP:PORT")]
+    listen_rest: Option<String>,
+    /// Where to listen for RPC, if others reach it by another address
+    #[arg(long, value_name = "IP:PORT")]
+    listen_rpc: Option<String>,
+    /// Where to listen for the replicated log, if others reach it by another address
+    #[arg(long, value_name = "IP:PORT")]
+    listen_log: Option<String>,
     /// Start with an empty folder and wait to be let in by those that exist
     #[arg(long)]
     join: bool,
@@ -56,7 +65,7 @@ pub struct PlacementDriverFlags {
 impl PlacementDriverFlags {
     /// Those that were given.
     pub fn given(&self) -> Vec<(&'static str, String)> {
-        let mut given = given!(self: replica, data_dir, rest, rpc, log);
+        let mut given = given!(self: replica, data_dir, rest, rpc, log, listen_rest, listen_rpc, listen_log);
         switches!(given, self: join);
         given
     }
@@ -83,6 +92,12 @@ pub struct ShardNodeFlags {
     /// Addresses of the replicated log, of all the shard's replicas
     #[arg(long = "log-addresses", value_name = "ADDRESSES")]
     log: Option<String>,
+    /// Where to listen for RPC, if others reach it by another address
+    #[arg(long, value_name = "IP:PORT")]
+    listen_rpc: Option<String>,
+    /// Where to listen for the replicated log, if others reach it by another address
+    #[arg(long, value_name = "IP:PORT")]
+    listen_log: Option<String>,
     /// Start with an empty folder and wait to be let in by those that exist
     #[arg(long)]
     join: bool,
@@ -118,7 +133,7 @@ pub struct ShardNodeFlags {
 impl ShardNodeFlags {
     /// Those that were given.
     pub fn given(&self) -> Vec<(&'static str, String)> {
-        let mut given = given!(self: shard, replica, data_dir, rpc, log, placement_drivers, capacity_per_s, postgres_bin,
+        let mut given = given!(self: shard, replica, data_dir, rpc, log, listen_rpc, listen_log, placement_drivers, capacity_per_s, postgres_bin,
             shared_buffers_mib, write_lanes, read_lanes, max_transactions, log_cap_bytes);
         switches!(given, self: join);
         given

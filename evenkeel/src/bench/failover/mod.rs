@@ -197,7 +197,7 @@ pub fn render(series: &[Series]) -> String {
     table(&header, &series.iter().map(Series::row).collect::<Vec<_>>())
 }
 
-/// Runs the trials. Whatever happens, nothing that it started is left running.
+/// Runs the trials; a bar that is missed is a failure. Whatever happens, nothing that it started is left running.
 pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
     let config: FailoverConfig = resolve(&settings(), &roles::all_keys(), layers)?;
     let wanted = config.series()?;
@@ -219,7 +219,9 @@ pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
         let text = serde_json::to_string_pretty(&series).map_err(CommandError::failed)? + "\n";
         std::fs::write(path, text).map_err(|e| CommandError::Failed(format!("writing {}: {e}", path.display())))?;
     }
-    Ok(())
+    let missed: Vec<String> =
+        series.iter().filter(|s| !s.met()).map(|s| format!("{:?} {:?}", s.role, s.kind)).collect();
+    if missed.is_empty() { Ok(()) } else { Err(CommandError::Failed(format!("bars missed: {}", missed.join(", ")))) }
 }
 
 async fn measure_all(
