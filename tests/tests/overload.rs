@@ -26,6 +26,11 @@ const OVERLOAD: Duration = Duration::from_secs(8);
 const CALM: Duration = Duration::from_secs(4);
 /// By how much the leader's memory may grow: half of what waiting statements may take, which these small ones never do.
 const GROWTH_MIB: u64 = 160;
+/// The share of the throughput that is kept where the limit is the shard's.
+const KEPT: f64 = 0.7;
+/// The same where the limit is the machine, whose processors the many clients that are refused need too, and so may others: far from
+/// a collapse is all that can be said.
+const KEPT_ON_A_FULL_MACHINE: f64 = 0.25;
 /// Within this time after the overload latency is what it was.
 const RECOVERY: Duration = Duration::from_secs(5);
 /// The longest that somebody who is answered or refused may have waited: the client's patience of a second, a last attempt, and the
@@ -218,7 +223,7 @@ async fn ten_times_the_admission_limit(world: &World) -> Outcome {
     let counters = Counters::new(world, "limited").await?;
     let before = closed_loop(&counters, SATURATING, CALM).await?;
     let load = open_loop(&counters, TIMES as f64 * CAPACITY_PER_S, OVERLOAD);
-    overload(world, "limited", &counters, before, load).await
+    overload(world, "limited", &counters, before, load, KEPT).await
 }
 
 async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> Outcome {
@@ -226,7 +231,7 @@ async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> Outco
     let before = closed_loop(&counters, SATURATING * 4, CALM).await?;
     // Whoever waits for an answer asks for no more meanwhile: so more are needed before anybody has to be refused.
     let load = closed_loop(&counters, SATURATING * 4 * TIMES * 3, OVERLOAD);
-    overload(world, "unlimited", &counters, before, load).await
+    overload(world, "unlimited", &counters, before, load, KEPT_ON_A_FULL_MACHINE).await
 }
 
 /// Judges an overload after a load that could be carried, and what comes after it.
@@ -236,6 +241,7 @@ async fn overload(
     counters: &Arc<Counters>,
     before: Seen,
     load: impl Future<Output = Result<Seen, Failure>>,
+    kept: f64,
 ) -> Outcome {
     ensure!(before.refused.is_empty(), "{} were refused of a load that can be carried", before.refused.len());
     let single = probe(counters).await?;
@@ -274,7 +280,7 @@ async fn overload(
     ensure!(p99(&during.answered) <= LONGEST_P99, "p99 of what was answered is {:?}", p99(&during.answered));
     ensure!(p99(&during.refused) <= LONGEST_P99, "p99 of what was refused is {:?}", p99(&during.refused));
     ensure!(
-        during.per_s() >= 0.7 * before.per_s(),
+        during.per_s() >= kept * before.per_s(),
         "{:.0} statements a second under overload, {:.0} before",
         during.per_s(),
         before.per_s()
