@@ -26,8 +26,9 @@ use super::{Core, Fault};
 /// Probes under way at one time.
 const MAX_PROBES: usize = 1;
 
-/// A probe unanswered for this many ticks is asked again: its messages may have gone down with a session.
-const REPROBE_TICKS: u64 = 5;
+/// Peers that have not answered a probe for this many ticks are asked again: its messages may have gone down with a session. It is
+/// the same probe, so that answers count that take longer than this.
+const RESEND_TICKS: u64 = 5;
 
 /// Who waits for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,8 @@ struct Waiter {
 #[derive(Debug)]
 struct Probe {
     id: u64,
-    started_ms: u64,
+    /// When it was last sent.
+    sent_ms: u64,
     /// The decided position when it started.
     decided: u64,
     /// Peers whose promise does not exceed the ballot.
@@ -119,7 +121,7 @@ impl<D: Disk> Core<D> {
         self.turn.probes += 1;
         self.barriers.probes.push_back(Probe {
             id,
-            started_ms: self.now_ms,
+            sent_ms: self.now_ms,
             decided: self.omni.get_decided_idx() as u64,
             loyal: Vec::new(),
             waiters: std::mem::take(&mut self.barriers.waiting),
@@ -178,23 +180,27 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// Gives up reads that have waited too long, and asks again for those whose probe got lost.
+    /// Gives up reads that have waited too long, and asks again whoever has not answered.
     pub(super) fn expire_barriers(&mut self) {
         let now_ms = self.now_ms;
         let timing = &self.config.timing;
-        let reprobe_ms = timing.tick_ms * REPROBE_TICKS;
-        while let Some(oldest) = self.barriers.probes.front()
-            && now_ms.saturating_sub(oldest.started_ms) >= reprobe_ms
-        {
-            if let Some(probe) = self.barriers.probes.pop_front() {
-                // Confirmed by a majority already and only waiting for LeaderStart, or not: asking again is right
-                // either way, since the later answer covers the earlier reads.
-                self.barriers.waiting.extend(probe.waiters);
+        let (resend_ms, timeout_ms) = (timing.tick_ms * RESEND_TICKS, timing.barrier_timeout_ms);
+        let expired = |w: &mut Waiter| now_ms.saturating_sub(w.arrived_ms) >= timeout_ms;
+        let mut late: Vec<Waiter> = self.barriers.waiting.extract_if(.., expired).collect();
+        let mut resend = Vec::new();
+        for probe in &mut self.barriers.probes {
+            late.extend(probe.waiters.extract_if(.., expired));
+            if now_ms.saturating_sub(probe.sent_ms) >= resend_ms {
+                probe.sent_ms = now_ms;
+                let silent = self.peers.keys().filter(|peer| !probe.loyal.contains(peer));
+                resend.extend(silent.map(|peer| (*peer, probe.id)));
             }
         }
-        let timeout_ms = timing.barrier_timeout_ms;
-        let expired = |w: &Waiter| now_ms.saturating_sub(w.arrived_ms) >= timeout_ms;
-        let late = self.barriers.waiting.extract_if(.., |w| expired(w));
+        // What nobody waits for any more makes room for those who wait for the next.
+        self.barriers.probes.retain(|probe| !probe.waiters.is_empty());
+        for (peer, id) in resend {
+            self.control(peer, Wire::Probe { id });
+        }
         for waiter in late {
             if let Who::Call(id) = waiter.who {
                 self.turn.barriers.push((id, Err(BarrierError::TimedOut)));

@@ -14,9 +14,10 @@
 
 mod changes;
 mod disk;
-mod memory;
+
 mod node;
 mod oracle;
+mod schedules;
 mod weather;
 mod world;
 

@@ -1,5 +1,5 @@
-//! What durability level `memory` promises and what it can lose (R28), on chosen schedules: three replicas, one entry, and
-//! crashes while the followers have it in memory only.
+//! Chosen schedules, where the others are drawn: what durability level `memory` promises and what it can lose (R28), with three
+//! replicas, one entry, and crashes while the followers have it in memory only; and reads over long ways (log rule 9).
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use crate::core::{CoreConfig, Fault, Input};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{Body, Limits, LogIndex, Role, Timing};
+use crate::types::{BarrierError, Body, Limits, LogIndex, Role, Timing};
 use crate::wire::Wire;
 
 use super::changes::members;
@@ -38,12 +38,18 @@ struct Group {
     /// Replicas that are up but hear nobody.
     cut: BTreeSet<u64>,
     held: bool,
+    /// Reads that were answered, with what.
+    answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
 }
 
 impl Group {
     fn new(faults: &[Fault]) -> Group {
+        Group::with(faults, 50)
+    }
+
+    fn with(faults: &[Fault], election_timeout_ms: u64) -> Group {
         let nodes = (1..=3).map(|id| {
-            let timing = Timing { election_timeout_ms: 50, status_ms: 20, lease_ms: 0, ..Timing::default() };
+            let timing = Timing { election_timeout_ms, status_ms: 20, lease_ms: 0, ..Timing::default() };
             let config = CoreConfig { me: id, timing, limits: Limits::default(), faults: faults.to_vec() };
             let founding = Membership { epoch: EPOCH, members: members(1..=3), ..Membership::default() };
             let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
@@ -62,7 +68,8 @@ impl Group {
             (id, node)
         });
         let (wires, sessions, cut) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Group { now_ms: 0, nodes: nodes.collect(), wires, sessions, next_session: 1, cut, held: false }
+        let nodes = nodes.collect();
+        Group { now_ms: 0, nodes, wires, sessions, next_session: 1, cut, held: false, answers: Vec::new() }
     }
 
     fn start(&mut self, id: u64) {
@@ -123,6 +130,7 @@ impl Group {
         let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
         let mut turn = process.core.finish();
         self.held |= !turn.held.is_empty();
+        self.answers.append(&mut turn.barriers);
         if let Some(role) = turn.role.take() {
             process.role = role;
         }
@@ -253,4 +261,34 @@ fn what_was_decided_survives_the_crash_of_all() {
     // Without the leader that decided it.
     [first, second].iter().for_each(|id| group.start(*id));
     assert!(group.kept());
+}
+
+// Log rule 9: with one of three away there is no lease, and every read asks the other one. An answer counts though it takes longer than
+// it takes to ask again, which is for messages that were lost.
+#[test]
+fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
+    const ONE_WAY_MS: u64 = 40;
+    let mut group = Group::with(&[], 200);
+    let (leader, [away, _]) = group.propose();
+    group.crash(away);
+    let mut on_the_way: VecDeque<(u64, (u64, u64), Wire)> = VecDeque::new();
+    group.feed(leader, Input::Barrier { id: 7 });
+    let began_ms = group.now_ms;
+    while group.answers.is_empty() {
+        assert!(group.now_ms < began_ms + PATIENCE_MS, "it is never answered");
+        group.now_ms += 10;
+        for id in 1..=3 {
+            group.feed(id, Input::Tick);
+            group.turn(id, true);
+        }
+        let due_ms = group.now_ms + ONE_WAY_MS;
+        for (way, wires) in std::mem::take(&mut group.wires) {
+            on_the_way.extend(wires.into_iter().map(|wire| (due_ms, way, wire)));
+        }
+        while on_the_way.front().is_some_and(|(due_ms, ..)| *due_ms <= group.now_ms) {
+            let (_, way, wire) = on_the_way.pop_front().unwrap();
+            group.wires.entry(way).or_default().push_back(wire);
+        }
+    }
+    assert!(matches!(group.answers[..], [(7, Ok(_))]), "{:?} after {} ms", group.answers, group.now_ms - began_ms);
 }
