@@ -9,6 +9,7 @@ use evenkeel_protocol::rest::{CreateTableBody, MembersBody, Problem, RoutesBody}
 use futures::StreamExt;
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -37,9 +38,16 @@ pub(crate) struct Rest {
     /// How many of the endpoints were configured: these come first, because a client may reach the placement driver by other addresses
     /// than it knows itself by.
     configured: usize,
-    endpoints: RwLock<Arc<[String]>>,
+    endpoints: RwLock<Known>,
     preferred: AtomicUsize,
     timeout: Duration,
+}
+
+/// The endpoints, and as of which epoch of the placement driver's members. An earlier epoch's word comes from a replica that is behind.
+#[derive(Debug)]
+struct Known {
+    epoch: u32,
+    urls: Arc<[String]>,
 }
 
 /// What one endpoint said.
@@ -61,32 +69,42 @@ impl Rest {
         let endpoints: Vec<String> = config.endpoints.iter().map(|e| e.trim_end_matches('/').to_string()).collect();
         let preferred = AtomicUsize::new(first % endpoints.len().max(1));
         let timeout = Duration::from_millis(config.rest_timeout_ms);
-        Ok(Rest { http, configured: endpoints.len(), endpoints: RwLock::new(endpoints.into()), preferred, timeout })
+        let configured = endpoints.len();
+        let endpoints = RwLock::new(Known { epoch: 0, urls: endpoints.into() });
+        Ok(Rest { http, configured, endpoints, preferred, timeout })
     }
 
     /// The endpoints known, those that were configured first.
     pub(crate) fn endpoints(&self) -> Arc<[String]> {
-        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).urls.clone()
     }
 
     /// Takes in who the placement driver's replicas are.
     pub(crate) fn learn(&self, members: &MembersBody) {
-        let mut endpoints = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = endpoints[..self.configured].to_vec();
-        let told = members.members.iter().filter_map(|member| Some(format!("http://{}", member.rest?)));
-        for url in told.take(MAX_LEARNED) {
+        let mut known = self.endpoints.write().unwrap_or_else(PoisonError::into_inner);
+        if members.epoch < known.epoch {
+            return;
+        }
+        known.epoch = members.epoch;
+        let mut next = known.urls[..self.configured].to_vec();
+        // An address on its own machine says nothing to a client on another.
+        let near =
+            next.iter().any(|url| url.contains("//127.") || url.contains("//localhost") || url.contains("//[::1]"));
+        let reachable = |address: &SocketAddr| !address.ip().is_unspecified() && (near || !address.ip().is_loopback());
+        let told = members.members.iter().filter_map(|member| member.rest.filter(reachable));
+        for url in told.take(MAX_LEARNED).map(|address| format!("http://{address}")) {
             if !next.contains(&url) {
                 next.push(url);
             }
         }
-        if next[..] != endpoints[..] {
+        if next[..] != known.urls[..] {
             tracing::debug!(?next, "the placement driver's replicas have changed");
             // Which one is preferred is a place in the list: the one that answered last keeps it if it is still there.
-            let count = endpoints.len().max(1);
-            let preferred = endpoints.get(self.preferred.load(Ordering::Relaxed) % count);
+            let count = known.urls.len().max(1);
+            let preferred = known.urls.get(self.preferred.load(Ordering::Relaxed) % count);
             let place = preferred.and_then(|url| next.iter().position(|other| other == url));
             self.preferred.store(place.unwrap_or(0), Ordering::Relaxed);
-            *endpoints = next.into();
+            known.urls = next.into();
         }
     }
 
@@ -103,7 +121,10 @@ impl Rest {
                 .header("accept", "text/event-stream")
                 .header("last-event-id", last_event_id)
         };
-        self.send(request).await
+        match tokio::time::timeout(self.timeout, self.send(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(RestError::Unreachable { reason: "no watch was opened in time".into(), maybe_done: false }),
+        }
     }
 
     /// The next watch begins at another endpoint.
@@ -192,4 +213,35 @@ async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, RestError>
         body.extend_from_slice(&chunk);
     }
     serde_json::from_slice(&body).map_err(|e| failed(format!("its answer is not understood: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use evenkeel_protocol::rest::MemberBody;
+
+    fn told(epoch: u32, addresses: &[&str]) -> MembersBody {
+        let member = |(replica, address): (u64, &&str)| {
+            let address = address.parse().unwrap();
+            MemberBody { replica, rest: Some(address), rpc: None, log: address }
+        };
+        MembersBody { epoch, members: (1..).zip(addresses).map(member).collect() }
+    }
+
+    #[test]
+    fn what_is_learned_is_of_the_latest_epoch_and_within_reach() {
+        let rest = Rest::new(&ClientConfig::new(["http://10.0.0.1:1"]), 0).unwrap();
+        rest.learn(&told(3, &["10.0.0.4:1", "127.0.0.1:1", "0.0.0.0:1", "10.0.0.1:1"]));
+        assert_eq!(rest.endpoints()[..], ["http://10.0.0.1:1", "http://10.0.0.4:1"]);
+        rest.pass_over();
+        rest.learn(&told(2, &["10.0.0.2:1"]));
+        assert_eq!(rest.endpoints()[1..], ["http://10.0.0.4:1"], "a replica that is behind says nothing new");
+        rest.learn(&told(4, &["10.0.0.5:1", "10.0.0.4:1"]));
+        assert_eq!(rest.endpoints()[1..], ["http://10.0.0.5:1", "http://10.0.0.4:1"]);
+        assert_eq!(rest.preferred.load(Ordering::Relaxed), 2, "the one that answered last is still preferred");
+        let near = Rest::new(&ClientConfig::new(["http://127.0.0.1:1"]), 0).unwrap();
+        near.learn(&told(1, &["127.0.0.1:2"]));
+        assert_eq!(near.endpoints().len(), 2);
+    }
 }

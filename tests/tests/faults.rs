@@ -4,6 +4,7 @@
 use evenkeel::bench::failover::{Fault, Group, Trials};
 use evenkeel::cluster::links::{Party, Weather};
 use evenkeel::cluster::{ClusterOptions, ProcessId};
+use evenkeel::rest::Rest;
 use evenkeel_client::Value;
 use evenkeel_protocol::TxnId;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest};
@@ -268,19 +269,24 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
         counters
     };
     let range = world.only_range("let_go").await?.route.range;
-    let deposed = world.driver_leader().await?;
-    let others = (1..=3).filter(|other| *other != deposed);
-    for other in others {
-        let (deposed, other) = (ProcessId::PlacementDriver(deposed), ProcessId::PlacementDriver(other));
-        world.cluster.links().set_both(Party::Process(deposed), Party::Process(other), BLOCKED);
-    }
-    let url = world.rest().urls()[deposed as usize - 1].clone();
+    let driver = |replica| Party::Process(ProcessId::PlacementDriver(replica));
+    let (deposed, itself) = loop {
+        let leader = world.driver_leader().await?;
+        for other in (1..=3).filter(|other| *other != leader) {
+            world.cluster.links().set_both(driver(leader), driver(other), BLOCKED);
+        }
+        // Asked of itself, and after the cut: whoever was asked before may have been behind, and leadership may have moved.
+        let itself = Rest::new([world.rest().urls()[leader as usize - 1].clone()]);
+        let said: serde_json::Value = itself.get("/v1/status").await?;
+        if said["leads"] == true {
+            break (leader, itself);
+        }
+        world.cluster.links().mend();
+    };
     world
         .until("the deposed leader to say that it does not lead", PATIENCE, async || {
-            match world.rest().is_ready(&url).await {
-                Ok(()) => Err("it says that it is ready".to_string()),
-                Err(_) => Ok(()),
-            }
+            let said: serde_json::Value = itself.get("/v1/status").await.map_err(|e| e.to_string())?;
+            if said["leads"] == false { Ok(()) } else { Err(format!("replica {deposed}: {said}")) }
         })
         .await?;
     // Whoever is asked: by then there is a successor, or there is one soon.

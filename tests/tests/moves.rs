@@ -84,11 +84,12 @@ async fn a_move_is_cancelled_before_its_fence(world: &World) -> Outcome {
 async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> Outcome {
     world.create_table("CREATE TABLE stale (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO stale VALUES (1, 0)", &[]).await?;
-    // The only placement driver that it knows stands still while the range moves: it learns of none of the moves.
+    // The placement driver that it watches stands still while the range moves, and it takes that for silence: it learns of no move.
     let urls = world.rest().urls();
     let stopped = 1 + (world.driver_leader().await? % urls.len() as u64);
     let url = urls.get(stopped as usize - 1).cloned().unwrap_or_default();
-    let stale = Client::connect(ClientConfig::new([url])).await?;
+    let patient = ClientConfig { watch_silence_ms: 600_000, ..ClientConfig::new([url]) };
+    let stale = Client::connect(patient).await?;
     stale.execute("SELECT n FROM stale WHERE id = 1", &[]).await?;
     let id = evenkeel::cluster::ProcessId::PlacementDriver(stopped);
     world.cluster.pause(id)?;
@@ -96,8 +97,8 @@ async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> Outcome {
     for number in 0..10 {
         world.done(world.move_range(range, [2, 3, 1][number % 3]).await?.id).await?;
     }
-    world.cluster.resume(id)?;
     let answer = stale.execute("UPDATE stale SET n = n + 1 WHERE id = $1 RETURNING n", &[Value::Int(1)]).await;
+    world.cluster.resume(id)?;
     ensure!(answer?.rows.int(0, 0) == Some(1), "it was not applied exactly once");
     ensure!(stale.stats().redirects > 0, "it followed no redirect: {:?}", stale.stats());
     world.nothing_is_wrong().await

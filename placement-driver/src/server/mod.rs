@@ -111,9 +111,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         rpc.abort();
         rest.abort();
     }
-    log.shutdown().await;
+    // Before the log lets go of the folder: then it may be somebody else's.
     let file = shared.snapshots.clone();
     tokio::task::spawn_blocking(move || file.close()).await.ok();
+    log.shutdown().await;
     result
 }
 

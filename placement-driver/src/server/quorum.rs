@@ -23,7 +23,7 @@ pub(super) struct Quorum {
 }
 
 impl Quorum {
-    /// This replica leads in `term`, whose `LeaderStart` is decided: by a majority, just now.
+    /// This replica leads in `term`, whose `LeaderStart` it has just applied: a majority decided it not long ago.
     pub(super) fn begin(&mut self, term: Term, now_ms: u64) {
         if self.term != term {
             *self = Quorum { term, confirmed_ms: now_ms, asked_ms: now_ms, under_way: false };

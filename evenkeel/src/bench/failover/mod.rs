@@ -167,7 +167,7 @@ impl Series {
 
     /// Whether enough trials are within the bar, and no statement failed.
     pub fn met(&self) -> bool {
-        self.within() as f64 >= (self.bar().1 * self.trials.len() as f64).floor() && self.failed == 0
+        self.within() as f64 >= (self.bar().1 * self.trials.len() as f64).ceil() && self.failed == 0
     }
 
     fn row(&self) -> Vec<String> {
