@@ -1,8 +1,8 @@
 //! The placement driver's REST interface, from the caller's side.
 //!
 //! Any replica answers reads, and sends writes on to its leader by a redirect that is followed here. A replica that cannot be
-//! reached is passed over for the next. Nothing is retried after it may have happened: what to do about a lost answer is the
-//! caller's to decide.
+//! reached is passed over for the next, and while there is no leader all are asked again. Nothing is retried after it may have
+//! happened: what to do about a lost answer is the caller's to decide.
 
 use crate::roles::with_causes;
 use evenkeel_protocol::rest::Problem;
@@ -11,12 +11,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long one request may take. Creating a table waits for its shard.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one replica has to answer a question before another is asked; the last of them has as long as any request.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an election may take. Nothing is done meanwhile, so asking again is safe.
+const ELECTION: Duration = Duration::from_secs(10);
+/// How often is asked meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// The code of the one refusal that says that nothing was done and that another replica may know better.
+const NO_LEADER: &str = "no-leader";
 /// How long reaching a replica may take; they are near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -172,7 +178,20 @@ impl Rest {
     }
 
     async fn exchange(&self, order: &Order) -> Result<(String, Response), RestError> {
-        let mut last = None;
+        let deadline = Instant::now() + order.timeout.unwrap_or(ELECTION).min(ELECTION);
+        loop {
+            match self.round(order).await {
+                Err(error) if error.code() == NO_LEADER && Instant::now() < deadline => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Asks the replicas one after the other until one gives an answer, whatever it is.
+    async fn round(&self, order: &Order) -> Result<(String, Response), RestError> {
+        let (mut last, mut leaderless) = (None, None);
         let first = self.favourite.load(Ordering::Relaxed);
         for step in 0..self.urls.len() {
             let index = (first + step) % self.urls.len();
@@ -188,9 +207,13 @@ impl Rest {
                 request = request.timeout(PATIENCE);
             }
             match request.send().await {
-                // This replica knows no leader, or has just lost its own; another may.
-                Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE && step + 1 < self.urls.len() => {
-                    last = Some(format!("{url}: {}", response.status()));
+                Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                    let refused = refusal(url, response).await;
+                    if refused.code() != NO_LEADER {
+                        self.favourite.store(index, Ordering::Relaxed);
+                        return Err(refused);
+                    }
+                    leaderless = Some(refused);
                 }
                 Ok(response) => {
                     self.favourite.store(index, Ordering::Relaxed);
@@ -202,6 +225,9 @@ impl Rest {
                 }
                 Err(error) => last = Some(with_causes(&error)),
             }
+        }
+        if let Some(refused) = leaderless {
+            return Err(refused);
         }
         let last = last.unwrap_or_else(|| "no URL is given".into());
         Err(RestError::Unreachable { urls: self.urls.join(", "), last })

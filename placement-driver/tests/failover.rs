@@ -64,8 +64,11 @@ async fn all_replicas_restart_from_their_snapshots() {
     for replica in 1..=3 {
         cluster.revive(replica);
     }
-    cluster.leader().await;
-    assert_eq!(cluster.get("/v1/routes").await.1, before);
+    eventually("the leader to serve the routes of before", || async {
+        let (_, routes) = cluster.get_at(cluster.leader().await, "/v1/routes").await?;
+        (routes == before).then_some(())
+    })
+    .await;
     let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
     assert_eq!(cluster.ended(&operator).await["status"], "done");
     cluster.stop().await;

@@ -34,8 +34,9 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let ended = cluster.ended(&operator).await;
     assert_eq!((&ended["status"], &ended["pause_us"], &ended["bytes"]), (&json!("done"), &json!(3000), &json!(1000)));
     assert_eq!(cluster.shards.world().owner(2), Some(2));
-    assert_eq!(cluster.shards.world().count("Purge"), 1);
-    assert_eq!(cluster.shards.world().count("MoveForget"), 1);
+    // They may be asked again after a silence: they are idempotent.
+    assert!(cluster.shards.world().count("Purge") >= 1);
+    assert!(cluster.shards.world().count("MoveForget") >= 1);
 
     for (n, shard) in [(99, 1), (100, 2), (199, 2), (200, 1)] {
         for form in [format!("{n}"), format!("%5B{n}%5D")] {
@@ -48,16 +49,22 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let (_, ranges) = cluster.get("/v1/ranges").await;
     assert_eq!(ranges.as_array().unwrap().len(), 3);
     assert_eq!(ranges[1]["start"], json!([100]));
-    let (_, shards) = cluster.get("/v1/shards").await;
-    assert_eq!((&shards[0]["ranges"], &shards[1]["ranges"]), (&json!(2), &json!(1)));
-    assert_eq!(shards[0]["leader"], 1);
+    eventually("the shards, with their leaders", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        (shards[0]["ranges"] == 2 && shards[1]["ranges"] == 1 && shards[0]["leader"] == 1).then_some(())
+    })
+    .await;
     let (_, tables) = cluster.get("/v1/tables").await;
     assert_eq!(tables[0]["name"], "t");
     let (_, operators) = cluster.get("/v1/operators").await;
     assert_eq!(operators.as_array().unwrap().len(), 3);
     assert_eq!(operators[0]["kind"], "move", "newest first");
-    let (_, decisions) = cluster.get("/v1/decisions").await;
-    assert!(decisions["now"].as_array().is_some_and(|now| !now.is_empty()), "{decisions}");
+    // A reign that has just begun has nothing to say yet.
+    eventually("the balancer to say why it does nothing", || async {
+        let (_, decisions) = cluster.get("/v1/decisions").await;
+        decisions["now"].as_array().is_some_and(|now| !now.is_empty()).then_some(())
+    })
+    .await;
     let (_, sums) = cluster.get("/v1/checksums").await;
     assert_eq!((&sums["differing"], &sums["owners_wrong"]), (&json!([]), &json!([])), "{sums}");
     assert_eq!(sums["shards"].as_array().unwrap().len(), 2);

@@ -462,6 +462,8 @@ async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
     let mut group = Group::new(3, Limits::default());
     let (first, term, _) = group.leader().await;
     group.nodes[&first].stand_aside(true);
+    let mut role = group.nodes[&first].role();
+    timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
     let (second, ..) = group.leader().await;
     assert_ne!(second, first);
     assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its reign is over");

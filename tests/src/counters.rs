@@ -1,12 +1,12 @@
 //! Clients that count: they add to counters and read them, concurrently, until told to stop, and keep the history.
 
 use crate::history::{Asked, Event, check};
-use crate::world::{Failure, Outcome, World};
+use crate::world::{Failure, Outcome, World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::task::JoinSet;
 
 /// Rows per INSERT.
@@ -81,15 +81,7 @@ impl Counters {
 
     /// Waits until this many more operations have been answered: proof that counting goes on.
     pub async fn wait_for_answers(&self, more: u64) -> Outcome {
-        let wanted = self.answered.load(Ordering::Relaxed) + more;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.answered.load(Ordering::Relaxed) < wanted {
-            if Instant::now() >= deadline {
-                return Err(Failure::new("counting has come to a halt for 30 s"));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
+        grown(&self.answered, more, "counting has come to a halt for 30 s").await
     }
 
     /// Stops counting and judges the history against what the table holds now. Statements that failed although the client may

@@ -3,7 +3,7 @@
 //! Every value written is written once, so that a value read says whose it is.
 
 use crate::linear::{Operation, What, check};
-use crate::world::{Failure, Outcome, World};
+use crate::world::{Failure, Outcome, World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,15 +66,7 @@ impl Registers {
 
     /// Waits until this many more operations have been answered.
     pub async fn wait_for_answers(&self, more: u64) -> Outcome {
-        let wanted = self.shared.answered.load(Ordering::Relaxed) + more;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.shared.answered.load(Ordering::Relaxed) < wanted {
-            if Instant::now() >= deadline {
-                return Err(Failure::new("the registers' clients have come to a halt for 30 s"));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
+        grown(&self.shared.answered, more, "the registers' clients have come to a halt for 30 s").await
     }
 
     /// Stops, reads every register once more, and judges the history. Returns how many operations it has.

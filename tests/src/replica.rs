@@ -86,6 +86,22 @@ pub fn kill_process_9(pid: i32) -> Outcome {
 }
 
 impl World {
+    /// Pauses all replicas of a shard but its leader. It is asked afterwards whether it still is: leadership may have moved meanwhile.
+    pub async fn alone(&self, shard: u32) -> Result<(Replica, Vec<ProcessId>), Failure> {
+        self.until(&format!("a leader of shard {shard} that others leave alone"), PATIENCE, async || {
+            let leader = self.serving(shard).await.map_err(|e| e.to_string())?;
+            let numbers = (1..=self.cluster.options().replicas).filter(|number| *number != leader.number);
+            let others: Vec<ProcessId> = numbers.map(|number| ProcessId::ShardNode(shard, number)).collect();
+            others.iter().try_for_each(|id| self.cluster.pause(*id)).map_err(|e| e.to_string())?;
+            if leader.inspect(self).await.is_ok_and(|inspection| inspection.leads) {
+                return Ok((leader, others));
+            }
+            others.iter().try_for_each(|id| self.cluster.resume(*id)).map_err(|e| e.to_string())?;
+            Err(format!("{leader:?} led"))
+        })
+        .await
+    }
+
     /// The replica that leads a shard and serves, as the replicas themselves say.
     pub async fn serving(&self, shard: u32) -> Result<Replica, Failure> {
         self.serving_other_than(shard, None).await

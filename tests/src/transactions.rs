@@ -7,7 +7,7 @@
 //! What failed before its commit, and what was refused at its commit, has not happened; a commit without an answer may have. An
 //! analysis that comes to no end counts as a failure.
 
-use crate::world::{Failure, Outcome, World};
+use crate::world::{Failure, Outcome, World, grown};
 use adya::{History, Opts, Valid, Workload, check};
 use evenkeel_client::{Client, ClientConfig, ClientError, Transaction, TransactionOptions, Value};
 use serde_json::{Value as Json, json};
@@ -143,15 +143,7 @@ impl Transactions {
 
     /// Waits until this many more transactions have been committed.
     pub async fn wait_for_commits(&self, more: u64) -> Outcome {
-        let wanted = self.shared.committed.load(Ordering::Relaxed) + more;
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.shared.committed.load(Ordering::Relaxed) < wanted {
-            if Instant::now() >= deadline {
-                return Err(Failure::new("no transaction has been committed for 30 s"));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
+        grown(&self.shared.committed, more, "no transaction has been committed for 30 s").await
     }
 
     /// Stops, and asks both oracles.

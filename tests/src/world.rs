@@ -7,6 +7,7 @@ use evenkeel_client::{Client, ClientConfig, ClientError};
 use evenkeel_protocol::rest::{CreateTableBody, MoveBody, OperatorBody, RangeBody, ShardBody, SplitBody};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId, sql};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a condition may take to come true.
@@ -45,6 +46,25 @@ failure_from!(ClusterError, RestError, ClientError, String, reqwest::Error);
 
 /// How a scenario ends.
 pub type Outcome = Result<(), Failure>;
+
+/// Waits until `count` has grown by `more`; `halted` says what is wrong if it has not grown at all for half of [`PATIENCE`].
+pub async fn grown(count: &AtomicU64, more: u64, halted: &str) -> Outcome {
+    let mut last = count.load(Ordering::Relaxed);
+    let (wanted, mut since) = (last + more, Instant::now());
+    loop {
+        let now = count.load(Ordering::Relaxed);
+        if now >= wanted {
+            return Ok(());
+        }
+        if now > last {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() >= PATIENCE / 2 {
+            return Err(Failure::new(halted));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
 
 /// A cluster that is up, and a client of it.
 pub struct World {
@@ -88,9 +108,22 @@ impl World {
         let sql::Command::CreateTable { schema, .. } = parsed else {
             return Err(Failure::new(format!("{create} is no CREATE TABLE")));
         };
+        let name = schema.name.clone();
         let body = CreateTableBody { schema, shard: Some(ShardId(shard)), if_not_exists: false };
         let _: serde_json::Value = self.rest().post("/v1/tables", &body).await?;
-        Ok(self.client.refresh().await?)
+        // Any replica may serve a client its first table: all that answer have to know it.
+        self.until("every placement driver to know the table", PATIENCE, async || {
+            for url in self.rest().urls() {
+                match Rest::new([url.clone()]).get::<Vec<serde_json::Value>>("/v1/tables").await {
+                    Ok(tables) if !tables.iter().any(|table| table["name"] == name.as_str()) => return Err(url.clone()),
+                    // One that is away serves nobody.
+                    _ => {}
+                }
+            }
+            self.client.refresh().await.map_err(|e| e.to_string())?;
+            self.client.routes().table(&name).map(drop).ok_or_else(|| "the client does not".to_string())
+        })
+        .await
     }
 
     /// Turns the balancer on or off.
@@ -222,6 +255,11 @@ impl World {
     /// Waits until no operator runs.
     pub async fn quiet(&self) -> Outcome {
         self.until("all operators to end", PATIENCE, async || {
+            // The leader's word first: one that is behind may not know yet of an operator that has begun.
+            let ranges: Vec<RangeBody> = self.rest().get("/v1/ranges").await.map_err(|e| e.to_string())?;
+            if let Some(busy) = ranges.iter().find(|range| range.operator.is_some()) {
+                return Err(format!("{busy:?}"));
+            }
             let operators: Vec<OperatorBody> = self.rest().get("/v1/operators").await.map_err(|e| e.to_string())?;
             let running = operators.iter().find(|o| evenkeel::run::watch::is_running(o));
             running.map_or(Ok(()), |o| Err(format!("{o:?}")))

@@ -260,14 +260,12 @@ async fn a_local_read_above_its_bound_is_refused(world: &World) -> Outcome {
 /// R28: a write at `local` is answered while no follower can be heard; nobody sees it, its session waits, and in the end it is there.
 async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outcome {
     table(world, "waiting").await?;
-    let leader = world.leader(1).await?;
     // Waits behind its own write for as long as this.
-    let patient = impatient(world, 1_500).await?;
+    let patient = impatient(world, 5_000).await?;
     let mut session = patient.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
     session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
     session.settled().await?;
-    let followers: Vec<ProcessId> = (1..=3).filter(|r| *r != leader).map(|r| ProcessId::ShardNode(1, r)).collect();
-    followers.iter().try_for_each(|id| world.cluster.pause(*id))?;
+    let (_, followers) = world.alone(1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
     // Another session, at the level that asks least of the leader: only what is on a quorum's disks.
@@ -317,15 +315,15 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
 /// R28: `local` loses what its leader has told nobody, the session is told, and nothing else is lost. `disk` does not answer meanwhile.
 async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Outcome {
     table(world, "lost").await?;
-    let client = impatient(world, 1_500).await?;
+    let client = impatient(world, 5_000).await?;
     let insert = "INSERT INTO lost VALUES ($1, 1)";
     let mut session = client.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
     for id in 1..=20 {
         session.execute(insert, &[Value::Int(id)]).await?;
     }
     session.settled().await?;
-    let leader = ProcessId::ShardNode(1, world.leader(1).await?);
-    let followers: Vec<ProcessId> = (1..=3).map(|r| ProcessId::ShardNode(1, r)).filter(|id| *id != leader).collect();
+    let (leader, followers) = world.alone(1).await?;
+    let leader = leader.id();
     followers.iter().try_for_each(|id| world.kill(*id))?;
     session.execute(insert, &[Value::Int(100)]).await?;
     match client.execute(insert, &[Value::Int(101)]).await {

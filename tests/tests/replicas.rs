@@ -105,13 +105,7 @@ async fn replace(world: &World, table: &str, gone: u64) -> Outcome {
     counters.wait_for_answers(200).await?;
     // The new one counts, and can lead.
     let id = ProcessId::ShardNode(1, new.replica);
-    let _: Value = world.rest().post("/v1/shards/1/transfer-leader", &json!({ "to": new.replica })).await?;
-    world
-        .until("the new replica to lead", PATIENCE, async || {
-            let leader = world.leader(1).await.map_err(|e| e.to_string())?;
-            if leader == new.replica { Ok(()) } else { Err(format!("{leader} leads")) }
-        })
-        .await?;
+    world.transfer_leadership(1, new.replica).await?;
     counters.wait_for_answers(200).await?;
     world.kill(id)?;
     counters.wait_for_answers(100).await?;

@@ -2,13 +2,14 @@
 //! served can be followed without gaps.
 
 use evenkeel::cluster::ClusterOptions;
-use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
+use evenkeel_protocol::rest::{OperatorBody, RouteLookupBody, RoutesBody};
 use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     evenkeel_tests::run(
@@ -35,11 +36,23 @@ fn url(world: &World, path: &str) -> String {
 }
 
 async fn request(world: &World, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response, Failure> {
-    let mut request = Client::new().request(method, url(world, path));
-    if let Some(body) = body {
-        request = request.header("content-type", "application/json").body(body);
+    request_at(&url(world, path), method, body).await
+}
+
+/// Asks again while there is no leader, as the refusal says: leadership may move at any time.
+async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<Response, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut request = Client::new().request(method.clone(), url);
+        if let Some(body) = &body {
+            request = request.header("content-type", "application/json").body(body.clone());
+        }
+        let response = request.send().await?;
+        if response.status() != StatusCode::SERVICE_UNAVAILABLE || Instant::now() >= deadline {
+            return Ok(response);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    Ok(request.send().await?)
 }
 
 async fn bad_requests_are_refused_with_stable_codes(world: &World) -> Outcome {
@@ -109,12 +122,12 @@ async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> Outc
             "/v1/operators",
             "/v1/decisions",
         ] {
-            let response = Client::new().get(format!("{base}{path}")).send().await?;
+            let response = request_at(&format!("{base}{path}"), Method::GET, None).await?;
             ensure!(response.status() == StatusCode::OK, "{base}{path}: {}", response.status());
         }
         // A client that follows redirects needs to know nothing of leaders.
-        let body = json!({ "enabled": false });
-        let response = Client::new().post(format!("{base}/v1/balancer")).json(&body).send().await?;
+        let body = json!({ "enabled": false }).to_string().into_bytes();
+        let response = request_at(&format!("{base}/v1/balancer"), Method::POST, Some(body)).await?;
         ensure!(response.status().is_success(), "a write at replica {}: {}", number + 1, response.status());
     }
     Ok(())
@@ -135,7 +148,14 @@ async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Outc
     world.done(world.split(range, &[10, 20]).await?.id).await?;
 
     let path = format!("/v1/routes?since={}", before.version);
-    let since: RoutesBody = Client::new().get(url(world, &path)).send().await?.json().await?;
+    let since = world
+        .until("this replica to know of the split", PATIENCE, async || {
+            let text = |e: reqwest::Error| e.to_string();
+            let since: RoutesBody =
+                Client::new().get(url(world, &path)).send().await.map_err(text)?.json().await.map_err(text)?;
+            if since.routes.is_empty() { Err("nothing yet".into()) } else { Ok(since) }
+        })
+        .await?;
     ensure!(!since.complete && since.routes.len() == 3, "the three pieces, and nothing else: {since:?}");
     let reading = async {
         let mut seen = String::new();
@@ -165,7 +185,8 @@ async fn a_range_is_split_and_moved_by_hand(world: &World) -> Outcome {
     let response =
         request(world, Method::POST, &format!("/v1/ranges/{range}/split"), Some(b"{\"at\": [[2]]}".to_vec())).await?;
     ensure!(response.status() == StatusCode::ACCEPTED, "a split: {}", response.status());
-    world.quiet().await?;
+    let begun: OperatorBody = response.json().await?;
+    world.done(begun.id).await?;
     let pieces = world.ranges("byhand").await?;
     ensure!(pieces.len() == 2, "{pieces:?}");
     let moved = world.done(world.move_range(pieces[1].route.range, 3).await?.id).await?;

@@ -138,7 +138,7 @@ impl From<ProposeFailure> for Error {
                 "too many proposals are waiting; try again in a second",
             ),
             ProposeFailure::Unknown => Error::new(
-                503,
+                504,
                 "outcome-unknown",
                 "What became of it is not known",
                 "leadership changed meanwhile: look whether it happened before you try again",

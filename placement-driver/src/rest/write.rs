@@ -181,7 +181,7 @@ async fn create_table(shared: &Arc<Shared>, body: CreateTableBody) -> Result<Res
         }
         Ok(None) | Err(_) => {
             let detail = format!("operator {operator} is still creating it; ask again with if_not_exists");
-            Err(Error::new(503, "still-creating", "The table is not ready yet", detail).into())
+            Err(Error::new(504, "still-creating", "The table is not ready yet", detail).into())
         }
     }
 }

@@ -11,13 +11,14 @@ use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use shards::Shards;
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes, even on a machine that does much else.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Replica {
     stop: Option<oneshot::Sender<()>>,
@@ -32,9 +33,17 @@ pub struct Cluster {
     _dir: tempfile::TempDir,
 }
 
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
+/// A port that is free and below those that the system gives to outgoing connections: one of these, a peer's perhaps, could otherwise
+/// take it before its replica listens, or while that is down.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let offset = (std::process::id() as u16).wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + offset % 12_000));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 pub fn schema(name: &str, columns: &[(&str, &str, u32)], key: Vec<usize>) -> TableSchema {
@@ -61,7 +70,7 @@ impl Cluster {
 
     pub async fn start_with(shards: u32, change: impl Fn(&mut Config)) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let addresses = free_addresses(9);
+        let addresses: Vec<SocketAddr> = (0..9).map(|_| free_address()).collect();
         let map = |at: usize| (1..=3).map(|n| (n, addresses[at * 3 + n as usize - 1])).collect::<BTreeMap<_, _>>();
         let (rest, rpc, log) = (map(0), map(1), map(2));
         let mut configs = BTreeMap::new();

@@ -148,7 +148,8 @@ async fn a_replica_left_behind_by_compaction_takes_a_peers_state() {
             shard.sql("INSERT INTO items VALUES ($1, 1, $2)", &[rows.into(), text.as_str().into()]).await.unwrap();
             rows += 1;
         }
-        let inspection = shard.inspect(shard.leader().await).await.unwrap();
+        // On a busy machine it may not answer in time.
+        let Some(inspection) = shard.inspect(shard.leader().await).await else { continue };
         if inspection.first > 100 {
             break inspection.decided;
         }
