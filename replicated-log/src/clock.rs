@@ -5,24 +5,14 @@
 //! passed into the core. Log rule 9 relies on it running at most 5 % faster or slower than real time; a virtual
 //! machine that is paused and resumed must have its clock put forward before its processes run on.
 
-use rustix::time::{ClockId, clock_gettime};
 use std::sync::OnceLock;
-
-/// Linux stops `CLOCK_MONOTONIC` in suspend and not this one.
-#[cfg(target_os = "linux")]
-const CLOCK: ClockId = ClockId::Boottime;
-/// Elsewhere the monotonic clock is the nearest there is.
-#[cfg(not(target_os = "linux"))]
-const CLOCK: ClockId = ClockId::Monotonic;
 
 /// How far a clock may run from real time, either way, in per cent (log rule 9).
 pub const CLOCK_DRIFT_PERCENT: u64 = 5;
 
 /// Milliseconds since boot, rounded down. Never goes back.
 pub(crate) fn now_ms() -> u64 {
-    let now = clock_gettime(CLOCK);
-    // Neither part is ever negative for these clocks.
-    (now.tv_sec as u64) * 1_000 + (now.tv_nsec as u64) / 1_000_000
+    evenkeel_host::boot_ms()
 }
 
 /// Milliseconds since the Unix epoch: the wall clock as it was when the process first asked, moved on with the time since boot. So it
@@ -31,6 +21,10 @@ pub(crate) fn now_ms() -> u64 {
 /// setting, differ all the same.
 pub fn unix_ms() -> u64 {
     static ANCHOR: OnceLock<(u64, u64)> = OnceLock::new();
+    if let Some(simulation) = evenkeel_host::simulation() {
+        // Many processes share this one's statics there.
+        return simulation.unix_ms();
+    }
     let boot_ms = now_ms();
     let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::hindrance::wall_ms(), boot_ms));
     wall_ms + boot_ms.saturating_sub(then_ms)

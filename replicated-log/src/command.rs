@@ -1,7 +1,10 @@
 //! What can arrive at the event loop: calls of the owner, reads of subscribers, and what the sessions bring.
 
+use std::sync::Arc;
+use std::sync::mpsc::{self, SendError};
+
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::item::Kind;
 use crate::membership::Membership;
@@ -57,4 +60,26 @@ pub(crate) enum Command {
     /// A peer is in a newer epoch.
     NewerEpoch(Membership),
     Shutdown(oneshot::Sender<()>),
+}
+
+/// The way to the event loop. A loop that is a thread blocks on the channel; one that is a task, in a simulation, is woken.
+#[derive(Clone, Debug)]
+pub(crate) struct Commands {
+    queue: mpsc::Sender<Command>,
+    wake: Option<Arc<Notify>>,
+}
+
+impl Commands {
+    pub(crate) fn new(queue: mpsc::Sender<Command>, wake: Option<Arc<Notify>>) -> Commands {
+        Commands { queue, wake }
+    }
+
+    /// Queues a command, without blocking; an error if the event loop has ended.
+    pub(crate) fn send(&self, command: Command) -> Result<(), SendError<Command>> {
+        self.queue.send(command)?;
+        if let Some(wake) = &self.wake {
+            wake.notify_one();
+        }
+        Ok(())
+    }
 }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use crate::command::Command;
+use crate::command::{Command, Commands};
 use crate::item::{ITEM_OVERHEAD_BYTES, Kind};
 use crate::membership::{self, ChangeError, Members, Membership};
 use crate::published::{Published, Subscription};
@@ -23,7 +22,7 @@ pub struct LogHandle {
     pub(crate) me: ReplicaId,
     /// The mark of this replica's disk.
     pub(crate) disk: u64,
-    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) commands: Commands,
     pub(crate) published: Arc<Published>,
     pub(crate) limits: Limits,
     pub(crate) lease_reads: metrics::Counter,

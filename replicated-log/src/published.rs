@@ -7,12 +7,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::clock;
-use crate::command::{Command, OldEntries};
+use crate::command::{Command, Commands, OldEntries};
 use crate::core::Lease;
 use crate::item::ITEM_OVERHEAD_BYTES;
 use crate::membership::Membership;
@@ -210,7 +210,7 @@ pub struct Subscription {
     next: LogIndex,
     published: Arc<Published>,
     tip: watch::Receiver<Tip>,
-    commands: mpsc::Sender<Command>,
+    commands: Commands,
     read_bytes: usize,
 }
 
@@ -218,7 +218,7 @@ impl Subscription {
     pub(crate) fn new(
         from: LogIndex,
         published: Arc<Published>,
-        commands: mpsc::Sender<Command>,
+        commands: Commands,
         read_bytes: usize,
     ) -> Subscription {
         let tip = published.tip.subscribe();

@@ -8,6 +8,8 @@
 //! When another epoch begins, all sessions end and the transport is started anew under its tag (log rule 4); the handle,
 //! the subscriptions and the positions go on.
 //!
+//! In a simulation the same loop is a task instead of a thread, on the simulation's disk and connections.
+//!
 //! If the disk fails the process ends at once (log rule 13): what is durable is not known any more, and a replica
 //! that went on could break a promise it has made.
 
@@ -15,21 +17,21 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use evenkeel_host::Listener;
+use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
-use crate::command::{Command, OldEntries};
+use crate::command::{Command, Commands, OldEntries};
 use crate::core::{Core, CoreConfig, Input, Turn};
 use crate::handle::LogHandle;
 use crate::membership::{self, Membership};
 use crate::published::Published;
 use crate::transport::{SessionEvent, SessionSender, Transport, TransportConfig};
 use crate::types::{BarrierError, GroupConfig, LogIndex, StartError};
-use crate::wal::{FsDisk, Identity, Wal, WalError, WalLimits};
+use crate::wal::{Disk, FsDisk, Identity, Wal, WalError, WalLimits};
 use crate::wire::{Tag, Wire};
 
 /// Opens the durable log in `config.dir`, connects to the peers and starts the event loop on a thread of its own.
@@ -40,40 +42,21 @@ use crate::wire::{Tag, Wire};
 /// that cannot be had.
 pub fn start(config: GroupConfig) -> Result<LogHandle, StartError> {
     check(&config)?;
-    let tokio = tokio::runtime::Handle::try_current().map_err(|e| StartError::Config(e.to_string()))?;
-    let wal = open_wal(&config)?;
-    let listener = listen(&config)?;
-
-    let (commands, inputs) = mpsc::channel();
+    if let Some(simulation) = evenkeel_host::simulation() {
+        return start_simulated(config, simulation);
+    }
+    let wal = open_wal(&config, open_disk(&config)?)?;
+    let (queue, inputs) = mpsc::channel();
+    let commands = Commands::new(queue, None);
     let published = Published::new(config.limits.recent_bytes, wal.membership().clone());
-    let handle = LogHandle {
-        me: config.me,
-        disk: wal.store_id(),
-        commands: commands.clone(),
-        published: published.clone(),
-        limits: config.limits.clone(),
-        lease_reads: metrics::counter!("evenkeel_log_lease_reads_total", "group" => config.group.to_string()),
-    };
-    let connecting = Connecting {
-        listener: Arc::new(listener),
-        inputs: commands,
-        tokio,
-        store_id: wal.store_id(),
-        next_session: Arc::new(AtomicU64::new(1)),
-    };
+    let handle = handle(&config, wal.store_id(), &commands, &published);
+    let connecting = Connecting::new(&config, wal.store_id(), commands)?;
     let (built, ready) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name(format!("log-{}-{}", config.group, config.me))
         .spawn(move || {
             let _guard = AbortOnPanic;
-            let core_config = CoreConfig {
-                me: config.me.0,
-                timing: config.timing.clone(),
-                limits: config.limits.clone(),
-                #[cfg(test)]
-                faults: Vec::new(),
-            };
-            let core = match Core::new(core_config, wal, clock::now_ms()) {
+            let core = match Core::new(core_config(&config), wal, clock::now_ms()) {
                 Ok(core) => core,
                 Err(what) => return drop(built.send(Err(StartError::Config(what)))),
             };
@@ -84,6 +67,48 @@ pub fn start(config: GroupConfig) -> Result<LogHandle, StartError> {
         .map_err(|source| StartError::Io { what: "starting the event loop's thread".to_owned(), source })?;
     ready.recv().unwrap_or_else(|_| Err(StartError::Config("the event loop ended at once".to_owned())))?;
     Ok(handle)
+}
+
+/// The same in a simulation: on its disk, and with the event loop as a task that it steps.
+fn start_simulated(
+    config: GroupConfig,
+    simulation: &'static dyn evenkeel_host::Simulation,
+) -> Result<LogHandle, StartError> {
+    let opening = |source| StartError::Io { what: format!("opening the folder {}", config.dir.display()), source };
+    let disk = simulation.disk(&config.dir, config.limits.segment_bytes).map_err(opening)?;
+    let wal = open_wal(&config, disk)?;
+    let wake = Arc::new(Notify::new());
+    let (queue, inputs) = mpsc::channel();
+    let commands = Commands::new(queue, Some(wake.clone()));
+    let published = Published::new(config.limits.recent_bytes, wal.membership().clone());
+    let handle = handle(&config, wal.store_id(), &commands, &published);
+    let connecting = Connecting::new(&config, wal.store_id(), commands)?;
+    let core = Core::new(core_config(&config), wal, clock::now_ms()).map_err(StartError::Config)?;
+    let transport = connecting.connect(&config, core.membership());
+    let event_loop = EventLoop::new(config, core, published, connecting, transport);
+    tokio::task::spawn_local(async move { event_loop.run_as_task(&inputs, &wake).await });
+    Ok(handle)
+}
+
+fn handle(config: &GroupConfig, store_id: u64, commands: &Commands, published: &Arc<Published>) -> LogHandle {
+    LogHandle {
+        me: config.me,
+        disk: store_id,
+        commands: commands.clone(),
+        published: published.clone(),
+        limits: config.limits.clone(),
+        lease_reads: metrics::counter!("evenkeel_log_lease_reads_total", "group" => config.group.to_string()),
+    }
+}
+
+fn core_config(config: &GroupConfig) -> CoreConfig {
+    CoreConfig {
+        me: config.me.0,
+        timing: config.timing.clone(),
+        limits: config.limits.clone(),
+        #[cfg(test)]
+        faults: Vec::new(),
+    }
 }
 
 /// Log rule 6, and what else must be so before anything is opened.
@@ -110,14 +135,17 @@ fn check(config: &GroupConfig) -> Result<(), StartError> {
     Ok(())
 }
 
-fn open_wal(config: &GroupConfig) -> Result<Wal<FsDisk>, StartError> {
-    let disk = FsDisk::open(&config.dir, config.limits.segment_bytes).map_err(|source| {
+fn open_disk(config: &GroupConfig) -> Result<FsDisk, StartError> {
+    FsDisk::open(&config.dir, config.limits.segment_bytes).map_err(|source| {
         if source.kind() == std::io::ErrorKind::WouldBlock {
             let what = format!("another process uses {}", config.dir.display());
             return StartError::Wal(WalError::WrongOwner(what));
         }
         StartError::Io { what: format!("opening the folder {}", config.dir.display()), source }
-    })?;
+    })
+}
+
+fn open_wal<D: Disk>(config: &GroupConfig, disk: D) -> Result<Wal<D>, StartError> {
     let identity = Identity { group: config.group, me: config.me.0 };
     // Who joins is in no epoch yet: epoch 0, in which nobody has a session.
     let epoch = u32::from(!config.join);
@@ -126,14 +154,6 @@ fn open_wal(config: &GroupConfig) -> Result<Wal<FsDisk>, StartError> {
     // The standard library seeds every RandomState differently: random enough to tell two disks apart.
     let store_id = RandomState::new().build_hasher().finish();
     Ok(Wal::open(disk, identity, founding, store_id, limits)?)
-}
-
-fn listen(config: &GroupConfig) -> Result<TcpListener, StartError> {
-    let bound = std::net::TcpListener::bind(config.listen).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    });
-    bound.map_err(|source| StartError::Io { what: format!("listening on {}", config.listen), source })
 }
 
 /// The library panics when its storage fails (log rule 13). A process whose log has died must not linger.
@@ -192,14 +212,22 @@ struct OldRead {
 
 /// What sessions need, whatever the epoch.
 struct Connecting {
-    listener: Arc<TcpListener>,
-    inputs: mpsc::Sender<Command>,
+    listener: Arc<Listener>,
+    inputs: Commands,
     tokio: tokio::runtime::Handle,
     store_id: u64,
     next_session: Arc<AtomicU64>,
 }
 
 impl Connecting {
+    fn new(config: &GroupConfig, store_id: u64, inputs: Commands) -> Result<Connecting, StartError> {
+        let tokio = tokio::runtime::Handle::try_current().map_err(|e| StartError::Config(e.to_string()))?;
+        let listener = evenkeel_host::bind(config.listen)
+            .map_err(|source| StartError::Io { what: format!("listening on {}", config.listen), source })?;
+        let next_session = Arc::new(AtomicU64::new(1));
+        Ok(Connecting { listener: Arc::new(listener), inputs, tokio, store_id, next_session })
+    }
+
     fn connect(&self, config: &GroupConfig, membership: &Membership) -> Transport {
         let transport = TransportConfig {
             tag: Tag { group: config.group, epoch: membership.epoch },
@@ -214,10 +242,10 @@ impl Connecting {
     }
 }
 
-struct EventLoop {
+struct EventLoop<D: Disk> {
     config: GroupConfig,
     connecting: Connecting,
-    core: Core<FsDisk>,
+    core: Core<D>,
     published: Arc<Published>,
     meters: Meters,
     tick: Duration,
@@ -233,14 +261,14 @@ struct EventLoop {
     transport: Transport,
 }
 
-impl EventLoop {
+impl<D: Disk> EventLoop<D> {
     fn new(
         config: GroupConfig,
-        core: Core<FsDisk>,
+        core: Core<D>,
         published: Arc<Published>,
         connecting: Connecting,
         transport: Transport,
-    ) -> EventLoop {
+    ) -> EventLoop<D> {
         EventLoop {
             core,
             published,
@@ -271,20 +299,53 @@ impl EventLoop {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            self.take_in(first, inputs);
-            let ticked = Instant::now() >= next_tick;
-            if ticked {
-                // One tick, however late: a process that was stopped must not rush through elections.
-                self.core.feed(clock::now_ms(), Input::Tick);
-                next_tick = Instant::now() + self.tick;
-            }
-            let turn = self.core.finish();
-            self.carry_out(turn);
-            if ticked {
-                self.published.set_status(self.core.status());
-            }
+            self.turn(first, inputs, &mut next_tick);
         }
-        self.end();
+        let (waiting, transport) = self.end();
+        // The folder's lock and the port must be free when `shutdown` returns.
+        transport.close();
+        for reply in waiting {
+            reply.send(()).ok();
+        }
+    }
+
+    /// As [`EventLoop::run`], as a task of a simulation, which steps time.
+    async fn run_as_task(mut self, inputs: &mpsc::Receiver<Command>, wake: &Notify) {
+        self.published.set_role(self.core.role().clone());
+        self.published.set_status(self.core.status());
+        let mut next_tick = Instant::now() + self.tick;
+        while self.shutdown.is_empty() {
+            let first = match inputs.try_recv() {
+                Ok(command) => Some(command),
+                Err(TryRecvError::Empty) => {
+                    tokio::time::timeout_at(next_tick.into(), wake.notified()).await.ok();
+                    inputs.try_recv().ok()
+                }
+                Err(TryRecvError::Disconnected) => break,
+            };
+            self.turn(first, inputs, &mut next_tick);
+        }
+        let (waiting, transport) = self.end();
+        drop(transport);
+        for reply in waiting {
+            reply.send(()).ok();
+        }
+    }
+
+    /// One turn: what waits, at most one tick, and what follows from it.
+    fn turn(&mut self, first: Option<Command>, inputs: &mpsc::Receiver<Command>, next_tick: &mut Instant) {
+        self.take_in(first, inputs);
+        let ticked = Instant::now() >= *next_tick;
+        if ticked {
+            // One tick, however late: a process that was stopped must not rush through elections.
+            self.core.feed(clock::now_ms(), Input::Tick);
+            *next_tick = Instant::now() + self.tick;
+        }
+        let turn = self.core.finish();
+        self.carry_out(turn);
+        if ticked {
+            self.published.set_status(self.core.status());
+        }
     }
 
     /// Takes in what waits, up to the turn's bound (log rule 5).
@@ -470,8 +531,8 @@ impl EventLoop {
         }
     }
 
-    /// An orderly end: everything durable, everybody told.
-    fn end(mut self) {
+    /// An orderly end: everything durable, everybody told. Gives back who waits for it, and the transport to close first.
+    fn end(mut self) -> (Vec<oneshot::Sender<()>>, Transport) {
         if let Err(error) = self.core.sync_all() {
             die(&error);
         }
@@ -481,13 +542,9 @@ impl EventLoop {
         self.published.stop();
         let waiting = std::mem::take(&mut self.shutdown);
         self.sessions.clear();
-        // The folder's lock and the port must be free when `shutdown` returns.
         let EventLoop { core, transport, connecting, .. } = self;
         drop(core);
         drop(connecting);
-        transport.close();
-        for reply in waiting {
-            reply.send(()).ok();
-        }
+        (waiting, transport)
     }
 }

@@ -18,17 +18,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use evenkeel_host::{Listener, ReadHalf, Stream, WriteHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::command::Command;
+use crate::command::{Command, Commands};
 use crate::membership::Membership;
 use crate::types::{Limits, ReplicaId, Timing};
 use crate::wire::{FRAME_HEADER_BYTES, Tag, Wire, decode_frame, encode_frame};
@@ -61,7 +60,7 @@ pub(crate) enum SessionEvent {
 #[derive(Clone, Debug)]
 pub(crate) struct SessionSender {
     tag: Tag,
-    socket: Arc<OwnedWriteHalf>,
+    socket: Arc<WriteHalf>,
     queue: mpsc::UnboundedSender<Batch>,
     /// What is queued or being written by the session's task. Zero means that the task does not touch the socket.
     queued_bytes: Arc<AtomicUsize>,
@@ -153,7 +152,7 @@ pub(crate) struct TransportConfig {
 
 struct Shared {
     config: TransportConfig,
-    events: std_mpsc::Sender<Command>,
+    events: Commands,
     /// Sessions of all epochs have numbers of their own.
     next_session: Arc<AtomicU64>,
     /// The newest session of each peer.
@@ -175,8 +174,8 @@ impl Transport {
     /// Listens, dials, and brings events. Must be called within a tokio runtime.
     pub(crate) fn start(
         config: TransportConfig,
-        listener: Arc<TcpListener>,
-        events: std_mpsc::Sender<Command>,
+        listener: Arc<Listener>,
+        events: Commands,
         next_session: Arc<AtomicU64>,
     ) -> Transport {
         let (stop, stopped) = watch::channel(false);
@@ -212,7 +211,7 @@ async fn until_stopped(mut stopped: watch::Receiver<bool>, task: impl Future<Out
     }
 }
 
-async fn listen(shared: Arc<Shared>, listener: Arc<TcpListener>) {
+async fn listen(shared: Arc<Shared>, listener: Arc<Listener>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -233,7 +232,7 @@ async fn listen(shared: Arc<Shared>, listener: Arc<TcpListener>) {
     }
 }
 
-async fn accepted(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+async fn accepted(shared: &Shared, mut stream: Stream) -> io::Result<()> {
     let idle = Duration::from_millis(shared.config.timing.session_idle_ms);
     let hello = timeout(idle, Greeting::read(&mut stream)).await??;
     hello.check_group(&shared.config)?;
@@ -266,7 +265,7 @@ async fn dial(shared: Arc<Shared>, peer: u64, address: SocketAddr) {
 
 async fn dialled(shared: &Shared, peer: u64, address: SocketAddr) -> io::Result<()> {
     let idle = Duration::from_millis(shared.config.timing.session_idle_ms);
-    let mut stream = timeout(idle, TcpStream::connect(address)).await??;
+    let mut stream = timeout(idle, evenkeel_host::connect(address)).await??;
     stream.set_nodelay(true)?;
     Greeting::to(&shared.config, peer).write(&mut stream).await?;
     let hello = timeout(idle, Greeting::read(&mut stream)).await??;
@@ -288,7 +287,7 @@ async fn inquire(shared: Arc<Shared>, peer: u64, address: SocketAddr) {
             continue;
         }
         let asked = async {
-            let mut stream = TcpStream::connect(address).await?;
+            let mut stream = evenkeel_host::connect(address).await?;
             Greeting::to(&shared.config, peer).write(&mut stream).await?;
             let hello = Greeting::read(&mut stream).await?;
             hello.check_group(&shared.config)?;
@@ -303,7 +302,7 @@ async fn inquire(shared: Arc<Shared>, peer: u64, address: SocketAddr) {
 }
 
 /// Between two ends in different epochs: the newer one tells what it knows, and the connection has served its purpose.
-async fn tell_newer(shared: &Shared, stream: &mut TcpStream, peer: &Greeting) -> io::Result<bool> {
+async fn tell_newer(shared: &Shared, stream: &mut Stream, peer: &Greeting) -> io::Result<bool> {
     let config = &shared.config;
     match config.tag.epoch.cmp(&peer.tag.epoch) {
         std::cmp::Ordering::Equal => return Ok(false),
@@ -350,7 +349,7 @@ impl Greeting {
         Greeting { tag: config.tag, from: config.me, to, store_id: config.store_id }
     }
 
-    async fn write(&self, stream: &mut TcpStream) -> io::Result<()> {
+    async fn write(&self, stream: &mut Stream) -> io::Result<()> {
         let mut out = Vec::with_capacity(GREETING_BYTES);
         out.extend(MAGIC.to_le_bytes());
         out.extend(VERSION.to_le_bytes());
@@ -362,7 +361,7 @@ impl Greeting {
         stream.write_all(&out).await
     }
 
-    async fn read(stream: &mut TcpStream) -> io::Result<Greeting> {
+    async fn read(stream: &mut Stream) -> io::Result<Greeting> {
         let mut raw = [0; GREETING_BYTES];
         stream.read_exact(&mut raw).await?;
         let mut raw = &raw[..];
@@ -404,7 +403,7 @@ fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-async fn run_session(shared: &Shared, stream: TcpStream, peer: Greeting) -> io::Result<()> {
+async fn run_session(shared: &Shared, stream: Stream, peer: Greeting) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
     let (queue, batches) = mpsc::unbounded_channel();
@@ -457,7 +456,7 @@ impl Shared {
 }
 
 async fn write_frames(
-    socket: &OwnedWriteHalf,
+    socket: &WriteHalf,
     mut batches: mpsc::UnboundedReceiver<Batch>,
     queued_bytes: &AtomicUsize,
     tag: Tag,
@@ -487,7 +486,7 @@ async fn write_frames(
     Ok(())
 }
 
-async fn write_all(socket: &OwnedWriteHalf, mut out: &[u8]) -> io::Result<()> {
+async fn write_all(socket: &WriteHalf, mut out: &[u8]) -> io::Result<()> {
     while !out.is_empty() {
         socket.writable().await?;
         match socket.try_write(out) {
@@ -500,7 +499,7 @@ async fn write_all(socket: &OwnedWriteHalf, mut out: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn read_frames(shared: &Shared, socket: OwnedReadHalf, peer: u64, session: u64) -> io::Result<()> {
+async fn read_frames(shared: &Shared, socket: ReadHalf, peer: u64, session: u64) -> io::Result<()> {
     const SOCKET_BUFFER_BYTES: usize = 64 << 10;
     /// Semaphore permits are counted in units, so that large frames fit its range.
     const UNIT_BYTES: usize = 1 << 10;
@@ -535,7 +534,7 @@ async fn read_frames(shared: &Shared, socket: OwnedReadHalf, peer: u64, session:
 }
 
 /// As long as something comes, a large frame may take its time.
-async fn read_body(socket: &mut BufReader<OwnedReadHalf>, mut body: &mut [u8], idle: Duration) -> io::Result<()> {
+async fn read_body(socket: &mut BufReader<ReadHalf>, mut body: &mut [u8], idle: Duration) -> io::Result<()> {
     while !body.is_empty() {
         let read = timeout(idle, socket.read(body)).await??;
         if read == 0 {

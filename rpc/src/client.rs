@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// Stream items received and not yet taken.
@@ -74,7 +73,7 @@ where
     /// Connects within `timeout`.
     pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<Self, RpcError> {
         let failed = |reason: String| RpcError::Connect { address, reason };
-        let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
+        let stream = tokio::time::timeout(timeout, evenkeel_host::connect(address))
             .await
             .map_err(|_| failed(format!("no answer within {} ms", timeout.as_millis())))?
             .map_err(|e| failed(e.to_string()))?;
@@ -102,7 +101,8 @@ where
 
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
-        self.shared.waiting().is_none()
+        // One that cannot be written to any more is over, even if its peer has not been heard to end it.
+        self.frames.is_closed() || self.shared.waiting().is_none()
     }
 
     /// Sends a request and waits for its reply, without a limit of time: dropping the future stops waiting, and the
@@ -158,7 +158,7 @@ impl<Rep> ReplyStream<Rep> {
 }
 
 async fn read_replies<Rep: DeserializeOwned>(
-    mut frames: FrameReader<tokio::net::tcp::OwnedReadHalf>,
+    mut frames: FrameReader<evenkeel_host::ReadHalf>,
     shared: &Shared<Rep>,
 ) -> std::io::Result<()> {
     while let Some((id, kind, body)) = frames.next().await? {

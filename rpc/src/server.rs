@@ -4,13 +4,13 @@ use crate::frame::{self, FrameReader, Kind, Outgoing, room_of};
 use crate::{
     MAX_CONNECTIONS, MAX_REPLY_BYTES_PER_CONNECTION, MAX_REQUEST_BYTES, MAX_REQUESTS_PER_CONNECTION, WRITE_QUEUE_FRAMES,
 };
+use evenkeel_host::{Listener, Stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -114,13 +114,13 @@ impl<Rep> Drop for Replier<Rep> {
 }
 
 /// Serves connections until `shutdown` completes; then ends them all.
-pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, shutdown: impl Future<Output = ()>) {
-    serve_within(listener, service, shutdown, MAX_REQUEST_BYTES).await;
+pub async fn serve<S: Service>(listener: impl Into<Listener>, service: Arc<S>, shutdown: impl Future<Output = ()>) {
+    serve_within(listener.into(), service, shutdown, MAX_REQUEST_BYTES).await;
 }
 
 /// The same, with another limit on the bytes of requests that are not answered yet.
 pub(crate) async fn serve_within<S: Service>(
-    listener: TcpListener,
+    listener: Listener,
     service: Arc<S>,
     shutdown: impl Future<Output = ()>,
     request_bytes: usize,
@@ -148,7 +148,7 @@ pub(crate) async fn serve_within<S: Service>(
     }
 }
 
-async fn serve_connection<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc<S>, requests: Arc<Semaphore>) {
+async fn serve_connection<S: Service>(stream: Stream, peer: SocketAddr, service: Arc<S>, requests: Arc<Semaphore>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
@@ -180,7 +180,7 @@ impl<S: Service> Drop for OpenSession<S> {
 }
 
 async fn read_requests<S: Service>(
-    mut reader: FrameReader<tokio::net::tcp::OwnedReadHalf>,
+    mut reader: FrameReader<evenkeel_host::ReadHalf>,
     service: &Arc<S>,
     session: &Arc<S::Session>,
     frames: &mpsc::Sender<Outgoing>,

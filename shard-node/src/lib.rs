@@ -14,7 +14,7 @@
 //! | [`migration`] | moving ranges | does |
 //! | [`housekeeping`] | what a reign does by itself | does |
 //! | [`checks`], [`report`] | checksums, reports | does |
-//! | [`postgres`], [`store`] | the server, and what a replica keeps in it | does |
+//! | [`engine`], [`postgres`], [`store`] | the server, and what a replica keeps in it | does |
 //! | [`transfer`] | getting whole again from a peer | does |
 //! | [`members`] | who the replicas are, and how that changes | does |
 //! | [`supervision`] | getting PostgreSQL up again, and when the replica may lead | does |
@@ -25,6 +25,7 @@ pub mod apply;
 pub mod checks;
 pub mod config;
 pub mod connection;
+pub mod engine;
 pub mod entry;
 pub mod fold;
 pub mod housekeeping;

@@ -8,6 +8,7 @@ use crate::apply::keeper::Keeper;
 use crate::apply::{Applier, ApplyError, Request, SavedState, Start};
 use crate::checks::Checks;
 use crate::config::Config;
+use crate::engine::Engine;
 use crate::fold::RetryWindow;
 use crate::housekeeping::keep_house;
 use crate::leader::admission::Admission;
@@ -15,18 +16,18 @@ use crate::leader::{Leader, Shared};
 use crate::local::LocalReads;
 use crate::members;
 use crate::migration::fence::FenceTries;
-use crate::postgres::{Postgres, PostgresConfig, PostgresError};
+use crate::postgres::{PostgresConfig, PostgresError};
 use crate::progress::Progress;
 use crate::store::{Store, StoreError};
 use crate::supervision::{Relapses, watch_pulse};
 use crate::transfer;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_replicated_log::{
     self as log, GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, StartError, Term, Timing,
 };
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// PostgreSQL sessions beside the lanes, readers and transactions: the apply session, snapshots of copies and checks.
@@ -38,6 +39,8 @@ const BETWEEN_TRIES_MS: u64 = 300;
 
 /// The smallest segment of the log, in bytes.
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+/// The same in a simulation, where logs are short: they must be compacted all the same.
+const SIMULATED_SEGMENT_BYTES: u64 = 16 << 10;
 
 /// Why the process ends before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -120,10 +123,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let rpc = config.listen_rpc.unwrap_or(own(&config.rpc, "rpc")?);
     let log_address = config.listen_log.unwrap_or(own(&config.log, "log")?);
     let listen = |error| RunError::Listen { address: rpc, error };
-    let listener = TcpListener::bind(rpc).await.map_err(listen)?;
+    let listener = evenkeel_host::bind(rpc).map_err(listen)?;
     // Readers twice: the reign's, and those of `local` reads.
     let sessions = (config.write_lanes + 2 * config.read_lanes + config.max_transactions) as u32;
-    let mut postgres = Postgres::claim(PostgresConfig {
+    let mut postgres = Engine::claim(PostgresConfig {
         bin_dir: config.postgres_bin.clone(),
         data_dir: config.data_dir.clone(),
         shared_buffers_mib: config.shared_buffers_mib,
@@ -133,7 +136,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     let member = |(id, log): (&u64, &SocketAddr)| Some((ReplicaId(*id), members::member(*config.rpc.get(id)?, *log)));
     let peers = config.log.iter().filter_map(member).collect();
     let log_dir = config.data_dir.join("log");
-    if !log_dir.exists() {
+    if evenkeel_host::simulation().is_none() && !log_dir.exists() {
         // Nothing has been promised or kept here yet. What keeps a new replica from starting is told at once.
         postgres.restart().await?;
     }
@@ -181,17 +184,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 /// The log's limits under this cap: a log that must stay small keeps less for replicas that are down, in smaller segments.
 fn log_limits(log_cap_bytes: u64) -> Limits {
     let default = Limits::default();
+    let least = if evenkeel_host::simulation().is_some() { SIMULATED_SEGMENT_BYTES } else { MIN_SEGMENT_BYTES };
     Limits {
         log_cap_bytes,
         retention_bytes: default.retention_bytes.min(log_cap_bytes / 4),
-        segment_bytes: default.segment_bytes.min((log_cap_bytes / 8).max(MIN_SEGMENT_BYTES)),
+        segment_bytes: default.segment_bytes.min((log_cap_bytes / 8).max(least)),
         ..default
     }
 }
 
 impl Node {
     /// One incarnation after the other.
-    async fn live(&self, postgres: &mut Postgres) -> Result<(), RunError> {
+    async fn live(&self, postgres: &mut Engine) -> Result<(), RunError> {
         let (mut spent, mut relapses) = (None, Relapses::default());
         if postgres.pid().is_none() {
             self.bring_up(postgres).await;
@@ -201,8 +205,10 @@ impl Node {
             let ended = self.incarnate(postgres, spent, relapses).await;
             let leading = self.log.role().borrow().leading();
             // R1: this term is over on this replica, whatever becomes of the leadership.
-            spent = leading.or(spent);
-            self.log.stand_aside(true);
+            if !deliberate(Bug::ReignSurvivesRestart) {
+                spent = leading.or(spent);
+                self.log.stand_aside(true);
+            }
             self.end_reign();
             relapses.failed_after(begun.elapsed());
             match ended {
@@ -232,7 +238,7 @@ impl Node {
         }
     }
 
-    async fn take_state(&self, postgres: &mut Postgres, trimmed: LogIndex) {
+    async fn take_state(&self, postgres: &mut Engine, trimmed: LogIndex) {
         loop {
             let taken = async {
                 let (mut store, _) = Store::open(&postgres.connector()).await?;
@@ -256,7 +262,7 @@ impl Node {
     }
 
     /// Follows the log with this start of PostgreSQL until that must end.
-    async fn incarnate(&self, postgres: &Postgres, spent: Option<Term>, relapses: Relapses) -> ApplyError {
+    async fn incarnate(&self, postgres: &Engine, spent: Option<Term>, relapses: Relapses) -> ApplyError {
         let connector = postgres.connector();
         let mut down = postgres.down();
         let opened = async {

@@ -17,9 +17,10 @@
 //! The replica comes back once PostgreSQL holds everything that the log had decided when it was opened; later, if it has failed again
 //! and again lately ([`Relapses`]).
 
+use crate::engine::Engine;
 use crate::migration::peers;
 use crate::node::Node;
-use crate::postgres::{Connector, Postgres, PostgresError, Role};
+use crate::postgres::{Connector, PostgresError, Role};
 use crate::progress::Progress;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ impl Relapses {
 impl Node {
     /// Starts PostgreSQL, anew if it runs, and returns when it takes sessions, however long that takes. The replica stands aside, and its
     /// reign is over (R1).
-    pub(crate) async fn bring_up(&self, postgres: &mut Postgres) {
+    pub(crate) async fn bring_up(&self, postgres: &mut Engine) {
         let (mut failures, mut damaged) = (0u32, 0u32);
         loop {
             self.wait_for_room(postgres).await;
@@ -94,7 +95,7 @@ impl Node {
     }
 
     /// Lets the server rest while its disk is full: each start would need room, and leave it to the next with less.
-    async fn wait_for_room(&self, postgres: &mut Postgres) {
+    async fn wait_for_room(&self, postgres: &mut Engine) {
         let mut told = false;
         while let Ok(free_bytes) = postgres.free_bytes()
             && free_bytes < MIN_FREE_BYTES
@@ -111,7 +112,7 @@ impl Node {
     }
 
     /// Puts PostgreSQL's data aside, if what it held can be had elsewhere: in the log, or at a peer. Says whether it did.
-    pub(crate) async fn rebuild(&self, postgres: &mut Postgres) -> bool {
+    pub(crate) async fn rebuild(&self, postgres: &mut Engine) -> bool {
         if !self.can_be_rebuilt().await {
             tracing::error!(shard = %self.config.shard, replica = self.config.replica,
                 "PostgreSQL's data is damaged, and neither the log nor a peer that answers has what was in it");
@@ -145,7 +146,7 @@ impl Node {
     }
 
     /// Lets the replica lead once its PostgreSQL has what was decided when it was opened, and `rest` is over. Never returns.
-    pub(crate) async fn come_back(&self, progress: &Progress, postgres: &Postgres, rest: Duration) {
+    pub(crate) async fn come_back(&self, progress: &Progress, postgres: &Engine, rest: Duration) {
         progress.reached(self.log.status().decided.0).await;
         tokio::time::sleep(rest).await;
         if let Err(error) = postgres.forget_discarded().await {

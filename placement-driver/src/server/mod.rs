@@ -27,13 +27,13 @@ use crate::config::Config;
 use crate::rest;
 use crate::snapshot::{self, Snapshot, SnapshotError};
 use crate::state::State;
+use evenkeel_host::Listener;
 use evenkeel_replicated_log::{GroupConfig, Limits, LogIndex, ReplicaId, Term, Timing};
 use node::Node;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// The log's group number of the placement driver; shards' groups have their shard's number, from 1.
@@ -79,12 +79,31 @@ pub enum RunError {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
     rest::metrics::install();
+    let Some(address) = config.listen_rest.or(config.rest.get(&config.replica).copied()) else {
+        return Err(RunError::Config(format!("rest: replica {} has no address", config.replica)));
+    };
+    let bound = tokio::net::TcpListener::bind(address).await;
+    let listener = bound.map_err(|source| RunError::Io { what: format!("rest: {address}"), source })?;
+    serve(config, |shared, stopped| rest::serve(listener, shared, ended(stopped)), shutdown).await
+}
+
+/// As [`run`], with another way in than REST: `front` is given what the replica shares and a channel that becomes true at its end.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve<F>(
+    config: Config,
+    front: impl FnOnce(Arc<Shared>, watch::Receiver<bool>) -> F,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), RunError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let dir = config.data_dir.clone();
     std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
     let snapshot =
         snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
-    let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica))).await?;
-    let rest = listen(&config, "rest", config.listen_rest.as_ref().or(config.rest.get(&config.replica))).await?;
+    let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica)))?;
     let log = evenkeel_replicated_log::start(group(&config)?)?;
     let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);
     let (stop, stopped) = watch::channel(false);
@@ -92,7 +111,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 
     let mut rpc =
         tokio::spawn(evenkeel_rpc::serve(rpc, Arc::new(intake::Intake(shared.clone())), ended(stopped.clone())));
-    let mut rest = tokio::spawn(rest::serve(rest, shared.clone(), ended(stopped)));
+    let mut front = tokio::spawn(front(shared.clone(), stopped));
     let node = Node::new(shared.clone(), inbox);
     tokio::pin!(shutdown);
     let result = tokio::select! {
@@ -107,13 +126,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     // An error would mean that nobody listens any more.
     stop.send(true).ok();
     let patience = Duration::from_millis(SHUTDOWN_MS);
-    if tokio::time::timeout(patience, async { (&mut rpc).await.ok().zip((&mut rest).await.ok()) }).await.is_err() {
+    if tokio::time::timeout(patience, async { (&mut rpc).await.ok().zip((&mut front).await.ok()) }).await.is_err() {
         rpc.abort();
-        rest.abort();
+        front.abort();
     }
     // Before the log lets go of the folder: then it may be somebody else's.
     let file = shared.snapshots.clone();
-    tokio::task::spawn_blocking(move || file.close()).await.ok();
+    evenkeel_host::blocking(move || file.close()).await.ok();
     log.shutdown().await;
     result
 }
@@ -123,11 +142,11 @@ async fn ended(mut stopped: watch::Receiver<bool>) {
     stopped.wait_for(|stopped| *stopped).await.ok();
 }
 
-async fn listen(config: &Config, name: &str, address: Option<&SocketAddr>) -> Result<TcpListener, RunError> {
+fn listen(config: &Config, name: &str, address: Option<&SocketAddr>) -> Result<Listener, RunError> {
     let Some(address) = address else {
         return Err(RunError::Config(format!("{name}: replica {} has no address", config.replica)));
     };
-    TcpListener::bind(address).await.map_err(|source| RunError::Io { what: format!("{name}: {address}"), source })
+    evenkeel_host::bind(*address).map_err(|source| RunError::Io { what: format!("{name}: {address}"), source })
 }
 
 fn group(config: &Config) -> Result<GroupConfig, RunError> {

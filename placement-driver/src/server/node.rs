@@ -415,11 +415,12 @@ impl Node {
         self.snapshot_at = index;
         self.since_snapshot_bytes = 0;
         let (file, messages) = (self.shared.snapshots.clone(), self.shared.messages.clone());
-        tokio::task::spawn_blocking(move || {
-            let written = body.and_then(|body| file.write(index, term, &body).map_err(|e| e.to_string()));
+        tokio::spawn(async move {
+            let write = move || file.write(index, term, &body?).map_err(|e| e.to_string());
+            let written = evenkeel_host::blocking(write).await.flatten();
             // Nobody waits for one that was not written because the replica has ended.
             if let Some(written) = written.transpose() {
-                messages.blocking_send(Message::Written(written)).ok();
+                messages.send(Message::Written(written)).await.ok();
             }
         });
     }

@@ -30,8 +30,8 @@ pub(super) async fn fetch(
             Ok((index, term, body)) if index >= trimmed => {
                 let state = snapshot::decode(&body)?;
                 let file = shared.snapshots.clone();
-                let written = tokio::task::spawn_blocking(move || file.write(index, term, &body)).await;
-                written.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?.ok_or("the replica has ended")?;
+                let written = evenkeel_host::blocking(move || file.write(index, term, &body)).await?;
+                written.map_err(|e| e.to_string())?.ok_or("the replica has ended")?;
                 return Ok(Box::new(Snapshot { index, term, state }));
             }
             Ok((index, ..)) => trouble = format!("replica {replica} is at {index}, before {trimmed}"),

@@ -120,7 +120,7 @@ impl Node {
 
     pub(super) fn crash(&mut self, up_at_ms: u64, rng: &mut StdRng) {
         self.process = None;
-        self.disk.crash(rng);
+        self.disk.crash(&mut |below| rng.random_range(0..below));
         self.up_at_ms = up_at_ms;
     }
 

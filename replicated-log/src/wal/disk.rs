@@ -1,8 +1,4 @@
-//! The few things the durable log asks of a disk, and the real one.
-//!
-//! The trait is as narrow as it is so that the simulator can put a disk behind it that forgets what was not
-//! synced and tears the last write. Segments are numbered files that are written from front to back; what has not
-//! been written yet may be there as zeros, or not at all.
+//! The real disk: segments as files. What the durable log asks of a disk is `evenkeel_host::Disk`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -12,26 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-
-/// A folder of segments.
-pub(crate) trait Disk {
-    /// The segments that exist, in ascending order.
-    fn segments(&self) -> io::Result<Vec<u64>>;
-    /// Makes a segment that holds nothing but zeros, durably.
-    fn create(&mut self, segment: u64) -> io::Result<()>;
-    /// Writes `data` at `offset`; durable only after [`Disk::sync`].
-    fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Makes everything written to the segment durable.
-    fn sync(&mut self, segment: u64) -> io::Result<()>;
-    /// The bytes `offset..offset + len` of a segment; an error if it is shorter.
-    fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes>;
-    /// The length of a segment in bytes, zeros included.
-    fn len(&self, segment: u64) -> io::Result<u64>;
-    /// Makes everything from `offset` on zeros, durably.
-    fn clear_from(&mut self, segment: u64, offset: u64) -> io::Result<()>;
-    /// Deletes a segment.
-    fn remove(&mut self, segment: u64) -> io::Result<()>;
-}
+use evenkeel_host::Disk;
 
 /// Segments as files `NNNNNNNNNNNNNNNN.log` in a folder, which is locked as long as this lives.
 ///

@@ -17,6 +17,7 @@ use super::session::{Capturer, Parameters, Prepared, UserSession, pipeline, repl
 use crate::entry::{Answered, Body, Entry, MAX_ENTRY_BYTES};
 use crate::store::StoreError;
 use bytes::Bytes;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{StatementReply, StatementRequest};
 use evenkeel_protocol::sql::{Capture, RowEffect};
 use evenkeel_protocol::{Failure, Key, SqlError};
@@ -252,6 +253,11 @@ impl Leader {
             Ok(proposed) => proposed,
             Err(failure) => return self.roll_back(session, failure).await,
         };
+        if deliberate(Bug::AnswerBeforeDecided) {
+            let committed = session.simple("COMMIT").await;
+            std::mem::forget((claim, outcome));
+            return committed.map_err(|error| CommitError::Broken(lost(&error)));
+        }
         match early.until_decided(outcome, held).await {
             Ok(Outcome::Effective(position)) => match session.simple("COMMIT").await {
                 Ok(()) => {

@@ -9,6 +9,7 @@ use crate::entry::Control;
 use crate::fold::{InPhase, MoveIn};
 use crate::leader::Leader;
 use crate::leader::reign::Outcome;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, OperatorId};
 use evenkeel_rpc::ReplyStream;
@@ -148,6 +149,12 @@ impl Incoming<'_> {
                 if !changes.is_empty() || self.fence.is_some() || to > from {
                     let tail = Control::IngestTail { operator, attempt, from, to, entries: changes };
                     entries.log_tail(tail, from).await?;
+                }
+                if deliberate(Bug::AdoptBeforeFence) && caught_up {
+                    let epoch = self.movement.epoch.next();
+                    entries.log(Control::Adopt { operator, attempt, fence: to, epoch, held_since_us: 0 }).await?;
+                    entries.finish().await?;
+                    return Ok(true);
                 }
                 if caught_up && self.fence.is_none() && entries.lag(to).await?.is_some_and(|l| l <= CAUGHT_UP_POSITIONS)
                 {

@@ -5,6 +5,7 @@ use crate::apply::tap::{TapItem, TapReader};
 use crate::leader::Shared;
 use crate::store::{PinnedSnapshot, StoreError};
 use bytes::Bytes;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyRequest, ShardReply};
 use evenkeel_protocol::{Failure, KeyInterval};
 use evenkeel_rpc::Replier;
@@ -90,7 +91,8 @@ async fn stream(shared: &Shared, mut tap: TapReader, sender: &mut Sender<'_>) ->
     tokio::time::timeout(bound, shared.progress.reached(tap.start)).await.map_err(|_| CopyError::Behind)?;
     let first = copy_chunks(shared, &tap, sender).await?;
     // The range's part of the retry window goes first, as a tail that changes nothing (R14).
-    for piece in std::mem::take(&mut tap.window) {
+    let window = std::mem::take(&mut tap.window);
+    for piece in window.into_iter().filter(|_| !deliberate(Bug::AnswersStayBehind)) {
         sender.send(CopyItem::Changes { from: first, to: first, changes: vec![piece] }).await?;
     }
     tail(tap, first, sender).await
@@ -157,7 +159,11 @@ async fn tail(mut tap: TapReader, mut from: u64, sender: &mut Sender<'_>) -> Res
         }
         let idle = sent_at.elapsed() >= Duration::from_millis(IDLE_MS);
         if end.is_some() || bytes >= TAIL_BYTES || (tap.is_empty() && (!changes.is_empty() || idle)) {
-            let item = CopyItem::Changes { from, to: reached, changes: std::mem::take(&mut changes) };
+            let mut changes = std::mem::take(&mut changes);
+            if deliberate(Bug::NoTail) {
+                changes.clear();
+            }
+            let item = CopyItem::Changes { from, to: reached, changes };
             sender.send(item).await?;
             (from, bytes, sent_at) = (reached, 0, Instant::now());
         }

@@ -1,7 +1,9 @@
 //! Ways into the server.
 
 use crate::store::StoreError;
+use evenkeel_host::Server;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -19,14 +21,25 @@ pub enum Role {
 }
 
 /// Makes sessions. Cheap to clone; valid over restarts of the server.
-#[derive(Debug, Clone)]
-pub struct Connector {
-    socket_dir: PathBuf,
+#[derive(Clone)]
+pub struct Connector(Way);
+
+#[derive(Clone)]
+enum Way {
+    /// The folder of the server's socket.
+    Socket(PathBuf),
+    /// A simulation's server.
+    Simulated(Arc<dyn Server>),
 }
 
 impl Connector {
     pub(super) fn new(socket_dir: PathBuf) -> Connector {
-        Connector { socket_dir }
+        Connector(Way::Socket(socket_dir))
+    }
+
+    /// Into a simulation's server.
+    pub(crate) fn simulated(server: Arc<dyn Server>) -> Connector {
+        Connector(Way::Simulated(server))
     }
 
     /// Opens a session. It ends when the client is dropped.
@@ -39,15 +52,28 @@ impl Connector {
             Role::User => ("evenkeel_user", "evenkeel statements"),
         };
         let mut config = Config::new();
-        config.host_path(&self.socket_dir).port(5432).user(user).dbname("postgres").application_name(name);
+        config.user(user).dbname("postgres").application_name(name);
         config.connect_timeout(Duration::from_millis(CONNECT_MS));
-        let (client, connection) = config.connect(NoTls).await?;
-        tokio::spawn(async move {
-            // The client learns of it too, by the failure of what it was doing.
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a PostgreSQL session has ended");
+        match &self.0 {
+            Way::Socket(folder) => {
+                let (client, connection) = config.host_path(folder).port(5432).connect(NoTls).await?;
+                tokio::spawn(carry(connection));
+                Ok(client)
             }
-        });
-        Ok(client)
+            Way::Simulated(server) => {
+                let stream = server.connect().map_err(|_| StoreError::SessionLost)?;
+                let (client, connection) = config.connect_raw(stream, NoTls).await?;
+                tokio::spawn(carry(connection));
+                Ok(client)
+            }
+        }
+    }
+}
+
+/// Carries a session's messages until it ends.
+async fn carry(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
+    // The client learns of it too, by the failure of what it was doing.
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a PostgreSQL session has ended");
     }
 }

@@ -1,0 +1,68 @@
+//! Bugs that are put in on purpose, to see whether a test notices.
+//!
+//! The names are here and the bugs where they belong: at the line that obeys the rule. Without a simulation [`deliberate`] is never
+//! true, so the program that users run does not have them.
+
+/// What may be broken on purpose. `docs/testing.md` says which test notices each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// Entries of deposed leaders take effect (invariant 1).
+    NoTermFence,
+    /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
+    NoOwnershipFence,
+    /// A reign goes on after its PostgreSQL was started anew (R1).
+    ReignSurvivesRestart,
+    /// Sessions of a killed node live on and commit later (R2).
+    ZombieBackends,
+    /// A disk that says it has written what it has not (log rule 1).
+    NoFsync,
+    /// Reads without a barrier (log rule 9).
+    NoReadBarrier,
+    /// The destination adopts before the tail has reached the fence (R22).
+    AdoptBeforeFence,
+    /// A statement's id is not looked up in the retry window (invariant 7, R14).
+    NoRetryWindow,
+    /// The answers of a moving range stay behind (R14).
+    AnswersStayBehind,
+    /// A follower leaves out a batch now and then (invariant 3).
+    SkippedBatch,
+    /// A statement on a row whose COMMIT is under way does not wait for it (R4).
+    NoClaim,
+    /// A fence does not wait for the statements under way (R22).
+    NoDrain,
+    /// The source's changes after the copy do not travel (R21).
+    NoTail,
+    /// A new leader serves before it has applied what came before its reign (invariant 4).
+    LeaderNotWhole,
+    /// The sessions of a deposed reign are not ended (R3).
+    SessionsOutliveReign,
+    /// What is acknowledged was only proposed (invariant 7).
+    AnswerBeforeDecided,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 16] = [
+        Bug::NoTermFence,
+        Bug::NoOwnershipFence,
+        Bug::ReignSurvivesRestart,
+        Bug::ZombieBackends,
+        Bug::NoFsync,
+        Bug::NoReadBarrier,
+        Bug::AdoptBeforeFence,
+        Bug::NoRetryWindow,
+        Bug::AnswersStayBehind,
+        Bug::SkippedBatch,
+        Bug::NoClaim,
+        Bug::NoDrain,
+        Bug::NoTail,
+        Bug::LeaderNotWhole,
+        Bug::SessionsOutliveReign,
+        Bug::AnswerBeforeDecided,
+    ];
+}
+
+/// Whether this bug is in. Always false outside of a simulation.
+pub fn deliberate(bug: Bug) -> bool {
+    crate::simulation().is_some_and(|simulation| simulation.has(bug))
+}

@@ -1,0 +1,154 @@
+//! A disk that forgets what was not synced, for simulations.
+
+use crate::Disk;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug, Default)]
+struct SimFile {
+    data: Vec<u8>,
+    durable: Vec<u8>,
+    /// Where `data` may differ from `durable`.
+    dirty: Option<(usize, usize)>,
+}
+
+#[derive(Debug, Default)]
+struct Platter {
+    files: BTreeMap<u64, SimFile>,
+    syncs: u64,
+    /// Every so-many-th sync does nothing, if not 0.
+    skip_every: u64,
+    /// Zeros that a new segment comes with.
+    prepared_bytes: usize,
+}
+
+/// Survives the process that uses it: clones are the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct ForgetfulDisk(Arc<Mutex<Platter>>);
+
+/// What is written or lost together.
+const SECTOR_BYTES: usize = 64;
+
+impl ForgetfulDisk {
+    /// A disk whose every `skip_every`-th sync does nothing (0: none), and whose new segments come with `prepared_bytes` zeros.
+    pub fn new(skip_every: u64, prepared_bytes: usize) -> ForgetfulDisk {
+        let disk = ForgetfulDisk::default();
+        disk.platter().skip_every = skip_every;
+        disk.platter().prepared_bytes = prepared_bytes;
+        disk
+    }
+
+    fn platter(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Power is lost: of what was not synced nothing stays, or a beginning, or any sectors of it. `draw` gives a number below its
+    /// argument.
+    pub fn crash(&self, draw: &mut dyn FnMut(usize) -> usize) {
+        for file in self.platter().files.values_mut() {
+            let Some((from, to)) = file.dirty.take() else {
+                continue;
+            };
+            let how = draw(4);
+            let until = from + draw(to - from + 1);
+            let mut sector = from;
+            while sector < to {
+                let end = (sector + SECTOR_BYTES).min(to);
+                let kept = match how {
+                    0 => false,
+                    1 => true,
+                    2 => end <= until,
+                    _ => draw(2) == 0,
+                };
+                if kept {
+                    if file.durable.len() < end {
+                        file.durable.resize(end, 0);
+                    }
+                    file.durable[sector..end].copy_from_slice(&file.data[sector..end]);
+                }
+                sector = end;
+            }
+            file.data.clone_from(&file.durable);
+        }
+    }
+}
+
+fn missing(segment: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("segment {segment}"))
+}
+
+impl Platter {
+    fn file(&mut self, segment: u64) -> io::Result<&mut SimFile> {
+        self.files.get_mut(&segment).ok_or_else(|| missing(segment))
+    }
+}
+
+impl Disk for ForgetfulDisk {
+    fn segments(&self) -> io::Result<Vec<u64>> {
+        Ok(self.platter().files.keys().copied().collect())
+    }
+
+    fn create(&mut self, segment: u64) -> io::Result<()> {
+        let mut platter = self.platter();
+        let zeros = vec![0; platter.prepared_bytes];
+        platter.files.insert(segment, SimFile { data: zeros.clone(), durable: zeros, dirty: None });
+        Ok(())
+    }
+
+    fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut platter = self.platter();
+        let file = platter.file(segment)?;
+        let (from, to) = (offset as usize, offset as usize + data.len());
+        if file.data.len() < to {
+            file.data.resize(to, 0);
+        }
+        file.data[from..to].copy_from_slice(data);
+        let (first, last) = file.dirty.unwrap_or((from, to));
+        file.dirty = Some((first.min(from), last.max(to)));
+        Ok(())
+    }
+
+    fn sync(&mut self, segment: u64) -> io::Result<()> {
+        let mut platter = self.platter();
+        platter.syncs += 1;
+        if platter.skip_every > 0 && platter.syncs.is_multiple_of(platter.skip_every) {
+            return Ok(());
+        }
+        let file = platter.file(segment)?;
+        if let Some((from, to)) = file.dirty.take() {
+            file.durable.resize(file.data.len(), 0);
+            file.durable[from..to].copy_from_slice(&file.data[from..to]);
+        }
+        Ok(())
+    }
+
+    fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut platter = self.platter();
+        let from = offset as usize;
+        let range = platter.file(segment)?.data.get(from..from + len);
+        range.map(Bytes::copy_from_slice).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn len(&self, segment: u64) -> io::Result<u64> {
+        Ok(self.platter().file(segment)?.data.len() as u64)
+    }
+
+    fn clear_from(&mut self, segment: u64, offset: u64) -> io::Result<()> {
+        let mut platter = self.platter();
+        let prepared = platter.prepared_bytes;
+        let file = platter.file(segment)?;
+        file.data.truncate(offset as usize);
+        let whole = prepared.max(file.data.len());
+        file.data.resize(whole, 0);
+        file.durable.clone_from(&file.data);
+        file.dirty = None;
+        Ok(())
+    }
+
+    fn remove(&mut self, segment: u64) -> io::Result<()> {
+        self.platter().files.remove(&segment);
+        Ok(())
+    }
+}
