@@ -1,0 +1,384 @@
+//! The network: connections that keep order, take time, and stop where a fault is.
+//!
+//! A machine's address is `10.0.0.N`. Each direction of a connection is a pipe of chunks, each with the time at which it arrives. A link
+//! that is cut keeps what is on its way, as TCP does, until it is mended; a machine that dies breaks its connections, or leaves its peers
+//! waiting.
+
+use crate::process;
+use bytes::{Buf, Bytes};
+use evenkeel_host::{Accept, Connecting, Duplex};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes on their way in one direction; a writer waits beyond it.
+const WINDOW_BYTES: usize = 256 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: usize = 64;
+
+/// A machine's address.
+pub fn address(machine: u32, port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, machine as u8)), port)
+}
+
+fn machine_of(address: SocketAddr) -> u32 {
+    match address.ip() {
+        IpAddr::V4(ip) => ip.octets()[3].into(),
+        IpAddr::V6(_) => 0,
+    }
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+struct Pipe {
+    from: u32,
+    to: u32,
+    chunks: VecDeque<(u64, Bytes)>,
+    bytes: usize,
+    /// When the last chunk arrives: none overtakes another.
+    last_ms: u64,
+    ends_ms: Option<u64>,
+    /// The other machine has died, and says so.
+    broken: bool,
+    /// It has died and cannot say so, or does not live to hear it.
+    dead: bool,
+    reader_gone: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Pipe {
+    fn wake(&mut self) {
+        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+    }
+}
+
+#[derive(Default)]
+struct Listening {
+    waiting: VecDeque<(End, SocketAddr)>,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct State {
+    listeners: BTreeMap<SocketAddr, Listening>,
+    pipes: BTreeMap<u64, Pipe>,
+    next_pipe: u64,
+    cut: BTreeSet<(u32, u32)>,
+    slow_ms: BTreeMap<(u32, u32), u64>,
+    due: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Who waits for a moment, or for a link to be mended.
+    connecting: Vec<(u64, Waker)>,
+    bytes: u64,
+}
+
+/// The network of a simulation. Clones are the same one.
+#[derive(Clone, Default)]
+pub struct Net(Arc<Mutex<State>>);
+
+impl Net {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has arrived by now is there.
+    pub fn deliver(&self) {
+        let now_ms = process::now_ms();
+        let mut state = self.state();
+        while let Some(Reverse((at_ms, pipe))) = state.due.peek().copied()
+            && at_ms <= now_ms
+        {
+            state.due.pop();
+            if let Some(reader) = state.pipes.get_mut(&pipe).and_then(|pipe| pipe.reader.take()) {
+                reader.wake();
+            }
+        }
+        for (at_ms, waker) in std::mem::take(&mut state.connecting) {
+            if at_ms <= now_ms {
+                waker.wake();
+            } else {
+                state.connecting.push((at_ms, waker));
+            }
+        }
+    }
+
+    /// Nothing gets from `from` to `to` until [`Net::mend`].
+    pub fn cut(&self, from: u32, to: u32) {
+        self.state().cut.insert((from, to));
+    }
+
+    /// What goes from `from` to `to` takes up to this much longer.
+    pub fn slow(&self, from: u32, to: u32, by_ms: u64) {
+        self.state().slow_ms.insert((from, to), by_ms);
+    }
+
+    /// This direction works again.
+    pub fn mend(&self, from: u32, to: u32) {
+        let mut state = self.state();
+        state.slow_ms.remove(&(from, to));
+        if state.cut.remove(&(from, to)) {
+            state.pipes.values_mut().filter(|pipe| (pipe.from, pipe.to) == (from, to)).for_each(Pipe::wake);
+        }
+    }
+
+    /// All of it works again.
+    pub fn mend_all(&self) {
+        let mut state = self.state();
+        state.slow_ms.clear();
+        state.cut.clear();
+        state.pipes.values_mut().for_each(Pipe::wake);
+    }
+
+    /// A machine dies. Its peers learn of it at once, or, with `silently`, not at all.
+    pub fn dies(&self, machine: u32, silently: bool) {
+        let mut state = self.state();
+        let all = std::mem::take(&mut state.listeners);
+        let (gone, kept): (BTreeMap<_, _>, _) = all.into_iter().partition(|(at, _)| machine_of(*at) == machine);
+        state.listeners = kept;
+        for pipe in state.pipes.values_mut().filter(|pipe| pipe.from == machine || pipe.to == machine) {
+            pipe.dead = true;
+            pipe.broken |= !silently;
+            pipe.wake();
+        }
+        drop(state);
+        // What waited to be accepted takes the lock as it goes.
+        drop(gone);
+    }
+
+    /// Bytes carried so far.
+    pub fn carried_bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// As [`evenkeel_host::Simulation::listen`].
+    pub fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Accept>> {
+        let mut state = self.state();
+        if machine_of(at) != process::machine() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        if state.listeners.insert(at, Listening::default()).is_some() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        Ok(Box::new(Port { net: self.clone(), at }))
+    }
+
+    /// As [`evenkeel_host::Simulation::connect`].
+    pub fn connect(&self, to: SocketAddr) -> Connecting {
+        let net = self.clone();
+        let me = process::machine();
+        Box::pin(async move {
+            let peer = machine_of(to);
+            let round_trip = {
+                let mut state = net.state();
+                state.latency_ms(me, peer) + state.latency_ms(peer, me)
+            };
+            net.at(process::now_ms() + round_trip, me, peer).await;
+            let mut state = net.state();
+            if state.listeners.get(&to).is_none_or(|listening| listening.waiting.len() >= BACKLOG) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (there, back) = (state.pipe(me, peer), state.pipe(peer, me));
+            let ours = End { net: net.clone(), out: there, back };
+            let theirs = End { net: net.clone(), out: back, back: there };
+            let Some(listening) = state.listeners.get_mut(&to) else {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            };
+            listening.waiting.push_back((theirs, address(me, 0)));
+            if let Some(waker) = listening.waker.take() {
+                waker.wake();
+            }
+            drop(state);
+            Ok(Box::new(ours) as Box<dyn Duplex>)
+        })
+    }
+
+    /// Waits until a moment, and then until both directions between two machines work.
+    async fn at(&self, at_ms: u64, a: u32, b: u32) {
+        std::future::poll_fn(|context| {
+            let mut state = self.state();
+            let now_ms = process::now_ms();
+            if now_ms >= at_ms && !state.cut.contains(&(a, b)) && !state.cut.contains(&(b, a)) {
+                return Poll::Ready(());
+            }
+            let again_ms = at_ms.max(now_ms + 1);
+            state.connecting.push((again_ms, context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl State {
+    fn latency_ms(&mut self, from: u32, to: u32) -> u64 {
+        let usual = if from == to { 0 } else { 1 + u64::from(process::once_in(4)) };
+        match self.slow_ms.get(&(from, to)) {
+            Some(by_ms) => usual + process::below(*by_ms),
+            None => usual,
+        }
+    }
+
+    fn pipe(&mut self, from: u32, to: u32) -> u64 {
+        self.next_pipe += 1;
+        self.pipes.insert(self.next_pipe, Pipe { from, to, ..Pipe::default() });
+        self.next_pipe
+    }
+}
+
+struct Port {
+    net: Net,
+    at: SocketAddr,
+}
+
+impl Accept for Port {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Duplex>, SocketAddr)>> {
+        let mut state = self.net.state();
+        let Some(listening) = state.listeners.get_mut(&self.at) else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        match listening.waiting.pop_front() {
+            Some((end, peer)) => Poll::Ready(Ok((Box::new(end), peer))),
+            None => {
+                listening.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // What waits is dropped outside of the lock, which its end takes.
+        let listening = self.net.state().listeners.remove(&self.at);
+        drop(listening);
+    }
+}
+
+/// One end of a connection.
+struct End {
+    net: Net,
+    out: u64,
+    back: u64,
+}
+
+impl AsyncRead for End {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.net.state();
+        let State { pipes, cut, .. } = &mut *state;
+        let Some(pipe) = pipes.get_mut(&self.back) else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        if pipe.broken {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let now_ms = process::now_ms();
+        let open = !pipe.dead && !cut.contains(&(pipe.from, pipe.to));
+        if open {
+            let mut read = false;
+            while let Some((_, chunk)) = pipe.chunks.front_mut().filter(|(at_ms, _)| *at_ms <= now_ms)
+                && buffer.remaining() > 0
+            {
+                let some = chunk.len().min(buffer.remaining());
+                buffer.put_slice(&chunk[..some]);
+                chunk.advance(some);
+                pipe.bytes -= some;
+                read = true;
+                if chunk.is_empty() {
+                    pipe.chunks.pop_front();
+                }
+            }
+            if read {
+                if let Some(writer) = pipe.writer.take() {
+                    writer.wake();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if pipe.chunks.is_empty() && pipe.ends_ms.is_some_and(|ends_ms| ends_ms <= now_ms) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        pipe.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.net.state();
+        let Some((from, to)) = state.pipes.get(&self.out).map(|pipe| (pipe.from, pipe.to)) else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let arrives_ms = process::now_ms() + state.latency_ms(from, to);
+        let State { pipes, due, bytes, .. } = &mut *state;
+        let Some(pipe) = pipes.get_mut(&self.out) else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        if pipe.broken || pipe.reader_gone {
+            // The answer to what is sent to nobody is a reset, which ends both directions.
+            if let Some(back) = pipes.get_mut(&self.back) {
+                back.broken = true;
+                back.wake();
+            }
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if pipe.bytes >= WINDOW_BYTES {
+            pipe.writer = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        pipe.last_ms = pipe.last_ms.max(arrives_ms);
+        pipe.chunks.push_back((pipe.last_ms, Bytes::copy_from_slice(data)));
+        pipe.bytes += data.len();
+        *bytes += data.len() as u64;
+        due.push(Reverse((pipe.last_ms, self.out)));
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.net.state().end(self.out);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl State {
+    /// The writer has no more.
+    fn end(&mut self, out: u64) {
+        let Some((from, to)) = self.pipes.get(&out).map(|pipe| (pipe.from, pipe.to)) else { return };
+        let latency_ms = self.latency_ms(from, to);
+        if let Some(pipe) = self.pipes.get_mut(&out).filter(|pipe| pipe.ends_ms.is_none()) {
+            pipe.last_ms = pipe.last_ms.max(process::now_ms() + latency_ms);
+            pipe.ends_ms = Some(pipe.last_ms);
+            self.due.push(Reverse((pipe.last_ms, out)));
+        }
+    }
+
+    /// One of the two ends of a pipe has gone; with the second the pipe goes.
+    fn reader_gone(&mut self, back: u64) {
+        if let Some(pipe) = self.pipes.get_mut(&back) {
+            pipe.reader_gone = true;
+            if let Some(writer) = pipe.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut state = self.net.state();
+        state.end(self.out);
+        state.reader_gone(self.back);
+        let over = |state: &State, pipe: u64| {
+            state.pipes.get(&pipe).is_none_or(|pipe| pipe.reader_gone && pipe.ends_ms.is_some())
+        };
+        // Both ends are gone only once both pipes have neither a writer nor a reader.
+        if over(&state, self.out) && over(&state, self.back) {
+            let removed = (state.pipes.remove(&self.out), state.pipes.remove(&self.back));
+            drop(state);
+            drop(removed);
+        }
+    }
+}
