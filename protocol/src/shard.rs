@@ -106,6 +106,11 @@ pub enum ShardRequest {
     State,
     /// What this replica is and knows, for tests and tools.
     Inspect,
+    /// From a destination's leader to its other replicas: the checksum of the range as this move brought it, if it is known there.
+    AdoptedChecksum {
+        /// The move.
+        operator: OperatorId,
+    },
     /// From a shard's leader to its other replicas: the checksums of a checkpoint (R31), as soon as they are known.
     Checkpoint {
         /// The checkpoint's number.

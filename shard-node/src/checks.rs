@@ -6,13 +6,15 @@ use evenkeel_protocol::shard::{RangeChecksum, ReplicaChecksums};
 use evenkeel_protocol::{KeyInterval, OperatorId, TableSchema};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 
 /// How many checkpoints' results are kept.
 const KEPT_CHECKPOINTS: usize = 8;
 /// How many adoptions' results are kept.
 const KEPT_ADOPTIONS: usize = 256;
+/// For how long an adoption's checksum is asked of replicas that do not answer, in milliseconds.
+const ASK_FOR_MS: u64 = 10_000;
 
 /// What is known of an adoption on this replica.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,11 +25,15 @@ pub struct Adoption {
     pub pending: bool,
     /// The range's checksum as it was adopted, once it is known.
     pub checksum: Option<RangeChecksum>,
+    /// It is not known on this replica, and never will be.
+    pub unknown: bool,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     adoptions: BTreeMap<OperatorId, Adoption>,
+    /// Since when other replicas are asked for what this one does not know.
+    asked_since: BTreeMap<OperatorId, Instant>,
     checkpoints: BTreeMap<u64, ReplicaChecksums>,
 }
 
@@ -54,27 +60,49 @@ impl Checks {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range has been adopted; `snapshot` will hold its rows as they were then.
+    /// A range has been adopted; `snapshot` will hold its rows. With `later`, PostgreSQL holds later entries already (it was started
+    /// anew, and this one is folded again), so that the rows as they were adopted cannot be seen any more.
     pub fn adopted(
         self: &Arc<Self>,
         operator: OperatorId,
         held_since_us: u64,
-        table: Arc<TableSchema>,
-        interval: KeyInterval,
+        (table, interval): (Arc<TableSchema>, KeyInterval),
         snapshot: oneshot::Receiver<Result<PinnedSnapshot, StoreError>>,
+        later: bool,
     ) {
         let checks = self.clone();
-        self.keep(operator, |adoption| adoption.pending = true);
+        self.keep(operator, |adoption| (adoption.pending, adoption.unknown) = (true, false));
         tokio::spawn(async move {
             let snapshot = snapshot.await;
             let pause_us = now_us().saturating_sub(held_since_us);
             checks.keep(operator, |adoption| (adoption.pending, adoption.pause_us) = (false, pause_us));
-            let Ok(Ok(mut snapshot)) = snapshot else { return };
-            match snapshot.checksum(&table, &interval).await {
+            let checksum = async {
+                let mut snapshot = snapshot.map_err(|_| "the replica opens its PostgreSQL anew".to_string())?;
+                let snapshot = snapshot.as_mut().map_err(|error| error.to_string())?;
+                snapshot.checksum(&table, &interval).await.map_err(|error| error.to_string())
+            };
+            let checksum = match later {
+                true => Err("later entries are in already".to_string()),
+                false => checksum.await,
+            };
+            match checksum {
                 Ok(checksum) => checks.keep(operator, |adoption| adoption.checksum = Some(checksum)),
-                Err(error) => tracing::warn!(%operator, %error, "no checksum of an adopted range"),
+                Err(reason) => {
+                    tracing::info!(%operator, reason, "the checksum of an adopted range is not known here");
+                    checks.keep(operator, |adoption| adoption.unknown = true);
+                }
             }
         });
+    }
+
+    /// Whether it is still worth asking replicas that do not answer for an adoption's checksum: they may come back with it, or never.
+    pub fn may_ask(&self, operator: OperatorId) -> bool {
+        let mut inner = self.inner();
+        let since = *inner.asked_since.entry(operator).or_insert_with(Instant::now);
+        while inner.asked_since.len() > KEPT_ADOPTIONS {
+            inner.asked_since.pop_first();
+        }
+        since.elapsed() < Duration::from_millis(ASK_FOR_MS)
     }
 
     fn keep(&self, operator: OperatorId, change: impl FnOnce(&mut Adoption)) {
@@ -92,13 +120,14 @@ impl Checks {
         self.inner().adoptions.get(&operator).copied()
     }
 
-    /// The log has reached a checkpoint; `snapshot` holds what PostgreSQL held there.
+    /// The log has reached a checkpoint; `snapshot` holds what PostgreSQL held there, and `later` says that it holds more (R31).
     pub async fn checkpoint(
         self: &Arc<Self>,
         nonce: u64,
         index: u64,
         state: &ShardState,
         snapshot: Result<Result<PinnedSnapshot, StoreError>, oneshot::error::RecvError>,
+        later: bool,
     ) {
         let wanted: Vec<_> = state
             .owned()
@@ -107,6 +136,9 @@ impl Checks {
         let checks = self.clone();
         tokio::spawn(async move {
             let sums = async {
+                if later {
+                    return Err("the replica was opened anew, and holds later entries already".to_string());
+                }
                 let mut snapshot = snapshot.map_err(|_| "the replica stops".to_string())?.map_err(|e| e.to_string())?;
                 let mut sums = Vec::with_capacity(wanted.len());
                 for (range, table, interval) in wanted {

@@ -1,5 +1,6 @@
 //! A replica's RPC service: who may ask what of whom.
 
+use crate::checks::Adoption;
 use crate::connection::{NotKept, Session};
 use crate::entry::Control;
 use crate::housekeeping::settle;
@@ -17,7 +18,7 @@ use evenkeel_protocol::shard::{
 };
 use evenkeel_protocol::{Failure, KeyInterval, OperatorId, SqlError};
 use evenkeel_replicated_log::Role;
-use evenkeel_rpc::{Replier, Service};
+use evenkeel_rpc::{Replier, RpcError, Service};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ use tokio::sync::oneshot;
 const CHECKSUMS_MS: u64 = 60_000;
 /// How long a statement waits for a reign that is about to begin here, in milliseconds.
 const READY_MS: u64 = 500;
+/// How long another replica may take to say what it knows of an adoption, in milliseconds.
+const ADOPTED_MS: u64 = 1_000;
 
 impl Service for Node {
     type Request = ShardRequest;
@@ -199,6 +202,7 @@ impl Node {
             }
             ShardRequest::AskSettled { operator } => self.ask_settled(operator).await,
             ShardRequest::Inspect => Ok(ShardReply::Inspect(Box::new(self.inspect()))),
+            ShardRequest::AdoptedChecksum { operator } => Ok(ShardReply::Control(self.adopted_checksum(operator))),
             ShardRequest::Checkpoint { nonce } => {
                 let sums = self.checks.of_checkpoint(nonce, Duration::from_millis(CHECKSUMS_MS)).await;
                 Ok(ShardReply::Control(ControlReply::Checksums(vec![sums])))
@@ -281,14 +285,45 @@ impl Node {
         if let Some(checksum) = leader.checksum_at_fence(operator).await? {
             return Ok(ControlReply::Checksum(checksum));
         }
-        if let Some(adoption) = self.checks.adoption(operator) {
-            return Ok(match adoption.checksum {
-                Some(checksum) => ControlReply::Checksum(checksum),
-                None => ControlReply::Pending { waiting_for: "the checksum of the adopted rows".into() },
-            });
+        let own = self.adopted_checksum(operator);
+        if !matches!(own, ControlReply::Refused { .. }) {
+            return Ok(own);
         }
-        let reason = format!("this replica did not see operator {operator} settle, or has been restarted since");
-        Ok(ControlReply::Refused { code: "checksum-unknown".into(), reason })
+        // Each replica took its own when it applied the adoption; one that was not restarted since still knows it.
+        let replicas = members::addresses(&self.log.membership().borrow());
+        let others = replicas.iter().filter(|(replica, _)| **replica != self.config.replica);
+        let bound = Duration::from_millis(ADOPTED_MS);
+        let request = ShardRequest::AdoptedChecksum { operator };
+        let asked = others.map(|(_, at)| peers::ask(*at, &request, bound));
+        let answers = futures::future::join_all(asked).await;
+        let told = |answer: &Result<ShardReply, RpcError>| match answer {
+            Ok(ShardReply::Control(reply @ ControlReply::Checksum(_))) => Some(reply.clone()),
+            _ => None,
+        };
+        if let Some(known) = answers.iter().find_map(told) {
+            return Ok(known);
+        }
+        let refused = |answer: &Result<ShardReply, RpcError>| {
+            matches!(answer, Ok(ShardReply::Control(ControlReply::Refused { .. })))
+        };
+        if !answers.iter().all(refused) && self.checks.may_ask(operator) {
+            return Ok(ControlReply::Pending { waiting_for: "a replica that knows the adopted rows' checksum".into() });
+        }
+        Ok(own)
+    }
+
+    /// What this replica knows of an adopted range's checksum.
+    fn adopted_checksum(&self, operator: OperatorId) -> ControlReply {
+        match self.checks.adoption(operator) {
+            Some(Adoption { checksum: Some(checksum), .. }) => ControlReply::Checksum(checksum),
+            Some(Adoption { unknown: false, .. }) => {
+                ControlReply::Pending { waiting_for: "the checksum of the adopted rows".into() }
+            }
+            Some(_) | None => {
+                let reason = format!("no replica that answers saw operator {operator} adopt the range, and runs since");
+                ControlReply::Refused { code: "checksum-unknown".into(), reason }
+            }
+        }
     }
 
     /// R31: all replicas' checksums at the same place in the log.

@@ -413,8 +413,8 @@ impl Applier {
                 if let Some(movement) = self.state.move_in(*operator)
                     && let Some(table) = self.state.table(movement.table)
                 {
-                    let (table, interval) = (table.clone(), movement.interval.clone());
-                    self.checks.adopted(*operator, *held_since_us, table, interval, snapshot);
+                    let rows = (table.clone(), movement.interval.clone());
+                    self.checks.adopted(*operator, *held_since_us, rows, snapshot, self.holds_later());
                 }
             }
             Effect::CreateTable(_)
@@ -433,8 +433,14 @@ impl Applier {
         // On a leader, what came before is on its way to COMMIT, and nothing later is told to commit while this waits.
         self.shared.progress.reached(position).await;
         let snapshot = self.keeper.snapshot().await?;
-        self.checks.checkpoint(*nonce, position, &self.state, snapshot.await).await;
+        self.checks.checkpoint(*nonce, position, &self.state, snapshot.await, self.holds_later()).await;
         Ok(())
+    }
+
+    /// Whether PostgreSQL holds entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
+    /// opened anew, whose records have not been met yet.
+    fn holds_later(&self) -> bool {
+        !self.records.is_empty()
     }
 
     fn hide_until_stored(&mut self, control: &Control) {

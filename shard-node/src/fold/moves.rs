@@ -307,6 +307,11 @@ impl ShardState {
         }
         // What was left behind by an earlier move must be gone first (R24).
         if let Some(other) = self.moves_out.values().find(|m| overlaps(m.table, &m.interval)) {
+            if other.phase == OutPhase::HandedOver {
+                // It is over for the placement driver, which otherwise would not bring the range back: nobody will delete this.
+                let reason = format!("what operator {} left is kept, because it was not verified", other.operator);
+                return refuse("copy-kept", reason);
+            }
             return refuse("purge-unfinished", format!("operator {} has not yet deleted what it left", other.operator));
         }
         let known = self.tables.contains_key(&schema.id);

@@ -234,6 +234,10 @@ fn what_was_left_must_go_before_a_range_comes_back() {
     );
     let mut declined = Pair { s: pair.s.clone(), d: pair.d.clone(), position: pair.position };
     pair.s(Control::HandedOver { operator: OP }).unwrap();
+    assert_eq!(code(pair.s(back(9))), "copy-kept", "whoever asks now does not wait for a purge");
+    let begun = KeyInterval::new(Key::MIN, Some(Key::MIN));
+    pair.s(Control::Purge { operator: OP, interval: begun, last: false }).unwrap();
+    assert_eq!(code(pair.s(back(9))), "purge-unfinished");
     pair.s(Control::Purge { operator: OP, interval: KeyInterval::ALL, last: true }).unwrap();
     pair.s(back(9)).unwrap();
     declined.d(Control::Decline { operator: OP }).unwrap();
