@@ -48,6 +48,8 @@ pub trait Simulation: Send + Sync {
     fn boot_ms(&self) -> u64;
     /// Milliseconds since the Unix epoch: this machine's wall clock as it was when the process started, moved on with [`boot_ms`].
     fn unix_ms(&self) -> u64;
+    /// How long this machine's disk takes for the log's next write, in milliseconds.
+    fn disk_ms(&self) -> u64;
     /// Whether this bug is in the program under test.
     fn has(&self, bug: Bug) -> bool;
 }

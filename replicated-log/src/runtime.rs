@@ -323,6 +323,12 @@ impl<D: Disk> EventLoop<D> {
                 }
                 Err(TryRecvError::Disconnected) => break,
             };
+            if let Some(slow_ms) =
+                evenkeel_host::simulation().map(|simulation| simulation.disk_ms()).filter(|ms| *ms > 0)
+            {
+                // A disk that is slow holds up this loop and nothing else of the process.
+                tokio::time::sleep(Duration::from_millis(slow_ms)).await;
+            }
             self.turn(first, inputs, &mut next_tick);
         }
         let (waiting, transport) = self.end();

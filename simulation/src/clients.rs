@@ -28,6 +28,14 @@ pub const ACCOUNTS: Range<i64> = 50..54;
 const TALLY: i64 = 55;
 /// Clients at work.
 const CLIENTS: u64 = 6;
+/// Clients that only read, and stay with whom they ask for as long as it answers.
+const WATCHERS: u64 = 2;
+/// Between two reads of a watcher, in milliseconds, at most.
+const WATCH_MS: u64 = 12;
+/// After how long an answered statement is sent once more, in milliseconds, at most.
+const AGAIN_MS: u64 = 1_500;
+/// How long a transaction that looks twice pauses between the two, in milliseconds, at most.
+const LOOK_MS: u64 = 250;
 /// Between two operations of a client, in milliseconds, at most.
 const THINK_MS: u64 = 40;
 /// How long an answer is waited for before it is asked elsewhere, in milliseconds.
@@ -116,6 +124,9 @@ pub async fn run(registry: Registry, told: Rc<RefCell<Told>>, shards: u32) -> St
     for number in 1..=CLIENTS {
         working.spawn_local(work(users.clone(), number));
     }
+    for number in 1..=WATCHERS {
+        working.spawn_local(watch(users.clone(), CLIENTS + number));
+    }
     working.spawn_local(operators::give_orders(users.clone()));
     while working.join_next().await.is_some() {}
     last_look(&users, first).await;
@@ -135,6 +146,25 @@ async fn work(users: Users, number: u64) {
             users.told.borrow_mut().waiting_for = format!("(counter {key} takes no write: {})", client.trouble);
         }
     }
+}
+
+/// Reads, and nothing else, while it hurts.
+async fn watch(users: Users, number: u64) {
+    let mut client = Client::new(users.clone(), number);
+    while users.told.borrow().healed_ms.is_none() {
+        let key = wanted();
+        if once_in(4) {
+            client.local(key).await;
+        } else {
+            client.read(key).await;
+        }
+        tokio::time::sleep(Duration::from_millis(below(WATCH_MS))).await;
+    }
+}
+
+/// A counter: some are wanted more than others.
+fn wanted() -> i64 {
+    if once_in(2) { COUNTERS.start + below(4) as i64 * 10 } else { below(COUNTERS.end as u64) as i64 }
 }
 
 /// What is there in the end.
@@ -338,7 +368,12 @@ impl Client {
 
     /// Runs a statement on `key`'s shard, under one id, until it is answered.
     pub async fn statement(&mut self, sql: &str, params: Vec<Value>, key: i64) -> Outcome {
-        let request = ShardRequest::Statement(Client::request(self.id(), sql, params));
+        let id = self.id();
+        self.statement_under(id, sql, params, key).await
+    }
+
+    async fn statement_under(&mut self, id: TxnId, sql: &str, params: Vec<Value>, key: i64) -> Outcome {
+        let request = ShardRequest::Statement(Client::request(id, sql, params));
         let mut shard = self.route(key);
         let deadline_ms = process::now_ms() + GIVE_UP_MS;
         let mut perhaps = false;
@@ -361,9 +396,14 @@ impl Client {
     /// Adds one to a counter; `false` if it was not answered.
     async fn add(&mut self, key: i64) -> bool {
         let sent_ms = process::now_ms();
-        match self.statement(ADD, vec![key.into()], key).await {
+        let id = self.id();
+        match self.statement_under(id, ADD, vec![key.into()], key).await {
             Outcome::Answered(reply) => {
-                self.tell(key, true, sent_ms, Some(reply.rows.int(0, 0).unwrap_or(-1)));
+                let value = reply.rows.int(0, 0).unwrap_or(-1);
+                self.tell(key, true, sent_ms, Some(value));
+                if once_in(4) {
+                    self.again(id, key, value).await;
+                }
                 true
             }
             Outcome::Unknown => {
@@ -375,18 +415,82 @@ impl Client {
     }
 
     async fn something(&mut self) {
-        // Some keys are wanted more than others.
-        let key = if once_in(2) { COUNTERS.start + below(4) as i64 * 10 } else { below(COUNTERS.end as u64) as i64 };
-        match below(10) {
-            0..=4 => _ = self.add(key).await,
-            5..=6 => {
-                let sent_ms = process::now_ms();
-                if let Outcome::Answered(reply) = self.statement(READ, vec![key.into()], key).await {
-                    self.tell(key, false, sent_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
-                }
-            }
-            7 => self.scan(key / 10 * 10).await,
+        let key = wanted();
+        match below(20) {
+            0..=7 => _ = self.add(key).await,
+            8..=9 => _ = self.add(TALLY).await,
+            10..=11 => self.read(key).await,
+            12..=13 => self.scan(key / 10 * 10).await,
+            14..=15 => self.look_twice(key).await,
             _ => self.transfer().await,
+        }
+    }
+
+    /// Sends an addition that was answered once more, as a client does that has not got the answer: it must be told the same (R14).
+    async fn again(&mut self, id: TxnId, key: i64, value: i64) {
+        tokio::time::sleep(Duration::from_millis(below(AGAIN_MS))).await;
+        if let Outcome::Answered(reply) = self.statement_under(id, ADD, vec![key.into()], key).await
+            && reply.rows.int(0, 0) != Some(value)
+        {
+            let other = reply.rows.int(0, 0);
+            let sentence = format!("an addition to {key} was answered {value}, and sent again {other:?}");
+            self.users.told.borrow_mut().trouble.get_or_insert(sentence);
+        }
+    }
+
+    async fn read(&mut self, key: i64) {
+        let sent_ms = process::now_ms();
+        if let Outcome::Answered(reply) = self.statement(READ, vec![key.into()], key).await {
+            self.tell(key, false, sent_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
+        }
+    }
+
+    /// Reads at any replica. It may be as old as it says (R17), by a clock that may drift by a twentieth.
+    async fn local(&mut self, key: i64) {
+        let sent_ms = process::now_ms();
+        let shard = self.route(key);
+        let replica = 1 + below(REPLICAS);
+        let Some(address) = shard_info(shard).replicas.get(&replica).copied() else { return };
+        let Some(connection) = self.connection(address).await else { return };
+        let statement = StatementRequest {
+            read: ReadLevel::Local,
+            max_staleness_ms: once_in(2).then_some(100),
+            ..Client::request(self.id(), READ, vec![key.into()])
+        };
+        let answer =
+            connection.call_within(&ShardRequest::Statement(statement), Duration::from_millis(ANSWER_MS)).await;
+        match answer {
+            Ok(ShardReply::Rows(reply)) => {
+                let Some(age_ms) = reply.staleness_ms else { return };
+                let since_ms = sent_ms.saturating_sub(age_ms + age_ms / 20 + 1);
+                self.tell(key, false, since_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
+            }
+            Ok(_) => {}
+            Err(_) => _ = self.connections.remove(&address),
+        }
+    }
+
+    /// Reads a counter twice in one transaction, with a pause: whatever is in the way of that, the second look is no older than its
+    /// statement (R9, R22).
+    async fn look_twice(&mut self, key: i64) {
+        let mut shard = self.route(key);
+        let transaction = self.id().sequence;
+        let mut looks = Vec::new();
+        for begin in [Some(TransactionOptions::default()), None] {
+            let sent_ms = process::now_ms();
+            let statement = Client::request(self.id(), READ, vec![key.into()]);
+            let request = ShardRequest::InTransaction { transaction, begin, statement };
+            let Step::Answered(ShardReply::Rows(reply)) = self.ask(&mut shard, &request, key).await else { return };
+            looks.push((sent_ms, reply.rows.int(0, 0).unwrap_or(0)));
+            tokio::time::sleep(Duration::from_millis(below(LOOK_MS))).await;
+        }
+        let key_of_table = Some((self.users.schema.id, self.key(key)));
+        let id = self.id();
+        let request = ShardRequest::Commit { transaction, id, key: key_of_table, durability: Durability::Disk };
+        if let Step::Answered(ShardReply::Done) = self.ask(&mut shard, &request, key).await {
+            for (sent_ms, seen) in looks {
+                self.tell(key, false, sent_ms, Some(seen));
+            }
         }
     }
 

@@ -61,7 +61,8 @@ impl Pipe {
 #[derive(Default)]
 struct Listening {
     waiting: VecDeque<(End, SocketAddr)>,
-    waker: Option<Waker>,
+    /// Who accepts: two for a moment, when one takes the other's place.
+    wakers: Vec<Waker>,
 }
 
 #[derive(Default)]
@@ -189,9 +190,7 @@ impl Net {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
             listening.waiting.push_back((theirs, address(me, 0)));
-            if let Some(waker) = listening.waker.take() {
-                waker.wake();
-            }
+            listening.wakers.drain(..).for_each(Waker::wake);
             drop(state);
             Ok(Box::new(ours) as Box<dyn Duplex>)
         })
@@ -243,7 +242,9 @@ impl Accept for Port {
         match listening.waiting.pop_front() {
             Some((end, peer)) => Poll::Ready(Ok((Box::new(end), peer))),
             None => {
-                listening.waker = Some(context.waker().clone());
+                if !listening.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    listening.wakers.push(context.waker().clone());
+                }
                 Poll::Pending
             }
         }

@@ -1,13 +1,20 @@
 //! Faults: what happens to machines, links and servers, when, and for how long.
 
+use crate::machine::Machine;
 use crate::process::{self, below, once_in};
 use crate::world::{CLIENTS, Part, World};
+use evenkeel_host::Server;
 use std::collections::BTreeMap;
 
 /// Between two faults, in milliseconds, at most.
 const BETWEEN_MS: u64 = 900;
 /// How long a fault lasts at most, in milliseconds.
 const LASTS_MS: u64 = 2_500;
+/// Between two changes of a link that comes and goes, in milliseconds, at most.
+const FLAP_MS: u64 = 150;
+/// A process whose clock was off by more than this when it started is started anew in the end, in milliseconds: it is known to refuse
+/// what clients send (R14) until somebody does that.
+const CLOCK_OFF_MS: u64 = 5_000;
 
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +29,22 @@ pub enum Fault {
     ServerDies(Part),
     /// A session of a database server is ended.
     SessionEnds(Part),
+    /// A session of a database server is ended in the middle of its next slow COMMIT.
+    CommitEnds(Part),
+    /// A database server's data is gone.
+    DataLost(Part),
+    /// A machine is gone, and comes back with an empty disk.
+    DiskLost(Part),
+    /// A machine's disk gets slow.
+    SlowDisk(Part, u64),
+    /// A machine's wall clock is set, by so many milliseconds from what is right.
+    ClockSet(Part, i64),
     /// A database server takes no more sessions.
     ServerFull(Part),
     /// Nothing gets from the one to the other.
     Cut(u32, u32),
+    /// A link comes and goes.
+    Flap(u32, u32),
     /// A machine hears nobody, or nobody hears it, or both.
     Isolate(u32, bool, bool),
     /// A link gets slow.
@@ -41,6 +60,12 @@ impl Fault {
             Fault::Freeze(..) => "machines frozen",
             Fault::ServerDies(_) => "database servers killed",
             Fault::SessionEnds(_) => "database sessions ended",
+            Fault::CommitEnds(_) => "database sessions ended in their COMMIT",
+            Fault::DataLost(_) => "databases lost",
+            Fault::DiskLost(_) => "disks lost",
+            Fault::SlowDisk(..) => "disks slowed",
+            Fault::ClockSet(..) => "clocks set",
+            Fault::Flap(..) => "links flapping",
             Fault::ServerFull(_) => "database servers full",
             Fault::Cut(..) => "links cut",
             Fault::Isolate(..) => "machines cut off",
@@ -57,6 +82,10 @@ pub struct Weather {
     over: BTreeMap<(u64, u64), Fault>,
     count: u64,
     machines: Vec<u32>,
+    /// Links that come and go: when each changes next, and whether it is cut.
+    flapping: BTreeMap<(u32, u32), (u64, bool)>,
+    /// Replicas whose disks were lost: their groups may lose no other.
+    lost: Vec<Part>,
 }
 
 impl Weather {
@@ -64,7 +93,15 @@ impl Weather {
     pub fn new(world: &World) -> Weather {
         let machines = world.machines.keys().copied().collect();
         let between_ms = 100 + below(BETWEEN_MS);
-        Weather { next_ms: process::now_ms(), between_ms, over: BTreeMap::new(), count: 0, machines }
+        Weather {
+            next_ms: process::now_ms(),
+            between_ms,
+            over: BTreeMap::new(),
+            count: 0,
+            machines,
+            flapping: BTreeMap::new(),
+            lost: Vec::new(),
+        }
     }
 
     /// What happens now.
@@ -75,6 +112,16 @@ impl Weather {
         {
             let fault = entry.remove();
             self.end(world, fault);
+        }
+        for ((from, to), (next_ms, cut)) in &mut self.flapping {
+            if *next_ms <= now_ms {
+                *cut = !*cut;
+                *next_ms = now_ms + 1 + below(FLAP_MS);
+                match cut {
+                    true => world.hardware.net.cut(*from, *to),
+                    false => world.hardware.net.mend(*from, *to),
+                }
+            }
         }
         if now_ms < self.next_ms {
             return;
@@ -94,21 +141,32 @@ impl Weather {
             (machine(first), machine(first + 1 + below(self.machines.len() as u64 - 1)))
         };
         let (a, b) = two();
-        let fault = match below(20) {
-            0..=3 => Fault::Kill(part),
-            4..=5 => Fault::PowerCut(part),
-            6..=8 => Fault::Freeze(part, 50 + below(LASTS_MS)),
-            9..=10 if shard => Fault::ServerDies(part),
-            11..=12 if shard => Fault::SessionEnds(part),
-            13 if shard => Fault::ServerFull(part),
-            14..=15 => Fault::Cut(a, b),
-            16..=17 => Fault::Isolate(part.machine(), once_in(2), once_in(2)),
+        let fault = match below(48) {
+            0..=7 => Fault::Kill(part),
+            8..=11 => Fault::PowerCut(part),
+            12..=17 => Fault::Freeze(part, 50 + below(LASTS_MS)),
+            18..=21 if shard => Fault::ServerDies(part),
+            22..=23 if shard => Fault::SessionEnds(part),
+            24..=26 if shard => Fault::CommitEnds(part),
+            27..=28 if shard => Fault::ServerFull(part),
+            29 if shard => Fault::DataLost(part),
+            30 if !self.lost.iter().any(|lost| same_group(*lost, part)) => Fault::DiskLost(part),
+            31..=32 => Fault::SlowDisk(part, 2 + below(60)),
+            33..=34 => Fault::ClockSet(part, drawn_clock()),
+            35..=37 => Fault::Cut(a, b),
+            38..=39 => Fault::Flap(a, b),
+            40..=43 => Fault::Isolate(part.machine(), once_in(2), once_in(2)),
             _ => Fault::Slow(a, b),
         };
         // Most of the time a majority is well: what happens while nothing can, is seldom interesting.
-        let hurts = matches!(fault, Fault::Kill(_) | Fault::PowerCut(_) | Fault::Freeze(..) | Fault::Isolate(..));
+        let hurts = matches!(
+            fault,
+            Fault::Kill(_) | Fault::PowerCut(_) | Fault::DiskLost(_) | Fault::Freeze(..) | Fault::Isolate(..)
+        );
         let ill = |fault: &Fault| match fault {
-            Fault::Kill(p) | Fault::PowerCut(p) | Fault::Freeze(p, _) => same_group(*p, part) && *p != part,
+            Fault::Kill(p) | Fault::PowerCut(p) | Fault::DiskLost(p) | Fault::Freeze(p, _) => {
+                same_group(*p, part) && *p != part
+            }
             Fault::Isolate(machine, ..) => {
                 let of = world.parts.iter().find(|p| p.machine() == *machine);
                 of.is_some_and(|p| same_group(*p, part) && *p != part)
@@ -129,6 +187,10 @@ impl Weather {
                 }
                 world.kill(part, matches!(fault, Fault::PowerCut(_)));
             }
+            Fault::DiskLost(part) => {
+                self.lost.push(part);
+                world.lose_disk(part);
+            }
             Fault::Freeze(part, for_ms) => {
                 if let Some(machine) = world.machines.get_mut(&part.machine()) {
                     machine.frozen_until_ms = process::now_ms() + for_ms;
@@ -141,6 +203,11 @@ impl Weather {
                     return;
                 }
             }
+            Fault::CommitEnds(part) => world.hardware.engine(part.machine()).end_one_committing(),
+            Fault::DataLost(part) => world.hardware.engine(part.machine()).discard(),
+            Fault::SlowDisk(part, ms) => world.hardware.slow_disk(part.machine(), ms),
+            Fault::ClockSet(part, off_ms) => set_clock(world, part, off_ms),
+            Fault::Flap(from, to) => _ = self.flapping.insert((from, to), (process::now_ms(), false)),
             Fault::ServerFull(part) => world.hardware.engine(part.machine()).refuse(true),
             Fault::Cut(from, to) => net.cut(from, to),
             Fault::Isolate(machine, out, into) => {
@@ -163,7 +230,7 @@ impl Weather {
     fn end(&mut self, world: &mut World, fault: Fault) {
         let net = world.hardware.net.clone();
         match fault {
-            Fault::Kill(part) | Fault::PowerCut(part) => {
+            Fault::Kill(part) | Fault::PowerCut(part) | Fault::DiskLost(part) => {
                 if world.machines.get(&part.machine()).is_some_and(|machine| !machine.is_up()) {
                     world.start(part);
                 }
@@ -176,7 +243,17 @@ impl Weather {
                     net.mend(*other, machine);
                 }
             }
-            Fault::Freeze(..) | Fault::ServerDies(_) | Fault::SessionEnds(_) => {}
+            Fault::SlowDisk(part, _) => world.hardware.slow_disk(part.machine(), 0),
+            Fault::ClockSet(part, _) => set_clock(world, part, 0),
+            Fault::Flap(from, to) => {
+                self.flapping.remove(&(from, to));
+                net.mend(from, to);
+            }
+            Fault::Freeze(..)
+            | Fault::ServerDies(_)
+            | Fault::SessionEnds(_)
+            | Fault::CommitEnds(_)
+            | Fault::DataLost(_) => {}
         }
     }
 
@@ -187,7 +264,26 @@ impl Weather {
         }
         world.hardware.net.mend_all();
         world.machines.values_mut().for_each(|machine| machine.frozen_until_ms = 0);
+        for part in world.parts.clone() {
+            let off = |machine: &Machine| machine.clocks.wall_at_start_ms.unsigned_abs() > CLOCK_OFF_MS;
+            if world.machines.get(&part.machine()).is_some_and(off) {
+                world.kill(part, false);
+                world.start(part);
+            }
+        }
     }
+}
+
+fn set_clock(world: &mut World, part: Part, off_ms: i64) {
+    if let Some(machine) = world.machines.get_mut(&part.machine()) {
+        machine.clocks.wall_ms = off_ms;
+    }
+}
+
+/// By how much a clock is set wrong: mostly a little, sometimes by more than anything here waits for.
+fn drawn_clock() -> i64 {
+    let most_ms = [500, 3_000, 15_000, 60_000, 3_600_000][below(5) as usize];
+    below(2 * most_ms + 1) as i64 - most_ms as i64
 }
 
 fn same_group(a: Part, b: Part) -> bool {

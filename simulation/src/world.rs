@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Ports of a machine.
 const RPC: u16 = 1;
@@ -76,10 +76,32 @@ pub struct Hardware {
     pub net: Net,
     disks: Arc<Mutex<BTreeMap<(u32, PathBuf), ForgetfulDisk>>>,
     engines: Arc<Mutex<BTreeMap<u32, Engine>>>,
+    /// Machines whose disks are slow, and by how many milliseconds per write at most.
+    slow_disks: Arc<Mutex<BTreeMap<u32, u64>>>,
     bug: Option<Bug>,
 }
 
 impl Hardware {
+    fn slow_disks(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
+        self.slow_disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A machine's disk takes up to so long for each write; 0: it is as fast as ever.
+    pub fn slow_disk(&self, machine: u32, ms: u64) {
+        match ms {
+            0 => _ = self.slow_disks().remove(&machine),
+            ms => _ = self.slow_disks().insert(machine, ms),
+        }
+    }
+
+    /// A machine has a new, empty disk, and nothing of its database.
+    fn lose_disk(&self, machine: u32) {
+        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        disks.retain(|(of, _), _| *of != machine);
+        drop(disks);
+        self.engine(machine).discard();
+    }
+
     /// A machine's database server.
     pub fn engine(&self, machine: u32) -> Engine {
         self.engines.lock().unwrap_or_else(PoisonError::into_inner).entry(machine).or_default().clone()
@@ -120,6 +142,13 @@ impl Simulation for Hardware {
 
     fn unix_ms(&self) -> u64 {
         process::unix_ms()
+    }
+
+    fn disk_ms(&self) -> u64 {
+        match self.slow_disks().get(&process::machine()) {
+            Some(most_ms) => process::below(*most_ms),
+            None => 0,
+        }
     }
 
     fn has(&self, bug: Bug) -> bool {
@@ -372,6 +401,18 @@ impl World {
         self.hardware.forget(number);
         if power {
             self.hardware.engine(number).power_cut();
+        }
+    }
+
+    /// A part's machine is gone, and comes back with an empty disk.
+    pub fn lose_disk(&mut self, part: Part) {
+        self.kill(part, true);
+        self.hardware.lose_disk(part.machine());
+        let folder = self.folder.join(part.machine().to_string());
+        if let Err(error) = std::fs::remove_dir_all(&folder)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            self.report.wrong.push(format!("{} cannot be emptied: {error}", folder.display()));
         }
     }
 

@@ -151,6 +151,7 @@ impl Runner {
         let due_ms = process::now_ms() + slow;
         self.engine.state().committing.insert(self.session, Committing { due_ms, commit });
         if slow > 0 {
+            self.end_meanwhile();
             tokio::time::sleep(Duration::from_millis(slow)).await;
         }
         {
@@ -164,6 +165,18 @@ impl Runner {
             state.locks.retain(|_, holder| *holder != session);
         }
         self.engine.released.notify_waiters();
+    }
+
+    /// Somebody terminates this backend, if that was ordered.
+    fn end_meanwhile(&self) {
+        let mut state = self.engine.state();
+        if state.sessions.get(&self.session).is_some_and(|session| session.is_user)
+            && std::mem::take(&mut state.ends_committing)
+        {
+            state.end(self.session);
+            drop(state);
+            self.engine.released.notify_waiters();
+        }
     }
 
     pub fn roll_back(&mut self) {

@@ -66,6 +66,8 @@ struct State {
     zombies: Vec<Committing>,
     /// No session gets in, as if all were taken.
     refuses: bool,
+    /// The next user's session whose COMMIT takes a while is ended meanwhile.
+    ends_committing: bool,
     commits: u64,
     /// A statement that it does not know.
     unknown: Option<String>,
@@ -120,6 +122,11 @@ impl Engine {
         drop(state);
         self.released.notify_waiters();
         true
+    }
+
+    /// The next user's session whose COMMIT takes a while is ended in the middle of it.
+    pub fn end_one_committing(&self) {
+        self.state().ends_committing = true;
     }
 
     /// Takes no more sessions (53300), or takes them again.

@@ -16,6 +16,9 @@ use tokio::sync::Notify;
 /// The longest message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// How long it takes at most until the end of a session is heard of, in milliseconds.
+const LATE_MS: u64 = 12;
+
 /// Types of a statement's parameters; names and types of its columns.
 type Types = (Vec<u32>, Vec<(String, u32)>);
 
@@ -58,8 +61,13 @@ pub(super) async fn serve(engine: Engine, mut stream: DuplexStream) {
         Connection { runner, statements: BTreeMap::new(), bound: None, skipping: false, out: BytesMut::new() };
     tokio::select! {
         biased;
-        () = end.notified() => {}
-        _ = connection.talk(stream) => {
+        () = end.notified() => {
+            // Its client hears of it a moment later, when others may have got its locks.
+            if process::once_in(2) {
+                tokio::time::sleep(Duration::from_millis(process::below(LATE_MS))).await;
+            }
+        }
+        _ = connection.talk(&mut stream) => {
             let mut state = engine.state();
             state.end(session);
         }
@@ -76,7 +84,7 @@ async fn start_up(stream: &mut DuplexStream) -> io::Result<bool> {
 }
 
 impl Connection {
-    async fn talk(mut self, mut stream: DuplexStream) -> io::Result<()> {
+    async fn talk(mut self, stream: &mut DuplexStream) -> io::Result<()> {
         loop {
             let kind = stream.read_u8().await?;
             let length = stream.read_i32().await? as usize;
