@@ -6,7 +6,7 @@
 /// What may be broken on purpose. `docs/testing.md` says which test notices each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// Entries of deposed leaders take effect (invariant 1).
+    /// Entries of deposed leaders get into the log, by OmniPaxos's forwarding, and take effect (invariant 1, log rule 7).
     NoTermFence,
     /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
     NoOwnershipFence,

@@ -54,6 +54,12 @@ const PUT: &str = "INSERT INTO counters (id, v) VALUES ($1, 0) ON CONFLICT (id) 
 const READ: &str = "SELECT v FROM counters WHERE id = $1";
 const SCAN: &str = "SELECT id, v FROM counters WHERE id >= $1 AND id < $2";
 
+/// How an addition was made.
+pub const ADDITION: &str = "an addition";
+const TRANSFER: &str = "a transfer's addition";
+/// A read at level `local`.
+pub const LOCAL: &str = "a local read";
+
 /// One operation on a counter, as its client saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
@@ -61,6 +67,8 @@ pub struct Event {
     pub key: i64,
     /// Whether it added one; else it read.
     pub adds: bool,
+    /// How, for people.
+    pub how: &'static str,
     /// When it was sent, in milliseconds.
     pub sent_ms: u64,
     /// When it was answered.
@@ -293,6 +301,7 @@ impl Client {
         let replica = *self.leaders.entry(*shard).or_insert_with(|| 1 + below(REPLICAS));
         let elsewhere = 1 + replica % REPLICAS;
         let Some(address) = shard_info(*shard).replicas.get(&replica).copied() else { return Step::Never };
+        self.trouble.clear();
         let Some(connection) = self.connection(address).await else {
             self.leaders.insert(*shard, elsewhere);
             return Step::Again;
@@ -314,6 +323,11 @@ impl Client {
     async fn failed(&mut self, failure: Failure, shard: &mut u32, elsewhere: u64, key: i64) -> Step {
         let pause = |ms: u64| tokio::time::sleep(Duration::from_millis(ms));
         match failure {
+            // A leader whose clock is wrong does not know what was executed long ago (R14); another may lead soon.
+            Failure::Sql(error) if error.code == "08007" => {
+                pause(50).await;
+                Step::Perhaps
+            }
             Failure::Sql(error) => {
                 if !["40001", "53300", "53400", "57P01", "57P03"].contains(&error.code.as_ref()) {
                     let sentence = format!("a statement failed: {error}");
@@ -388,9 +402,10 @@ impl Client {
         if perhaps { Outcome::Unknown } else { Outcome::Refused }
     }
 
-    fn tell(&self, key: i64, adds: bool, sent_ms: u64, seen: Option<i64>) {
+    fn tell(&self, key: i64, how: &'static str, sent_ms: u64, seen: Option<i64>) {
         let answered_ms = process::now_ms();
-        self.users.told.borrow_mut().history.push(Event { key, adds, sent_ms, answered_ms, seen });
+        let adds = [ADDITION, TRANSFER].contains(&how);
+        self.users.told.borrow_mut().history.push(Event { key, adds, how, sent_ms, answered_ms, seen });
     }
 
     /// Adds one to a counter; `false` if it was not answered.
@@ -400,14 +415,14 @@ impl Client {
         match self.statement_under(id, ADD, vec![key.into()], key).await {
             Outcome::Answered(reply) => {
                 let value = reply.rows.int(0, 0).unwrap_or(-1);
-                self.tell(key, true, sent_ms, Some(value));
+                self.tell(key, ADDITION, sent_ms, Some(value));
                 if once_in(4) {
                     self.again(id, key, value).await;
                 }
                 true
             }
             Outcome::Unknown => {
-                self.tell(key, true, sent_ms, None);
+                self.tell(key, ADDITION, sent_ms, None);
                 false
             }
             Outcome::Refused => false,
@@ -441,7 +456,7 @@ impl Client {
     async fn read(&mut self, key: i64) {
         let sent_ms = process::now_ms();
         if let Outcome::Answered(reply) = self.statement(READ, vec![key.into()], key).await {
-            self.tell(key, false, sent_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
+            self.tell(key, "a read", sent_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
         }
     }
 
@@ -463,7 +478,7 @@ impl Client {
             Ok(ShardReply::Rows(reply)) => {
                 let Some(age_ms) = reply.staleness_ms else { return };
                 let since_ms = sent_ms.saturating_sub(age_ms + age_ms / 20 + 1);
-                self.tell(key, false, since_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
+                self.tell(key, LOCAL, since_ms, Some(reply.rows.int(0, 0).unwrap_or(0)));
             }
             Ok(_) => {}
             Err(_) => _ = self.connections.remove(&address),
@@ -480,7 +495,8 @@ impl Client {
             let sent_ms = process::now_ms();
             let statement = Client::request(self.id(), READ, vec![key.into()]);
             let request = ShardRequest::InTransaction { transaction, begin, statement };
-            let Step::Answered(ShardReply::Rows(reply)) = self.ask(&mut shard, &request, key).await else { return };
+            let step = self.ask(&mut shard, &request, key).await;
+            let Step::Answered(ShardReply::Rows(reply)) = step else { return self.broken_off(!looks.is_empty()) };
             looks.push((sent_ms, reply.rows.int(0, 0).unwrap_or(0)));
             tokio::time::sleep(Duration::from_millis(below(LOOK_MS))).await;
         }
@@ -489,8 +505,19 @@ impl Client {
         let request = ShardRequest::Commit { transaction, id, key: key_of_table, durability: Durability::Disk };
         if let Step::Answered(ShardReply::Done) = self.ask(&mut shard, &request, key).await {
             for (sent_ms, seen) in looks {
-                self.tell(key, false, sent_ms, Some(seen));
+                self.tell(key, "a look in a transaction", sent_ms, Some(seen));
             }
+        } else {
+            self.broken_off(true);
+        }
+    }
+
+    /// A transaction came to nothing. If it has touched its range (all keys of one here lie in one), the range cannot have been fenced
+    /// under it: the fence waits for it, or ends it first (R22).
+    fn broken_off(&mut self, touched: bool) {
+        if touched && self.trouble.contains("a range that the transaction uses has moved") {
+            let sentence = format!("a range was fenced under a transaction that had touched it: {}", self.trouble);
+            self.users.told.borrow_mut().trouble.get_or_insert(sentence);
         }
     }
 
@@ -503,7 +530,7 @@ impl Client {
             .filter_map(|row| Some((reply.rows.int(row, 0)?, reply.rows.int(row, 1)?)))
             .collect();
         for key in from..from + 10 {
-            self.tell(key, false, sent_ms, Some(rows.get(&key).copied().unwrap_or(0)));
+            self.tell(key, "a scan", sent_ms, Some(rows.get(&key).copied().unwrap_or(0)));
         }
     }
 
@@ -522,7 +549,8 @@ impl Client {
             let begin = (n == 0).then(TransactionOptions::default);
             let request = ShardRequest::InTransaction { transaction, begin, statement };
             // Only the first may be sent anywhere: the others belong to its connection.
-            let Step::Answered(ShardReply::Rows(reply)) = self.ask(&mut shard, &request, from).await else { return };
+            let step = self.ask(&mut shard, &request, from).await;
+            let Step::Answered(ShardReply::Rows(reply)) = step else { return self.broken_off(n > 0) };
             if reply.affected != 1 {
                 let sentence = format!("a transfer changed {} rows of an account", reply.affected);
                 self.users.told.borrow_mut().trouble.get_or_insert(sentence);
@@ -537,15 +565,15 @@ impl Client {
         let mut perhaps = false;
         while process::now_ms() < deadline_ms {
             match self.ask(&mut shard, &request, from).await {
-                Step::Answered(_) => return self.tell(TALLY, true, sent_ms, tally),
+                Step::Answered(_) => return self.tell(TALLY, TRANSFER, sent_ms, tally),
                 Step::Perhaps => perhaps = true,
                 // The shard says so after it has looked in its retry window.
-                Step::Never => return,
+                Step::Never => return self.broken_off(true),
                 Step::Again => {}
             }
         }
         if perhaps {
-            self.tell(TALLY, true, sent_ms, None);
+            self.tell(TALLY, TRANSFER, sent_ms, None);
         }
     }
 

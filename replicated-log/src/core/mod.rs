@@ -424,6 +424,7 @@ impl<D: Disk> Core<D> {
         let syncs = match &message {
             Message::BLE(_) => false,
             Message::SequencePaxos(paxos) => match &paxos.msg {
+                PaxosMsg::ProposalForward(_) if deliberate(Bug::NoTermFence) => false,
                 // log rules 7 and 10: nobody sends these here; whoever does must have no effect.
                 PaxosMsg::ProposalForward(_)
                 | PaxosMsg::ForwardStopSign(_)

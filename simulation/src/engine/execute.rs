@@ -148,11 +148,13 @@ impl Runner {
             1..=4 => process::below(3),
             _ => 0,
         };
+        let slow = if self.is_to_end() { 4 + process::below(30) } else { slow };
         let due_ms = process::now_ms() + slow;
         self.engine.state().committing.insert(self.session, Committing { due_ms, commit });
         if slow > 0 {
+            tokio::time::sleep(Duration::from_millis(slow / 2)).await;
             self.end_meanwhile();
-            tokio::time::sleep(Duration::from_millis(slow)).await;
+            tokio::time::sleep(Duration::from_millis(slow - slow / 2)).await;
         }
         {
             let mut state = self.engine.state();
@@ -167,12 +169,18 @@ impl Runner {
         self.engine.released.notify_waiters();
     }
 
-    /// Somebody terminates this backend, if that was ordered.
+    /// Whether this session may be ended in its COMMIT: then that takes its time.
+    fn is_to_end(&self) -> bool {
+        let state = self.engine.state();
+        state.ends_committing && state.sessions.get(&self.session).is_some_and(|session| session.is_user)
+    }
+
+    /// Somebody terminates this backend, if that was ordered and it matters to anybody.
     fn end_meanwhile(&self) {
         let mut state = self.engine.state();
-        if state.sessions.get(&self.session).is_some_and(|session| session.is_user)
-            && std::mem::take(&mut state.ends_committing)
-        {
+        let is_user = state.sessions.get(&self.session).is_some_and(|session| session.is_user);
+        if state.ends_committing && is_user && state.is_waited_for(self.session) {
+            state.ends_committing = false;
             state.end(self.session);
             drop(state);
             self.engine.released.notify_waiters();
@@ -256,8 +264,9 @@ impl Runner {
                 let mut state = self.engine.state();
                 state.pass();
                 match state.locks.get(&id) {
-                    Some(holder) if *holder != self.session => {}
+                    Some(holder) if *holder != self.session => _ = state.waiting.insert(self.session, id.clone()),
                     _ => {
+                        state.waiting.remove(&self.session);
                         state.locks.insert(id, self.session);
                         return Ok(());
                     }
@@ -266,6 +275,7 @@ impl Runner {
             if self.lock_timeout_ms == 0 {
                 released.await;
             } else if tokio::time::timeout_at(deadline, released).await.is_err() {
+                self.engine.state().waiting.remove(&self.session);
                 return Err(Failed("55P03", "canceling statement due to lock timeout".into()));
             }
         }

@@ -59,6 +59,8 @@ struct State {
     /// Commits that a crash may take back, oldest first, with when they were made.
     volatile: VecDeque<(u64, Vec<Undo>)>,
     locks: BTreeMap<RowId, u64>,
+    /// Who waits for a lock, by session.
+    waiting: BTreeMap<u64, RowId>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     committing: BTreeMap<u64, Committing>,
@@ -66,7 +68,7 @@ struct State {
     zombies: Vec<Committing>,
     /// No session gets in, as if all were taken.
     refuses: bool,
-    /// The next user's session whose COMMIT takes a while is ended meanwhile.
+    /// The next user's session at whose COMMIT somebody waits for its locks is ended in the middle of it.
     ends_committing: bool,
     commits: u64,
     /// A statement that it does not know.
@@ -124,7 +126,7 @@ impl Engine {
         true
     }
 
-    /// The next user's session whose COMMIT takes a while is ended in the middle of it.
+    /// The next user's session at whose COMMIT somebody waits for its locks is ended in the middle of it.
     pub fn end_one_committing(&self) {
         self.state().ends_committing = true;
     }
@@ -183,6 +185,12 @@ impl State {
             }
         }
         self.locks.retain(|_, holder| *holder != session);
+        self.waiting.remove(&session);
+    }
+
+    /// Whether somebody waits for a lock that this session holds.
+    fn is_waited_for(&self, session: u64) -> bool {
+        self.waiting.values().any(|row| self.locks.get(row) == Some(&session))
     }
 
     fn commit(&mut self, commit: Commit) {
