@@ -17,7 +17,11 @@ SOAK_TRIALS ?= 50
 
 EVENKEEL := target/release/evenkeel
 
-.PHONY: help build demo test bench soak fmt lint doc
+# Seeds of the simulation in `make soak`, and the first of them.
+SEEDS ?= 10000
+FIRST_SEED ?= 1
+
+.PHONY: help build demo test bench soak soak-simulation fmt lint doc
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,14 +42,18 @@ bench: build
 	@scripts/install-missing wrk nginx
 	$(EVENKEEL) bench $(ARGS)
 
-# Long runs with faults, each with another seed.
-soak: build
+# Long runs with faults, each with another seed: of the simulation first, which is the fastest to find something.
+soak: build soak-simulation
 	for run in $$(seq 1 $(SOAK_RUNS)); do \
 	    for workload in mixgraph hotspot-jump zipf:1.1 ycsb-a; do \
 	        $(EVENKEEL) demo --chaos --workload $$workload --seed $$run --duration $(SOAK_SECONDS) $(ARGS); \
 	    done; \
 	done
 	$(EVENKEEL) bench failover --trials $(SOAK_TRIALS)
+
+# Any number of seeds of the simulation: make soak-simulation SEEDS=100000 FIRST_SEED=1
+soak-simulation:
+	SEEDS=$(SEEDS) FIRST_SEED=$(FIRST_SEED) $(CARGO) test --release --locked -p evenkeel-simulation --test seeds every_seed_holds -- --nocapture
 
 fmt:
 	$(CARGO) fmt --all
