@@ -317,10 +317,10 @@ impl Node {
             shared,
             requests,
             leading: lead.clone(),
-            local,
+            local: local.clone(),
             postgres_pid: postgres.pid(),
         }));
-        tokio::select! {
+        let ended = tokio::select! {
             error = applier.run(subscription, queue) => error,
             Some(error) = broke.recv() => error,
             Some(error) = fails.recv() => error.into(),
@@ -329,7 +329,9 @@ impl Node {
             () = self.come_back(&progress, postgres, relapses.rest()) => ApplyError::LogStopped,
             () = self.keep_house(lead) => ApplyError::LogStopped,
             () = members::claim_state(&self.log, recovered.position, Term(recovered.term)) => ApplyError::LogStopped,
-        }
+        };
+        local.end();
+        ended
     }
 
     /// Runs each reign's housekeeping. Never returns.

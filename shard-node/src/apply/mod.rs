@@ -169,7 +169,7 @@ impl Applier {
     ) -> Applier {
         let spares = Spares::new(shared.connector.clone(), config.clone());
         let own_records = start.records.iter().map(|record| (start.position, *record)).collect();
-        Applier {
+        let applier = Applier {
             me: ReplicaId(config.replica),
             config,
             shared,
@@ -189,7 +189,9 @@ impl Applier {
             not_yet: Arc::default(),
             kept: upkeep::Kept::at(start.position),
             own_records,
-        }
+        };
+        applier.ownership_changed(applier.shared.progress.folded());
+        applier
     }
 
     /// Follows the log until something must be done about this replica.
@@ -223,7 +225,7 @@ impl Applier {
                 log::Body::ConfigChange(_) => self.shared.progress.pass(position),
                 log::Body::Data(payload) => {
                     let decoded = Entry::decode(payload).map_err(|error| ApplyError::Diverged(error.to_string()))?;
-                    if entry.effective || deliberate(Bug::NoTermFence) {
+                    if entry.effective {
                         self.effective(position, entry.term, decoded).await?;
                     } else {
                         // Invariant 1. It may be one of ours from before we were deposed.
@@ -284,7 +286,7 @@ impl Applier {
             self.own_records.push_back((position, (term.0, serial)));
             self.shared.progress.expect(position);
             leader.reign.settle(serial, Outcome::Effective(position));
-        } else if self.records.remove(&(term.0, serial)) {
+        } else if self.meet(position, term, serial) {
             self.shared.progress.pass(position);
         } else {
             self.gathered.add_changes(changes);
@@ -319,13 +321,13 @@ impl Applier {
         self.kept.state_changed_at = position;
         if !self.state.owned().eq(self.shared.state().owned()) {
             // Before the state shows it: a `local` read that sees either, sees that it must look again (R9).
-            self.shared.owned_changed.store(position, Ordering::SeqCst);
+            self.ownership_changed(position);
         }
         // Before anything that waits for ranges: a range must not be admitted before its rows are in.
         self.hide_until_stored(control);
         self.publish();
         let leads = self.leader.as_ref().is_some_and(|leader| leader.reign.term == term);
-        let stored = self.records.remove(&(term.0, serial));
+        let stored = self.meet(position, term, serial);
         if leads {
             self.control_as_leader(position, term, serial, control, effects).await?;
         } else {
@@ -435,6 +437,22 @@ impl Applier {
         let snapshot = self.keeper.snapshot().await?;
         self.checks.checkpoint(*nonce, position, &self.state, snapshot.await, self.holds_later()).await;
         Ok(())
+    }
+
+    /// Whether PostgreSQL holds this entry already, by its record.
+    fn meet(&mut self, position: u64, term: Term, serial: u64) -> bool {
+        let stored = self.records.remove(&(term.0, serial));
+        if stored && !self.holds_later() {
+            self.ownership_changed(position);
+        }
+        stored
+    }
+
+    /// From this position on, what PostgreSQL holds and what the state machine says of ownership belong together (R9). Not while
+    /// PostgreSQL is ahead: rows that are owned here may be purged in it already.
+    fn ownership_changed(&self, position: u64) {
+        let together = if self.holds_later() { u64::MAX } else { position };
+        self.shared.owned_changed.store(together, Ordering::SeqCst);
     }
 
     /// Whether PostgreSQL holds entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
