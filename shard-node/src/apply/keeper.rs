@@ -81,6 +81,17 @@ impl Keeper {
         self.commands.send(command).await.map_err(|_| KeeperStopped)
     }
 
+    /// Waits until everything asked for before is done.
+    pub async fn idle(&self) -> Result<(), KeeperStopped> {
+        let (sender, receiver) = oneshot::channel();
+        let then = move || {
+            // Whoever gave up waiting need not know.
+            let _ = sender.send(());
+        };
+        self.ask(Command::Then(Box::new(then))).await?;
+        receiver.await.map_err(|_| KeeperStopped)
+    }
+
     /// A snapshot of what everything asked for before leaves behind.
     pub async fn snapshot(&self) -> Result<oneshot::Receiver<Result<PinnedSnapshot, StoreError>>, KeeperStopped> {
         let (sender, receiver) = oneshot::channel();

@@ -30,7 +30,11 @@ impl Applier {
         if !deliberate(Bug::LeaderNotWhole)
             && tokio::time::timeout(bound, self.shared.progress.reached(position)).await.is_err()
         {
-            return Err(ApplyError::Reopen(format!("PostgreSQL does not get to position {position}")));
+            return Err(too_slow(position));
+        }
+        // And the snapshots that were asked for are taken (R24): nobody may write before.
+        if tokio::time::timeout(bound, self.keeper.idle()).await.map_err(|_| too_slow(position))?.is_err() {
+            return Err(ApplyError::Reopen("the keeper has stopped".into()));
         }
         let current = self.shared.log.role().borrow().leading();
         if leader == self.me && current == Some(term) && self.spent != Some(term) {
@@ -90,6 +94,10 @@ impl Applier {
         self.leading.send_replace(Some(leader));
         Ok(())
     }
+}
+
+fn too_slow(position: u64) -> ApplyError {
+    ApplyError::Reopen(format!("PostgreSQL does not get to position {position}"))
 }
 
 /// Stops a reign as soon as the log knows better, before the next `LeaderStart` says so.
