@@ -6,8 +6,6 @@
 /// What may be broken on purpose. `docs/testing.md` says which test notices each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// Entries of deposed leaders get into the log, by OmniPaxos's forwarding, and take effect (invariant 1, log rule 7).
-    NoTermFence,
     /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
     NoOwnershipFence,
     /// A reign goes on after its PostgreSQL was started anew (R1).
@@ -42,8 +40,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 16] = [
-        Bug::NoTermFence,
+    pub const ALL: [Bug; 15] = [
         Bug::NoOwnershipFence,
         Bug::ReignSurvivesRestart,
         Bug::ZombieBackends,

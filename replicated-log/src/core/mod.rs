@@ -27,7 +27,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use evenkeel_host::{Bug, deliberate};
 use omnipaxos::OmniPaxos;
 use omnipaxos::ballot_leader_election::Ballot;
 use omnipaxos::messages::Message;
@@ -424,7 +423,6 @@ impl<D: Disk> Core<D> {
         let syncs = match &message {
             Message::BLE(_) => false,
             Message::SequencePaxos(paxos) => match &paxos.msg {
-                PaxosMsg::ProposalForward(_) if deliberate(Bug::NoTermFence) => false,
                 // log rules 7 and 10: nobody sends these here; whoever does must have no effect.
                 PaxosMsg::ProposalForward(_)
                 | PaxosMsg::ForwardStopSign(_)
@@ -486,7 +484,7 @@ impl<D: Disk> Core<D> {
 
     /// The only place that appends, and only as the leader (log rule 7).
     fn append(&mut self, item: Item) -> bool {
-        debug_assert!(self.holds_ballot() || deliberate(Bug::NoTermFence), "log rule 7");
+        debug_assert!(self.holds_ballot(), "log rule 7");
         self.omni.append(item).is_ok()
     }
 
@@ -498,7 +496,7 @@ impl<D: Disk> Core<D> {
     fn propose(&mut self, item: Item, tracked: Option<u64>) {
         // log rule 7, invariant 1: the term of the entry is the reign's, or the entry is not appended at all.
         // Nothing is proposed behind the end of an epoch (log rule 10).
-        let leads = self.reign.is_some_and(|r| r.term == item.term) || deliberate(Bug::NoTermFence);
+        let leads = self.reign.is_some_and(|r| r.term == item.term);
         if leads && !self.behind_barrier() && self.append(item) {
             self.turn.proposed += 1;
             if let Some(id) = tracked {

@@ -136,9 +136,12 @@ impl Engine {
         self.state().refuses = refuses;
     }
 
-    /// Lets a session in; `None` if no more are taken.
-    fn enter(&self, is_user: bool, end: &Arc<Notify>) -> Option<u64> {
+    /// Lets a session of this start of the server in; `None` if that is over, or no more are taken.
+    fn enter(&self, start: u32, is_user: bool, end: &Arc<Notify>) -> Option<u64> {
         let mut state = self.state();
+        if !state.running || state.starts != start {
+            return None;
+        }
         if state.refuses && is_user {
             return None;
         }
@@ -257,11 +260,15 @@ impl Server for Engine {
     }
 
     fn connect(&self) -> io::Result<Box<dyn Duplex>> {
-        if !self.state().running {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
+        let start = {
+            let state = self.state();
+            if !state.running {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            state.starts
+        };
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        tokio::spawn(wire::serve(self.clone(), ours));
+        tokio::spawn(wire::serve(self.clone(), start, ours));
         Ok(Box::new(theirs))
     }
 

@@ -41,10 +41,10 @@ struct Connection {
 }
 
 /// Serves one session until its client goes, or it is ended.
-pub(super) async fn serve(engine: Engine, mut stream: DuplexStream) {
+pub(super) async fn serve(engine: Engine, start: u32, mut stream: DuplexStream) {
     let Ok(is_user) = start_up(&mut stream).await else { return };
     let end = Arc::new(Notify::new());
-    let Some(session) = engine.enter(is_user, &end) else {
+    let Some(session) = engine.enter(start, is_user, &end) else {
         let mut out = BytesMut::new();
         error(&mut out, "FATAL", &Failed("53300", "sorry, too many clients already".into()));
         // The client learns it, or has gone.
