@@ -26,15 +26,8 @@ impl Applier {
         self.term = term;
         self.shared.progress.pass(position);
         // Everything before, and every session's end, is in PostgreSQL before anything after is (R3).
-        let bound = Duration::from_millis(END_MS);
-        if !deliberate(Bug::LeaderNotWhole)
-            && tokio::time::timeout(bound, self.shared.progress.reached(position)).await.is_err()
-        {
-            return Err(too_slow(position));
-        }
-        // And the snapshots that were asked for are taken (R24): nobody may write before.
-        if tokio::time::timeout(bound, self.keeper.idle()).await.map_err(|_| too_slow(position))?.is_err() {
-            return Err(ApplyError::Reopen("the keeper has stopped".into()));
+        if !deliberate(Bug::LeaderNotWhole) {
+            self.whole(position).await?;
         }
         let current = self.shared.log.role().borrow().leading();
         if leader == self.me && current == Some(term) && self.spent != Some(term) {
@@ -46,6 +39,19 @@ impl Applier {
             self.spares.prepare();
         }
         Ok(())
+    }
+
+    /// Waits until PostgreSQL holds everything up to `position`, and the snapshots that were asked for are taken (R24): nobody may
+    /// write before.
+    async fn whole(&self, position: u64) -> Result<(), ApplyError> {
+        let whole = async {
+            self.shared.progress.reached(position).await;
+            self.keeper.idle().await
+        };
+        match tokio::time::timeout(Duration::from_millis(END_MS), whole).await {
+            Ok(idle) => Ok(idle?),
+            Err(_) => Err(ApplyError::Reopen(format!("PostgreSQL does not get to position {position}"))),
+        }
     }
 
     /// R3: a deposed reign's transactions are rolled back unless their entries came before this place in the log.
@@ -94,10 +100,6 @@ impl Applier {
         self.leading.send_replace(Some(leader));
         Ok(())
     }
-}
-
-fn too_slow(position: u64) -> ApplyError {
-    ApplyError::Reopen(format!("PostgreSQL does not get to position {position}"))
 }
 
 /// Stops a reign as soon as the log knows better, before the next `LeaderStart` says so.
