@@ -47,7 +47,7 @@ async fn start_within(bytes: usize) -> (Connection<String, String>, Arc<Echo>, t
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let echo = Arc::new(Echo { release: Notify::new(), waiting: AtomicUsize::new(0) });
-    let server = tokio::spawn(server::serve_within(listener, echo.clone(), std::future::pending(), bytes));
+    let server = tokio::spawn(server::serve_within(listener.into(), echo.clone(), std::future::pending(), bytes));
     (Connection::connect(address, Duration::from_secs(5)).await.unwrap(), echo, server)
 }
 
