@@ -35,6 +35,8 @@ pub enum Fault {
     DataLost(Part),
     /// A machine is gone, and comes back with an empty disk.
     DiskLost(Part),
+    /// A database server gets slow: every statement takes up to so many milliseconds.
+    SlowServer(Part, u64),
     /// A machine's disk gets slow.
     SlowDisk(Part, u64),
     /// A machine's wall clock is set, by so many milliseconds from what is right.
@@ -63,6 +65,7 @@ impl Fault {
             Fault::CommitEnds(_) => "database sessions ended in their COMMIT",
             Fault::DataLost(_) => "databases lost",
             Fault::DiskLost(_) => "disks lost",
+            Fault::SlowServer(..) => "database servers slowed",
             Fault::SlowDisk(..) => "disks slowed",
             Fault::ClockSet(..) => "clocks set",
             Fault::Flap(..) => "links flapping",
@@ -141,7 +144,7 @@ impl Weather {
             (machine(first), machine(first + 1 + below(self.machines.len() as u64 - 1)))
         };
         let (a, b) = two();
-        let fault = match below(48) {
+        let fault = match below(52) {
             0..=7 => Fault::Kill(part),
             8..=11 => Fault::PowerCut(part),
             12..=17 => Fault::Freeze(part, 50 + below(LASTS_MS)),
@@ -151,6 +154,7 @@ impl Weather {
             27..=28 if shard => Fault::ServerFull(part),
             29 if shard => Fault::DataLost(part),
             30 if !self.lost.iter().any(|lost| same_group(*lost, part)) => Fault::DiskLost(part),
+            48..=51 if shard => Fault::SlowServer(part, 2 + below(60)),
             31..=32 => Fault::SlowDisk(part, 2 + below(60)),
             33..=34 => Fault::ClockSet(part, drawn_clock()),
             35..=37 => Fault::Cut(a, b),
@@ -205,6 +209,7 @@ impl Weather {
             }
             Fault::CommitEnds(part) => world.hardware.engine(part.machine()).end_one_committing(),
             Fault::DataLost(part) => world.hardware.engine(part.machine()).discard(),
+            Fault::SlowServer(part, ms) => world.hardware.engine(part.machine()).slow(ms),
             Fault::SlowDisk(part, ms) => world.hardware.slow_disk(part.machine(), ms),
             Fault::ClockSet(part, off_ms) => set_clock(world, part, off_ms),
             Fault::Flap(from, to) => _ = self.flapping.insert((from, to), (process::now_ms(), false)),
@@ -243,6 +248,7 @@ impl Weather {
                     net.mend(*other, machine);
                 }
             }
+            Fault::SlowServer(part, _) => world.hardware.engine(part.machine()).slow(0),
             Fault::SlowDisk(part, _) => world.hardware.slow_disk(part.machine(), 0),
             Fault::ClockSet(part, _) => set_clock(world, part, 0),
             Fault::Flap(from, to) => {

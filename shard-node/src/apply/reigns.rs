@@ -59,9 +59,6 @@ impl Applier {
         let Some(leader) = self.leader.take() else { return Ok(()) };
         self.leading.send_replace(None);
         leader.reign.depose();
-        if deliberate(Bug::SessionsOutliveReign) {
-            return Ok(());
-        }
         let bound = Duration::from_millis(END_MS);
         if tokio::time::timeout(bound, leader.reign.without_doubt()).await.is_err() {
             return Err(ApplyError::Reopen("a session of the last reign neither commits nor rolls back".into()));

@@ -68,6 +68,8 @@ struct State {
     zombies: Vec<Committing>,
     /// No session gets in, as if all were taken.
     refuses: bool,
+    /// How long every statement takes at most, in milliseconds, if the server is slow.
+    slow_ms: u64,
     /// The next user's session at whose COMMIT somebody waits for its locks is ended in the middle of it.
     ends_committing: bool,
     commits: u64,
@@ -129,6 +131,11 @@ impl Engine {
     /// The next user's session at whose COMMIT somebody waits for its locks is ended in the middle of it.
     pub fn end_one_committing(&self) {
         self.state().ends_committing = true;
+    }
+
+    /// Every statement takes up to so many milliseconds; 0: the server is as fast as ever.
+    pub fn slow(&self, ms: u64) {
+        self.state().slow_ms = ms;
     }
 
     /// Takes no more sessions (53300), or takes them again.

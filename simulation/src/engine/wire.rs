@@ -151,7 +151,7 @@ impl Connection {
         let text = c_string(&mut body.clone())?;
         let statements = sql::parse_all(&text).map_err(|reason| self.unknown(&text, reason))?;
         for statement in statements {
-            pause().await;
+            pause(&self.runner.engine).await;
             let outcome = self.runner.run(&statement, &[]).await?;
             complete(&mut self.out, &statement, &outcome);
         }
@@ -296,7 +296,7 @@ impl Connection {
 
     async fn execute(&mut self) -> Result<(), Failed> {
         let Some((prepared, values)) = self.bound.take() else { return Err(Failed("34000", "no portal".into())) };
-        pause().await;
+        pause(&self.runner.engine).await;
         let outcome = self.runner.run(&prepared.statement, &values).await?;
         for row in &outcome.rows {
             message(&mut self.out, b'D', |out| {
@@ -365,8 +365,11 @@ fn named(table: &Table, exprs: &[Expr]) -> Vec<(String, u32)> {
 }
 
 /// A statement takes a moment now and then, so that sessions overtake each other.
-async fn pause() {
-    if process::once_in(8) {
+async fn pause(engine: &Engine) {
+    let slow_ms = engine.state().slow_ms;
+    if slow_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(process::below(slow_ms))).await;
+    } else if process::once_in(8) {
         tokio::time::sleep(Duration::from_millis(1 + process::below(3))).await;
     }
 }
