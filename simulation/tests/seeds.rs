@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Seeds of an ordinary run: what two processors do in a few minutes.
 const SEEDS: u64 = 1_500;
 /// Seeds in which each deliberate bug must show.
-const BUG_SEEDS: u64 = 150;
+const BUG_SEEDS: u64 = 400;
 
 fn number(variable: &str, otherwise: u64) -> u64 {
     let given = std::env::var(variable).ok();
