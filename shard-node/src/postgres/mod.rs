@@ -138,7 +138,13 @@ impl Postgres {
     /// # Errors
     /// [`PostgresError::Failed`] if processes stay even when killed.
     pub async fn halt(&mut self) -> Result<(), PostgresError> {
-        leftover::stop_all(&self.layout.pgdata).await
+        leftover::stop_all(&self.layout.pgdata).await?;
+        if let Some(server) = &mut self.server {
+            // Who watches over it ends what is left of it, too, and must not come upon the next one. That takes no longer than ending
+            // it did; an error would mean that the watch is over.
+            let _ = server.down.wait_for(|down| *down).await;
+        }
+        Ok(())
     }
 
     /// Bytes free on the disk that the data lies on, for the server's account.
