@@ -169,6 +169,9 @@ impl Applier {
     ) -> Applier {
         let spares = Spares::new(shared.connector.clone(), config.clone());
         let own_records = start.records.iter().map(|record| (start.position, *record)).collect();
+        let mut records = start.records;
+        // Those of earlier terms have not been pruned yet: their entries lie before the position.
+        records.retain(|(term, _)| *term >= start.term.0);
         let applier = Applier {
             me: ReplicaId(config.replica),
             config,
@@ -181,7 +184,7 @@ impl Applier {
             spent: start.spent,
             leader: None,
             spares,
-            records: start.records,
+            records,
             gathered: Gathered::default(),
             span: None,
             gathering_since: None,
@@ -455,10 +458,21 @@ impl Applier {
         self.shared.owned_changed.store(together, Ordering::SeqCst);
     }
 
-    /// Whether PostgreSQL holds entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
-    /// opened anew, whose records have not been met yet.
+    /// Whether PostgreSQL may hold entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
+    /// opened anew, whose records have not been met yet. Over at the latest with the next reign's beginning, which comes, because the
+    /// one before has ended.
     fn holds_later(&self) -> bool {
         !self.records.is_empty()
+    }
+
+    /// A reign begins: no entry of an earlier one comes any more (invariant 1), so their records are of entries before this position.
+    fn forget_earlier_records(&mut self, position: u64, term: Term) {
+        if self.holds_later() {
+            self.records.retain(|(recorded, _)| *recorded >= term.0);
+            if !self.holds_later() {
+                self.ownership_changed(position);
+            }
+        }
     }
 
     fn hide_until_stored(&mut self, control: &Control) {

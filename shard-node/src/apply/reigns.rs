@@ -24,6 +24,7 @@ impl Applier {
         self.flush(None).await?;
         self.end_reign().await?;
         self.term = term;
+        self.forget_earlier_records(position, term);
         self.shared.progress.pass(position);
         // Everything before, and every session's end, is in PostgreSQL before anything after is (R3).
         if !deliberate(Bug::LeaderNotWhole) {

@@ -94,7 +94,9 @@ async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
 async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
     for postmaster_lives in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        let postgres = Postgres::start(config(&dir)).await.unwrap();
+        // A node of its own, whose tasks end with it: one of them watches over the server.
+        let node = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let postgres = node.spawn(Postgres::start(config(&dir))).await.unwrap().unwrap();
         let connector = postgres.connector();
         let client = connector.connect(Role::Admin).await.unwrap();
         client.batch_execute("CREATE TABLE t (k int)").await.unwrap();
@@ -110,6 +112,7 @@ async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
         }
         let pid = postgres.pid().unwrap();
         abandon(postgres);
+        tokio::task::spawn_blocking(move || node.shutdown_timeout(Duration::from_secs(5))).await.unwrap();
         if !postmaster_lives {
             signal(pid, Signal::KILL);
         }
