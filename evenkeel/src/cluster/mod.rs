@@ -287,9 +287,9 @@ impl Cluster {
         Ok(postmaster.pid())
     }
 
-    /// Stops a process where it stands (SIGSTOP).
+    /// Stops a process where it stands (SIGSTOP); all of its threads stand when this returns.
     pub fn pause(&self, id: ProcessId) -> Result<(), ClusterError> {
-        self.with(id, |process| process.signal(rustix::process::Signal::STOP))
+        self.with(id, |process| process.pause())
     }
 
     /// Lets a paused process go on (SIGCONT).

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long an orderly end may take before force is used, in milliseconds.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
+/// How often, a millisecond apart, it is looked whether a process that was told to stand still does.
+const PAUSE_POLLS: usize = 5_000;
 /// How often an ending process is looked at, in milliseconds.
 const POLL_MS: u64 = 5;
 /// The most of a log that is read for its tail, in bytes.
@@ -85,6 +87,27 @@ impl Process {
         // The child is not waited for yet, so its number cannot belong to another process.
         kill_process(Pid::from_child(child), signal)
             .map_err(|e| ClusterError::io(format!("signalling {}", self.spec.id))(e.into()))
+    }
+
+    /// Stops it with SIGSTOP and waits until every thread stands: one may still answer a request after the signal was sent.
+    pub fn pause(&mut self) -> Result<(), ClusterError> {
+        self.signal(Signal::STOP)?;
+        let Some(pid) = self.pid() else { return Ok(()) };
+        let stands = |task: std::fs::DirEntry| {
+            // One that has ended is as good. The state stands behind the name, which is in parentheses.
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
+        };
+        for _ in 0..PAUSE_POLLS {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+            let tasks = tasks.map_err(ClusterError::io(format!("looking at {}", self.spec.id)))?;
+            if tasks.flatten().all(stands) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let still = std::io::Error::new(std::io::ErrorKind::TimedOut, "it goes on after SIGSTOP");
+        Err(ClusterError::io(format!("pausing {}", self.spec.id))(still))
     }
 
     /// Kills it with SIGKILL and waits until it is gone; nothing happens if it does not run.
