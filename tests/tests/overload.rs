@@ -32,7 +32,7 @@ const KEPT: f64 = 0.7;
 /// a collapse is all that can be said.
 const KEPT_ON_A_FULL_MACHINE: f64 = 0.25;
 /// Within this time after the last answer of the overload latency is what it was: in truth at once, as the printed line says.
-const RECOVERY: Duration = Duration::from_secs(10);
+const RECOVERY: Duration = Duration::from_secs(5);
 /// The longest that somebody who is answered or refused may have waited: the client's patience of a second, a last attempt, and the
 /// queue that it was let into (a quarter of a second); and three seconds more for a machine that does much else.
 const LONGEST_P99: Duration = Duration::from_millis(5_000);
