@@ -34,11 +34,39 @@ pub enum Bug {
     LeaderNotWhole,
     /// What is acknowledged was only proposed (invariant 7).
     AnswerBeforeDecided,
+    /// A draining shard is removed though it still owns ranges.
+    RemovedTooSoon,
+    /// Entries are appended behind the barrier, and count (log rule 10).
+    PassesBarrier,
+    /// A write at durability `memory` is answered without anybody else's memory (R28).
+    MemoryUnheld,
+    /// What is answered before it is decided is visible to others at once (R28).
+    EarlyVisible,
+    /// A session is told that its write was kept, whatever became of it (R28).
+    LossNotTold,
+    /// A read at level `leader` is answered by any replica.
+    LeaderReadAnywhere,
+    /// A linearizable read of the coordination store does not pass the read barrier (log rule 9).
+    KvNoBarrier,
+    /// A sequential read of the coordination store does not wait for the revision that its client has seen.
+    KvGoesBack,
+    /// The coordination store's conditions are judged by the leader, before the log.
+    KvJudgedBeforeTheLog,
+    /// Requests to the coordination store that are repeated are not recognised.
+    KvForgetsIds,
+    /// A watch of the coordination store goes on from now, whatever its client has seen.
+    KvWatchGap,
+    /// What follows a BEGIN that failed commits by itself (invariant 3).
+    WritesWithoutBegin,
+    /// However much is asked for, everybody is let in.
+    NoGate,
+    /// A statement is refused because there is too much, and done all the same.
+    RefusedAndDone,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 28] = [
         Bug::NoOwnershipFence,
         Bug::ReignSurvivesRestart,
         Bug::ZombieBackends,
@@ -53,6 +81,20 @@ impl Bug {
         Bug::NoTail,
         Bug::LeaderNotWhole,
         Bug::AnswerBeforeDecided,
+        Bug::RemovedTooSoon,
+        Bug::PassesBarrier,
+        Bug::MemoryUnheld,
+        Bug::EarlyVisible,
+        Bug::LossNotTold,
+        Bug::LeaderReadAnywhere,
+        Bug::KvNoBarrier,
+        Bug::KvGoesBack,
+        Bug::KvJudgedBeforeTheLog,
+        Bug::KvForgetsIds,
+        Bug::KvWatchGap,
+        Bug::WritesWithoutBegin,
+        Bug::NoGate,
+        Bug::RefusedAndDone,
     ];
 }
 

@@ -17,6 +17,7 @@ mod bug;
 mod disk;
 mod forgetful;
 mod net;
+pub mod ports;
 
 pub use bug::{Bug, deliberate};
 pub use disk::Disk;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,25 +24,12 @@ struct Group {
     nodes: BTreeMap<ReplicaId, LogHandle>,
 }
 
-/// A port that is free and below those that the system gives to outgoing connections: one of these, a peer's
-/// perhaps, could otherwise take it before its replica listens, or while that is down.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let offset = (std::process::id() as u16).wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + offset % 12_000));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-}
-
 impl Group {
     fn new(n: u64, limits: Limits) -> Group {
         let ids = || (1..=n).map(ReplicaId);
         let mut group = Group {
             dirs: ids().map(|_| TempDir::new().unwrap()).collect(),
-            peers: ids().map(|id| (id, free_address())).collect(),
+            peers: ids().map(|id| (id, evenkeel_host::ports::address().unwrap())).collect(),
             limits,
             timing: Timing { forget_peer_ms: 300, ..Timing::default() },
             nodes: BTreeMap::new(),
@@ -436,7 +422,7 @@ async fn what_cannot_start_says_why() {
     let taken = start(config.clone());
     assert!(matches!(taken, Err(StartError::Io { .. })), "the port: {taken:?}");
     // Log rule 6.
-    config.peers.insert(ReplicaId(256), free_address().into());
+    config.peers.insert(ReplicaId(256), evenkeel_host::ports::address().unwrap().into());
     assert!(matches!(start(config.clone()), Err(StartError::Config(_))));
     config.peers.remove(&ReplicaId(256));
     config.me = ReplicaId(4);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -67,22 +67,10 @@ struct Group {
     nodes: Vec<LogHandle>,
 }
 
-/// A port that is free and below those that the system gives to outgoing connections: one of these, a peer's perhaps, could otherwise
-/// take it before its replica listens, or while that is down.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let offset = (std::process::id() as u16).wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + offset % 12_000));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-}
-
 impl Group {
     fn new(number: u64, lease_ms: u64) -> Group {
-        let peers: BTreeMap<ReplicaId, SocketAddr> = (1..=3).map(|id| (ReplicaId(id), free_address())).collect();
+        let peers: BTreeMap<ReplicaId, SocketAddr> =
+            (1..=3).map(|id| (ReplicaId(id), evenkeel_host::ports::address().unwrap())).collect();
         let dirs: Vec<_> = peers.iter().map(|_| TempDir::new().unwrap()).collect();
         let nodes = peers.iter().zip(&dirs).map(|((me, listen), dir)| {
             start(GroupConfig {

@@ -1,0 +1,78 @@
+//! Free ports that stay free.
+//!
+//! A port from `bind(0)` comes from the kernel's ephemeral range, and once its process has been killed, any outgoing connection
+//! may take it before the process is started again. So ports are taken from below that range, tested by binding: from a
+//! random place, so that processes that look for some at the same time do not meet, and within a process from where the last was found.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Ports that are used: above the well-known ones, below Linux's ephemeral ones (32768 and up).
+const FIRST: u16 = 12_000;
+const COUNT: u16 = 20_000;
+
+/// `wanted` ports of the loopback interface that are free now.
+///
+/// # Errors
+/// If so many are not.
+pub fn reserve(wanted: usize) -> io::Result<Vec<u16>> {
+    static NEXT: OnceLock<AtomicUsize> = OnceLock::new();
+    let next = NEXT.get_or_init(|| {
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+        let seed = u64::from(nanos) ^ (u64::from(std::process::id()) << 20);
+        AtomicUsize::new((seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize)
+    });
+    // All are held until all are found, so that none is found twice.
+    let mut held = Vec::with_capacity(wanted);
+    let mut ports = BTreeSet::new();
+    for _ in 0..COUNT {
+        if ports.len() == wanted {
+            break;
+        }
+        let port = FIRST + (next.fetch_add(1, Ordering::Relaxed) % usize::from(COUNT)) as u16;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            ports.insert(port);
+            held.push(listener);
+        }
+    }
+    if ports.len() < wanted {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("only {} of {wanted} ports are free", ports.len()),
+        ));
+    }
+    Ok(ports.into_iter().collect())
+}
+
+/// An address with such a port.
+///
+/// # Errors
+/// If none is free.
+pub fn address() -> io::Result<SocketAddr> {
+    Ok(SocketAddr::from(([127, 0, 0, 1], reserve(1)?.first().copied().unwrap_or(0))))
+}
+
+/// The first of these ports of the loopback interface that somebody has.
+pub fn taken(ports: &[u16]) -> Option<u16> {
+    ports.iter().copied().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn ports_are_different_and_can_be_bound() {
+        let ports = reserve(40).unwrap();
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 40);
+        assert!(ports.iter().all(|p| *p < 32_768));
+        // Another process may have been quicker with one of them, but not with all.
+        let taken = ports.iter().find_map(|p| TcpListener::bind(("127.0.0.1", *p)).ok()).unwrap();
+        assert!(!reserve(40).unwrap().contains(&taken.local_addr().unwrap().port()));
+    }
+}
