@@ -68,8 +68,8 @@ impl LogHandle {
     /// new, count once they have fetched the state; those that leave may be stopped when the new epoch has a leader.
     ///
     /// # Errors
-    /// Nothing is queued then: [`ChangeError::Refused`] if too few of the new members would have the state, or one
-    /// has not been heard of; else as [`LogHandle::propose`].
+    /// Nothing is queued then: [`ChangeError::Impossible`] if there can be no such group, [`ChangeError::Refused`] if too few of the
+    /// new members would have the state as yet, or one has not been heard of; else as [`LogHandle::propose`].
     pub fn change_members(&self, term: Term, next: &Members) -> Result<(), ChangeError> {
         let now = self.published.membership.borrow().clone();
         let next = membership::complete(&now, (self.me, self.disk), next, &self.status())?;

@@ -100,7 +100,10 @@ pub(crate) fn check(members: &Members) -> Result<(), String> {
 /// Why a change of the membership was not proposed. Nothing of it will ever appear in the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// Refuse: such a membership cannot be, or could not serve.
+    /// Refuse: there can be no such group, or it can never be reached from the members there are in one step.
+    #[error("{0}")]
+    Impossible(String),
+    /// Wait: as things are now such a group could not serve.
     #[error("{0}")]
     Refused(String),
     /// As for any proposal.
@@ -116,13 +119,18 @@ pub(crate) fn complete(
     next: &Members,
     status: &LogStatus,
 ) -> Result<Members, ChangeError> {
-    check(next).map_err(ChangeError::Refused)?;
+    check(next).map_err(ChangeError::Impossible)?;
+    let majority = next.len() / 2 + 1;
+    let known = next.keys().filter(|id| now.has(**id)).count();
+    if known < majority {
+        let reason = format!("{known} of the {} members are replicas now, and {majority} must be", next.len());
+        return Err(ChangeError::Impossible(format!("{reason}: change fewer at a time")));
+    }
     let whole = |id: &ReplicaId| *id == me.0 || status.peers.get(id).is_some_and(|peer| peer.connected);
     let staying = next.keys().filter(|id| now.has(**id) && whole(id)).count();
-    let majority = next.len() / 2 + 1;
     if staying < majority {
         return Err(ChangeError::Refused(format!(
-            "{staying} of the {} members would have the state, and {majority} are needed: change fewer at a time",
+            "{staying} of the {} members would have the state, and {majority} are needed: start the others, or change fewer at a time",
             next.len()
         )));
     }
@@ -181,9 +189,13 @@ mod tests {
     #[test]
     fn a_change_that_could_not_serve_is_refused() {
         change([true, false], &[1, 2, 4]).unwrap();
-        assert!(change([true, true], &[1, 4, 5]).is_err(), "one of three has the state");
-        assert!(change([false, false], &[1, 2, 3]).is_err(), "nobody would follow");
-        assert!(change([true, true], &[1]).is_err());
-        assert!(change([true, true], &[1, 2, 300]).is_err());
+        let refused = |connected, next: &[u64]| change(connected, next).unwrap_err();
+        assert!(matches!(refused([false, false], &[1, 2, 3]), ChangeError::Refused(_)), "nobody would follow");
+        assert!(matches!(refused([true, true], &[1, 2, 6]), ChangeError::Refused(_)), "6 has not been heard of yet");
+        // No waiting would help.
+        assert!(matches!(refused([true, true], &[1, 4, 5]), ChangeError::Impossible(_)), "one of three has the state");
+        for next in [&[][..], &[1], &[1, 2, 300]] {
+            assert!(matches!(refused([true, true], next), ChangeError::Impossible(_)), "{next:?}");
+        }
     }
 }

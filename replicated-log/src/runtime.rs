@@ -323,13 +323,14 @@ impl<D: Disk> EventLoop<D> {
                 }
                 Err(TryRecvError::Disconnected) => break,
             };
+            let (turn, ticked) = self.begin_turn(first, inputs, &mut next_tick);
             if let Some(slow_ms) =
                 evenkeel_host::simulation().map(|simulation| simulation.disk_ms()).filter(|ms| *ms > 0)
             {
-                // A disk that is slow holds up this loop and nothing else of the process.
+                // A disk that is slow holds up this loop at its sync, and nothing else of the process.
                 tokio::time::sleep(Duration::from_millis(slow_ms)).await;
             }
-            self.turn(first, inputs, &mut next_tick);
+            self.carry_out(turn, ticked);
         }
         let (waiting, transport) = self.end();
         drop(transport);
@@ -340,6 +341,17 @@ impl<D: Disk> EventLoop<D> {
 
     /// One turn: what waits, at most one tick, and what follows from it.
     fn turn(&mut self, first: Option<Command>, inputs: &mpsc::Receiver<Command>, next_tick: &mut Instant) {
+        let (turn, ticked) = self.begin_turn(first, inputs, next_tick);
+        self.carry_out(turn, ticked);
+    }
+
+    /// A turn up to its sync, and whether it had a tick.
+    fn begin_turn(
+        &mut self,
+        first: Option<Command>,
+        inputs: &mpsc::Receiver<Command>,
+        next_tick: &mut Instant,
+    ) -> (Turn, bool) {
         self.take_in(first, inputs);
         let ticked = Instant::now() >= *next_tick;
         if ticked {
@@ -347,11 +359,14 @@ impl<D: Disk> EventLoop<D> {
             self.core.feed(clock::now_ms(), Input::Tick);
             *next_tick = Instant::now() + self.tick;
         }
-        let turn = self.core.finish();
-        self.carry_out(turn);
-        if ticked {
-            self.published.set_status(self.core.status());
-        }
+        let mut turn = self.core.finish();
+        // log rule 9: a lease that has ended is seen to have ended before any message of the turn leaves.
+        self.published.set_lease(turn.lease);
+        let (early, late): (Vec<_>, Vec<_>) = std::mem::take(&mut turn.sends).into_iter().partition(|s| s.early);
+        turn.sends = late;
+        self.send(early);
+        self.tell_held(&turn.held, &turn.unheld);
+        (turn, ticked)
     }
 
     /// Takes in what waits, up to the turn's bound (log rule 5).
@@ -436,12 +451,8 @@ impl<D: Disk> EventLoop<D> {
         }
     }
 
-    fn carry_out(&mut self, turn: Turn) {
-        // log rule 9: a lease that has ended is seen to have ended before any message of the turn leaves.
-        self.published.set_lease(turn.lease);
-        let (early, late): (Vec<_>, Vec<_>) = turn.sends.into_iter().partition(|s| s.early);
-        self.send(early);
-        self.tell_held(&turn.held, &turn.unheld);
+    /// The rest of a turn: its sync, and what may be told only then.
+    fn carry_out(&mut self, turn: Turn, ticked: bool) {
         let begun = Instant::now();
         match self.core.sync() {
             Ok(true) => self.meters.syncs.record(begun.elapsed()),
@@ -449,7 +460,7 @@ impl<D: Disk> EventLoop<D> {
             Err(error) => die(&error),
         }
         self.published.log_bytes.store(self.core.log_bytes(), Ordering::Release);
-        self.send(late);
+        self.send(turn.sends);
         for (peer, session) in turn.refused.into_iter().chain(turn.overflowed) {
             if let Some((current, sender)) = self.sessions.get(&peer)
                 && *current == session
@@ -486,6 +497,9 @@ impl<D: Disk> EventLoop<D> {
         self.meters.dropped.increment(turn.dropped);
         self.meters.reigns.increment(turn.reigns);
         self.meters.probes.increment(turn.probes);
+        if ticked {
+            self.published.set_status(self.core.status());
+        }
     }
 
     /// R28: before the sync, which `memory` does not wait for.
