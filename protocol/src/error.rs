@@ -34,6 +34,19 @@ impl SqlError {
         self
     }
 
+    /// The message with the code behind it, for where an error can only be told as text.
+    pub fn to_sentence(&self) -> String {
+        format!("{} (SQLSTATE {})", self.message, self.code)
+    }
+
+    /// The error that a text made by [`SqlError::to_sentence`] tells of, perhaps with more said before it.
+    pub fn from_sentence(text: &str) -> Option<SqlError> {
+        let (message, code) = text.strip_suffix(')')?.rsplit_once(" (SQLSTATE ")?;
+        let is_code = code.len() == 5 && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+        let message = message.to_string();
+        is_code.then(|| SqlError { code: code.to_string().into(), message, detail: None, hint: None })
+    }
+
     /// 0A000: what the store cannot do correctly, and what to do instead.
     pub fn unsupported(message: impl Into<String>, instead: impl Into<String>) -> SqlError {
         SqlError::new(codes::FEATURE_NOT_SUPPORTED, message).hint(instead)
@@ -155,5 +168,23 @@ fn milliseconds(ms: Option<u64>) -> String {
 impl From<SqlError> for Failure {
     fn from(error: SqlError) -> Failure {
         Failure::Sql(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_found_again_in_a_sentence() {
+        let error = SqlError::new(codes::INVALID_PARAMETER, "NUMERIC precision 2000 (too large)");
+        let told = format!("shard 1: {}", error.to_sentence());
+        let message = "shard 1: NUMERIC precision 2000 (too large)";
+        assert_eq!(SqlError::from_sentence(&told), Some(SqlError::new(codes::INVALID_PARAMETER, message)));
+        for other in
+            ["", "no code", "(SQLSTATE 22023", "x (SQLSTATE 2202)", "x (SQLSTATE 2202é)", "x (SQLSTATE 22023) y"]
+        {
+            assert_eq!(SqlError::from_sentence(other), None, "{other}");
+        }
     }
 }

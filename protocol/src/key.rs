@@ -118,13 +118,16 @@ impl Key {
 
     /// The reverse of [`Key::to_hex`]; `None` if the text is not hexadecimal.
     pub fn from_hex(text: &str) -> Option<Key> {
-        if !text.len().is_multiple_of(2) || !text.is_ascii() {
-            return None;
-        }
-        let bytes: Option<Vec<u8>> =
-            (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect();
-        Some(Key(bytes?.into()))
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let bytes: Option<Vec<u8>> = pairs.iter().map(|pair| hex_byte(*pair)).collect();
+        bytes.filter(|_| rest.is_empty()).map(|bytes| Key(bytes.into()))
     }
+}
+
+/// The byte that two hexadecimal digits stand for; `None` if they are none. (`from_str_radix` would take a sign.)
+pub fn hex_byte([high, low]: [u8; 2]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
 }
 
 impl fmt::Debug for Key {

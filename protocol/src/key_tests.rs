@@ -83,6 +83,12 @@ proptest! {
     }
 
     #[test]
+    fn what_is_no_hex_is_refused(text in "[0-9a-fA-F+\\- ]{1,6}") {
+        let hex = text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        prop_assert_eq!(Key::from_hex(&text).is_some(), hex);
+    }
+
+    #[test]
     fn decoding_garbage_is_an_error_or_reversible(bytes in proptest::collection::vec(any::<u8>(), 0..24), types in proptest::collection::vec(kind(), 1..4)) {
         let codec = KeyCodec::new(types);
         let key = Key(bytes.into());

@@ -12,6 +12,7 @@ use crate::schema::TableSchema;
 use crate::value::Value;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -388,6 +389,8 @@ pub struct Inspection {
     pub shard: ShardId,
     /// The replica's number.
     pub replica: u64,
+    /// The shard's replicas by the newest membership that it knows, and where they listen: whoever has an older list learns from it.
+    pub replicas: BTreeMap<u64, SocketAddr>,
     /// Whether it leads and serves.
     pub leads: bool,
     /// The leader it knows of.

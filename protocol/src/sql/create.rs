@@ -1,6 +1,6 @@
 //! CREATE TABLE: the schema that every part keeps, and the definition that every shard runs, in our own words.
 //!
-//! Every shard that comes to own a range of the table runs the definition, and each must arrive at the same table. So all
+//! Every shard that comes to own a range of the table runs the definition, and each must arrive at the same table (R19). So all
 //! that could differ from server to server is refused: types of one's own, sequences, other collations, checks that
 //! depend on the time.
 
@@ -235,6 +235,7 @@ impl<'a> Definition<'a> {
     /// The positions of the key's columns, each of a type that can be encoded.
     fn key_positions(&self) -> Result<Vec<usize>, SqlError> {
         let Some(key) = &self.key else {
+            // R18: tables without a key are not there yet.
             return Err(SqlError::new(
                 codes::INVALID_TABLE,
                 "a table needs a primary key: its rows are cut into ranges by it",

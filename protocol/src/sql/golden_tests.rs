@@ -68,6 +68,9 @@ fn outcome(tables: &mut BTreeMap<String, TableSchema>, statement: &str, paramete
                 .unwrap();
             let key: Vec<_> = schema.key_columns().map(|column| column.name.as_str()).collect();
             writeln!(out, "key ({})", key.join(", ")).unwrap();
+            // The placement driver reads the definition again before shards run it: it must find the same table.
+            let again = parse(&schema.create_sql);
+            assert!(matches!(&again, Ok(Command::CreateTable { schema: same, .. }) if *same == schema), "{again:?}");
             schema.id = crate::ids::TableId(tables.len() as u32 + 1);
             tables.insert(schema.name.clone(), schema);
             return out;
