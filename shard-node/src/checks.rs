@@ -1,7 +1,7 @@
 //! Checksums of what this replica's PostgreSQL holds, at places in the log that are the same for every replica (R31).
 
 use crate::fold::ShardState;
-use crate::store::{PinnedSnapshot, StoreError};
+use crate::store::{PinnedSnapshot, Snapshots, StoreError};
 use evenkeel_protocol::shard::{RangeChecksum, ReplicaChecksums};
 use evenkeel_protocol::{KeyInterval, OperatorId, TableSchema};
 use std::collections::BTreeMap;
@@ -60,14 +60,14 @@ impl Checks {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range has been adopted; `snapshot` will hold its rows. With `later`, PostgreSQL holds later entries already (it was started
-    /// anew, and this one is folded again), so that the rows as they were adopted cannot be seen any more.
+    /// A range has been adopted; `snapshot` will hold its rows, on one of `sessions`. With `later`, PostgreSQL holds later entries
+    /// already (it was started anew, and this one is folded again), so that the rows as they were adopted cannot be seen any more.
     pub fn adopted(
         self: &Arc<Self>,
         operator: OperatorId,
         held_since_us: u64,
         (table, interval): (Arc<TableSchema>, KeyInterval),
-        snapshot: oneshot::Receiver<Result<PinnedSnapshot, StoreError>>,
+        (snapshot, sessions): (oneshot::Receiver<Result<PinnedSnapshot, StoreError>>, Snapshots),
         later: bool,
     ) {
         let checks = self.clone();
@@ -77,9 +77,11 @@ impl Checks {
             let pause_us = now_us().saturating_sub(held_since_us);
             checks.keep(operator, |adoption| (adoption.pending, adoption.pause_us) = (false, pause_us));
             let checksum = async {
-                let mut snapshot = snapshot.map_err(|_| "the replica opens its PostgreSQL anew".to_string())?;
-                let snapshot = snapshot.as_mut().map_err(|error| error.to_string())?;
-                snapshot.checksum(&table, &interval).await.map_err(|error| error.to_string())
+                let snapshot = snapshot.map_err(|_| "the replica opens its PostgreSQL anew".to_string())?;
+                let mut snapshot = snapshot.map_err(|error| error.to_string())?;
+                let checksum = snapshot.checksum(&table, &interval).await.map_err(|error| error.to_string());
+                sessions.give_back(snapshot).await;
+                checksum
             };
             let checksum = match later {
                 true => Err("later entries are in already".to_string()),

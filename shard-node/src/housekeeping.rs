@@ -6,13 +6,14 @@
 use crate::checks::Checks;
 use crate::config::Config;
 use crate::entry::Control;
-use crate::fold::{InPhase, MoveIn, OutPhase};
+use crate::fold::{InPhase, MoveIn, OutPhase, ShardState};
+use crate::leader::admission::Slot;
 use crate::leader::{Leader, now_ms};
 use crate::members;
 use crate::migration::cleanup::{What, clean_up};
 use crate::migration::{destination, peers};
 use crate::report::build_report;
-use crate::store::PinnedSnapshot;
+use crate::store::StoreError;
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
@@ -248,19 +249,22 @@ async fn count_rows(leader: Arc<Leader>) {
         let slots = leader.shared().admission.slots();
         let due: Vec<_> = slots.into_iter().filter(|slot| all || !slot.size.is_counted()).collect();
         if !due.is_empty()
-            && let Ok(mut snapshot) = PinnedSnapshot::open(&leader.shared().connector).await
+            && let Err(error) = count(&leader, &state, due).await
         {
-            for slot in due {
-                let Some(table) = state.table(slot.range.table) else { continue };
-                match snapshot.sizes(table, &slot.range.interval).await {
-                    Ok((rows, bytes)) => slot.size.set(rows, bytes),
-                    Err(error) => {
-                        tracing::debug!(%error, "a range cannot be counted");
-                        break;
-                    }
-                }
-            }
+            tracing::debug!(%error, "ranges cannot be counted");
         }
         tokio::time::sleep(Duration::from_millis(REPORT_MS)).await;
     }
+}
+
+async fn count(leader: &Leader, state: &ShardState, due: Vec<Arc<Slot>>) -> Result<(), StoreError> {
+    let snapshots = &leader.shared().snapshots;
+    let mut snapshot = snapshots.take().await?;
+    for slot in due {
+        let Some(table) = state.table(slot.range.table) else { continue };
+        let (rows, bytes) = snapshot.sizes(table, &slot.range.interval).await?;
+        slot.size.set(rows, bytes);
+    }
+    snapshots.give_back(snapshot).await;
+    Ok(())
 }

@@ -60,6 +60,7 @@ pub fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&New
 fn propose(log: &LogHandle, term: Term, next: &Members) -> ControlReply {
     match log.change_members(term, next) {
         Ok(()) => ControlReply::Pending { waiting_for: "the next epoch to have a leader".into() },
+        Err(ChangeError::Impossible(reason)) => ControlReply::Refused { code: "impossible".into(), reason },
         // It may be possible in a moment: a replica that comes has to be heard of first.
         Err(error @ (ChangeError::Refused(_) | ChangeError::Propose(_))) => {
             ControlReply::Pending { waiting_for: error.to_string() }

@@ -18,7 +18,7 @@ use crate::members;
 use crate::migration::fence::FenceTries;
 use crate::postgres::{PostgresConfig, PostgresError};
 use crate::progress::Progress;
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshots, Store, StoreError};
 use crate::supervision::{Relapses, watch_pulse};
 use crate::transfer;
 use evenkeel_host::{Bug, deliberate};
@@ -290,7 +290,8 @@ impl Node {
         let progress = Arc::new(Progress::new(recovered.position));
         let (broken, mut broke) = mpsc::unbounded_channel();
         let (failed, mut fails) = mpsc::unbounded_channel();
-        let keeper = Keeper::start(store, connector.clone(), progress.clone(), self.log.clone(), failed);
+        let snapshots = Snapshots::new(connector.clone());
+        let keeper = Keeper::start(store, snapshots.clone(), progress.clone(), self.log.clone(), failed);
         let shared = Shared {
             log: self.log.clone(),
             state: Arc::new(RwLock::new(Arc::new(state.clone()))),
@@ -299,6 +300,7 @@ impl Node {
             progress: progress.clone(),
             admission: Arc::new(Admission::default()),
             connector: connector.clone(),
+            snapshots,
             broken,
         };
         let (leading, lead) = watch::channel(None);
@@ -330,7 +332,7 @@ impl Node {
             () = self.keep_house(lead) => ApplyError::LogStopped,
             () = members::claim_state(&self.log, recovered.position, Term(recovered.term)) => ApplyError::LogStopped,
         };
-        local.end();
+        connector.end();
         ended
     }
 

@@ -18,6 +18,7 @@
 //! and again lately ([`Relapses`]).
 
 use crate::engine::Engine;
+use crate::members;
 use crate::migration::peers;
 use crate::node::Node;
 use crate::postgres::{Connector, PostgresError, Role};
@@ -137,7 +138,9 @@ impl Node {
             return true;
         }
         let bound = Duration::from_millis(ASK_MS);
-        let others = self.config.rpc.iter().filter(|(replica, _)| **replica != self.config.replica);
+        // Those of now: some may have taken the place of those in the configuration.
+        let replicas = members::addresses(&self.log.membership().borrow());
+        let others = replicas.iter().filter(|(replica, _)| **replica != self.config.replica);
         let asked = others.map(|(_, address)| peers::ask(*address, &ShardRequest::Inspect, bound));
         let answers = futures::future::join_all(asked).await;
         answers.into_iter().any(

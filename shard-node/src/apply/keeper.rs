@@ -3,9 +3,8 @@
 //! The applier folds and the keeper stores, so that a leader's own entries are not held up behind the rows of a range that is
 //! coming in. What is asked of the keeper is done in the order it was asked; a snapshot asked for between two batches lies between them.
 
-use crate::postgres::Connector;
 use crate::progress::Progress;
-use crate::store::{ApplyBatch, PinnedSnapshot, Store, StoreError};
+use crate::store::{ApplyBatch, PinnedSnapshot, Snapshots, Store, StoreError};
 use evenkeel_replicated_log::{LogHandle, LogIndex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +29,6 @@ pub enum Command {
     Then(Box<dyn FnOnce() + Send>),
     /// Take a snapshot of what is stored now.
     Snapshot(oneshot::Sender<Result<PinnedSnapshot, StoreError>>),
-    /// A snapshot will be wanted soon and quickly.
-    Ready,
     /// Delete records and positions that are no longer needed.
     Prune {
         /// Records of a leader's own entries.
@@ -60,14 +57,14 @@ impl Keeper {
     /// Starts a keeper. `failed` is told the error that stops it.
     pub fn start(
         store: Store,
-        connector: Connector,
+        snapshots: Snapshots,
         progress: Arc<Progress>,
         log: LogHandle,
         failed: mpsc::UnboundedSender<StoreError>,
     ) -> Keeper {
         let (commands, queue) = mpsc::channel(QUEUE_BATCHES);
         tokio::spawn(async move {
-            let mut task = Task { store, connector, progress, log, spare: None };
+            let mut task = Task { store, snapshots, progress, log };
             if let Err(error) = task.run(queue).await {
                 // The receiver is the replica; if it has gone, so has the reason to tell it.
                 let _ = failed.send(error);
@@ -102,10 +99,9 @@ impl Keeper {
 
 struct Task {
     store: Store,
-    connector: Connector,
+    snapshots: Snapshots,
     progress: Arc<Progress>,
     log: LogHandle,
-    spare: Option<PinnedSnapshot>,
 }
 
 impl Task {
@@ -120,13 +116,7 @@ impl Task {
                 }
                 Command::Then(run) => run(),
                 Command::Snapshot(reply) => {
-                    let snapshot = self.snapshot().await;
-                    let _ = reply.send(snapshot);
-                }
-                Command::Ready => {
-                    if self.spare.is_none() {
-                        self.spare = PinnedSnapshot::open(&self.connector).await.ok();
-                    }
+                    let _ = reply.send(self.snapshots.take_reserved().await);
                 }
                 Command::Prune { records, positions_below } => self.store.prune(&records, positions_below).await?,
                 Command::Compact(position) => self.log.compact(LogIndex(position)),
@@ -160,14 +150,5 @@ impl Task {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    async fn snapshot(&mut self) -> Result<PinnedSnapshot, StoreError> {
-        if let Some(mut spare) = self.spare.take()
-            && spare.renew().await.is_ok()
-        {
-            return Ok(spare);
-        }
-        PinnedSnapshot::open(&self.connector).await
     }
 }

@@ -18,7 +18,7 @@ mod upkeep;
 use crate::checks::Checks;
 use crate::config::Config;
 use crate::entry::{Body, Changes, Control, Entry};
-use crate::fold::{Effect, Refusal, ShardState};
+use crate::fold::{Effect, InPhase, Refusal, ShardState};
 use crate::leader::reign::Outcome;
 use crate::leader::spares::Spares;
 use crate::leader::{Leader, Shared};
@@ -329,6 +329,9 @@ impl Applier {
         // Before anything that waits for ranges: a range must not be admitted before its rows are in.
         self.hide_until_stored(control);
         self.publish();
+        // Each adoption will want a snapshot while statements wait.
+        let copying = self.state.moves_in().filter(|movement| movement.phase == InPhase::Copying);
+        self.shared.snapshots.reserve(copying.count());
         let leads = self.leader.as_ref().is_some_and(|leader| leader.reign.term == term);
         let stored = self.meet(position, term, serial);
         if leads {
@@ -410,7 +413,6 @@ impl Applier {
                     window.extend(entry.changes.stamp_ms, position, entry.changes.answered.iter().cloned());
                 }
             }
-            Effect::IngestOpened(_) => self.keeper.ask(Command::Ready).await?,
             Effect::Adopted { operator, held_since_us } => {
                 // The rows as they were adopted, before anybody changes them: to be verified against the source's (R24).
                 self.flush(None).await?;
@@ -419,10 +421,12 @@ impl Applier {
                     && let Some(table) = self.state.table(movement.table)
                 {
                     let rows = (table.clone(), movement.interval.clone());
-                    self.checks.adopted(*operator, *held_since_us, rows, snapshot, self.holds_later());
+                    let sessions = self.shared.snapshots.clone();
+                    self.checks.adopted(*operator, *held_since_us, rows, (snapshot, sessions), self.holds_later());
                 }
             }
-            Effect::CreateTable(_)
+            Effect::IngestOpened(_)
+            | Effect::CreateTable(_)
             | Effect::Replace { .. }
             | Effect::Delete { .. }
             | Effect::OwnershipChanged

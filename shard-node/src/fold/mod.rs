@@ -188,6 +188,8 @@ impl ShardState {
         if self.tables.contains_key(&schema.id) {
             return refuse("table-exists", format!("table {} exists already", schema.id));
         }
+        self.expect_free_name(schema)?;
+        // Invariant 8: it is new, so no open transaction has touched it and there is nothing to drain.
         let schema = self.add_table(schema);
         self.own(OwnedRange { id: range, epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL });
         Ok(vec![Effect::CreateTable(schema), Effect::OwnershipChanged])
@@ -240,6 +242,14 @@ impl ShardState {
         self.last_operator.remove(&r.id);
         self.finish(operator);
         Ok(vec![Effect::OwnershipChanged])
+    }
+
+    /// Making a table whose name another one has would change nothing in PostgreSQL, and its rows would not fit there (invariant 5).
+    fn expect_free_name(&self, schema: &TableSchema) -> Result<(), Refusal> {
+        match self.tables.values().find(|other| other.name == schema.name && other.id != schema.id) {
+            Some(other) => refuse("name-taken", format!("table {} is named {:?} here", other.id, other.name)),
+            None => Ok(()),
+        }
     }
 
     fn add_table(&mut self, schema: &TableSchema) -> Arc<TableSchema> {

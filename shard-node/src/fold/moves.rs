@@ -309,10 +309,21 @@ impl ShardState {
         if let Some(other) = self.moves_out.values().find(|m| overlaps(m.table, &m.interval)) {
             if other.phase == OutPhase::HandedOver {
                 // It is over for the placement driver, which otherwise would not bring the range back: nobody will delete this.
-                let reason = format!("what operator {} left is kept, because it was not verified", other.operator);
+                let left = other.operator;
+                let reason = format!(
+                    "what operator {left} left is kept, because it was not verified; `evenkeel operators purge {left}` \
+                     deletes it"
+                );
                 return refuse("copy-kept", reason);
             }
             return refuse("purge-unfinished", format!("operator {} has not yet deleted what it left", other.operator));
+        }
+        self.expect_free_name(schema)?;
+        let codec = schema.codec();
+        let is_key = |key: &Key| codec.decode(key).is_ok();
+        if !(interval.start == Key::MIN || is_key(&interval.start)) || !interval.end.as_ref().is_none_or(is_key) {
+            // Its bounds become parameters of statements, on every replica (invariant 5).
+            return refuse("bad-interval", format!("{interval} does not begin and end at whole keys of its table"));
         }
         let known = self.tables.contains_key(&schema.id);
         let schema = self.add_table(schema);

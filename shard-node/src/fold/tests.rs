@@ -97,6 +97,25 @@ fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
     result.unwrap_err().code
 }
 
+/// Invariant 5: what PostgreSQL could not do is refused in the log.
+#[test]
+fn a_taken_name_and_a_bound_that_is_no_key_are_refused() {
+    let mut pair = Pair::new();
+    let namesake = TableSchema { id: TableId(2), ..schema() };
+    assert_eq!(code(pair.s(Control::CreateTable { schema: namesake.clone(), range: RangeId(2) })), "name-taken");
+    let open = |schema: TableSchema, range, operator, interval| {
+        let (epoch, from) = (Epoch(1), shard(1));
+        Control::IngestOpen { operator, schema, range, interval, epoch, from }
+    };
+    let lost = open(namesake, RangeId(3), OperatorId(8), KeyInterval::ALL);
+    assert_eq!(code(pair.s(lost)), "name-taken");
+    let half = Key(key(5).0.slice(..3));
+    for interval in [KeyInterval::new(half.clone(), None), KeyInterval::new(Key::MIN, Some(half))] {
+        assert_eq!(code(pair.d(open(schema(), RangeId(1), OP, interval))), "bad-interval");
+    }
+    pair.d(open(schema(), RangeId(1), OP, KeyInterval::new(key(5), Some(key(9))))).unwrap();
+}
+
 #[test]
 fn ownership_passes_by_fence_and_then_adopt() {
     let mut pair = Pair::new();

@@ -2,6 +2,9 @@
 //!
 //! Statements are spaced evenly; what comes faster waits its turn. So a shard with a limit behaves as one whose machine can do
 //! no more, and moving load away from it shows.
+//!
+//! Every statement that the leader executes counts, those of transactions each for itself. `local` reads do not, wherever they are
+//! served: any replica takes them, and they are no work of the leader's.
 
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};

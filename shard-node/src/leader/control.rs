@@ -5,9 +5,11 @@ use super::Leader;
 use super::reign::Outcome;
 use crate::entry::{Body, Control, Entry};
 use crate::fold::{OutPhase, ShardState};
-use crate::store::PinnedSnapshot;
+use crate::store::{StoreError, try_table};
+use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum};
-use evenkeel_protocol::{Epoch, Failure, OperatorId, RangeId};
+use evenkeel_protocol::{Epoch, Failure, OperatorId, RangeId, SqlError, TableSchema};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -32,6 +34,16 @@ impl Leader {
 
     /// Serves a request that is one entry, unless the state machine shows that it was served before.
     pub async fn serve_control(&self, request: &ControlRequest) -> Result<ControlReply, Failure> {
+        let unknown = |schema: &&TableSchema| self.shared().state().table(schema.id).is_none();
+        let makes = match request {
+            ControlRequest::CreateTable { schema, .. } | ControlRequest::IngestOpen { schema, .. } => Some(schema),
+            _ => None,
+        };
+        // One table after the other: a trial does not run into the same table being made.
+        let _alone = match makes.filter(unknown) {
+            Some(_) => Some(self.making_tables.lock().await),
+            None => None,
+        };
         let state = self.shared().state();
         if let Some(reply) = served_before(&state, request) {
             // What this state machine shows may have been folded by a deposed leader: it is a read.
@@ -41,6 +53,11 @@ impl Leader {
         let Some(entry) = entry_of(request) else {
             return Ok(ControlReply::Refused { code: "not-an-entry".into(), reason: "not served here".into() });
         };
+        if let Some(schema) = makes.filter(unknown)
+            && let Some(refused) = self.refused_table(schema).await?
+        {
+            return Ok(refused);
+        }
         Ok(match self.control(entry).await? {
             Outcome::Effective(_) => ControlReply::Done,
             Outcome::Refused(refusal) if refusal.code == "purge-unfinished" => {
@@ -53,6 +70,20 @@ impl Leader {
         })
     }
 
+    /// What is to be said of a table that PostgreSQL would refuse to make. Only here can it be said: once the entry is decided every
+    /// replica makes the table, or stops (invariant 5).
+    async fn refused_table(&self, schema: &TableSchema) -> Result<Option<ControlReply>, Failure> {
+        self.check_open()?;
+        let tried = try_table(&self.shared.connector, &Arc::new(schema.clone())).await;
+        match tried.map_err(|error| self.examine(error)) {
+            Ok(()) => Ok(None),
+            Err(StoreError::Refused(error)) if !of_the_moment(&error) => {
+                Ok(Some(ControlReply::Refused { code: "bad-definition".into(), reason: error.to_sentence() }))
+            }
+            Err(error) => Err(super::group::busy(&format!("the table cannot be tried: {error}"))),
+        }
+    }
+
     /// The checksum of a range that has been fenced here and is not purged yet.
     pub async fn checksum_at_fence(&self, operator: OperatorId) -> Result<Option<RangeChecksum>, Failure> {
         let state = self.shared().state();
@@ -63,11 +94,19 @@ impl Leader {
             self.shared().progress.reached(position).await;
         }
         let checksum = async {
-            let mut snapshot = PinnedSnapshot::open(&self.shared().connector).await?;
-            snapshot.checksum(table, &movement.interval).await
+            let mut snapshot = self.shared().snapshots.take().await?;
+            let checksum = snapshot.checksum(table, &movement.interval).await?;
+            self.shared().snapshots.give_back(snapshot).await;
+            Ok(checksum)
         };
-        checksum.await.map(Some).map_err(|error| super::group::lost(&error))
+        checksum.await.map(Some).map_err(|error: StoreError| super::group::lost(&error))
     }
+}
+
+/// Whether a table that was tried may be possible all the same: the error passes, or a relation of its name came into being in that
+/// moment, which is this very table if an earlier request for it is being applied.
+fn of_the_moment(error: &SqlError) -> bool {
+    StoreError::Refused(error.clone()).passes() || ["23505", codes::DUPLICATE_TABLE].contains(&error.code.as_ref())
 }
 
 /// The answer, if the state machine shows that the request was served before.

@@ -10,6 +10,7 @@
 //! | `memory` | a quorum has it in memory, so that any one crash is survived | two replicas crash |
 
 use super::reign::Outcome;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Durability;
 use evenkeel_protocol::shard::StatementReply;
 use tokio::sync::oneshot;
@@ -37,6 +38,11 @@ impl Early {
         self.waiting.iter().any(|(durability, ..)| *durability == Durability::Memory)
     }
 
+    /// Whether anybody is answered early at all.
+    pub fn is_wanted(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// What has reached `reached` is answered.
     fn answer(&mut self, reached: Durability) {
         for (_, to, reply) in self.waiting.extract_if(.., |(wanted, ..)| *wanted <= reached) {
@@ -51,7 +57,8 @@ impl Early {
         mut outcome: oneshot::Receiver<Outcome>,
         held: Option<oneshot::Receiver<()>>,
     ) -> Result<Outcome, RecvError> {
-        self.answer(Durability::Local);
+        let unheld = deliberate(Bug::MemoryUnheld);
+        self.answer(if unheld { Durability::Memory } else { Durability::Local });
         if let Some(held) = held {
             tokio::select! {
                 biased;

@@ -12,6 +12,7 @@
 //! [`House`] decides, with time passed in; [`Gate`] is its shell. What a transaction that is open sends is not stopped here: it holds locks,
 //! and the sooner it ends the better.
 
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Failure;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -43,12 +44,46 @@ pub struct House {
     least: usize,
     /// Statements done in a millisecond, as far as known: what could be done, not what is asked for.
     rate_per_ms: f64,
-    window_began_ms: u64,
+    /// How many have been done so far.
     done: u64,
-    /// The fewest inside since the window began.
-    fewest: usize,
     /// Those turned away since somebody was let in: the longer the row of refusals, the later they should come back.
     refused: u64,
+    /// When somebody left last, or came in when nobody was inside.
+    quiet_since_ms: u64,
+    window: Window,
+}
+
+/// Somebody who was let in, until they leave.
+#[derive(Debug)]
+pub struct Stay {
+    bytes: usize,
+    entered_ms: u64,
+    /// How many had been done before.
+    done_before: u64,
+}
+
+/// What has been seen since something was last concluded from it.
+#[derive(Debug, Clone, Default)]
+struct Window {
+    began_ms: u64,
+    /// The sum of all stays inside since then, up to `at_ms`, in milliseconds.
+    stays_ms: u64,
+    at_ms: u64,
+    /// When the first left.
+    first_left_ms: Option<u64>,
+    /// How many did; the sums of when they had come, and of how many had been done before.
+    left: u64,
+    entered_ms: u64,
+    done_before: u64,
+}
+
+impl Window {
+    /// How many statements are done in a millisecond: those since they came who have left now, so over as long as that takes. Statements that
+    /// are committed together leave together, and how many left in any short time says nothing.
+    fn rate_per_ms(&self, now_ms: u64, done: u64) -> f64 {
+        let left = self.left as f64;
+        (done as f64 - self.done_before as f64 / left) / (now_ms as f64 - self.entered_ms as f64 / left).max(1.0)
+    }
 }
 
 impl House {
@@ -56,7 +91,8 @@ impl House {
     pub fn new(now_ms: u64, sessions: usize) -> House {
         let rate_per_ms = FIRST_INSIDE as f64 / TARGET_MS as f64;
         let least = (sessions + MIN_INSIDE).min(MAX_INSIDE);
-        House { inside: 0, bytes: 0, least, rate_per_ms, window_began_ms: now_ms, done: 0, fewest: 0, refused: 0 }
+        let window = Window { began_ms: now_ms, at_ms: now_ms, ..Window::default() };
+        House { inside: 0, bytes: 0, least, rate_per_ms, done: 0, refused: 0, quiet_since_ms: now_ms, window }
     }
 
     /// How many may be inside.
@@ -73,7 +109,7 @@ impl House {
     ///
     /// # Errors
     /// After how many milliseconds it should come back; nothing has changed then.
-    pub fn enter(&mut self, now_ms: u64, bytes: usize) -> Result<(), u64> {
+    pub fn enter(&mut self, now_ms: u64, bytes: usize) -> Result<Stay, u64> {
         self.measure(now_ms);
         let too_large = self.inside > 0 && self.bytes.saturating_add(bytes) > MAX_INSIDE_BYTES;
         if self.inside >= self.limit() || too_large {
@@ -82,28 +118,46 @@ impl House {
             let turn_ms = self.refused as f64 / self.rate_per_ms.max(0.001);
             return Err((turn_ms as u64).clamp(LEAST_RETRY_MS, 2 * TARGET_MS));
         }
+        if self.inside == 0 {
+            self.quiet_since_ms = now_ms;
+        }
         self.inside += 1;
         self.bytes += bytes;
         self.refused = self.refused.saturating_sub(1);
-        Ok(())
+        Ok(Stay { bytes, entered_ms: now_ms, done_before: self.done })
     }
 
     /// A statement that was let in has ended.
-    pub fn leave(&mut self, now_ms: u64, bytes: usize) {
-        self.inside = self.inside.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.done += 1;
-        self.fewest = self.fewest.min(self.inside);
+    pub fn leave(&mut self, now_ms: u64, stay: &Stay) {
         self.measure(now_ms);
+        self.inside = self.inside.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(stay.bytes);
+        self.done += 1;
+        self.quiet_since_ms = now_ms;
+        let window = &mut self.window;
+        window.first_left_ms.get_or_insert(now_ms);
+        window.left += 1;
+        window.entered_ms += stay.entered_ms;
+        window.done_before += stay.done_before;
     }
 
+    /// To be called before anything changes.
     fn measure(&mut self, now_ms: u64) {
-        let passed_ms = now_ms.saturating_sub(self.window_began_ms);
-        if passed_ms < WINDOW_MS {
+        let window = &mut self.window;
+        window.stays_ms += self.inside as u64 * now_ms.saturating_sub(window.at_ms);
+        window.at_ms = now_ms;
+        let quiet_ms = now_ms.saturating_sub(self.quiet_since_ms);
+        if quiet_ms >= WINDOW_MS && self.inside >= self.least {
+            // Should all of them leave now, it would be no more than this.
+            self.rate_per_ms = self.rate_per_ms.min(self.inside as f64 / quiet_ms as f64);
+        }
+        // From when the first left: who is done with them leaves in this window too.
+        if window.first_left_ms.is_none_or(|first_ms| now_ms.saturating_sub(first_ms) < WINDOW_MS) {
             return;
         }
-        let measured = self.done as f64 / passed_ms as f64;
-        if self.fewest >= self.least {
+        let passed_ms = now_ms.saturating_sub(window.began_ms);
+        let measured = window.rate_per_ms(now_ms, self.done);
+        if window.stays_ms >= self.least as u64 * passed_ms {
             // There was always somebody waiting: this is what can be done.
             let weight = 1.0 - 0.5_f64.powf(passed_ms as f64 / HALF_LIFE_MS);
             self.rate_per_ms += (measured - self.rate_per_ms) * weight;
@@ -112,9 +166,7 @@ impl House {
             self.rate_per_ms = self.rate_per_ms.max(measured);
             self.refused = 0;
         }
-        self.window_began_ms = now_ms;
-        self.done = 0;
-        self.fewest = self.inside;
+        self.window = Window { began_ms: now_ms, at_ms: now_ms, ..Window::default() };
     }
 }
 
@@ -129,7 +181,7 @@ pub struct Gate {
 #[derive(Debug)]
 pub struct Ticket {
     gate: Arc<Gate>,
-    bytes: usize,
+    stay: Stay,
 }
 
 impl Gate {
@@ -153,7 +205,11 @@ impl Gate {
     pub fn enter(self: &Arc<Gate>, bytes: usize) -> Result<Ticket, Failure> {
         let entered = self.house().enter(self.now_ms(), bytes);
         match entered {
-            Ok(()) => Ok(Ticket { gate: self.clone(), bytes }),
+            Ok(stay) => Ok(Ticket { gate: self.clone(), stay }),
+            Err(_) if deliberate(Bug::NoGate) => {
+                let stay = Stay { bytes, entered_ms: self.now_ms(), done_before: 0 };
+                Ok(Ticket { gate: self.clone(), stay })
+            }
             Err(retry_after_ms) => {
                 metrics::counter!("evenkeel_statements_refused_total").increment(1);
                 Err(Failure::Overloaded { retry_after_ms: retry_after_ms as u32 })
@@ -165,12 +221,13 @@ impl Gate {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let now_ms = self.gate.now_ms();
-        self.gate.house().leave(now_ms, self.bytes);
+        self.gate.house().leave(now_ms, &self.stay);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::collections::VecDeque;
 
@@ -179,7 +236,7 @@ mod tests {
     struct Shard {
         house: House,
         now_ms: u64,
-        queue: VecDeque<u64>,
+        queue: VecDeque<Stay>,
         /// When each client that is outside comes.
         outside: Vec<u64>,
         credit: f64,
@@ -207,7 +264,7 @@ mod tests {
                 self.outside.retain(|at| *at > self.now_ms);
                 for _ in 0..due {
                     match self.house.enter(self.now_ms, 100) {
-                        Ok(()) => self.queue.push_back(self.now_ms),
+                        Ok(stay) => self.queue.push_back(stay),
                         Err(after_ms) => {
                             seen.refused += 1;
                             self.outside.push(self.now_ms + after_ms);
@@ -216,11 +273,11 @@ mod tests {
                 }
                 self.credit = (self.credit + per_ms).min(per_ms.max(1.0));
                 while self.credit >= 1.0 {
-                    let Some(came_ms) = self.queue.pop_front() else { break };
+                    let Some(stay) = self.queue.pop_front() else { break };
                     self.credit -= 1.0;
-                    self.house.leave(self.now_ms, 100);
+                    self.house.leave(self.now_ms, &stay);
                     seen.done += 1;
-                    seen.waits_ms.push(self.now_ms - came_ms);
+                    seen.waits_ms.push(self.now_ms - stay.entered_ms);
                     self.outside.push(self.now_ms + pause_ms);
                 }
             }
@@ -278,11 +335,32 @@ mod tests {
     }
 
     #[test]
+    fn those_who_leave_together_are_not_taken_for_speed() {
+        let mut house = House::new(0, 8);
+        let mut now_ms = 0;
+        for _ in 0..5 {
+            // As many as may come in; they are committed together, after 5 ms for each of them. Others look in meanwhile.
+            let group: Vec<Stay> = (0..300).map_while(|_| house.enter(now_ms, 100).ok()).collect();
+            for _ in 0..5 * group.len() {
+                now_ms += 1;
+                house.measure(now_ms);
+            }
+            group.iter().for_each(|stay| house.leave(now_ms, stay));
+        }
+        house.measure(now_ms + 2 * WINDOW_MS);
+        assert!(
+            (40..=55).contains(&house.limit()),
+            "{} may be inside where 50 are done in {TARGET_MS} ms",
+            house.limit()
+        );
+    }
+
+    #[test]
     fn bytes_are_bounded_and_a_single_large_statement_is_not_locked_out() {
         let mut house = House::new(0, 64);
-        assert_eq!(house.enter(1, 2 * MAX_INSIDE_BYTES), Ok(()));
+        let large = house.enter(1, 2 * MAX_INSIDE_BYTES).unwrap();
         assert!(house.enter(1, 1).is_err());
-        house.leave(2, 2 * MAX_INSIDE_BYTES);
+        house.leave(2, &large);
         let each = MAX_INSIDE_BYTES / 10;
         let entered = (0..20).filter(|_| house.enter(3, each).is_ok()).count();
         assert_eq!((entered, house.inside()), (10, 10));

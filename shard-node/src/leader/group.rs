@@ -258,6 +258,9 @@ impl Leader {
             std::mem::forget((claim, outcome));
             return committed.map_err(|error| CommitError::Broken(lost(&error)));
         }
+        if deliberate(Bug::EarlyVisible) && early.is_wanted() {
+            _ = session.simple("COMMIT").await;
+        }
         match early.until_decided(outcome, held).await {
             Ok(Outcome::Effective(position)) => match session.simple("COMMIT").await {
                 Ok(()) => {

@@ -44,7 +44,7 @@ use crate::entry::Answered;
 use crate::fold::{RetryWindow, ShardState};
 use crate::postgres::{Connector, is_damage, is_illness};
 use crate::progress::Progress;
-use crate::store::StoreError;
+use crate::store::{Snapshots, StoreError};
 use admission::{Admission, Permit};
 use bytes::Bytes;
 use capacity::Capacity;
@@ -94,6 +94,8 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// Ways into PostgreSQL.
     pub connector: Connector,
+    /// Sessions for snapshots of it.
+    pub snapshots: Snapshots,
     /// Says that the reign must end and PostgreSQL be opened anew (R1), or made anew, and why.
     pub broken: mpsc::UnboundedSender<ApplyError>,
 }
@@ -130,6 +132,8 @@ pub struct Leader {
     gate: Arc<Gate>,
     texts: Texts,
     open_transactions: Arc<transactions::Registry>,
+    /// Held while a table is tried and made.
+    making_tables: tokio::sync::Mutex<()>,
 }
 
 /// An id whose statement is being executed; a second attempt under the same id must not start beside it (invariant 7).
@@ -166,8 +170,9 @@ impl Leader {
             under_way: Mutex::default(),
             capacity: config.capacity_per_s.map(Capacity::new),
             gate: Gate::new(config.max_transactions),
-            texts: Texts { begin: "BEGIN".into(), record: crate::store::RECORD_SQL.into() },
+            texts: Texts { begin: "BEGIN READ WRITE".into(), record: crate::store::RECORD_SQL.into() },
             open_transactions: Arc::default(),
+            making_tables: tokio::sync::Mutex::default(),
             shared,
         });
         for (session, queue) in queues {
@@ -195,7 +200,19 @@ impl Leader {
         early: Option<EarlyReply>,
     ) -> Result<StatementReply, Failure> {
         // Before anything is spent on it.
-        let _inside = self.gate.enter(weight(&request))?;
+        let inside = self.gate.enter(weight(&request));
+        if inside.is_err() && deliberate(Bug::RefusedAndDone) {
+            _ = self.serve(request.clone(), None).await;
+        }
+        let _inside = inside?;
+        self.serve(request, early).await
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        request: StatementRequest,
+        early: Option<EarlyReply>,
+    ) -> Result<StatementReply, Failure> {
         let bound = self.bind(&request)?;
         if let Some(capacity) = &self.capacity {
             capacity.acquire().await?;

@@ -199,6 +199,9 @@ impl Leader {
         request: &StatementRequest,
     ) -> Result<StatementReply, Failure> {
         let bound = self.bind(request)?;
+        if let Some(capacity) = &self.capacity {
+            capacity.acquire().await?;
+        }
         if bound.plan.writes() && transaction.options.read_only {
             return Err(SqlError::new("25006", "the transaction is read-only").into());
         }

@@ -26,7 +26,7 @@ use evenkeel_protocol::shard::{StatementReply, StatementRequest};
 use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Failure, Key, SqlError, TableId};
 use proofs::{ASK_AGAIN_MS, Proofs, age_ms};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ const WAIT_MS: u64 = 250;
 const GOOD_MS: u64 = 100;
 /// How often a read is run again because ownership changed beside it, or because its proof grew too old meanwhile.
 const MAX_RUNS: usize = 3;
-/// Nothing runs for ever, and nothing writes. A user cannot change it (R6).
-const SESSION_SETTINGS: &str = "SET default_transaction_read_only = on; SET statement_timeout = '30s'";
+/// Nothing runs for ever; that nothing writes is how [`Role::User`] comes in. A user cannot change it (R6).
+const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 
 /// See the module. Lives as long as one start of PostgreSQL.
 pub struct LocalReads {
@@ -47,8 +47,6 @@ pub struct LocalReads {
     sessions: Vec<tokio::sync::Mutex<Option<Arc<UserSession>>>>,
     next_session: AtomicUsize,
     proofs: Mutex<Proofs>,
-    /// Whether that start of PostgreSQL is over.
-    ended: AtomicBool,
 }
 
 impl LocalReads {
@@ -61,14 +59,7 @@ impl LocalReads {
             sessions,
             next_session: AtomicUsize::new(0),
             proofs: Mutex::default(),
-            ended: AtomicBool::new(false),
         }
-    }
-
-    /// This start of PostgreSQL is over, and no session is opened any more: the next start may hold less than what reads under way here
-    /// take for applied. To be called before there is a next one.
-    pub fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
     }
 
     /// Answers a read.
@@ -193,9 +184,6 @@ impl LocalReads {
         }
         let session = UserSession::new(self.shared.connector.connect(Role::User).await?);
         session.simple(SESSION_SETTINGS).await?;
-        if self.ended.load(Ordering::SeqCst) {
-            return Err(StoreError::SessionLost);
-        }
         let session = Arc::new(session);
         *slot = Some(session.clone());
         Ok(session)

@@ -5,7 +5,7 @@ use crate::entry::Control;
 use crate::fold::ShardState;
 use crate::leader::Leader;
 use crate::leader::reign::Outcome;
-use crate::store::PinnedSnapshot;
+use crate::store::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
 use std::time::Duration;
 
@@ -47,8 +47,10 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
     let Some(schema) = state.table(table).cloned() else { return };
     loop {
         let piece = async {
-            let mut snapshot = PinnedSnapshot::open(&leader.shared().connector).await?;
-            snapshot.chunk(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await
+            let mut snapshot = leader.shared().snapshots.take().await?;
+            let piece = snapshot.chunk(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await?;
+            leader.shared().snapshots.give_back(snapshot).await;
+            Ok::<_, StoreError>(piece)
         };
         let piece = match piece.await {
             Ok(piece) => piece,

@@ -4,7 +4,7 @@
 //! settled. It keeps nothing: an attempt that fails is followed by another, which starts the copy afresh (R21). After the fence the source's
 //! copy is frozen, and any of its replicas can serve it, so an attempt can still succeed whoever has died (R23).
 
-use super::peers;
+use super::{peers, readiness};
 use crate::entry::Control;
 use crate::fold::{InPhase, MoveIn};
 use crate::leader::Leader;
@@ -85,7 +85,7 @@ async fn attempt(leader: &Arc<Leader>, movement: &MoveIn, failures: usize) -> Re
     let mut entries = Entries::new(leader);
     entries.log(Control::IngestAttempt { operator, attempt }).await?;
     let mut stream = open_copy(movement, attempt, failures).await?;
-    let mut incoming = Incoming { leader, movement, attempt, fence: None };
+    let mut incoming = Incoming { leader, movement, attempt, fence: None, fenced: false, asked: false };
     loop {
         let item = next_item(&mut stream).await?;
         if incoming.take(item, &mut entries).await? {
@@ -122,8 +122,12 @@ struct Incoming<'a> {
     leader: &'a Arc<Leader>,
     movement: &'a MoveIn,
     attempt: u64,
-    /// The request for the fence that is under way.
-    fence: Option<tokio::task::JoinHandle<()>>,
+    /// The last request for the fence; it gives whether the source has logged it.
+    fence: Option<tokio::task::JoinHandle<bool>>,
+    /// That was so: it is not asked for any more.
+    fenced: bool,
+    /// It was asked for at least once.
+    asked: bool,
 }
 
 impl Drop for Incoming<'_> {
@@ -146,7 +150,7 @@ impl Incoming<'_> {
             CopyItem::Changes { from, to, changes } => {
                 let caught_up = to - from.min(to) <= CAUGHT_UP_POSITIONS;
                 // Empty tails are logged too, but only when they matter: the position must reach the fence's.
-                if !changes.is_empty() || self.fence.is_some() || to > from {
+                if !changes.is_empty() || self.asked || to > from {
                     let tail = Control::IngestTail { operator, attempt, from, to, entries: changes };
                     entries.log_tail(tail, from).await?;
                 }
@@ -156,9 +160,10 @@ impl Incoming<'_> {
                     entries.finish().await?;
                     return Ok(true);
                 }
-                if caught_up && self.fence.is_none() && entries.lag(to).await?.is_some_and(|l| l <= CAUGHT_UP_POSITIONS)
+                // Looked at anew for every try: what held up one may have let the lag grow (R22).
+                if caught_up && self.may_ask().await && entries.lag(to).await?.is_some_and(|l| l <= CAUGHT_UP_POSITIONS)
                 {
-                    self.ask_for_fence();
+                    self.ask_for_fence(entries.copied);
                 }
             }
             CopyItem::Fenced { position, epoch, held_since_us } => {
@@ -175,18 +180,36 @@ impl Incoming<'_> {
         Ok(false)
     }
 
-    /// Has the source's leader log the fence; it may have to be asked again.
-    fn ask_for_fence(&mut self) {
+    /// Whether the fence is neither logged nor being asked for.
+    async fn may_ask(&mut self) -> bool {
+        if self.fence.as_ref().is_some_and(|asking| asking.is_finished())
+            && let Some(asked) = self.fence.take()
+        {
+            self.fenced = matches!(asked.await, Ok(true));
+        }
+        self.fence.is_none() && !self.fenced
+    }
+
+    /// Has the source's leader log the fence, once what has come in up to `copied` of this shard's log is applied; it may have to be
+    /// asked again.
+    fn ask_for_fence(&mut self, copied: u64) {
+        let (leader, again) = (self.leader.clone(), std::mem::replace(&mut self.asked, true));
         let (source, operator, attempt) = (self.movement.from.clone(), self.movement.operator, self.attempt);
         self.fence = Some(tokio::spawn(async move {
-            loop {
-                let request = ShardRequest::Fence { operator, attempt };
-                match peers::ask_leader(&source, &request, Duration::from_millis(FENCE_MS)).await {
-                    Some(ShardReply::Done) => return,
-                    other => tracing::debug!(%operator, ?other, "the fence is not logged yet"),
-                }
+            if again {
                 tokio::time::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await;
             }
+            if !readiness::applied_by_majority(&leader, copied).await {
+                tracing::debug!(%operator, "a majority has not applied what came in");
+                return false;
+            }
+            let request = ShardRequest::Fence { operator, attempt };
+            let reply = peers::ask_leader(&source, &request, Duration::from_millis(FENCE_MS)).await;
+            let logged = matches!(reply, Some(ShardReply::Done));
+            if !logged {
+                tracing::debug!(%operator, ?reply, "the fence is not logged yet");
+            }
+            logged
         }));
     }
 }
@@ -210,11 +233,13 @@ struct Entries<'a> {
     leader: &'a Leader,
     /// Each with the position of the source's log that it goes on from, if it is a piece of the tail.
     under_way: VecDeque<(Option<u64>, oneshot::Receiver<Outcome>)>,
+    /// The last position of this shard's log at which a chunk came in.
+    copied: u64,
 }
 
 impl<'a> Entries<'a> {
     fn new(leader: &'a Leader) -> Entries<'a> {
-        Entries { leader, under_way: VecDeque::new() }
+        Entries { leader, under_way: VecDeque::new(), copied: 0 }
     }
 
     /// Proposes an entry; waits for the oldest while too many are under way.
@@ -240,9 +265,14 @@ impl<'a> Entries<'a> {
     }
 
     async fn settle_oldest(&mut self) -> Result<(), AttemptError> {
-        let Some((_, outcome)) = self.under_way.pop_front() else { return Ok(()) };
+        let Some((from, outcome)) = self.under_way.pop_front() else { return Ok(()) };
         match outcome.await {
-            Ok(Outcome::Effective(_)) => Ok(()),
+            Ok(Outcome::Effective(position)) => {
+                if from.is_none() {
+                    self.copied = position;
+                }
+                Ok(())
+            }
             Ok(Outcome::Refused(refusal)) => Err(AttemptError::NotTaken(refusal.to_string())),
             Ok(Outcome::Deposed) | Err(_) => Err(AttemptError::Deposed),
         }

@@ -18,4 +18,5 @@ pub mod cleanup;
 pub mod destination;
 pub mod fence;
 pub mod peers;
+mod readiness;
 pub mod source;

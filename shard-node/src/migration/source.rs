@@ -3,7 +3,7 @@
 use crate::apply::Request;
 use crate::apply::tap::{TapItem, TapReader};
 use crate::leader::Shared;
-use crate::store::{PinnedSnapshot, StoreError};
+use crate::store::StoreError;
 use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyRequest, ShardReply};
@@ -102,7 +102,7 @@ async fn stream(shared: &Shared, mut tap: TapReader, sender: &mut Sender<'_>) ->
 async fn copy_chunks(shared: &Shared, tap: &TapReader, sender: &mut Sender<'_>) -> Result<u64, CopyError> {
     let state = shared.state();
     let table = state.table(tap.movement.table).cloned().ok_or(CopyError::TapLost)?;
-    let mut snapshot = PinnedSnapshot::open(&shared.connector).await?;
+    let mut snapshot = shared.snapshots.take().await?;
     let mut rest: KeyInterval = tap.movement.interval.clone();
     let mut first = None;
     loop {
@@ -118,6 +118,7 @@ async fn copy_chunks(shared: &Shared, tap: &TapReader, sender: &mut Sender<'_>) 
         }
         sender.send(CopyItem::Chunk { interval, position, rows: chunk.rows, last }).await?;
         if last {
+            shared.snapshots.give_back(snapshot).await;
             return Ok(first.unwrap_or(position));
         }
         sender.pace(bytes).await;

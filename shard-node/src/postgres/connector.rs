@@ -1,9 +1,10 @@
 //! Ways into the server.
 
 use crate::store::StoreError;
-use evenkeel_host::Server;
+use evenkeel_host::{Bug, Server, deliberate};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -20,9 +21,12 @@ pub enum Role {
     User,
 }
 
-/// Makes sessions. Cheap to clone; valid over restarts of the server.
+/// Makes sessions, until it is ended. Cheap to clone: clones end together.
 #[derive(Clone)]
-pub struct Connector(Way);
+pub struct Connector {
+    way: Way,
+    over: Arc<AtomicBool>,
+}
 
 #[derive(Clone)]
 enum Way {
@@ -34,18 +38,29 @@ enum Way {
 
 impl Connector {
     pub(super) fn new(socket_dir: PathBuf) -> Connector {
-        Connector(Way::Socket(socket_dir))
+        Connector::by(Way::Socket(socket_dir))
     }
 
     /// Into a simulation's server.
     pub(crate) fn simulated(server: Arc<dyn Server>) -> Connector {
-        Connector(Way::Simulated(server))
+        Connector::by(Way::Simulated(server))
+    }
+
+    fn by(way: Way) -> Connector {
+        Connector { way, over: Arc::default() }
+    }
+
+    /// R1: the start of PostgreSQL that this led to is over, and it opens no more sessions. The next start may hold less than what was
+    /// under way here takes for applied. To be called before there is a next one.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
     }
 
     /// Opens a session. It ends when the client is dropped.
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`] if the server is not there; [`StoreError::Refused`] if it takes no more sessions.
+    /// [`StoreError::SessionLost`] if the server is not there or this has [ended](Connector::end); [`StoreError::Refused`] if it takes no
+    /// more sessions.
     pub async fn connect(&self, role: Role) -> Result<Client, StoreError> {
         let (user, name) = match role {
             Role::Admin => (super::layout::ADMIN, "evenkeel replica"),
@@ -54,19 +69,26 @@ impl Connector {
         let mut config = Config::new();
         config.user(user).dbname("postgres").application_name(name);
         config.connect_timeout(Duration::from_millis(CONNECT_MS));
-        match &self.0 {
+        if role == Role::User && !deliberate(Bug::WritesWithoutBegin) {
+            // Statements are sent before it is known that BEGIN has come about. One that fails must not let them commit by themselves, past
+            // the log (invariant 3): only what follows `BEGIN READ WRITE` may write.
+            config.options("-c default_transaction_read_only=on");
+        }
+        let client = match &self.way {
             Way::Socket(folder) => {
                 let (client, connection) = config.host_path(folder).port(5432).connect(NoTls).await?;
                 tokio::spawn(carry(connection));
-                Ok(client)
+                client
             }
             Way::Simulated(server) => {
                 let stream = server.connect().map_err(|_| StoreError::SessionLost)?;
                 let (client, connection) = config.connect_raw(stream, NoTls).await?;
                 tokio::spawn(carry(connection));
-                Ok(client)
+                client
             }
-        }
+        };
+        // Looked at when the session is there: only then is it known which start of the server it reached.
+        if self.over.load(Ordering::SeqCst) { Err(StoreError::SessionLost) } else { Ok(client) }
     }
 }
 

@@ -193,7 +193,7 @@ impl Postgres {
         (!*server.down.borrow()).then_some(server.pid)
     }
 
-    /// A way to connect. It stays valid over restarts.
+    /// A way to connect, for one start of the server: see [`Connector::end`].
     pub fn connector(&self) -> Connector {
         Connector::new(self.layout.socket_dir.clone())
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::store::StoreError;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tempfile::TempDir;
@@ -60,6 +61,19 @@ async fn a_second_node_on_the_same_data_is_refused() {
     assert!(matches!(error, PostgresError::InUse { .. }), "{error}");
     assert!(!error.is_transient());
     assert_eq!(count(&postgres, "SELECT 1::bigint").await, 1, "the first is unharmed");
+    postgres.stop().await.unwrap();
+}
+
+/// R1: what belongs to one start of the server opens no session on the next.
+#[tokio::test]
+async fn a_way_that_has_ended_lets_nobody_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start(config(&dir)).await.unwrap();
+    let (ended, next) = (postgres.connector(), postgres.connector());
+    let clone = ended.clone();
+    ended.end();
+    assert!(matches!(clone.connect(Role::User).await, Err(StoreError::SessionLost)));
+    assert!(next.connect(Role::User).await.is_ok());
     postgres.stop().await.unwrap();
 }
 
@@ -172,6 +186,9 @@ async fn users_can_change_rows_and_nothing_else() {
     admin.batch_execute("CREATE TABLE t (k bigint PRIMARY KEY, v text)").await.unwrap();
     let user = postgres.connector().connect(Role::User).await.unwrap();
     let allowed = "INSERT INTO t VALUES (1, 'a'); UPDATE t SET v = 'b'; SELECT * FROM t FOR UPDATE; DELETE FROM t";
+    let error = user.batch_execute(allowed).await.unwrap_err();
+    assert_eq!(error.code().map(|c| c.code()), Some("25006"), "invariant 3: {error:?}");
+    user.batch_execute("SET default_transaction_read_only = off").await.unwrap();
     user.batch_execute(allowed).await.unwrap();
     for refused in [
         "CREATE TABLE u (k int)",

@@ -67,19 +67,21 @@ impl Store {
         let values = [row.batch, row.index as i64, batch.term as i64].map(i64::to_be_bytes);
         let mut run = Run { client: &self.client, tables: &mut self.tables, pipeline: Pipeline::default() };
         // R16: flushing this commit's record flushes those of all commits before it.
-        run.simple(if batch.sync { "BEGIN; SET LOCAL synchronous_commit = on" } else { "BEGIN" }).await?;
+        run.simple(if batch.sync { "BEGIN READ WRITE; SET LOCAL synchronous_commit = on" } else { "BEGIN READ WRITE" })
+            .await?;
         let skipped = deliberate(Bug::SkippedBatch) && batch.records.is_empty() && batch.position.is_multiple_of(16);
         for operation in batch.operations.iter().filter(|_| !skipped) {
             run.operation(operation).await?;
         }
         // Invariant 3: the position, or the records, go in with the changes.
-        let client = &self.client;
+        let (client, insert_record) = (&self.client, &self.insert_record);
         for (term, serial) in &batch.records {
             let parameters = [(*term as i64).to_be_bytes(), (*serial as i64).to_be_bytes()];
             let insert = async move {
                 let [term, serial] = &parameters;
                 let parameters = [RawParameter(Some(term)), RawParameter(Some(serial)), RawParameter(Some(&[]))];
-                client.execute_raw(super::RECORD_SQL, parameters).await
+                // Prepared before: a statement that must be prepared first would come behind the COMMIT.
+                client.execute_raw(insert_record, parameters).await
             };
             run.pipeline.send(insert.boxed()).await?;
         }
@@ -131,6 +133,25 @@ impl<'a> Pipeline<'a> {
         }
         first
     }
+}
+
+/// Makes a table in the transaction that `client` has open, and prepares all that applying to it can take: whatever PostgreSQL has
+/// against the definition it says here, and not behind a decided entry (invariant 5).
+pub(super) async fn try_table(client: &Client, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
+    // Prepared, so that it is one statement and no more.
+    client.execute(&*schema.create_sql, &[]).await?;
+    let mut run = Run { client, tables: &mut Tables::default(), pipeline: Pipeline::default() };
+    let arrays = run.tables.has_arrays(client, &mut run.pipeline, schema).await?;
+    let sources = if arrays { &[Source::One, Source::Many][..] } else { &[Source::One] };
+    for source in sources {
+        run.prepared(schema, Kind::Insert(*source, false)).await?;
+        run.prepared(schema, Kind::Insert(*source, true)).await?;
+    }
+    run.prepared(schema, Kind::Delete(Source::One)).await?;
+    run.prepared(schema, Kind::Delete(Source::Many)).await?;
+    let whole = Shape { start: schema.key.len(), end: schema.key.len() };
+    run.prepared(schema, Kind::DeleteInterval(whole)).await?;
+    Ok(())
 }
 
 /// A batch being applied.

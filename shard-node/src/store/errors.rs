@@ -36,6 +36,15 @@ impl StoreError {
             other => other,
         }
     }
+
+    /// Whether the same may go well another time.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            StoreError::Refused(error) => passes(&error.code),
+            StoreError::SessionLost => true,
+            StoreError::Damaged(_) | StoreError::Diverged(_) => false,
+        }
+    }
 }
 
 /// Whether an error comes from the moment and not from the data: the transaction was the victim of another (class 40),

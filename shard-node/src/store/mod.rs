@@ -25,6 +25,7 @@
 //! |---|---|
 //! | `apply` | batches |
 //! | [`snapshot`] | reading a range as of one moment: chunks, checksums, sizes |
+//! | [`snapshots`] | sessions for that, kept ready |
 //! | `statements` | SQL text made from schemas (pure) |
 //! | [`raw`] | values in binary format, in and out, undecoded |
 //! | `keys` | encoded keys as column values |
@@ -36,12 +37,14 @@ mod errors;
 mod keys;
 pub mod raw;
 pub mod snapshot;
+pub mod snapshots;
 mod statements;
 
 pub use bind::{Parameter, parameter};
 pub use errors::StoreError;
 pub use raw::{Raw, RawParameter};
 pub use snapshot::{Chunk, PinnedSnapshot};
+pub use snapshots::Snapshots;
 
 use crate::postgres::{Connector, Role};
 use apply::Tables;
@@ -63,6 +66,7 @@ pub struct Store {
     client: Client,
     tables: Tables,
     insert_position: Statement,
+    insert_record: Statement,
     /// The rows of `evenkeel.position` that are there, oldest first.
     positions: VecDeque<PositionRow>,
     /// Set while a transaction is under way. If it is found set, an earlier call was dropped in the middle, and nobody
@@ -184,6 +188,24 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 SET lock_timeout = '10s'";
 
+/// Statements are sent before it is known that BEGIN has come about: what follows a BEGIN that failed must not commit by itself.
+const READ_ONLY: &str = "SET default_transaction_read_only = on";
+/// Before what is tried: nothing that serves waits long for it.
+const BEGIN_TRIAL: &str = "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";
+
+/// Tries whether a table can be made here, as an apply would make it, and unmakes it.
+///
+/// # Errors
+/// [`StoreError::Refused`] with what PostgreSQL has against it, unless the error is one of the moment (`StoreError::passes`).
+pub async fn try_table(connector: &Connector, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
+    let client = connector.connect(Role::Admin).await?;
+    client.batch_execute(SET_UP_SESSION).await?;
+    client.batch_execute(BEGIN_TRIAL).await?;
+    let tried = apply::try_table(&client, schema).await;
+    client.batch_execute("ROLLBACK").await?;
+    tried
+}
+
 impl Store {
     /// Opens the session, makes the schema if it is missing, and reads what is in (R2: after the server was started
     /// anew).
@@ -200,9 +222,11 @@ impl Store {
         }
         let insert = "INSERT INTO evenkeel.position (batch, index, term, state, answers) VALUES ($1, $2, $3, $4, $5)";
         let insert_position = client.prepare(insert).await?;
+        let insert_record = client.prepare(RECORD_SQL).await?;
         let (positions, recovered) = recover(&client).await?;
+        client.batch_execute(READ_ONLY).await?;
         let tables = Tables::default();
-        Ok((Store { client, tables, insert_position, positions, busy: false }, recovered))
+        Ok((Store { client, tables, insert_position, insert_record, positions, busy: false }, recovered))
     }
 
     /// The position of the last batch that is in; 0 if there is none.
@@ -232,7 +256,7 @@ impl Store {
     }
 
     async fn delete_records(&self, records: &[(u64, u64)], positions: usize) -> Result<(), StoreError> {
-        self.client.batch_execute("BEGIN").await?;
+        self.client.batch_execute("BEGIN READ WRITE").await?;
         for piece in records.chunks(MAX_PRUNE_ROWS) {
             let (terms, serials): (Vec<i64>, Vec<i64>) = piece.iter().map(|&(t, s)| (t as i64, s as i64)).unzip();
             let sql =
@@ -259,7 +283,7 @@ impl Store {
         // R17: nobody who reads here may hold this up. None of a user's sessions has a reason to be left.
         let end_users = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user';";
         let drop_all = "
-            BEGIN;
+            BEGIN READ WRITE;
             SET LOCAL synchronous_commit = on;
             TRUNCATE evenkeel.applied, evenkeel.position;
             DO $$ DECLARE name text; BEGIN

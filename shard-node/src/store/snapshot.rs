@@ -56,16 +56,47 @@ enum Query {
     Sizes,
 }
 
+/// A session for snapshots that holds none, and no transaction.
+#[derive(Debug)]
+pub struct IdleSession(PinnedSnapshot);
+
+impl IdleSession {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// As for [`Connector::connect`].
+    pub async fn open(connector: &Connector) -> Result<IdleSession, StoreError> {
+        let client = connector.connect(Role::Admin).await?;
+        client.batch_execute(SET_UP_SESSION).await?;
+        Ok(IdleSession(PinnedSnapshot { client, statements: HashMap::new(), row_bytes: FIRST_GUESS_ROW_BYTES }))
+    }
+
+    /// Takes a snapshot of now.
+    ///
+    /// # Errors
+    /// [`StoreError::SessionLost`].
+    pub async fn pin(self) -> Result<PinnedSnapshot, StoreError> {
+        self.0.client.batch_execute(PIN).await?;
+        Ok(self.0)
+    }
+}
+
 impl PinnedSnapshot {
     /// Opens a session and takes the snapshot; when this returns, later commits are invisible to it.
     ///
     /// # Errors
     /// As for [`Connector::connect`].
     pub async fn open(connector: &Connector) -> Result<PinnedSnapshot, StoreError> {
-        let client = connector.connect(Role::Admin).await?;
-        client.batch_execute(SET_UP_SESSION).await?;
-        client.batch_execute(PIN).await?;
-        Ok(PinnedSnapshot { client, statements: HashMap::new(), row_bytes: FIRST_GUESS_ROW_BYTES })
+        IdleSession::open(connector).await?.pin().await
+    }
+
+    /// Lets go of the snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::SessionLost`].
+    pub async fn unpin(self) -> Result<IdleSession, StoreError> {
+        self.client.batch_execute("ROLLBACK").await?;
+        Ok(IdleSession(self))
     }
 
     /// Lets go of the snapshot and takes one of now; much cheaper than opening another.

@@ -238,15 +238,23 @@ async fn a_new_session_learns_what_is_in() {
     // R5: the leader's sessions add their own record, in the users' transaction, with the users' rights and no more.
     let user = connector.connect(Role::User).await.unwrap();
     for (serial, end) in [(1i64, "COMMIT"), (2, "ROLLBACK"), (3, "COMMIT")] {
-        user.batch_execute("BEGIN; INSERT INTO pairs VALUES ('v', 'k', 1) ON CONFLICT DO NOTHING").await.unwrap();
+        user.batch_execute("BEGIN READ WRITE; INSERT INTO pairs VALUES ('v', 'k', 1) ON CONFLICT DO NOTHING")
+            .await
+            .unwrap();
         user.execute(RECORD_SQL, &[&4i64, &serial, &&b"own"[..]]).await.unwrap();
         user.batch_execute(end).await.unwrap();
     }
-    let twice = user.execute(RECORD_SQL, &[&4i64, &1i64, &&b""[..]]).await.unwrap_err();
-    assert_eq!(twice.code().map(|c| c.code()), Some("23505"), "an entry takes effect once");
+    for (begin, refused) in [("", "25006"), ("BEGIN READ WRITE", "23505")] {
+        user.batch_execute(begin).await.unwrap();
+        let twice = user.execute(RECORD_SQL, &[&4i64, &1i64, &&b""[..]]).await.unwrap_err();
+        assert_eq!(twice.code().map(|c| c.code()), Some(refused), "an entry takes effect once, behind its BEGIN");
+    }
+    user.batch_execute("ROLLBACK").await.unwrap();
     for hidden in ["SELECT * FROM evenkeel.applied", "DELETE FROM evenkeel.applied", "SELECT * FROM evenkeel.position"]
     {
-        assert_eq!(user.batch_execute(hidden).await.unwrap_err().code().map(|c| c.code()), Some("42501"), "{hidden}");
+        let refused = user.batch_execute(&format!("BEGIN READ WRITE; {hidden}")).await.unwrap_err();
+        assert_eq!(refused.code().map(|c| c.code()), Some("42501"), "{hidden}");
+        user.batch_execute("ROLLBACK").await.unwrap();
     }
 
     let (mut store, mut recovered) = Store::open(&connector).await.unwrap();
@@ -315,7 +323,7 @@ async fn a_batch_that_fails_leaves_nothing_and_says_what_must_happen_next() {
 
     // A lock in the way is of the moment.
     let user = connector.connect(Role::Admin).await.unwrap();
-    user.batch_execute("BEGIN; LOCK TABLE pairs").await.unwrap();
+    user.batch_execute("BEGIN READ WRITE; LOCK TABLE pairs").await.unwrap();
     store.client.batch_execute("SET lock_timeout = '20ms'").await.unwrap();
     let error = store.apply(&batch(2, vec![good.clone()])).await.unwrap_err();
     assert!(matches!(&error, StoreError::Refused(e) if e.code == "55P03"), "{error:?}");
@@ -468,4 +476,42 @@ async fn parameters_become_what_postgresql_inferred() {
     assert!(echo("integer", Value::Int(1)).await.is_ok(), "the session lives on");
     drop(client);
     postgres.stop().await.unwrap();
+}
+
+/// Sessions for snapshots are used again, those that are reserved are there when they are wanted, and one that was lost is nobody's trouble.
+#[tokio::test]
+async fn sessions_for_snapshots_are_kept_ready() {
+    let (_dir, postgres) = start().await;
+    let connector = postgres.connector();
+    let (mut store, _) = Store::open(&connector).await.unwrap();
+    let schema = pairs();
+    store.apply(&batch(1, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
+    let snapshots = Snapshots::new(connector.clone());
+    let mut first = snapshots.take().await.unwrap();
+    assert_eq!(first.checksum(&schema, &KeyInterval::ALL).await.unwrap().rows, 0);
+    snapshots.give_back(first).await;
+    assert_eq!(snapshots.idle(), 1);
+    // The one that is used again sees what has come in meanwhile.
+    store.apply(&batch(2, vec![upsert(&schema, vec![image(&pair(1, "a"), None)])])).await.unwrap();
+    let mut again = snapshots.take().await.unwrap();
+    assert_eq!((snapshots.idle(), again.checksum(&schema, &KeyInterval::ALL).await.unwrap().rows), (0, 1));
+    snapshots.give_back(again).await;
+
+    snapshots.reserve(2);
+    while snapshots.idle() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let other = snapshots.take().await.unwrap();
+    assert_eq!(snapshots.idle(), 2, "what is reserved is not for everybody");
+    let reserved = snapshots.take_reserved().await.unwrap();
+    assert_eq!(snapshots.idle(), 1);
+    snapshots.give_back(other).await;
+    drop(reserved);
+
+    let admin = connector.connect(Role::Admin).await.unwrap();
+    let end = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE state = 'idle' AND pid <> pg_backend_pid()";
+    let ended: i64 = admin.query_one(end, &[]).await.unwrap().get(0);
+    assert!(ended >= 2, "{ended} sessions ended");
+    let mut after = snapshots.take_reserved().await.unwrap();
+    assert_eq!(after.checksum(&schema, &KeyInterval::ALL).await.unwrap().rows, 1);
 }

@@ -1,6 +1,7 @@
 //! Shards of real replicas in this process, each with its own PostgreSQL, spoken to over RPC as clients and the placement
 //! driver do.
 
+use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::sql::{Command, parse};
@@ -60,12 +61,17 @@ impl Replica {
 
 impl Shard {
     pub async fn start(id: u32, replicas: usize) -> Shard {
+        Shard::start_with(id, replicas, "").await
+    }
+
+    /// The same with more lines of configuration.
+    pub async fn start_with(id: u32, replicas: usize, more: &str) -> Shard {
         let dir = tempfile::tempdir().unwrap();
         let (rpc, log) = (addresses(replicas), addresses(replicas));
         let info = ShardInfo { id: ShardId(id), replicas: rpc.clone() };
         let config = |replica: u64| -> Config {
             let data_dir: PathBuf = Path::join(dir.path(), format!("r{replica}"));
-            let text = toml_of(id, replica, &data_dir, &rpc, &log);
+            let text = format!("{more}{}", toml_of(id, replica, &data_dir, &rpc, &log));
             toml::from_str(&text).unwrap()
         };
         let replicas = (1..=replicas as u64).map(|r| Replica { config: config(r), running: None }).collect();
@@ -136,6 +142,31 @@ impl Shard {
         }
     }
 
+    /// A connection to the leader, which stays to one reign.
+    pub async fn connect_to_leader(&self) -> Connection<ShardRequest, ShardReply> {
+        let address = self.info.replicas[&self.leader().await];
+        Connection::connect(address, Duration::from_secs(5)).await.unwrap()
+    }
+
+    /// The term of the reign that serves.
+    pub async fn term(&self) -> u64 {
+        let ControlReply::Report(report) = self.control(ControlRequest::Report).await else { panic!("no report") };
+        report.term
+    }
+
+    /// Runs a scene that wants one reign, and again if there was another: on a busy machine one may begin at any time.
+    pub async fn in_one_reign<T>(&self, mut scene: impl AsyncFnMut(Connection<ShardRequest, ShardReply>) -> T) -> T {
+        let begun = Instant::now();
+        loop {
+            let term = self.term().await;
+            let outcome = scene(self.connect_to_leader().await).await;
+            if self.term().await == term {
+                return outcome;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(120), "no reign lasts");
+        }
+    }
+
     pub async fn control(&self, request: ControlRequest) -> ControlReply {
         match self.ask(&ShardRequest::Control(request)).await {
             ShardReply::Control(reply) => reply,
@@ -144,8 +175,7 @@ impl Shard {
     }
 
     pub async fn create_table(&self, sql: &str, table: u32, range: u64) -> TableSchema {
-        let Command::CreateTable { mut schema, .. } = parse(sql).unwrap() else { panic!("no CREATE TABLE") };
-        schema.id = TableId(table);
+        let schema = definition(sql, table);
         let request = ControlRequest::CreateTable { schema: schema.clone(), range: RangeId(range) };
         assert_eq!(self.control(request).await, ControlReply::Done);
         schema
@@ -156,6 +186,33 @@ impl Shard {
             ShardReply::Rows(reply) => Ok(reply),
             ShardReply::Failed(failure) => Err(failure),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Moves a range of this shard, given with its epoch, to another; gives its epoch and rows there.
+    pub async fn moved(
+        &self,
+        destination: &Shard,
+        operator: OperatorId,
+        (range, epoch): (RangeId, Epoch),
+        schema: &TableSchema,
+        interval: KeyInterval,
+    ) -> (Epoch, u64) {
+        let open = ControlRequest::MoveOpen { operator, range, epoch, to: destination.info.clone() };
+        assert_eq!(self.control(open).await, ControlReply::Done);
+        let (schema, from) = (schema.clone(), self.info.clone());
+        let ingest = ControlRequest::IngestOpen { operator, schema, range, interval, epoch, from };
+        assert_eq!(destination.control(ingest).await, ControlReply::Done);
+        let begun = Instant::now();
+        loop {
+            let ControlReply::Report(report) = destination.control(ControlRequest::Report).await else { panic!() };
+            let phase = report.operators.iter().find(|o| o.operator == operator).map(|o| o.phase.clone());
+            if let Some(OperatorPhase::Adopted { epoch, rows, pause_us, .. }) = phase {
+                println!("moved in {:?}, paused {pause_us} µs", begun.elapsed());
+                return (epoch, rows);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{phase:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -183,6 +240,13 @@ fn toml_of(
         map(rpc),
         map(log)
     )
+}
+
+/// A table as the placement driver hands it on.
+pub fn definition(sql: &str, table: u32) -> TableSchema {
+    let Command::CreateTable { mut schema, .. } = parse(sql).unwrap() else { panic!("no CREATE TABLE") };
+    schema.id = TableId(table);
+    schema
 }
 
 pub fn id() -> TxnId {

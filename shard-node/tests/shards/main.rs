@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod harness;
+mod tables;
+mod transactions;
 
-use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::*;
 use harness::{Shard, statement};
@@ -81,30 +82,9 @@ async fn a_range_moves_with_its_rows_and_its_answers() {
     let ShardReply::Rows(first) = source.ask(&ShardRequest::Statement(increment.clone())).await else { panic!() };
 
     let operator = OperatorId(2);
-    let open = ControlRequest::MoveOpen { operator, range: RangeId(2), epoch: Epoch(2), to: destination.info.clone() };
-    assert_eq!(source.control(open).await, ControlReply::Done);
     let interval = KeyInterval::new(key(100), None);
-    let ingest = ControlRequest::IngestOpen {
-        operator,
-        schema,
-        range: RangeId(2),
-        interval,
-        epoch: Epoch(2),
-        from: source.info.clone(),
-    };
-    assert_eq!(destination.control(ingest).await, ControlReply::Done);
-    let begun = Instant::now();
-    loop {
-        let ControlReply::Report(report) = destination.control(ControlRequest::Report).await else { panic!() };
-        let phase = report.operators.iter().find(|o| o.operator == operator).map(|o| o.phase.clone());
-        if let Some(OperatorPhase::Adopted { epoch, rows, pause_us, .. }) = phase {
-            assert_eq!((epoch, rows), (Epoch(3), 100));
-            println!("moved in {:?}, paused {pause_us} µs", begun.elapsed());
-            break;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(30), "{phase:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let (epoch, rows) = source.moved(&destination, operator, (RangeId(2), Epoch(2)), &schema, interval).await;
+    assert_eq!((epoch, rows), (Epoch(3), 100));
     let moved = source.sql("SELECT n FROM items WHERE id = 150", &[]).await.unwrap_err();
     assert_eq!(moved, Failure::Moved { to: Some(ShardId(2)), range: Some((RangeId(2), Epoch(3))) });
     let ShardReply::Rows(again) = destination.ask(&ShardRequest::Statement(increment)).await else { panic!() };
