@@ -170,7 +170,8 @@ impl Default for BalancerConfig {
 }
 
 impl BalancerConfig {
-    fn check(&self) -> Result<(), String> {
+    /// Checks what types cannot say, as [`Config::check`] does.
+    pub fn check(&self) -> Result<(), String> {
         let at_least = |name: &str, value: f64, least: f64| {
             if value >= least { Ok(()) } else { Err(format!("balancer.{name}: {value}; at least {least} is accepted")) }
         };

@@ -10,6 +10,7 @@
 //! | [`config`] | the knobs | none |
 //! | [`state`] | the replicated state machine: shards, tables, ranges, operators, decisions | none |
 //! | [`kv`] | the coordination store: revisions, history, conditions, limits | none |
+//! | [`coordination`] | the coordination store as one replica serves it | the log's |
 //! | [`balancer`] | from state and load to decisions | none |
 //! | [`operators`] | from state and reports to the next step of each operator | none |
 //! | [`snapshot`] | the state on disk | files |
@@ -18,6 +19,8 @@
 
 pub mod balancer;
 pub mod config;
+pub mod coordination;
+pub mod copies;
 pub mod kv;
 pub mod operators;
 pub mod rest;

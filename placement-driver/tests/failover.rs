@@ -108,7 +108,8 @@ async fn a_replica_that_was_away_too_long_fetches_the_state() {
     cluster.kill(away).await;
     for n in 0..8 {
         let mut schema = bigint_table(&format!("t{n}"));
-        schema.create_sql = "x".repeat(100 << 10);
+        let default = "x".repeat(100 << 10);
+        schema.create_sql = format!("CREATE TABLE t{n} (id bigint PRIMARY KEY, v text DEFAULT '{default}')");
         cluster.create_table(&schema).await;
     }
     let leader = cluster.leader().await;

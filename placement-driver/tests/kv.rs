@@ -169,7 +169,7 @@ async fn what_is_wrong_is_refused_with_a_stable_code() {
     get(&url, "/v1/watch/kv?since=x").await.refused(400, "bad-request");
     let posted = ask(&url, Method::POST, "/v1/kv/k", &[], b"").await;
     posted.refused(405, "method-not-allowed");
-    assert_eq!(posted.header("allow"), "GET, PUT, DELETE");
+    assert_eq!(posted.header("allow"), "GET, HEAD, PUT, DELETE");
     // A revision that no replica has reached: nothing is made up.
     get(&url, "/v1/kv/k?consistency=sequential&min_revision=99").await.refused(503, "behind");
     cluster.stop().await;

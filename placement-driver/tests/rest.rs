@@ -7,10 +7,12 @@ use cluster::{Cluster, bigint_table, eventually, schema};
 use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
 use evenkeel_protocol::routing::RoutingTable;
-use evenkeel_protocol::{KeyCodec, KeyType, KeyValue, RangeId};
+use evenkeel_protocol::{KeyCodec, KeyType, KeyValue, RangeId, TableSchema};
 use futures::StreamExt;
+use reqwest::header::HeaderValue;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 fn key(n: i64) -> evenkeel_protocol::Key {
     KeyCodec::new(vec![KeyType::BigInt]).encode(&[KeyValue::Int(n)]).unwrap()
@@ -128,11 +130,22 @@ async fn bad_requests_are_problems_with_stable_codes() {
         (Method::DELETE, "/v1/operators/1", None, 409, "not-cancellable"),
         (Method::POST, "/v1/shards/9/transfer-leader", None, 404, "unknown-shard"),
         (Method::POST, "/v1/shards/1/transfer-leader", text("{\"to\": 5}"), 409, "not-transferred"),
+        // from_str_radix would take the plus.
+        (Method::GET, "/v1/routes/%+1?key=1", None, 400, "bad-request"),
+        (Method::POST, "/v1/members", text("{\"remove\": [1, 2, 3]}"), 409, "not-changed"),
+        (Method::POST, "/v1/members", text("{\"remove\": [1, 2]}"), 409, "not-changed"),
+        (Method::POST, "/v1/members", text("{}"), 400, "bad-request"),
+        (Method::POST, "/v1/shards/1/replicas", text("{}"), 400, "bad-request"),
+        (Method::POST, "/v1/shards/1/replicas", text("{\"remove\": 9}"), 409, "unknown-replica"),
+        (Method::POST, "/v1/shards/9/replicas", text("{\"remove\": 1}"), 404, "unknown-shard"),
+        (Method::POST, "/v1/shards/9/undrain", None, 404, "unknown-shard"),
     ];
     for (method, path, body, status, code) in cases {
         let length = body.as_ref().map_or(0, Vec::len);
+        let began = Instant::now();
         let (found, problem) = cluster.send(method.clone(), path, body).await;
         let text = format!("{method} {path} ({length} bytes): {found} {problem}");
+        assert!(began.elapsed() < Duration::from_secs(15), "what cannot be is refused at once: {text}");
         assert_eq!((found.as_u16(), problem["code"].as_str()), (status, Some(code)), "{text}");
         assert_eq!(problem["status"], status, "{text}");
         assert_eq!(problem["type"], format!("urn:evenkeel:problem:{code}"), "{text}");
@@ -172,6 +185,26 @@ async fn a_busy_range_a_cancellation_and_a_fence() {
     let ended = cluster.ended(&operator).await;
     assert_eq!(ended["status"], "differs", "R24");
     assert_eq!(cluster.shards.world().count("Purge"), 0, "R24: the source keeps its copy");
+
+    // Until somebody has looked at it, and says that it may go.
+    let copy = format!("/v1/operators/{}/copy", operator["id"]);
+    let (status, body) = cluster.delete(&copy).await;
+    assert_eq!((status, &body), (StatusCode::OK, &json!({ "operator": operator["id"], "shard": 1, "purged": true })));
+    assert!(cluster.shards.world().count("Purge") > 0);
+    assert_eq!(cluster.delete(&copy).await.0, StatusCode::OK, "asked again");
+    for (path, status, code) in [
+        ("/v1/operators/1/copy", 409, "no-copy"),
+        ("/v1/operators/4711/copy", 404, "unknown-operator"),
+        ("/v1/operators/x/copy", 400, "bad-request"),
+    ] {
+        let (found, body) = cluster.delete(path).await;
+        assert_eq!((found.as_u16(), body["code"].as_str()), (status, Some(code)), "{path}: {body}");
+    }
+    cluster.shards.world().hold_copies = true;
+    let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 1 })).await;
+    cluster.at_step(&operator, "copy").await;
+    let (status, body) = cluster.delete(&format!("/v1/operators/{}/copy", operator["id"])).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("operator-running")));
     cluster.stop().await;
 }
 
@@ -210,8 +243,14 @@ async fn routes_are_watched_resumed_and_revalidated() {
     assert_eq!(table.lookup(change.routes[0].table, &key(20)).unwrap().shard.0, 2);
     cluster.ended(&operator).await;
 
+    cluster.create_table(&bigint_table("other")).await;
+    let (_, since) = cluster.get(&format!("/v1/routes?since={id}&table=t")).await;
+    assert_eq!((&since["complete"], since["routes"].as_array().unwrap().len()), (&json!(false), 1), "{since}");
+    assert_eq!(since["tables"], json!([]), "{since}");
+    let (_, since) = cluster.get(&format!("/v1/routes?since={id}&table=other")).await;
+    assert_eq!((&since["tables"][0]["name"], &since["routes"][0]["shard"]), (&json!("other"), &json!(1)), "{since}");
     let (_, since) = cluster.get(&format!("/v1/routes?since={id}")).await;
-    assert_eq!((&since["complete"], since["routes"].as_array().unwrap().len()), (&json!(false), 1));
+    assert_eq!((&since["complete"], since["routes"].as_array().unwrap().len()), (&json!(false), 2));
     let (_, other) = cluster.get("/v1/routes?since=99.1").await;
     assert_eq!(other["complete"], true, "another incarnation's version says nothing");
     let changed = cluster.http.get(&url).header("if-none-match", &tag).send().await.unwrap();
@@ -261,7 +300,10 @@ async fn followers_redirect_what_needs_the_leader() {
             let (leader, follower) = (cluster.leader().await, cluster.follower().await);
             let response = cluster.http.get(format!("{}{path}", cluster.url(follower))).send().await.ok()?;
             let redirected = response.status() == StatusCode::TEMPORARY_REDIRECT;
-            (redirected && response.headers()["location"] == format!("{}{path}", cluster.url(leader))).then_some(())
+            let location = response.headers().get("location")?.to_str().ok()?.to_string();
+            let problem: Value = response.json().await.unwrap_or_default();
+            assert!(!redirected || problem["code"] == "not-leader", "{path}: {problem}");
+            (redirected && location == format!("{}{path}", cluster.url(leader))).then_some(())
         })
         .await;
     }
@@ -335,5 +377,148 @@ async fn a_hot_range_is_split_and_spread() {
     let (_, decisions) = cluster.get("/v1/decisions").await;
     let why: Vec<&Value> = decisions["decisions"].as_array().unwrap().iter().map(|d| &d["why"]).collect();
     assert!(why.len() >= 2 && why.iter().all(|why| why.as_str().is_some_and(|why| !why.is_empty())), "{why:?}");
+    cluster.stop().await;
+}
+
+/// R6: what shards run as superuser is what was understood, in the store's own words, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_s_definition_is_the_table_and_nothing_else() {
+    let cluster = Cluster::start(1).await;
+    let text = "CREATE TABLE x (id bigint PRIMARY KEY, v text)";
+    let with = |create_sql: String| TableSchema { create_sql, ..bigint_table("x") };
+    let mut other_type = bigint_table("x");
+    other_type.columns[1].type_name = "text DEFAULT pg_read_file('/etc/passwd')".into();
+    let mut other_oid = bigint_table("x");
+    other_oid.columns[1].type_oid = 20;
+    let mut other_key = bigint_table("x");
+    other_key.key = vec![0, 1];
+    let refused = [
+        with(String::new()),
+        with("…".into()),
+        with("DROP TABLE x".into()),
+        with(format!("{text}; DROP TABLE x")),
+        with(format!("{text}; CREATE ROLE intruder SUPERUSER LOGIN")),
+        with(format!("{text} TABLESPACE fast")),
+        with("CREATE TABLE x AS SELECT pg_read_file('/etc/passwd') AS v, 1::bigint AS id".into()),
+        with("CREATE TABLE y (id bigint PRIMARY KEY, v text)".into()),
+        with("CREATE TABLE x (id bigint PRIMARY KEY, v text, w text)".into()),
+        other_type,
+        other_oid,
+        other_key,
+        bigint_table("evenkeel_x"),
+        bigint_table("pg_x"),
+        bigint_table("x_pkey"),
+    ];
+    for schema in refused {
+        let (status, body) = cluster.post("/v1/tables", &json!({ "schema": schema })).await;
+        assert_eq!((status, body["code"].as_str()), (StatusCode::BAD_REQUEST, Some("bad-table")), "{schema:?}: {body}");
+    }
+    assert_eq!(cluster.shards.world().count("CreateTable"), 0);
+    let (status, body) = cluster.post("/v1/tables", &json!({ "schema": with(format!("{text};")) })).await;
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    let ours = r#"CREATE TABLE IF NOT EXISTS "x" ("id" bigint NOT NULL, "v" text, PRIMARY KEY ("id"))"#;
+    assert_eq!(body["create_sql"], ours);
+    cluster.stop().await;
+}
+
+/// Headers that are no text must not make another request of a GET.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_get_changes_nothing_whatever_its_headers() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    assert_eq!(cluster.send(Method::PUT, "/v1/kv/jobs/leader", Some(b"a".to_vec())).await.0, StatusCode::CREATED);
+    cluster.shards.world().hold_copies = true;
+    let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
+    cluster.at_step(&operator, "copy").await;
+    let operator = format!("/v1/operators/{}", operator["id"]);
+    let leader = cluster.url(cluster.leader().await);
+    for method in [Method::GET, Method::HEAD] {
+        for header in ["last-event-id", "if-none-match"] {
+            for path in
+                ["/v1/kv/jobs/leader", operator.as_str(), "/v1/shards", "/v1/routes/t?key=1", "/v1/routes/watch"]
+            {
+                let odd = HeaderValue::from_bytes(b"\xff").unwrap();
+                let request = cluster.http.request(method.clone(), format!("{leader}{path}")).header(header, odd);
+                let response = request.send().await.unwrap();
+                let (status, kind) = (response.status(), response.headers().get("content-type").cloned());
+                let text = format!("{method} {path} with {header}: {status}");
+                assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+                assert_eq!(kind.unwrap(), "application/problem+json", "{text}");
+            }
+        }
+    }
+    assert_eq!(cluster.get("/v1/kv/jobs/leader").await.0, StatusCode::OK);
+    assert_eq!(cluster.get(&operator).await.1["status"], "running");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn head_is_answered_as_get_without_a_body() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let leader = cluster.url(cluster.leader().await);
+    let ask = |method: Method, path: &str| cluster.http.request(method, format!("{leader}{path}")).send();
+    for path in ["/livez", "/v1/routes", "/v1/routes/t?key=1", "/v1/shards", "/v1/nothing", "/v1/ranges/1/split"] {
+        let (get, head) = (ask(Method::GET, path).await.unwrap(), ask(Method::HEAD, path).await.unwrap());
+        assert_eq!(
+            (head.status(), head.headers().get("content-type")),
+            (get.status(), get.headers().get("content-type"))
+        );
+        assert!(head.bytes().await.unwrap().is_empty(), "{path}");
+    }
+    let refused = ask(Method::PUT, "/v1/shards").await.unwrap();
+    assert_eq!(refused.headers()["allow"], "GET, HEAD, POST");
+    cluster.stop().await;
+}
+
+/// A shard that nobody hears, for its addresses are mistyped, gets nothing, and what was asked of it can be taken back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mistyped_shard_can_be_undone() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("first")).await;
+    let mistyped = json!({ "id": 9, "replicas": { "1": "127.0.0.1:1" } });
+    assert_eq!(cluster.post("/v1/shards", &mistyped).await.0, StatusCode::CREATED);
+    for name in ["second", "third", "fourth"] {
+        let (status, body) = cluster.post("/v1/tables", &json!({ "schema": bigint_table(name) })).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+    }
+    let (_, ranges) = cluster.get("/v1/ranges").await;
+    assert!(ranges.as_array().unwrap().iter().all(|range| range["shard"] != 9), "{ranges}");
+
+    // Asked for by name it is waited for; whoever gives up waiting takes it back.
+    let url = format!("{}/v1/tables", cluster.url(cluster.leader().await));
+    let there = json!({ "schema": bigint_table("there"), "shard": 9 }).to_string();
+    let waiting = cluster.http.post(url).body(there).timeout(Duration::from_millis(500)).send().await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    let (_, operators) = cluster.get("/v1/operators").await;
+    assert_eq!((&operators[0]["kind"], &operators[0]["status"]), (&json!("create-table"), &json!("running")));
+    let (status, body) = cluster.delete(&format!("/v1/operators/{}", operators[0]["id"])).await;
+    assert_eq!((status, body["status"].as_str()), (StatusCode::ACCEPTED, Some("cancelled")), "{body}");
+    cluster.create_table(&bigint_table("there")).await;
+
+    let (status, body) = cluster.delete("/v1/shards/9").await;
+    assert_eq!((status, body["status"].as_str()), (StatusCode::ACCEPTED, Some("draining")));
+    eventually("the mistyped shard to go", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        (shards.as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_only_when_that_is_asked_for() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    cluster.shards.world().hold_copies = true;
+    assert_eq!(cluster.delete("/v1/shards/1").await.0, StatusCode::ACCEPTED);
+    let info = &cluster.shards.infos()[0];
+    let again = json!({ "id": info.id, "replicas": info.replicas });
+    let (status, body) = cluster.post("/v1/shards", &again).await;
+    assert_eq!((status, body["status"].as_str()), (StatusCode::OK, Some("draining")), "{body}");
+    for _ in 0..2 {
+        let (status, body) = cluster.post("/v1/shards/1/undrain", &json!({})).await;
+        assert_eq!((status, body["status"].as_str()), (StatusCode::OK, Some("active")), "{body}");
+    }
     cluster.stop().await;
 }

@@ -4,7 +4,7 @@ use super::picture::{Picture, Source};
 use crate::config::BalancerConfig;
 use crate::state::{State, Work};
 use evenkeel_protocol::{RangeId, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Seconds over which a rate is in effect averaged: the source's two and the picture's own.
@@ -142,21 +142,33 @@ impl fmt::Display for NotReady {
     }
 }
 
+/// R29: every shard that was there when this reign began, also one that has fallen silent since, must have spoken for a window.
+///
+/// One that was added since and never spoke is merely silent. So is one that owns nothing and that nothing is going to: no load of it
+/// can be missing, and it may not be there at all.
+pub fn not_reported(state: &State, picture: &Picture, config: &BalancerConfig, now_ms: u64) -> Option<NotReady> {
+    let mut loaded: BTreeSet<ShardId> = state.ranges.values().map(|range| range.route.shard).collect();
+    loaded.extend(state.running().filter_map(|operator| match operator.work {
+        Work::Move { to, .. } => Some(to),
+        _ => None,
+    }));
+    let founder = |id: &ShardId| picture.founders.as_ref().is_none_or(|founders| founders.contains(id));
+    let missing = |id: &&ShardId| match picture.shards.get(*id) {
+        None => loaded.contains(*id),
+        Some(shard) => {
+            let speaking = shard.last_ms + config.silent_after_ms >= now_ms;
+            (loaded.contains(*id) || speaking) && shard.first_ms + config.window_ms > shard.last_ms
+        }
+    };
+    state.shards.keys().filter(|id| founder(id)).find(missing).map(|id| NotReady::NotReported(*id))
+}
+
 /// Whether enough is known to judge the level (R29).
 pub fn not_ready(state: &State, picture: &Picture, config: &BalancerConfig, now_ms: u64) -> Option<NotReady> {
-    for id in state.shards.keys() {
-        // R29: every shard that was there when this reign began, also one that has fallen silent since, must have spoken for a
-        // window. One that was added since and never spoke is merely silent.
-        let founder = picture.founders.as_ref().is_none_or(|founders| founders.contains(id));
-        let Some(shard) = picture.shards.get(id) else {
-            if founder {
-                return Some(NotReady::NotReported(*id));
-            }
-            continue;
-        };
-        if founder && shard.first_ms + config.window_ms > shard.last_ms {
-            return Some(NotReady::NotReported(*id));
-        }
+    if let Some(reason) = not_reported(state, picture, config, now_ms) {
+        return Some(reason);
+    }
+    for (id, shard) in &picture.shards {
         let owns = state.ranges.values().any(|range| range.route.shard == *id);
         let speaking = shard.last_ms + config.silent_after_ms >= now_ms;
         if owns && speaking && shard.steady_since_ms + config.window_ms > now_ms {

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] is pure and deterministic. In this order it
 //!
-//! 1. empties draining shards,
+//! 1. waits until every shard has reported (R29), and empties draining shards,
 //! 2. once the load has been uneven for long enough ([`Picture::acting`]): splits what is too large to be placed well, at the quantiles of
 //!    its load and many ways at once, each key that is too hot alone; then moves ranges from shards above the ceiling to the least loaded,
 //!    largest fitting first, and among equal ones those with the fewest bytes;
@@ -27,6 +27,8 @@ pub mod sketch;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traced;
 
 pub use level::{Level, NotReady};
 pub use picture::Picture;
@@ -53,6 +55,9 @@ pub fn plan(state: &State, picture: &Picture, config: &BalancerConfig, now_ms: u
     let mut board = Board::new(state, picture, config, now_ms);
     if state.restoring {
         return board.refuse_all(Reason::Restoring);
+    }
+    if let Some(reason) = level::not_reported(state, picture, config, now_ms) {
+        return board.refuse_all(Reason::NotReady(reason));
     }
     let drained = rebalance::drain(&mut board);
     board.decide(drained);
@@ -84,13 +89,12 @@ pub fn explanation(before: Vec<Rejection>, plan: &Plan) -> Vec<Rejection> {
     if waiting && !before.is_empty() { before } else { plan.rejections.clone() }
 }
 
-/// The shard for a new table's range: the one with the least load, then with the fewest ranges. `None` if none is active.
+/// The shard for a new table's range: of those that speak the one with the least load, then with the fewest ranges. `None` if none does.
 pub fn shard_for_new_range(state: &State, picture: &Picture) -> Option<ShardId> {
     let counts = state.range_counts();
-    let active = state.shards.iter().filter(|(_, shard)| !shard.draining).map(|(id, _)| *id);
-    active.min_by_key(|id| {
-        let load = picture.level.loads.get(id).copied().unwrap_or(0.0);
-        // Less than a few statements a second apart is equal.
-        ((load / 10.0) as u64, counts.get(id).copied().unwrap_or(0), *id)
-    })
+    let active = |id: &ShardId| state.shards.get(id).is_some_and(|shard| !shard.draining);
+    let speaking = picture.level.loads.iter().filter(|(id, _)| active(id));
+    // Less than a few statements a second apart is equal.
+    let order = |(id, load): &(&ShardId, &f64)| ((**load / 10.0) as u64, counts.get(id).copied().unwrap_or(0), **id);
+    speaking.min_by_key(order).map(|(id, _)| *id)
 }

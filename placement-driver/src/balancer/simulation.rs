@@ -84,6 +84,10 @@ pub struct Simulation {
     /// Shards that send no reports.
     pub silent: Vec<ShardId>,
     pub rejections: Vec<super::Rejection>,
+    /// How long a move takes, in milliseconds: at least, and by how much more at most.
+    pub move_ms: (u64, u64),
+    /// Statements per active shard in each second.
+    pub per_second: Vec<Vec<u64>>,
     stalled: Option<ShardId>,
     queued: Vec<i64>,
 }
@@ -109,6 +113,8 @@ impl Simulation {
             merges: Vec::new(),
             silent: Vec::new(),
             rejections: Vec::new(),
+            move_ms: (600, 800),
+            per_second: Vec::new(),
             stalled: None,
             queued: Vec::new(),
         };
@@ -123,6 +129,7 @@ impl Simulation {
         simulation.run(IDLE_MS / 1000);
         simulation.statements_per_s = statements_per_s;
         simulation.imbalance.clear();
+        simulation.per_second.clear();
         simulation
     }
 
@@ -132,7 +139,7 @@ impl Simulation {
     }
 
     pub fn apply(&mut self, command: Command) {
-        let result = self.state.apply(Proposal { at_ms: self.now_ms, nonce: 0, command: command.clone() });
+        let result = self.state.apply(Proposal { at_ms: self.now_ms, since_ms: 0, nonce: 0, command: command.clone() });
         assert!(result.is_ok(), "{command:?}: {result:?}");
         self.check_partition();
     }
@@ -214,6 +221,7 @@ impl Simulation {
         let total: u64 = self.second.values().sum();
         let mean = total as f64 / active.len() as f64;
         self.imbalance.push(if total == 0 { 1.0 } else { loads.iter().max().copied().unwrap_or(0) as f64 / mean });
+        self.per_second.push(loads);
         self.second.clear();
     }
 
@@ -328,7 +336,7 @@ impl Simulation {
         for (operator, from, work) in running {
             let transition = match &work {
                 Work::Move { epoch, .. } => {
-                    let ends = self.now_ms + 600 + self.random.below(800);
+                    let ends = self.now_ms + self.move_ms.0 + self.random.below(self.move_ms.1);
                     if *self.due.entry(operator).or_insert(ends) > self.now_ms {
                         continue;
                     }

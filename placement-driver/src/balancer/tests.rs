@@ -4,7 +4,7 @@
 use super::picture::Source;
 use super::simulation::{Random, Simulation, Workload, mixgraph_like, zipf};
 use super::*;
-use crate::state::{Command, State};
+use crate::state::{Action, Command, State};
 use evenkeel_protocol::{RangeId, ShardId};
 use proptest::prelude::*;
 
@@ -174,6 +174,14 @@ fn what_has_long_been_cold_is_merged_and_not_split_again() {
 #[test]
 fn a_new_reign_waits_for_a_full_window_of_every_shard() {
     let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.apply(Command::SetBalancer { enabled: false });
+    let at = vec![super::testing::key(90_000)];
+    simulation.apply(Command::Begin(Action::Split { range: RangeId(1), epoch: None, at }));
+    simulation.run(1);
+    simulation.apply(Command::Begin(Action::Move { range: RangeId(2), epoch: None, to: ShardId(3) }));
+    simulation.run(5);
+    assert_eq!(simulation.state.range_counts()[&ShardId(3)], 1);
+    simulation.apply(Command::SetBalancer { enabled: true });
     simulation.picture = Picture::default();
     simulation.silent = vec![ShardId(3)];
     simulation.run(10);
@@ -186,6 +194,34 @@ fn a_new_reign_waits_for_a_full_window_of_every_shard() {
     simulation.silent.clear();
     simulation.run(15);
     assert!(!simulation.moves.is_empty());
+}
+
+/// R29: what is silent and owns nothing carries no load either. Whoever was mistyped must not hold everything up for ever.
+#[test]
+fn a_new_reign_does_not_wait_for_a_silent_shard_that_owns_nothing() {
+    let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.add_shard(9);
+    simulation.silent = vec![ShardId(9)];
+    simulation.picture = Picture::default();
+    assert_eq!(shard_for_new_range(&simulation.state, &simulation.picture), None, "nobody has spoken yet");
+    simulation.run(15);
+    assert!(!simulation.moves.is_empty(), "{:?}", simulation.rejections);
+    assert_ne!(shard_for_new_range(&simulation.state, &simulation.picture), Some(ShardId(9)), "only to who speaks");
+}
+
+/// R29: a drain is planned as everything else is. At the beginning of a reign whoever speaks first would get all of it.
+#[test]
+fn a_drain_waits_for_a_full_window_of_every_shard() {
+    let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.run(15);
+    simulation.apply(Command::SetBalancer { enabled: false });
+    simulation.apply(Command::DrainShard(ShardId(1)));
+    let moves = simulation.moves.len();
+    let began_ms = simulation.now_ms;
+    simulation.picture = Picture::default();
+    simulation.run(10);
+    let first_ms = simulation.moves[moves].0;
+    assert!(first_ms >= began_ms + simulation.config.window_ms, "after {} ms", first_ms - began_ms);
 }
 
 /// R29: a shard that falls silent is neither source nor target.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// How long an id is remembered, by the time of proposals, in milliseconds.
+/// How long an id is remembered at least, in milliseconds. Between two reigns the state machine's time stands still.
 pub const REMEMBER_MS: u64 = 60_000;
 /// The most ids remembered. Above it requests with an id are refused, since forgetting one early could apply it twice.
 pub const MAX_IDS: usize = 16_384;
@@ -24,7 +24,7 @@ struct Seen {
 pub struct Recent {
     seen: BTreeMap<Arc<str>, Seen>,
     order: VecDeque<Arc<str>>,
-    /// The latest time seen: a new leader's clock may be behind the last one's.
+    /// The latest time seen.
     now_ms: u64,
 }
 

@@ -32,6 +32,7 @@ pub use reports::{take_members, take_routes};
 
 use crate::balancer::Picture;
 use crate::state::{Command, Operator, State, Step, Transition, Work};
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum};
 use evenkeel_protocol::{OperatorId, ShardId};
 use std::collections::BTreeMap;
@@ -50,6 +51,9 @@ const PROPOSE_AGAIN_MS: u64 = 1_000;
 pub const STUCK_AFTER_MS: u64 = 30_000;
 /// What an ended operator left at a shard is asked to go at most this often, in milliseconds.
 const SWEEP_EVERY_MS: u64 = 3_000;
+/// A shard that has not spoken for so long since a reign began is taken for one that is not there, in milliseconds: one that is reports
+/// several times a second.
+const UNHEARD_MS: u64 = 10_000;
 /// The most sweeping requests under way at once.
 const MAX_SWEEPS: usize = 8;
 
@@ -96,6 +100,8 @@ pub struct Driver {
     proposed: BTreeMap<(OperatorId, Step), u64>,
     /// Why the latest request of an operator failed, for people.
     troubles: BTreeMap<OperatorId, String>,
+    /// When it began, in milliseconds since the Unix epoch.
+    since_ms: Option<u64>,
 }
 
 impl Driver {
@@ -117,7 +123,8 @@ impl Driver {
             }
         }
         self.sweep(state, picture, now_ms, &mut todo);
-        remove_empty_shards(state, picture, &mut todo);
+        let since_ms = *self.since_ms.get_or_insert(now_ms);
+        remove_empty_shards(state, picture, since_ms + UNHEARD_MS <= now_ms, &mut todo);
         todo
     }
 
@@ -260,13 +267,15 @@ impl Driver {
     }
 }
 
-/// A draining shard that owns nothing any more, by its own report too, is removed.
-fn remove_empty_shards(state: &State, picture: &Picture, todo: &mut Vec<Todo>) {
+/// A draining shard that owns nothing any more, by its own report too, is removed. So is one that all had `time` to hear of and nobody has: its
+/// addresses may be mistyped. What the state says of its ranges is then all there is, which holds unless the state was restored (R30).
+fn remove_empty_shards(state: &State, picture: &Picture, time: bool, todo: &mut Vec<Todo>) {
     for (id, shard) in state.shards.iter().filter(|(_, shard)| shard.draining) {
-        let owns = state.ranges.values().any(|range| range.route.shard == *id);
-        let involved = state.running().any(|operator| operator.work.involves(*id));
-        let said_so = picture.shards.get(id).is_some_and(|view| reports::owned(&view.report).next().is_none());
-        if !owns && !involved && said_so {
+        let said_so = match picture.shards.get(id) {
+            Some(view) => reports::owned(&view.report).next().is_none(),
+            None => time && !state.restoring,
+        };
+        if state.is_empty(*id) && (said_so || deliberate(Bug::RemovedTooSoon)) {
             tracing::info!(shard = %shard.info.id, "drained: removing the shard");
             todo.push(Todo::Propose(Command::RemoveShard(*id)));
         }

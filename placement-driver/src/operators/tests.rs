@@ -321,3 +321,28 @@ fn a_drained_shard_is_removed_when_its_own_report_says_it_is_empty() {
     world.turn();
     assert!(!world.state.shards.contains_key(&ShardId(3)));
 }
+
+/// Its addresses are mistyped, say: nobody will ever hear of it, and nothing is there.
+#[test]
+fn a_drained_shard_that_never_spoke_is_removed_if_it_owns_nothing() {
+    let mut world = World::new();
+    let operator = world.begin(Action::Move { range: RangeId(1), epoch: None, to: ShardId(2) });
+    for shard in [2, 3] {
+        must(&mut world.state, 1, Command::DrainShard(ShardId(shard)));
+    }
+    world.turn();
+    assert_eq!(world.state.shards.len(), 3, "one that is there has the time to speak");
+    world.now_ms += 20_000;
+    world.turn();
+    assert!(!world.state.shards.contains_key(&ShardId(3)));
+    assert!(world.state.shards.contains_key(&ShardId(2)), "an operator works with it");
+    // Restored from a backup, the state does not know what it owns (R30).
+    must(&mut world.state, 1, Command::Advance { operator, from: Step::Open, transition: refusal() });
+    must(&mut world.state, 1, Command::BeginIncarnation(2));
+    world.turn();
+    assert!(world.state.shards.contains_key(&ShardId(2)));
+}
+
+fn refusal() -> Transition {
+    Transition::Refused { reason: "no".into() }
+}

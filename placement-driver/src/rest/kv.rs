@@ -2,27 +2,19 @@
 //!
 //! A key is everything behind `/v1/kv/`, percent-decoded once: it may contain slashes. The watch has a path that no key can have.
 //!
-//! A read is linearizable unless it asks for less: it passes the log's read barrier at the leader (log rule 9), and other replicas send
-//! it there. A `sequential` read is answered by any replica from what it has applied; `min_revision` makes it wait until that is at
-//! least what the client has seen, so that nobody goes back in time by changing replicas.
-//!
-//! A watcher has no queue: it remembers the revision it has seen, and takes the next changes from the store's history when it is
-//! ready for them. One that is too slow for the history is told so and ended.
+//! A read is linearizable unless it asks for less: `sequential`, perhaps with a `min_revision`. What both mean, and what a watch
+//! promises, is in [`crate::coordination`]; here it is put into HTTP. Replicas that do not lead send what needs the leader there.
 
 use super::watch::{KEEP_ALIVE_MS, Watching};
-use super::{Api, Error, Failure, json_with, parameters, percent_decode};
-use crate::kv::{self, Action, Entry, Expect, MAX_VALUE_BYTES, Store};
+use super::{Api, Error, Failure, json_with, method_not_allowed, parameters, percent_decode};
+use crate::coordination::{self, Consistency, Listing, ReadFailure, Told, Watcher, WriteFailure};
+use crate::kv::{self, Action, Entry, Expect, MAX_VALUE_BYTES};
 use crate::server::{ProposeFailure, Shared};
-use crate::state::{Command, Effect, Refusal};
 use bytes::Bytes;
-use evenkeel_protocol::kv::{ID_HEADER, KvEventBody, KvListBody, KvMarkBody, KvWrittenBody, MAX_LIST, REVISION_HEADER};
-use evenkeel_replicated_log::BarrierError;
+use evenkeel_protocol::kv::{ID_HEADER, KvEventBody, KvMarkBody, KvWrittenBody, MAX_LIST, REVISION_HEADER};
 use futures::stream;
-use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch::Receiver;
 use warp::Reply;
 use warp::http::header::{
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH,
@@ -34,18 +26,8 @@ use warp::sse::Event;
 
 /// The largest body of a `PUT`, in bytes.
 pub(super) const MAX_BODY_BYTES: usize = MAX_VALUE_BYTES;
-/// The most writes under way at once: they must leave the log room for what keeps the store level.
-pub(super) const MAX_WRITES: usize = 256;
-/// How long a write waits for its outcome, in milliseconds.
-const OUTCOME_MS: u64 = 10_000;
-/// How long a read waits for this replica to have applied what it must show, in milliseconds.
-const APPLIED_MS: u64 = 5_000;
 /// Entries in a page if the request does not say.
 const DEFAULT_LIST: usize = 100;
-/// A page ends once its values have this many bytes.
-const PAGE_BYTES: usize = 1 << 20;
-/// Changes that a watcher takes at once.
-const WATCH_BATCH: usize = 64;
 
 /// Which requests this module answers.
 pub(super) fn takes(path: &str) -> bool {
@@ -56,16 +38,6 @@ pub(super) fn takes(path: &str) -> bool {
 fn key_of(path: &str) -> Option<Result<String, Error>> {
     let key = percent_decode(path.strip_prefix("/v1/kv/")?);
     Some(key.and_then(|key| kv::check_key(&key).map(|()| key).map_err(Error::from)))
-}
-
-/// How a read wants to be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Consistency {
-    Linearizable,
-    Sequential {
-        /// At least this revision.
-        min_revision: u64,
-    },
 }
 
 /// The parameters of a read: the consistency, and whatever else the request takes.
@@ -101,11 +73,7 @@ pub(super) async fn get(api: &Api, path: &str, query: &str, known: Option<&str>)
     let Some(key) = key_of(path) else { return list(shared, query).await };
     let key = key?;
     let (consistency, _) = read_parameters(query, &[])?;
-    current(shared, consistency).await?;
-    let (entry, revision) = {
-        let applied = shared.applied();
-        (applied.state.kv.get(&key).cloned(), applied.state.kv.revision())
-    };
+    let (entry, revision) = coordination::get(shared, &key, consistency).await?;
     let response = match entry {
         None => Error::from(kv::Refusal::Absent).response(),
         Some(entry) if known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == etag(entry.modified))) => {
@@ -146,34 +114,13 @@ fn at_revision(mut response: Response, revision: u64) -> Response {
     response
 }
 
-/// Waits until this replica's state is what the read must show at least.
-async fn current(shared: &Shared, consistency: Consistency) -> Result<(), Failure> {
-    let reached: Box<dyn Fn() -> bool + Send + Sync> = match consistency {
-        Consistency::Linearizable => {
-            let index = shared.log.read_barrier().await.map_err(|error| match error {
-                BarrierError::NotLeader { .. } | BarrierError::Stopped => Failure::NeedsLeader,
-                BarrierError::TimedOut => {
-                    let detail = "no majority confirmed in time that this replica leads; try again";
-                    Error::new(503, "no-quorum", "No majority answers", detail).into()
-                }
-            })?;
-            Box::new(move || shared.applied().index >= index)
-        }
-        Consistency::Sequential { min_revision } => {
-            Box::new(move || shared.applied().state.kv.revision() >= min_revision)
-        }
-    };
-    let mut changes = shared.changes();
-    let waiting = async {
-        // The replica ends when there are no more changes; the answer then is that it has not got there.
-        while !reached() && changes.changed().await.is_ok() {}
-        reached()
-    };
-    match tokio::time::timeout(Duration::from_millis(APPLIED_MS), waiting).await {
-        Ok(true) => Ok(()),
-        _ => {
-            let detail = "this replica has not got there yet; try again, or ask another";
-            Err(Error::new(503, "behind", "This replica is behind", detail).into())
+impl From<ReadFailure> for Failure {
+    fn from(failure: ReadFailure) -> Failure {
+        let detail = failure.to_string();
+        match failure {
+            ReadFailure::NeedsLeader => Failure::NeedsLeader,
+            ReadFailure::NoQuorum => Error::new(503, "no-quorum", "No majority answers", detail).into(),
+            ReadFailure::Behind => Error::new(503, "behind", "This replica is behind", detail).into(),
         }
     }
 }
@@ -195,24 +142,10 @@ async fn list(shared: &Shared, query: &str) -> Result<Response, Failure> {
             }
         }
     }
-    current(shared, consistency).await?;
-    let body = page(&shared.applied().state.kv, &prefix, after.as_deref(), limit, values);
+    let listing = Listing { prefix, after, limit, values };
+    let body = coordination::list(shared, &listing, consistency).await?;
     let revision = body.revision;
     Ok(at_revision(json_with(StatusCode::OK, &body), revision))
-}
-
-/// One page: up to `limit` entries, fewer if they are large.
-fn page(store: &Store, prefix: &str, after: Option<&str>, limit: usize, values: bool) -> KvListBody {
-    let mut found = store.list(prefix, after).peekable();
-    let (mut entries, mut bytes) = (Vec::new(), 0);
-    while entries.len() < limit && bytes < PAGE_BYTES {
-        let Some((key, entry)) = found.next() else { break };
-        bytes += if values { entry.value.len() } else { 0 };
-        entries.push(entry.body(key, values));
-    }
-    let more = found.peek().is_some();
-    let next = entries.last().filter(|_| more).map(|last| last.key.clone());
-    KvListBody { revision: store.revision(), entries, next }
 }
 
 /// `PUT` and `DELETE /v1/kv/{key}`.
@@ -230,43 +163,43 @@ pub(super) async fn write(
     }
     parameters(query, &[])?;
     let key = key_of(path).ok_or_else(|| Error::unknown_path(path))??;
-    let put = *method == Method::PUT;
-    let action = if put {
-        let content_type = text(headers, CONTENT_TYPE.as_str())?.unwrap_or("application/octet-stream").to_string();
-        Action::Put { value: body, content_type }
-    } else {
-        Action::Delete
+    let action = match *method {
+        Method::PUT => {
+            let content_type = text(headers, CONTENT_TYPE.as_str())?.unwrap_or("application/octet-stream").to_string();
+            Action::Put { value: body, content_type }
+        }
+        Method::DELETE => Action::Delete,
+        _ => return Err(method_not_allowed(method, path).into()),
     };
     let id = text(headers, ID_HEADER)?.map(String::from);
-    let request = kv::Request { key, expect: expectation(headers, put)?, action, id };
+    let expect = expectation(headers, matches!(action, Action::Put { .. }))?;
+    let request = kv::Request { key, expect, action, id };
     kv::check(&request).map_err(Error::from)?;
-    let Ok(_turn) = api.kv_writes.try_acquire() else {
-        let detail = format!("{MAX_WRITES} writes are under way; nothing was done, try again");
-        return Err(Error::new(429, "too-many-writes", "Too many writes are under way", detail).into());
-    };
-    let proposed = shared.propose(Command::Kv(Box::new(request)));
-    let outcome = tokio::time::timeout(Duration::from_millis(OUTCOME_MS), proposed).await;
-    match outcome.unwrap_or(Err(ProposeFailure::Unknown)) {
-        Ok(Effect::Kv(written)) => Ok(written_response(written)),
-        Ok(other) => {
-            let detail = format!("the command had the effect {other:?}");
-            Err(Error::new(500, "internal", "Something that cannot be", detail).into())
+    match coordination::write(shared, request).await {
+        Ok(written) => Ok(written_response(written)),
+        Err(WriteFailure::NeedsLeader) => Err(Failure::NeedsLeader),
+        Err(failure @ WriteFailure::TooMany) => {
+            Err(Error::new(429, "too-many-writes", "Too many writes are under way", failure.to_string()).into())
         }
         // The refusal says what the condition should have been.
-        Err(ProposeFailure::Refused(Refusal::Kv(refusal @ kv::Refusal::Mismatch(found)))) => {
+        Err(WriteFailure::Refused(refusal @ kv::Refusal::Mismatch(found))) => {
             let response = Error::from(refusal).response();
             Ok(match found {
                 Some(revision) => tagged(response, revision),
                 None => response,
             })
         }
+        Err(WriteFailure::Refused(refusal)) => Err(Error::from(refusal).into()),
         // 503 promises that nothing was done, which is not known here.
-        Err(ProposeFailure::Unknown) => {
+        Err(WriteFailure::Proposal(ProposeFailure::Unknown)) => {
             let detail =
                 "it may have happened or not: read the key, or repeat the request if it has an idempotency key";
             Err(Error::new(504, "outcome-unknown", "What became of it is not known", detail).into())
         }
-        Err(failure) => Err(Error::from(failure).into()),
+        Err(WriteFailure::Proposal(failure)) => Err(Error::from(failure).into()),
+        Err(failure @ WriteFailure::Internal(_)) => {
+            Err(Error::new(500, "internal", "Something that cannot be", failure.to_string()).into())
+        }
     }
 }
 
@@ -309,20 +242,6 @@ fn expectation(headers: &HeaderMap, put: bool) -> Result<Expect, Error> {
     }
 }
 
-struct Watcher {
-    shared: Arc<Shared>,
-    changes: Receiver<u64>,
-    stopped: Receiver<bool>,
-    prefix: String,
-    seen: u64,
-    /// What was taken from the history and not sent yet, at most [`WATCH_BATCH`].
-    waiting: VecDeque<kv::Event>,
-    /// The last revision the client was told.
-    told: Option<u64>,
-    ended: bool,
-    _open: Watching,
-}
-
 /// `GET /v1/watch/kv`: changes after `Last-Event-ID`, or `?since=`, or from now on.
 pub(super) fn watch(api: &Api, query: &str, last: Option<&str>) -> Result<Response, Failure> {
     let (mut prefix, mut since) = (String::new(), None);
@@ -336,25 +255,26 @@ pub(super) fn watch(api: &Api, query: &str, last: Option<&str>) -> Result<Respon
     if let Some(last) = last {
         since = Some(revision(last)?);
     }
-    let shared = api.shared.clone();
-    let changes = shared.kv_changes();
-    let seen = {
-        let applied = shared.applied();
-        let seen = since.unwrap_or_else(|| applied.state.kv.revision());
-        let oldest = applied.state.kv.history().oldest();
-        if seen < oldest {
-            let detail =
-                format!("{}; list the keys, and watch from the revision of the list", kv::Compacted { oldest });
-            return Err(Error::new(410, "compacted", "These changes are no longer remembered", detail).into());
-        }
-        seen
-    };
-    let stopped = shared.stopped();
-    let (waiting, told, _open) = (VecDeque::new(), None, api.watchers.enter()?);
-    let watcher = Watcher { shared, changes, stopped, prefix, seen, waiting, told, ended: false, _open };
-    let events = stream::unfold(watcher, |watcher| async { next(watcher).await });
+    let watcher = Watcher::open(api.shared.clone(), prefix, since).map_err(|compacted| {
+        let detail = format!("{compacted}; list the keys, and watch from the revision of the list");
+        Error::new(410, "compacted", "These changes are no longer remembered", detail)
+    })?;
+    let open: Watching = api.watchers.enter()?;
+    let events = stream::unfold((watcher, open), |(mut watcher, open)| async {
+        let event = event(watcher.next().await?);
+        Some((Ok::<_, Infallible>(event), (watcher, open)))
+    });
     let keep_alive = warp::sse::keep_alive().interval(Duration::from_millis(KEEP_ALIVE_MS));
     Ok(warp::sse::reply(keep_alive.stream(events)).into_response())
+}
+
+fn event(told: Told) -> Event {
+    match told {
+        Told::Begin(revision) => mark("begin", revision),
+        Told::Change(event) => change(&event),
+        Told::Progress(revision) => mark("progress", revision),
+        Told::Compacted(oldest) => mark("compacted", oldest),
+    }
 }
 
 fn mark(name: &'static str, revision: u64) -> Event {
@@ -367,61 +287,6 @@ fn change(event: &kv::Event) -> Event {
     let name = if entry.is_some() { "put" } else { "delete" };
     let data = super::view::to_json(&KvEventBody { revision: event.revision, key: event.key.to_string(), entry });
     Event::default().event(name).id(event.revision.to_string()).data(String::from_utf8_lossy(&data))
-}
-
-impl Watcher {
-    /// What there is to send now.
-    fn ready(&mut self) -> Option<Event> {
-        if self.told.is_none() {
-            self.told = Some(self.seen);
-            return Some(mark("begin", self.seen));
-        }
-        if self.waiting.is_empty() {
-            let batch = {
-                let applied = self.shared.applied();
-                let store = &applied.state.kv;
-                store.history().since(self.seen, &self.prefix, WATCH_BATCH, store.revision())
-            };
-            match batch {
-                Ok(batch) => {
-                    self.waiting = batch.events.into();
-                    self.seen = batch.seen;
-                }
-                Err(compacted) => {
-                    self.ended = true;
-                    return Some(mark("compacted", compacted.oldest));
-                }
-            }
-        }
-        let event = self.waiting.pop_front()?;
-        self.told = Some(event.revision);
-        Some(change(&event))
-    }
-}
-
-/// The next event, once there is one; `None` when the watch is over.
-async fn next(mut watcher: Watcher) -> Option<(Result<Event, Infallible>, Watcher)> {
-    loop {
-        if watcher.ended || *watcher.stopped.borrow() {
-            return None;
-        }
-        watcher.changes.borrow_and_update();
-        if let Some(event) = watcher.ready() {
-            return Some((Ok(event), watcher));
-        }
-        let behind = watcher.told != Some(watcher.seen);
-        tokio::select! {
-            changed = watcher.changes.changed() => changed.ok()?,
-            // An error means that the replica is gone.
-            stopped = watcher.stopped.changed() => stopped.ok()?,
-            // Whoever watches a quiet prefix must not fall out of the history because other keys change.
-            () = tokio::time::sleep(Duration::from_millis(KEEP_ALIVE_MS)), if behind => {
-                watcher.told = Some(watcher.seen);
-                let event = mark("progress", watcher.seen);
-                return Some((Ok(event), watcher));
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -467,24 +332,5 @@ mod tests {
         for wrong in ["consistency=eventual", "min_revision=7", "consistency=sequential&min_revision=x", "x=1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_page_ends_at_its_limit_or_when_it_is_large() {
-        let mut store = Store::default();
-        for n in 0..40 {
-            let value = Bytes::from(vec![7; if n < 20 { 10 } else { MAX_VALUE_BYTES }]);
-            let action = Action::Put { value, content_type: "x/y".into() };
-            let request = kv::Request { key: format!("k{n:02}"), expect: Expect::Anything, action, id: None };
-            store.apply(request, 1).unwrap();
-        }
-        let first = page(&store, "k", None, 20, true);
-        assert_eq!((first.entries.len(), first.next.as_deref(), first.revision), (20, Some("k19"), 40));
-        let second = page(&store, "k", Some("k19"), 1000, true);
-        assert_eq!((second.entries.len(), second.next.as_deref()), (PAGE_BYTES / MAX_VALUE_BYTES, Some("k35")));
-        let third = page(&store, "k", Some("k35"), 1000, true);
-        assert_eq!((third.entries.len(), third.next), (4, None));
-        let keys = page(&store, "k", None, 1000, false);
-        assert!(keys.entries.len() == 40 && keys.next.is_none() && keys.entries[0].value.bytes().is_none());
     }
 }

@@ -1,11 +1,11 @@
 //! The REST API.
 //!
 //! Any replica serves the routing table, tables, operators and its own state. What needs the leader (writes, and reads of load, which only the leader
-//! has) is answered 307 with the leader's URL by the others, or 503 while there is none. Every error is `application/problem+json` with a
+//! has) is answered 307 with the leader's URL by the others (`curl -L` follows it), or 503 while there is none. Every error is `application/problem+json` with a
 //! stable code.
 //!
-//! Requests are dispatched by hand inside two warp filters, one for GET and one for everything else: the lookup of a key's route is a
-//! hot path, and a chain of filters would cost it more than the lookup itself.
+//! Requests are dispatched by hand inside two warp filters, one for GET and HEAD and one for everything else: the lookup of a key's route is a
+//! hot path, and a chain of filters would cost it more than the lookup itself. HEAD is answered as GET; its body is left out when it is sent.
 //!
 //! | request | answer |
 //! |---|---|
@@ -17,7 +17,8 @@
 //! | `POST /v1/tables` | 201 and the table |
 //! | `POST /v1/ranges/{id}/split`, `/move` | 202 and the operator |
 //! | `DELETE /v1/operators/{id}` | 202 and the operator |
-//! | `POST /v1/shards`, `DELETE /v1/shards/{id}` | 201 or 200; 202 |
+//! | `POST /v1/shards` | 201, or 200 if it is there: a shard that is being drained stays so |
+//! | `DELETE /v1/shards/{id}`, `POST /v1/shards/{id}/undrain` | 202: it is drained, then removed; 200: it is taken back |
 //! | `POST /v1/shards/{id}/transfer-leader`, `POST /v1/balancer` | 200 |
 //! | `POST /v1/shards/{id}/replicas` | 200, once the replicas are so |
 //! | `GET /v1/members`, `POST /v1/members` | the placement driver's own replicas |
@@ -27,11 +28,13 @@
 //! | `GET /livez`, `/readyz`, `/metrics` | text |
 
 mod checks;
+mod copies;
 mod kv;
 mod members;
 pub mod metrics;
 mod problem;
 mod read;
+mod tables;
 pub mod view;
 mod watch;
 mod write;
@@ -40,6 +43,7 @@ pub use problem::Error;
 
 use crate::server::Shared;
 use bytes::{Buf, Bytes, BytesMut};
+use evenkeel_protocol::key::hex_byte;
 use futures::{Stream, StreamExt};
 use std::convert::Infallible;
 use std::future::Future;
@@ -47,7 +51,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use warp::Filter;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use warp::http::{Method, StatusCode};
@@ -68,14 +71,12 @@ pub(crate) struct Api {
     shared: Arc<Shared>,
     lookups: ::metrics::Counter,
     watchers: watch::Watchers,
-    kv_writes: Semaphore,
 }
 
 /// Serves until `end` completes; connections then finish what they are answering.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, end: impl Future<Output = ()> + Send + 'static) {
     let lookups = ::metrics::counter!("evenkeel_placement_lookups_total");
-    let kv_writes = Semaphore::new(kv::MAX_WRITES);
-    let api = Arc::new(Api { shared, lookups, watchers: watch::Watchers::default(), kv_writes });
+    let api = Arc::new(Api { shared, lookups, watchers: watch::Watchers::default() });
     warp::serve(filter(api)).incoming(listener).graceful(end).run().await;
 }
 
@@ -83,6 +84,8 @@ fn filter(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Infallibl
     let query = || warp::query::raw().or(warp::any().map(String::new)).unify();
     let reading = api.clone();
     let get = warp::get()
+        .or(warp::head())
+        .unify()
         .and(warp::path::full())
         .and(query())
         .and(warp::header::optional::<String>("if-none-match"))
@@ -149,6 +152,8 @@ impl Api {
         self.answer(path, query, response)
     }
 
+    /// Everything that is no GET, and the GETs whose headers cannot be read: the first filter lets them through, and they must not be taken
+    /// for anything that changes something.
     async fn other<B: Buf>(
         &self,
         method: &Method,
@@ -157,14 +162,16 @@ impl Api {
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Response {
+        if matches!(*method, Method::GET | Method::HEAD) {
+            let error = Error::bad_request("the header If-None-Match or Last-Event-ID is not printable ASCII");
+            return self.answer(path, query, Err(error.into()));
+        }
         let allowed = allowed(path);
         if allowed.is_empty() {
             return self.answer(path, query, Err(Failure::from(Error::unknown_path(path))));
         }
         if !allowed.contains(&method.as_str()) {
-            let detail = format!("{method} is not possible here; {} is", allowed.join(", "));
-            let error = Error::new(405, "method-not-allowed", "The method is not possible here", detail);
-            let mut response = self.answer(path, query, Err(error.into()));
+            let mut response = self.answer(path, query, Err(method_not_allowed(method, path).into()));
             if let Ok(value) = HeaderValue::from_str(&allowed.join(", ")) {
                 response.headers_mut().insert(ALLOW, value);
             }
@@ -206,8 +213,8 @@ impl Api {
         let Ok(location) = HeaderValue::from_str(&format!("http://{address}{path}{mark}{query}")) else {
             return Error::no_leader().response();
         };
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+        let detail = format!("ask http://{address}; with curl -L that is done by itself");
+        let mut response = Error::new(307, "not-leader", "Another replica leads", detail).response();
         response.headers_mut().insert(LOCATION, location);
         response
     }
@@ -230,20 +237,31 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
+/// 405, or 404 if nothing is there.
+fn method_not_allowed(method: &Method, path: &str) -> Error {
+    match allowed(path) {
+        [] => Error::unknown_path(path),
+        allowed => {
+            let detail = format!("{method} is not possible here; {} is", allowed.join(", "));
+            Error::new(405, "method-not-allowed", "The method is not possible here", detail)
+        }
+    }
+}
+
 /// The methods that a path takes; empty if there is no such path.
 fn allowed(path: &str) -> &'static [&'static str] {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match parts[..] {
-        ["livez" | "readyz" | "metrics"] => &["GET"],
-        ["v1", "routes" | "ranges" | "operators" | "decisions" | "status" | "checksums"] => &["GET"],
-        ["v1", "routes", _] => &["GET"],
-        ["v1", "shards" | "tables" | "balancer" | "members"] => &["GET", "POST"],
-        ["v1", "kv"] | ["v1", "watch", "kv"] => &["GET"],
-        ["v1", "kv", ..] => &["GET", "PUT", "DELETE"],
+        ["livez" | "readyz" | "metrics"] => &["GET", "HEAD"],
+        ["v1", "routes" | "ranges" | "operators" | "decisions" | "status" | "checksums"] => &["GET", "HEAD"],
+        ["v1", "routes", _] => &["GET", "HEAD"],
+        ["v1", "shards" | "tables" | "balancer" | "members"] => &["GET", "HEAD", "POST"],
+        ["v1", "kv"] | ["v1", "watch", "kv"] => &["GET", "HEAD"],
+        ["v1", "kv", ..] => &["GET", "HEAD", "PUT", "DELETE"],
         ["v1", "ranges", _, "split" | "move"] => &["POST"],
-        ["v1", "shards", _, "transfer-leader" | "replicas"] => &["POST"],
-        ["v1", "shards", _] => &["DELETE"],
-        ["v1", "operators", _] => &["GET", "DELETE"],
+        ["v1", "shards", _, "undrain" | "transfer-leader" | "replicas"] => &["POST"],
+        ["v1", "shards", _] | ["v1", "operators", _, "copy"] => &["DELETE"],
+        ["v1", "operators", _] => &["GET", "HEAD", "DELETE"],
         _ => &[],
     }
 }
@@ -312,8 +330,7 @@ fn percent_decode(text: &str) -> Result<String, Error> {
     while let [first, tail @ ..] = rest {
         if *first == b'%' {
             let (digits, tail) = tail.split_first_chunk::<2>().ok_or_else(wrong)?;
-            let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-            bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+            bytes.push(hex_byte(*digits).ok_or_else(wrong)?);
             rest = tail;
         } else {
             bytes.push(*first);
@@ -332,7 +349,7 @@ mod tests {
     fn percent_encoding_is_decoded_or_refused() {
         assert_eq!(percent_decode("%22a%20b%22").unwrap(), "\"a b\"");
         assert_eq!(percent_decode("a+b").unwrap(), "a+b");
-        for wrong in ["%", "%2", "%zz", "%ff"] {
+        for wrong in ["%", "%2", "%zz", "%ff", "%+1", "%-1"] {
             assert!(percent_decode(wrong).is_err(), "{wrong}");
         }
     }

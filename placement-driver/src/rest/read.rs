@@ -8,10 +8,11 @@ use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::rest::{DecisionsBody, LoadBody, OperatorBody, RangeBody, RouteBody, ShardBody};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId};
+use evenkeel_replicated_log::Role;
 use serde_json::json as value;
 use std::time::SystemTime;
-use warp::http::StatusCode;
 use warp::http::header::{ETAG, HeaderValue};
+use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
 /// `GET /v1/routes/{table}?key=`.
@@ -121,14 +122,7 @@ pub(super) async fn get(
         ["v1", "status"] => Ok(json_with(StatusCode::OK, &status(shared))),
         ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body(&shared.log.membership().borrow()))),
         ["v1", "checksums"] => checks::checksums(shared).await,
-        _ => Err(match super::allowed(path) {
-            [] => Error::unknown_path(path),
-            allowed => {
-                let detail = format!("GET is not possible here; {} is", allowed.join(", "));
-                Error::new(405, "method-not-allowed", "The method is not possible here", detail)
-            }
-        }
-        .into()),
+        _ => Err(super::method_not_allowed(&Method::GET, path).into()),
     }
 }
 
@@ -140,7 +134,20 @@ fn with_leader(shared: &Shared, answer: impl FnOnce(&State, &Leading) -> Respons
 }
 
 fn ready(shared: &Shared) -> Result<Response, Failure> {
-    if shared.leader().is_some() { Ok(text("ready\n")) } else { Err(Failure::Error(Error::no_leader())) }
+    let role = shared.log.role().borrow().clone();
+    not_ready(&role, shared.leader()).map_or_else(|| Ok(text("ready\n")), |error| Err(Failure::Error(error)))
+}
+
+/// Why this replica should not be asked yet.
+fn not_ready(role: &Role, leader: Option<u64>) -> Option<Error> {
+    match role {
+        // It knows who leads, but what it would show may be long past, or nothing at all.
+        Role::Behind { .. } => {
+            let detail = "it is fetching the state from another replica";
+            Some(Error::new(503, "behind", "This replica is behind", detail))
+        }
+        Role::Leader { .. } | Role::Follower { .. } => leader.is_none().then(Error::no_leader),
+    }
 }
 
 /// `GET /v1/routes`.
@@ -162,8 +169,9 @@ fn routes(shared: &Shared, query: &str, known: Option<&str>) -> Result<Response,
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         }
-        (_, _, Some(table)) => json(super::view::to_json(&view.complete_body(Some(table)))),
-        (_, Some(since), _) => json(view.since_json(since)),
+        (_, Some(since), Some(table)) => json(super::view::to_json(&view.since_body(since, table))),
+        (_, None, Some(table)) => json(super::view::to_json(&view.complete_body(Some(table)))),
+        (_, Some(since), None) => json(view.since_json(since)),
         _ => json(view.complete_json()),
     };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
@@ -270,4 +278,19 @@ fn status(shared: &Shared) -> serde_json::Value {
             "peers": peers,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_replicated_log::{LogIndex, ReplicaId};
+
+    #[test]
+    fn a_replica_without_a_leader_or_without_the_state_is_not_ready() {
+        let leader = Some(ReplicaId(2));
+        assert_eq!(not_ready(&Role::Follower { leader }, Some(2)), None);
+        assert_eq!(not_ready(&Role::Follower { leader: None }, None), Some(Error::no_leader()));
+        let behind = not_ready(&Role::Behind { trimmed: LogIndex(7), leader }, Some(2));
+        assert_eq!(behind.map(|error| (error.status, error.code)), Some((503, "behind")));
+    }
 }

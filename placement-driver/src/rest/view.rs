@@ -177,6 +177,17 @@ impl RoutingView {
         }
     }
 
+    /// What changed in one table since `version`; the whole of it if that is not known any more or of another incarnation (R30).
+    pub fn since_body(&self, version: RouteVersion, only: &ServedTable) -> RoutesBody {
+        let known = version.incarnation == self.version.incarnation;
+        let change = known.then(|| self.changes.since(version.number, self.version.number)).flatten();
+        let Some(change) = change else { return self.complete_body(Some(only)) };
+        let mut body = self.changed_body(&change);
+        body.tables.retain(|table| table.id == only.schema.id);
+        body.routes.retain(|route| route.table == only.schema.id);
+        body
+    }
+
     /// What changed since `version`; the whole table if that is not known any more or of another incarnation (R30).
     pub fn since_json(&self, version: RouteVersion) -> Bytes {
         if version.incarnation != self.version.incarnation {
@@ -229,7 +240,7 @@ mod tests {
         for command in
             [Command::Begin(action), Command::Advance { operator, from: Step::Apply, transition: Transition::Applied }]
         {
-            state.apply(Proposal { at_ms: 1, nonce: 0, command }).unwrap();
+            state.apply(Proposal { at_ms: 1, since_ms: 0, nonce: 0, command }).unwrap();
         }
     }
 

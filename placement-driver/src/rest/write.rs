@@ -1,11 +1,11 @@
 //! What is written: each becomes a command in the log, and is answered when it has come out of it.
 
-use super::{Error, Failure, json_with, members, read};
-use crate::balancer::{shard_for_new_range, sketch};
+use super::{Error, Failure, copies, json_with, members, method_not_allowed, read, tables};
+use crate::balancer::sketch;
 use crate::server::Shared;
-use crate::state::{Action, Command, Effect, Refusal, Status};
+use crate::state::{Action, Command, Effect, Refusal, Work};
 use evenkeel_protocol::report::RangeLoad;
-use evenkeel_protocol::rest::{CreateTableBody, MoveBody, ShardBody, SplitBody};
+use evenkeel_protocol::rest::{MoveBody, ShardBody, SplitBody};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId, RangeId, ShardId};
@@ -19,8 +19,6 @@ use warp::reply::Response;
 
 /// How long a request waits for its command to come out of the log, in milliseconds.
 const OUTCOME_MS: u64 = 10_000;
-/// How long a request waits for its table to be created, in milliseconds.
-const TABLE_MS: u64 = 20_000;
 /// How long a shard may take to hand its leadership over, in milliseconds.
 const TRANSFER_MS: u64 = 10_000;
 
@@ -31,33 +29,38 @@ pub(super) async fn write(shared: &Arc<Shared>, method: &Method, path: &str, bod
         return Err(Failure::NeedsLeader);
     }
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    let post = *method == Method::POST;
-    match parts[..] {
-        ["v1", "tables"] if post => create_table(shared, parse_table(body)?).await,
-        ["v1", "ranges", id, "split"] => {
+    match (method, &parts[..]) {
+        (&Method::POST, ["v1", "tables"]) => tables::create(shared, body).await,
+        (&Method::POST, ["v1", "ranges", id, "split"]) => {
             let body = parse(if blank(body) { b"{}" } else { body })?;
             split(shared, RangeId(number(id, "range")?), body).await
         }
-        ["v1", "ranges", id, "move"] => {
+        (&Method::POST, ["v1", "ranges", id, "move"]) => {
             let MoveBody { to } = parse(body)?;
             let action = Action::Move { range: RangeId(number(id, "range")?), epoch: None, to };
             begin(shared, action).await
         }
-        ["v1", "operators", id] => cancel(shared, OperatorId(number(id, "operator")?)).await,
-        ["v1", "shards"] if post => add_shard(shared, parse_shard(body)?).await,
-        ["v1", "shards", id] => drain(shared, shard_id(id)?).await,
-        ["v1", "shards", id, "transfer-leader"] => {
+        (&Method::DELETE, ["v1", "operators", id]) => cancel(shared, OperatorId(number(id, "operator")?)).await,
+        (&Method::DELETE, ["v1", "operators", id, "copy"]) => {
+            copies::purge(shared, OperatorId(number(id, "operator")?)).await
+        }
+        (&Method::POST, ["v1", "shards"]) => add_shard(shared, parse_shard(body)?).await,
+        (&Method::DELETE, ["v1", "shards", id]) => drain(shared, shard_id(id)?).await,
+        (&Method::POST, ["v1", "shards", id, "undrain"]) => undrain(shared, shard_id(id)?).await,
+        (&Method::POST, ["v1", "shards", id, "transfer-leader"]) => {
             let body = parse(if blank(body) { b"{}" } else { body })?;
             transfer_leader(shared, shard_id(id)?, body).await
         }
-        ["v1", "shards", id, "replicas"] => members::change_shard(shared, shard_id(id)?, parse(body)?).await,
-        ["v1", "members"] if post => members::change_driver(shared, parse(body)?).await,
-        ["v1", "balancer"] if post => {
+        (&Method::POST, ["v1", "shards", id, "replicas"]) => {
+            members::change_shard(shared, shard_id(id)?, parse(body)?).await
+        }
+        (&Method::POST, ["v1", "members"]) => members::change_driver(shared, parse(body)?).await,
+        (&Method::POST, ["v1", "balancer"]) => {
             let Enabled { enabled } = parse(body)?;
             propose(shared, Command::SetBalancer { enabled }).await?;
             Ok(json_with(StatusCode::OK, &value!({ "enabled": enabled })))
         }
-        _ => Err(Error::unknown_path(path).into()),
+        _ => Err(method_not_allowed(method, path).into()),
     }
 }
 
@@ -92,17 +95,13 @@ fn blank(body: &[u8]) -> bool {
 }
 
 /// Parses an object with these fields and no others: for types that other programs must be able to extend.
-fn parse_strictly<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Error> {
+pub(super) fn parse_strictly<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Error> {
     let object: serde_json::Map<String, serde_json::Value> = parse(body)?;
     if let Some(unknown) = object.keys().find(|key| !fields.contains(&key.as_str())) {
         let list = fields.join(", ");
         return Err(Error::bad_request(format!("the body: unknown field {unknown:?}; accepted: {list}")));
     }
     serde_json::from_value(object.into()).map_err(|error| Error::bad_request(format!("the body: {error}")))
-}
-
-fn parse_table(body: &[u8]) -> Result<CreateTableBody, Error> {
-    parse_strictly(body, &["schema", "shard", "if_not_exists"])
 }
 
 fn parse_shard(body: &[u8]) -> Result<ShardBody, Error> {
@@ -118,14 +117,15 @@ fn parse_shard(body: &[u8]) -> Result<ShardBody, Error> {
         "replicas_seen",
     ];
     let shard: ShardBody = parse_strictly(body, &fields)?;
-    if shard.info.id.0 == 0 || !shard.info.replicas.keys().copied().eq(1..=shard.info.replicas.len() as u64) {
-        return Err(Error::bad_request("a shard has a number from 1, and its replicas are numbered 1, 2, 3, …"));
+    // With gaps: a machine that took another one's place has a number of its own.
+    if shard.info.id.0 == 0 || !shard.info.replicas.keys().all(|replica| (1..=255).contains(replica)) {
+        return Err(Error::bad_request("a shard has a number from 1, and its replicas have numbers from 1 to 255"));
     }
     Ok(shard)
 }
 
 /// Proposes and waits for the outcome, for a bounded time.
-async fn propose(shared: &Shared, command: Command) -> Result<Effect, Error> {
+pub(super) async fn propose(shared: &Shared, command: Command) -> Result<Effect, Error> {
     match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), shared.propose(command)).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(crate::server::ProposeFailure::Unknown.into()),
@@ -144,58 +144,8 @@ async fn begin(shared: &Shared, action: Action) -> Result<Response, Failure> {
     }
 }
 
-fn unexpected(effect: &Effect) -> Error {
+pub(super) fn unexpected(effect: &Effect) -> Error {
     Error::new(500, "internal", "Something that cannot be", format!("the command had the effect {effect:?}"))
-}
-
-async fn create_table(shared: &Arc<Shared>, body: CreateTableBody) -> Result<Response, Failure> {
-    let CreateTableBody { schema, shard, if_not_exists } = body;
-    let name = schema.name.clone();
-    let shard = match shard {
-        Some(shard) => Some(shard),
-        None => {
-            let leading = shared.leading();
-            let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
-            shard_for_new_range(&shared.applied().state, &leading.picture)
-        }
-    };
-    let mut changes = shared.changes();
-    let operator = match propose(shared, Command::CreateTable { schema, shard, if_not_exists }).await? {
-        Effect::TableReady(_) => return table_body(shared, &name, StatusCode::OK),
-        Effect::Begun(operators) => operators.first().copied().unwrap_or_default(),
-        other => return Err(unexpected(&other).into()),
-    };
-    let ended = async {
-        loop {
-            if let Some((status, detail)) = ended(shared, operator) {
-                return Some((status, detail));
-            }
-            changes.changed().await.ok()?;
-        }
-    };
-    match tokio::time::timeout(Duration::from_millis(TABLE_MS), ended).await {
-        Ok(Some((Status::Done, _))) => table_body(shared, &name, StatusCode::CREATED),
-        Ok(Some((_, detail))) => {
-            let detail = detail.unwrap_or_default();
-            Err(Error::new(409, "not-created", "The table could not be created", detail).into())
-        }
-        Ok(None) | Err(_) => {
-            let detail = format!("operator {operator} is still creating it; ask again with if_not_exists");
-            Err(Error::new(504, "still-creating", "The table is not ready yet", detail).into())
-        }
-    }
-}
-
-fn ended(shared: &Shared, operator: OperatorId) -> Option<(Status, Option<String>)> {
-    let applied = shared.applied();
-    let operator = applied.state.operators.get(&operator)?;
-    operator.status.is_over().then(|| (operator.status, operator.detail.clone()))
-}
-
-fn table_body(shared: &Shared, name: &str, status: StatusCode) -> Result<Response, Failure> {
-    let view = shared.view();
-    let table = view.table(name).ok_or_else(|| Error::unknown_table(name))?;
-    Ok(json_with(status, &*table.schema))
 }
 
 async fn split(shared: &Shared, range: RangeId, body: SplitBody) -> Result<Response, Failure> {
@@ -236,8 +186,21 @@ fn median(shared: &Shared, range: RangeId) -> Result<Vec<Key>, Failure> {
 }
 
 async fn cancel(shared: &Shared, operator: OperatorId) -> Result<Response, Failure> {
+    if let Some(shard) = answering(shared, operator) {
+        let detail = format!("shard {shard} has been heard of: it will answer, and then operator {operator} is over");
+        return Err(Error::new(409, "not-cancellable", "The operator cannot be cancelled", detail).into());
+    }
     propose(shared, Command::Cancel(operator)).await?;
     accepted(shared, operator)
+}
+
+/// The shard that is creating a table for this operator, if it is one that speaks. It may have done so already.
+fn answering(shared: &Shared, operator: OperatorId) -> Option<ShardId> {
+    let leading = shared.leading();
+    let applied = shared.applied();
+    let operator = applied.state.operators.get(&operator).filter(|operator| !operator.status.is_over())?;
+    let Work::CreateTable { shard, .. } = operator.work else { return None };
+    leading.as_ref()?.picture.shards.contains_key(&shard).then_some(shard)
 }
 
 async fn add_shard(shared: &Shared, body: ShardBody) -> Result<Response, Failure> {
@@ -250,6 +213,11 @@ async fn add_shard(shared: &Shared, body: ShardBody) -> Result<Response, Failure
 async fn drain(shared: &Shared, id: ShardId) -> Result<Response, Failure> {
     propose(shared, Command::DrainShard(id)).await?;
     shard_body(shared, id, StatusCode::ACCEPTED)
+}
+
+async fn undrain(shared: &Shared, id: ShardId) -> Result<Response, Failure> {
+    propose(shared, Command::UndrainShard(id)).await?;
+    shard_body(shared, id, StatusCode::OK)
 }
 
 fn shard_body(shared: &Shared, id: ShardId, status: StatusCode) -> Result<Response, Failure> {

@@ -65,6 +65,8 @@ pub(super) struct Node {
     /// Who waits for which proposal, and the term it was made in.
     waiters: HashMap<u64, (Term, Answer)>,
     next_nonce: u64,
+    /// The term and the time of the last proposal, by this process's clock, which nobody sets.
+    proposed: Option<(Term, u64)>,
     snapshot_at: LogIndex,
     /// Bytes of log applied since the last snapshot.
     since_snapshot_bytes: u64,
@@ -85,6 +87,7 @@ impl Node {
             entries: shared.log.subscribe(index.next()),
             // Nonces of different processes and lives must differ: a follower takes no other's proposal for its own.
             next_nonce: clock.started_ms << 20 | (shared.config.replica & 0xff) << 12,
+            proposed: None,
             snapshot_at: index,
             since_snapshot_bytes: 0,
             led: Instant::now(),
@@ -329,7 +332,11 @@ impl Node {
             Some(_) if self.waiters.len() >= MAX_WAITERS => Err(ProposeFailure::Overloaded),
             Some(term) => {
                 self.next_nonce += 1;
-                let proposal = Proposal { at_ms: self.clock.now_ms(), nonce: self.next_nonce, command };
+                let at_ms = self.clock.now_ms();
+                let last = self.proposed.replace((term, at_ms));
+                let since_ms =
+                    last.filter(|(of, _)| *of == term).map_or(0, |(_, last_ms)| at_ms.saturating_sub(last_ms));
+                let proposal = Proposal { at_ms, since_ms, nonce: self.next_nonce, command };
                 queue(&self.shared, term, &proposal).map(|()| (term, self.next_nonce))
             }
         };

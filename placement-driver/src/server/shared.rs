@@ -2,6 +2,7 @@
 
 use crate::balancer::{Picture, Rejection};
 use crate::config::Config;
+use crate::coordination::MAX_WRITES;
 use crate::operators::Driver;
 use crate::rest::view::RoutingView;
 use crate::server::{ShardCalls, members};
@@ -14,7 +15,7 @@ use evenkeel_replicated_log::{LogHandle, LogIndex, Role, Term};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Why a proposal brought no effect, by what must happen next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +95,8 @@ pub struct Shared {
     kv_changed: watch::Sender<u64>,
     stopped: watch::Receiver<bool>,
     pub(super) messages: mpsc::Sender<Message>,
+    /// Writes to the coordination store that may begin.
+    pub(crate) kv_writes: Semaphore,
 }
 
 impl Shared {
@@ -120,6 +123,7 @@ impl Shared {
             kv_changed: watch::Sender::new(kv_revision),
             stopped,
             messages,
+            kv_writes: Semaphore::new(MAX_WRITES),
         }
     }
 

@@ -7,8 +7,9 @@ use evenkeel_protocol::key::Key;
 use evenkeel_protocol::report::ShardMembers;
 
 impl State {
-    /// Applies one proposal. A refusal leaves the state exactly as it was.
+    /// Applies one proposal. After a refusal only time has passed.
     pub fn apply(&mut self, proposal: Proposal) -> Result<Effect, Refusal> {
+        self.passed_ms = self.passed_ms.saturating_add(proposal.since_ms);
         let at_ms = proposal.at_ms;
         let mut change = Change::default();
         let effect = match proposal.command {
@@ -23,7 +24,7 @@ impl State {
             Command::Advance { operator, from, transition } => {
                 self.advance(operator, from, transition, at_ms, &mut change)
             }
-            Command::Cancel(id) => self.cancel(id, at_ms),
+            Command::Cancel(id) => self.cancel(id, at_ms, &mut change),
             Command::TakeRoutes(routes) => self.take_routes(&routes, at_ms, &mut change).map(|()| Effect::Applied),
             Command::SetBalancer { enabled } => Ok(self.set_balancer(enabled)),
             Command::BeginIncarnation(incarnation) => Ok(self.begin_incarnation(incarnation)),
@@ -31,7 +32,8 @@ impl State {
                 self.reconciled((range, operator, table), &routes, at_ms, &mut change)
             }
             Command::TakeMembers { shard, members } => self.take_members(shard, members, &mut change),
-            Command::Kv(request) => self.kv.apply(*request, at_ms).map(Effect::Kv).map_err(Refusal::Kv),
+            Command::UndrainShard(id) => self.undrain_shard(id),
+            Command::Kv(request) => self.kv.apply(*request, self.passed_ms).map(Effect::Kv).map_err(Refusal::Kv),
         }?;
         if !change.is_empty() {
             self.version.number += 1;
@@ -52,7 +54,9 @@ impl State {
         // What the shard itself has told of its replicas is later than what anybody else says.
         let known = self.shards.get(&info.id).filter(|known| known.epoch > 0);
         let (info, epoch) = known.map_or((info, 0), |known| (known.info.clone(), known.epoch));
-        let shard = Shard { info, epoch, draining: false };
+        // Whoever registers the shards at every start must not undo what somebody else has decided.
+        let draining = self.shards.get(&info.id).is_some_and(|known| known.draining);
+        let shard = Shard { info, epoch, draining };
         if self.shards.get(&shard.info.id) == Some(&shard) {
             return Ok(Effect::Unchanged);
         }
@@ -89,10 +93,14 @@ impl State {
         Ok(Effect::Applied)
     }
 
+    fn undrain_shard(&mut self, id: ShardId) -> Result<Effect, Refusal> {
+        let shard = self.shards.get_mut(&id).ok_or(Refusal::UnknownShard(id))?;
+        Ok(if std::mem::take(&mut shard.draining) { Effect::Applied } else { Effect::Unchanged })
+    }
+
     fn remove_shard(&mut self, id: ShardId, change: &mut Change) -> Result<Effect, Refusal> {
         let shard = self.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
-        let owns = self.ranges.values().any(|range| range.route.shard == id);
-        if !shard.draining || owns || self.running().any(|operator| operator.work.involves(id)) {
+        if !shard.draining || !self.is_empty(id) {
             return Err(Refusal::NotEmpty(id));
         }
         self.shards.remove(&id);
@@ -235,16 +243,29 @@ impl State {
         Ok(Effect::Begun(operators))
     }
 
-    fn cancel(&mut self, id: OperatorId, at_ms: u64) -> Result<Effect, Refusal> {
+    fn cancel(&mut self, id: OperatorId, at_ms: u64, change: &mut Change) -> Result<Effect, Refusal> {
         let operator = self.operators.get_mut(&id).ok_or(Refusal::UnknownOperator(id))?;
         if operator.status == Status::Cancelling {
             return Ok(Effect::Unchanged);
         }
-        if !operator.cancellable() {
+        // A table that is waited for, at a shard which owns nothing and so may not even be there, is given up. Should it be there after
+        // all, it keeps an empty table that nobody knows: ids are never used again.
+        let creation = match operator.work {
+            Work::CreateTable { shard, .. } if operator.step == Step::Apply => {
+                (!self.ranges.values().any(|range| range.route.shard == shard)).then_some(shard)
+            }
+            _ => None,
+        };
+        if let Some(shard) = creation {
+            operator.detail = Some(format!("cancelled before shard {shard} had answered"));
+            operator.enter(Step::End, Status::Cancelled, at_ms);
+            self.finish(id, change);
+        } else if operator.cancellable() {
+            operator.enter(Step::Cancel, Status::Cancelling, at_ms);
+        } else {
             let step = operator.step.name();
             return Err(Refusal::NotCancellable { operator: id, step });
         }
-        operator.enter(Step::Cancel, Status::Cancelling, at_ms);
         Ok(Effect::Applied)
     }
 
@@ -451,6 +472,7 @@ fn note(operator: &mut Operator, transition: &Transition) {
     }
 }
 
+/// What the state itself relies on. That the definition is this very table is made sure of before it is proposed (R6).
 fn check_schema(schema: &TableSchema) -> Result<(), Refusal> {
     let invalid = |reason: &str| Err(Refusal::InvalidTable(format!("table {:?}: {reason}", schema.name)));
     if schema.name.is_empty() || schema.name.len() > 63 {

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Proposal {
-    /// When it was proposed, by the leader's clock, in milliseconds since the Unix epoch. The machine has no other clock.
+    /// When it was proposed, by the leader's clock, in milliseconds since the Unix epoch: for people, who read it.
     pub at_ms: u64,
+    /// How long before that the same reign had proposed something last, in milliseconds; 0 if it had not. The state machine's own time is the
+    /// sum of these: no leader whose clock is set wrong can make it jump.
+    pub since_ms: u64,
     /// Drawn by the proposer, who recognises by it what became of its proposal.
     pub nonce: u64,
     /// What is to be done.
@@ -21,7 +24,7 @@ pub struct Proposal {
 /// One change of the state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// Adds a shard, changes the addresses of its replicas, or takes a draining one back into service.
+    /// Adds a shard, or changes the addresses of its replicas. One that is being emptied goes on being emptied.
     AddShard(ShardInfo),
     /// Begins to empty a shard.
     DrainShard(ShardId),
@@ -80,6 +83,8 @@ pub enum Command {
     },
     /// Changes a key of the coordination store.
     Kv(Box<kv::Request>),
+    /// Takes a shard that is being emptied back into service.
+    UndrainShard(ShardId),
 }
 
 /// A split, merge or move, before it has ids.

@@ -1,4 +1,4 @@
-//! The replicated state machine: shards, tables, ranges, operators, decisions, the blocks of ids, and the coordination store.
+//! The replicated state machine: shards, tables, ranges, operators, decisions, the next ids, and the coordination store.
 //!
 //! [`State::apply`] is a deterministic function of the state and a [`Proposal`]; time comes with the proposal. Every replica
 //! applies the same proposals in the same order and so has the same state, byte for byte when encoded.
@@ -25,6 +25,7 @@ pub use command::{Action, Command, Effect, NewDecision, Proposal, Refusal};
 pub use operator::{MAX_HISTORY, Operator, Status, Step, Transition, Work};
 
 use crate::kv;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::rest::DecisionBody;
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId, TableId, TableSchema};
@@ -145,6 +146,8 @@ pub struct State {
     pub changes: Changes,
     /// The coordination store. It has revisions of its own and no part in routing.
     pub kv: kv::Store,
+    /// See [`Proposal::since_ms`].
+    passed_ms: u64,
     next_table: TableId,
     next_range: RangeId,
     next_operator: OperatorId,
@@ -164,6 +167,7 @@ impl Default for State {
             restoring: false,
             changes: Changes::default(),
             kv: kv::Store::default(),
+            passed_ms: 0,
             next_table: TableId(1),
             next_range: RangeId(1),
             next_operator: OperatorId(1),
@@ -193,6 +197,12 @@ impl State {
         let mut ranges: Vec<_> = self.ranges.values().filter(|range| range.route.table == table).collect();
         ranges.sort_by(|a, b| a.route.interval.start.cmp(&b.route.interval.start));
         ranges
+    }
+
+    /// Whether a shard owns nothing, and nothing under way involves it.
+    pub fn is_empty(&self, id: ShardId) -> bool {
+        let owns = self.ranges.values().any(|range| range.route.shard == id) && !deliberate(Bug::RemovedTooSoon);
+        !owns && !self.running().any(|operator| operator.work.involves(id))
     }
 
     /// How many ranges each shard owns.

@@ -198,7 +198,7 @@ impl Status {
     pub fn may_become(self, next: Status) -> bool {
         use Status::*;
         match self {
-            Running => matches!(next, Running | Cancelling | Done | Failed | Differs),
+            Running => matches!(next, Running | Cancelling | Cancelled | Done | Failed | Differs),
             Cancelling => matches!(next, Cancelling | Running | Cancelled | Failed),
             Done | Cancelled | Failed | Differs => false,
         }

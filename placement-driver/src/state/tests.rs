@@ -8,7 +8,7 @@ use evenkeel_protocol::{Epoch, Key, KeyInterval};
 use proptest::prelude::*;
 
 fn try_apply(state: &mut State, at_ms: u64, command: Command) -> Result<Effect, Refusal> {
-    state.apply(Proposal { at_ms, nonce: 0, command })
+    state.apply(Proposal { at_ms, since_ms: 0, nonce: 0, command })
 }
 
 fn begin(state: &mut State, action: Action) -> OperatorId {
@@ -46,6 +46,14 @@ fn finish_move(state: &mut State, operator: OperatorId, epoch: u64) {
         (Step::Forget, Transition::Forgotten),
     ] {
         advance(state, operator, from, transition);
+    }
+}
+
+fn create_at(state: &mut State, shard: u32) -> OperatorId {
+    let shard = Some(ShardId(shard));
+    match must(state, 2, Command::CreateTable { schema: schema("a"), shard, if_not_exists: false }) {
+        Effect::Begun(operators) => operators[0],
+        other => panic!("{other:?}"),
     }
 }
 
@@ -217,6 +225,40 @@ fn a_shard_is_removed_only_when_empty_and_never_the_last() {
     assert_eq!(must(&mut state, 1, Command::AddShard(shard(2))), Effect::Unchanged);
 }
 
+#[test]
+fn adding_a_shard_again_does_not_end_its_drain() {
+    let mut state = state_with_table(2);
+    must(&mut state, 1, Command::DrainShard(ShardId(2)));
+    assert_eq!(must(&mut state, 1, Command::AddShard(shard(2))), Effect::Unchanged);
+    let elsewhere = ShardInfo { replicas: shard(3).replicas, ..shard(2) };
+    assert_eq!(must(&mut state, 1, Command::AddShard(elsewhere.clone())), Effect::Applied);
+    assert_eq!(state.shards[&ShardId(2)], Shard { info: elsewhere, epoch: 0, draining: true });
+    assert_eq!(must(&mut state, 1, Command::UndrainShard(ShardId(2))), Effect::Applied);
+    assert_eq!(must(&mut state, 1, Command::UndrainShard(ShardId(2))), Effect::Unchanged);
+    assert!(!state.shards[&ShardId(2)].draining);
+    let unknown = try_apply(&mut state, 1, Command::UndrainShard(ShardId(9)));
+    assert_eq!(unknown, Err(Refusal::UnknownShard(ShardId(9))));
+}
+
+/// R20, for a table: nothing is known of it before its shard has answered. A shard that owns nothing may not even be there.
+#[test]
+fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
+    let mut state = state_with_table(2);
+    let operator = create_at(&mut state, 2);
+    assert_eq!(must(&mut state, 3, Command::Cancel(operator)), Effect::Applied);
+    assert_eq!(state.operators[&operator].status, Status::Cancelled);
+    assert!(state.table_named("a").is_none(), "the name is free");
+    let late = Command::Advance { operator, from: Step::Apply, transition: Transition::Applied };
+    assert!(
+        matches!(try_apply(&mut state, 4, late), Err(Refusal::OtherStep { .. })),
+        "an answer that comes late is void"
+    );
+    assert!(matches!(try_apply(&mut state, 4, Command::Cancel(operator)), Err(Refusal::NotCancellable { .. })));
+    let operator = create_at(&mut state, 1);
+    let refused = try_apply(&mut state, 5, Command::Cancel(operator));
+    assert!(matches!(refused, Err(Refusal::NotCancellable { .. })), "a shard that owns something will answer");
+}
+
 /// Invariant 6: shards' logs are the authority, and only what is later counts, and never with a gap.
 #[test]
 fn later_routes_are_taken_in_and_nothing_else() {
@@ -379,6 +421,23 @@ fn command(state: &State, wild: Wild) -> Option<Command> {
                 .collect(),
         ),
     })
+}
+
+/// The coordination store's promise to recognise a repetition is kept by time that has passed, not by what a leader's clock says.
+#[test]
+fn a_clock_that_is_set_wrong_forgets_nothing() {
+    let mut state = state_with_table(1);
+    let put = || {
+        let action = kv::Action::Put { value: "1".into(), content_type: "text/plain".into() };
+        let request = kv::Request { key: "k".into(), expect: kv::Expect::Absent, action, id: Some("a".into()) };
+        Command::Kv(Box::new(request))
+    };
+    let apply =
+        |state: &mut State, at_ms, since_ms| state.apply(Proposal { at_ms, since_ms, nonce: 0, command: put() });
+    let written = apply(&mut state, 1, 0).unwrap();
+    assert_eq!(apply(&mut state, 100 * kv::REMEMBER_MS, 0), Ok(written.clone()), "the next leader's clock is ahead");
+    assert_eq!(apply(&mut state, 2, kv::REMEMBER_MS - 1), Ok(written));
+    assert!(apply(&mut state, 3, 1).is_err(), "the time is over, and the key is there");
 }
 
 proptest! {

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use shards::Shards;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -33,20 +32,14 @@ pub struct Cluster {
     _dir: tempfile::TempDir,
 }
 
-/// A port that is free and below those that the system gives to outgoing connections: one of these, a peer's perhaps, could otherwise
-/// take it before its replica listens, or while that is down.
-fn free_address() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let offset = (std::process::id() as u16).wrapping_mul(31).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddr::from(([127, 0, 0, 1], 12_000 + offset % 12_000));
-        if std::net::TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-}
-
+/// A table, defined in the words that a caller might use.
 pub fn schema(name: &str, columns: &[(&str, &str, u32)], key: Vec<usize>) -> TableSchema {
+    let mut lines: Vec<String> = columns.iter().map(|(name, type_name, _)| format!("{name} {type_name}")).collect();
+    let names: Vec<&str> = key.iter().map(|at| columns[*at].0).collect();
+    if !names.is_empty() {
+        lines.push(format!("PRIMARY KEY ({})", names.join(", ")));
+    }
+    let create_sql = format!("CREATE TABLE {name} ({})", lines.join(", "));
     let columns = columns
         .iter()
         .map(|(name, type_name, type_oid)| ColumnSchema {
@@ -55,7 +48,7 @@ pub fn schema(name: &str, columns: &[(&str, &str, u32)], key: Vec<usize>) -> Tab
             type_oid: *type_oid,
         })
         .collect();
-    TableSchema { id: TableId(0), name: name.into(), columns, key, create_sql: format!("CREATE TABLE {name} …") }
+    TableSchema { id: TableId(0), name: name.into(), columns, key, create_sql }
 }
 
 pub fn bigint_table(name: &str) -> TableSchema {
@@ -70,7 +63,7 @@ impl Cluster {
 
     pub async fn start_with(shards: u32, change: impl Fn(&mut Config)) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        let addresses: Vec<SocketAddr> = (0..9).map(|_| free_address()).collect();
+        let addresses: Vec<SocketAddr> = (0..9).map(|_| evenkeel_host::ports::address().unwrap()).collect();
         let map = |at: usize| (1..=3).map(|n| (n, addresses[at * 3 + n as usize - 1])).collect::<BTreeMap<_, _>>();
         let (rest, rpc, log) = (map(0), map(1), map(2));
         let mut configs = BTreeMap::new();
