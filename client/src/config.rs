@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientConfig {
-    /// The placement driver's REST URLs (`http://127.0.0.1:7300`); any replica will do, several are better. Those of further replicas are
+    /// The placement driver's REST URLs (`http://127.0.0.1:7101`); any replica will do, several are better. Those of further replicas are
     /// learned while the client runs.
     pub endpoints: Vec<String>,
     /// RPC connections to each shard replica, from 1. Statements share them; a transaction uses one of them.
@@ -67,7 +67,7 @@ impl ClientConfig {
     /// One line that names what cannot be, and what is accepted.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.endpoints.is_empty() {
-            return Err("endpoints: none given; expected at least one URL, for example http://127.0.0.1:7300".into());
+            return Err("endpoints: none given; expected at least one URL, for example http://127.0.0.1:7101".into());
         }
         if let Some(bad) = self.endpoints.iter().find(|e| !e.starts_with("http://")) {
             return Err(format!("endpoints: {bad:?} is not accepted; expected http://HOST:PORT"));

@@ -24,7 +24,7 @@
 //! # async fn example() -> Result<(), evenkeel_client::ClientError> {
 //! use evenkeel_client::{Client, ClientConfig};
 //!
-//! let client = Client::connect(ClientConfig::new(["http://127.0.0.1:7300"])).await?;
+//! let client = Client::connect(ClientConfig::new(["http://127.0.0.1:7101"])).await?;
 //! client.execute("CREATE TABLE accounts (id bigint PRIMARY KEY, balance bigint NOT NULL)", &[]).await?;
 //! client.execute("INSERT INTO accounts VALUES ($1, $2)", &[1.into(), 100.into()]).await?;
 //! let answer = client.execute("SELECT balance FROM accounts WHERE id = $1", &[1.into()]).await?;

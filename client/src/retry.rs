@@ -219,7 +219,7 @@ impl Attempts {
                 if !self.unknown && now_ms.saturating_add(wait_ms) >= self.patient_until_ms {
                     return Step::GiveUp(overloaded(wait_ms));
                 }
-                Step::Same { wait_ms: wait_ms.min(MOST_BUSY_MS) }
+                Step::Same { wait_ms }
             }
             Outcome::Moved(learning) => self.follow(learning, jitter),
             Outcome::NoRoute => Step::Refresh { wait_ms: self.wait(jitter, 0) },

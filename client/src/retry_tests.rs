@@ -84,6 +84,14 @@ fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
         assert!(waits.windows(2).all(|pair| pair[1] > pair[0]) && waits.len() <= 6, "{waits:?}");
         assert!(now_ms < 1_000 && error.code() == "53300" && error.is_retryable(), "{now_ms} {error:?}");
     }
+    // Whoever has much patience is not given up for waits that are never that long.
+    let mut patient = attempts(Repeat::SameId).patient_for(0, TIMEOUT_MS);
+    let far = || Outcome::Overloaded { retry_after_ms: 500 };
+    let waited_ms = std::iter::from_fn(|| Some(patient.next(far(), 0, 1.0))).take(9).map(|step| match step {
+        Step::Same { wait_ms } => wait_ms,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(waited_ms.max(), Some(1_000));
     // Its own deadline ends it, with the same code, if that comes first.
     let mut hasty = Attempts::new(Repeat::SameId, 0, 40).patient_for(0, 1_000);
     assert_eq!(gave_up(hasty.next(refused(), 0, 1.0)).code(), "53300");

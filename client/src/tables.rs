@@ -73,7 +73,12 @@ impl Session {
 }
 
 fn exists(problem: &Problem) -> bool {
-    problem.status == 409
+    problem.status == 409 && told_by_shard(problem).is_none()
+}
+
+/// What the shard's PostgreSQL has against the table, if that is why there is none.
+fn told_by_shard(problem: &Problem) -> Option<SqlError> {
+    SqlError::from_sentence(&problem.detail).filter(|_| problem.code == "not-created")
 }
 
 fn same_table(routes: &RoutingTable, schema: &TableSchema) -> bool {
@@ -81,6 +86,10 @@ fn same_table(routes: &RoutingTable, schema: &TableSchema) -> bool {
 }
 
 fn refused(problem: Problem, name: &str) -> ClientError {
+    if let Some(mut error) = told_by_shard(&problem) {
+        error.message = format!("table {} cannot be created: {}", TableSchema::quote(name), error.message);
+        return ClientError::Sql(error);
+    }
     let code = match problem.status {
         409 => codes::DUPLICATE_TABLE,
         413 => codes::PROGRAM_LIMIT,

@@ -71,7 +71,7 @@ fn accepted_names() -> String {
 }
 
 /// The most rows that a table is loaded with.
-pub const MAX_ROWS: u64 = 100_000_000;
+pub const MAX_ROWS: u64 = 10_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -266,7 +266,7 @@ mod tests {
     fn the_table_must_have_room() {
         let scenario: Scenario = "mixgraph".parse().unwrap();
         let error = scenario.generator(29, 1).err().unwrap();
-        assert_eq!(error.to_string(), "workload `mixgraph` needs 30 to 100000000 rows, not 29");
+        assert_eq!(error.to_string(), "workload `mixgraph` needs 30 to 10000000 rows, not 29");
         assert!("uniform".parse::<Scenario>().unwrap().generator(0, 1).is_err());
     }
 }

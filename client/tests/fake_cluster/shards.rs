@@ -134,6 +134,7 @@ impl Replica {
         Inspection {
             shard: ShardId(self.shard),
             replica: self.number,
+            replicas: Default::default(),
             leads: leader == Some(self.number),
             leader,
             applied: 0,

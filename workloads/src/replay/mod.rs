@@ -173,6 +173,12 @@ impl Pace {
 /// The longest run, in seconds: per-second histograms are kept in memory, about 13 kB each.
 pub const MAX_RUN_S: u64 = 6 * 3_600;
 
+/// The slowest rate, in operations per second.
+pub const MIN_RATE_PER_S: f64 = 0.001;
+
+/// The fastest rate, in operations per second.
+pub const MAX_RATE_PER_S: f64 = 1e7;
+
 /// Most operations under way at once.
 pub const MAX_IN_FLIGHT: usize = 10_000;
 
@@ -252,7 +258,7 @@ impl ReplayConfig {
         match self.pace {
             Pace::Rate { operations_per_s: rate, .. } => {
                 check(
-                    (0.001..=1e7).contains(&rate),
+                    (MIN_RATE_PER_S..=MAX_RATE_PER_S).contains(&rate),
                     "rate",
                     rate.to_string(),
                     "0.001 to 10000000 operations per second",

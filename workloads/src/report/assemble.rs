@@ -2,7 +2,7 @@
 
 use super::{
     FINAL_WINDOW_S, LEVEL_FACTOR, LatencyMs, OperatorKind, PauseMs, Quantiles, Report, ReportError, RunRecord,
-    Statements, Throughput, least_moved_bytes,
+    Statements, Throughput, least_moved_bytes, targets,
 };
 use crate::replay::{SecondRecord, latency_histogram, quantile_ms};
 
@@ -24,8 +24,9 @@ impl Report {
         let moves = || run.operators.iter().filter(|operator| operator.kind == OperatorKind::Move);
         let totals = run.replay.totals;
         let imbalance_floor = floor(run.shards);
-        let findings = run.verification.findings.iter().map(|finding| format!("key {}: {}", finding.key, finding.what));
-        Ok(Self {
+        let unreadable =
+            run.verification.findings.iter().map(|finding| format!("key {}: {}", finding.key, finding.what));
+        let mut report = Self {
             workload: run.workload.clone(),
             seed: run.seed,
             shards: run.shards,
@@ -59,8 +60,12 @@ impl Report {
                 moves().filter(|operator| load_after_level.contains(&operator.started_s)).count() as u64
             }),
             shard_capacity_per_s: run.shard_capacity_per_s,
-            messages: run.replay.messages.iter().cloned().chain(findings).collect(),
-        })
+            targets: Vec::new(),
+            findings: run.findings.clone(),
+            messages: run.replay.messages.iter().cloned().chain(unreadable).collect(),
+        };
+        report.targets = targets::judge(&report);
+        Ok(report)
     }
 }
 

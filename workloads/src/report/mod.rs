@@ -18,9 +18,11 @@ use crate::replay::{ReplayRecord, Verification};
 
 mod assemble;
 mod least_moved;
+mod targets;
 mod text;
 
 pub use least_moved::least_moved_bytes;
+pub use targets::Target;
 
 /// Level is an imbalance of at most this many times its floor.
 pub const LEVEL_FACTOR: f64 = 1.25;
@@ -102,6 +104,8 @@ pub struct RunRecord {
     pub faults: Vec<FaultRecord>,
     /// Admission limit of each shard's leader, in statements per second, if one was set.
     pub shard_capacity_per_s: Option<u64>,
+    /// What else was found wrong, in words; whoever ran it takes the run for failed.
+    pub findings: Vec<String>,
 }
 
 /// A record that no run can have produced.
@@ -237,11 +241,26 @@ pub struct Report {
     /// Admission limit of each shard's leader, in statements per second. Where it is set, throughput is the limit's, not
     /// the machine's.
     pub shard_capacity_per_s: Option<u64>,
+    /// What a run should show, and whether this one did.
+    pub targets: Vec<Target>,
+    /// What was found wrong beside the figures, in words.
+    pub findings: Vec<String>,
     /// The first failures, wrong answers and lost keys, in words.
     pub messages: Vec<String>,
 }
 
 impl Report {
+    /// Whether nothing was lost, wrong, or left undone. How soon and how well the load became level is for [`Report::targets`] to say.
+    pub fn is_good(&self) -> bool {
+        self.lost_writes == 0
+            && self.unread_keys == 0
+            && self.wrong_answers == 0
+            && self.statements.failed == 0
+            && self.differing_replicas == Some(0)
+            && self.owners_wrong == Some(0)
+            && self.findings.is_empty()
+    }
+
     /// The report as JSON.
     pub fn to_json(&self) -> String {
         // Every field is a number, a string or a list of them, which always serialises; non-finite floats become null.

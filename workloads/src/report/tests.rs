@@ -39,6 +39,7 @@ fn run(seconds: Vec<SecondRecord>) -> RunRecord {
         owners_wrong: Some(0),
         faults: Vec::new(),
         shard_capacity_per_s: None,
+        findings: Vec::new(),
     }
 }
 
@@ -207,6 +208,7 @@ fn the_text_says_what_was_lost_and_under_which_limit() {
     let mut run = levelled();
     run.shard_capacity_per_s = Some(600);
     run.differing_replicas = None;
+    run.findings.push("chaos: 3 of 4 faults were made".to_owned());
     run.verification.lost_writes = 1;
     run.verification.findings.push(Finding { key: 5, what: "version 2 was acknowledged".to_owned() });
     let text = Report::assemble(&run).unwrap().render_text();
@@ -218,8 +220,33 @@ fn the_text_says_what_was_lost_and_under_which_limit() {
         "2 splits, 2 moves (0 after level), 1 merges; 700 B moved, at least 584 B needed",
         "900 statements/s before, 1800 after  (each shard limited to 600/s, as if on a machine of its own)",
         "10 keys: 1 lost, 0 unreadable; replicas that differ: not checked",
+        "met          level within 20 s, to the end: 8 s",
+        "MISSED       no acknowledged write lost: 1",
+        "MISSED       no replica differs: not checked",
+        "met          write pauses of at most 50 ms (p99): 9.0 ms",
+        "MISSED       2.2 times the throughput, each shard limited to 600/s: 2.00 times",
+        "WRONG        chaos: 3 of 4 faults were made",
         "note         key 5: version 2 was acknowledged",
     ] {
         assert!(text.contains(part), "missing {part:?} in\n{text}");
     }
+}
+
+#[test]
+fn only_targets_that_apply_are_held_against_a_run() {
+    let quiet = Report::assemble(&run(vec![second(&[100, 100, 100], 1); 4])).unwrap();
+    assert!(quiet.is_good() && quiet.targets.iter().all(|target| target.met), "{:?}", quiet.targets);
+    assert_eq!(quiet.targets.len(), 4);
+    let mut slow = levelled();
+    slow.operators[2].pause_ms = Some(51.0);
+    slow.replay.seconds = [vec![second(&[900, 0, 0], 2); 21], vec![second(&[700, 600, 500], 4); 5]].concat();
+    slow.replay.duration = Duration::from_secs(26);
+    let slow = Report::assemble(&slow).unwrap();
+    let missed: Vec<_> = slow.targets.iter().filter(|t| !t.met).map(|t| t.found.as_str()).collect();
+    // What is slow is not wrong.
+    assert!(slow.is_good());
+    assert_eq!(missed, ["21 s", "51.0 ms"]);
+    let mut wrong = levelled();
+    wrong.findings.push("operator 7 still runs".to_owned());
+    assert!(!Report::assemble(&wrong).unwrap().is_good());
 }

@@ -8,7 +8,7 @@ use super::{LEVEL_FACTOR, PauseMs, Quantiles, Report};
 const PICTURE_COLUMNS: usize = 60;
 
 impl Report {
-    /// The report as a page of text, about twenty lines of at most 100 columns, with a line for every target it met or
+    /// The report as a page of text, about twenty-five lines of at most 100 columns, with a line for every target it met or
     /// missed.
     pub fn render_text(&self) -> String {
         let mut text = String::new();
@@ -76,8 +76,19 @@ impl Report {
             or_unchecked(self.differing_replicas),
             or_unchecked(self.owners_wrong)
         )?;
+        self.write_judgement(out)
+    }
+
+    /// What was done to the cluster, which targets were met, and what was wrong.
+    fn write_judgement(&self, out: &mut String) -> std::fmt::Result {
         for fault in &self.faults {
             writeln!(out, "  fault        at {:.1} s: {}", fault.at_s, fault.what)?;
+        }
+        for target in &self.targets {
+            writeln!(out, "  {:<13}{}: {}", if target.met { "met" } else { "MISSED" }, target.wanted, target.found)?;
+        }
+        for finding in &self.findings {
+            writeln!(out, "  WRONG        {finding}")?;
         }
         for message in &self.messages {
             writeln!(out, "  note         {message}")?;
