@@ -19,8 +19,10 @@ use std::net::SocketAddr;
 pub enum Kind {
     /// A whole number within these bounds, both included.
     Count(i64, i64),
-    /// A number above this bound.
-    Above(f64),
+    /// A number within these bounds, both included.
+    Number(f64, f64),
+    /// 0, or a number within these bounds.
+    ZeroOr(f64, f64),
     /// A share, 0 to 1.
     Share,
     /// `true` or `false`.
@@ -29,8 +31,10 @@ pub enum Kind {
     Path,
     /// Any text.
     Text,
-    /// A time: seconds, or a number with `ms`, `s`, `m` or `h`. Kept in seconds.
-    Seconds,
+    /// A time within these bounds, in seconds: seconds, or a number with `ms`, `s`, `m` or `h`. Kept in seconds.
+    Seconds(f64, f64),
+    /// URLs of the placement driver's replicas, comma between. Kept as text.
+    Urls,
     /// An address: `IP:PORT`.
     Address,
     /// Numbered addresses: a table in the file, `1=IP:PORT,2=IP:PORT` elsewhere.
@@ -44,12 +48,17 @@ impl fmt::Display for Kind {
         match self {
             Kind::Count(min, i64::MAX) => write!(f, "a whole number from {min} up"),
             Kind::Count(min, max) => write!(f, "a whole number from {min} to {max}"),
-            Kind::Above(bound) => write!(f, "a number above {bound}"),
+            Kind::Number(min, max) if min.is_finite() && max.is_finite() => write!(f, "a number from {min} to {max}"),
+            Kind::Number(..) => write!(f, "a number"),
+            Kind::ZeroOr(min, max) => write!(f, "0, or a number from {min} to {max}"),
             Kind::Share => write!(f, "a number from 0 to 1"),
             Kind::Flag => write!(f, "true or false"),
             Kind::Path => write!(f, "a path"),
             Kind::Text => write!(f, "a text"),
-            Kind::Seconds => write!(f, "a time in seconds, or with a unit: 500ms, 60s, 2m, 1h"),
+            Kind::Seconds(min, max) => {
+                write!(f, "a time from {min} to {max} seconds, plain or with a unit: 500ms, 60s, 2m, 1h")
+            }
+            Kind::Urls => write!(f, "URLs with commas between: http://127.0.0.1:7101"),
             Kind::Address => write!(f, "an address: 127.0.0.1:7101"),
             Kind::Addresses => write!(f, "addresses by replica number: 1=127.0.0.1:7101,2=127.0.0.1:7102"),
             Kind::Section(keys) => {
@@ -68,17 +77,24 @@ pub struct Setting {
     pub kind: Kind,
     /// Whether the command cannot do without.
     pub required: bool,
+    /// The setting that this one stands in for: of the two the one counts that comes later, and one layer has only one of them.
+    pub instead_of: Option<&'static str>,
 }
 
 impl Setting {
     /// A setting that may be left out.
     pub fn optional(key: &'static str, kind: Kind) -> Setting {
-        Setting { key, kind, required: false }
+        Setting { key, kind, required: false, instead_of: None }
     }
 
     /// A setting that must be given.
     pub fn required(key: &'static str, kind: Kind) -> Setting {
-        Setting { key, kind, required: true }
+        Setting { key, kind, required: true, instead_of: None }
+    }
+
+    /// The same, to be given instead of another.
+    pub fn instead_of(self, other: &'static str) -> Setting {
+        Setting { instead_of: Some(other), ..self }
     }
 }
 
@@ -119,7 +135,8 @@ fn flag_name(key: &str) -> String {
 }
 
 /// Variables that are not settings of a role.
-const OTHER_VARIABLES: &[&str] = &["CONFIG", "URL", "BIN", "SEEDS", "FORMAT", "TEST_LOG", "TEST_DATA_DIR"];
+const OTHER_VARIABLES: &[&str] =
+    &["CONFIG", "URL", "BIN", "SEEDS", "FORMAT", "TEST_LOG", "TEST_DATA_DIR", "TRACES", "SIMULATION_TRACE"];
 
 /// The configuration of a command with these settings. `also_known` are the keys of other commands: in the environment they
 /// are passed over, since it is shared by all.
@@ -128,19 +145,17 @@ pub fn resolve<T: DeserializeOwned>(
     also_known: &[&str],
     layers: &Layers,
 ) -> Result<T, ConfigError> {
+    let file = match &layers.file {
+        Some((name, text)) => read_file(settings, name, text)?,
+        None => toml::Table::new(),
+    };
+    let environment = read_environment(settings, also_known, &layers.environment)?;
+    let flags = read_flags(settings, &layers.flags)?;
+    let mut all = [("file", file), ("environment", environment), ("flags", flags)];
+    choose(settings, &mut all)?;
     let mut merged = toml::Table::new();
-    if let Some((name, text)) = &layers.file {
-        merge_file(settings, name, text, &mut merged)?;
-    }
-    for (variable, text) in &layers.environment {
-        merge_variable(settings, also_known, variable, text, &mut merged)?;
-    }
-    for (key, text) in &layers.flags {
-        let origin = format!("flag --{}", flag_name(key));
-        let setting = find(settings, key, &origin)?;
-        let value =
-            from_text(&setting.kind, text).ok_or_else(|| ConfigError::value(key, text, &origin, &setting.kind))?;
-        merged.insert((*key).to_string(), value);
+    for (_, layer) in all {
+        overlay(settings, layer, &mut merged);
     }
     if let Some(missing) = settings.iter().find(|s| s.required && !merged.contains_key(s.key)) {
         return Err(ConfigError::new(format!(
@@ -187,7 +202,50 @@ fn find<'a>(settings: &'a [Setting], key: &str, origin: &str) -> Result<&'a Sett
     })
 }
 
-fn merge_file(settings: &[Setting], name: &str, text: &str, merged: &mut toml::Table) -> Result<(), ConfigError> {
+/// Of two settings that stand in for each other, leaves the one that the last layer with any of them has.
+fn choose(settings: &[Setting], layers: &mut [(&str, toml::Table)]) -> Result<(), ConfigError> {
+    for (key, other) in settings.iter().filter_map(|s| Some((s.key, s.instead_of?))) {
+        let last = layers.iter().rev().find(|(_, layer)| layer.contains_key(key) || layer.contains_key(other));
+        let Some((origin, layer)) = last else { continue };
+        let outdone = match (layer.contains_key(key), layer.contains_key(other)) {
+            (true, true) => {
+                return Err(ConfigError::new(format!("{key} and {other} ({origin}): accepted is one of them")));
+            }
+            (true, false) => other,
+            _ => key,
+        };
+        for (_, layer) in layers.iter_mut() {
+            layer.remove(outdone);
+        }
+    }
+    Ok(())
+}
+
+/// Lays one layer over those before it. Sections are joined, key by key.
+fn overlay(settings: &[Setting], layer: toml::Table, merged: &mut toml::Table) {
+    for (key, value) in layer {
+        let section = settings.iter().any(|s| s.key == key && matches!(s.kind, Kind::Section(_)));
+        match (merged.get_mut(&key), value) {
+            (Some(toml::Value::Table(before)), toml::Value::Table(now)) if section => before.extend(now),
+            (_, value) => drop(merged.insert(key, value)),
+        }
+    }
+}
+
+fn read_flags(settings: &[Setting], flags: &[(&'static str, String)]) -> Result<toml::Table, ConfigError> {
+    let mut layer = toml::Table::new();
+    for (key, text) in flags {
+        let origin = format!("flag --{}", flag_name(key));
+        let setting = find(settings, key, &origin)?;
+        let value =
+            from_text(&setting.kind, text).ok_or_else(|| ConfigError::value(key, text, &origin, &setting.kind))?;
+        layer.insert((*key).to_string(), value);
+    }
+    Ok(layer)
+}
+
+fn read_file(settings: &[Setting], name: &str, text: &str) -> Result<toml::Table, ConfigError> {
+    let mut layer = toml::Table::new();
     let origin = format!("file {name}");
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -199,17 +257,29 @@ fn merge_file(settings: &[Setting], name: &str, text: &str, merged: &mut toml::T
             let key = if path.is_empty() { key.clone() } else { format!("{key}.{path}") };
             ConfigError::value(&key, value, &origin, kind)
         })?;
-        merged.insert(key, accepted);
+        layer.insert(key, accepted);
     }
-    Ok(())
+    Ok(layer)
 }
 
-fn merge_variable(
+fn read_environment(
+    settings: &[Setting],
+    also_known: &[&str],
+    environment: &[(String, String)],
+) -> Result<toml::Table, ConfigError> {
+    let mut layer = toml::Table::new();
+    for (variable, text) in environment {
+        read_variable(settings, also_known, variable, text, &mut layer)?;
+    }
+    Ok(layer)
+}
+
+fn read_variable(
     settings: &[Setting],
     also_known: &[&str],
     variable: &str,
     text: &str,
-    merged: &mut toml::Table,
+    layer: &mut toml::Table,
 ) -> Result<(), ConfigError> {
     let Some(name) = variable.strip_prefix("EVENKEEL_") else {
         return Ok(());
@@ -231,7 +301,7 @@ fn merge_variable(
             })?;
             let value = from_text(&kind, text)
                 .ok_or_else(|| ConfigError::value(&format!("{key}.{inner}"), text, &origin, kind))?;
-            let section = merged.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let section = layer.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
             if let Some(section) = section.as_table_mut() {
                 section.insert(inner, value);
             }
@@ -239,7 +309,7 @@ fn merge_variable(
         (Some(_), kind) => return Err(ConfigError::value(&key, text, &origin, kind)),
         (None, kind) => {
             let value = from_text(kind, text).ok_or_else(|| ConfigError::value(&key, text, &origin, kind))?;
-            merged.insert(key, value);
+            layer.insert(key, value);
         }
     }
     Ok(())
@@ -249,7 +319,7 @@ fn merge_variable(
 fn kind_of(default: &toml::Value) -> Kind {
     match default {
         toml::Value::Integer(_) => Kind::Count(0, i64::MAX),
-        toml::Value::Float(_) => Kind::Above(f64::NEG_INFINITY),
+        toml::Value::Float(_) => Kind::Number(f64::NEG_INFINITY, f64::INFINITY),
         toml::Value::Boolean(_) => Kind::Flag,
         toml::Value::Table(table) => Kind::Section(table.clone()),
         _ => Kind::Text,
@@ -264,11 +334,22 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
             let n = text.replace('_', "").parse().ok().filter(|n| (*min..=*max).contains(n))?;
             toml::Value::Integer(n)
         }
-        Kind::Above(bound) => toml::Value::Float(text.parse().ok().filter(|n: &f64| n.is_finite() && n > bound)?),
+        Kind::Number(min, max) => {
+            toml::Value::Float(text.parse().ok().filter(|n: &f64| n.is_finite() && (*min..=*max).contains(n))?)
+        }
+        Kind::ZeroOr(min, max) => {
+            toml::Value::Float(text.parse().ok().filter(|n| *n == 0.0 || (*min..=*max).contains(n))?)
+        }
         Kind::Share => toml::Value::Float(text.parse().ok().filter(|n| (0.0..=1.0).contains(n))?),
         Kind::Flag => toml::Value::Boolean(text.parse().ok()?),
         Kind::Path | Kind::Text => toml::Value::String(Some(text).filter(|t| !t.is_empty())?.to_string()),
-        Kind::Seconds => toml::Value::Float(parse_seconds(text)?),
+        Kind::Seconds(min, max) => {
+            toml::Value::Float(parse_seconds(text).filter(|seconds| (*min..=*max).contains(seconds))?)
+        }
+        Kind::Urls => {
+            let urls: Option<Vec<String>> = text.split(',').map(|url| parse_url(url).ok()).collect();
+            toml::Value::String(urls?.join(","))
+        }
         Kind::Address => {
             text.parse::<SocketAddr>().ok()?;
             toml::Value::String(text.to_string())
@@ -315,14 +396,25 @@ fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, S
             }
             Ok(value.clone())
         }
-        (Kind::Path | Kind::Text | Kind::Seconds | Kind::Address | Kind::Addresses, toml::Value::String(text)) => {
-            from_text(kind, text).ok_or_else(wrong)
-        }
-        (Kind::Count(..) | Kind::Flag | Kind::Above(_) | Kind::Share | Kind::Seconds, toml::Value::Integer(_))
-        | (Kind::Above(_) | Kind::Share | Kind::Seconds, toml::Value::Float(_))
+        (Kind::Path | Kind::Text | Kind::Seconds(..) | Kind::Urls, toml::Value::String(text))
+        | (Kind::Address | Kind::Addresses, toml::Value::String(text)) => from_text(kind, text).ok_or_else(wrong),
+        (Kind::Count(..), toml::Value::Integer(_))
+        | (
+            Kind::Number(..) | Kind::ZeroOr(..) | Kind::Share | Kind::Seconds(..),
+            toml::Value::Integer(_) | toml::Value::Float(_),
+        )
         | (Kind::Flag, toml::Value::Boolean(_)) => from_text(kind, &value.to_string()).ok_or_else(wrong),
         _ => Err(wrong()),
     }
+}
+
+/// A URL of the placement driver's REST interface. The error is what is accepted instead.
+pub fn parse_url(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let good = reqwest::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+    // A scheme without slashes is put right by the parser, but would not be by the client.
+    let whole = good && text.starts_with("http://") && !text.contains(['?', '#']);
+    if whole { Ok(text.to_string()) } else { Err("expected http://HOST:PORT".into()) }
 }
 
 /// Seconds of a time with or without a unit.

@@ -21,7 +21,7 @@ fn settings() -> Vec<Setting> {
         Setting::required("replica", Kind::Count(1, 255)),
         Setting::required("data_dir", Kind::Path),
         Setting::optional("rpc", Kind::Addresses),
-        Setting::optional("wait", Kind::Seconds),
+        Setting::optional("wait", Kind::Seconds(0.001, 3600.0)),
         Setting::optional("balancer", Kind::Section(defaults)),
     ]
 }
@@ -50,6 +50,52 @@ fn what_comes_later_wins() {
 }
 
 #[test]
+fn of_two_settings_that_stand_for_each_other_the_later_counts() {
+    let settings =
+        [Setting::optional("url", Kind::Urls).instead_of("endpoints"), Setting::optional("endpoints", Kind::Path)];
+    let resolved = |file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]| {
+        let layers = Layers {
+            file: Some(("a.toml".into(), file.into())),
+            environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            flags: flags.iter().map(|(k, v)| (*k, v.to_string())).collect(),
+        };
+        let merged: Result<BTreeMap<String, String>, _> = resolve(&settings, &[], &layers);
+        merged.map(|merged| format!("{merged:?}")).map_err(|e| e.to_string())
+    };
+    let (file, url) = ("endpoints = '/e'", "http://127.0.0.1:1");
+    assert_eq!(resolved(file, &[], &[]).unwrap(), r#"{"endpoints": "/e"}"#);
+    assert_eq!(resolved(file, &[("EVENKEEL_URL", url)], &[]).unwrap(), format!(r#"{{"url": "{url}"}}"#));
+    assert_eq!(resolved("", &[("EVENKEEL_URL", url)], &[("endpoints", "/f")]).unwrap(), r#"{"endpoints": "/f"}"#);
+    assert_eq!(
+        resolved(file, &[("EVENKEEL_ENDPOINTS", "/e"), ("EVENKEEL_URL", url)], &[("url", url)]).unwrap(),
+        format!(r#"{{"url": "{url}"}}"#)
+    );
+    assert_eq!(
+        resolved("", &[], &[("url", url), ("endpoints", "/f")]).unwrap_err(),
+        "url and endpoints (flags): accepted is one of them"
+    );
+}
+
+#[test]
+fn a_url_is_one_that_can_be_asked() {
+    for good in ["http://127.0.0.1:7101", " http://[::1]:7101/ ", "http://driver.example:80/evenkeel"] {
+        assert!(parse_url(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "localhost:7101",
+        "127.0.0.1:7101",
+        "https://127.0.0.1:7101",
+        "http://",
+        "http:/a",
+        "http://a:99999",
+        "http://a/?b",
+        "",
+    ] {
+        assert!(parse_url(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn a_configuration_survives_its_own_file() {
     let text = to_toml(&resolved("replica = 1\ndata_dir = '/a'\n[rpc]\n2 = '127.0.0.1:1'", &[], &[]).unwrap()).unwrap();
     let again = resolved(&text, &[], &[]).unwrap();
@@ -63,7 +109,7 @@ fn a_mistake_is_one_line_with_key_value_and_what_is_accepted() {
         ("shard = 1", "shard (file a.toml): no such key; accepted are replica, data_dir, rpc, wait, balancer"),
         (
             "wait = 'soon'",
-            "wait = \"soon\" (file a.toml): accepted is a time in seconds, or with a unit: 500ms, 60s, 2m, 1h",
+            "wait = \"soon\" (file a.toml): accepted is a time from 0.001 to 3600 seconds, plain or with a unit: 500ms, 60s, 2m, 1h",
         ),
         ("wait = ", "a.toml, line 3:"),
         ("rpc = '1=nowhere'", "rpc = \"1=nowhere\" (file a.toml): accepted is addresses by replica number"),

@@ -1,13 +1,15 @@
 //! `demo`: a cluster on this machine, a skewed load that all lands on one shard at first, and the load levelling itself.
 
 use crate::cli::CommandError;
+use crate::cluster::endpoints::Endpoints;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::roles;
 use crate::run::screen::{Screen, while_waiting};
-use crate::run::{Finished, RunConfig, Stage};
+use crate::run::workload::Workload;
+use crate::run::{RunConfig, Stage};
+use crate::{outputs, roles};
 use evenkeel_client::{Client, ClientConfig};
-use evenkeel_workloads::Scenario;
+use evenkeel_placement_driver::BalancerConfig;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -62,7 +64,7 @@ pub fn settings() -> Vec<Setting> {
         Setting::optional("replicas", Kind::Count(2, 7)),
         Setting::optional("data_dir", Kind::Path),
         Setting::optional("postgres_bin", Kind::Path),
-        Setting::optional("shard_capacity", Kind::Above(0.0)),
+        Setting::optional("shard_capacity", roles::CAPACITY_PER_S),
         Setting::optional("endpoints", Kind::Path),
         Setting::optional("keep", Kind::Flag),
         Setting::optional("idle", Kind::Flag),
@@ -75,7 +77,7 @@ pub fn settings() -> Vec<Setting> {
 /// Runs the demonstration. Whatever happens, nothing that it started is left running.
 pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
     let config: DemoConfig = resolve(&settings(), &roles::all_keys(), layers)?;
-    check(&config)?;
+    let workload = config.prepare()?;
     let screen = Screen::new();
     let mut options = ClusterOptions::new(own_executable()?);
     options.shards = config.shards;
@@ -85,9 +87,9 @@ pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
     options.postgres_bin.clone_from(&config.postgres_bin);
     options.balancer.clone_from(&config.balancer);
     let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
-    let cluster = Cluster::launch(options).map_err(CommandError::failed)?;
+    let cluster = Cluster::launch(options)?;
     let ended = tokio::select! {
-        ended = with_cluster(&config, &cluster, &screen) => ended,
+        ended = with_cluster(&config, workload, &cluster, &screen) => ended,
         () = end => Err(CommandError::Interrupted),
     };
     screen.load_ended();
@@ -96,23 +98,42 @@ pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
     ended
 }
 
-fn check(config: &DemoConfig) -> Result<(), ConfigError> {
-    if let Some(path) = config.run.trace.as_ref().filter(|path| !path.is_file()) {
-        return Err(ConfigError::value("trace", path.display(), "configuration", "a file that exists"));
+impl DemoConfig {
+    /// What is to be run, if all settings can be obeyed: nothing has been started yet.
+    fn prepare(&self) -> Result<Workload, ConfigError> {
+        let refuse = |key, value: &dyn std::fmt::Display, accepted| {
+            Err(ConfigError::value(key, value, "configuration", accepted))
+        };
+        if self.idle && self.chaos {
+            return refuse("chaos", &true, "no --chaos with --idle: nothing would move");
+        }
+        if let Some(path) = self.run.report.as_ref().filter(|_| self.idle) {
+            return refuse("report", &path.display(), "no --report with --idle: nothing is run");
+        }
+        if self.chaos && self.shards < 2 {
+            return refuse("chaos", &true, "--chaos with two shards or more: with one nothing moves");
+        }
+        let balancer: BalancerConfig = toml::Value::Table(self.balancer.clone())
+            .try_into()
+            .map_err(|e: toml::de::Error| ConfigError::new(format!("balancer: {}", e.message())))?;
+        balancer.check().map_err(ConfigError::new)?;
+        if self.postgres_bin.is_some() {
+            roles::check_postgres(self.postgres_bin.as_deref())?;
+        }
+        if let Some(path) = &self.endpoints {
+            outputs::check("endpoints", path)?;
+            outputs::check("endpoints", &Endpoints::partial(path))?;
+        }
+        self.run.prepare()
     }
-    if config.run.trace.is_none() {
-        config.run.workload.parse::<Scenario>().map_err(|e| ConfigError::new(format!("workload: {e}")))?;
-    }
-    if !config.run.duration_s().is_normal() {
-        return Err(ConfigError::value("duration", config.run.duration_s(), "configuration", "a time above 0"));
-    }
-    if config.idle && config.chaos {
-        return Err(ConfigError::value("chaos", true, "configuration", "no --chaos with --idle: nothing would move"));
-    }
-    Ok(())
 }
 
-async fn with_cluster(config: &DemoConfig, cluster: &Cluster, screen: &Screen) -> Result<(), CommandError> {
+async fn with_cluster(
+    config: &DemoConfig,
+    workload: Workload,
+    cluster: &Cluster,
+    screen: &Screen,
+) -> Result<(), CommandError> {
     let what = format!(
         "starting 3 placement drivers and {} shards of {} replicas, each with its own PostgreSQL, in {}",
         config.shards,
@@ -136,18 +157,20 @@ async fn with_cluster(config: &DemoConfig, cluster: &Cluster, screen: &Screen) -
              machines of their own"
         ));
     }
-    let mut good = true;
+    let mut ended = Ok(());
     if !config.idle {
         let stage =
             Stage { rest: cluster.rest().clone(), cluster: Some(cluster), chaos: config.chaos, screen: screen.clone() };
-        let finished = crate::run::run(&config.run, &stage).await?;
-        good = show(screen, &finished);
+        ended = crate::run::run_prepared(&config.run, workload, &stage).await?.conclude(&config.run, screen);
     }
     if config.keep || config.idle {
+        if let Err(CommandError::Failed(line)) = &ended {
+            screen.line(line);
+        }
         screen.line(&how_to_connect(cluster));
         std::future::pending::<()>().await;
     }
-    if good { Ok(()) } else { Err(CommandError::Failed("the run has found something wrong: see the report".into())) }
+    ended
 }
 
 /// The first SQL statements: what a user would wait for.
@@ -157,31 +180,13 @@ async fn first_answer(cluster: &Cluster) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Shows a finished run; returns whether nothing was lost or wrong.
-pub fn show(screen: &Screen, finished: &Finished) -> bool {
-    let report = &finished.report;
-    screen.line("");
-    screen.line(&report.render_text());
-    for finding in &finished.findings {
-        screen.line(&format!("  WRONG        {finding}"));
-    }
-    report.lost_writes == 0
-        && report.unread_keys == 0
-        && report.wrong_answers == 0
-        && report.statements.failed == 0
-        && report.differing_replicas == Some(0)
-        && report.owners_wrong == Some(0)
-        && finished.findings.is_empty()
-}
-
 fn how_to_connect(cluster: &Cluster) -> String {
-    let urls = cluster.rest().urls().join(",");
+    let (urls, first) = (cluster.rest().urls().join(","), cluster.rest().urls().first().map_or("", String::as_str));
     let program = std::env::args().next().unwrap_or_else(|| "evenkeel".into());
     format!(
-        "The cluster stays up until Ctrl-C. For example, in another terminal:\n  export EVENKEEL_URL={urls}\n  {program} shards\n  \
-         {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay --url $EVENKEEL_URL \
-         --workload hotspot-jump\n  curl {}/v1/routes",
-        cluster.rest().urls().first().map_or("", String::as_str)
+        "The cluster stays up until Ctrl-C. In another terminal:\n  export EVENKEEL_URL={urls}\n  PD={first}   # one of them, for curl\n\
+         For example:\n  {program} shards\n  {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay \
+         --workload hotspot-jump\n  curl -L $PD/v1/shards"
     )
 }
 

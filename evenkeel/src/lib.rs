@@ -8,6 +8,7 @@
 //! | [`cli`] | the command line: flags, tables, exit statuses |
 //! | [`config`] | configuration by file, environment and flags (pure) |
 //! | [`roles`] | `placement-driver` and `shard-node`: configuration, signals, run |
+//! | [`outputs`] | files that a command writes in the end |
 //! | [`rest`] | the placement driver's REST interface, from the caller's side |
 //! | [`cluster`] | a whole cluster on this machine, as child processes |
 //! | [`run`] | one run of a workload with its checks and its report, shared by `demo` and `replay` |
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod outputs;
 pub mod replay;
 pub mod rest;
 pub mod roles;

@@ -27,27 +27,23 @@ pub struct ReplayConfig {
 /// The settings of `replay`.
 pub fn settings() -> Vec<Setting> {
     let mut settings = RunConfig::settings();
-    settings.extend([Setting::optional("endpoints", Kind::Path), Setting::optional("url", Kind::Text)]);
+    settings.extend([
+        Setting::optional("endpoints", Kind::Path),
+        Setting::optional("url", Kind::Urls).instead_of("endpoints"),
+    ]);
     settings
 }
 
 /// Runs it. It starts nothing, so nothing is left behind but a table.
 pub async fn replay(layers: &Layers) -> Result<(), CommandError> {
     let config: ReplayConfig = resolve(&settings(), &roles::all_keys(), layers)?;
-    let urls = match (&config.endpoints, &config.url) {
-        (Some(path), _) => Endpoints::read(path).map_err(CommandError::Failed)?.rest,
-        (None, Some(urls)) => urls.split(',').map(|url| url.trim().to_string()).collect(),
-        (None, None) => {
-            let line =
-                "endpoints is missing: give the file that demo --endpoints wrote, or --url with the placement driver's";
-            return Err(ConfigError::new(line).into());
-        }
-    };
+    let urls = config.urls()?;
+    let workload = config.run.prepare()?;
     let screen = Screen::new();
     let stage = Stage { rest: Rest::new(urls), cluster: None, chaos: false, screen: screen.clone() };
     let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
     let finished = tokio::select! {
-        finished = crate::run::run(&config.run, &stage) => finished?,
+        finished = crate::run::run_prepared(&config.run, workload, &stage) => finished?,
         () = end => {
             // The run may have been holding the balancer still.
             let on = serde_json::json!({ "enabled": true });
@@ -56,9 +52,21 @@ pub async fn replay(layers: &Layers) -> Result<(), CommandError> {
             return Err(CommandError::Interrupted);
         }
     };
-    if crate::demo::show(&screen, &finished) {
-        Ok(())
-    } else {
-        Err(CommandError::Failed("the run has found something wrong: see the report".into()))
+    finished.conclude(&config.run, &screen)
+}
+
+impl ReplayConfig {
+    /// Where the placement driver is asked.
+    fn urls(&self) -> Result<Vec<String>, ConfigError> {
+        match (&self.endpoints, &self.url) {
+            (Some(path), _) => {
+                let read = Endpoints::read(path).map_err(|e| ConfigError::new(format!("endpoints: {e}")))?;
+                Ok(read.rest)
+            }
+            (None, Some(urls)) => Ok(urls.split(',').map(str::to_string).collect()),
+            (None, None) => Err(ConfigError::new(
+                "endpoints is missing: give the file that demo --endpoints wrote, or --url with the placement driver's",
+            )),
+        }
     }
 }

@@ -7,6 +7,11 @@ use std::future::Future;
 use std::io::Read;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// What a shard's leader may be limited to, in statements a second. Less than one, and not even a start would end.
+pub const CAPACITY_PER_S: Kind = Kind::Number(1.0, 1e9);
+/// The least that a log may take, in bytes: a few entries of the largest size.
+const MIN_LOG_BYTES: i64 = 4 << 20;
+
 /// Why a role's process ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
@@ -33,6 +38,8 @@ pub fn placement_driver_settings() -> Vec<Setting> {
         Setting::optional("balancer", Kind::Section(balancer_defaults())),
         Setting::optional("snapshot_every_entries", Kind::Count(1, i64::MAX)),
         Setting::optional("incarnation", Kind::Count(1, i64::MAX)),
+        Setting::optional("log_retention_bytes", Kind::Count(MIN_LOG_BYTES, i64::MAX)),
+        Setting::optional("log_cap_bytes", Kind::Count(MIN_LOG_BYTES, i64::MAX)),
     ]
 }
 
@@ -48,19 +55,24 @@ pub fn shard_node_settings() -> Vec<Setting> {
         Setting::optional("listen_rpc", Kind::Address),
         Setting::optional("listen_log", Kind::Address),
         Setting::optional("placement_drivers", Kind::Addresses),
-        Setting::optional("capacity_per_s", Kind::Above(0.0)),
+        Setting::optional("capacity_per_s", CAPACITY_PER_S),
         Setting::optional("postgres_bin", Kind::Path),
         Setting::optional("shared_buffers_mib", Kind::Count(1, 1 << 20)),
         Setting::optional("write_lanes", Kind::Count(1, 64)),
         Setting::optional("read_lanes", Kind::Count(1, 64)),
         Setting::optional("max_transactions", Kind::Count(1, 1000)),
-        Setting::optional("log_cap_bytes", Kind::Count(4 << 20, i64::MAX)),
+        Setting::optional("log_cap_bytes", Kind::Count(MIN_LOG_BYTES, i64::MAX)),
     ]
 }
 
 /// The balancer's settings with their defaults.
 pub fn balancer_defaults() -> toml::Table {
     toml::Table::try_from(placement_driver::BalancerConfig::default()).unwrap_or_default()
+}
+
+/// Checks that PostgreSQL's programs are in this folder.
+pub fn check_postgres(folder: Option<&std::path::Path>) -> Result<(), ConfigError> {
+    shard_node::postgres::find(folder, None).map(drop).map_err(|e| ConfigError::new(e.to_string()))
 }
 
 /// Keys that some command knows: in the environment, which all share, a key of another command is no mistake.
@@ -81,6 +93,10 @@ pub async fn run_placement_driver(layers: &Layers, end_with_stdin: bool) -> Resu
     end_on_panic();
     let config: placement_driver::Config = resolve(&placement_driver_settings(), &all_keys(), layers)?;
     config.check().map_err(ConfigError::new)?;
+    if config.log_cap_bytes < config.log_retention_bytes {
+        let accepted = format!("at least log_retention_bytes, {}", config.log_retention_bytes);
+        return Err(ConfigError::value("log_cap_bytes", config.log_cap_bytes, "all layers", accepted).into());
+    }
     let end = told_to_end(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
     on_a_worker(placement_driver::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 fn evenkeel(args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
-    command.args(args).stdin(Stdio::null()).env_remove("EVENKEEL_URL");
+    command.args(args).stdin(Stdio::null()).env_remove("EVENKEEL_URL").env_remove("RUST_LOG");
     for (name, value) in environment {
         command.env(name, value);
     }
@@ -52,6 +52,128 @@ fn a_wrong_key_or_value_is_one_line_and_status_2() {
         "evenkeel: the argument '--create' cannot be used with '--if-match <REVISION>'",
     );
     refused(&["demo", "--config", "/nowhere.toml"], &[], 2, "evenkeel: config = /nowhere.toml");
+}
+
+/// A file that is there and of no use, and one that can be neither read nor written.
+fn files(folder: &std::path::Path) -> (String, String) {
+    let (file, nowhere) = (folder.join("file.json"), folder.join("no/file.json"));
+    std::fs::write(&file, "[]").unwrap();
+    (file.to_str().unwrap().to_string(), nowhere.to_str().unwrap().to_string())
+}
+
+/// Before anything is started: there is no cluster here, and none is waited for.
+#[test]
+fn a_run_that_cannot_be_is_refused_by_demo_and_replay_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, nowhere) = files(folder.path());
+    let (file, nowhere) = (file.as_str(), nowhere.as_str());
+    let duration = "accepted is a time from 0.001 to 21600 seconds, plain or with a unit";
+    let rate = "accepted is 0, or a number from 0.001 to 10000000";
+    let with_trace = "(configuration): accepted only with a trace";
+    for (flags, line) in [
+        (&["--duration", "1e20"][..], format!("duration = 1e20 (flag --duration): {duration}")),
+        (&["--duration", "7h"], format!("duration = 7h (flag --duration): {duration}")),
+        (&["--duration", "0"], format!("duration = 0 (flag --duration): {duration}")),
+        (&["--duration", "1e-300"], format!("duration = 1e-300 (flag --duration): {duration}")),
+        (&["--rate", "0.0001"], format!("rate = 0.0001 (flag --rate): {rate}")),
+        (&["--rate=-1"], format!("rate = -1 (flag --rate): {rate}")),
+        (&["--rate", "nan"], format!("rate = nan (flag --rate): {rate}")),
+        (
+            &["--rows", "30000000"],
+            "rows = 30000000 (flag --rows): accepted is a whole number from 1 to 10000000".into(),
+        ),
+        (&["--rows", "10"], "rows: workload `mixgraph` needs 30 to 10000000 rows, not 10".into()),
+        (&["--workload", "zipf"], "workload: workload `zipf`: the parameter is ``".into()),
+        (&["--table", "evenkeel_x"], "table = \"evenkeel_x\" (configuration): accepted is a table's name".into()),
+        (&["--trace", nowhere], format!("trace = {nowhere} (configuration): accepted is a trace that can be replayed")),
+        (&["--trace", file], "trace = ".into()),
+        (
+            &["--trace", file, "--trace-format", "xml"],
+            "trace_format = xml (configuration): accepted is csv or twitter".into(),
+        ),
+        (&["--trace", file, "--workload", "uniform"], "trace and workload (flags): accepted is one of them".into()),
+        (&["--update-share", "0.5"], format!("update_share = 0.5 {with_trace}")),
+        (&["--trace-format", "twitter"], format!("trace_format = twitter {with_trace}")),
+        (&["--report", nowhere], format!("report = {nowhere} (configuration): accepted is a file that can be written")),
+        (&["--log", "foo=bar=baz"], "log = foo=bar=baz (flag --log): accepted is levels and modules".into()),
+    ] {
+        let line = format!("evenkeel: {line}");
+        refused(&[&["demo"], flags].concat(), &[], 2, &line);
+        refused(&[&["replay", "--url", "http://127.0.0.1:9"], flags].concat(), &[], 2, &line);
+    }
+}
+
+#[test]
+fn what_cannot_be_obeyed_is_said_before_anything_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, nowhere) = files(folder.path());
+    let (file, nowhere) = (file.as_str(), nowhere.as_str());
+    for (args, line) in [
+        (
+            &["demo", "--chaos", "--shards", "1"][..],
+            "chaos = true (configuration): accepted is --chaos with two shards",
+        ),
+        (&["demo", "--idle", "--report", file], "report = "),
+        (&["demo", "--endpoints", nowhere], "endpoints = "),
+        (&["demo", "--data-dir", "/proc/evenkeel"], "data_dir = /proc/evenkeel (configuration): accepted is a folder"),
+        (&["demo", "--postgres-bin", "/nowhere"], "PostgreSQL 15 or newer was not found"),
+        (
+            &["demo", "--shard-capacity", "0.5"],
+            "shard_capacity = 0.5 (flag --shard-capacity): accepted is a number from 1",
+        ),
+        (&["replay", "--endpoints", nowhere], "endpoints: "),
+        (&["replay", "--endpoints", file], "endpoints: "),
+        (&["replay", "--url", "localhost:7101"], "url = localhost:7101 (flag --url): accepted is URLs"),
+        (
+            &["replay", "--url", "http://127.0.0.1:9", "--endpoints", file],
+            "url and endpoints (flags): accepted is one of",
+        ),
+        (&["sql", "--url", "localhost:7101", "SELECT 1"], "invalid value 'localhost:7101' for '--url <URL>'"),
+        (&["shards", "--url", "localhost:7101"], "invalid value 'localhost:7101' for '--url <URL>'"),
+        (&["bench", "--duration", "1e20"], "duration = 1e20 (flag --duration): accepted is a time from"),
+        (&["bench", "--json", nowhere], "json = "),
+        (&["bench", "failover", "--json", nowhere], "json = "),
+        (&["placement-driver", "--log-cap-bytes", "1"], "log_cap_bytes = 1 (flag --log-cap-bytes): accepted is"),
+        (&["placement-driver", "--log-retention-bytes", "x"], "log_retention_bytes = x (flag"),
+        (&["placement-driver", "--snapshot-every-entries", "0"], "snapshot_every_entries = 0 (flag"),
+        (&["placement-driver", "--incarnation", "0"], "incarnation = 0 (flag"),
+        // The log's addresses are no filter of what is logged.
+        (&["placement-driver", "--log-addresses", "1=127.0.0.1:1"], "replica is missing"),
+        (&["shard-node", "--log-addresses", "1=127.0.0.1:1", "--log", "a=b=c"], "log = a=b=c (flag --log)"),
+    ] {
+        refused(args, &[], 2, &format!("evenkeel: {line}"));
+    }
+    for (args, variable, line) in [
+        (&["demo"][..], ("EVENKEEL_BALANCER__GOAL", "0.5"), "balancer.goal: 0.5; at least 1 is accepted"),
+        (
+            &["shards"],
+            ("EVENKEEL_ULR", "http://127.0.0.1:9"),
+            "ulr (environment EVENKEEL_ULR): no such key; accepted are url",
+        ),
+        (&["shards"], ("EVENKEEL_URL", "127.0.0.1:9"), "invalid value '127.0.0.1:9' for '--url <URL>'"),
+        (&["shards"], ("RUST_LOG", "a=b=c"), "log = a=b=c (environment RUST_LOG): accepted is"),
+    ] {
+        refused(args, &[variable], 2, &format!("evenkeel: {line}"));
+    }
+}
+
+#[test]
+fn the_later_layer_says_where_the_cluster_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, missing) = (folder.path().join("replay.toml"), folder.path().join("missing.json"));
+    let missing = missing.to_str().unwrap();
+    std::fs::write(&file, format!("endpoints = '{missing}'")).unwrap();
+    let args = ["replay", "--config", file.to_str().unwrap()];
+    refused(&args, &[], 2, &format!("evenkeel: endpoints: {missing}"));
+    let (url, line) = ("http://127.0.0.1:9", "evenkeel: no placement driver answers at http://127.0.0.1:9");
+    refused(&args, &[("EVENKEEL_URL", url)], 1, line);
+    refused(&["replay", "--url", url], &[("EVENKEEL_ENDPOINTS", missing)], 1, line);
+    refused(
+        &["replay", "--endpoints", missing],
+        &[("EVENKEEL_URL", url)],
+        2,
+        &format!("evenkeel: endpoints: {missing}"),
+    );
 }
 
 #[test]

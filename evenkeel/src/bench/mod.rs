@@ -17,8 +17,8 @@ pub mod routes;
 use crate::cli::CommandError;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::roles;
 use crate::run::screen::{Screen, while_waiting};
+use crate::{outputs, roles};
 use bytes::Bytes;
 use evenkeel_client::{Client, ClientConfig, Value};
 use figures::{Comparison, Figure, render};
@@ -31,6 +31,8 @@ use std::time::Duration;
 
 /// Bytes of each row's value.
 const VALUE_BYTES: usize = 100;
+/// The longest measurement, in seconds.
+const MAX_DURATION_S: f64 = 3_600.0;
 /// Rows per INSERT while loading.
 const LOAD_ROWS: i64 = 500;
 /// Connections of wrk.
@@ -80,7 +82,7 @@ impl Default for BenchConfig {
 pub fn settings() -> Vec<Setting> {
     vec![
         Setting::optional("clients", Kind::Text),
-        Setting::optional("duration", Kind::Seconds),
+        Setting::optional("duration", Kind::Seconds(0.001, MAX_DURATION_S)),
         Setting::optional("rounds", Kind::Count(1, 100)),
         Setting::optional("rows", Kind::Count(1, 10_000_000)),
         Setting::optional("postgres_bin", Kind::Path),
@@ -99,6 +101,12 @@ pub async fn bench(layers: &Layers) -> Result<(), CommandError> {
             ConfigError::value("only", part, "configuration", "sql, routes, or both with a comma between").into()
         );
     }
+    if let Some(path) = &config.json {
+        outputs::check("json", path)?;
+    }
+    if config.postgres_bin.is_some() {
+        roles::check_postgres(config.postgres_bin.as_deref())?;
+    }
     let screen = Screen::new();
     let mut options = ClusterOptions::new(crate::demo::own_executable()?);
     options.shards = 1;
@@ -106,7 +114,7 @@ pub async fn bench(layers: &Layers) -> Result<(), CommandError> {
     // One range: what is measured is a shard, not the balancer.
     options.balancer.insert("enabled".into(), toml::Value::Boolean(false));
     let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
-    let cluster = Cluster::launch(options).map_err(CommandError::failed)?;
+    let cluster = Cluster::launch(options)?;
     let measured = tokio::select! {
         measured = measure_all(&config, &clients, &parts, &cluster, &screen) => measured,
         () = end => Err(CommandError::Interrupted),
@@ -116,7 +124,7 @@ pub async fn bench(layers: &Layers) -> Result<(), CommandError> {
     screen.line(&render(&comparisons));
     if let Some(path) = &config.json {
         let text = serde_json::to_string_pretty(&comparisons).map_err(CommandError::failed)? + "\n";
-        std::fs::write(path, text).map_err(|e| CommandError::Failed(format!("writing {}: {e}", path.display())))?;
+        outputs::write(path, &text).map_err(CommandError::Failed)?;
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ impl PlainPostgres {
     pub async fn start(bin_dir: Option<&Path>) -> Result<PlainPostgres, String> {
         let programs = program_folder(bin_dir)?;
         let root = tempfile::Builder::new().prefix("evenkeel-bench-").tempdir().map_err(|e| e.to_string())?;
-        let ports = crate::cluster::ports::reserve(3).map_err(|e| e.to_string())?;
+        let ports = evenkeel_host::ports::reserve(3).map_err(|e| e.to_string())?;
         let account = unprivileged_account()?;
         let mut plain = PlainPostgres { programs, servers: Vec::new(), account, root, ports };
         fs::set_permissions(plain.root.path(), fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;

@@ -22,7 +22,7 @@ impl Nginx {
     pub async fn start(body: &[u8]) -> Result<Nginx, String> {
         let program = find_program("nginx")?;
         let root = tempfile::Builder::new().prefix("evenkeel-nginx-").tempdir().map_err(|e| e.to_string())?;
-        let port = crate::cluster::ports::reserve(1).map_err(|e| e.to_string())?[0];
+        let port = evenkeel_host::ports::reserve(1).map_err(|e| e.to_string())?[0];
         let address = crate::cluster::loopback(port);
         let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
         let folder = root.path().display();

@@ -57,6 +57,18 @@ pub struct PlacementDriverFlags {
     /// Start with an empty folder and wait to be let in by those that exist
     #[arg(long)]
     join: bool,
+    /// Commands after which a snapshot of the state is written
+    #[arg(long, value_name = "N")]
+    snapshot_every_entries: Option<String>,
+    /// Log kept behind the latest snapshot, in bytes
+    #[arg(long, value_name = "BYTES")]
+    log_retention_bytes: Option<String>,
+    /// What the log may take, in bytes; above it compaction does not wait for replicas that are down
+    #[arg(long, value_name = "BYTES")]
+    log_cap_bytes: Option<String>,
+    /// After the state was restored from a backup: a number larger than the last
+    #[arg(long, value_name = "N")]
+    incarnation: Option<String>,
     /// End when standard input closes
     #[arg(long, hide = true)]
     pub end_with_stdin: bool,
@@ -65,7 +77,8 @@ pub struct PlacementDriverFlags {
 impl PlacementDriverFlags {
     /// Those that were given.
     pub fn given(&self) -> Vec<(&'static str, String)> {
-        let mut given = given!(self: replica, data_dir, rest, rpc, log, listen_rest, listen_rpc, listen_log);
+        let mut given = given!(self: replica, data_dir, rest, rpc, log, listen_rest, listen_rpc, listen_log,
+            snapshot_every_entries, log_retention_bytes, log_cap_bytes, incarnation);
         switches!(given, self: join);
         given
     }
@@ -146,10 +159,13 @@ pub struct RunFlags {
     /// The workload: mixgraph, ycsb-a … ycsb-f, zipf:1.2, hotspot-jump, hotspot-drift, sequential, uniform, …
     #[arg(long, value_name = "NAME")]
     workload: Option<String>,
-    /// A trace file to replay instead: CSV or CSV.gz `time_us,op,key[,value_bytes]`, or Twitter's cache trace
+    /// A trace file to replay instead: CSV or CSV.gz `time_us,op,key[,value_bytes]`; Twitter's cache trace with --trace-format
     #[arg(long, value_name = "FILE")]
     trace: Option<String>,
-    /// This share of the reads becomes updates, 0 to 1
+    /// The trace's format: csv or twitter [default: csv]
+    #[arg(long, value_name = "FORMAT")]
+    trace_format: Option<String>,
+    /// With --trace: this share of the reads becomes updates, 0 to 1
     #[arg(long, value_name = "SHARE")]
     update_share: Option<String>,
     /// How long the load lasts: 60, 90s, 2m
@@ -177,7 +193,7 @@ pub struct RunFlags {
 
 impl RunFlags {
     fn given(&self) -> Vec<(&'static str, String)> {
-        given!(self: workload, trace, update_share, duration, seed, rows, rate, workers, table, report)
+        given!(self: workload, trace, trace_format, update_share, duration, seed, rows, rate, workers, table, report)
     }
 }
 
@@ -195,7 +211,7 @@ pub struct DemoFlags {
     /// Replicas of each shard
     #[arg(long, value_name = "N")]
     replicas: Option<String>,
-    /// Where everything is kept [default: a temporary folder, removed in the end]
+    /// Where everything is kept; a cluster that is there is started again [default: a temporary folder, removed in the end]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
     /// The folder with `postgres` and `initdb` [default: found]

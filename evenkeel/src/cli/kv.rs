@@ -4,8 +4,9 @@ use super::operator::{Asking, Format};
 use super::{CommandError, show};
 use crate::rest::{Order, Rest, percent_encode};
 use clap::Subcommand;
-use evenkeel_protocol::kv::{KvEntryBody, KvEventBody, KvListBody, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES};
+use evenkeel_protocol::kv::{KvEntryBody, KvEventBody, KvListBody, KvValue, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES};
 use reqwest::{Method, Response};
+use serde::Serialize;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const MAX_EVENT_BYTES: usize = 8 * MAX_VALUE_BYTES;
 /// What to do with the coordination store.
 #[derive(Debug, Subcommand)]
 pub enum KvCommand {
-    /// Print a key's value as it is
+    /// Print a key's value as it is; with --format json: with its type and its revision
     Get {
         /// The key
         key: String,
@@ -83,8 +84,7 @@ pub async fn run(asking: &Asking, command: KvCommand) -> Result<(), CommandError
             let query = if sequential { "?consistency=sequential" } else { "" };
             let order = Order::new(Method::GET, format!("{}{query}", path(&key)));
             let response = rest.send(&order).await.map_err(CommandError::failed)?;
-            let value = response.bytes().await.map_err(CommandError::failed)?;
-            std::io::stdout().write_all(&value).map_err(CommandError::failed)
+            got(asking, key, response).await
         }
         KvCommand::Put { key, value, file, content_type, if_match, create, idempotency_key } => {
             let value = read_value(value, file)?;
@@ -131,6 +131,38 @@ fn read_value(value: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, C
             .map_err(|e| CommandError::Failed(format!("standard input: {e}")))?,
     };
     Ok(bytes)
+}
+
+/// Shows what a key holds.
+async fn got(asking: &Asking, key: String, response: Response) -> Result<(), CommandError> {
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(String::from);
+    let (content_type, tag) = (header("content-type"), header("etag"));
+    let value = response.bytes().await.map_err(CommandError::failed)?;
+    match asking.format() {
+        Format::Table => std::io::stdout().write_all(&value).map_err(CommandError::failed),
+        Format::Json => {
+            let got = Got {
+                key,
+                bytes: value.len(),
+                value: KvValue::new(&value),
+                content_type: content_type.unwrap_or_default(),
+                modified: tag.and_then(|tag| tag.trim_matches('"').parse().ok()).unwrap_or_default(),
+            };
+            println!("{}", serde_json::to_string_pretty(&got).map_err(CommandError::failed)?);
+            Ok(())
+        }
+    }
+}
+
+/// What is known of an entry that was read by its key; as in a list.
+#[derive(Debug, Serialize)]
+struct Got {
+    key: String,
+    #[serde(flatten)]
+    value: KvValue,
+    content_type: String,
+    bytes: usize,
+    modified: u64,
 }
 
 async fn written(asking: &Asking, rest: &Rest, order: &Order) -> Result<(), CommandError> {
@@ -256,7 +288,6 @@ fn print_event(asking: &Asking, block: &str, seen: &mut Option<u64>) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use evenkeel_protocol::kv::KvValue;
 
     #[test]
     fn values_are_shown_shortened_and_harmless() {

@@ -9,7 +9,8 @@ mod operator;
 pub(crate) mod show;
 mod sql;
 
-use crate::config::{ConfigError, Layers};
+use crate::cluster::ClusterError;
+use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
 use crate::roles::RoleError;
 use clap::{Parser, Subcommand};
 use flags::{BenchCommand, BenchFlags, DemoFlags, PlacementDriverFlags, ReplayFlags, ShardNodeFlags};
@@ -24,8 +25,9 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     /// What is logged to standard error, for example `info` or `evenkeel_shard_node=debug` [default: RUST_LOG, or warn; for
     /// the roles info]
-    #[arg(long, global = true, value_name = "FILTER")]
-    log: Option<String>,
+    // Not called `log`: a role's `--log-addresses` is, and clap would take the one for the other.
+    #[arg(long = "log", global = true, value_name = "FILTER")]
+    log_filter: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -72,6 +74,15 @@ impl From<RoleError> for CommandError {
     }
 }
 
+impl From<ClusterError> for CommandError {
+    fn from(error: ClusterError) -> CommandError {
+        match error {
+            ClusterError::Config(error) => CommandError::Config(error),
+            error => CommandError::failed(error),
+        }
+    }
+}
+
 impl CommandError {
     /// A failure with this error's text and causes.
     pub fn failed(error: impl std::error::Error) -> CommandError {
@@ -85,7 +96,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse_arguments(&error),
     };
-    start_logging(&cli);
+    if let Err(error) = start_logging(&cli) {
+        return report(&error.into());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&CommandError::Failed(format!("starting: {error}"))),
@@ -115,7 +128,10 @@ async fn run(command: Command) -> Result<(), CommandError> {
             crate::bench::failover::failover(&layers(flags.config.as_deref(), flags.given())?).await
         }
         Command::Bench(flags) => crate::bench::bench(&layers(flags.config.as_deref(), flags.given())?).await,
-        Command::Operator(command) => operator::run(command).await,
+        Command::Operator(command) => {
+            check_environment()?;
+            operator::run(command).await
+        }
     }
 }
 
@@ -131,10 +147,21 @@ fn layers(file: Option<&Path>, flags: Vec<(&'static str, String)>) -> Result<Lay
             Some((name, text))
         }
     };
+    Ok(Layers { file, environment: environment(), flags })
+}
+
+/// An operator's commands read no file, and know two variables. A mistyped one must not send an order to another cluster than was meant.
+fn check_environment() -> Result<(), ConfigError> {
+    let settings = [Setting::optional("url", Kind::Urls), Setting::optional("format", Kind::Text)];
+    let layers = Layers { environment: environment(), ..Layers::default() };
+    resolve::<serde_json::Value>(&settings, &crate::roles::all_keys(), &layers).map(drop)
+}
+
+fn environment() -> Vec<(String, String)> {
     let lossy = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     };
-    Ok(Layers { file, environment: std::env::vars_os().map(lossy).collect(), flags })
+    std::env::vars_os().map(lossy).collect()
 }
 
 /// clap's message in one line, without the usage that follows it. Help and version are no mistakes.
@@ -168,17 +195,18 @@ fn report(error: &CommandError) -> ExitCode {
     }
 }
 
-fn start_logging(cli: &Cli) {
+fn start_logging(cli: &Cli) -> Result<(), ConfigError> {
     use std::io::IsTerminal;
     let default = match cli.command {
         Command::PlacementDriver(_) | Command::ShardNode(_) => "info",
         _ => "warn",
     };
-    let filter = cli.log.clone().or_else(|| std::env::var("RUST_LOG").ok()).unwrap_or_else(|| default.into());
+    let flag = cli.log_filter.clone().map(|text| (text, "flag --log"));
+    let given = flag.or_else(|| Some((std::env::var("RUST_LOG").ok()?, "environment RUST_LOG")));
+    let (text, origin) = given.unwrap_or_else(|| (default.into(), "default"));
+    let accepted = "levels and modules with commas between: info, evenkeel_shard_node=debug";
+    let filter = EnvFilter::try_new(&text).map_err(|_| ConfigError::value("log", &text, origin, accepted))?;
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    Ok(())
 }

@@ -3,6 +3,7 @@
 
 use super::kv::{self, KvCommand};
 use super::{CommandError, show, sql};
+use crate::config::parse_url;
 use crate::rest::{Rest, percent_encode};
 use clap::{Args, Subcommand, ValueEnum};
 use evenkeel_protocol::rest::{
@@ -34,7 +35,7 @@ pub enum Format {
 #[derive(Debug, Clone, Args)]
 pub struct Asking {
     /// URLs of the placement driver's replicas, comma between
-    #[arg(long, global = true, env = "EVENKEEL_URL", value_delimiter = ',', default_value = "http://127.0.0.1:7101")]
+    #[arg(long, global = true, env = "EVENKEEL_URL", value_delimiter = ',', value_parser = parse_url, default_value = "http://127.0.0.1:7101")]
     url: Vec<String>,
     /// How the answer is shown
     #[arg(long, global = true, env = "EVENKEEL_FORMAT", value_enum, default_value = "table")]
@@ -111,7 +112,7 @@ pub enum OperatorCommand {
         #[arg(long)]
         wait: bool,
     },
-    /// Show splits, merges and moves, or cancel one
+    /// Show splits, merges and moves, cancel one, or delete what one left
     Operators {
         #[command(flatten)]
         asking: Asking,
@@ -179,6 +180,11 @@ pub enum ShardsCommand {
         /// The shard
         shard: ShardId,
     },
+    /// Take a shard back that is being drained; what has left it stays where it is
+    Undrain {
+        /// The shard
+        shard: ShardId,
+    },
     /// Hand the shard's leadership to another replica
     TransferLeader {
         /// The shard
@@ -243,6 +249,11 @@ pub enum OperatorsCommand {
         /// The operator
         operator: OperatorId,
     },
+    /// Delete the copy that a move has left at its source because the two copies could not be compared, or differ
+    Purge {
+        /// The operator
+        operator: OperatorId,
+    },
 }
 
 /// Runs one command.
@@ -257,7 +268,7 @@ pub async fn run(command: OperatorCommand) -> Result<(), CommandError> {
             let query = table.map(|t| format!("?table={}", percent_encode(&t))).unwrap_or_default();
             ask::<RoutesBody>(&asking, &format!("/v1/routes{query}"), show::routes).await
         }
-        OperatorCommand::Ranges { asking } => ask::<Vec<RangeBody>>(&asking, "/v1/ranges", |r| show::ranges(r)).await,
+        OperatorCommand::Ranges { asking } => ranges(&asking).await,
         OperatorCommand::Shards { asking, command } => shards(&asking, command).await,
         OperatorCommand::Members { asking, command } => members(&asking, command).await,
         OperatorCommand::Split { asking, range, at, wait } => {
@@ -269,7 +280,12 @@ pub async fn run(command: OperatorCommand) -> Result<(), CommandError> {
         }
         OperatorCommand::Operators { asking, running, command } => operators(&asking, running, command).await,
         OperatorCommand::Decisions { asking, last } => {
-            ask::<DecisionsBody>(&asking, "/v1/decisions", |body| show::decisions(body, last)).await
+            let mut answer: Json = rest(&asking).get("/v1/decisions").await.map_err(CommandError::failed)?;
+            // The newest come first.
+            if let Some(decisions) = answer["decisions"].as_array_mut() {
+                decisions.truncate(last);
+            }
+            present::<DecisionsBody>(&asking, answer, show::decisions)
         }
         OperatorCommand::Balancer { asking, state } => {
             let body = serde_json::json!({ "enabled": state == Switch::On });
@@ -324,6 +340,18 @@ fn done(asking: &Asking, answer: &Json, sentence: &str) -> Result<(), CommandErr
     Ok(())
 }
 
+/// Ranges, and what their load is worth where shards have a limit.
+async fn ranges(asking: &Asking) -> Result<(), CommandError> {
+    ask::<Vec<RangeBody>>(asking, "/v1/ranges", |r| show::ranges(r)).await?;
+    if asking.format == Format::Table {
+        let shards: Vec<ShardBody> = rest(asking).get("/v1/shards").await.map_err(CommandError::failed)?;
+        if let Some(limit) = crate::run::capacity(&shards) {
+            println!("(each shard is limited to {limit} statements/s)");
+        }
+    }
+    Ok(())
+}
+
 async fn shards(asking: &Asking, command: Option<ShardsCommand>) -> Result<(), CommandError> {
     let rest = rest(asking);
     match command {
@@ -332,11 +360,20 @@ async fn shards(asking: &Asking, command: Option<ShardsCommand>) -> Result<(), C
             let info = ShardInfo { id: shard, replicas: replica_addresses(&replicas)? };
             let body = crate::cluster::shard_body(info);
             let answer: Json = rest.post("/v1/shards", &body).await.map_err(CommandError::failed)?;
-            done(asking, &answer, &format!("shard {shard} is added"))
+            let sentence = match answer["status"].as_str() {
+                Some("draining") => format!("shard {shard} is there, and goes on being drained: see shards undrain"),
+                _ => format!("shard {shard} is added"),
+            };
+            done(asking, &answer, &sentence)
         }
         Some(ShardsCommand::Drain { shard }) => {
             let answer: Json = rest.delete(&format!("/v1/shards/{shard}")).await.map_err(CommandError::failed)?;
             done(asking, &answer, &format!("shard {shard} is being drained; it is removed when nothing is left on it"))
+        }
+        Some(ShardsCommand::Undrain { shard }) => {
+            let path = format!("/v1/shards/{shard}/undrain");
+            let answer: Json = rest.post(&path, &serde_json::json!({})).await.map_err(CommandError::failed)?;
+            done(asking, &answer, &format!("shard {shard} is no longer being drained"))
         }
         Some(ShardsCommand::TransferLeader { shard, to }) => {
             let body = serde_json::json!({ "to": to });
@@ -385,6 +422,15 @@ async fn operators(asking: &Asking, running: bool, command: Option<OperatorsComm
                 show::operators(std::slice::from_ref(o))
             })
             .await
+        }
+        Some(OperatorsCommand::Purge { operator }) => {
+            let answer: Json =
+                rest.delete(&format!("/v1/operators/{operator}/copy")).await.map_err(CommandError::failed)?;
+            done(
+                asking,
+                &answer,
+                &format!("nothing is left of what operator {operator} moved away from shard {}", answer["shard"]),
+            )
         }
         Some(OperatorsCommand::Cancel { operator }) => {
             let path = format!("/v1/operators/{operator}");

@@ -157,10 +157,10 @@ pub fn describe(kind: &OperatorKind) -> String {
     }
 }
 
-/// `GET /v1/decisions`, the `last` newest.
-pub fn decisions(body: &DecisionsBody, last: usize) -> String {
+/// `GET /v1/decisions`.
+pub fn decisions(body: &DecisionsBody) -> String {
     let mut lines = Vec::new();
-    for decision in body.decisions.iter().take(last) {
+    for decision in &body.decisions {
         let operators = decision.operators.iter().map(|o| o.to_string()).collect::<Vec<_>>().join(", ");
         lines.push(format!(
             "{} (imbalance {:.2}, expected {:.2}; operators {operators}): {}",

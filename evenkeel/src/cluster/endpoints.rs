@@ -1,5 +1,6 @@
 //! The `--endpoints` file: how another process finds a running cluster.
 
+use crate::config::parse_url;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,11 +32,16 @@ pub struct EndpointProcess {
 impl Endpoints {
     /// Writes it whole or not at all: a reader never sees half a file.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let partial = path.with_extension("partial");
+        let partial = Endpoints::partial(path);
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
         std::fs::write(&partial, text)?;
         std::fs::rename(&partial, path)
+    }
+
+    /// Where it is written before it is whole.
+    pub fn partial(path: &Path) -> PathBuf {
+        path.with_extension("partial")
     }
 
     /// Reads a file written by [`Endpoints::write`]. The error is one sentence.
@@ -45,6 +51,9 @@ impl Endpoints {
             serde_json::from_str(&text).map_err(|e| format!("{} is no endpoints file: {e}", path.display()))?;
         if endpoints.rest.is_empty() {
             return Err(format!("{} names no REST endpoint", path.display()));
+        }
+        if let Some(bad) = endpoints.rest.iter().find(|url| parse_url(url).is_err()) {
+            return Err(format!("{} names {bad:?}, which is no URL", path.display()));
         }
         Ok(endpoints)
     }
@@ -70,6 +79,8 @@ mod tests {
         assert_eq!(Endpoints::read(&path).unwrap(), endpoints);
         std::fs::write(&path, "{\"rest\": []}").unwrap();
         assert!(Endpoints::read(&path).unwrap_err().contains("names no REST endpoint"));
+        std::fs::write(&path, "{\"rest\": [\"localhost:1\"]}").unwrap();
+        assert!(Endpoints::read(&path).unwrap_err().contains("names \"localhost:1\", which is no URL"));
         std::fs::write(&path, "[]").unwrap();
         assert!(Endpoints::read(&path).unwrap_err().contains("is no endpoints file"));
     }

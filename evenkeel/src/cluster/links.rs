@@ -258,7 +258,7 @@ mod tests {
         if as_process {
             links.started(client, std::process::id());
         }
-        let ports = super::super::ports::reserve(1).unwrap();
+        let ports = evenkeel_host::ports::reserve(1).unwrap();
         let front = super::super::loopback(ports[0]);
         links.open(OWNER, front, real).unwrap();
         let stream = TcpStream::connect(front).await.unwrap();

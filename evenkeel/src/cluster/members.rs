@@ -1,6 +1,7 @@
 //! Replicas that come and go, and lose their disks: what a cluster's owner does about machines, not what the cluster does about it.
 
-use super::{Cluster, ClusterError, ProcessId, ports, postgres};
+use super::{Cluster, ClusterError, ProcessId, postgres};
+use evenkeel_host::ports;
 use evenkeel_placement_driver::NewDriver;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::NewReplica;

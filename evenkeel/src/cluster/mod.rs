@@ -15,22 +15,24 @@
 //! | `members` | replicas that come, go, and lose their disks |
 //! | [`process`] | one child process: start, signals, end |
 //! | [`postgres`] | the PostgreSQL server in a data folder: its pid, its end |
-//! | [`ports`] | free ports that stay free across restarts |
 //! | [`links`] | the network between them, which can be cut |
 //! | [`wait`] | waiting for conditions |
 //! | [`endpoints`] | the `--endpoints` file |
+//! | `kept` | what a folder needs for its cluster to be started again |
 
 pub mod endpoints;
+mod kept;
 pub mod layout;
 pub mod links;
 mod members;
-pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod wait;
 
+use crate::config::ConfigError;
 use crate::rest::{Rest, RestError};
 use endpoints::{EndpointProcess, Endpoints};
+use evenkeel_host::ports;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::ShardBody;
 use evenkeel_protocol::routing::ShardInfo;
@@ -84,7 +86,7 @@ pub struct ClusterOptions {
     pub replicas: u64,
     /// Replicas of the placement driver.
     pub placement_drivers: u64,
-    /// Where everything is kept; absent: a temporary folder, removed in the end.
+    /// Where everything is kept, and a cluster that was here before is started again; absent: a temporary folder, removed in the end.
     pub data_dir: Option<PathBuf>,
     /// Statements a second that each shard's leader admits at most.
     pub shard_capacity_per_s: Option<f64>,
@@ -133,6 +135,14 @@ pub enum ClusterError {
         what: String,
         /// Why it failed.
         source: std::io::Error,
+    },
+    /// A cluster that was here before cannot have its port again.
+    #[error("port {port} is taken by another program, and the cluster in {} listens on it: end that program, or this cluster if it still runs", .root.display())]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// The cluster's folder.
+        root: PathBuf,
     },
     /// A process ended by itself.
     #[error("{process} ended by itself ({status}); the end of {}:\n{tail}", .log.display())]
@@ -207,8 +217,7 @@ impl Cluster {
     pub fn launch(options: ClusterOptions) -> Result<Cluster, ClusterError> {
         let (root, temporary) = make_root(options.data_dir.as_deref())?;
         let wanted = options.placement_drivers as usize * 3 + options.shards as usize * options.replicas as usize * 2;
-        let ports = ports::reserve(wanted * if options.links { 2 } else { 1 })
-            .map_err(ClusterError::io("finding free ports"))?;
+        let ports = kept::ports(&options, &root, wanted * if options.links { 2 } else { 1 })?;
         let layout = Layout::new(&options, &root, ports);
         let rest = Rest::new(layout.rest_urls());
         let specs = layout.specs(&options)?;
@@ -487,9 +496,11 @@ pub fn loopback(port: u16) -> SocketAddr {
 fn make_root(wanted: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>), ClusterError> {
     let (root, temporary) = match wanted {
         Some(path) => {
-            std::fs::create_dir_all(path).map_err(ClusterError::io(format!("making {}", path.display())))?;
-            let path = path.canonicalize().map_err(ClusterError::io(format!("finding {}", path.display())))?;
-            (path, None)
+            let made = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
+            let accepted = |e| format!("a folder that can be had; this one: {e}");
+            let made =
+                made.map_err(|e| ConfigError::value("data_dir", path.display(), "configuration", accepted(e)))?;
+            (made, None)
         }
         None => {
             let made = tempfile::Builder::new().prefix("evenkeel-").tempdir();

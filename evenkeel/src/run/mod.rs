@@ -7,6 +7,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`config`] | what a run is told, and whether it can be done |
 //! | [`workload`] | what is run, from its name or a trace |
 //! | [`watch`] | what the placement driver says while the run goes on |
 //! | [`screen`] | the live picture: bars on a terminal, lines elsewhere |
@@ -15,127 +16,35 @@
 
 pub mod chaos;
 pub mod checks;
+pub mod config;
 pub mod screen;
 pub mod watch;
 pub mod workload;
 
+pub use config::RunConfig;
+
 use crate::cli::CommandError;
 use crate::cluster::Cluster;
-use crate::config::{Kind, Setting};
+use crate::config::ConfigError;
+use crate::outputs;
 use crate::rest::Rest;
 use evenkeel_client::{Client, ClientConfig};
+use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
-use evenkeel_protocol::{ShardId, TableSchema, sql};
 use evenkeel_workloads::Source;
-use evenkeel_workloads::replay::{
-    Ledger, LoadOptions, Pace, Replay, ReplayConfig, Replayed, SecondSummary, VerifyOptions, load, verify,
-};
-use evenkeel_workloads::report::{FaultRecord, OperatorRecord, RangeRecord, Report, RunRecord};
+use evenkeel_workloads::replay::{Ledger, LoadOptions, Replay, Replayed, SecondSummary, VerifyOptions, load, verify};
+use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord};
 use evenkeel_workloads::target_sql::SqlTarget;
 use screen::Screen;
-use serde::Deserialize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use watch::{Watch, Watched};
+use workload::Workload;
 
-/// The most keys that a run may write to: what it has to remember of each is a few words.
-const MAX_KEYS: usize = 20_000_000;
 /// How long what moves at the end of the load may take to end, in seconds.
 const SETTLE_TIMEOUT_S: u64 = 60;
 /// How many names are tried for the run's table.
 const MAX_TABLES: u32 = 1_000;
-
-/// How long a generated load lasts unless told otherwise, in seconds.
-const DEFAULT_DURATION_S: f64 = 60.0;
-/// How long a trace is replayed at most unless told otherwise, in seconds.
-const MAX_TRACE_S: f64 = 3600.0;
-/// Operations a second unless told otherwise: what two cores carry with time to spare, the whole cluster on them.
-const DEFAULT_RATE_PER_S: f64 = 1_500.0;
-/// Operations under way at once without a rate, unless told otherwise: enough to keep two cores busy, and no more, so that latency
-/// is not just the length of a queue.
-const DEFAULT_WORKERS: usize = 16;
-
-/// What to run.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct RunConfig {
-    /// The workload's name.
-    pub workload: String,
-    /// A trace file instead.
-    pub trace: Option<PathBuf>,
-    /// The trace's format.
-    pub trace_format: Option<String>,
-    /// The share of reads that become updates.
-    pub update_share: f64,
-    /// How long the load lasts, in seconds; absent: a minute, and for a trace as long as it takes to replay it once.
-    pub duration: Option<f64>,
-    /// The seed of all random choices.
-    pub seed: u64,
-    /// Rows to begin with.
-    pub rows: u64,
-    /// Operations a second; 0: as fast as it goes. Absent: a rate that leaves this machine time to spare, and for a trace as fast as it
-    /// goes.
-    pub rate: Option<f64>,
-    /// Operations under way at once at most.
-    pub workers: usize,
-    /// The table; absent: `usertable`, or the next free name.
-    pub table: Option<String>,
-    /// Where the report goes as JSON.
-    pub report: Option<PathBuf>,
-}
-
-impl Default for RunConfig {
-    fn default() -> RunConfig {
-        RunConfig {
-            workload: "mixgraph".into(),
-            trace: None,
-            trace_format: None,
-            update_share: 0.0,
-            duration: None,
-            seed: 1,
-            rows: 20_000,
-            rate: None,
-            workers: 0,
-            table: None,
-            report: None,
-        }
-    }
-}
-
-impl RunConfig {
-    /// Its settings.
-    pub fn settings() -> Vec<Setting> {
-        vec![
-            Setting::optional("workload", Kind::Text),
-            Setting::optional("trace", Kind::Path),
-            Setting::optional("trace_format", Kind::Text),
-            Setting::optional("update_share", Kind::Share),
-            Setting::optional("duration", Kind::Seconds),
-            Setting::optional("seed", Kind::Count(0, i64::MAX)),
-            Setting::optional("rows", Kind::Count(1, 100_000_000)),
-            Setting::optional("rate", Kind::Above(-f64::MIN_POSITIVE)),
-            Setting::optional("workers", Kind::Count(1, 10_000)),
-            Setting::optional("table", Kind::Text),
-            Setting::optional("report", Kind::Path),
-        ]
-    }
-
-    fn pace(&self) -> Pace {
-        let or = |default: usize| if self.workers == 0 { default } else { self.workers };
-        let default = if self.trace.is_some() { 0.0 } else { DEFAULT_RATE_PER_S };
-        match self.rate.unwrap_or(default) {
-            rate if rate > 0.0 => Pace::Rate { operations_per_s: rate, max_in_flight: or(1_000) },
-            _ => Pace::AsFastAsPossible { workers: or(DEFAULT_WORKERS) },
-        }
-    }
-
-    /// How long the load lasts at most, in seconds.
-    pub fn duration_s(&self) -> f64 {
-        let default = if self.trace.is_some() { MAX_TRACE_S } else { DEFAULT_DURATION_S };
-        self.duration.unwrap_or(default)
-    }
-}
 
 /// Whose cluster it is, and what may be done to it.
 pub struct Stage<'a> {
@@ -158,13 +67,32 @@ pub struct Finished {
     pub findings: Vec<String>,
 }
 
-/// Runs it. Afterwards the balancer is on.
+impl Finished {
+    /// Shows the report, and writes it where `config` says. The error says that something was wrong, or that the file was not written.
+    pub fn conclude(&self, config: &RunConfig, screen: &Screen) -> Result<(), CommandError> {
+        screen.line("");
+        screen.line(&self.report.render_text());
+        if let Some(path) = &config.report {
+            outputs::write(path, &self.report.to_json())
+                .map_err(|e| failed(format!("the report is above only: {e}")))?;
+            screen.line(&format!("the report is in {}", path.display()));
+        }
+        if self.report.is_good() { Ok(()) } else { Err(failed("the run has found something wrong: see the report")) }
+    }
+}
+
+/// Prepares and runs it. Afterwards the balancer is on.
 pub async fn run(config: &RunConfig, stage: &Stage<'_>) -> Result<Finished, CommandError> {
-    let workload = workload::Workload::prepare(config)?;
+    run_prepared(config, config.prepare()?, stage).await
+}
+
+/// Runs what was prepared. Afterwards the balancer is on.
+pub async fn run_prepared(config: &RunConfig, workload: Workload, stage: &Stage<'_>) -> Result<Finished, CommandError> {
     let screen = &stage.screen;
     let shards: Vec<ShardBody> = stage.rest.get("/v1/shards").await.map_err(CommandError::failed)?;
     let first = shards.iter().map(|s| s.info.id).min().ok_or_else(|| failed("the cluster has no shard"))?;
-    let table = create_table(&stage.rest, config.table.as_deref(), first).await?;
+    let limit = capacity(&shards);
+    let table = create_table(stage, config.table.as_deref(), first).await?;
     // A shard may be overloaded until the load is level; what a run shows is that, not who is refused meanwhile.
     let mut options = ClientConfig::new(stage.rest.urls());
     options.overload_patience_ms = options.statement_timeout_ms;
@@ -176,8 +104,8 @@ pub async fn run(config: &RunConfig, stage: &Stage<'_>) -> Result<Finished, Comm
     screen.line(&format!("{rows} rows are in {table}, one range on shard {first}; the load starts: {}", workload.name));
     let started_ms = unix_ms();
     let watch = Watch::start(stage.rest.clone(), screen.clone());
-    let (replayed, faults) =
-        drive(config, stage, &target, workload.source, ledger, shards.len() as u32, &watch).await?;
+    let driven = Driven { shards: shards.len() as u32, limit, source: workload.source, ledger };
+    let (replayed, chaos) = drive(config, stage, &target, driven, &watch).await?;
     let moving = settle(stage, &watch).await?;
     let watched = watch.end().await;
 
@@ -189,7 +117,11 @@ pub async fn run(config: &RunConfig, stage: &Stage<'_>) -> Result<Finished, Comm
     screen.line("comparing all replicas, and asking every shard what it owns");
     let checked = checks::check(&stage.rest).await;
     set_balancer(&stage.rest, true).await?;
-    let checked = checked.map_err(CommandError::Failed)?;
+    // What could not be compared is no reason to lose what was measured.
+    let (differing_replicas, owners_wrong, found) = match checked {
+        Ok(checked) => (Some(checked.differing_replicas), Some(checked.owners_wrong), checked.findings),
+        Err(error) => (None, None, vec![format!("replicas and owners could not be compared: {error}")]),
+    };
 
     let record = RunRecord {
         workload: workload.name,
@@ -199,20 +131,15 @@ pub async fn run(config: &RunConfig, stage: &Stage<'_>) -> Result<Finished, Comm
         verification,
         operators: operator_records(&watched.operators, started_ms),
         ranges: range_records(&watched, &table, first),
-        differing_replicas: Some(checked.differing_replicas),
-        owners_wrong: Some(checked.owners_wrong),
-        faults,
-        shard_capacity_per_s: capacity(&shards),
+        differing_replicas,
+        owners_wrong,
+        faults: chaos.faults,
+        shard_capacity_per_s: limit,
+        findings: [found, moving, chaos.findings].concat(),
         replay: replayed.record,
     };
     let report = Report::assemble(&record).map_err(CommandError::failed)?;
-    if let Some(path) = &config.report {
-        std::fs::write(path, report.to_json()).map_err(|e| failed(format!("writing {}: {e}", path.display())))?;
-        screen.line(&format!("the report is in {}", path.display()));
-    }
-    let mut findings = checked.findings;
-    findings.extend(moving);
-    Ok(Finished { report, findings })
+    Ok(Finished { report, findings: record.findings })
 }
 
 /// Loads the workload's rows while the balancer is held still, so that they stay in one range.
@@ -220,9 +147,9 @@ async fn load_rows(
     config: &RunConfig,
     stage: &Stage<'_>,
     target: &Arc<SqlTarget>,
-    workload: &workload::Workload,
+    workload: &Workload,
 ) -> Result<Ledger, CommandError> {
-    let mut ledger = Ledger::new(config.seed, MAX_KEYS);
+    let mut ledger = Ledger::new(config.seed, config::MAX_KEYS);
     set_balancer(&stage.rest, false).await?;
     let loading = stage.screen.progress("loading rows", workload.rows.len() as u64);
     let rows = workload.rows.iter().copied();
@@ -234,53 +161,62 @@ async fn load_rows(
     Ok(ledger)
 }
 
+/// What is sent to the cluster, and what is known of it and of the rows.
+struct Driven {
+    shards: u32,
+    limit: Option<u64>,
+    source: Box<dyn Source>,
+    ledger: Ledger,
+}
+
 /// The load itself, and beside it chaos if that is wanted.
 async fn drive(
     config: &RunConfig,
     stage: &Stage<'_>,
     target: &Arc<SqlTarget>,
-    source: Box<dyn Source>,
-    ledger: Ledger,
-    shards: u32,
+    driven: Driven,
     watch: &Watch,
-) -> Result<(Replayed, Vec<FaultRecord>), CommandError> {
-    let duration = Duration::from_secs_f64(config.duration_s());
-    let replay_config = ReplayConfig { pace: config.pace(), duration, shards, ..ReplayConfig::default() };
-    let replay = Replay::new(replay_config, source, ledger).map_err(CommandError::failed)?;
-    stage.screen.load_starts(config.duration_s());
+) -> Result<(Replayed, chaos::Done), CommandError> {
+    let replay = Replay::new(config.replay(driven.shards, driven.limit)?, driven.source, driven.ledger);
+    let replay = replay.map_err(CommandError::failed)?;
+    stage.screen.load_starts(config.duration_s(), driven.limit);
     let started = Instant::now();
     let screen = stage.screen.clone();
     let replaying = replay.run(target.clone(), move |summary: &SecondSummary| screen.second(summary));
-    let (replayed, faults) = match stage.cluster.filter(|_| stage.chaos) {
-        None => (replaying.await, Ok(Vec::new())),
+    let (replayed, chaos) = match stage.cluster.filter(|_| stage.chaos) {
+        None => (replaying.await, Ok(chaos::Done::default())),
         Some(cluster) => {
             let chaos = chaos::run(cluster, watch, &stage.screen, started, config.duration_s(), config.seed);
             tokio::join!(replaying, chaos)
         }
     };
     stage.screen.load_ended();
-    Ok((replayed.map_err(CommandError::failed)?, faults?))
+    Ok((replayed.map_err(CommandError::failed)?, chaos?))
 }
 
-/// Makes the run's table with one range on `shard`, under the wanted name, or under the first free one.
-async fn create_table(rest: &Rest, wanted: Option<&str>, shard: ShardId) -> Result<String, CommandError> {
+/// Makes the run's table with one range on `shard`, under the wanted name, or under the first free one. Rows of earlier runs are left
+/// alone: this run could not tell them from its own.
+async fn create_table(stage: &Stage<'_>, wanted: Option<&str>, shard: ShardId) -> Result<String, CommandError> {
     for number in 1..=MAX_TABLES {
         let name = match (wanted, number) {
             (Some(name), _) => name.to_string(),
             (None, 1) => "usertable".to_string(),
             (None, number) => format!("usertable_{number}"),
         };
-        let text = format!(
-            "CREATE TABLE {} (id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)",
-            TableSchema::quote(&name)
-        );
-        let sql::Command::CreateTable { schema, .. } = sql::parse(&text).map_err(CommandError::failed)? else {
-            return Err(failed(format!("{text} is no CREATE TABLE")));
-        };
+        let schema = config::create_table(&name)?;
         let body = CreateTableBody { schema, shard: Some(shard), if_not_exists: false };
-        match rest.post::<_, serde_json::Value>("/v1/tables", &body).await {
+        match stage.rest.post::<_, serde_json::Value>("/v1/tables", &body).await {
+            Ok(_) if number > 1 => {
+                stage.screen.line(&format!(
+                    "there are tables of earlier runs, which are left as they are; this run's is {name}"
+                ));
+                return Ok(name);
+            }
             Ok(_) => return Ok(name),
-            Err(error) if wanted.is_none() && error.code() == "table-exists" => continue,
+            Err(error) if error.code() == "table-exists" && wanted.is_none() => continue,
+            Err(error) if error.code() == "table-exists" => {
+                return Err(ConfigError::value("table", name, "configuration", "a name that no table has yet").into());
+            }
             Err(error) => return Err(CommandError::failed(error)),
         }
     }
@@ -360,7 +296,7 @@ fn range_records(watched: &Watched, table: &str, home: ShardId) -> Vec<RangeReco
 }
 
 /// The shards' admission limit, if they have one.
-fn capacity(shards: &[ShardBody]) -> Option<u64> {
+pub fn capacity(shards: &[ShardBody]) -> Option<u64> {
     shards.iter().filter_map(|s| s.capacity_per_s).reduce(f64::min).map(|c| c.round() as u64)
 }
 

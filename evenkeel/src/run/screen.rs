@@ -26,6 +26,8 @@ pub struct Screen {
 struct State {
     started: Option<Instant>,
     duration_s: u64,
+    /// What stands behind a throughput: nothing, or the limit that every shard has.
+    limit: String,
     ranges_by_shard: BTreeMap<u32, usize>,
     moving: usize,
     picture: Picture,
@@ -87,9 +89,10 @@ impl Screen {
         Progress { bar, screen: self.clone(), what: what.to_string(), total, started: Instant::now() }
     }
 
-    /// The load starts now and lasts this long.
-    pub fn load_starts(&self, duration_s: f64) {
+    /// The load starts now and lasts this long, on shards that have this limit in statements a second, if they have one.
+    pub fn load_starts(&self, duration_s: f64, limit: Option<u64>) {
         let mut state = self.lock();
+        state.limit = limit.map_or_else(String::new, |limit| format!(" (limited to {limit}/s each)"));
         state.started = Some(Instant::now());
         state.duration_s = duration_s.ceil() as u64;
     }
@@ -119,7 +122,7 @@ impl Screen {
             "{:>4} s  {:>6}/s on shards {:<28} imbalance {}  ranges {ranges:<3} moving {}  p50 {} p99 {} ms{failed}",
             summary.second + 1,
             summary.ok,
-            per_shard.join(" "),
+            per_shard.join(" ") + &state.limit,
             summary.imbalance.map_or_else(|| "-".into(), |i| format!("{i:.2}")),
             state.moving,
             ms(summary.p50_ms),
@@ -207,7 +210,7 @@ impl Progress {
 }
 
 fn draw_second(bars: &MultiProgress, state: &mut State, summary: &SecondSummary) {
-    let duration = state.duration_s;
+    let (duration, limit) = (state.duration_s, state.limit.clone());
     let time = state.picture.time.get_or_insert_with(|| {
         let bar = bars.add(ProgressBar::new(duration));
         bar.set_style(style("{pos:>4}/{len} s {bar:40} {msg}"));
@@ -215,8 +218,9 @@ fn draw_second(bars: &MultiProgress, state: &mut State, summary: &SecondSummary)
     });
     time.set_position(summary.second + 1);
     time.set_message(format!(
-        "{}/s  imbalance {}  p50 {} p99 {} ms  failed {}",
+        "{}/s{}  imbalance {}  p50 {} p99 {} ms  failed {}",
         summary.ok,
+        if state.limit.is_empty() { "" } else { " on shards with a limit" },
         summary.imbalance.map_or_else(|| "-".into(), |i| format!("{i:.2}")),
         ms(summary.p50_ms),
         ms(summary.p99_ms),
@@ -234,7 +238,7 @@ fn draw_second(bars: &MultiProgress, state: &mut State, summary: &SecondSummary)
         });
         bar.set_length(summary.ok.max(1));
         bar.set_position(load);
-        bar.set_message(format!("{load}/s, {ranges} ranges"));
+        bar.set_message(format!("{load}/s{limit}, {ranges} ranges"));
     }
 }
 

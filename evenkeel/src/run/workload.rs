@@ -1,11 +1,10 @@
 //! What is run: a workload by its name, or a trace file; and the rows it begins with.
 
-use super::RunConfig;
-use crate::cli::CommandError;
+use super::config::{MAX_KEYS, RunConfig};
 use crate::config::ConfigError;
+use evenkeel_workloads::Source;
 use evenkeel_workloads::generators::{Endless, Generator};
-use evenkeel_workloads::trace::{Survey, TraceFormat, TraceOptions, TraceReader, TraceSource};
-use evenkeel_workloads::{Scenario, Source};
+use evenkeel_workloads::trace::{Survey, TraceError, TraceOptions, TraceReader, TraceSource};
 use std::path::Path;
 
 /// A workload that is ready to run.
@@ -23,15 +22,15 @@ pub struct Workload {
 
 impl Workload {
     /// The workload that `config` names. A trace is read once to learn its keys.
-    pub fn prepare(config: &RunConfig) -> Result<Workload, CommandError> {
+    pub fn prepare(config: &RunConfig) -> Result<Workload, ConfigError> {
         match &config.trace {
             Some(path) => Workload::trace(config, path),
             None => Workload::generated(config),
         }
     }
 
-    fn generated(config: &RunConfig) -> Result<Workload, CommandError> {
-        let scenario: Scenario = config.workload.parse().map_err(|e| ConfigError::new(format!("workload: {e}")))?;
+    fn generated(config: &RunConfig) -> Result<Workload, ConfigError> {
+        let scenario = config.scenario()?;
         let made = scenario.generator(config.rows, config.seed);
         let generator: Box<dyn Generator> = made.map_err(|e| ConfigError::new(format!("rows: {e}")))?;
         let keys = 0..generator.initial_rows() as i64;
@@ -41,23 +40,21 @@ impl Workload {
         Ok(Workload { name: scenario.name().to_string(), source, hottest_key_share, rows })
     }
 
-    fn trace(config: &RunConfig, path: &Path) -> Result<Workload, CommandError> {
-        let accepted = "csv or twitter";
-        let format = match &config.trace_format {
-            None => TraceFormat::default(),
-            Some(name) => {
-                name.parse().map_err(|_| ConfigError::value("trace_format", name, "configuration", accepted))?
-            }
+    fn trace(config: &RunConfig, path: &Path) -> Result<Workload, ConfigError> {
+        let wrong = |error: TraceError| {
+            let accepted = format!("a trace that can be replayed; this one: {error}");
+            ConfigError::value("trace", path.display(), "configuration", accepted)
         };
-        let mut reader = TraceReader::open(path, format).map_err(CommandError::failed)?;
-        let survey = Survey::take(&mut reader, super::MAX_KEYS).map_err(CommandError::failed)?;
+        let format = config.format()?;
+        let mut reader = TraceReader::open(path, format).map_err(wrong)?;
+        let survey = Survey::take(&mut reader, MAX_KEYS).map_err(wrong)?;
         let mut options = TraceOptions::new(path, format);
         options.update_share = config.update_share;
         options.seed = config.seed;
         // Asked for a time, it begins again if it must; else it is replayed once.
         options.repeat = config.duration.is_some();
         let rows = survey.initial_rows.iter().map(|(key, bytes)| (*key, options.value_bytes(*bytes))).collect();
-        let source = TraceSource::open(options, &survey).map_err(CommandError::failed)?;
+        let source = TraceSource::open(options, &survey).map_err(wrong)?;
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         Ok(Workload { name: format!("trace {name}"), source: Box::new(source), hottest_key_share: None, rows })
     }

@@ -11,8 +11,8 @@ use crate::cli::CommandError;
 use crate::cli::show::table;
 use crate::cluster::{Cluster, ClusterOptions, ProcessId, wait};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::roles;
 use crate::run::screen::{Screen, while_waiting};
+use crate::{outputs, roles};
 use acks::{Pause, all_resumed, pause, percentile};
 use evenkeel_protocol::rest::{CreateTableBody, ShardBody};
 use evenkeel_protocol::{ShardId, sql};
@@ -201,13 +201,19 @@ pub fn render(series: &[Series]) -> String {
 pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
     let config: FailoverConfig = resolve(&settings(), &roles::all_keys(), layers)?;
     let wanted = config.series()?;
+    if let Some(path) = &config.json {
+        outputs::check("json", path)?;
+    }
+    if config.postgres_bin.is_some() {
+        roles::check_postgres(config.postgres_bin.as_deref())?;
+    }
     let screen = Screen::new();
     let mut options = ClusterOptions::new(crate::demo::own_executable()?);
     options.postgres_bin.clone_from(&config.postgres_bin);
     options.balancer.insert("enabled".into(), toml::Value::Boolean(false));
     options.links = wanted.iter().any(|(_, fault)| *fault == Fault::Cut);
     let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
-    let cluster = Cluster::launch(options).map_err(CommandError::failed)?;
+    let cluster = Cluster::launch(options)?;
     let measured = tokio::select! {
         measured = measure_all(&config, &wanted, &cluster, &screen) => measured,
         () = end => Err(CommandError::Interrupted),
@@ -217,7 +223,7 @@ pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
     screen.line(&render(&series));
     if let Some(path) = &config.json {
         let text = serde_json::to_string_pretty(&series).map_err(CommandError::failed)? + "\n";
-        std::fs::write(path, text).map_err(|e| CommandError::Failed(format!("writing {}: {e}", path.display())))?;
+        outputs::write(path, &text).map_err(CommandError::Failed)?;
     }
     let missed: Vec<String> =
         series.iter().filter(|s| !s.met()).map(|s| format!("{:?} {:?}", s.role, s.kind)).collect();
