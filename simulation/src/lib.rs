@@ -14,9 +14,12 @@
 //! | [`world`] | the cluster and the passing of time |
 //! | [`weather`] | faults |
 //! | [`clients`] | what users do, and what they saw |
-//! | [`operators`] | splits, merges and moves asked for |
+//! | [`operators`] | splits, merges, moves and drains asked for |
+//! | [`changes`] | changes of membership asked for |
+//! | [`site`] | who is a member, who comes and goes |
 //! | [`oracles`] | what must hold, one per file |
 
+pub mod changes;
 pub mod clients;
 pub mod engine;
 pub mod machine;
@@ -24,5 +27,6 @@ pub mod net;
 pub mod operators;
 pub mod oracles;
 pub mod process;
+pub mod site;
 pub mod weather;
 pub mod world;

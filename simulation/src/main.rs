@@ -15,9 +15,9 @@ struct Flags {
     /// A bug to put in, by its name.
     #[arg(long)]
     bug: Option<String>,
-    /// How many shards there are.
-    #[arg(long, default_value_t = 2)]
-    shards: u32,
+    /// How many shards there are; without it the seed says.
+    #[arg(long)]
+    shards: Option<u32>,
     /// For how long faults come, in milliseconds of simulated time.
     #[arg(long, default_value_t = 5_000)]
     hurt_ms: u64,
@@ -83,12 +83,14 @@ fn show(flags: &Flags, report: &Report) -> ExitCode {
     if !flags.brief {
         report.faults.iter().for_each(|(kind, count)| println!("  {count} {kind}"));
         report.operators.iter().for_each(|(kind, count)| println!("  {count} {kind}"));
+        report.counts.iter().for_each(|(kind, count)| println!("  {count} {kind}"));
     } else {
         let all = report
             .faults
             .iter()
             .map(|(k, n)| format!("{k}={n}"))
-            .chain(report.operators.iter().map(|(k, n)| format!("{k}={n}")));
+            .chain(report.operators.iter().map(|(k, n)| format!("{k}={n}")))
+            .chain(report.counts.iter().map(|(k, n)| format!("{k}={n}")));
         println!("counts {}", all.collect::<Vec<_>>().join(";"));
     }
     report.wrong.iter().for_each(|sentence| println!("wrong: {sentence}"));

@@ -1,13 +1,21 @@
-//! Orders to the placement driver: setting up, and splits, merges, moves, cancellations and changes of leadership meanwhile.
+//! Orders to the placement driver: setting up, and splits, merges, moves, cancellations, drains and changes of leadership meanwhile.
+//!
+//! A shard that is drained is sometimes taken back before it is empty; one that has been removed is added again. Where the balancer is on it
+//! splits, moves and merges beside these orders; draining is its work in any case.
 
 use crate::clients::{CREATE, Users};
 use crate::process::{below, once_in};
-use crate::world::{REPLICAS, Registry, shard_info};
+use crate::site::{Errand, Group, Site};
+use crate::world::{Registry, shard_info};
+use evenkeel_placement_driver::copies::unverified;
 use evenkeel_placement_driver::server::Shared;
-use evenkeel_placement_driver::state::{Action, Command, Effect};
-use evenkeel_protocol::shard::{ControlRequest, ShardReply, ShardRequest};
+use evenkeel_placement_driver::state::{Action, Command, Effect, State};
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{KeyValue, OperatorId, ShardId, TableSchema, sql};
 use evenkeel_rpc::Connection;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +25,13 @@ const BETWEEN_MS: u64 = 500;
 const ORDER_MS: u64 = 2_000;
 /// Ranges are split at multiples of this key.
 const SPLIT_EVERY: i64 = 10;
+/// One order in so many is about a whole shard.
+const DRAIN_IN: u64 = 10;
 /// The largest key at which is split; accounts lie above it.
 const SPLIT_BELOW: u64 = 5;
 
 /// A placement driver that leads, as far as is known.
-fn leader(registry: &Registry) -> Option<Arc<Shared>> {
+pub fn leader(registry: &Registry) -> Option<Arc<Shared>> {
     registry.borrow().values().find(|shared| shared.leading().is_some()).cloned()
 }
 
@@ -63,9 +73,68 @@ pub async fn give_orders(users: Users) {
         if once_in(6) {
             transfer_leadership(&users).await;
         } else if let Some(command) = leader(&users.registry).and_then(|shared| draw(&users, &shared)) {
-            _ = order(&users.registry, command).await;
+            let kind = drain_of(&command);
+            let effect = order(&users.registry, command).await;
+            if let (Some(kind), Some(Effect::Applied)) = (kind, effect) {
+                users.site.borrow_mut().count(kind);
+            }
         }
         tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
+    }
+    // What it has begun ends; it begins nothing more, so that there is a last look.
+    while order(&users.registry, Command::SetBalancer { enabled: false }).await.is_none() {
+        tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
+    }
+}
+
+/// What kind of order about a whole shard this is, if it is one.
+fn drain_of(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::DrainShard(_) => Some("drains begun"),
+        Command::UndrainShard(_) => Some("drains taken back"),
+        Command::AddShard(_) => Some("shards drained, removed and added again"),
+        _ => None,
+    }
+}
+
+/// Switches machines off that came, left again and go on running: they may never have heard that they had been let in.
+pub fn clear_away(users: &Users) {
+    let mut site = users.site.borrow_mut();
+    let late: Vec<_> = site.lingering().filter(|part| site.configured(*part).1).collect();
+    late.into_iter().for_each(|part| site.run(Errand::SwitchOff(part)));
+}
+
+/// What is not settled yet, by one placement driver's table: an operator, a drain, or a shard's replicas of which it has not heard.
+pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
+    let applied = shared.applied();
+    let state = &applied.state;
+    if let Some(operator) = state.running().next() {
+        let trouble = match &*shared.leading() {
+            Some(leading) => leading.driver.trouble(operator.id).unwrap_or("no trouble").to_string(),
+            None => format!("does not lead, {:?}", shared.log.role().borrow()),
+        };
+        return Some(format!("{:?} at {:?}: {trouble}", operator.work, operator.step));
+    }
+    state.shards.values().find_map(|shard| {
+        let replicas = site.replicas(Group::Shard(shard.info.id));
+        if shard.draining {
+            let ranges = state.range_counts().get(&shard.info.id).copied().unwrap_or(0);
+            return Some(format!("shard {} is draining and has {ranges} ranges", shard.info.id));
+        }
+        let told = !shard.info.replicas.keys().eq(&replicas);
+        told.then(|| format!("shard {} has the replicas {replicas:?}, not {:?}", shard.info.id, shard.info.replicas))
+    })
+}
+
+/// Does what people do who have looked at copies that moves could not verify: they may go.
+pub async fn purge_copies(users: &Users, purged: &mut BTreeSet<OperatorId>) {
+    let Some(shared) = leader(&users.registry) else { return };
+    let kept: Vec<_> = unverified(&shared.applied().state).filter(|(operator, _)| !purged.contains(operator)).collect();
+    for (operator, source) in kept {
+        if let Ok(ControlReply::Done) = ask(users, source, &ControlRequest::Purge { operator }, None).await {
+            purged.insert(operator);
+            users.told.borrow_mut().count("copies deleted by people");
+        }
     }
 }
 
@@ -73,6 +142,9 @@ pub async fn give_orders(users: Users) {
 fn draw(users: &Users, shared: &Shared) -> Option<Command> {
     let applied = shared.applied();
     let state = &applied.state;
+    if once_in(DRAIN_IN) {
+        return draw_drain(users, state);
+    }
     let ranges = state.ranges_of(users.schema.id);
     let at = below(ranges.len() as u64) as usize;
     let range = ranges.get(at)?;
@@ -96,15 +168,54 @@ fn draw(users: &Users, shared: &Shared) -> Option<Command> {
     })
 }
 
+/// A shard is emptied; or taken back, or added again if it is gone.
+fn draw_drain(users: &Users, state: &State) -> Option<Command> {
+    let busy = |id: &ShardId| state.shards.get(id).is_none_or(|shard| shard.draining);
+    let all = (1..=users.shards).map(ShardId);
+    let counts = state.range_counts();
+    let owns = |id: &ShardId| counts.get(id).is_some_and(|ranges| *ranges > 0);
+    // One at a time, or there would be nothing else to see; and one that has something.
+    match all.clone().find(busy) {
+        Some(id) if state.shards.contains_key(&id) => Some(Command::UndrainShard(id)),
+        Some(id) => Some(Command::AddShard(ShardInfo { id, replicas: users.site.borrow().addresses(id) })),
+        None => all.filter(owns).nth(below(users.shards.into()) as usize).map(Command::DrainShard),
+    }
+}
+
 /// Asks a replica to lead its shard (log rule 15).
 async fn transfer_leadership(users: &Users) {
-    let shard = 1 + below(users.shards.into()) as u32;
-    let replica = 1 + below(REPLICAS);
-    let Some(address) = shard_info(shard).replicas.get(&replica).copied() else { return };
-    let bound = Duration::from_millis(ORDER_MS);
-    if let Ok(connection) = Connection::<ShardRequest, ShardReply>::connect(address, bound).await {
-        let request = ShardRequest::Control(ControlRequest::TransferLeadership { to: Some(replica) });
-        // Whether it came about does not matter here.
-        let _ = connection.call_within(&request, bound).await;
+    let replicas: Vec<_> = users.replicas(1 + below(users.shards.into()) as u32).into_iter().collect();
+    let (replica, address) = replicas[below(replicas.len() as u64) as usize];
+    // Whether it came about does not matter here.
+    let request = ControlRequest::TransferLeadership { to: Some(replica) };
+    let _ = ask_replica(address, &request).await;
+}
+
+/// Asks a shard's leader, whoever that is; `more` may be it too.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn ask(
+    users: &Users,
+    shard: ShardId,
+    request: &ControlRequest,
+    more: Option<(u64, SocketAddr)>,
+) -> Result<ControlReply, String> {
+    let mut trouble = "it has no replicas".to_string();
+    let known = users.site.borrow().addresses(shard);
+    for (replica, address) in known.into_iter().chain(more) {
+        match ask_replica(address, request).await {
+            Ok(ShardReply::Control(reply)) => return Ok(reply),
+            Ok(other) => trouble = format!("replica {replica}: {other:?}"),
+            Err(error) => trouble = format!("replica {replica}: {error}"),
+        }
     }
+    Err(trouble)
+}
+
+async fn ask_replica(address: SocketAddr, request: &ControlRequest) -> Result<ShardReply, String> {
+    let bound = Duration::from_millis(ORDER_MS);
+    let connection =
+        Connection::<ShardRequest, ShardReply>::connect(address, bound).await.map_err(|e| e.to_string())?;
+    connection.call_within(&ShardRequest::Control(request.clone()), bound).await.map_err(|e| e.to_string())
 }

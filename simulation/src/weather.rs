@@ -43,6 +43,12 @@ pub enum Fault {
     ClockSet(Part, i64),
     /// A database server takes no more sessions.
     ServerFull(Part),
+    /// A database server dies and cannot be started.
+    StartRefused(Part),
+    /// A database server's disk is full.
+    DiskFull(Part),
+    /// Statements are cancelled now and then.
+    Cancelled(Part),
     /// Nothing gets from the one to the other.
     Cut(u32, u32),
     /// A link comes and goes.
@@ -69,7 +75,10 @@ impl Fault {
             Fault::SlowDisk(..) => "disks slowed",
             Fault::ClockSet(..) => "clocks set",
             Fault::Flap(..) => "links flapping",
-            Fault::ServerFull(_) => "database servers full",
+            Fault::ServerFull(_) => "database servers without a free session",
+            Fault::StartRefused(_) => "database servers that do not start",
+            Fault::DiskFull(_) => "database servers with a full disk",
+            Fault::Cancelled(_) => "database servers whose statements are cancelled",
             Fault::Cut(..) => "links cut",
             Fault::Isolate(..) => "machines cut off",
             Fault::Slow(..) => "links slowed",
@@ -84,27 +93,15 @@ pub struct Weather {
     /// What ends when.
     over: BTreeMap<(u64, u64), Fault>,
     count: u64,
-    machines: Vec<u32>,
     /// Links that come and go: when each changes next, and whether it is cut.
     flapping: BTreeMap<(u32, u32), (u64, bool)>,
-    /// Replicas whose disks were lost: their groups may lose no other.
-    lost: Vec<Part>,
 }
 
 impl Weather {
-    /// The weather over a cluster.
-    pub fn new(world: &World) -> Weather {
-        let machines = world.machines.keys().copied().collect();
+    /// Fair so far.
+    pub fn over_a_cluster() -> Weather {
         let between_ms = 100 + below(BETWEEN_MS);
-        Weather {
-            next_ms: process::now_ms(),
-            between_ms,
-            over: BTreeMap::new(),
-            count: 0,
-            machines,
-            flapping: BTreeMap::new(),
-            lost: Vec::new(),
-        }
+        Weather { next_ms: process::now_ms(), between_ms, over: BTreeMap::new(), count: 0, flapping: BTreeMap::new() }
     }
 
     /// What happens now.
@@ -139,12 +136,13 @@ impl Weather {
         let part = world.parts[below(world.parts.len() as u64) as usize];
         let shard = matches!(part, Part::Shard(..));
         let two = || {
-            let machine = |n: u64| self.machines[(n % self.machines.len() as u64) as usize];
-            let first = below(self.machines.len() as u64);
-            (machine(first), machine(first + 1 + below(self.machines.len() as u64 - 1)))
+            let machines: Vec<u32> = world.machines.keys().copied().collect();
+            let machine = |n: u64| machines[(n % machines.len() as u64) as usize];
+            let first = below(machines.len() as u64);
+            (machine(first), machine(first + 1 + below(machines.len() as u64 - 1)))
         };
         let (a, b) = two();
-        let fault = match below(52) {
+        let fault = match below(58) {
             0..=7 => Fault::Kill(part),
             8..=11 => Fault::PowerCut(part),
             12..=17 => Fault::Freeze(part, 50 + below(LASTS_MS)),
@@ -153,8 +151,11 @@ impl Weather {
             24..=26 if shard => Fault::CommitEnds(part),
             27..=28 if shard => Fault::ServerFull(part),
             29 if shard => Fault::DataLost(part),
-            30 if !self.lost.iter().any(|lost| same_group(*lost, part)) => Fault::DiskLost(part),
+            30 if world.site.borrow().may_lose_disk(part.group()) => Fault::DiskLost(part),
             48..=51 if shard => Fault::SlowServer(part, 2 + below(60)),
+            52..=53 if shard => Fault::StartRefused(part),
+            54..=55 if shard => Fault::DiskFull(part),
+            56..=57 if shard => Fault::Cancelled(part),
             31..=32 => Fault::SlowDisk(part, 2 + below(60)),
             33..=34 => Fault::ClockSet(part, drawn_clock()),
             35..=37 => Fault::Cut(a, b),
@@ -169,11 +170,11 @@ impl Weather {
         );
         let ill = |fault: &Fault| match fault {
             Fault::Kill(p) | Fault::PowerCut(p) | Fault::DiskLost(p) | Fault::Freeze(p, _) => {
-                same_group(*p, part) && *p != part
+                p.group() == part.group() && *p != part
             }
             Fault::Isolate(machine, ..) => {
                 let of = world.parts.iter().find(|p| p.machine() == *machine);
-                of.is_some_and(|p| same_group(*p, part) && *p != part)
+                of.is_some_and(|p| p.group() == part.group() && *p != part)
             }
             _ => false,
         };
@@ -191,10 +192,7 @@ impl Weather {
                 }
                 world.kill(part, matches!(fault, Fault::PowerCut(_)));
             }
-            Fault::DiskLost(part) => {
-                self.lost.push(part);
-                world.lose_disk(part);
-            }
+            Fault::DiskLost(part) => world.lose_disk(part),
             Fault::Freeze(part, for_ms) => {
                 if let Some(machine) = world.machines.get_mut(&part.machine()) {
                     machine.frozen_until_ms = process::now_ms() + for_ms;
@@ -214,9 +212,15 @@ impl Weather {
             Fault::ClockSet(part, off_ms) => set_clock(world, part, off_ms),
             Fault::Flap(from, to) => _ = self.flapping.insert((from, to), (process::now_ms(), false)),
             Fault::ServerFull(part) => world.hardware.engine(part.machine()).refuse(true),
+            Fault::StartRefused(part) => {
+                world.hardware.engine(part.machine()).refuse_start(true);
+                world.hardware.engine(part.machine()).crash();
+            }
+            Fault::DiskFull(part) => world.hardware.engine(part.machine()).fill(true),
+            Fault::Cancelled(part) => world.hardware.engine(part.machine()).cancel(true),
             Fault::Cut(from, to) => net.cut(from, to),
             Fault::Isolate(machine, out, into) => {
-                for other in self.machines.iter().filter(|other| **other != machine && **other != CLIENTS) {
+                for other in world.machines.keys().filter(|other| **other != machine && **other != CLIENTS) {
                     if out || !into {
                         net.cut(machine, *other);
                     }
@@ -241,9 +245,12 @@ impl Weather {
                 }
             }
             Fault::ServerFull(part) => world.hardware.engine(part.machine()).refuse(false),
+            Fault::StartRefused(part) => world.hardware.engine(part.machine()).refuse_start(false),
+            Fault::DiskFull(part) => world.hardware.engine(part.machine()).fill(false),
+            Fault::Cancelled(part) => world.hardware.engine(part.machine()).cancel(false),
             Fault::Cut(from, to) | Fault::Slow(from, to) => net.mend(from, to),
             Fault::Isolate(machine, ..) => {
-                for other in &self.machines {
+                for other in world.machines.keys() {
                     net.mend(machine, *other);
                     net.mend(*other, machine);
                 }
@@ -290,12 +297,4 @@ fn set_clock(world: &mut World, part: Part, off_ms: i64) {
 fn drawn_clock() -> i64 {
     let most_ms = [500, 3_000, 15_000, 60_000, 3_600_000][below(5) as usize];
     below(2 * most_ms + 1) as i64 - most_ms as i64
-}
-
-fn same_group(a: Part, b: Part) -> bool {
-    match (a, b) {
-        (Part::PlacementDriver(_), Part::PlacementDriver(_)) => true,
-        (Part::Shard(a, _), Part::Shard(b, _)) => a == b,
-        _ => false,
-    }
 }

@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::net::{self, Net};
 use crate::oracles;
 use crate::process;
+use crate::site::{self, Errand, Group, Site};
 use crate::weather::{Fault, Weather};
 use evenkeel_host::{Accept, Bug, Connecting, Disk, ForgetfulDisk, Server, Simulation};
 use evenkeel_placement_driver as placement_driver;
@@ -20,11 +21,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ports of a machine.
-const RPC: u16 = 1;
-const LOG: u16 = 2;
-const REST: u16 = 3;
-/// Replicas of each group.
+/// Where a machine listens for requests.
+pub const RPC: u16 = 1;
+/// Where it listens for the other replicas.
+pub const LOG: u16 = 2;
+/// Where a placement driver would listen for REST.
+pub const REST: u16 = 3;
+/// Replicas that each group begins with.
 pub const REPLICAS: u64 = 3;
 /// The machine of the clients.
 pub const CLIENTS: u32 = 90;
@@ -32,8 +35,18 @@ pub const CLIENTS: u32 = 90;
 const SET_UP_MS: u64 = 30_000;
 /// How long after the last fault everything must work again, in milliseconds.
 const RECOVERY_MS: u64 = 30_000;
+/// One run in so many has three shards.
+const THREE_SHARDS_IN: u64 = 4;
+/// In one run in so many the balancer is on.
+const BALANCER_IN: u64 = 3;
+/// In one of so many runs all disks are slow.
+const SLOW_RUNS: u64 = 4;
+/// By how much then at most, in milliseconds.
+const SLOW_DISK_MS: u64 = 30;
 /// By how much a clock runs fast or slow at most, in thousandths.
 const DRIFT: i64 = 20;
+/// What a replica says that ends because it is no longer a member.
+const NO_MEMBER: &str = "is no longer a member";
 /// Zeros that a new segment of a log comes with, in bytes.
 const PREPARED_BYTES: usize = 4 << 10;
 
@@ -44,8 +57,8 @@ pub struct Options {
     pub seed: u64,
     /// The bug that is in, if one is.
     pub bug: Option<Bug>,
-    /// Shards.
-    pub shards: u32,
+    /// Shards; `None` if the seed says.
+    pub shards: Option<u32>,
     /// For how long faults come, in milliseconds.
     pub hurt_ms: u64,
     /// Whether faults come at all.
@@ -63,6 +76,8 @@ pub struct Report {
     pub operations: usize,
     /// Operators that ended, by kind and end.
     pub operators: BTreeMap<String, u64>,
+    /// What else happened, by kind.
+    pub counts: BTreeMap<&'static str, u64>,
     /// Milliseconds simulated.
     pub simulated_ms: u64,
     /// Differs if two runs differ in anything.
@@ -173,9 +188,24 @@ impl Part {
             Part::Shard(shard, replica) => shard.0 * 10 + replica as u32,
         }
     }
+
+    /// Its group.
+    pub fn group(self) -> Group {
+        match self {
+            Part::PlacementDriver(_) => Group::PlacementDriver,
+            Part::Shard(shard, _) => Group::Shard(shard),
+        }
+    }
+
+    /// Its number in its group.
+    pub fn replica(self) -> u64 {
+        match self {
+            Part::PlacementDriver(replica) | Part::Shard(_, replica) => replica,
+        }
+    }
 }
 
-/// What is known to everyone without a message: which placement drivers run in this process. Its routing table is a hint, and its
+/// What is known to everyone without a message: which placement drivers run in this process and have not left. Its routing table is a hint, and its
 /// REST API is a way to give orders; both are reached here directly.
 pub type Registry = Rc<RefCell<BTreeMap<u64, Arc<placement_driver::server::Shared>>>>;
 
@@ -183,13 +213,16 @@ pub type Registry = Rc<RefCell<BTreeMap<u64, Arc<placement_driver::server::Share
 pub struct World {
     /// What machines are made of.
     pub hardware: Hardware,
-    /// The parts.
+    /// The parts that are not switched off for good.
     pub parts: Vec<Part>,
     /// The machines, the clients' included.
     pub machines: BTreeMap<u32, Machine>,
     /// The placement drivers that run.
     pub registry: Registry,
+    /// Who is a member, who comes and goes.
+    pub site: site::Shared,
     options: Options,
+    shards: u32,
     folder: PathBuf,
     told: Rc<RefCell<Told>>,
     order: Vec<u32>,
@@ -197,27 +230,49 @@ pub struct World {
     report: Report,
 }
 
-/// Addresses of a shard's replicas.
+/// Addresses of the replicas that a shard begins with.
 pub fn shard_info(shard: u32) -> ShardInfo {
-    ShardInfo { id: ShardId(shard), replicas: addresses(|replica| Part::Shard(ShardId(shard), replica), RPC) }
+    ShardInfo { id: ShardId(shard), replicas: addresses(Group::Shard(ShardId(shard)), 1..=REPLICAS, RPC) }
 }
 
-fn addresses(part: impl Fn(u64) -> Part, port: u16) -> BTreeMap<u64, SocketAddr> {
-    (1..=REPLICAS).map(|replica| (replica, net::address(part(replica).machine(), port))).collect()
+fn addresses(group: Group, replicas: impl IntoIterator<Item = u64>, port: u16) -> BTreeMap<u64, SocketAddr> {
+    let address = |replica| (replica, net::address(group.part(replica).machine(), port));
+    replicas.into_iter().map(address).collect()
+}
+
+fn drift() -> i64 {
+    process::below(2 * DRIFT as u64 + 1) as i64 - DRIFT
+}
+
+/// The balancer's knobs for runs that last seconds.
+fn balancer(enabled: bool) -> placement_driver::BalancerConfig {
+    placement_driver::BalancerConfig {
+        enabled,
+        min_load_per_s: 10.0,
+        persist_ms: 300,
+        persist_level_ms: 800,
+        patient_ms: 1_500,
+        window_ms: 400,
+        cooldown_ms: 1_000,
+        resplit_ms: 600,
+        split_ways: 4,
+        max_ranges: 12,
+        merge_after_ms: 1_000,
+        cold_share: 0.1,
+        max_shift: 0.6,
+        ..placement_driver::BalancerConfig::default()
+    }
 }
 
 impl World {
     /// A cluster that is switched off. `folder` takes the few real files there are.
     pub fn new(options: Options, folder: PathBuf) -> World {
         let hardware = Hardware { bug: options.bug, ..Hardware::default() };
-        let shards = (1..=options.shards)
-            .flat_map(|shard| (1..=REPLICAS).map(move |replica| Part::Shard(ShardId(shard), replica)));
-        let parts: Vec<Part> = (1..=REPLICAS).map(Part::PlacementDriver).chain(shards).collect();
-        let mut machines = BTreeMap::new();
-        for part in &parts {
-            let drift = process::below(2 * DRIFT as u64 + 1) as i64 - DRIFT;
-            machines.insert(part.machine(), Machine::new(part.machine(), drift));
-        }
+        let shards = options.shards.unwrap_or_else(|| if process::once_in(THREE_SHARDS_IN) { 3 } else { 2 });
+        let site = Site::new(shards, process::once_in(BALANCER_IN), clients::crowd::drawn());
+        let parts: Vec<Part> = site.members().collect();
+        let machine = |part: &Part| (part.machine(), Machine::new(part.machine(), drift()));
+        let mut machines: BTreeMap<u32, Machine> = parts.iter().map(machine).collect();
         machines.insert(CLIENTS, Machine::new(CLIENTS, 0));
         let order = machines.keys().copied().collect();
         World {
@@ -225,7 +280,9 @@ impl World {
             parts,
             machines,
             registry: Registry::default(),
+            site: Rc::new(RefCell::new(site)),
             options,
+            shards,
             folder,
             told: Rc::default(),
             order,
@@ -241,7 +298,10 @@ impl World {
         }
         self.start_clients();
         self.until(SET_UP_MS, "the cluster is not set up", |world| world.told.borrow().set_up);
-        let mut weather = Weather::new(&self);
+        let mut weather = Weather::over_a_cluster();
+        if self.options.faults && process::once_in(SLOW_RUNS) {
+            self.slow_disks();
+        }
         let hurt_until_ms = process::now_ms() + self.options.hurt_ms;
         while process::now_ms() < hurt_until_ms && self.report.wrong.is_empty() {
             if self.options.faults {
@@ -255,12 +315,21 @@ impl World {
         self.told.borrow_mut().stop = true;
         self.until(RECOVERY_MS, "the last look was not taken", |world| world.told.borrow().last.is_some());
         if self.report.wrong.is_empty() {
-            let shards = self.options.shards;
             self.until(RECOVERY_MS, "replicas of a shard differ", |world| {
-                oracles::replicas_equal::check(&world.hardware, shards).is_empty()
+                oracles::replicas_equal::check(&world.hardware, &world.site.borrow()).is_empty()
+            });
+            self.until(RECOVERY_MS, "placement drivers differ", |world| {
+                oracles::drivers_equal::check(&world.registry, &world.site.borrow()).is_empty()
             });
         }
         self.judge()
+    }
+
+    /// All disks are slow until the end: what is in memory is there long before it is on disk (R28).
+    fn slow_disks(&mut self) {
+        for part in &self.parts {
+            self.hardware.slow_disk(part.machine(), 2 + process::below(SLOW_DISK_MS));
+        }
     }
 
     fn judge(mut self) -> Report {
@@ -271,10 +340,14 @@ impl World {
         }
         wrong.extend(oracles::counters::check(&told.history, told.last.as_ref()));
         wrong.extend(oracles::transfers::check(told.last.as_ref()));
-        wrong.extend(oracles::replicas_equal::check(&self.hardware, self.options.shards));
+        wrong.extend(oracles::levels::losses(&told.losses, &told.crashes, &told.denials, &told.history));
+        wrong.extend(oracles::levels::leader_reads(&told.history, &told.denials));
+        wrong.extend(oracles::replicas_equal::check(&self.hardware, &self.site.borrow()));
         let state = self.registry.borrow().values().map(|shared| shared.applied().clone()).max_by_key(|a| a.index);
         if let Some(applied) = &state {
             wrong.extend(oracles::moves_verified::check(&applied.state));
+            wrong.extend(oracles::kv::check(&told.kv, &applied.state.kv));
+            wrong.extend(oracles::drained::check(&applied.state, &told.owners));
             for operator in applied.state.operators.values() {
                 let kind = format!("{:?}", operator.work);
                 let kind = kind.split(' ').next().unwrap_or_default().to_string();
@@ -282,12 +355,19 @@ impl World {
             }
         }
         wrong.extend(oracles::one_owner::check(&told.owners));
-        for part in &self.parts {
-            if let Some(sql) = self.hardware.engine(part.machine()).unknown() {
+        wrong.extend(told.overload.iter().flat_map(oracles::overload::check));
+        for machine in self.machines.keys() {
+            if let Some(sql) = self.hardware.engine(*machine).unknown() {
                 wrong.push(format!("the simulated server does not know the statement {sql}"));
             }
         }
-        self.report.operations = told.history.len();
+        self.report.counts.clone_from(&self.site.borrow().counts);
+        if let Some(applied) = &state {
+            let gone = u64::from(self.shards) - (applied.state.shards.len() as u64).min(self.shards.into());
+            self.report.counts.insert("shards drained and gone in the end", gone);
+        }
+        self.report.operations = told.history.len() + told.kv.writes.len() + told.kv.reads.len();
+        self.report.counts.extend(&told.counts);
         self.report.simulated_ms = process::now_ms();
         self.report.fingerprint = self.fingerprint;
         drop(told);
@@ -311,90 +391,160 @@ impl World {
         let now_ms = process::now_ms() + 1;
         process::set_now_ms(now_ms);
         self.hardware.net.deliver();
+        self.run_errands();
         let mut order = std::mem::take(&mut self.order);
         process::draw(|rng| order.shuffle(rng));
+        let mut ended = Vec::new();
         for number in &order {
             let Some(machine) = self.machines.get_mut(number).filter(|m| m.frozen_until_ms <= now_ms) else { continue };
-            if let Some(why) = machine.step() {
-                self.report.wrong.push(format!("the process on machine {number} ended by itself: {why}"));
-            }
+            ended.extend(machine.step().map(|why| (*number, why)));
         }
         self.order = order;
+        ended.into_iter().for_each(|(machine, why)| self.ended(machine, &why));
         let state = self.hardware.net.carried_bytes() ^ process::below(u64::MAX);
         self.fingerprint = (self.fingerprint ^ state).wrapping_mul(0x0100_0000_01b3);
     }
 
-    /// Starts a part's process.
-    pub fn start(&mut self, part: Part) {
-        let placement_drivers = |port| addresses(Part::PlacementDriver, port);
-        let number = part.machine();
-        let Some(machine) = self.machines.get_mut(&number) else { return };
-        match part {
-            Part::PlacementDriver(replica) => {
-                let config = placement_driver::Config {
-                    replica,
-                    join: false,
-                    data_dir: self.folder.join(number.to_string()),
-                    rest: placement_drivers(REST),
-                    rpc: placement_drivers(RPC),
-                    log: placement_drivers(LOG),
-                    listen_rest: None,
-                    listen_rpc: None,
-                    listen_log: None,
-                    balancer: placement_driver::BalancerConfig { enabled: false, ..Default::default() },
-                    snapshot_every_entries: 20 + process::below(200),
-                    log_retention_bytes: 64 << 10,
-                    log_cap_bytes: 1 << 20,
-                    incarnation: None,
-                };
-                let registry = self.registry.clone();
-                machine.start(async move {
-                    let front = |shared, _| {
-                        registry.borrow_mut().insert(replica, shared);
-                        std::future::pending()
-                    };
-                    let ended = placement_driver::server::serve(config, front, std::future::pending()).await;
-                    format!("{:?}", ended.err())
-                });
+    /// A process has ended by itself. Only a replica that has found out that it is no longer a member may do that.
+    fn ended(&mut self, machine: u32, why: &str) {
+        let part = self.parts.iter().copied().find(|part| part.machine() == machine);
+        match part.filter(|part| why.contains(NO_MEMBER) && self.site.borrow().is_leaving(*part)) {
+            Some(part) => {
+                self.site.borrow_mut().count("replicas that left and found out");
+                self.switch_off(part);
             }
-            Part::Shard(shard, replica) => {
-                let replicas = |port| addresses(|replica| Part::Shard(shard, replica), port);
-                let config = evenkeel_shard_node::Config {
-                    shard,
-                    replica,
-                    join: false,
-                    data_dir: PathBuf::from("/simulated"),
-                    rpc: replicas(RPC),
-                    log: replicas(LOG),
-                    listen_rpc: None,
-                    listen_log: None,
-                    placement_drivers: placement_drivers(RPC),
-                    capacity_per_s: None,
-                    postgres_bin: None,
-                    shared_buffers_mib: 1,
-                    write_lanes: 2,
-                    read_lanes: 1,
-                    max_transactions: 8,
-                    log_cap_bytes: 1 << 20,
-                };
-                machine.start(async move {
-                    let ended = evenkeel_shard_node::run(config, std::future::pending()).await;
-                    format!("{:?}", ended.err())
-                });
+            None => self.report.wrong.push(format!("the process on machine {machine} ended by itself: {why}")),
+        }
+    }
+
+    fn switch_off(&mut self, part: Part) {
+        self.kill(part, true);
+        self.parts.retain(|other| *other != part);
+        self.site.borrow_mut().switched_off(part);
+    }
+
+    fn run_errands(&mut self) {
+        let errands = self.site.borrow_mut().take_errands();
+        for errand in errands {
+            self.trace(&errand);
+            match errand {
+                Errand::SwitchOn(part) => {
+                    self.machines.insert(part.machine(), Machine::new(part.machine(), drift()));
+                    self.order.push(part.machine());
+                    self.parts.push(part);
+                    self.start(part);
+                }
+                Errand::SwitchOff(part) => self.switch_off(part),
+                Errand::Freeze(part, for_ms) => {
+                    if let Some(machine) = self.machines.get_mut(&part.machine()) {
+                        machine.frozen_until_ms = process::now_ms() + for_ms;
+                    }
+                }
+                Errand::CutOff(part) => self.links_of(part, Net::cut),
+                Errand::Mend(part) => self.links_of(part, Net::mend),
+                Errand::SlowServers(ms) => {
+                    let shards = self.parts.iter().filter(|part| matches!(part, Part::Shard(..)));
+                    shards.for_each(|part| self.hardware.engine(part.machine()).slow(ms));
+                }
             }
         }
     }
 
+    /// Does something to the links between a part's machine and the others of the cluster.
+    fn links_of(&self, part: Part, what: impl Fn(&Net, u32, u32)) {
+        let me = part.machine();
+        for other in self.machines.keys().filter(|other| **other != me && **other != CLIENTS) {
+            what(&self.hardware.net, me, *other);
+            what(&self.hardware.net, *other, me);
+        }
+    }
+
+    /// Starts a part's process, unless it is switched off for good.
+    pub fn start(&mut self, part: Part) {
+        if !self.parts.contains(&part) {
+            return;
+        }
+        match part {
+            Part::PlacementDriver(replica) => {
+                let config = self.driver_config(part);
+                let (registry, site) = (self.registry.clone(), self.site.clone());
+                let front = move |shared, _| {
+                    if !site.borrow().has_left(part) {
+                        registry.borrow_mut().insert(replica, shared);
+                    }
+                    std::future::pending()
+                };
+                let run = placement_driver::server::serve(config, front, std::future::pending());
+                self.run_process(part, async { run.await.err().map(|why| why.to_string()) });
+            }
+            Part::Shard(shard, _) => {
+                let run = evenkeel_shard_node::run(self.shard_config(shard, part), std::future::pending());
+                self.run_process(part, async { run.await.err().map(|why| why.to_string()) });
+            }
+        }
+    }
+
+    fn run_process(&mut self, part: Part, process: impl Future<Output = Option<String>> + 'static) {
+        if let Some(machine) = self.machines.get_mut(&part.machine()) {
+            machine.start(async { process.await.unwrap_or_else(|| "nobody told it to".into()) });
+        }
+    }
+
+    fn driver_config(&self, part: Part) -> placement_driver::Config {
+        let (replicas, join) = self.site.borrow().configured(part);
+        let addresses = |port| addresses(part.group(), replicas.iter().copied(), port);
+        placement_driver::Config {
+            replica: part.replica(),
+            join,
+            data_dir: self.folder.join(part.machine().to_string()),
+            rest: addresses(REST),
+            rpc: addresses(RPC),
+            log: addresses(LOG),
+            listen_rest: None,
+            listen_rpc: None,
+            listen_log: None,
+            balancer: balancer(self.site.borrow().balanced),
+            snapshot_every_entries: 20 + process::below(200),
+            log_retention_bytes: 64 << 10,
+            log_cap_bytes: 1 << 20,
+            incarnation: None,
+        }
+    }
+
+    fn shard_config(&self, shard: ShardId, part: Part) -> evenkeel_shard_node::Config {
+        let (replicas, join) = self.site.borrow().configured(part);
+        let own = |port| addresses(part.group(), replicas.iter().copied(), port);
+        evenkeel_shard_node::Config {
+            shard,
+            replica: part.replica(),
+            join,
+            data_dir: PathBuf::from("/simulated"),
+            rpc: own(RPC),
+            log: own(LOG),
+            listen_rpc: None,
+            listen_log: None,
+            placement_drivers: addresses(Group::PlacementDriver, 1..=REPLICAS, RPC),
+            capacity_per_s: None,
+            postgres_bin: None,
+            shared_buffers_mib: 1,
+            write_lanes: 2,
+            read_lanes: 1,
+            max_transactions: 8,
+            log_cap_bytes: 1 << 20,
+        }
+    }
+
     fn start_clients(&mut self) {
-        let (registry, told, shards) = (self.registry.clone(), self.told.clone(), self.options.shards);
+        let (registry, told, site) = (self.registry.clone(), self.told.clone(), self.site.clone());
         if let Some(machine) = self.machines.get_mut(&CLIENTS) {
-            machine.start(clients::run(registry, told, shards));
+            machine.start(clients::run(registry, told, site, self.shards));
         }
     }
 
     /// A part's process is killed; with `power` its machine loses power too.
     pub fn kill(&mut self, part: Part, power: bool) {
         let number = part.machine();
+        self.told.borrow_mut().crashes.push((process::now_ms(), part));
         // Before the process goes: its own ends of connections have no say any more.
         self.hardware.net.dies(number, power && process::once_in(2));
         if let Part::PlacementDriver(replica) = part {
@@ -411,6 +561,7 @@ impl World {
 
     /// A part's machine is gone, and comes back with an empty disk.
     pub fn lose_disk(&mut self, part: Part) {
+        self.site.borrow_mut().disk_lost(part.group());
         self.kill(part, true);
         self.hardware.lose_disk(part.machine());
         let folder = self.folder.join(part.machine().to_string());
@@ -424,8 +575,12 @@ impl World {
     /// Notes a fault.
     pub fn note(&mut self, fault: Fault) {
         *self.report.faults.entry(fault.name()).or_default() += 1;
+        self.trace(&fault);
+    }
+
+    fn trace(&self, what: &impl std::fmt::Debug) {
         if std::env::var_os("EVENKEEL_SIMULATION_TRACE").is_some() {
-            eprintln!("{} ms: {fault:?}", process::now_ms());
+            eprintln!("{} ms: {what:?}", process::now_ms());
         }
     }
 }

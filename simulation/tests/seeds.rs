@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Seeds of an ordinary run: what two processors do in a few minutes.
-const SEEDS: u64 = 1_500;
+const SEEDS: u64 = 2_000;
 /// Seeds in which each deliberate bug must show.
 const BUG_SEEDS: u64 = 400;
 

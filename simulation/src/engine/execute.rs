@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// While statements are cancelled, one of so many is.
+const CANCELLED_IN: u64 = 8;
+
 /// The types of the replica's own tables.
 const BIGINT: u32 = 20;
 const BYTEA: u32 = 17;
@@ -36,14 +39,9 @@ pub(super) struct Transaction {
     pub open: bool,
     pub failed: bool,
     repeatable: bool,
+    read_only: bool,
     snapshot: Option<Tables>,
     commit: Commit,
-}
-
-impl Transaction {
-    fn begin(repeatable: bool) -> Transaction {
-        Transaction { open: true, repeatable, ..Transaction::default() }
-    }
 }
 
 /// One session's way to run statements.
@@ -52,6 +50,8 @@ pub(super) struct Runner {
     pub session: u64,
     pub transaction: Transaction,
     pub lock_timeout_ms: u64,
+    /// Whether its transactions write only if they say so.
+    pub read_only: bool,
 }
 
 impl Runner {
@@ -61,8 +61,12 @@ impl Runner {
             return Err(Failed("25P02", "current transaction is aborted".into()));
         }
         let alone = !self.transaction.open;
-        let result = self.run_within(statement, parameters).await;
+        let result = match self.hindered(statement) {
+            Some(failed) => Err(failed),
+            None => self.run_within(statement, parameters).await,
+        };
         match &result {
+            Err(_) if matches!(statement, Statement::Commit) => self.roll_back(),
             Err(_) if alone => self.roll_back(),
             Err(_) => self.transaction.failed = true,
             // A statement outside of a transaction is one.
@@ -72,9 +76,48 @@ impl Runner {
         result
     }
 
+    /// What is in a statement's way: somebody cancels it, or the disk is full.
+    fn hindered(&self, statement: &Statement) -> Option<Failed> {
+        let mut state = self.engine.state();
+        let is_user = state.sessions.get(&self.session).is_some_and(|session| session.is_user);
+        if state.cancels && is_user && !matches!(statement, Statement::Rollback) && process::once_in(CANCELLED_IN) {
+            return Some(Failed("57014", "canceling statement due to user request".into()));
+        }
+        let writes = match statement {
+            Statement::Insert { .. } | Statement::Update { .. } | Statement::Delete { .. } | Statement::Create(..) => {
+                true
+            }
+            Statement::Commit => !self.transaction.commit.rows.is_empty(),
+            _ => false,
+        };
+        let read_only = if self.transaction.open { self.transaction.read_only } else { self.read_only };
+        if writes && read_only {
+            return Some(Failed("25006", "cannot write in a read-only transaction".into()));
+        }
+        if !state.full || !writes {
+            return None;
+        }
+        if matches!(statement, Statement::Commit) {
+            // PostgreSQL ends when it cannot write its log.
+            state.end_all();
+            state.lose_commits();
+            state.running = false;
+            if let Some(down) = state.down.take() {
+                down.send_replace(true);
+            }
+            self.engine.released.notify_waiters();
+        }
+        Some(Failed("53100", "could not write: No space left on device".into()))
+    }
+
     async fn run_within(&mut self, statement: &Statement, parameters: &[Value]) -> Result<Outcome, Failed> {
         match statement {
-            Statement::Begin { repeatable } => self.transaction = Transaction::begin(*repeatable),
+            Statement::Begin { repeatable, writes } => {
+                let read_only = writes.map_or(self.read_only, |writes| !writes);
+                self.transaction =
+                    Transaction { open: true, repeatable: *repeatable, read_only, ..Transaction::default() };
+            }
+            Statement::ReadOnly => self.read_only = true,
             Statement::Commit if self.transaction.failed => self.roll_back(),
             Statement::Commit => self.commit().await,
             Statement::Rollback => self.roll_back(),

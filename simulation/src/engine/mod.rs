@@ -72,6 +72,12 @@ struct State {
     slow_ms: u64,
     /// The next user's session at whose COMMIT somebody waits for its locks is ended in the middle of it.
     ends_committing: bool,
+    /// It cannot be started.
+    refuses_start: bool,
+    /// Its disk is full: nothing more is written, a COMMIT is the server's end, and so is a start.
+    full: bool,
+    /// Users' statements are cancelled now and then, COMMITs too.
+    cancels: bool,
     commits: u64,
     /// A statement that it does not know.
     unknown: Option<String>,
@@ -136,6 +142,21 @@ impl Engine {
     /// Every statement takes up to so many milliseconds; 0: the server is as fast as ever.
     pub fn slow(&self, ms: u64) {
         self.state().slow_ms = ms;
+    }
+
+    /// Cannot be started, or can again.
+    pub fn refuse_start(&self, refuses: bool) {
+        self.state().refuses_start = refuses;
+    }
+
+    /// Its disk is full, or is no longer.
+    pub fn fill(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// Users' statements are cancelled now and then, or no longer.
+    pub fn cancel(&self, cancels: bool) {
+        self.state().cancels = cancels;
     }
 
     /// Takes no more sessions (53300), or takes them again.
@@ -242,6 +263,9 @@ impl State {
 impl Server for Engine {
     fn start(&self) -> Result<u32, String> {
         let mut state = self.state();
+        if state.refuses_start || state.full {
+            return Err("the server does not start".into());
+        }
         if state.running {
             // R2: whatever an earlier start has left ends now, and its memory with it.
             state.end_all();

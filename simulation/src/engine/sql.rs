@@ -63,7 +63,11 @@ pub enum Statement {
     Begin {
         /// Whether it sees one moment only.
         repeatable: bool,
+        /// Whether it may write; if it does not say, as the session's transactions do.
+        writes: Option<bool>,
     },
+    /// `SET default_transaction_read_only = on`.
+    ReadOnly,
     /// COMMIT.
     Commit,
     /// ROLLBACK.
@@ -318,8 +322,8 @@ impl Parser {
         if self.words("begin") {
             let repeatable = self.words("isolation level repeatable read");
             _ = self.words("isolation level read committed");
-            _ = self.words("read only") || self.words("read write");
-            return Ok(Statement::Begin { repeatable });
+            let writes = if self.words("read write") { Some(true) } else { self.words("read only").then_some(false) };
+            return Ok(Statement::Begin { repeatable, writes });
         }
         if self.words("commit") {
             return Ok(Statement::Commit);
@@ -358,6 +362,9 @@ impl Parser {
         let word = |word: &str| rest.iter().any(|token| matches!(token, Token::Word(w) if w == word));
         if word("local") && word("synchronous_commit") {
             return Ok(Statement::SyncCommit);
+        }
+        if word("default_transaction_read_only") {
+            return Ok(Statement::ReadOnly);
         }
         if word("lock_timeout") {
             let text = rest.iter().find_map(|token| match token {

@@ -42,7 +42,7 @@ struct Connection {
 
 /// Serves one session until its client goes, or it is ended.
 pub(super) async fn serve(engine: Engine, start: u32, mut stream: DuplexStream) {
-    let Ok(is_user) = start_up(&mut stream).await else { return };
+    let Ok((is_user, read_only)) = start_up(&mut stream).await else { return };
     let end = Arc::new(Notify::new());
     let Some(session) = engine.enter(start, is_user, &end) else {
         let mut out = BytesMut::new();
@@ -56,7 +56,8 @@ pub(super) async fn serve(engine: Engine, start: u32, mut stream: DuplexStream) 
     message(&mut welcome, b'Z', |out| out.put_u8(b'I'));
     // One who has gone is noticed at the first read.
     let _ = stream.write_all(&welcome).await;
-    let runner = Runner { engine: engine.clone(), session, transaction: Transaction::default(), lock_timeout_ms: 0 };
+    let transaction = Transaction::default();
+    let runner = Runner { engine: engine.clone(), session, transaction, lock_timeout_ms: 0, read_only };
     let connection =
         Connection { runner, statements: BTreeMap::new(), bound: None, skipping: false, out: BytesMut::new() };
     tokio::select! {
@@ -75,12 +76,13 @@ pub(super) async fn serve(engine: Engine, start: u32, mut stream: DuplexStream) 
     engine.released.notify_waiters();
 }
 
-/// Whether it is a user's session.
-async fn start_up(stream: &mut DuplexStream) -> io::Result<bool> {
+/// Whether it is a user's session, and whether its transactions write only if they say so.
+async fn start_up(stream: &mut DuplexStream) -> io::Result<(bool, bool)> {
     let length = stream.read_i32().await? as usize;
     let mut body = vec![0; length.saturating_sub(4).min(MAX_MESSAGE_BYTES)];
     stream.read_exact(&mut body).await?;
-    Ok(body.windows(13).any(|part| part == b"evenkeel_user"))
+    let says = |what: &[u8]| body.windows(what.len()).any(|part| part == what);
+    Ok((says(b"evenkeel_user"), says(b"default_transaction_read_only=on")))
 }
 
 impl Connection {

@@ -3,7 +3,7 @@
 //! Clients add one to a counter, and learn its new value, or read it. If every key is linearizable and each statement applied at most
 //! once, each addition has a value of its own and values respect real time. That is decided by sorting, without search.
 
-use crate::clients::{Event, LOCAL, Last};
+use crate::clients::{Event, LEADER, LOCAL, Last};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What of this history cannot have happened, in words. Counters begin at 0; `last` is what they held in the end.
@@ -42,22 +42,26 @@ fn counter(key: i64, events: &[&Event], last: Option<&Last>) -> Vec<String> {
 
 /// What is sent after an answer sees at least as much, an addition more; and nothing sees what was not sent yet.
 fn real_time(key: i64, events: &[&Event], adds: &[&&Event]) -> Vec<String> {
-    // A `local` read may see what is decided and not acknowledged yet, and obliges nobody.
-    let obliges = events.iter().filter(|event| event.how != LOCAL);
-    let mut answered: Vec<(u64, i64)> = obliges.filter_map(|e| Some((e.answered_ms, e.seen?))).collect();
-    answered.sort_unstable();
-    let mut so_far = 0;
-    for (_, value) in &mut answered {
-        so_far = so_far.max(*value);
-        *value = so_far;
-    }
+    // What anybody has seen is decided, at whatever level (R28): every later addition comes after it. The leader's own COMMIT may follow
+    // a little later than a follower's, so a `local` read obliges no reads; and a `local` read is obliged only by what was acknowledged.
+    let all = highest(events.iter().copied());
+    let committed = highest(events.iter().copied().filter(|event| event.how != LOCAL));
+    let acknowledged = highest(events.iter().copied().filter(|event| ![LOCAL, LEADER].contains(&event.how)));
+    let nothing = Vec::new();
     let mut sent: Vec<u64> = adds.iter().map(|event| event.sent_ms).collect();
     sent.sort_unstable();
     let mut wrong = Vec::new();
     for event in events {
         let Some(seen) = event.seen else { continue };
-        let before = answered.partition_point(|(at, _)| *at < event.sent_ms);
-        let least = before.checked_sub(1).map_or(0, |i| answered[i].1) + i64::from(event.adds);
+        let obliged_by = match event.how {
+            LOCAL => &acknowledged,
+            // `super::levels` says by what.
+            LEADER => &nothing,
+            _ if event.adds => &all,
+            _ => &committed,
+        };
+        let before = obliged_by.partition_point(|(at, _)| *at < event.sent_ms);
+        let least = before.checked_sub(1).map_or(0, |i| obliged_by[i].1) + i64::from(event.adds);
         let what = event.how;
         if seen < least {
             let at = event.sent_ms;
@@ -74,12 +78,24 @@ fn real_time(key: i64, events: &[&Event], adds: &[&&Event]) -> Vec<String> {
     wrong
 }
 
+/// By the time of answers, what had been seen by then.
+fn highest<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<(u64, i64)> {
+    let mut answered: Vec<(u64, i64)> = events.filter_map(|event| Some((event.answered_ms, event.seen?))).collect();
+    answered.sort_unstable();
+    let mut so_far = 0;
+    for (_, value) in &mut answered {
+        so_far = so_far.max(*value);
+        *value = so_far;
+    }
+    answered
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn event(adds: bool, sent_ms: u64, answered_ms: u64, seen: Option<i64>) -> Event {
-        Event { key: 1, adds, how: "", sent_ms, answered_ms, seen }
+        Event { key: 1, adds, how: "", sent_ms, answered_ms, seen, by: None }
     }
 
     fn wrong(history: &[Event], last: i64) -> usize {

@@ -1,28 +1,35 @@
-//! Invariant 3: a replica is a fold of its log, so the replicas of a shard hold the same rows once all have applied all of it.
+//! Invariant 3: a replica is a fold of its log, so the replicas of a shard hold the same rows once all have applied all of it: those who
+//! are its members in the end, whoever they are.
 
-use crate::world::{Hardware, Part, REPLICAS};
-use evenkeel_protocol::ShardId;
+use crate::site::{Group, Site};
+use crate::world::{Hardware, Part};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What differs, in words.
-pub fn check(hardware: &Hardware, shards: u32) -> Vec<String> {
+pub fn check(hardware: &Hardware, site: &Site) -> Vec<String> {
+    let mut shards: BTreeMap<Group, Vec<Part>> = BTreeMap::new();
+    for part in site.members().filter(|part| part.group() != Group::PlacementDriver) {
+        shards.entry(part.group()).or_default().push(part);
+    }
+    let rows = |part: &Part| {
+        let tables = hardware.engine(part.machine()).tables();
+        let users = tables.iter().filter(|(name, _)| !name.starts_with("evenkeel."));
+        users.map(|(name, table)| (name.clone(), table.rows.clone())).collect::<Vec<_>>()
+    };
     let mut wrong = Vec::new();
-    for shard in 1..=shards {
-        let rows = |replica| {
-            let tables = hardware.engine(Part::Shard(ShardId(shard), replica).machine()).tables();
-            let users = tables.iter().filter(|(name, _)| !name.starts_with("evenkeel."));
-            users.map(|(name, table)| (name.clone(), table.rows.clone())).collect::<Vec<_>>()
-        };
-        let first = rows(1);
-        for replica in 2..=REPLICAS {
-            let other = rows(replica);
+    for members in shards.values() {
+        let Some((one, others)) = members.split_first() else { continue };
+        let first = rows(one);
+        for part in others {
+            let other = rows(part);
             if other != first {
                 let differs = first.iter().zip(&other).flat_map(|((name, a), (_, b))| {
-                    let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+                    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
                     let differ = keys.into_iter().filter(|key| a.get(*key) != b.get(*key));
                     differ.map(move |key| format!("{name} {key:02x?}: {:?} and {:?}", a.get(key), b.get(key)))
                 });
                 let example = differs.take(2).collect::<Vec<_>>().join("; ");
-                wrong.push(format!("shard {shard}: replicas 1 and {replica} differ: {example}"));
+                wrong.push(format!("{one:?} and {part:?} differ: {example}"));
             }
         }
     }
