@@ -2,7 +2,8 @@
 
 use crate::world::{Failure, Outcome, PATIENCE, World};
 use evenkeel::cluster::ProcessId;
-use evenkeel_protocol::shard::{Inspection, ShardReply, ShardRequest};
+use evenkeel_protocol::report::ShardReport;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ShardReply, ShardRequest};
 use evenkeel_rpc::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
@@ -40,16 +41,28 @@ impl Replica {
 
     /// What it says of itself.
     pub async fn inspect(self, world: &World) -> Result<Inspection, String> {
+        match self.ask(world, &ShardRequest::Inspect).await? {
+            ShardReply::Inspect(inspection) => Ok(*inspection),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    /// What it reports to the placement driver, if it leads.
+    pub async fn report(self, world: &World) -> Result<ShardReport, String> {
+        match self.ask(world, &ShardRequest::Control(ControlRequest::Report)).await? {
+            ShardReply::Control(ControlReply::Report(report)) => Ok(*report),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    async fn ask(self, world: &World, request: &ShardRequest) -> Result<ShardReply, String> {
         let shards = world.cluster.shards();
         let shard = shards.iter().find(|s| s.id.0 == self.shard).ok_or("no such shard")?;
         let address = shard.replicas.get(&self.number).copied().ok_or("no such replica")?;
         let bound = Duration::from_millis(ASK_MS);
         let asked = Connection::<ShardRequest, ShardReply>::connect(address, bound).await;
         let connection = asked.map_err(|e| e.to_string())?;
-        match connection.call_within(&ShardRequest::Inspect, bound).await.map_err(|e| e.to_string())? {
-            ShardReply::Inspect(inspection) => Ok(*inspection),
-            other => Err(format!("{other:?}")),
-        }
+        connection.call_within(request, bound).await.map_err(|e| e.to_string())
     }
 
     /// Its PostgreSQL's data.

@@ -78,7 +78,7 @@ pub fn run(options: fn(PathBuf) -> ClusterOptions, scenarios: &[Scenario]) -> Ex
     };
     println!("\nrunning {} test{}", wanted.len(), if wanted.len() == 1 { "" } else { "s" });
     let started = Instant::now();
-    let failures = runtime.block_on(run_all(options, &wanted));
+    let Results { failures, skipped } = runtime.block_on(run_all(options, &wanted));
     runtime.shutdown_background();
     if !failures.is_empty() {
         println!("\nfailures:\n");
@@ -86,9 +86,13 @@ pub fn run(options: fn(PathBuf) -> ClusterOptions, scenarios: &[Scenario]) -> Ex
             println!("---- {name} ----\n{why}\n");
         }
     }
-    let (failed, passed) = (failures.len(), wanted.len() - failures.len());
+    if !skipped.is_empty() {
+        println!("\nNOT TESTED HERE: {}", skipped.join(", "));
+    }
+    let (failed, ignored) = (failures.len(), skipped.len());
+    let passed = wanted.len() - failed - ignored;
     println!(
-        "\ntest result: {}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        "\ntest result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
         scenarios.len() - wanted.len(),
         started.elapsed().as_secs_f64()
@@ -96,8 +100,8 @@ pub fn run(options: fn(PathBuf) -> ClusterOptions, scenarios: &[Scenario]) -> Ex
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
 }
 
-async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -> Vec<(&'static str, String)> {
-    let mut failures = Vec::new();
+async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -> Results {
+    let (mut failures, mut skipped) = (Vec::new(), Vec::new());
     let mut world: Option<World> = None;
     for scenario in wanted {
         print!("test {} ... ", scenario.name);
@@ -107,7 +111,11 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
         let outcome = run_one(options, scenario, &mut world).await;
         let seconds = started.elapsed().as_secs_f64();
         match outcome {
-            Ok(()) => println!("ok <{seconds:.1}s>"),
+            Ok(Ended::Well) => println!("ok <{seconds:.1}s>"),
+            Ok(Ended::Skipped(why)) => {
+                println!("ignored, SKIPPED: {why}");
+                skipped.push(scenario.name);
+            }
             Err(why) => {
                 println!("FAILED <{seconds:.1}s>");
                 failures.push((scenario.name, why));
@@ -120,14 +128,27 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
     if let Some(world) = world {
         world.stop().await;
     }
-    failures
+    Results { failures, skipped }
+}
+
+/// What did not end well: names, and why.
+struct Results {
+    failures: Vec<(&'static str, String)>,
+    skipped: Vec<&'static str>,
+}
+
+/// How a scenario that did not fail has ended.
+enum Ended {
+    Well,
+    /// It could not be run on this machine, because of this.
+    Skipped(String),
 }
 
 async fn run_one(
     options: fn(PathBuf) -> ClusterOptions,
     scenario: &Scenario,
     world: &mut Option<World>,
-) -> Result<(), String> {
+) -> Result<Ended, String> {
     if world.is_none() {
         let executable = executable()?;
         eprintln!("(the program under test is {})", executable.display());
@@ -149,7 +170,9 @@ async fn run_one(
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
             Err(format!("panicked: {}", text.unwrap_or_default()))
         }
-        Ok(Ok(outcome)) => outcome.map_err(|failure| failure.to_string()),
+        Ok(Ok(Ok(()))) => Ok(Ended::Well),
+        Ok(Ok(Err(failure))) if failure.is_skipped() => Ok(Ended::Skipped(failure.to_string())),
+        Ok(Ok(Err(failure))) => Err(failure.to_string()),
     };
     outcome.map_err(|why| format!("{why}\n\n{}", world.evidence()))
 }

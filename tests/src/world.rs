@@ -15,20 +15,33 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at, in milliseconds.
 const POLL_MS: u64 = 10;
 
-/// Why a scenario failed, in words.
+/// Why a scenario failed, in words; or why it could not be run here.
 #[derive(Debug)]
-pub struct Failure(String);
+pub struct Failure {
+    why: String,
+    skipped: bool,
+}
 
 impl Failure {
     /// A failure with this reason.
     pub fn new(why: impl Into<String>) -> Failure {
-        Failure(why.into())
+        Failure { why: why.into(), skipped: false }
+    }
+
+    /// Nothing failed: this machine lacks what the scenario needs. It counts as ignored.
+    pub fn skipped(why: impl Into<String>) -> Failure {
+        Failure { why: why.into(), skipped: true }
+    }
+
+    /// Whether that is so.
+    pub fn is_skipped(&self) -> bool {
+        self.skipped
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -36,7 +49,7 @@ macro_rules! failure_from {
     ($($error:ty),*) => {
         $(impl From<$error> for Failure {
             fn from(error: $error) -> Failure {
-                Failure(error.to_string())
+                Failure::new(error.to_string())
             }
         })*
     };

@@ -2,7 +2,9 @@
 //! served can be followed without gaps.
 
 use evenkeel::cluster::ClusterOptions;
-use evenkeel_protocol::rest::{OperatorBody, RouteLookupBody, RoutesBody};
+use evenkeel_client::ClientError;
+use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, RouteLookupBody, RoutesBody};
+use evenkeel_protocol::{ShardId, sql};
 use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
 use reqwest::{Client, Method, Response, StatusCode};
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
             every_replica_serves_and_writes_reach_the_leader,
             routes_can_be_followed_by_etag_version_and_watch,
             a_range_is_split_and_moved_by_hand,
+            a_table_that_postgresql_refuses_harms_nothing,
             the_interface_survives_the_death_of_its_leader,
         ],
     )
@@ -194,6 +197,26 @@ async fn a_range_is_split_and_moved_by_hand(world: &World) -> Outcome {
     let answer = world.client.execute("SELECT id FROM byhand", &[]).await?;
     let ids: Vec<Option<i64>> = (0..3).map(|row| answer.rows.int(row, 0)).collect();
     ensure!(ids == [Some(1), Some(2), Some(3)], "a scan over two shards gave {ids:?}");
+    world.nothing_is_wrong().await
+}
+
+/// Invariant 5: decided, it would end every replica of its shard.
+async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> Outcome {
+    const IMPOSSIBLE: &str = "CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(2000))";
+    match world.client.execute(IMPOSSIBLE, &[]).await {
+        Err(ClientError::Sql(error)) if error.code == "22023" => {}
+        other => return Err(Failure::new(format!("{IMPOSSIBLE} gave {other:?}"))),
+    }
+    let Ok(sql::Command::CreateTable { schema, .. }) = sql::parse(IMPOSSIBLE) else {
+        return Err(Failure::new("it does not parse"));
+    };
+    let body = CreateTableBody { schema, shard: Some(ShardId(1)), if_not_exists: false };
+    let body = serde_json::to_vec(&body).map_err(|e| e.to_string())?;
+    let refused = request(world, Method::POST, "/v1/tables", Some(body)).await?;
+    refusal(IMPOSSIBLE, refused, 409, "not-created").await?;
+    // The name is free again, and every shard lives.
+    world.create_table("CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(1000))", 1).await?;
+    world.client.execute("INSERT INTO impossible VALUES (1, 2)", &[]).await?;
     world.nothing_is_wrong().await
 }
 

@@ -1,6 +1,6 @@
 //! Small disks that can be filled: a tmpfs in place of one of a replica's folders.
 //!
-//! Mounting takes root. Without it there is no such disk, and the scenario says so and does nothing.
+//! Mounting takes root. Without it there is no such disk, and the scenario counts as skipped.
 
 use evenkeel_tests::{Failure, Outcome, Replica, World};
 use std::fs::File;
@@ -18,13 +18,8 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     /// Puts a disk of this size under the folder `name` of a replica, with what is in that folder now; the replica is stopped and
-    /// started. `None` if nothing can be mounted here.
-    pub async fn under(
-        world: &World,
-        replica: Replica,
-        name: &str,
-        size_bytes: u64,
-    ) -> Result<Option<SmallDisk>, Failure> {
+    /// started. If nothing can be mounted here the scenario is skipped.
+    pub async fn under(world: &World, replica: Replica, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
         let at = replica.data_dir(world)?.join(name);
         super::stop(world, replica).await?;
         let disk = SmallDisk::mount(at, size_bytes);
@@ -33,22 +28,21 @@ impl SmallDisk {
         disk
     }
 
-    fn mount(at: PathBuf, size_bytes: u64) -> Result<Option<SmallDisk>, Failure> {
+    fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, Failure> {
         let kept = kept(&at);
         // The mount is made beside and filled first, so that nothing is lost if there is not enough room.
         std::fs::create_dir(&kept).map_err(|e| failed("making a folder", e))?;
         let options = format!("size={size_bytes},mode=0700");
         let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&kept));
         if let Err(why) = mounted {
-            eprintln!("(no small disk, so this is not tested here: {why})");
             std::fs::remove_dir(&kept).map_err(|e| failed("removing a folder", e))?;
-            return Ok(None);
+            return Err(Failure::skipped(format!("no disk can be mounted here: {why}")));
         }
         let copied = run(Command::new("cp").arg("-a").arg(at.join(".")).arg(&kept));
         let bound = copied.and_then(|()| run(Command::new("mount").arg("--bind").arg(&kept).arg(&at)));
         run(Command::new("umount").arg(&kept))?;
         std::fs::remove_dir(&kept).map_err(|e| failed("removing a folder", e))?;
-        bound.map(|()| Some(SmallDisk { at }))
+        bound.map(|()| SmallDisk { at })
     }
 
     /// Writes until there is no room; again, until what has become free since is taken too.
