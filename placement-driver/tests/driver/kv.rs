@@ -1,9 +1,6 @@
 //! The coordination store over real sockets: three replicas with their real log.
-#![allow(clippy::unwrap_used)]
 
-mod cluster;
-
-use cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, eventually};
 use evenkeel_protocol::kv::{KvEventBody, KvListBody, KvMarkBody, KvWrittenBody, MAX_VALUE_BYTES};
 use reqwest::header::{HeaderMap, HeaderName};
 use reqwest::{Client, Method, Response, StatusCode};
@@ -233,7 +230,7 @@ impl Events {
                 }
                 continue;
             }
-            let chunk = tokio::time::timeout(cluster::PATIENCE, self.response.chunk()).await.ok()?.ok()??;
+            let chunk = tokio::time::timeout(crate::cluster::PATIENCE, self.response.chunk()).await.ok()?.ok()??;
             self.buffer.push_str(&String::from_utf8_lossy(&chunk));
         }
     }

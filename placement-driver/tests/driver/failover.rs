@@ -1,9 +1,6 @@
 //! Death and return of placement-driver replicas while operators are under way.
-#![allow(clippy::unwrap_used)]
 
-mod cluster;
-
-use cluster::{Cluster, bigint_table, eventually};
+use crate::cluster::{Cluster, bigint_table, eventually};
 use reqwest::StatusCode;
 use serde_json::json;
 

@@ -1,9 +1,6 @@
 //! The REST API over real sockets: three replicas with their real log, and shards that are played.
-#![allow(clippy::unwrap_used)]
 
-mod cluster;
-
-use cluster::{Cluster, bigint_table, eventually, schema};
+use crate::cluster::{Cluster, bigint_table, eventually, schema};
 use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
 use evenkeel_protocol::routing::RoutingTable;
@@ -287,7 +284,7 @@ impl Events {
                 self.text.push_str(&String::from_utf8_lossy(&chunk));
             }
         };
-        tokio::time::timeout(cluster::PATIENCE, read).await.unwrap()
+        tokio::time::timeout(crate::cluster::PATIENCE, read).await.unwrap()
     }
 }
 
