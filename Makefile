@@ -35,8 +35,10 @@ demo: build
 
 # The integration tests run the very binary that the demonstration runs. Packages are tested one after another: several of them
 # start PostgreSQL servers, and on two cores they would only wait for each other.
-test: build
-	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --no-fail-fast $(ARGS)
+# Everything is built in one go: building the program by itself first would build it twice, as the tests' libraries have other features.
+test:
+	@scripts/install-missing cc postgresql
+	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --tests --no-fail-fast $(ARGS)
 
 bench: build
 	@scripts/install-missing wrk nginx
