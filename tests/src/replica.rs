@@ -6,12 +6,15 @@ use evenkeel_protocol::report::ShardReport;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ShardReply, ShardRequest};
 use evenkeel_rpc::Connection;
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// How long a replica may take to answer, in milliseconds.
 const ASK_MS: u64 = 5_000;
+/// In so many reigns, one after the other, something that takes a few seconds should find one that lasts.
+const MOST_REIGNS: usize = 5;
 
 /// A replica of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +36,11 @@ impl Replica {
         world.cluster.data_dir(self.id()).ok_or_else(|| Failure::new(format!("no process {}", self.id())))
     }
 
-    /// All that its process has logged.
-    pub fn log(self, world: &World) -> Result<String, Failure> {
+    /// What its process logs from now on.
+    pub fn log(self, world: &World) -> Result<Log, Failure> {
         let path = world.cluster.root().join(format!("{}.log", self.id()));
-        std::fs::read_to_string(path).map_err(|e| Failure::new(e.to_string()))
+        let from = std::fs::metadata(&path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?.len();
+        Ok(Log { path, from })
     }
 
     /// What it says of itself.
@@ -137,6 +141,30 @@ impl World {
         .await
     }
 
+    /// The replica that leads a shard, and the term of its reign.
+    pub async fn reign(&self, shard: u32) -> Result<(Replica, u64), Failure> {
+        self.until(&format!("shard {shard} to report"), PATIENCE, async || {
+            let leader = self.serving(shard).await.map_err(|e| e.to_string())?;
+            Ok((leader, leader.report(self).await?.term))
+        })
+        .await
+    }
+
+    /// Does something that sessions are not spared if leadership changes under them, which on a busy machine it may unasked: what failed is
+    /// done anew if the reign has changed meanwhile. What fails within one reign has failed.
+    pub async fn within_one_reign(&self, shard: u32, mut act: impl AsyncFnMut() -> Outcome) -> Outcome {
+        let mut outcome = Ok(());
+        for _ in 0..MOST_REIGNS {
+            let before = self.reign(shard).await?;
+            outcome = act().await;
+            if outcome.is_ok() || self.reign(shard).await? == before {
+                return outcome;
+            }
+            println!("    (leadership has changed: anew)");
+        }
+        outcome
+    }
+
     /// A replica of the shard that does not lead.
     pub async fn follower(&self, shard: u32) -> Result<Replica, Failure> {
         let leader = self.serving(shard).await?;
@@ -155,5 +183,31 @@ impl World {
             if now.applied >= wanted { Ok(()) } else { Err(format!("{wanted} wanted: {now:?}")) }
         })
         .await
+    }
+}
+
+/// What a process has logged since somebody began to look: lines that earlier scenarios caused are none of a later one's.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    from: u64,
+}
+
+impl Log {
+    /// All of it so far.
+    pub fn text(&self) -> Result<String, Failure> {
+        let read = || {
+            let mut file = std::fs::File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.from))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().map_err(|e: std::io::Error| Failure::new(format!("{}: {e}", self.path.display())))
+    }
+
+    /// Whether it has said this.
+    pub fn says(&self, words: &str) -> Result<bool, Failure> {
+        Ok(self.text()?.contains(words))
     }
 }

@@ -125,6 +125,7 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_reign(world: &
     let (leader, others) = world.alone(1).await?;
     let server = leader.inspect(world).await?.postgres_pid;
     let intruder = leader.intrude(world).await?;
+    let log = leader.log(world)?;
     let ended = async {
         let waiting = world
             .until("sessions to wait for the log", PATIENCE, async || {
@@ -146,7 +147,7 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_reign(world: &
     ended?;
     counters.wait_for_answers(200).await?;
     world.caught_up(leader, server).await?;
-    ensure!(leader.log(world)?.contains("a COMMIT failed"), "{} does not say why its reign ended", leader.id());
+    ensure!(log.says("a COMMIT failed")?, "{} does not say why its reign ended", leader.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
@@ -181,13 +182,14 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outc
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
     let outcome = async {
         lead(world, replica).await?;
+        let log = replica.log(world)?;
         disk.fill()?;
         let next = world.serving_other_than(1, Some(replica)).await?;
         counters.wait_for_answers(500).await?;
         world
             .until("the replica to rest", PATIENCE, async || {
-                let log = replica.log(world).map_err(|e| e.to_string())?;
-                if log.contains("disk is full") { Ok(()) } else { Err("it does not say so".to_string()) }
+                let said = log.says("disk is full").map_err(|e| e.to_string())?;
+                if said { Ok(()) } else { Err("it does not say so".to_string()) }
             })
             .await?;
         // Even if it is asked to, it does not lead, and nothing waits for it.
@@ -238,11 +240,12 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
     let disk = SmallDisk::under(world, replica, "log", LOG_DISK_BYTES).await?;
     let outcome = async {
         let said = "the replicated log has failed, stopping the process: ";
+        let log = replica.log(world)?;
         world
             .until("the process to end", PATIENCE, async || {
                 // Compaction makes room, now and then.
                 disk.fill().map_err(|e| e.to_string())?;
-                let log = replica.log(world).map_err(|e| e.to_string())?;
+                let log = log.text().map_err(|e| e.to_string())?;
                 let line = log.lines().find_map(|line| line.strip_prefix(said)).map(str::to_string);
                 line.ok_or_else(|| "it goes on".to_string())
             })
@@ -280,9 +283,10 @@ async fn data_deleted_while_stopped_is_made_anew_from_a_peer(world: &World) -> O
     stop(world, replica).await?;
     remove_all(&replica.pgdata(world)?)?;
     compacted(world, &counters).await?;
+    let log = replica.log(world)?;
     world.cluster.restart(replica.id())?;
     world.caught_up(replica, None).await?;
-    ensure!(replica.log(world)?.contains("took a peer's state"), "{} did not take a peer's state", replica.id());
+    ensure!(log.says("took a peer's state")?, "{} did not take a peer's state", replica.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
@@ -298,6 +302,7 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
         return Err(Failure::skipped("only root can give a folder away"));
     }
     let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| Failure::new(e.to_string()));
+    let log = replica.log(world)?;
     give(0, 0)?;
     world.cluster.kill_postgres(replica.id())?;
     let outcome = async {
@@ -315,7 +320,7 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
     give(owner.uid(), owner.gid())?;
     outcome?;
     world.caught_up(replica, None).await?;
-    ensure!(!replica.log(world)?.contains("makes PostgreSQL's data anew"), "good data was thrown away");
+    ensure!(!log.says("makes PostgreSQL's data anew")?, "good data was thrown away");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
@@ -323,12 +328,13 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
 async fn damaged_data_is_made_anew(world: &World) -> Outcome {
     let counters = counting(world, "damaged").await?;
     each_role(world, async |replica| {
+        let log = replica.log(world)?;
         let control = replica.pgdata(world)?.join("global/pg_control");
         std::fs::write(control, vec![7; 8_192]).map_err(|e| Failure::new(e.to_string()))?;
         let server = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
         world.caught_up(replica, Some(server)).await?;
-        ensure!(replica.log(world)?.contains("makes PostgreSQL's data anew"), "{} still has it", replica.id());
+        ensure!(log.says("makes PostgreSQL's data anew")?, "{} still has it", replica.id());
         let aside = replica.pgdata(world)?.with_extension("damaged");
         world
             .until("the damaged data to be deleted", PATIENCE, async || {
