@@ -65,6 +65,12 @@ async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Fail
 /// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads anywhere and writes at the leader.
 async fn settings_are_the_session_s_own(world: &World) -> Outcome {
     table(world, "settings").await?;
+    world.within_one_reign(1, async || settings(world).await).await?;
+    by_command_line(world).await?;
+    world.nothing_is_wrong().await
+}
+
+async fn settings(world: &World) -> Outcome {
     let mut session = world.client.begin_session(Levels::default());
     let select = "SELECT n FROM settings WHERE id = 0";
     session.execute("SET evenkeel.read_level = 'local'", &[]).await?;
@@ -102,8 +108,7 @@ async fn settings_are_the_session_s_own(world: &World) -> Outcome {
     session.settled().await?;
     let sum = world.client.execute(select, &[]).await?.rows.int(0, 0);
     ensure!(sum == Some(13), "six additions to 7 gave {sum:?}");
-    by_command_line(world).await?;
-    world.nothing_is_wrong().await
+    Ok(())
 }
 
 async fn by_command_line(world: &World) -> Outcome {
@@ -263,8 +268,11 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
     // Waits behind its own write for as long as this.
     let patient = impatient(world, 5_000).await?;
     let mut session = patient.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
-    session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
-    session.settled().await?;
+    let begin = async || {
+        session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
+        Ok(session.settled().await?)
+    };
+    world.within_one_reign(1, begin).await?;
     let (_, followers) = world.alone(1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
@@ -318,10 +326,14 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
     let client = impatient(world, 5_000).await?;
     let insert = "INSERT INTO lost VALUES ($1, 1)";
     let mut session = client.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
-    for id in 1..=20 {
-        session.execute(insert, &[Value::Int(id)]).await?;
-    }
-    session.settled().await?;
+    let begin = async || {
+        client.execute("DELETE FROM lost WHERE id BETWEEN 1 AND 20", &[]).await?;
+        for id in 1..=20 {
+            session.execute(insert, &[Value::Int(id)]).await?;
+        }
+        Ok(session.settled().await?)
+    };
+    world.within_one_reign(1, begin).await?;
     let (leader, followers) = world.alone(1).await?;
     let leader = leader.id();
     followers.iter().try_for_each(|id| world.kill(*id))?;
