@@ -214,7 +214,7 @@ impl Attempts {
                 let doublings = self.refusals.min(5);
                 self.refusals += 1;
                 let asked = retry_after_ms.clamp(FIRST_WAIT_MS, MOST_BUSY_MS) << doublings;
-                let wait_ms = (asked as f64 * (0.5 + jitter)) as u64;
+                let wait_ms = ((asked as f64 * (0.5 + jitter)) as u64).min(MOST_BUSY_MS);
                 // An earlier attempt may have been executed: then only its answer says what to tell the user.
                 if !self.unknown && now_ms.saturating_add(wait_ms) >= self.patient_until_ms {
                     return Step::GiveUp(overloaded(wait_ms));
