@@ -66,6 +66,8 @@ pub use transaction::Transaction;
 
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::routing::RoutingTable;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use session::Session;
 use std::sync::Arc;
 use tokio::task::AbortHandle;
@@ -95,13 +97,7 @@ impl Client {
     /// Errors: [`ClientError::Config`] for settings that cannot be used, [`ClientError::Unavailable`] if no placement driver
     /// answers.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
-        let session = Arc::new(Session::new(config)?);
-        session.first_fetch().await?;
-        let tasks = vec![
-            tokio::spawn(session::watch(session.clone())).abort_handle(),
-            tokio::spawn(session::refresh_when_wanted(session.clone())).abort_handle(),
-        ];
-        Ok(Client { inner: Arc::new(Inner { session, tasks }) })
+        connected(config).await
     }
 
     fn session(&self) -> &Arc<Session> {
@@ -124,17 +120,22 @@ impl Client {
         Ok(self.execute_early(sql, params, levels).await?.0)
     }
 
-    async fn execute_early(
-        &self,
-        sql: &str,
-        params: &[Value],
+    /// Boxed: see [`connected`].
+    #[inline(never)]
+    fn execute_early<'a>(
+        &'a self,
+        sql: &'a str,
+        params: &'a [Value],
         levels: Levels,
-    ) -> Result<(Answer, Option<settle::Unsettled>), ClientError> {
+    ) -> BoxFuture<'a, Result<(Answer, Option<settle::Unsettled>), ClientError>> {
         let session = self.session();
-        stats::add(&session.counters.statements, 1);
-        let result = session.execute(sql, params, levels, session.now_ms()).await;
-        stats::add(&session.counters.failures, result.is_err().into());
-        result
+        let executed = async move {
+            stats::add(&session.counters.statements, 1);
+            let result = session.execute(sql, params, levels, session.now_ms()).await;
+            stats::add(&session.counters.failures, result.is_err().into());
+            result
+        };
+        executed.boxed()
     }
 
     /// Begins a session: statements in order, with settings and transactions of their own.
@@ -168,4 +169,20 @@ impl Client {
     pub fn stats(&self) -> ClientStats {
         self.session().counters.read()
     }
+}
+
+/// The body of an `async fn` is compiled by every crate that awaits it. What most of this crate hangs on is boxed, so that it is compiled here
+/// and only here; beside a round trip to a shard the allocation is nothing.
+#[inline(never)]
+fn connected(config: ClientConfig) -> BoxFuture<'static, Result<Client, ClientError>> {
+    let connecting = async move {
+        let session = Arc::new(Session::new(config)?);
+        session.first_fetch().await?;
+        let tasks = vec![
+            tokio::spawn(session::watch(session.clone())).abort_handle(),
+            tokio::spawn(session::refresh_when_wanted(session.clone())).abort_handle(),
+        ];
+        Ok(Client { inner: Arc::new(Inner { session, tasks }) })
+    };
+    connecting.boxed()
 }

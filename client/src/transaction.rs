@@ -26,6 +26,8 @@ use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest, TransactionOptions};
 use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Key, ShardId, SqlError, TableId, TxnId, Value};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::sync::Arc;
 
 /// A transaction. Dropped without [`Transaction::commit`], it is rolled back.
@@ -113,7 +115,18 @@ impl Transaction {
         result
     }
 
-    async fn execute_inner(&mut self, session: &Session, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
+    /// Boxed, as [`Transaction::commit_at`]: compiled here, not again by whoever awaits it.
+    #[inline(never)]
+    fn execute_inner<'a>(
+        &'a mut self,
+        session: &'a Session,
+        sql: &'a str,
+        params: &'a [Value],
+    ) -> BoxFuture<'a, Result<Answer, ClientError>> {
+        self.executed(session, sql, params).boxed()
+    }
+
+    async fn executed(&mut self, session: &Session, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
         let started_ms = session.now_ms();
         let deadline_ms = started_ms + session.config.statement_timeout_ms;
         if matches!(self.state, State::Failed) {
@@ -212,7 +225,15 @@ impl Transaction {
     }
 
     /// The same, answered when it has reached `durability`: what becomes of it then is known later (R28).
-    pub(crate) async fn commit_at(mut self, durability: Durability) -> Result<Option<Unsettled>, ClientError> {
+    #[inline(never)]
+    pub(crate) fn commit_at(
+        self,
+        durability: Durability,
+    ) -> BoxFuture<'static, Result<Option<Unsettled>, ClientError>> {
+        self.committed_at(durability).boxed()
+    }
+
+    async fn committed_at(mut self, durability: Durability) -> Result<Option<Unsettled>, ClientError> {
         let session = self.client.session().clone();
         stats::add(&session.counters.statements, 1);
         let result = match std::mem::replace(&mut self.state, State::Failed) {

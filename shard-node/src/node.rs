@@ -25,6 +25,8 @@ use evenkeel_host::{Bug, deliberate};
 use evenkeel_replicated_log::{
     self as log, GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, StartError, Term, Timing,
 };
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -115,7 +117,21 @@ pub struct Node {
 ///
 /// # Errors
 /// See [`RunError`]; each says in one line what is wrong.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
+pub fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, Result<(), RunError>> {
+    boxed(config, shutdown.boxed())
+}
+
+/// The body of an `async fn` is compiled by whoever awaits it, and a replica's is most of this crate: once boxed it is compiled here, and
+/// only here.
+#[inline(never)]
+fn boxed(config: Config, shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), RunError>> {
+    run_until(config, shutdown).boxed()
+}
+
+async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(), RunError> {
     let own = |map: &std::collections::BTreeMap<u64, SocketAddr>, what: &str| {
         let missing = || RunError::Config(format!("{what} has no address for replica {}", config.replica));
         map.get(&config.replica).copied().ok_or_else(missing)

@@ -21,6 +21,7 @@ mod transfer;
 pub use calls::ShardCalls;
 pub use members::{NewDriver, next_members};
 pub(crate) use members::{REST, RPC, contacts};
+use shared::Message;
 pub use shared::{Applied, Leading, ProposeFailure, Shared};
 
 use crate::config::Config;
@@ -28,13 +29,16 @@ use crate::rest;
 use crate::snapshot::{self, Snapshot, SnapshotError};
 use crate::state::State;
 use evenkeel_host::Listener;
-use evenkeel_replicated_log::{GroupConfig, Limits, LogIndex, ReplicaId, Term, Timing};
+use evenkeel_replicated_log::{GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, Term, Timing};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use node::Node;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// The log's group number of the placement driver; shards' groups have their shard's number, from 1.
 const GROUP: u64 = 0;
@@ -76,7 +80,21 @@ pub enum RunError {
 ///
 /// # Errors
 /// [`RunError`] if it cannot start, or cannot go on; trying again unchanged does not help.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), RunError> {
+pub fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, Result<(), RunError>> {
+    boxed(config, shutdown.boxed())
+}
+
+/// The body of an `async fn` is compiled by whoever awaits it, and a replica's is most of this crate: once boxed it is compiled here, and
+/// only here.
+#[inline(never)]
+fn boxed(config: Config, shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), RunError>> {
+    with_rest(config, shutdown).boxed()
+}
+
+async fn with_rest(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
     rest::metrics::install();
     let Some(address) = config.listen_rest.or(config.rest.get(&config.replica).copied()) else {
@@ -99,42 +117,67 @@ pub async fn serve<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let dir = config.data_dir.clone();
-    std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
-    let snapshot =
-        snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
-    let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica)))?;
-    let log = evenkeel_replicated_log::start(group(&config)?)?;
-    let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);
-    let (stop, stopped) = watch::channel(false);
-    let shared = Arc::new(Shared::new(config, snapshot, log.clone(), messages, stopped.clone()));
+    let replica = Replica::open(config)?;
+    let front = tokio::spawn(front(replica.shared.clone(), replica.stop.subscribe()));
+    replica.live(front, shutdown.boxed()).await
+}
 
-    let mut rpc =
-        tokio::spawn(evenkeel_rpc::serve(rpc, Arc::new(intake::Intake(shared.clone())), ended(stopped.clone())));
-    let mut front = tokio::spawn(front(shared.clone(), stopped));
-    let node = Node::new(shared.clone(), inbox);
-    tokio::pin!(shutdown);
-    let result = tokio::select! {
-        () = &mut shutdown => Ok(()),
-        result = node.run() => result,
-        epoch = log.removed() => {
-            let what = "this replica is no longer a member of the placement driver";
-            Err(RunError::Stopped(format!("{what} since epoch {epoch}; once there is a leader its folder can go")))
-        }
-    };
-    shared.end_reign();
-    // An error would mean that nobody listens any more.
-    stop.send(true).ok();
-    let patience = Duration::from_millis(SHUTDOWN_MS);
-    if tokio::time::timeout(patience, async { (&mut rpc).await.ok().zip((&mut front).await.ok()) }).await.is_err() {
-        rpc.abort();
-        front.abort();
+/// A replica that is ready to run.
+struct Replica {
+    shared: Arc<Shared>,
+    log: LogHandle,
+    inbox: mpsc::Receiver<Message>,
+    rpc: Listener,
+    stop: watch::Sender<bool>,
+}
+
+impl Replica {
+    fn open(config: Config) -> Result<Replica, RunError> {
+        let dir = config.data_dir.clone();
+        std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
+        let snapshot =
+            snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
+        let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica)))?;
+        let log = evenkeel_replicated_log::start(group(&config)?)?;
+        let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);
+        let (stop, stopped) = watch::channel(false);
+        let shared = Arc::new(Shared::new(config, snapshot, log.clone(), messages, stopped));
+        Ok(Replica { shared, log, inbox, rpc, stop })
     }
-    // Before the log lets go of the folder: then it may be somebody else's.
-    let file = shared.snapshots.clone();
-    evenkeel_host::blocking(move || file.close()).await.ok();
-    log.shutdown().await;
-    result
+
+    /// Boxed: see [`boxed`].
+    #[inline(never)]
+    fn live(self, front: JoinHandle<()>, shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), RunError>> {
+        self.live_until(front, shutdown).boxed()
+    }
+
+    async fn live_until(self, mut front: JoinHandle<()>, shutdown: BoxFuture<'static, ()>) -> Result<(), RunError> {
+        let Replica { shared, log, inbox, rpc, stop } = self;
+        let intake = Arc::new(intake::Intake(shared.clone()));
+        let mut rpc = tokio::spawn(evenkeel_rpc::serve(rpc, intake, ended(stop.subscribe())));
+        let node = Node::new(shared.clone(), inbox);
+        let result = tokio::select! {
+            () = shutdown => Ok(()),
+            result = node.run() => result,
+            epoch = log.removed() => {
+                let what = "this replica is no longer a member of the placement driver";
+                Err(RunError::Stopped(format!("{what} since epoch {epoch}; once there is a leader its folder can go")))
+            }
+        };
+        shared.end_reign();
+        // An error would mean that nobody listens any more.
+        stop.send(true).ok();
+        let patience = Duration::from_millis(SHUTDOWN_MS);
+        if tokio::time::timeout(patience, async { (&mut rpc).await.ok().zip((&mut front).await.ok()) }).await.is_err() {
+            rpc.abort();
+            front.abort();
+        }
+        // Before the log lets go of the folder: then it may be somebody else's.
+        let file = shared.snapshots.clone();
+        evenkeel_host::blocking(move || file.close()).await.ok();
+        log.shutdown().await;
+        result
+    }
 }
 
 async fn ended(mut stopped: watch::Receiver<bool>) {
