@@ -11,10 +11,12 @@ use crate::cli::CommandError;
 use crate::cli::show::table;
 use crate::cluster::{Cluster, ClusterOptions, ProcessId, wait};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
+use crate::rest::Rest;
+use crate::run::checks::inspect_all;
 use crate::run::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
 use acks::{Pause, all_resumed, pause, percentile};
-use evenkeel_protocol::rest::{CreateTableBody, ShardBody};
+use evenkeel_protocol::rest::CreateTableBody;
 use evenkeel_protocol::{ShardId, sql};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -33,6 +35,8 @@ const DRIVER_WRITES_PER_S: f64 = 50.0;
 const RESUMED: usize = 3;
 /// How long before the fault acknowledgements are kept, in milliseconds: the last before it must be among them.
 const BEFORE_MS: f64 = 2_000.0;
+/// How long a placement driver may take to say whether it leads: it may be frozen.
+const ASK: Duration = Duration::from_millis(250);
 /// How long a trial and the repair after it may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a failover should last at most, in milliseconds, and in which share of trials.
@@ -286,7 +290,7 @@ impl<'a> Trials<'a> {
 
     /// Hurts the leader, waits until all writers write again, mends, and waits until the cluster is whole.
     pub async fn trial(&self, role: Group, kind: Fault) -> Result<Trial, String> {
-        let victim = self.leader(role).await?;
+        let victim = self.leader(role, None).await?;
         let record = &self.sql.record;
         // Both kinds of writers are at work before, so that there is something to be interrupted.
         for writers in [&self.sql, &self.driver] {
@@ -296,37 +300,54 @@ impl<'a> Trials<'a> {
         }
         let (fault_ms, driver_fault_ms) = (record.now_ms(), self.driver.record.now_ms());
         self.hurt(victim, kind).await?;
-        resumed(&self.sql, fault_ms).await?;
+        // Only what ends with another leader was a failover, and only what is written under that one is behind it.
+        let next = self.leader(role, Some(victim)).await?;
+        resumed(&self.sql, record.now_ms()).await?;
         if role == Group::PlacementDriver {
-            resumed(&self.driver, driver_fault_ms).await?;
+            resumed(&self.driver, self.driver.record.now_ms()).await?;
         }
         let trial = Trial {
             sql: pause(&record.acks(), fault_ms),
             placement_driver: (role == Group::PlacementDriver)
                 .then(|| pause(&self.driver.record.acks(), driver_fault_ms)),
         };
-        tracing::info!(%victim, ?kind, ?trial, "a trial");
+        tracing::info!(%victim, %next, ?kind, ?trial, "a trial");
         self.mend(victim, kind).await?;
         Ok(trial)
     }
 
-    /// Who leads now.
-    async fn leader(&self, role: Group) -> Result<ProcessId, String> {
+    /// Waits until a process leads by its own word, another one than `not`, which is not asked.
+    async fn leader(&self, role: Group, not: Option<ProcessId>) -> Result<ProcessId, String> {
         let deadline = Instant::now() + PATIENCE;
-        let looked = wait::until(self.cluster, "a leader", deadline, async || match role {
-            Group::Shard => {
-                let shards: Vec<ShardBody> = self.cluster.rest().get("/v1/shards").await.map_err(|e| e.to_string())?;
-                let shard = shards.iter().find(|shard| shard.info.id == ShardId(SHARD));
-                let leader = shard.and_then(|shard| shard.leader).ok_or_else(|| format!("{shard:?}"))?;
-                Ok(ProcessId::ShardNode(SHARD, leader))
-            }
-            Group::PlacementDriver => {
-                let status: serde_json::Value =
-                    self.cluster.rest().get("/v1/status").await.map_err(|e| e.to_string())?;
-                status["leader"].as_u64().map(ProcessId::PlacementDriver).ok_or_else(|| status.to_string())
-            }
+        let what = not.map_or("a leader".to_string(), |not| format!("another leader than {not}"));
+        let looked = wait::until(self.cluster, &what, deadline, async || match role {
+            Group::Shard => self.shard_leader(not).await,
+            Group::PlacementDriver => self.driver_leader(not).await,
         });
         looked.await.map_err(|e| e.to_string())
+    }
+
+    async fn shard_leader(&self, not: Option<ProcessId>) -> Result<ProcessId, String> {
+        let mut shard = self.cluster.shards().into_iter().find(|s| s.id == ShardId(SHARD)).ok_or("no such shard")?;
+        shard.replicas.retain(|number, _| Some(ProcessId::ShardNode(SHARD, *number)) != not);
+        let answers = inspect_all(&shard).await;
+        let leads = answers.values().find(|answer| answer.leads).map(|answer| answer.replica);
+        leads.map(|number| ProcessId::ShardNode(SHARD, number)).ok_or_else(|| format!("{answers:?}"))
+    }
+
+    async fn driver_leader(&self, not: Option<ProcessId>) -> Result<ProcessId, String> {
+        let mut seen = Vec::new();
+        for url in self.cluster.rest().urls() {
+            let asked = Rest::new([url.clone()]);
+            let status = tokio::time::timeout(ASK, asked.get::<serde_json::Value>("/v1/status")).await;
+            let Ok(Ok(status)) = status else { continue };
+            let leader = status["replica"].as_u64().filter(|_| status["leads"] == true).map(ProcessId::PlacementDriver);
+            match leader.filter(|leader| Some(*leader) != not) {
+                Some(leader) => return Ok(leader),
+                None => seen.push(status),
+            }
+        }
+        Err(format!("{seen:?}"))
     }
 
     async fn hurt(&self, victim: ProcessId, kind: Fault) -> Result<(), String> {
