@@ -419,7 +419,7 @@ impl Leader {
 }
 
 /// What a statement takes while it waits, in bytes.
-fn weight(request: &StatementRequest) -> usize {
+pub fn weight(request: &StatementRequest) -> usize {
     let long = |value: &Value| match value {
         Value::Text(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),

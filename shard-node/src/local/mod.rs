@@ -8,17 +8,19 @@
 //! 2. **Its rows belong to this shard** (R9). The keys must be owned by the state machine both before the snapshot and after
 //!    it, with no change of ownership in between, and PostgreSQL must hold everything up to the last such change: so rows that
 //!    are coming in, or are being purged, are not seen.
-//! 3. **It disturbs nobody.** Its sessions are read-only, and statements that write or lock are refused before they get there; a
-//!    reader holds no lock that row images wait for. What drops tables (a state transfer) ends these sessions first.
+//! 3. **It disturbs nobody.** No more are let in than are done within a quarter of a second ([`Gate`]). Their sessions are read-only,
+//!    and statements that write or lock are refused before they get there; a reader holds no lock that row images wait for. What drops
+//!    tables (a state transfer) ends these sessions first.
 //!
 //! Only what is decided, and so on a quorum's disks, is ever in a replica's PostgreSQL (R28).
 
 pub mod proofs;
 
 use crate::fold::ShardState;
+use crate::leader::gate::Gate;
 use crate::leader::plans::{BoundPlan, Plans};
 use crate::leader::session::{Parameters, UserSession, reply};
-use crate::leader::{Shared, clipped, group, touches};
+use crate::leader::{Shared, clipped, group, touches, weight};
 use crate::postgres::Role;
 use crate::store::StoreError;
 use evenkeel_protocol::error::codes;
@@ -43,6 +45,7 @@ const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 /// See the module. Lives as long as one start of PostgreSQL.
 pub struct LocalReads {
     shared: Shared,
+    gate: Arc<Gate>,
     plans: Plans,
     sessions: Vec<tokio::sync::Mutex<Option<Arc<UserSession>>>>,
     next_session: AtomicUsize,
@@ -52,9 +55,10 @@ pub struct LocalReads {
 impl LocalReads {
     /// Reads over this many sessions, opened when first needed.
     pub fn new(shared: Shared, sessions: usize) -> LocalReads {
-        let sessions = (0..sessions.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
+        let sessions: Vec<_> = (0..sessions.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
         LocalReads {
             shared,
+            gate: Gate::new(sessions.len()),
             plans: Plans::default(),
             sessions,
             next_session: AtomicUsize::new(0),
@@ -65,7 +69,8 @@ impl LocalReads {
     /// Answers a read.
     ///
     /// # Errors
-    /// [`Failure::TooStale`] if the bound cannot be proven to be kept, [`Failure::Moved`] if the keys are not here, and 25006 for
+    /// [`Failure::TooStale`] if the bound cannot be proven to be kept, [`Failure::Moved`] if the keys are not here,
+    /// [`Failure::Overloaded`] if too many wait already, and 25006 for
     /// what is no read.
     pub async fn read(&self, request: &StatementRequest) -> Result<StatementReply, Failure> {
         let bound = self.plans.get(&request.sql, &self.shared.state())?;
@@ -160,6 +165,7 @@ impl LocalReads {
 
     async fn run(&self, bound: &BoundPlan, request: &StatementRequest) -> Result<StatementReply, Failure> {
         let (sql, added) = clipped(bound, request)?;
+        let _inside = self.gate.enter(weight(request))?;
         let started = Instant::now();
         let mut params = Parameters::new(&request.params);
         params.extend(&added);
