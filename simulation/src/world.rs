@@ -80,7 +80,7 @@ pub struct Report {
     pub counts: BTreeMap<&'static str, u64>,
     /// Milliseconds simulated.
     pub simulated_ms: u64,
-    /// Differs if two runs differ in anything.
+    /// Differs if two runs differ in a byte sent, in its time to the millisecond, or in a number drawn.
     pub fingerprint: u64,
 }
 
@@ -401,7 +401,7 @@ impl World {
         }
         self.order = order;
         ended.into_iter().for_each(|(machine, why)| self.ended(machine, &why));
-        let state = self.hardware.net.carried_bytes() ^ process::below(u64::MAX);
+        let state = self.hardware.net.carried() ^ process::below(u64::MAX);
         self.fingerprint = (self.fingerprint ^ state).wrapping_mul(0x0100_0000_01b3);
     }
 
