@@ -3,6 +3,8 @@
 #   make demo                      a cluster on this machine, skewed load, and the load levelling itself
 #   make demo ARGS='--chaos'       flags are passed on: see target/release/evenkeel demo --help
 #   make test                      the whole test suite
+#   make soak-simulation SEEDS=N   any number of seeds of the simulation
+#   make soak                      the same, then hours of clusters under faults, and failovers (SEEDS, SOAK_RUNS, SOAK_SECONDS, SOAK_TRIALS)
 #   make bench                     beside plain PostgreSQL with synchronous standbys, and beside nginx
 
 SHELL := /bin/bash

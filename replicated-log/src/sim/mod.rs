@@ -116,7 +116,7 @@ fn leases_hold_among_restarts_and_cuts() {
 }
 
 // R28: what level `memory` has acknowledged is lost only if two replicas crash before it is on disk; the oracle checks
-// each such write. What can be lost, and that a majority's memory is not enough, is shown in `memory`.
+// each such write. What can be lost, and that a majority's memory is not enough, is shown in `schedules`.
 #[test]
 fn memory_survives_one_crash_on_slow_disks() {
     promises_hold("memory_survives_one_crash_on_slow_disks", 2, &Options { slow_disks: true, ..Options::default() });
