@@ -3,6 +3,7 @@
 #   make demo                      a cluster on this machine, skewed load, and the load levelling itself
 #   make demo ARGS='--chaos'       flags are passed on: see target/release/evenkeel demo --help
 #   make test                      the whole test suite
+#   make test TEST=faults          one program of it; ARGS='PART OF A NAME' picks from it
 #   make soak-simulation SEEDS=N   any number of seeds of the simulation
 #   make soak                      the same, then hours of clusters under faults, and failovers (SEEDS, SOAK_RUNS, SOAK_SECONDS, SOAK_TRIALS)
 #   make bench                     beside plain PostgreSQL with synchronous standbys, and beside nginx
@@ -38,9 +39,11 @@ demo: build
 # The integration tests run the very binary that the demonstration runs. Packages are tested one after another: several of them
 # start PostgreSQL servers, and on two cores they would only wait for each other.
 # Everything is built in one go: building the program by itself first would build it twice, as the tests' libraries have other features.
+# With `TEST` the command line's tests come along, since the program that the others run is built with them.
 test:
 	@scripts/install-missing cc postgresql
-	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --tests --no-fail-fast $(ARGS)
+	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --no-fail-fast \
+	    $(if $(TEST),--test cli --test $(TEST),--tests) $(ARGS)
 
 bench: build
 	@scripts/install-missing wrk nginx
