@@ -7,6 +7,7 @@
 #   make soak-simulation SEEDS=N   any number of seeds of the simulation
 #   make soak                      the same, then hours of clusters under faults, and failovers (SEEDS, SOAK_RUNS, SOAK_SECONDS, SOAK_TRIALS)
 #   make bench                     beside plain PostgreSQL with synchronous standbys, and beside nginx
+#   make bench-size                gigabytes: loads, moves, restarts, re-seeding (about 25 minutes and 60 GB of disk; TRACE=FILE, ARGS)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -24,7 +25,7 @@ EVENKEEL := target/release/evenkeel
 SEEDS ?= 10000
 FIRST_SEED ?= 1
 
-.PHONY: help build demo test bench soak soak-simulation fmt lint doc
+.PHONY: help build demo test bench bench-size soak soak-simulation fmt lint doc
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,11 @@ test:
 bench: build
 	@scripts/install-missing wrk nginx
 	$(EVENKEEL) bench $(ARGS)
+
+# A recorded trace of large blocks is used where one lies, else a pattern that is made.
+TRACE ?= $(wildcard ../shared/traces/blocks-100k.csv.gz)
+bench-size: build
+	$(EVENKEEL) bench size --json bench-size.json $(if $(TRACE),--trace $(TRACE)) $(ARGS)
 
 # Long runs with faults, each with another seed: of the simulation first, which is the fastest to find something.
 soak: build soak-simulation

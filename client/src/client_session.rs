@@ -6,7 +6,8 @@
 //!   that was answered (R28). So a session sees its own writes, at every durability;
 //! - a write that was answered below `disk` and lost is told of: the next statement fails with 58K01 and is not executed;
 //! - `local` reads stay with one replica as long as it answers, so that what was seen is seldom unseen;
-//! - `SET LOCAL` ends with its transaction.
+//! - settings belong to transactions: what `SET` has changed in one lasts if that commits, and `SET LOCAL` ends with it;
+//! - after a statement of a transaction has failed, only its end is possible, and a `COMMIT` then rolls back.
 //!
 //! A transaction reads where it is open, at its shard's leader and linearizably, whatever the read level. Only a READ ONLY
 //! transaction at READ COMMITTED can read `local`: each of its statements is a read of its own there, which is what that
@@ -16,7 +17,8 @@ use crate::error::ClientError;
 use crate::execute::Answer;
 use crate::levels::{Levels, StatementLevels, shown};
 use crate::settle::Settling;
-use crate::transaction::Transaction;
+use crate::stream::RowStream;
+use crate::transaction::{Transaction, failed_before};
 use crate::{Client, stats};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::RowBuilder;
@@ -42,8 +44,10 @@ pub struct ClientSession {
 struct InTransaction {
     transaction: Transaction,
     options: TransactionOptions,
-    /// With what `SET LOCAL` has changed.
+    /// With what `SET` and `SET LOCAL` have changed.
     levels: Levels,
+    /// The session's if it commits: with what `SET` has changed.
+    afterwards: Levels,
 }
 
 impl ClientSession {
@@ -88,15 +92,44 @@ impl ClientSession {
         params: &[Value],
         chosen: StatementLevels,
     ) -> Result<Answer, ClientError> {
-        if let Some(command) = session_command(sql)? {
-            return self.command(command, chosen).await;
+        let result = match session_command(sql) {
+            Ok(Some(command)) => self.command(command, chosen).await,
+            Ok(None) => return self.statement(sql, params, chosen).await,
+            Err(error) => Err(error),
+        };
+        // As any statement that fails in it.
+        if let (Err(_), Some(open)) = (&result, &mut self.transaction) {
+            open.transaction.fail();
         }
+        result
+    }
+
+    /// As [`Client::stream`], in this session: after what it has written, and at its levels. What is no read in a transaction of its own is
+    /// executed, and comes as one piece.
+    ///
+    /// # Errors
+    /// As [`ClientSession::execute`].
+    pub async fn stream(&mut self, sql: &str, params: &[Value]) -> Result<RowStream, ClientError> {
+        if self.transaction.is_none() && session_command(sql)?.is_none() {
+            self.settled().await?;
+            if let Some(stream) = self.client.streaming(sql, params, self.levels).await? {
+                return Ok(stream);
+            }
+        }
+        Ok(RowStream::whole(self.execute(sql, params).await?))
+    }
+
+    async fn statement(&mut self, sql: &str, params: &[Value], chosen: StatementLevels) -> Result<Answer, ClientError> {
         self.settled().await?;
         let levels = self.levels().with(chosen);
         match &mut self.transaction {
+            Some(open) if open.transaction.has_failed() => Err(failed_before()),
             Some(open) if levels.read == ReadLevel::Local && reads_locally(open.options) => {
-                let answer = self.client.read_in_transaction(sql, params, levels).await?;
-                Ok(answer)
+                let answer = self.client.read_in_transaction(sql, params, levels).await;
+                if answer.is_err() {
+                    open.transaction.fail();
+                }
+                answer
             }
             Some(open) => open.transaction.execute(sql, params).await,
             None => {
@@ -133,17 +166,21 @@ impl ClientSession {
     }
 
     async fn command(&mut self, command: Command, chosen: StatementLevels) -> Result<Answer, ClientError> {
+        let failed = self.transaction.as_ref().is_some_and(|open| open.transaction.has_failed());
         match command {
-            Command::Setting(command) => return self.setting(command),
-            Command::Begin(options) => self.begin(options).await?,
-            Command::Commit => self.commit(chosen).await?,
+            Command::Setting(_) | Command::Begin(_) | Command::Statement(_) | Command::CreateTable { .. } if failed => {
+                Err(failed_before())
+            }
+            Command::Setting(command) => self.setting(command),
+            Command::Begin(options) => self.begin(options).await.map(|()| done("BEGIN")),
+            Command::Commit if !failed => self.commit(chosen).await.map(|()| done("COMMIT")),
             _ => {
                 if let Some(open) = self.transaction.take() {
                     open.transaction.rollback().await;
                 }
+                Ok(done("ROLLBACK"))
             }
         }
-        Ok(nothing())
     }
 
     async fn begin(&mut self, options: TransactionOptions) -> Result<(), ClientError> {
@@ -152,7 +189,7 @@ impl ClientSession {
         }
         self.settled().await?;
         let transaction = self.client.begin(options).await?;
-        self.transaction = Some(InTransaction { transaction, options, levels: self.levels });
+        self.transaction = Some(InTransaction { transaction, options, levels: self.levels, afterwards: self.levels });
         Ok(())
     }
 
@@ -161,36 +198,35 @@ impl ClientSession {
         let Some(open) = self.transaction.take() else { return Ok(()) };
         let durability = open.levels.with(chosen).durability;
         let unsettled = open.transaction.commit_at(durability).await?;
+        self.levels = open.afterwards;
         self.unsettled = unsettled.map(|write| write.settle(self.client.session().clone()));
         Ok(())
     }
 
     fn setting(&mut self, command: SettingCommand) -> Result<Answer, ClientError> {
-        let mut levels = self.levels();
-        let local = match command {
-            SettingCommand::Show(name) => return Ok(text_answer(name.name(), &shown(levels.get(name)))),
-            SettingCommand::Set { local, setting } => {
-                levels.set(setting);
-                local
-            }
+        let (local, settings, done_as) = match command {
+            SettingCommand::Show(name) => return Ok(text_answer(name.name(), &shown(self.levels().get(name)))),
+            SettingCommand::Set { local, setting } => (local, vec![setting], "SET"),
             SettingCommand::Reset { local, name } => {
                 let names = name.map_or(SettingName::ALL.to_vec(), |name| vec![name]);
-                names.into_iter().for_each(|name| levels.set(self.began_with.get(name)));
-                local
+                (local, names.into_iter().map(|name| self.began_with.get(name)).collect(), "RESET")
             }
         };
+        let set = |levels: &mut Levels| settings.iter().for_each(|setting| levels.set(*setting));
         match &mut self.transaction {
-            Some(open) => open.levels = levels,
+            Some(open) => {
+                set(&mut open.levels);
+                if !local {
+                    set(&mut open.afterwards);
+                }
+            }
             None if local => {
                 let error = SqlError::new(codes::NO_TRANSACTION, "SET LOCAL is for transactions, and none is open");
                 return Err(ClientError::Sql(error.hint("Use SET, or begin a transaction first.")));
             }
-            None => {}
+            None => set(&mut self.levels),
         }
-        if !local {
-            self.levels = levels;
-        }
-        Ok(nothing())
+        Ok(done(done_as))
     }
 }
 
@@ -211,15 +247,16 @@ fn session_command(text: &str) -> Result<Option<Command>, ClientError> {
     Ok(Some(sql::parse(text)?).filter(|command| !matches!(command, Command::Statement(_))))
 }
 
-fn nothing() -> Answer {
-    Answer::new(StatementReply::default(), ShardId(0), 0)
+fn done(command: &'static str) -> Answer {
+    Answer { command: Some(command), ..Answer::new(StatementReply::default(), ShardId(0), 0) }
 }
 
 fn text_answer(name: &str, value: &str) -> Answer {
     let mut rows = RowBuilder::new(1);
     rows.push([Some(value.as_bytes())]);
     let columns = vec![Column { name: name.to_string(), type_oid: TEXT_OID }].into();
-    Answer::new(StatementReply { columns, rows: rows.finish(), affected: 1, staleness_ms: None }, ShardId(0), 0)
+    let reply = StatementReply { columns, rows: rows.finish(), affected: 1, staleness_ms: None };
+    Answer { command: Some("SHOW"), ..Answer::new(reply, ShardId(0), 0) }
 }
 
 impl Client {

@@ -16,9 +16,13 @@ pub struct ClientConfig {
     /// How long a statement may take, retries and waiting included, in milliseconds. Shards know ids again for about twenty seconds
     /// (R14); a write that is retried later than that ends in 08007.
     pub statement_timeout_ms: u64,
+    /// How long a stream may take from its beginning to its last row, in milliseconds. Each of its pieces has `statement_timeout_ms`.
+    pub stream_timeout_ms: u64,
     /// For how long a statement that an overloaded shard refuses is tried again before the user gets 53300, in milliseconds. It is at
     /// most what `statement_timeout_ms` leaves. Short, so that users learn early that there is too much.
     pub overload_patience_ms: u64,
+    /// For how long [`crate::Client::connect`] looks for a placement driver that answers, in milliseconds.
+    pub connect_patience_ms: u64,
     /// How long one attempt to connect to a replica may take, in milliseconds.
     pub connect_timeout_ms: u64,
     /// After how long without an answer the client asks the shard's other replicas who leads, in milliseconds. A leader
@@ -45,7 +49,9 @@ impl Default for ClientConfig {
             endpoints: Vec::new(),
             connections_per_replica: 2,
             statement_timeout_ms: 10_000,
+            stream_timeout_ms: 3_600_000,
             overload_patience_ms: 1_000,
+            connect_patience_ms: 10_000,
             connect_timeout_ms: 1_000,
             silence_ms: 100,
             rest_timeout_ms: 1_500,
@@ -75,6 +81,8 @@ impl ClientConfig {
         for (name, value) in [
             ("connections_per_replica", self.connections_per_replica as u64),
             ("statement_timeout_ms", self.statement_timeout_ms),
+            ("stream_timeout_ms", self.stream_timeout_ms),
+            ("connect_patience_ms", self.connect_patience_ms),
             ("connect_timeout_ms", self.connect_timeout_ms),
             ("silence_ms", self.silence_ms),
             ("rest_timeout_ms", self.rest_timeout_ms),

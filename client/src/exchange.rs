@@ -81,7 +81,11 @@ pub(crate) struct Replied {
 
 /// Whether any replica may answer this.
 fn is_local(request: &ShardRequest) -> bool {
-    matches!(request, ShardRequest::Statement(statement) if statement.read == ReadLevel::Local)
+    match request {
+        ShardRequest::Statement(statement) => statement.read == ReadLevel::Local,
+        ShardRequest::Piece(piece) => piece.statement.read == ReadLevel::Local,
+        _ => false,
+    }
 }
 
 /// Whether this may be answered before its COMMIT, and so by a stream (R28).
@@ -241,10 +245,11 @@ impl Session {
         attempts: &mut Attempts,
     ) -> Result<Answered, Detour> {
         let mut turns = 0;
+        let mut passed = 0;
         let mut stale: Option<Failure> = None;
         loop {
             // Attempts on other ranges, or before a redirect, count too: nobody is asked over and over.
-            let turn = prefer + u64::from(attempts.retries());
+            let turn = prefer + u64::from(attempts.retries()) + passed;
             let (chosen, replicas) = {
                 let routes = self.routes.current();
                 let info = routes.shard(shard);
@@ -255,13 +260,29 @@ impl Session {
                 };
                 (info.and_then(nth), replicas)
             };
+            // If all of them are silent, each has its turn all the same.
+            if let Some((replica, _)) = chosen
+                && passed + 1 < replicas
+                && self.silent.pass_over(shard, replica, self.now_ms())
+            {
+                passed += 1;
+                continue;
+            }
             let outcome = match chosen {
                 None => Outcome::NoRoute,
                 Some((replica, address)) => {
                     let payload = Payload::Fixed(request);
                     match self.attempt(shard, replica, address, &payload, attempts.deadline_ms()).await {
-                        Ok(answered) => return Ok(answered),
-                        Err(outcome) => outcome,
+                        Ok(answered) => {
+                            self.silent.answered(shard, replica);
+                            return Ok(answered);
+                        }
+                        Err(outcome) => {
+                            if matches!(outcome, Outcome::Lost(_) | Outcome::NeverSent(_)) {
+                                self.silent.noted(shard, replica, self.now_ms());
+                            }
+                            outcome
+                        }
                     }
                 }
             };
@@ -429,10 +450,7 @@ impl Session {
 
     async fn leads(&self, address: SocketAddr) -> bool {
         let Ok(link) = self.pool.get(address).await else { return false };
-        match link.call(&ShardRequest::Inspect).await {
-            Ok(ShardReply::Inspect(inspection)) => inspection.leads,
-            _ => false,
-        }
+        matches!(link.call(&ShardRequest::WhoLeads).await, Ok(ShardReply::Leads(said)) if said.itself)
     }
 }
 
@@ -473,9 +491,7 @@ fn refused(error: SqlError, maybe_done: bool) -> ClientError {
     }
     let message =
         "the answer was lost, and its keys have since come to lie on several shards; it may have taken effect";
-    ClientError::OutcomeUnknown(
-        SqlError::new(codes::OUTCOME_UNKNOWN, message).hint("Read the rows to find out, before you do it again."),
-    )
+    ClientError::OutcomeUnknown(SqlError::new(codes::OUTCOME_UNKNOWN, message).hint(crate::retry::STILL_POSSIBLE))
 }
 
 /// Ends a transaction that nobody goes on with, without waiting for it.

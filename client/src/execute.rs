@@ -1,7 +1,7 @@
 //! One autocommit statement, from its text to its answer.
 //!
 //! It owns no state. It promises: a write is sent under one id however often it is sent (invariant 7); a scan over several
-//! ranges answers in key order, each key's row at most once, as of one moment per range (not one for all of them); no
+//! ranges answers in key order (or in its reverse, if that is asked for), each key's row at most once, as of one moment per range (not one for all of them); no
 //! answer is gathered beyond `max_answer_bytes`.
 
 use crate::error::ClientError;
@@ -35,6 +35,9 @@ pub struct Answer {
     pub shard: ShardId,
     /// Attempts after the first.
     pub retries: u32,
+    /// What a session has done itself: `BEGIN`, `COMMIT`, `ROLLBACK`, `SET`, `RESET` or `SHOW`. A `COMMIT` of a transaction in which a statement has
+    /// failed is answered with `ROLLBACK`, as PostgreSQL does.
+    pub command: Option<&'static str>,
     /// Of a `local` read, in milliseconds: everything acknowledged longer ago than this, when the answer left the replica, is in it. Of a
     /// scan over several ranges, the largest.
     pub staleness_ms: Option<u64>,
@@ -43,7 +46,7 @@ pub struct Answer {
 impl Answer {
     pub(crate) fn new(reply: StatementReply, shard: ShardId, retries: u32) -> Answer {
         let StatementReply { columns, rows, affected, staleness_ms } = reply;
-        Answer { columns, rows, affected, shard, retries, staleness_ms }
+        Answer { columns, rows, affected, shard, retries, command: None, staleness_ms }
     }
 }
 
@@ -166,10 +169,14 @@ impl Session {
                 let unsettled = rest.map(|rest| Unsettled { rest, shard, replica, id, durability });
                 Ok((Answer::new(rows(reply)?, shard, attempts.retries()), unsettled))
             }
-            Delivered::RangeByRange(pieces) => {
+            Delivered::RangeByRange(mut pieces) => {
+                let descending = statement.plan.descending();
+                if descending {
+                    pieces.reverse();
+                }
                 let ShardRequest::Statement(request) = request else { return Err(internal("not a statement")) };
                 let limit = statement.plan.row_limit(params)?;
-                Ok((self.scan(Scanning { request, to, limit, prefer }, pieces, attempts).await?, None))
+                Ok((self.scan(Scanning { request, to, limit, prefer, descending }, pieces, attempts).await?, None))
             }
         }
     }
@@ -194,8 +201,7 @@ impl Session {
                     if left == 0 && gathered.answered {
                         break;
                     }
-                    let part =
-                        Scanning { request: scan.request.clone(), to: scan.to, limit: Some(left), prefer: scan.prefer };
+                    let part = Scanning { request: scan.request.clone(), limit: Some(left), ..scan };
                     let (replies, more) = self.read_piece(&part, piece, attempts.clone()).await?;
                     retries += more;
                     gathered.take(replies)?;
@@ -258,8 +264,11 @@ impl Session {
             let routes = self.routes.current();
             let cut = scan.to.table.and_then(|table| router::pieces(scan.to.touches, &piece.clip, table, &routes));
             if let Some(pieces) = cut {
-                for piece in pieces.into_iter().rev() {
-                    pending.push_front(piece);
+                // The first of them comes to lie in front.
+                let put_back = |piece| pending.push_front(piece);
+                match scan.descending {
+                    true => pieces.into_iter().for_each(put_back),
+                    false => pieces.into_iter().rev().for_each(put_back),
                 }
                 return Ok(());
             }
@@ -285,14 +294,21 @@ struct Scanning<'a> {
     limit: Option<u64>,
     /// The replica that a `local` read begins with.
     prefer: u64,
+    /// Whether it goes from the last range to the first.
+    descending: bool,
 }
 
 /// A statement's request, for any replica if it is a `local` read.
 fn payload(request: &ShardRequest, prefer: u64) -> Payload<'_> {
     match request {
-        ShardRequest::Statement(statement) if statement.read == ReadLevel::Local => Payload::Local { request, prefer },
+        ShardRequest::Statement(statement) => scan_payload(request, statement.read, prefer),
         _ => Payload::Fixed(request),
     }
+}
+
+/// The request of a read at this level.
+pub(crate) fn scan_payload(request: &ShardRequest, read: ReadLevel, prefer: u64) -> Payload<'_> {
+    if read == ReadLevel::Local { Payload::Local { request, prefer } } else { Payload::Fixed(request) }
 }
 
 /// The answers of a scan's pieces, in key order.
@@ -321,7 +337,7 @@ impl Gathered {
                 let message = format!("the answer is larger than {} bytes", self.limit_bytes);
                 return Err(ClientError::Sql(
                     SqlError::new(codes::LIMIT_EXCEEDED, message)
-                        .hint("Add a LIMIT, or read a smaller interval of keys."),
+                        .hint("Read it as a stream, add a LIMIT, or read a smaller interval of keys."),
                 ));
             }
             if reply.rows.count > 0 {

@@ -28,6 +28,45 @@ impl Leaders {
     }
 }
 
+/// For how long a replica that was silent with a `local` read is passed over by others, in milliseconds. Then one read finds out whether it
+/// still is.
+const PASS_OVER_MS: u64 = 10_000;
+
+/// The replicas that were silent with `local` reads, and since when (by the session's clock): any replica can answer those, so nobody need wait
+/// for one that another read has just waited for in vain.
+#[derive(Debug, Default)]
+pub(crate) struct Silent {
+    since_ms: RwLock<HashMap<(ShardId, u64), u64>>,
+}
+
+impl Silent {
+    /// A replica has been silent.
+    pub(crate) fn noted(&self, shard: ShardId, replica: u64, now_ms: u64) {
+        self.since_ms.write().unwrap_or_else(PoisonError::into_inner).insert((shard, replica), now_ms);
+    }
+
+    /// A replica has answered.
+    pub(crate) fn answered(&self, shard: ShardId, replica: u64) {
+        let known = self.since_ms.read().unwrap_or_else(PoisonError::into_inner).contains_key(&(shard, replica));
+        if known {
+            self.since_ms.write().unwrap_or_else(PoisonError::into_inner).remove(&(shard, replica));
+        }
+    }
+
+    /// Whether to ask another one first. Whoever is told not to, once the time is over, finds out for all: the others go on passing it over.
+    pub(crate) fn pass_over(&self, shard: ShardId, replica: u64, now_ms: u64) -> bool {
+        let known = self.since_ms.read().unwrap_or_else(PoisonError::into_inner).get(&(shard, replica)).copied();
+        match known {
+            None => false,
+            Some(since_ms) if now_ms < since_ms.saturating_add(PASS_OVER_MS) => true,
+            Some(_) => {
+                self.noted(shard, replica, now_ms);
+                false
+            }
+        }
+    }
+}
+
 /// The replica to ask next: `wanted` if the shard has it, else the one after `last` (in order of numbers, around), else the
 /// first. `None` if the shard has no replica.
 pub(crate) fn choose(info: &ShardInfo, wanted: Option<u64>, last: Option<u64>) -> Option<(u64, SocketAddr)> {
@@ -43,6 +82,21 @@ pub(crate) fn choose(info: &ShardInfo, wanted: Option<u64>, last: Option<u64>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Breaks if each `local` read waits for the same silent replica.
+    #[test]
+    fn a_silent_replica_is_passed_over_for_a_while() {
+        let (silent, shard) = (Silent::default(), ShardId(1));
+        assert!(!silent.pass_over(shard, 1, 0));
+        silent.noted(shard, 1, 100);
+        assert!(silent.pass_over(shard, 1, 101) && silent.pass_over(shard, 1, 100 + PASS_OVER_MS - 1));
+        assert!(!silent.pass_over(shard, 2, 101) && !silent.pass_over(ShardId(2), 1, 101));
+        // One finds out; the others do not wait with it.
+        assert!(!silent.pass_over(shard, 1, 100 + PASS_OVER_MS));
+        assert!(silent.pass_over(shard, 1, 101 + PASS_OVER_MS));
+        silent.answered(shard, 1);
+        assert!(!silent.pass_over(shard, 1, 102 + PASS_OVER_MS));
+    }
 
     #[test]
     fn every_replica_gets_its_turn_and_a_hint_goes_first() {

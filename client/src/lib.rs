@@ -17,7 +17,7 @@
 //! | `cache`, `statements`, `leaders`, `inquiry` | what the client remembers |
 //! | `session` | the shared state, the watch |
 //! | `client_session`, `levels`, `settle` | what a session chooses, and what becomes of writes answered early |
-//! | `exchange`, `execute`, `transaction`, `tables` | doing it |
+//! | `exchange`, `execute`, `stream`, `transaction`, `tables` | doing it |
 //! | `pool`, `rest`, `sse` | connections |
 //!
 //! ```no_run
@@ -51,6 +51,7 @@ mod settle;
 mod sse;
 mod statements;
 mod stats;
+mod stream;
 mod tables;
 mod transaction;
 
@@ -62,6 +63,7 @@ pub use evenkeel_protocol::{Durability, ReadLevel, SqlError, Value};
 pub use execute::Answer;
 pub use levels::{Levels, StatementLevels};
 pub use stats::ClientStats;
+pub use stream::RowStream;
 pub use transaction::Transaction;
 
 use evenkeel_protocol::error::codes;
@@ -92,7 +94,7 @@ impl Drop for Inner {
 }
 
 impl Client {
-    /// Connects: fetches the routing table, trying again for up to `statement_timeout_ms`, and begins to watch it.
+    /// Connects: fetches the routing table, trying again for up to `connect_patience_ms`, and begins to watch it.
     ///
     /// Errors: [`ClientError::Config`] for settings that cannot be used, [`ClientError::Unavailable`] if no placement driver
     /// answers.

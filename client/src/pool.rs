@@ -20,12 +20,18 @@ pub(crate) struct Link {
 impl Link {
     /// Sends a request and waits for its answer; dropping the future stops waiting.
     pub(crate) async fn call(&self, request: &ShardRequest) -> Result<ShardReply, RpcError> {
-        self.connection.call(request).await
+        match is_urgent(request) {
+            true => self.connection.call_urgently(request).await,
+            false => self.connection.call(request).await,
+        }
     }
 
     /// Sends a request that is answered by a stream.
     pub(crate) async fn stream(&self, request: &ShardRequest) -> Result<ReplyStream<ShardReply>, RpcError> {
-        self.connection.stream(request).await
+        match is_urgent(request) {
+            true => self.connection.stream_urgently(request).await,
+            false => self.connection.stream(request).await,
+        }
     }
 
     /// A number that no other transaction on this connection has.
@@ -37,6 +43,11 @@ impl Link {
     pub(crate) fn is_closed(&self) -> bool {
         self.connection.is_closed()
     }
+}
+
+/// Whether statements under way may be waiting for this: the end of a transaction lets go of its rows.
+fn is_urgent(request: &ShardRequest) -> bool {
+    matches!(request, ShardRequest::Commit { .. } | ShardRequest::Rollback { .. })
 }
 
 #[derive(Default)]
@@ -163,7 +174,7 @@ mod tests {
     async fn connections_are_shared_and_made_anew_when_they_end() {
         let (address, service, server) = start(([127, 0, 0, 1], 0).into()).await;
         let pool = Arc::new(Pool::new(2, 1_000));
-        let ask = || async { pool.get(address).await?.call(&ShardRequest::Inspect).await };
+        let ask = || async { pool.get(address).await?.call(&ShardRequest::WhoLeads).await };
         futures::future::join_all((0..100).map(|_| ask())).await.into_iter().for_each(|reply| drop(reply.unwrap()));
         assert_eq!(service.opened.load(Ordering::Relaxed), 2);
         let numbers: Vec<u64> = [pool.get(address).await.unwrap(), pool.get(address).await.unwrap()]

@@ -226,7 +226,7 @@ mod tests {
             let address = address.parse().unwrap();
             MemberBody { replica, rest: Some(address), rpc: None, log: address }
         };
-        MembersBody { epoch, members: (1..).zip(addresses).map(member).collect() }
+        MembersBody { epoch, leader: None, members: (1..).zip(addresses).map(member).collect() }
     }
 
     #[test]

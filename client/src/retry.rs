@@ -22,6 +22,11 @@ const MOST_WAIT_MS: u64 = 50;
 const MOST_BUSY_MS: u64 = 1_000;
 /// With less time than this left nothing is sent any more, in milliseconds: it would only make the outcome unknown.
 const LEAST_ATTEMPT_MS: u64 = 5;
+/// How long a shard may take to say that a lock was not to be had, in milliseconds: it waits for two seconds.
+const LOCK_ANSWER_MS: u64 = 2_250;
+/// What follows from not knowing. A shard refuses ids of more than 20 s and gives a statement 30 s, so that after this time a read is certain.
+pub(crate) const STILL_POSSIBLE: &str = "It may still take effect within the next 40 seconds: what you read before then does not show it \
+     for certain. Read the rows after that, before you do it again under a new id.";
 /// Failures in a row that are followed by another attempt at once: enough to ask each of three replicas.
 const EAGER_FAILURES: u32 = 2;
 /// Redirects that are followed at once; a client that was away may be many moves behind.
@@ -184,7 +189,11 @@ impl Attempts {
         let step = match outcome {
             // Nothing happened, and who comes again may be luckier. A commit is not: its transaction is gone.
             Outcome::Sql(error) if error.code.starts_with("40") && self.repeat != Repeat::Commit => {
-                if now_ms.saturating_add(MOST_WAIT_MS) >= self.deadline_ms {
+                // A write that would only be given up while it waits for the same lock again, at the shard, could still take effect
+                // after its user was told that nobody knows. Now it is certain that it did not.
+                let free = self.unknown || self.repeat == Repeat::Free;
+                let answer_ms = if free { 0 } else { LOCK_ANSWER_MS.min(self.timeout_ms / 4) };
+                if now_ms.saturating_add(MOST_WAIT_MS + answer_ms) >= self.deadline_ms {
                     let give_up = if self.unknown { self.expired(&why) } else { ClientError::Rerun(error) };
                     return Step::GiveUp(give_up);
                 }
@@ -263,10 +272,7 @@ impl Attempts {
         let waited = self.timeout_ms;
         if self.unknown {
             let message = format!("no answer within {waited} ms ({}); it may have taken effect", why.text);
-            return ClientError::OutcomeUnknown(
-                SqlError::new(codes::OUTCOME_UNKNOWN, message)
-                    .hint("Read the rows to find out, before you do it again under a new id."),
-            );
+            return ClientError::OutcomeUnknown(SqlError::new(codes::OUTCOME_UNKNOWN, message).hint(STILL_POSSIBLE));
         }
         let message = format!("no answer within {waited} ms: {}", why.text);
         ClientError::Unavailable(

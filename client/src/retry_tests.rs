@@ -198,3 +198,27 @@ fn in_a_transaction_only_patience_keeps_it() {
     assert_eq!(gave_up(in_transaction(&busy(20), TIMEOUT_MS - 1, TIMEOUT_MS, 0.0)).code(), "40001");
     assert_eq!(gave_up(step(Outcome::Sql(SqlError::new("23505", "duplicate")))).code(), "23505");
 }
+
+/// Breaks if a write that has been told "another transaction holds the row" is sent once more with too little time left: it would be
+/// given up while it waits at the shard, as 08007, and could take effect after its user has looked (F4).
+#[test]
+fn a_write_that_waits_for_a_lock_is_given_up_while_it_is_certain_that_nothing_happened() {
+    let conflict = || Outcome::Sql(SqlError::new("40001", "another transaction holds a row this needs"));
+    let mut waiting = Attempts::new(Repeat::SameId, 0, 10_000);
+    for tried_ms in [2_000, 4_000, 6_000] {
+        assert!(matches!(waiting.next(conflict(), tried_ms, 0.0), Step::Same { .. }));
+    }
+    let error = gave_up(waiting.next(conflict(), 8_000, 0.0));
+    assert_eq!(error.code(), "40001", "and not 08007 two seconds later");
+    // Nothing is lost by asking for a read once more.
+    let mut reading = Attempts::new(Repeat::Free, 0, 10_000);
+    assert!(matches!(reading.next(conflict(), 8_000, 0.0), Step::Same { .. }));
+}
+
+#[test]
+fn who_does_not_know_is_told_how_long_it_may_still_happen() {
+    let mut lost = Attempts::new(Repeat::SameId, 0, 10_000);
+    let error = gave_up(lost.next(Outcome::Expired, 10_000, 0.0));
+    assert_eq!(error.code(), "08007");
+    assert!(format!("{error:?}").contains("within the next 40 seconds"), "{error:?}");
+}

@@ -8,7 +8,7 @@ use crate::cache::RouteCache;
 use crate::config::ClientConfig;
 use crate::error::ClientError;
 use crate::inquiry::Inquiries;
-use crate::leaders::Leaders;
+use crate::leaders::{Leaders, Silent};
 use crate::pool::Pool;
 use crate::rest::{Rest, RestError};
 use crate::sse::EventParser;
@@ -39,6 +39,7 @@ pub(crate) struct Session {
     pub(crate) routes: RouteCache,
     pub(crate) statements: StatementCache,
     pub(crate) leaders: Leaders,
+    pub(crate) silent: Silent,
     pub(crate) inquiries: Inquiries,
     pub(crate) pool: Pool,
     pub(crate) rest: Rest,
@@ -63,6 +64,7 @@ impl Session {
             routes: RouteCache::default(),
             statements: StatementCache::new(config.statement_cache_entries),
             leaders: Leaders::default(),
+            silent: Silent::default(),
             inquiries: Inquiries::default(),
             pool: Pool::new(config.connections_per_replica, config.connect_timeout_ms),
             rest: Rest::new(&config, id as usize).map_err(ClientError::Config)?,
@@ -139,12 +141,12 @@ impl Session {
         self.pool.retain(|address| in_use.contains(address));
     }
 
-    /// Fetches the routing table for the first time; tries again until `statement_timeout_ms` have passed.
+    /// Fetches the routing table for the first time; tries again until `connect_patience_ms` have passed.
     pub(crate) async fn first_fetch(&self) -> Result<(), ClientError> {
         let mut wait_ms = 10;
         loop {
             let Err(reason) = self.refresh().await else { return Ok(()) };
-            if self.now_ms() + wait_ms >= self.config.statement_timeout_ms {
+            if self.now_ms() + wait_ms >= self.config.connect_patience_ms {
                 let error = SqlError::new(codes::CONNECTION_FAILURE, reason);
                 return Err(ClientError::Unavailable(
                     error.hint(format!("Is one of these a placement driver? {}", self.config.endpoints.join(", "))),

@@ -103,6 +103,16 @@ impl Transaction {
         Transaction { client, options, id, state: State::Idle }
     }
 
+    /// Whether a statement of it has failed, so that it can only be rolled back.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed)
+    }
+
+    /// Something of it has failed that was not executed in it; nothing of it will take effect.
+    pub(crate) fn fail(&mut self) {
+        self.state = State::Failed;
+    }
+
     /// Executes a statement in the transaction. After an error only [`Transaction::rollback`] is possible.
     pub async fn execute(&mut self, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
         let session = self.client.session().clone();
@@ -407,7 +417,7 @@ pub(crate) async fn ask_again(
     }
 }
 
-fn failed_before() -> ClientError {
+pub(crate) fn failed_before() -> ClientError {
     let error = SqlError::new(codes::IN_FAILED_TRANSACTION, "a statement of this transaction has failed");
     ClientError::Sql(error.hint("Nothing of it has taken effect. Roll it back and begin another."))
 }

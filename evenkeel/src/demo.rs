@@ -4,6 +4,7 @@ use crate::cli::CommandError;
 use crate::cluster::endpoints::Endpoints;
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
+use crate::run::balancer::Balancer;
 use crate::run::screen::{Screen, while_waiting};
 use crate::run::workload::Workload;
 use crate::run::{RunConfig, Stage};
@@ -159,8 +160,9 @@ async fn with_cluster(
     }
     let mut ended = Ok(());
     if !config.idle {
-        let stage =
-            Stage { rest: cluster.rest().clone(), cluster: Some(cluster), chaos: config.chaos, screen: screen.clone() };
+        let rest = cluster.rest().clone();
+        let balancer = Balancer::found(&rest).await?;
+        let stage = Stage { rest, balancer, cluster: Some(cluster), chaos: config.chaos, screen: screen.clone() };
         ended = crate::run::run_prepared(&config.run, workload, &stage).await?.conclude(&config.run, screen);
     }
     if config.keep || config.idle {

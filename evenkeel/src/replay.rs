@@ -5,6 +5,7 @@ use crate::cluster::endpoints::Endpoints;
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
 use crate::rest::Rest;
 use crate::roles;
+use crate::run::balancer::Balancer;
 use crate::run::screen::Screen;
 use crate::run::{RunConfig, Stage};
 use serde::Deserialize;
@@ -40,15 +41,15 @@ pub async fn replay(layers: &Layers) -> Result<(), CommandError> {
     let urls = config.urls()?;
     let workload = config.run.prepare()?;
     let screen = Screen::new();
-    let stage = Stage { rest: Rest::new(urls), cluster: None, chaos: false, screen: screen.clone() };
+    let rest = Rest::new(urls);
+    let balancer = Balancer::found(&rest).await?;
+    let stage = Stage { rest, balancer, cluster: None, chaos: false, screen: screen.clone() };
     let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
     let finished = tokio::select! {
         finished = crate::run::run_prepared(&config.run, workload, &stage) => finished?,
         () = end => {
             // The run may have been holding the balancer still.
-            let on = serde_json::json!({ "enabled": true });
-            let answer: Result<serde_json::Value, _> = stage.rest.post("/v1/balancer", &on).await;
-            answer.map_err(CommandError::failed)?;
+            stage.balancer.restore().await?;
             return Err(CommandError::Interrupted);
         }
     };

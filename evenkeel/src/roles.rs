@@ -57,11 +57,16 @@ pub fn shard_node_settings() -> Vec<Setting> {
         Setting::optional("placement_drivers", Kind::Addresses),
         Setting::optional("capacity_per_s", CAPACITY_PER_S),
         Setting::optional("postgres_bin", Kind::Path),
+        Setting::optional("servers_on_machine", Kind::Count(1, 1000)),
+        Setting::optional("postgres_memory_mib", Kind::Count(64, 1 << 24)),
         Setting::optional("shared_buffers_mib", Kind::Count(1, 1 << 20)),
+        Setting::optional("max_wal_mib", Kind::Count(32, 1 << 20)),
         Setting::optional("write_lanes", Kind::Count(1, 64)),
         Setting::optional("read_lanes", Kind::Count(1, 64)),
         Setting::optional("max_transactions", Kind::Count(1, 1000)),
         Setting::optional("log_cap_bytes", Kind::Count(MIN_LOG_BYTES, i64::MAX)),
+        Setting::optional("scrub_bytes_per_s", Kind::Count(0, i64::MAX)),
+        Setting::optional("scrub_pause_ms", Kind::Count(0, i64::MAX)),
     ]
 }
 
@@ -84,6 +89,7 @@ pub fn all_keys() -> Vec<&'static str> {
         crate::replay::settings(),
         crate::bench::settings(),
         crate::bench::failover::settings(),
+        crate::bench::size::settings(),
     ];
     all.iter().flatten().map(|s| s.key).collect()
 }

@@ -58,15 +58,21 @@ pub enum Bug {
     KvWatchGap,
     /// What follows a BEGIN that failed commits by itself (invariant 3).
     WritesWithoutBegin,
+    /// A replica that is re-seeded takes rows that lack what it has applied already (R32).
+    StalePiece,
     /// However much is asked for, everybody is let in.
     NoGate,
     /// A statement is refused because there is too much, and done all the same.
     RefusedAndDone,
+    /// Replicas are compared as they are when each gets to it, not at one place in the log (R31).
+    ComparedAnywhere,
+    /// A restored placement driver numbers on from its copy (R30).
+    NumbersReused,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 28] = [
+    pub const ALL: [Bug; 31] = [
         Bug::NoOwnershipFence,
         Bug::ReignSurvivesRestart,
         Bug::ZombieBackends,
@@ -93,8 +99,11 @@ impl Bug {
         Bug::KvForgetsIds,
         Bug::KvWatchGap,
         Bug::WritesWithoutBegin,
+        Bug::StalePiece,
         Bug::NoGate,
         Bug::RefusedAndDone,
+        Bug::ComparedAnywhere,
+        Bug::NumbersReused,
     ];
 }
 

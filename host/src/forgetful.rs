@@ -20,9 +20,14 @@ struct Platter {
     syncs: u64,
     /// Every so-many-th sync does nothing, if not 0.
     skip_every: u64,
-    /// Zeros that a new segment comes with.
+    /// Zeros that a new segment comes with, if there is none to be used again.
     prepared_bytes: usize,
+    /// What removed segments held: the next new ones begin as that.
+    spares: Vec<Vec<u8>>,
 }
+
+/// Removed segments that are kept to be used again.
+const MAX_SPARES: usize = 2;
 
 /// Survives the process that uses it: clones are the same disk.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +47,16 @@ impl ForgetfulDisk {
 
     fn platter(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another disk, which holds what is durable on this one now.
+    pub fn copy(&self) -> ForgetfulDisk {
+        let platter = self.platter();
+        let file = |file: &SimFile| SimFile { data: file.durable.clone(), durable: file.durable.clone(), dirty: None };
+        let files = platter.files.iter().map(|(segment, of)| (*segment, file(of))).collect();
+        let (skip_every, prepared_bytes) = (platter.skip_every, platter.prepared_bytes);
+        let copy = Platter { files, syncs: platter.syncs, skip_every, prepared_bytes, spares: platter.spares.clone() };
+        ForgetfulDisk(Arc::new(Mutex::new(copy)))
     }
 
     /// Power is lost: of what was not synced nothing stays, or a beginning, or any sectors of it. `draw` gives a number below its
@@ -72,6 +87,14 @@ impl ForgetfulDisk {
             }
             file.data.clone_from(&file.durable);
         }
+        // The next segment may have been prepared and not begun.
+        let mut platter = self.platter();
+        if let Some(last) = platter.files.keys().next_back().copied()
+            && draw(2) == 0
+            && let Some(remains) = platter.spares.pop()
+        {
+            platter.files.insert(last + 1, SimFile { data: remains.clone(), durable: remains, dirty: None });
+        }
     }
 }
 
@@ -92,8 +115,11 @@ impl Disk for ForgetfulDisk {
 
     fn create(&mut self, segment: u64) -> io::Result<()> {
         let mut platter = self.platter();
-        let zeros = vec![0; platter.prepared_bytes];
-        platter.files.insert(segment, SimFile { data: zeros.clone(), durable: zeros, dirty: None });
+        if !platter.files.contains_key(&segment) {
+            let zeros = vec![0; platter.prepared_bytes];
+            let data = platter.spares.pop().unwrap_or(zeros);
+            platter.files.insert(segment, SimFile { data: data.clone(), durable: data, dirty: None });
+        }
         Ok(())
     }
 
@@ -135,20 +161,13 @@ impl Disk for ForgetfulDisk {
         Ok(self.platter().file(segment)?.data.len() as u64)
     }
 
-    fn clear_from(&mut self, segment: u64, offset: u64) -> io::Result<()> {
-        let mut platter = self.platter();
-        let prepared = platter.prepared_bytes;
-        let file = platter.file(segment)?;
-        file.data.truncate(offset as usize);
-        let whole = prepared.max(file.data.len());
-        file.data.resize(whole, 0);
-        file.durable.clone_from(&file.data);
-        file.dirty = None;
-        Ok(())
-    }
-
     fn remove(&mut self, segment: u64) -> io::Result<()> {
-        self.platter().files.remove(&segment);
+        let mut platter = self.platter();
+        if let Some(removed) = platter.files.remove(&segment)
+            && platter.spares.len() < MAX_SPARES
+        {
+            platter.spares.push(removed.durable);
+        }
         Ok(())
     }
 }

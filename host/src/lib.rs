@@ -20,7 +20,7 @@ mod net;
 pub mod ports;
 
 pub use bug::{Bug, deliberate};
-pub use disk::Disk;
+pub use disk::{Disk, SegmentReader};
 pub use forgetful::ForgetfulDisk;
 pub use net::{Accept, Duplex, Listener, ReadHalf, Stream, WriteHalf, bind, connect};
 
@@ -49,6 +49,8 @@ pub trait Simulation: Send + Sync {
     fn boot_ms(&self) -> u64;
     /// Milliseconds since the Unix epoch: this machine's wall clock as it was when the process started, moved on with [`boot_ms`].
     fn unix_ms(&self) -> u64;
+    /// This machine's replica says that it is `unix_ms` by its group's clocks, in milliseconds since the Unix epoch.
+    fn told_time(&self, unix_ms: u64);
     /// How long this machine's disk takes for the log's next write, in milliseconds.
     fn disk_ms(&self) -> u64;
     /// Whether this bug is in the program under test.

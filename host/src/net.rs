@@ -27,8 +27,29 @@ pub trait Accept: Send + Sync {
 pub async fn connect(to: SocketAddr) -> io::Result<Stream> {
     match crate::simulation() {
         Some(simulation) => simulation.connect(to).await.map(Stream::Simulated),
-        None => TcpStream::connect(to).await.map(Stream::Tcp),
+        None => {
+            let stream = TcpStream::connect(to).await?;
+            keep_alive(&stream);
+            Ok(Stream::Tcp(stream))
+        }
     }
+}
+
+/// A connection on which nothing comes is asked about after so long, in seconds.
+const KEEPALIVE_IDLE_S: u64 = 30;
+/// And again after so long, in seconds.
+const KEEPALIVE_INTERVAL_S: u64 = 10;
+/// After so many questions without an answer it has ended.
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Has the machine find out whether a silent peer is still there. Without it a connection whose other end has lost its power lives for
+/// ever. A machine that cannot do it is no reason to refuse the connection.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(KEEPALIVE_IDLE_S)))
+        .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(KEEPALIVE_INTERVAL_S)))
+        .and_then(|()| sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES));
 }
 
 /// Takes connections at an address. Must be called within a tokio runtime.
@@ -65,7 +86,11 @@ impl Listener {
     /// The system's; the listener goes on.
     pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match self {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Stream::Tcp(stream), peer)),
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                keep_alive(&stream);
+                Ok((Stream::Tcp(stream), peer))
+            }
             Listener::Simulated(listener) => {
                 let (stream, peer) = std::future::poll_fn(|context| listener.poll_accept(context)).await?;
                 Ok((Stream::Simulated(stream), peer))

@@ -47,10 +47,11 @@ pub struct Config {
     /// Above this the log is compacted past replicas that are away. Bytes.
     #[serde(default = "default_log_cap_bytes")]
     pub log_cap_bytes: u64,
-    /// Set it to a number larger than the last one after the state was restored from a backup (R30): route versions then carry
-    /// it as their incarnation, and nothing is allocated until all shards have told what they have.
+    /// Set it to a number larger than the last one, from 2, after the state was restored from an old copy (R30): versions of the routing table then
+    /// count it, and nothing is numbered until all shards have told what they hold. Without it that begins once a shard's report
+    /// shows that the state is an old one.
     #[serde(default)]
-    pub incarnation: Option<u64>,
+    pub incarnation: Option<u32>,
 }
 
 fn default_snapshot_every_entries() -> u64 {
@@ -102,11 +103,6 @@ pub struct BalancerConfig {
     pub goal: f64,
     /// How long the imbalance must last before it acts, in milliseconds.
     pub persist_ms: u64,
-    /// Imbalance over its floor up to which the load still counts as level: such an imbalance must last for `patient_ms`.
-    pub tolerable: f64,
-    /// How long a tolerable imbalance must last before it acts, in milliseconds: what is level is left alone unless it stays
-    /// worse than it need be.
-    pub patient_ms: u64,
     /// The same once the load has been level, in milliseconds: then the total must be steady too.
     pub persist_level_ms: u64,
     /// How long a range must have been measured for its figures to count, in milliseconds.
@@ -125,15 +121,22 @@ pub struct BalancerConfig {
     pub split_ways: usize,
     /// The most ranges; above it nothing is split.
     pub max_ranges: usize,
-    /// Moves under way at once, per source and per destination.
+    /// Moves that may always be under way at once, per source and per destination.
     pub moves_per_shard: usize,
-    /// Moves under way at once, in all.
-    pub moves_total: usize,
+    /// The most moves under way at once, per source and per destination: beyond `moves_per_shard` only while what they have left takes less than
+    /// `move_backlog_ms` at the shard's bandwidth.
+    pub max_moves_per_shard: usize,
+    /// See `max_moves_per_shard`. Milliseconds.
+    pub move_backlog_ms: u64,
+    /// The bandwidth of a shard's moves as long as it has not been measured, in bytes per second.
+    pub move_bytes_per_s: u64,
     /// Two neighbours on one shard are merged after both have been cold for this long, in milliseconds.
     pub merge_after_ms: u64,
     /// A range is cold below this share of the mean.
     pub cold_share: f64,
-    /// A merged range has at most this many bytes.
+    /// A range with more bytes than this is split by size, whatever its load.
+    pub split_bytes: u64,
+    /// A merged range has at most this many bytes; at most a quarter of `split_bytes`, so that it is not split again.
     pub merged_max_bytes: u64,
     /// How far a range's load may shift within it in one to two seconds, as a share (0 to 1), for its figures to be worth
     /// splitting by.
@@ -149,8 +152,6 @@ impl Default for BalancerConfig {
             goal: 1.03,
             persist_ms: 1200,
             persist_level_ms: 4000,
-            tolerable: 1.25,
-            patient_ms: 8000,
             window_ms: 2000,
             silent_after_ms: 1500,
             cooldown_ms: 10_000,
@@ -160,18 +161,25 @@ impl Default for BalancerConfig {
             split_ways: 32,
             max_ranges: 4096,
             moves_per_shard: 2,
-            moves_total: 4,
+            max_moves_per_shard: 4,
+            move_backlog_ms: 500,
+            move_bytes_per_s: 16 << 20,
             merge_after_ms: 60_000,
             cold_share: 0.01,
-            merged_max_bytes: 256 << 20,
+            split_bytes: 256 << 20,
+            merged_max_bytes: 64 << 20,
             max_shift: 0.3,
         }
     }
 }
 
+/// The longest time in the configuration, in milliseconds: a hundred years.
+const MAX_TIME_MS: u64 = 3_155_760_000_000;
+
 impl BalancerConfig {
     /// Checks what types cannot say, as [`Config::check`] does.
     pub fn check(&self) -> Result<(), String> {
+        self.check_figures()?;
         let at_least = |name: &str, value: f64, least: f64| {
             if value >= least { Ok(()) } else { Err(format!("balancer.{name}: {value}; at least {least} is accepted")) }
         };
@@ -181,8 +189,50 @@ impl BalancerConfig {
         at_least("split_above", self.split_above, 0.01)?;
         at_least("split_ways", self.split_ways as f64, 2.0)?;
         at_least("moves_per_shard", self.moves_per_shard as f64, 1.0)?;
-        at_least("moves_total", self.moves_total as f64, 1.0)?;
+        at_least("max_moves_per_shard", self.max_moves_per_shard as f64, self.moves_per_shard as f64)?;
+        at_least("move_bytes_per_s", self.move_bytes_per_s as f64, 1.0)?;
+        at_least("split_bytes", self.split_bytes as f64, (1 << 20) as f64)?;
+        if self.merged_max_bytes > self.split_bytes / 4 {
+            let most = self.split_bytes / 4;
+            return Err(format!(
+                "balancer.merged_max_bytes: {}; at most a quarter of split_bytes, {most}, is accepted",
+                self.merged_max_bytes
+            ));
+        }
         at_least("window_ms", self.window_ms as f64, 1.0)
+    }
+
+    /// Infinity and what is no number pass every comparison, or none.
+    fn check_figures(&self) -> Result<(), String> {
+        for (name, value, most) in [
+            ("min_load_per_s", self.min_load_per_s, f64::MAX),
+            ("act_above", self.act_above, f64::MAX),
+            ("goal", self.goal, f64::MAX),
+            ("split_above", self.split_above, f64::MAX),
+            ("pieces_per_shard", self.pieces_per_shard, f64::MAX),
+            ("cold_share", self.cold_share, 1.0),
+            ("max_shift", self.max_shift, 1.0),
+        ] {
+            if !(0.0..=most).contains(&value) {
+                let accepted = if most == 1.0 { "0 to 1 is accepted" } else { "a number from 0 is accepted" };
+                return Err(format!("balancer.{name}: {value}; {accepted}"));
+            }
+        }
+        for (name, value) in [
+            ("persist_ms", self.persist_ms),
+            ("persist_level_ms", self.persist_level_ms),
+            ("window_ms", self.window_ms),
+            ("silent_after_ms", self.silent_after_ms),
+            ("cooldown_ms", self.cooldown_ms),
+            ("resplit_ms", self.resplit_ms),
+            ("move_backlog_ms", self.move_backlog_ms),
+            ("merge_after_ms", self.merge_after_ms),
+        ] {
+            if value > MAX_TIME_MS {
+                return Err(format!("balancer.{name}: {value}; at most {MAX_TIME_MS} is accepted"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -213,6 +263,15 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_mean_nothing_are_refused() {
+        for key in ["tolerable", "patient_ms", "moves_total", "persist"] {
+            let text = serde_json::json!({ key: 1 });
+            let error = serde_json::from_value::<BalancerConfig>(text).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         config().check().unwrap();
         let wrong = |change: fn(&mut Config)| {
@@ -224,6 +283,11 @@ mod tests {
         assert!(wrong(|c| c.rest.retain(|id, _| *id != 2)).starts_with("rest:"));
         assert!(wrong(|c| c.rpc.retain(|id, _| *id != 3)).starts_with("rpc:"));
         assert!(wrong(|c| c.replica = 300).starts_with("replica: 300"));
+        assert!(wrong(|c| c.balancer.split_bytes = 128 << 20).starts_with("balancer.merged_max_bytes: 67108864"));
         assert!(wrong(|c| c.balancer.act_above = 1.0).starts_with("balancer.act_above: 1"));
+        assert!(wrong(|c| c.balancer.goal = f64::INFINITY).starts_with("balancer.goal: inf"));
+        assert!(wrong(|c| c.balancer.max_shift = f64::NAN).starts_with("balancer.max_shift: NaN"));
+        assert!(wrong(|c| c.balancer.cold_share = -1.0).starts_with("balancer.cold_share: -1"));
+        assert!(wrong(|c| c.balancer.silent_after_ms = u64::MAX).starts_with("balancer.silent_after_ms"));
     }
 }

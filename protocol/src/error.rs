@@ -55,6 +55,8 @@ impl SqlError {
 
 /// The SQLSTATEs that Evenkeel itself gives.
 pub mod codes {
+    /// Division by zero.
+    pub const DIVISION_BY_ZERO: &str = "22012";
     /// Not supported here.
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     /// Retry the transaction.
@@ -67,6 +69,8 @@ pub mod codes {
     pub const ADMIN_SHUTDOWN: &str = "57P01";
     /// The server cannot take it now.
     pub const CANNOT_CONNECT_NOW: &str = "57P03";
+    /// It was cancelled, or took longer than it may.
+    pub const QUERY_CANCELED: &str = "57014";
     /// Too much is under way.
     pub const TOO_MANY: &str = "53300";
     /// A configured limit is reached.

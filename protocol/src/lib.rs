@@ -18,6 +18,7 @@
 //! | [`error`] | SQL errors and failures, by what must happen next |
 //! | [`shard`] | requests to a shard's replicas |
 //! | [`report`] | what shard leaders tell the placement driver |
+//! | [`scrub`] | what is exchanged to compare replicas |
 //! | [`placement`] | requests to the placement driver over RPC |
 //! | [`rest`] | the placement driver's REST types |
 //! | [`kv`] | the coordination store's REST types and limits |
@@ -34,6 +35,7 @@ pub mod rest;
 pub mod routing;
 pub mod rows;
 pub mod schema;
+pub mod scrub;
 pub mod shard;
 pub mod sql;
 pub mod value;

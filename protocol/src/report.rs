@@ -3,6 +3,8 @@
 use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId};
 use crate::interval::KeyInterval;
 use crate::key::Key;
+use crate::schema::TableSchema;
+use crate::scrub::ScrubReport;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,6 +27,8 @@ pub struct ShardReport {
     pub sequence: u64,
     /// The last position of the log that the leader has applied.
     pub applied: u64,
+    /// The leader's clock when it made the report, in milliseconds since the Unix epoch: the one that it stamps what it logs with (R14).
+    pub clock_ms: u64,
     /// The replicas, as the leader sees them.
     pub replicas: Vec<ReplicaReport>,
     /// Who the replicas are and where they listen for clients, by the shard's own log; `None` if the reporter does not know.
@@ -35,6 +39,35 @@ pub struct ShardReport {
     pub ranges: Vec<RangeReport>,
     /// The operators that have left a trace in this shard's log and are not forgotten.
     pub operators: Vec<OperatorReport>,
+    /// The highest numbers that have ever come to this shard, of what is over and gone as well: a placement driver that has lost its
+    /// memory allocates above them (R30).
+    pub highest: HighestNumbers,
+    /// The shard's tables; not in every report, but at least every five seconds and whenever a report is asked for.
+    pub tables: Option<Vec<TableSchema>>,
+    /// What has been compared of the replicas.
+    pub scrub: ScrubReport,
+}
+
+/// The highest numbers that a shard has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HighestNumbers {
+    /// Of operators.
+    pub operator: OperatorId,
+    /// Of ranges.
+    pub range: RangeId,
+    /// Of tables.
+    pub table: TableId,
+}
+
+impl HighestNumbers {
+    /// The higher of each.
+    pub fn max(self, other: HighestNumbers) -> HighestNumbers {
+        HighestNumbers {
+            operator: self.operator.max(other.operator),
+            range: self.range.max(other.range),
+            table: self.table.max(other.table),
+        }
+    }
 }
 
 /// A shard's replicas.
@@ -140,6 +173,27 @@ pub struct OperatorReport {
     pub range: RangeId,
     /// How far.
     pub phase: OperatorPhase,
+    /// What the destination has taken in so far; `None` on the source's side, and once the range is adopted.
+    pub progress: Option<MoveProgress>,
+}
+
+/// How far a copy is at its destination. A move makes progress as long as any of these grows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveProgress {
+    /// Attempts begun.
+    pub attempts: u64,
+    /// Rows copied in the latest attempt.
+    pub rows: u64,
+    /// Bytes taken in, in all attempts, of chunks and of changes.
+    pub bytes: u64,
+    /// The position in the source's log that the latest attempt has reached.
+    pub position: u64,
+    /// Where the next chunk begins; `None` once all chunks are in.
+    pub cursor: Option<Key>,
+    /// What was stored differed from what was sent in several attempts, the latest of them so, in one sentence: the move cannot be done.
+    pub differs: Option<String>,
+    /// Why the latest attempt that was lost ended, in one sentence, if this leader saw one.
+    pub trouble: Option<String>,
 }
 
 /// The phases of a move, as the two sides see them.

@@ -9,6 +9,7 @@ use crate::key::Key;
 use crate::report::RangeLoad;
 use crate::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use crate::schema::TableSchema;
+use crate::scrub::Difference;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,9 @@ pub struct Problem {
 pub struct MembersBody {
     /// Grows with every change of them.
     pub epoch: u32,
+    /// The replica that leads, as far as the one that answers knows. It changes without the others: the event has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<u64>,
     /// The replicas.
     pub members: Vec<MemberBody>,
 }
@@ -250,9 +254,62 @@ pub struct ShardBody {
     /// How old its last report is, in milliseconds; absent if it never reported in this reign.
     #[serde(default)]
     pub report_age_ms: Option<u64>,
+    /// How far its leader's clock is from the median of all, in milliseconds: positive if it is fast. Absent if that cannot be judged.
+    #[serde(default)]
+    pub clock_off_ms: Option<i64>,
     /// Its replicas as its leader sees them.
     #[serde(default)]
     pub replicas_seen: Vec<crate::report::ReplicaReport>,
+    /// What its leader has compared of the replicas; absent if it never reported.
+    #[serde(default)]
+    pub scrub: Option<ScrubBody>,
+}
+
+/// What a shard's leader has compared of its replicas since it leads.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScrubBody {
+    /// Rounds over all ranges that have come to their end.
+    pub rounds: u64,
+    /// Pieces compared.
+    pub pieces: u64,
+    /// What their rows take, in bytes, about.
+    pub bytes: u64,
+    /// Differences found, those that are gone included.
+    pub found: u64,
+    /// Those that were there when their keys were compared last.
+    pub differences: Vec<DifferenceBody>,
+}
+
+/// Keys of which not all replicas hold the same rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DifferenceBody {
+    /// The range.
+    pub range: RangeId,
+    /// The table's name.
+    pub table: String,
+    /// The first key: its columns' values; `null` for the table's first.
+    pub start: Option<Vec<serde_json::Value>>,
+    /// The first key behind; `null` for the table's end.
+    pub end: Option<Vec<serde_json::Value>>,
+    /// The replicas that hold something else than a majority does; empty if nobody can say which is right.
+    pub replicas: Vec<u64>,
+    /// One sentence.
+    pub detail: String,
+}
+
+impl DifferenceBody {
+    /// The body for a difference in this table, if the table is known.
+    pub fn new(difference: &Difference, schema: Option<&TableSchema>) -> DifferenceBody {
+        let columns = |key: &Key| schema.and_then(|schema| crate::value::key_to_json(&schema.codec(), key).ok());
+        DifferenceBody {
+            range: difference.range,
+            table: schema.map_or_else(|| difference.table.to_string(), |schema| schema.name.clone()),
+            start: columns(&difference.interval.start),
+            end: difference.interval.end.as_ref().and_then(columns),
+            replicas: difference.replicas.clone(),
+            detail: difference.detail.clone(),
+        }
+    }
 }
 
 /// `POST /v1/ranges/{id}/split`.

@@ -9,6 +9,7 @@ use crate::report::ShardReport;
 use crate::routing::ShardInfo;
 use crate::rows::{Column, RowBatch};
 use crate::schema::TableSchema;
+use crate::scrub::{Comparison, Place, ReplicaSums};
 use crate::value::Value;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use crate::levels::{Durability, ReadLevel};
+pub use crate::scrub::RangeChecksum;
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,8 @@ pub struct TransactionOptions {
 pub enum ShardRequest {
     /// One statement in a transaction of its own.
     Statement(StatementRequest),
+    /// A piece of a read in the order of the keys: the rows that come next. Answered by a [`ShardReply::Piece`].
+    Piece(PieceRequest),
     /// One statement in a transaction that stays open on this connection; the first also begins it.
     InTransaction {
         /// The transaction's number on this connection, chosen by the client.
@@ -84,6 +88,22 @@ pub enum ShardRequest {
     Control(ControlRequest),
     /// From a destination's leader to a replica of the source: stream this range. Answered by a stream of [`CopyItem`]s.
     Copy(CopyRequest),
+    /// From a destination's leader to the replica that streams a copy: how many of the copy's items are stored. No more than a window of
+    /// items is under way at a time.
+    CopyTaken {
+        /// The copy's number, as [`CopyItem::Opened`] told it.
+        copy: u64,
+        /// Items stored so far.
+        items: u64,
+    },
+    /// From a destination's leader to its other replicas: how far they have applied the log, and whether what they have stored of this
+    /// attempt is what was sent.
+    CopyStored {
+        /// The move.
+        operator: OperatorId,
+        /// The attempt.
+        attempt: u64,
+    },
     /// From a destination's leader to the source's leader: the destination has caught up, log the fence.
     Fence {
         /// The move.
@@ -103,16 +123,16 @@ pub enum ShardRequest {
         /// The move.
         operator: OperatorId,
     },
-    /// A replica's whole state, for one that fell behind the log. Answered by a stream of [`StateItem`]s.
+    /// For a replica that is re-seeded: another one's state machine and retry window. Answered by a stream of [`StateItem`]s.
     State,
+    /// For a replica that is re-seeded: some rows of one table. Answered by a stream of [`SeedItem`]s.
+    SeedRows(SeedRequest),
     /// What this replica is and knows, for tests and tools.
     Inspect,
-    /// From a destination's leader to its other replicas: the checksum of the range as this move brought it, if it is known there.
-    AdoptedChecksum {
-        /// The move.
-        operator: OperatorId,
-    },
-    /// From a shard's leader to its other replicas: the checksums of a checkpoint (R31), as soon as they are known.
+    /// Whether this replica leads and serves, and who does as far as it knows: what a client asks the others while one is silent. It
+    /// costs the same however many ranges the shard holds.
+    WhoLeads,
+    /// From a shard's leader to its other replicas: the sums of a checkpoint's pieces (R31), as soon as they are known.
     Checkpoint {
         /// The checkpoint's number.
         nonce: u64,
@@ -124,6 +144,8 @@ pub enum ShardRequest {
 pub enum ShardReply {
     /// To a statement.
     Rows(StatementReply),
+    /// To [`ShardRequest::Piece`].
+    Piece(Piece),
     /// To a write at a durability below `disk`: the session may take it for done, and another reply follows (R28).
     Early(StatementReply),
     /// To a commit or rollback.
@@ -132,12 +154,25 @@ pub enum ShardReply {
     Control(ControlReply),
     /// One item of a copy.
     Copy(CopyItem),
-    /// One item of a state transfer.
+    /// One item of a state transfer's beginning.
     State(StateItem),
+    /// To [`ShardRequest::CopyStored`].
+    CopyStored {
+        /// The position up to which the replica's PostgreSQL holds everything.
+        applied: u64,
+        /// How what it has stored of the attempt differs from what was sent, in one sentence.
+        differs: Option<String>,
+    },
+    /// One item of a piece of rows.
+    Seed(SeedItem),
+    /// To [`ShardRequest::Checkpoint`].
+    Sums(Box<ReplicaSums>),
     /// To [`ShardRequest::AskSettled`]: `None` while undecided.
     Settled(Option<bool>),
     /// To [`ShardRequest::Inspect`].
     Inspect(Box<Inspection>),
+    /// To [`ShardRequest::WhoLeads`].
+    Leads(Leads),
     /// It was not answered.
     Failed(Failure),
 }
@@ -155,6 +190,30 @@ pub struct StatementReply {
     pub staleness_ms: Option<u64>,
 }
 
+/// Rows of a SELECT, in the order of the keys, that come behind a key. A shard keeps nothing from one piece to the next: each is a
+/// statement of its own, which sees everything that was acknowledged before it was asked for. So a range may split or move, and its leader
+/// change, between two pieces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PieceRequest {
+    /// The SELECT: one that ranges can answer one after the other ([`crate::sql::Scan::RangeByRange`]). Its clip and its limit are those of
+    /// any statement.
+    pub statement: StatementRequest,
+    /// The last row that was received: only what comes behind it in the statement's direction is wanted.
+    pub after: Option<Key>,
+}
+
+/// See [`PieceRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// About [`PIECE_BYTES`] of rows, or one row.
+    pub reply: StatementReply,
+    /// The last row's key, if more rows of the clip may follow; `None`: these were the last.
+    pub more_after: Option<Key>,
+}
+
+/// The rows of a [`Piece`] end at so many bytes; a row that is longer is a piece of its own.
+pub const PIECE_BYTES: usize = 256 << 10;
+
 /// What the placement driver asks of a shard's leader. Each is idempotent: it carries the operator's id and the epoch it expects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlRequest {
@@ -164,6 +223,12 @@ pub enum ControlRequest {
         schema: TableSchema,
         /// Its first range; epoch 1.
         range: RangeId,
+    },
+    /// Drop a table whose creation was given up and came about all the same: nobody was ever told of it. One of which more has become than
+    /// its first range at epoch 1 is refused.
+    DropTable {
+        /// The table.
+        table: TableId,
     },
     /// Split a range. The piece on the left keeps its id, each further one gets the id beside its first key; all get the epoch
     /// after `epoch`.
@@ -204,6 +269,12 @@ pub enum ControlRequest {
         /// The range.
         range: RangeId,
     },
+    /// To the source of a move that is fenced: own the range again, at a higher epoch, because its destination is lost for good (R23). Refused once
+    /// the destination has adopted the range.
+    TakeBack {
+        /// The operator.
+        operator: OperatorId,
+    },
     /// To the destination: take the range in. From here on the destination drives the move by itself.
     IngestOpen {
         /// The operator.
@@ -224,11 +295,6 @@ pub enum ControlRequest {
         /// The operator.
         operator: OperatorId,
     },
-    /// To the source or the destination of a settled move: its checksum of the range at the fence.
-    MoveChecksum {
-        /// The operator.
-        operator: OperatorId,
-    },
     /// To the source of a verified move: delete the copy left behind, then forget the move (R24).
     Purge {
         /// The operator.
@@ -239,8 +305,23 @@ pub enum ControlRequest {
         /// The operator.
         operator: OperatorId,
     },
-    /// Checksums of every owned range at one place in the log, from every replica (R31).
-    Checksums,
+    /// Where a range can be split into pieces of about the same number of bytes. Answered from a sample, at a cost that does not grow with the
+    /// range.
+    SizeSplitKeys {
+        /// The range.
+        range: RangeId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// How many pieces there are to be, from 2.
+        pieces: u32,
+    },
+    /// Compare what the replicas hold of the shard's ranges, from a place on: as much as one comparison takes (R31).
+    Compare {
+        /// Where to begin; `None` for the first key of the first table.
+        from: Option<Place>,
+        /// Whether to look for rows that replicas hold without a reason, too.
+        left_behind: bool,
+    },
     /// Hand leadership to another replica (to `to` if given).
     TransferLeadership {
         /// The replica's number.
@@ -286,32 +367,13 @@ pub enum ControlReply {
         /// One sentence.
         reason: String,
     },
-    /// To [`ControlRequest::MoveChecksum`].
-    Checksum(RangeChecksum),
-    /// To [`ControlRequest::Checksums`]: per replica, per range.
-    Checksums(Vec<ReplicaChecksums>),
+    /// To [`ControlRequest::SizeSplitKeys`]: the first keys of the further pieces, growing strictly, all strictly inside the range. Fewer than
+    /// asked for, or none, if the sample does not tell that many apart.
+    SplitKeys(Vec<Key>),
+    /// To [`ControlRequest::Compare`].
+    Compared(Box<Comparison>),
     /// To [`ControlRequest::Report`].
     Report(Box<ShardReport>),
-}
-
-/// A checksum over the rows of a range; equal contents give equal sums whatever order the rows lie in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RangeChecksum {
-    /// Rows.
-    pub rows: u64,
-    /// The sum, modulo 2^64, of a 64-bit hash of each row.
-    pub sum: u64,
-}
-
-/// One replica's checksums at one place in its log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaChecksums {
-    /// The replica's number.
-    pub replica: u64,
-    /// The place in the log, the same for all replicas that answered.
-    pub index: u64,
-    /// Per owned range; `Err` with the reason if this replica did not answer.
-    pub ranges: Result<Vec<(RangeId, RangeChecksum)>, String>,
 }
 
 /// Start of a copy.
@@ -323,28 +385,44 @@ pub struct CopyRequest {
     pub attempt: u64,
 }
 
-/// One item of a copy's stream. All chunks come before the end of the copy; changes come from the first chunk's position on.
+/// One item of a copy's stream. [`CopyItem::Opened`] comes first. Then chunks come in key order, and between them what has happened
+/// to the keys of the chunks before: at every place in the stream the keys copied so far are as of one position of the source's log,
+/// which each item goes on from (R21). The destination says which items it has stored ([`ShardRequest::CopyTaken`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyItem {
+    /// The copy has been opened.
+    Opened {
+        /// The copy's number at the replica that streams it.
+        copy: u64,
+        /// The position of the source's log that it starts from.
+        position: u64,
+    },
     /// All rows in `interval`, as of `position` in the source's log.
     Chunk {
         /// The keys it covers; chunks follow one another without a gap.
         interval: KeyInterval,
-        /// The last entry of the source's log that the rows include.
+        /// The position that the item before reached. Nothing has happened to the keys before this chunk from there to `position`.
+        from: u64,
+        /// The last entry of the source's log that the rows surely include.
         position: u64,
         /// Packed row images.
         rows: RowBatch,
+        /// The rows' checksum, as the source's PostgreSQL computed it in the snapshot that gave them.
+        checksum: RangeChecksum,
         /// Whether it is the last chunk.
         last: bool,
     },
-    /// What happened in the range in the source's log, from after `from` up to and including `to`.
+    /// What happened to the keys copied so far in the source's log, from after `from` up to and including `to`; of a key that was changed
+    /// several times perhaps only the last change.
     Changes {
-        /// The end of the previous item of this kind (or where the tail starts).
+        /// The position that the item before reached.
         from: u64,
         /// The last position covered.
         to: u64,
         /// Encoded changes with their positions, opaque outside the shard's own code.
         changes: Vec<Bytes>,
+        /// What was still to come when this was sent.
+        left: CopyLeft,
     },
     /// The fence: everything before has been sent.
     Fenced {
@@ -359,27 +437,75 @@ pub enum CopyItem {
     Cancelled,
 }
 
-/// One item of a state transfer.
+/// What a copy's destination lacks, at the moment an item is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyLeft {
+    /// Items sent before and not stored at the destination yet.
+    pub items: u64,
+    /// Bytes of those, and of changes that are not sent yet.
+    pub bytes: u64,
+    /// Whether the replica that streams lags behind its own log, so that more may be to come than it knows.
+    pub behind: bool,
+}
+
+/// One item of a state transfer's beginning: what a replica has beside its rows, at one position of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StateItem {
-    /// First: the position, and the shard's state machine there, encoded.
+    /// First: the position.
     Start {
         /// Position in the log.
         index: u64,
         /// The term in force there.
         term: u64,
-        /// The encoded state machine.
-        state: Bytes,
     },
-    /// Rows of one table.
-    Rows {
-        /// The table.
-        table: TableId,
-        /// Packed row images.
-        rows: RowBatch,
-    },
+    /// A piece of the shard's encoded state machine. The pieces come in order.
+    Machine(Bytes),
+    /// A piece of the retry window. The pieces come in order, behind those of the state machine.
+    Window(Bytes),
     /// Last: all of it has been sent.
     End,
+}
+
+/// Who leads a shard, as far as the replica that answers knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leads {
+    /// Whether the replica that answers leads and serves.
+    pub itself: bool,
+    /// The number of the leader that it knows of.
+    pub leader: Option<u64>,
+}
+
+/// What a replica that is re-seeded asks a peer for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedRequest {
+    /// The table.
+    pub table: TableId,
+    /// The keys that are still missing from here on. The answer covers a first part of them.
+    pub interval: KeyInterval,
+    /// A position of the log: the rows must hold everything up to it, so the peer waits until its PostgreSQL does.
+    pub at_least: u64,
+}
+
+/// One item of the answer to a [`SeedRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeedItem {
+    /// A piece of the packed rows. The pieces come in order; a row may be cut.
+    Piece(Bytes),
+    /// Last: what the pieces are.
+    End {
+        /// The keys that the rows are all there is of.
+        covered: KeyInterval,
+        /// Values per row.
+        width: u32,
+        /// Rows.
+        count: u32,
+        /// Whether `covered` is all of the interval that was asked for.
+        last: bool,
+        /// The rows hold every entry up to this position of the log.
+        position: u64,
+        /// They hold no entry behind this position.
+        holds_to: u64,
+    },
 }
 
 /// What a replica is and knows.
@@ -395,8 +521,12 @@ pub struct Inspection {
     pub leads: bool,
     /// The leader it knows of.
     pub leader: Option<u64>,
-    /// The last position of the log its PostgreSQL holds.
+    /// The last position of the log its PostgreSQL holds; 0 as long as it is being re-seeded.
     pub applied: u64,
+    /// Whether it is being re-seeded: it votes, and lacks rows.
+    pub seeding: bool,
+    /// Bytes of rows that it has taken from other replicas since its process began.
+    pub seeded_bytes: u64,
     /// The last position known to be decided.
     pub decided: u64,
     /// The first position the log still holds.

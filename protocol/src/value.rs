@@ -3,9 +3,13 @@
 //! A [`Value`] says what the client has, not what the column is: `Int` serves every integer column, `Text` serves any type
 //! by PostgreSQL's own input syntax. What it becomes is decided where the type is known.
 
+use crate::interval::KeyInterval;
 use crate::key::{Key, KeyCodec, KeyError, KeyType, KeyValue};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+/// The largest value of a row, in bytes.
+pub const MAX_VALUE_BYTES: usize = 64 << 20;
 
 /// A statement's parameter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,16 +107,34 @@ impl Value {
     }
 }
 
-/// Reads a key value in PostgreSQL's input syntax, as far as that is the same for every session setting: `bytea` as `\x…`,
-/// timestamps as RFC 3339 with a zone. `None` if it is none.
+/// Reads a key value in PostgreSQL's input syntax, as far as that is the same for every session setting (all of which have the time zone UTC):
+/// `bytea` as `\x…`, timestamps with the year first. `None` if it is none, or is not understood here.
 pub fn parse_text(kind: KeyType, text: &str) -> Option<KeyValue> {
     match kind {
         KeyType::Text => (!text.contains('\0')).then(|| KeyValue::Text(text.to_string())),
         KeyType::SmallInt | KeyType::Integer | KeyType::BigInt => text.trim().parse().ok().map(KeyValue::Int),
-        KeyType::Uuid => uuid::Uuid::try_parse(text).ok().map(|u| KeyValue::Uuid(*u.as_bytes())),
+        KeyType::Uuid => parse_uuid(text).map(KeyValue::Uuid),
         KeyType::Bytea => Key::from_hex(text.strip_prefix("\\x")?).map(|k| KeyValue::Bytes(k.0)),
-        KeyType::TimestampTz => parse_timestamp(text).map(KeyValue::Timestamp),
+        KeyType::TimestampTz => parse_timestamp(text).or_else(|| parse_time_input(text)).map(KeyValue::Timestamp),
     }
+}
+
+/// A uuid as PostgreSQL takes it: 32 hexadecimal digits, a hyphen after any group of four, braces around it.
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let inner = text.strip_prefix('{').map_or(Some(text), |rest| rest.strip_suffix('}'))?;
+    let mut digits = String::with_capacity(32);
+    let mut hyphen = true;
+    for c in inner.chars() {
+        match c {
+            '-' if !hyphen && digits.len().is_multiple_of(4) && digits.len() < 32 => hyphen = true,
+            c if c.is_ascii_hexdigit() => {
+                digits.push(c);
+                hyphen = false;
+            }
+            _ => return None,
+        }
+    }
+    u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32).map(u128::to_be_bytes)
 }
 
 /// A key from the JSON values of its columns: numbers for integers, strings for everything else (see [`parse_text`]).
@@ -154,6 +176,25 @@ pub fn key_to_json(codec: &KeyCodec, key: &Key) -> Result<Vec<serde_json::Value>
         KeyValue::Timestamp(v) => format_timestamp(v).into(),
     };
     Ok(codec.decode(key)?.into_iter().map(json).collect())
+}
+
+/// A key as people write it: the value of its column, or all of them in parentheses. What is no key of these columns is shown in hexadecimal.
+pub fn key_text(codec: &KeyCodec, key: &Key) -> String {
+    match key_to_json(codec, key).as_deref() {
+        Ok([single]) => single.to_string(),
+        Ok(columns) => {
+            let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
+            format!("({})", columns.join(", "))
+        }
+        Err(_) => key.to_hex(),
+    }
+}
+
+/// An interval as people write it, its bounds by [`key_text`]. The ends of the table are infinite.
+pub fn interval_text(codec: &KeyCodec, interval: &KeyInterval) -> String {
+    let start = if interval.start == Key::MIN { "-∞".to_string() } else { key_text(codec, &interval.start) };
+    let end = interval.end.as_ref().map_or("+∞".to_string(), |end| key_text(codec, end));
+    format!("[{start}, {end})")
 }
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -237,7 +278,85 @@ pub fn parse_timestamp(text: &str) -> Option<i64> {
     Some(days * MICROS_PER_DAY + seconds * 1_000_000 + micros)
 }
 
-/// The reverse of [`parse_timestamp`], always in UTC with six digits of fraction.
+/// The microseconds since 2000-01-01 UTC of what PostgreSQL takes for a time besides: `epoch`, a date alone, hours and minutes alone, no zone (it
+/// is UTC in every session), a space before the zone, the era. What depends on the day (`now`, `yesterday`) or names a month or a zone by its
+/// name is not understood.
+fn parse_time_input(text: &str) -> Option<i64> {
+    let text = text.trim().to_ascii_lowercase();
+    match text.as_str() {
+        "infinity" => return Some(i64::MAX),
+        "-infinity" => return Some(i64::MIN),
+        "epoch" => return Some(days_from_civil(1970, 1, 1) * MICROS_PER_DAY),
+        _ => {}
+    }
+    let (text, before_christ) = match text.strip_suffix("bc") {
+        Some(rest) => (rest.trim_end(), true),
+        None => (text.strip_suffix("ad").map_or(text.as_str(), str::trim_end), false),
+    };
+    let at = text.find([' ', 't']);
+    let (date, time) = at.map_or((text, ""), |at| (&text[..at], text[at + 1..].trim_start()));
+    if at.is_some() && time.is_empty() {
+        return None;
+    }
+    let mut parts = date.split('-');
+    let mut part = |digits: std::ops::RangeInclusive<usize>| -> Option<i64> {
+        let part = parts.next().filter(|part| digits.contains(&part.len()))?;
+        part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?
+    };
+    let (year, month, day) = (part(4..=6)?, part(1..=2)?, part(1..=2)?);
+    if parts.next().is_some() || year == 0 {
+        return None;
+    }
+    let year = if before_christ { 1 - year } else { year };
+    let days = days_from_civil(year, month, day);
+    // What PostgreSQL can store lies between these years.
+    if civil_from_days(days) != (year, month, day) || !(-4712..=294_275).contains(&year) {
+        return None;
+    }
+    let micros = if time.is_empty() { 0 } else { parse_time_of_day(time)? };
+    Some(days * MICROS_PER_DAY + micros)
+}
+
+/// Microseconds since midnight UTC of `HH:MM`, `HH:MM:SS` or `HH:MM:SS.ffffff`, with or without a zone.
+fn parse_time_of_day(text: &str) -> Option<i64> {
+    let zone_at = text.find(['z', '+', '-']).unwrap_or(text.len());
+    let (clock, zone) = (text[..zone_at].trim_end(), &text[zone_at..]);
+    let two = |part: &str| (part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse().ok())?;
+    let (clock, fraction) = clock.split_once('.').map_or((clock, None), |(clock, fraction)| (clock, Some(fraction)));
+    let mut parts = clock.split(':');
+    let (hour, minute): (i64, i64) = (two(parts.next()?)?, two(parts.next()?)?);
+    let second: Option<i64> = parts.next().map(|part| two(part).ok_or(())).transpose().ok()?;
+    if hour > 23 || minute > 59 || second.unwrap_or(0) > 59 || parts.next().is_some() {
+        return None;
+    }
+    let micros = match fraction {
+        None => 0,
+        Some(digits) if second.is_some() && (1..=6).contains(&digits.len()) => {
+            let number: i64 = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
+            number * 10i64.pow(6 - digits.len() as u32)
+        }
+        Some(_) => return None,
+    };
+    let offset_minutes = match zone.chars().next() {
+        None => 0,
+        Some('z') if zone.len() == 1 => 0,
+        Some(sign @ ('+' | '-')) => {
+            let (hours, minutes) = match zone[1..].split_once(':') {
+                Some((hours, minutes)) => (two(hours)?, two(minutes)?),
+                None if zone.len() == 5 => (two(&zone[1..3])?, two(&zone[3..5])?),
+                None => (two(&zone[1..])?, 0),
+            };
+            if hours > 15 || minutes > 59 {
+                return None;
+            }
+            if sign == '-' { -(hours * 60 + minutes) } else { hours * 60 + minutes }
+        }
+        Some(_) => return None,
+    };
+    Some(((hour * 60 + minute - offset_minutes) * 60 + second.unwrap_or(0)) * 1_000_000 + micros)
+}
+
+/// The reverse of [`parse_timestamp`], always in UTC with six digits of fraction, and with the era before year 1. [`parse_text`] reads all of them.
 pub fn format_timestamp(micros: i64) -> String {
     match micros {
         i64::MAX => return "infinity".into(),
@@ -247,8 +366,9 @@ pub fn format_timestamp(micros: i64) -> String {
     let (days, rest) = (micros.div_euclid(MICROS_PER_DAY), micros.rem_euclid(MICROS_PER_DAY));
     let (year, month, day) = civil_from_days(days);
     let seconds = rest / 1_000_000;
+    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
     format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z{era}",
         seconds / 3600,
         seconds / 60 % 60,
         seconds % 60,
@@ -262,6 +382,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
+
+    #[test]
+    fn keys_and_intervals_are_shown_as_people_write_them() {
+        let codec = KeyCodec::new(vec![KeyType::BigInt, KeyType::Text]);
+        let key = |n, text: &str| codec.encode(&[KeyValue::Int(n), KeyValue::Text(text.into())]).unwrap();
+        assert_eq!(key_text(&codec, &key(100, "a")), r#"(100, "a")"#);
+        let single = KeyCodec::new(vec![KeyType::BigInt]);
+        let number = |n| single.encode(&[KeyValue::Int(n)]).unwrap();
+        let interval = KeyInterval::new(Key::MIN, Some(number(10)));
+        assert_eq!(
+            (key_text(&single, &number(-5)), interval_text(&single, &interval)),
+            ("-5".into(), "[-∞, 10)".into())
+        );
+        assert_eq!(interval_text(&single, &KeyInterval::new(number(10), None)), "[10, +∞)");
+        assert_eq!(key_text(&single, &Key(vec![1].into())), "01", "no key of these columns");
+    }
 
     #[test]
     fn timestamps_are_those_of_postgresql() {
@@ -285,6 +421,57 @@ mod tests {
             "2000-01-01T00:00:00é",
         ] {
             assert_eq!(parse_timestamp(text), None, "{text}");
+        }
+    }
+
+    /// Breaks if what PostgreSQL takes is refused, or taken for another time. The numbers are PostgreSQL's, in a session at UTC.
+    #[test]
+    fn times_and_uuids_are_taken_in_the_forms_that_postgresql_takes() {
+        let time = |text: &str| match parse_text(KeyType::TimestampTz, text) {
+            Some(KeyValue::Timestamp(micros)) => Some(micros),
+            _ => None,
+        };
+        for (text, same_as) in [
+            ("2026-01-01 00:00+00", "2026-01-01T00:00:00Z"),
+            ("2026-02-01", "2026-02-01T00:00:00Z"),
+            ("2026-2-1 09:30", "2026-02-01T09:30:00Z"),
+            (" 2026-02-01 09:30:05.25 +0130 ", "2026-02-01T08:00:05.25Z"),
+            ("2026-02-01 09:30:05 -08:00", "2026-02-01T17:30:05Z"),
+            ("2026-02-01T09:30:05", "2026-02-01T09:30:05Z"),
+            ("2026-02-01 AD", "2026-02-01T00:00:00Z"),
+            ("epoch", "1970-01-01T00:00:00Z"),
+            ("INFINITY", "infinity"),
+            ("-Infinity", "-infinity"),
+        ] {
+            assert_eq!(time(text), parse_timestamp(same_as), "{text}");
+            assert!(time(text).is_some(), "{text}");
+        }
+        // SELECT extract(epoch FROM timestamptz '0044-03-15 BC' - timestamptz '2000-01-01') * 1e6
+        assert_eq!(time("0044-03-15 BC"), Some(-64_464_508_800_000_000));
+        for text in ["0044-03-15T12:30:00.000001Z BC", "20260-01-31T12:30:00.000000Z"] {
+            assert_eq!(time(text).map(format_timestamp).as_deref(), Some(text));
+        }
+        for text in ["now", "yesterday", "Jan 1 2026", "2026-02-30", "2026-01-01 25:00", "0000-01-01", "é", ""] {
+            assert_eq!(time(text), None, "{text}");
+        }
+        let uuid = |text| parse_text(KeyType::Uuid, text);
+        let plain = uuid("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11");
+        assert!(plain.is_some());
+        for text in [
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
+            "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}",
+            "a0eebc999c0b4ef8bb6d6bb9bd380a11",
+            "a0ee-bc99-9c0b-4ef8-bb6d-6bb9-bd38-0a11",
+        ] {
+            assert_eq!(uuid(text), plain, "{text}");
+        }
+        for text in [
+            "urn:uuid:a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "a0eebc99",
+            "{a0eebc999c0b4ef8bb6d6bb9bd380a11",
+            "a0e-ebc999c0b4ef8bb6d6bb9bd380a11",
+        ] {
+            assert_eq!(uuid(text), None, "{text}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::item::Kind;
 use crate::membership::Membership;
 use crate::transport::SessionEvent;
 use crate::types::{BarrierError, Entry, LogIndex, Term};
+use crate::wal::ReadPlan;
 
 /// The answer to a subscriber that asked for entries which the ring no longer holds.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) enum OldEntries {
     Entries(Vec<Entry>),
     /// Gone; the log begins behind this.
     Trimmed(LogIndex),
+    /// On disk, to be read by who asked.
+    OnDisk(ReadPlan),
 }
 
 /// One input of the event loop.

@@ -1,6 +1,6 @@
 //! The owner's side of a running log: a cheap, cloneable handle. It queues and waits; it decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +48,7 @@ impl LogHandle {
     /// # Errors
     /// Nothing is queued then: [`ProposeError`] says whether to redirect, to retry, to refuse or to stop.
     pub fn propose(&self, term: Term, payload: Bytes) -> Result<(), ProposeError> {
-        self.queue(Kind::Data, term, payload, None)
+        self.queue(Kind::Data, term, payload, None, true)
     }
 
     /// As [`LogHandle::propose`]; the receiver learns when the entry is in a quorum's memory, so that no single crash can
@@ -59,7 +59,26 @@ impl LogHandle {
     /// As [`LogHandle::propose`].
     pub fn propose_held(&self, term: Term, payload: Bytes) -> Result<oneshot::Receiver<()>, ProposeError> {
         let (held, told) = oneshot::channel();
-        self.queue(Kind::Data, term, payload, Some(held))?;
+        self.queue(Kind::Data, term, payload, Some(held), true)?;
+        Ok(told)
+    }
+
+    /// As [`LogHandle::propose`], of what continues an earlier entry: until it is in, the application does not let the log forget that one, so
+    /// that waiting for room under the log's cap would be waiting for itself. The caller bounds how far it goes over the cap.
+    ///
+    /// # Errors
+    /// As [`LogHandle::propose`].
+    pub fn propose_further(&self, term: Term, payload: Bytes) -> Result<(), ProposeError> {
+        self.queue(Kind::Data, term, payload, None, false)
+    }
+
+    /// As [`LogHandle::propose_further`] and [`LogHandle::propose_held`].
+    ///
+    /// # Errors
+    /// As [`LogHandle::propose`].
+    pub fn propose_further_held(&self, term: Term, payload: Bytes) -> Result<oneshot::Receiver<()>, ProposeError> {
+        let (held, told) = oneshot::channel();
+        self.queue(Kind::Data, term, payload, Some(held), false)?;
         Ok(told)
     }
 
@@ -71,9 +90,23 @@ impl LogHandle {
     /// Nothing is queued then: [`ChangeError::Impossible`] if there can be no such group, [`ChangeError::Refused`] if too few of the
     /// new members would have the state as yet, or one has not been heard of; else as [`LogHandle::propose`].
     pub fn change_members(&self, term: Term, next: &Members) -> Result<(), ChangeError> {
+        self.change_members_lacking(term, next, &BTreeSet::new())
+    }
+
+    /// As [`LogHandle::change_members`]. `lacking` are members whose application has not all of its state yet: a majority of `next`
+    /// must have it without them.
+    ///
+    /// # Errors
+    /// As for [`LogHandle::change_members`].
+    pub fn change_members_lacking(
+        &self,
+        term: Term,
+        next: &Members,
+        lacking: &BTreeSet<ReplicaId>,
+    ) -> Result<(), ChangeError> {
         let now = self.published.membership.borrow().clone();
-        let next = membership::complete(&now, (self.me, self.disk), next, &self.status())?;
-        Ok(self.queue(Kind::ConfigChange, term, Membership::barrier(&next), None)?)
+        let next = membership::complete(&now, (self.me, self.disk), next, lacking, &self.status())?;
+        Ok(self.queue(Kind::ConfigChange, term, Membership::barrier(&next), None, false)?)
     }
 
     /// The newest membership that this replica knows of. It may be one that it cannot enter yet (then it is
@@ -88,6 +121,7 @@ impl LogHandle {
         term: Term,
         payload: Bytes,
         held: Option<oneshot::Sender<()>>,
+        waits_for_room: bool,
     ) -> Result<(), ProposeError> {
         let limit_bytes = self.limits.max_entry_bytes;
         if payload.len() > limit_bytes {
@@ -96,10 +130,12 @@ impl LogHandle {
         self.check_leading(term)?;
         let charged_bytes = payload.len() + QUEUED_OVERHEAD_BYTES;
         let queued = &self.published.queued_bytes;
-        // The cap holds even if compaction cannot: what comes in waits for it. A membership change may be what helps.
-        let room_bytes = self.limits.log_cap_bytes.saturating_sub(2 * self.limits.segment_bytes);
-        let log_bytes = self.published.log_bytes.load(Ordering::Acquire) + queued.load(Ordering::Acquire) as u64;
-        if kind == Kind::Data && log_bytes > room_bytes {
+        // The cap holds even if compaction cannot: what comes in waits for it, here and at a majority. A membership change may be what helps. It is a cap of
+        // files: beside the records there are the rest of the current segment and the next one, and footers and records' headers.
+        let segment_bytes = self.limits.largest_segment_bytes();
+        let room_bytes = self.limits.log_cap_bytes.saturating_sub(2 * segment_bytes + segment_bytes / 4);
+        let log_bytes = self.published.majority_log_bytes.load(Ordering::Acquire);
+        if waits_for_room && log_bytes + queued.load(Ordering::Acquire) as u64 > room_bytes {
             return Err(ProposeError::Overloaded);
         }
         if queued.fetch_add(charged_bytes, Ordering::AcqRel) + charged_bytes > self.limits.queue_bytes {
@@ -200,6 +236,18 @@ impl LogHandle {
         crate::clock::now_ms()
     }
 
+    /// Milliseconds since the Unix epoch, as stamps in the log need it (R14): this process's clock ([`unix_ms`](crate::unix_ms)), or the
+    /// time that a majority of the members' clocks have reached if that is more than two seconds from it. May go back when that
+    /// becomes known.
+    pub fn unix_ms(&self) -> u64 {
+        let unix_ms =
+            crate::unix_ms().saturating_add_signed(self.published.clock_correction_ms.load(Ordering::Acquire));
+        if let Some(simulation) = evenkeel_host::simulation() {
+            simulation.told_time(unix_ms);
+        }
+        unix_ms
+    }
+
     /// Delivers decided entries from `from` on, in order. May be called any number of times, also for positions
     /// delivered before.
     pub fn subscribe(&self, from: LogIndex) -> Subscription {
@@ -210,6 +258,12 @@ impl LogHandle {
     /// ([`Limits::retention_bytes`]) and what live peers have not decided (log rule 10).
     pub fn compact(&self, durably_applied: LogIndex) {
         self.tell(Command::Compact(durably_applied));
+    }
+
+    /// The application has applied everything up to `index`. Replicas tell each other ([`PeerStatus::lag`](crate::PeerStatus)), and a
+    /// leadership that moves goes to who has applied most. Costs next to nothing.
+    pub fn applied(&self, index: LogIndex) {
+        self.published.applied.fetch_max(index.0, Ordering::AcqRel);
     }
 
     /// A lease of the application: entries at and after `index` are kept until another call says otherwise.

@@ -50,7 +50,7 @@ pub use membership::{ChangeError, Member, Members, Membership};
 pub use published::Subscription;
 pub use runtime::start;
 pub use types::{
-    BarrierError, Body, Delivery, Entry, Fresh, GroupConfig, Limits, LogIndex, LogStatus, LogStopped, PeerStatus,
+    BarrierError, Body, Delivery, Entry, Fresh, GroupConfig, Lag, Limits, LogIndex, LogStatus, LogStopped, PeerStatus,
     ProposeError, ReplicaId, Role, StartError, Term, Timing,
 };
 pub use wal::WalError;

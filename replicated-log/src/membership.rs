@@ -11,13 +11,13 @@
 //! A replica has a number of its own for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a new number. What OmniPaxos
 //! numbers 1..=n without gaps (log rule 6) are the places in the ordered list of an epoch's members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{LogIndex, LogStatus, ReplicaId, Term};
+use crate::types::{LogIndex, LogStatus, PeerStatus, ReplicaId, Term};
 
 /// Replicas of a group, at least and at most: fewer than two is no group (log rule 15), and a term has eight bits for its
 /// replica.
@@ -112,11 +112,12 @@ pub enum ChangeError {
 }
 
 /// The members `next` with their disks, if the group can go over to them and serve on. Only replicas that are connected in
-/// this epoch have the state and so count at once; the others have to fetch it first, from somebody who has it.
+/// this epoch, do not wait for a state transfer, and are not among `lacking`, have the state; the others have to fetch it first, from somebody who has it.
 pub(crate) fn complete(
     now: &Membership,
     me: (ReplicaId, u64),
     next: &Members,
+    lacking: &BTreeSet<ReplicaId>,
     status: &LogStatus,
 ) -> Result<Members, ChangeError> {
     check(next).map_err(ChangeError::Impossible)?;
@@ -126,7 +127,9 @@ pub(crate) fn complete(
         let reason = format!("{known} of the {} members are replicas now, and {majority} must be", next.len());
         return Err(ChangeError::Impossible(format!("{reason}: change fewer at a time")));
     }
-    let whole = |id: &ReplicaId| *id == me.0 || status.peers.get(id).is_some_and(|peer| peer.connected);
+    let has_state = |peer: &PeerStatus| peer.connected && !peer.behind;
+    let counts = |id: &ReplicaId| status.peers.get(id).is_some_and(has_state);
+    let whole = |id: &ReplicaId| *id == me.0 || (counts(id) && !lacking.contains(id));
     let staying = next.keys().filter(|id| now.has(**id) && whole(id)).count();
     if staying < majority {
         return Err(ChangeError::Refused(format!(
@@ -147,7 +150,6 @@ pub(crate) fn complete(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::types::PeerStatus;
 
     fn members(ids: &[u64]) -> Members {
         ids.iter().map(|id| (ReplicaId(*id), SocketAddr::from(([127, 0, 0, 1], 7000 + *id as u16)).into())).collect()
@@ -155,6 +157,10 @@ mod tests {
 
     /// Replica 1 leads 2 and 3, which are there or not; 4 and 5 wait to be let in.
     fn change(connected: [bool; 2], next: &[u64]) -> Result<Members, ChangeError> {
+        change_without(&[], connected, next)
+    }
+
+    fn change_without(lacking: &[u64], connected: [bool; 2], next: &[u64]) -> Result<Members, ChangeError> {
         let now = Membership { epoch: 1, members: members(&[1, 2, 3]), ..Membership::default() };
         let peer = |connected, disk| PeerStatus { connected, disk: Some(disk), ..PeerStatus::default() };
         let status = LogStatus {
@@ -162,7 +168,8 @@ mod tests {
             applicants: [(ReplicaId(4), 44), (ReplicaId(5), 55)].into(),
             ..LogStatus::default()
         };
-        complete(&now, (ReplicaId(1), 11), &members(next), &status)
+        let lacking = lacking.iter().copied().map(ReplicaId).collect();
+        complete(&now, (ReplicaId(1), 11), &members(next), &lacking, &status)
     }
 
     #[test]
@@ -186,9 +193,28 @@ mod tests {
         assert!(change([true, true], &[1, 2, 6]).unwrap_err().to_string().contains("replica 6"));
     }
 
+    // The one that has the state would be stopped, and nobody could give it to the others.
+    #[test]
+    fn members_that_wait_for_the_state_do_not_count_as_having_it() {
+        let now = Membership { epoch: 1, members: members(&[1, 2, 3]), ..Membership::default() };
+        let status = |behind| {
+            let peer = PeerStatus { connected: true, disk: Some(22), behind, ..PeerStatus::default() };
+            let peers = [(ReplicaId(2), peer.clone()), (ReplicaId(3), peer)].into();
+            LogStatus { peers, applicants: [(ReplicaId(4), 44)].into(), ..LogStatus::default() }
+        };
+        let change = |behind| {
+            let lacking = BTreeSet::new();
+            complete(&now, (ReplicaId(1), 11), &members(&[2, 3, 4]), &lacking, &status(behind))
+        };
+        change(false).unwrap();
+        assert!(matches!(change(true), Err(ChangeError::Refused(_))));
+    }
+
     #[test]
     fn a_change_that_could_not_serve_is_refused() {
         change([true, false], &[1, 2, 4]).unwrap();
+        assert!(matches!(change_without(&[2], [true, true], &[1, 2, 4]), Err(ChangeError::Refused(_))), "2 lacks rows");
+        change_without(&[2], [true, true], &[1, 3, 4]).unwrap();
         let refused = |connected, next: &[u64]| change(connected, next).unwrap_err();
         assert!(matches!(refused([false, false], &[1, 2, 3]), ChangeError::Refused(_)), "nobody would follow");
         assert!(matches!(refused([true, true], &[1, 2, 6]), ChangeError::Refused(_)), "6 has not been heard of yet");

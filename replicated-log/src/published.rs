@@ -1,15 +1,18 @@
 //! What the event loop shows to the rest of the process, and how subscribers take it.
 //!
 //! The event loop puts newly decided entries into a ring bounded by bytes and moves the tip; it never waits for
-//! anybody. A [`Subscription`] pulls: from the ring while it keeps up, through a bounded read by the event loop
-//! when it has fallen behind the ring. A slow consumer therefore costs nothing but its own delay, and memory
-//! stays bounded without a queue per consumer.
+//! anybody. A [`Subscription`] pulls: from the ring while it keeps up. When it has fallen behind the ring it asks the event loop where
+//! the entries are and reads them itself, on another thread, each record once. A slow consumer therefore costs nothing but its
+//! own delay, and memory stays bounded without a queue per consumer.
+//!
+//! The ring holds about [`RING_MS`] of log, within bounds: a consumer that stalls for a moment need not read the disk.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::command::{Command, Commands, OldEntries};
@@ -17,6 +20,7 @@ use crate::core::Lease;
 use crate::item::ITEM_OVERHEAD_BYTES;
 use crate::membership::Membership;
 use crate::types::{Body, Delivery, Entry, Fresh, LogIndex, LogStatus, LogStopped, Role};
+use crate::wal::WalError;
 
 /// How far entries have been published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +29,41 @@ pub(crate) struct Tip {
     pub(crate) decided: LogIndex,
     /// Nothing will follow.
     pub(crate) stopped: bool,
+}
+
+/// How much of the log the ring holds, as time, in milliseconds.
+const RING_MS: u64 = 2_000;
+/// How much larger than [`Limits::recent_bytes`](crate::Limits) the ring becomes at most.
+const MAX_GROWTH: usize = 8;
+/// Over how long the rate is measured, in milliseconds.
+const RATE_WINDOW_MS: u64 = 1_000;
+
+/// How large the ring should be: as much as comes in [`RING_MS`].
+#[derive(Debug)]
+struct Capacity {
+    least_bytes: usize,
+    bytes: usize,
+    window_began_ms: u64,
+    window_bytes: u64,
+}
+
+impl Capacity {
+    fn new(least_bytes: usize) -> Capacity {
+        Capacity { least_bytes, bytes: least_bytes, window_began_ms: 0, window_bytes: 0 }
+    }
+
+    /// So much more has come in by `now_ms`.
+    fn add(&mut self, now_ms: u64, bytes: usize) {
+        self.window_bytes += bytes as u64;
+        let passed_ms = now_ms.saturating_sub(self.window_began_ms);
+        if passed_ms >= RATE_WINDOW_MS {
+            let wanted = usize::try_from(self.window_bytes * RING_MS / passed_ms).unwrap_or(usize::MAX);
+            let most = self.least_bytes.saturating_mul(MAX_GROWTH);
+            // Grows at once, shrinks by halves: bursts come again.
+            self.bytes = wanted.max(self.bytes / 2).clamp(self.least_bytes, most);
+            (self.window_began_ms, self.window_bytes) = (now_ms, 0);
+        }
+    }
 }
 
 /// Recent decided entries, consecutive, the last one at `tip`.
@@ -84,8 +123,7 @@ impl Ring {
 /// The event loop's shop window, shared by all handles.
 #[derive(Debug)]
 pub(crate) struct Published {
-    ring: Mutex<Ring>,
-    ring_capacity_bytes: usize,
+    ring: Mutex<(Ring, Capacity)>,
     tip: watch::Sender<Tip>,
     pub(crate) role: watch::Sender<Role>,
     pub(crate) membership: watch::Sender<Membership>,
@@ -95,8 +133,12 @@ pub(crate) struct Published {
     /// [`Lease::until_ms`] and [`Lease::floor`].
     lease_until_ms: AtomicU64,
     lease_floor: AtomicU64,
-    /// Of the log's files, as of the last turn.
-    pub(crate) log_bytes: AtomicU64,
+    /// What the logs of a majority take at most, as of the last turn.
+    pub(crate) majority_log_bytes: AtomicU64,
+    /// What to add to this replica's wall clock, in milliseconds.
+    pub(crate) clock_correction_ms: AtomicI64,
+    /// What the application has applied, as a position.
+    pub(crate) applied: AtomicU64,
     /// Proposals handed to the event loop and not yet taken, in bytes.
     pub(crate) queued_bytes: AtomicUsize,
     /// Read barriers handed to the event loop and not yet answered.
@@ -109,10 +151,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Published {
-    pub(crate) fn new(ring_capacity_bytes: usize, membership: Membership) -> Arc<Published> {
+    pub(crate) fn new(least_ring_bytes: usize, membership: Membership) -> Arc<Published> {
         Arc::new(Published {
-            ring: Mutex::default(),
-            ring_capacity_bytes,
+            ring: Mutex::new((Ring::default(), Capacity::new(least_ring_bytes))),
             tip: watch::Sender::new(Tip::default()),
             role: watch::Sender::new(Role::Follower { leader: None }),
             membership: watch::Sender::new(membership),
@@ -120,7 +161,9 @@ impl Published {
             status: Mutex::default(),
             lease_until_ms: AtomicU64::new(0),
             lease_floor: AtomicU64::new(0),
-            log_bytes: AtomicU64::new(0),
+            majority_log_bytes: AtomicU64::new(0),
+            clock_correction_ms: AtomicI64::new(0),
+            applied: AtomicU64::new(0),
             queued_bytes: AtomicUsize::new(0),
             waiting_barriers: AtomicUsize::new(0),
         })
@@ -128,7 +171,10 @@ impl Published {
 
     /// Shows decided entries up to `decided`; `entries` are the newest of them that are at hand, possibly none.
     pub(crate) fn publish(&self, entries: Vec<Entry>, decided: LogIndex) {
-        locked(&self.ring).push(entries, self.ring_capacity_bytes);
+        let bytes = entries.iter().map(entry_bytes).sum();
+        let (ring, capacity) = &mut *locked(&self.ring);
+        capacity.add(clock::now_ms(), bytes);
+        ring.push(entries, capacity.bytes);
         self.tip.send_modify(|tip| tip.decided = decided);
     }
 
@@ -212,6 +258,11 @@ pub struct Subscription {
     tip: watch::Receiver<Tip>,
     commands: Commands,
     read_bytes: usize,
+    /// Read and not handed out yet; the first one is at `next`.
+    ahead: VecDeque<Entry>,
+    /// Kept here, so that whoever gives up waiting finds it again.
+    asked: Option<oneshot::Receiver<OldEntries>>,
+    reading: Option<JoinHandle<Result<Vec<Entry>, WalError>>>,
 }
 
 impl Subscription {
@@ -222,7 +273,9 @@ impl Subscription {
         read_bytes: usize,
     ) -> Subscription {
         let tip = published.tip.subscribe();
-        Subscription { next: from.max(LogIndex(1)), published, tip, commands, read_bytes }
+        let next = from.max(LogIndex(1));
+        let (ahead, asked, reading) = (VecDeque::new(), None, None);
+        Subscription { next, published, tip, commands, read_bytes, ahead, asked, reading }
     }
 
     /// The position of the next entry to be delivered.
@@ -247,23 +300,57 @@ impl Subscription {
                 self.tip.changed().await.map_err(|_| LogStopped)?;
                 continue;
             }
-            let recent = locked(&self.published.ring).take(self.next, max_bytes);
-            if let Some(entries) = recent {
+            if let Some(entries) = self.take_ahead(max_bytes) {
                 return Ok(self.advance(entries));
             }
-            let (reply, answer) = oneshot::channel();
-            let read = Command::Read { from: self.next, max_bytes: max_bytes.min(self.read_bytes), reply };
-            self.commands.send(read).map_err(|_| LogStopped)?;
-            match answer.await.map_err(|_| LogStopped)? {
+            if let Some(reading) = &mut self.reading {
+                let read = reading.await;
+                self.reading = None;
+                match read {
+                    Ok(Ok(entries)) => self.ahead = entries.into(),
+                    // Log rule 13.
+                    Ok(Err(error)) => crate::runtime::die(&error),
+                    Err(_) => return Err(LogStopped),
+                }
+                continue;
+            }
+            let recent = locked(&self.published.ring).0.take(self.next, max_bytes);
+            if let Some(entries) = recent {
+                self.asked = None;
+                return Ok(self.advance(entries));
+            }
+            let answer = match &mut self.asked {
+                Some(asked) => asked.await,
+                None => {
+                    let (reply, answer) = oneshot::channel();
+                    let read = Command::Read { from: self.next, max_bytes: self.read_bytes, reply };
+                    self.commands.send(read).map_err(|_| LogStopped)?;
+                    self.asked.insert(answer).await
+                }
+            };
+            self.asked = None;
+            match answer.map_err(|_| LogStopped)? {
                 OldEntries::Entries(entries) if entries.is_empty() => {
                     return Err(LogStopped); // decided entries are always readable; only a stop explains this
                 }
-                OldEntries::Entries(entries) => return Ok(self.advance(entries)),
+                OldEntries::Entries(entries) => self.ahead = entries.into(),
+                OldEntries::OnDisk(plan) => self.reading = Some(tokio::task::spawn_blocking(move || plan.read())),
                 OldEntries::Trimmed(trimmed) => {
                     return Ok(Delivery::NeedState { trimmed, leader: self.published.leader() });
                 }
             }
         }
+    }
+
+    /// At least one and about `max_bytes` of what has been read ahead.
+    fn take_ahead(&mut self, max_bytes: usize) -> Option<Vec<Entry>> {
+        let mut bytes = 0;
+        let fitting = self.ahead.iter().take_while(|entry| {
+            bytes += entry_bytes(entry);
+            bytes <= max_bytes
+        });
+        let count = fitting.count().max(1).min(self.ahead.len());
+        (count > 0).then(|| self.ahead.drain(..count).collect())
     }
 
     fn advance(&mut self, entries: Vec<Entry>) -> Delivery {
@@ -283,6 +370,22 @@ mod tests {
 
     fn entry(index: u64) -> Entry {
         Entry { index: LogIndex(index), term: Term(1), effective: true, body: Body::Data(Bytes::from(vec![0; 100])) }
+    }
+
+    #[test]
+    fn the_ring_holds_seconds_of_log_within_bounds() {
+        const MIB: usize = 1 << 20;
+        let mut capacity = Capacity::new(16 * MIB);
+        let mut run = |mib_per_s: usize, from_s: u64, to_s: u64| {
+            for ms in (from_s * 1_000..to_s * 1_000).step_by(10) {
+                capacity.add(ms, mib_per_s * MIB / 100);
+            }
+            capacity.bytes / MIB
+        };
+        assert_eq!(run(1, 0, 5), 16);
+        assert!((38..=42).contains(&run(20, 5, 10)));
+        assert_eq!(run(500, 10, 15), 128);
+        assert_eq!(run(1, 15, 30), 16);
     }
 
     #[test]

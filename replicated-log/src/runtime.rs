@@ -30,8 +30,8 @@ use crate::handle::LogHandle;
 use crate::membership::{self, Membership};
 use crate::published::Published;
 use crate::transport::{SessionEvent, SessionSender, Transport, TransportConfig};
-use crate::types::{BarrierError, GroupConfig, LogIndex, StartError};
-use crate::wal::{Disk, FsDisk, Identity, Wal, WalError, WalLimits};
+use crate::types::{BarrierError, GroupConfig, Limits, LogIndex, Role, StartError};
+use crate::wal::{Disk, FsDisk, Identity, Wal, WalError, WalLimits, Written};
 use crate::wire::{Tag, Wire};
 
 /// Opens the durable log in `config.dir`, connects to the peers and starts the event loop on a thread of its own.
@@ -104,6 +104,7 @@ fn handle(config: &GroupConfig, store_id: u64, commands: &Commands, published: &
 fn core_config(config: &GroupConfig) -> CoreConfig {
     CoreConfig {
         me: config.me.0,
+        unix_at_boot_ms: clock::unix_ms().saturating_sub(clock::now_ms()),
         timing: config.timing.clone(),
         limits: config.limits.clone(),
         #[cfg(test)]
@@ -125,7 +126,7 @@ fn check(config: &GroupConfig) -> Result<(), StartError> {
         return wrong("tick_ms is at least 1 and election_timeout_ms at least one tick".to_owned());
     }
     let limits = &config.limits;
-    // Proposals wait two segments below the cap, and compaction takes whole segments from its half on.
+    // Proposals wait two of the largest segments below the cap, and compaction takes whole segments from its half on.
     if limits.log_cap_bytes < 4 * limits.segment_bytes {
         return wrong(format!(
             "a log's cap is at least four segments: {} bytes is less than 4 of {}",
@@ -136,7 +137,7 @@ fn check(config: &GroupConfig) -> Result<(), StartError> {
 }
 
 fn open_disk(config: &GroupConfig) -> Result<FsDisk, StartError> {
-    FsDisk::open(&config.dir, config.limits.segment_bytes).map_err(|source| {
+    FsDisk::open(&config.dir, config.limits.segment_bytes, config.limits.largest_segment_bytes()).map_err(|source| {
         if source.kind() == std::io::ErrorKind::WouldBlock {
             let what = format!("another process uses {}", config.dir.display());
             return StartError::Wal(WalError::WrongOwner(what));
@@ -150,7 +151,8 @@ fn open_wal<D: Disk>(config: &GroupConfig, disk: D) -> Result<Wal<D>, StartError
     // Who joins is in no epoch yet: epoch 0, in which nobody has a session.
     let epoch = u32::from(!config.join);
     let founding = Membership { epoch, members: config.peers.clone(), ..Membership::default() };
-    let limits = WalLimits { segment_bytes: config.limits.segment_bytes, recent_bytes: config.limits.recent_bytes };
+    let Limits { segment_bytes, recent_bytes, sync_bytes, .. } = config.limits;
+    let limits = WalLimits { segment_bytes, recent_bytes, sync_bytes: sync_bytes as u64 };
     // The standard library seeds every RandomState differently: random enough to tell two disks apart.
     let store_id = RandomState::new().build_hasher().finish();
     Ok(Wal::open(disk, identity, founding, store_id, limits)?)
@@ -168,7 +170,7 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn die(error: &WalError) -> ! {
+pub(crate) fn die(error: &WalError) -> ! {
     tracing::error!(%error, "the replicated log has failed; stopping the process");
     eprintln!("the replicated log has failed, stopping the process: {error}");
     std::process::abort();
@@ -183,6 +185,9 @@ struct Meters {
     reigns: metrics::Counter,
     probes: metrics::Counter,
     sessions: metrics::Counter,
+    payload_bytes: metrics::Counter,
+    disk_bytes: metrics::Counter,
+    clock_off_ms: metrics::Gauge,
 }
 
 impl Meters {
@@ -196,7 +201,10 @@ impl Meters {
             decided: metrics::counter!("evenkeel_log_decided_total", "group" => group.clone()),
             probes: metrics::counter!("evenkeel_log_probes_total", "group" => group.clone()),
             reigns: metrics::counter!("evenkeel_log_reigns_total", "group" => group.clone()),
-            sessions: metrics::counter!("evenkeel_log_sessions_total", "group" => group),
+            sessions: metrics::counter!("evenkeel_log_sessions_total", "group" => group.clone()),
+            payload_bytes: metrics::counter!("evenkeel_log_payload_bytes_total", "group" => group.clone()),
+            disk_bytes: metrics::counter!("evenkeel_log_disk_bytes_total", "group" => group.clone()),
+            clock_off_ms: metrics::gauge!("evenkeel_log_clock_off_ms", "group" => group),
         }
     }
 }
@@ -356,7 +364,9 @@ impl<D: Disk> EventLoop<D> {
         let ticked = Instant::now() >= *next_tick;
         if ticked {
             // One tick, however late: a process that was stopped must not rush through elections.
-            self.core.feed(clock::now_ms(), Input::Tick);
+            let now_ms = clock::now_ms();
+            self.core.feed(now_ms, Input::Applied(self.published.applied.load(Ordering::Acquire)));
+            self.core.feed(now_ms, Input::Tick);
             *next_tick = Instant::now() + self.tick;
         }
         let mut turn = self.core.finish();
@@ -366,6 +376,12 @@ impl<D: Disk> EventLoop<D> {
         turn.sends = late;
         self.send(early);
         self.tell_held(&turn.held, &turn.unheld);
+        // What is decided and was synced by earlier turns does not wait for this one's sync. A leadership that is lost shows first.
+        if turn.role.as_ref().is_some_and(|role| role.leading().is_none()) {
+            self.show_role(turn.role.take());
+        }
+        self.answer_barriers(std::mem::take(&mut turn.early_barriers));
+        self.publish();
         (turn, ticked)
     }
 
@@ -459,7 +475,8 @@ impl<D: Disk> EventLoop<D> {
             Ok(false) => {}
             Err(error) => die(&error),
         }
-        self.published.log_bytes.store(self.core.log_bytes(), Ordering::Release);
+        self.published.majority_log_bytes.store(self.core.majority_log_bytes(), Ordering::Release);
+        self.published.clock_correction_ms.store(self.core.clock_correction_ms(), Ordering::Release);
         self.send(turn.sends);
         for (peer, session) in turn.refused.into_iter().chain(turn.overflowed) {
             if let Some((current, sender)) = self.sessions.get(&peer)
@@ -468,17 +485,8 @@ impl<D: Disk> EventLoop<D> {
                 sender.close();
             }
         }
-        if let Some(role) = turn.role {
-            tracing::info!(?role, "the role has changed");
-            self.published.set_role(role);
-        }
-        for (id, answer) in turn.barriers {
-            if let Some(reply) = self.barriers.remove(&id) {
-                self.published.waiting_barriers.fetch_sub(1, Ordering::AcqRel);
-                // Whoever gave up waiting does not want the answer.
-                reply.send(answer).ok();
-            }
-        }
+        self.show_role(turn.role);
+        self.answer_barriers(turn.barriers);
         self.publish();
         if let Some(membership) = turn.membership {
             self.published.membership.send_replace(membership);
@@ -499,6 +507,27 @@ impl<D: Disk> EventLoop<D> {
         self.meters.probes.increment(turn.probes);
         if ticked {
             self.published.set_status(self.core.status());
+            let Written { payload_bytes, disk_bytes } = self.core.written();
+            self.meters.payload_bytes.absolute(payload_bytes);
+            self.meters.disk_bytes.absolute(disk_bytes);
+            self.meters.clock_off_ms.set(-self.core.clock_correction_ms() as f64);
+        }
+    }
+
+    fn show_role(&self, role: Option<Role>) {
+        if let Some(role) = role {
+            tracing::info!(?role, "the role has changed");
+            self.published.set_role(role);
+        }
+    }
+
+    fn answer_barriers(&mut self, answers: Vec<(u64, Result<LogIndex, BarrierError>)>) {
+        for (id, answer) in answers {
+            if let Some(reply) = self.barriers.remove(&id) {
+                self.published.waiting_barriers.fetch_sub(1, Ordering::AcqRel);
+                // Whoever gave up waiting does not want the answer.
+                reply.send(answer).ok();
+            }
         }
     }
 

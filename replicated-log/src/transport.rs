@@ -339,7 +339,7 @@ struct Greeting {
 
 const MAGIC: u64 = u64::from_le_bytes(*b"evenkeel");
 /// Grows when the encoding of frames or messages changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 4;
 /// What a replica may say of its epoch, in bytes: 255 members with their addresses are far below.
 const MAX_MEMBERSHIP_BYTES: usize = 64 << 10;
 const GREETING_BYTES: usize = 8 + 4 + 8 + 4 + 8 + 8 + 8;

@@ -227,23 +227,35 @@ pub struct Limits {
     pub turn_bytes: usize,
     /// Entries kept in memory: by the log for its peers, and again (sharing the bytes) for subscribers.
     pub recent_bytes: usize,
-    /// The size at which a new segment file is begun. One is always kept ready, filled with zeros.
+    /// The size of a segment file; while much is written they grow, see [`Limits::largest_segment_bytes`]. The next one is always
+    /// kept ready.
     pub segment_bytes: u64,
     /// Log kept behind the permitted compaction point, so that a short absence needs no state transfer.
     pub retention_bytes: u64,
     /// What the log may take. Above half of it the log is compacted past replicas that are behind (never past what the own
-    /// application has applied or holds a lease on). Two segments below it proposals are refused until compaction has made room.
+    /// application has applied or holds a lease on). Two of the largest segments below it proposals are refused until compaction has made room.
     pub log_cap_bytes: u64,
+    /// About how much log one message brings to a replica that is behind, and one record there holds of it. Of what it lacks more than
+    /// twice that it gets the decided part in pieces of this size, one after the other.
+    pub sync_bytes: usize,
     /// Messages waiting on one session; above it the session is given up as a whole (log rule 3).
     pub session_queue_bytes: usize,
     /// Received and not yet processed, per session; above it the socket is not read.
     pub inbound_bytes: usize,
-    /// The largest frame accepted from a peer. Must hold the largest log synchronisation, hence the log's cap.
+    /// The largest frame accepted from a peer. Only a candidate that is far behind, and the only one that can be elected, is
+    /// synchronised with more than a few times [`Limits::sync_bytes`]: with up to the log's cap.
     pub max_frame_bytes: usize,
     /// The most that one read of old entries from disk brings, per request of a subscriber.
     pub read_bytes: usize,
     /// Read barriers waiting at one time; above it a call fails with [`BarrierError::TimedOut`].
     pub barrier_waiters: usize,
+}
+
+impl Limits {
+    /// How large segments become while they fill within seconds, in bytes: 32 MiB, or a thirty-second of the log's cap.
+    pub fn largest_segment_bytes(&self) -> u64 {
+        (self.log_cap_bytes / 32).clamp(self.segment_bytes, self.segment_bytes.max(32 << 20))
+    }
 }
 
 impl Default for Limits {
@@ -257,6 +269,7 @@ impl Default for Limits {
             segment_bytes: 8 << 20,
             retention_bytes: 32 << 20,
             log_cap_bytes: 512 << 20,
+            sync_bytes: 4 * MIB,
             session_queue_bytes: 64 * MIB,
             inbound_bytes: 16 * MIB,
             max_frame_bytes: 1024 * MIB,
@@ -289,6 +302,15 @@ pub struct GroupConfig {
     pub limits: Limits,
 }
 
+/// How far a replica's application is behind what its log has decided ([`crate::LogHandle::applied`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Bytes of log, decided and not applied.
+    pub bytes: u64,
+    /// For how long the oldest of it has been decided, in milliseconds.
+    pub ms: u64,
+}
+
 /// What the log knows about a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -296,6 +318,12 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Its decided position as it last said.
     pub decided: LogIndex,
+    /// What its application has applied, as it last said; 0 if it never did.
+    pub applied: LogIndex,
+    /// How far that is behind, as it last said.
+    pub lag: Lag,
+    /// Whether it said that its application cannot serve.
+    pub aside: bool,
     /// Whether it said that it needs a state transfer.
     pub behind: bool,
     /// Whether it came with another disk than it had in this epoch: it is not let in, and only a membership change can bring it
@@ -314,6 +342,10 @@ pub struct LogStatus {
     pub decided: LogIndex,
     /// Last position in this replica's log, decided or not.
     pub accepted: LogIndex,
+    /// What this replica's application has applied, as far as it has said.
+    pub applied: LogIndex,
+    /// How far that is behind.
+    pub lag: Lag,
     /// Last position that was compacted away.
     pub compacted: LogIndex,
     /// First position still in the log (`compacted + 1`).

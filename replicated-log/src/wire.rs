@@ -16,6 +16,7 @@ use omnipaxos::messages::sequence_paxos::PaxosMsg;
 use serde::{Deserialize, Serialize};
 
 use crate::item::{ITEM_OVERHEAD_BYTES, Item};
+use crate::types::Lag;
 
 /// A message between two replicas of a group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub(crate) enum Wire {
     LeaseAck { ballot: Ballot, sent_ms: u64 },
     /// The sender's reign with this ballot is over, and with it what was promised for it.
     LeaseRelease { ballot: Ballot },
+    /// What is decided from the position `first` on, for one that is far behind.
+    Decided { first: u64, items: Vec<Item> },
 }
 
 /// Where a replica stands.
@@ -52,10 +55,17 @@ pub(crate) struct Standing {
     pub(crate) promise: Ballot,
     pub(crate) decided: u64,
     pub(crate) accepted: u64,
+    /// What its log takes, in bytes of its segments.
+    pub(crate) log_bytes: u64,
+    /// What its application has applied, and how far that is behind.
+    pub(crate) applied: u64,
+    pub(crate) lag: Lag,
     /// It waits for a state transfer and must not lead.
     pub(crate) needs_state: bool,
     /// Its application cannot serve, so it must not lead.
     pub(crate) aside: bool,
+    /// Its wall clock, in milliseconds since the Unix epoch.
+    pub(crate) clock_ms: u64,
 }
 
 impl Wire {
@@ -63,6 +73,7 @@ impl Wire {
     pub(crate) fn size_bytes(&self) -> usize {
         match self {
             Wire::Paxos(message) => size_of_message(message),
+            Wire::Decided { items, .. } => SHELL_BYTES + size_of(items),
             _ => SHELL_BYTES,
         }
     }
@@ -72,7 +83,11 @@ const SHELL_BYTES: usize = 64;
 
 /// As [`Wire::size_bytes`].
 pub(crate) fn size_of_message(message: &Message<Item>) -> usize {
-    SHELL_BYTES + items_of(message).map_or(0, |items| items.iter().map(Item::encoded_bytes).sum())
+    SHELL_BYTES + items_of(message).map_or(0, |items| size_of(items))
+}
+
+fn size_of(items: &[Item]) -> usize {
+    items.iter().map(Item::encoded_bytes).sum()
 }
 
 fn items_of(message: &Message<Item>) -> Option<&Vec<Item>> {
@@ -87,9 +102,11 @@ fn items_of(message: &Message<Item>) -> Option<&Vec<Item>> {
     }
 }
 
-fn items_of_mut(message: &mut Message<Item>) -> Option<&mut Vec<Item>> {
-    let Message::SequencePaxos(paxos) = message else {
-        return None;
+fn items_of_mut(wire: &mut Wire) -> Option<&mut Vec<Item>> {
+    let paxos = match wire {
+        Wire::Paxos(Message::SequencePaxos(paxos)) => paxos,
+        Wire::Decided { items, .. } => return Some(items),
+        _ => return None,
     };
     match &mut paxos.msg {
         PaxosMsg::AcceptDecide(m) => Some(&mut m.entries),
@@ -142,12 +159,9 @@ pub(crate) fn encode_frame(
 }
 
 fn encode_message(out: &mut Vec<u8>, mut message: Wire) -> Result<(), BadFrame> {
-    let items = match &mut message {
-        Wire::Paxos(paxos) => items_of_mut(paxos).map(std::mem::take).unwrap_or_default(),
-        _ => Vec::new(),
-    };
+    let items = items_of_mut(&mut message).map(std::mem::take).unwrap_or_default();
     let shell = postcard::to_stdvec(&message).map_err(|_| BadFrame::Malformed)?;
-    out.reserve(8 + shell.len() + items.iter().map(Item::encoded_bytes).sum::<usize>());
+    out.reserve(8 + shell.len() + size_of(&items));
     out.put_u32_le(shell.len() as u32);
     out.put_slice(&shell);
     out.put_u32_le(items.len() as u32);
@@ -188,12 +202,8 @@ fn decode_message(body: &mut Bytes) -> Result<Wire, BadFrame> {
     for _ in 0..count {
         items.push(Item::decode(body).map_err(|_| BadFrame::Malformed)?);
     }
-    match &mut message {
-        Wire::Paxos(paxos) if !items.is_empty() => {
-            *items_of_mut(paxos).ok_or(BadFrame::Malformed)? = items;
-        }
-        _ if items.is_empty() => {}
-        _ => return Err(BadFrame::Malformed),
+    if !items.is_empty() {
+        *items_of_mut(&mut message).ok_or(BadFrame::Malformed)? = items;
     }
     Ok(message)
 }

@@ -5,8 +5,10 @@ use bytes::{Buf, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
 const HEADER_BYTES: usize = 13;
 /// How much is gathered for one write, in bytes, about.
@@ -23,6 +25,8 @@ pub(crate) enum Kind {
     Item,
     /// The server gave the request up without a reply.
     Dropped,
+    /// The caller of a request no longer waits for its reply.
+    GivenUp,
 }
 
 impl Kind {
@@ -32,6 +36,7 @@ impl Kind {
             1 => Kind::Reply,
             2 => Kind::Item,
             3 => Kind::Dropped,
+            4 => Kind::GivenUp,
             other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unknown frame kind {other}"))),
         })
     }
@@ -65,6 +70,20 @@ fn seal(out: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// A connection that brings no byte of a frame that it has begun for so long has ended, in milliseconds: a peer whose machine is gone says
+/// nothing, and what it has begun to send takes room from others.
+const STALL_MS: u64 = 5_000;
+/// A frame must come at this rate at least, in bytes per millisecond (1 MiB/s), after the first [`STALL_MS`].
+const LEAST_BYTES_PER_MS: usize = 1 << 10;
+/// A peer that takes none of what is written for so long has ended, in milliseconds. Longer than for reading: who is busy with what it got
+/// already is alive.
+pub(crate) const WRITE_STALL_MS: u64 = 60_000;
+
+/// By when a frame of `length` bytes that begins now must be there.
+pub(crate) fn due(length: usize) -> Instant {
+    Instant::now() + Duration::from_millis(STALL_MS + (length / LEAST_BYTES_PER_MS) as u64)
+}
+
 /// Reads frames off a connection.
 pub(crate) struct FrameReader<R> {
     from: R,
@@ -85,6 +104,26 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             self.buffer.reserve(HEADER_BYTES);
             if self.from.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+    }
+
+    /// Waits for the first `bytes` bytes of a frame whose length is known, or for all of it if it is shorter, until `due`, and no longer
+    /// than [`STALL_MS`] for any one of them.
+    pub(crate) async fn arrive(&mut self, bytes: usize, due: Instant) -> io::Result<()> {
+        loop {
+            let missing = self.missing()?.min((bytes + 4).saturating_sub(self.buffer.len()));
+            if missing == 0 {
+                return Ok(());
+            }
+            self.buffer.reserve(missing);
+            let until = due.min(Instant::now() + Duration::from_millis(STALL_MS));
+            match tokio::time::timeout_at(until, self.from.read_buf(&mut self.buffer)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => drop(read?),
+                Err(_) => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame that was begun does not arrive"));
+                }
             }
         }
     }
@@ -148,7 +187,7 @@ pub(crate) async fn write_all<W: AsyncWrite + Unpin>(
     let mut rooms = Vec::new();
     while let Some(first) = frames.recv().await {
         if frames.is_empty() {
-            to.write_all(&first.bytes).await?;
+            write_out(&mut to, &first.bytes).await?;
             continue;
         }
         buffer.extend_from_slice(&first.bytes);
@@ -162,11 +201,24 @@ pub(crate) async fn write_all<W: AsyncWrite + Unpin>(
                 Err(_) => break,
             }
         }
-        to.write_all(&buffer).await?;
+        write_out(&mut to, &buffer).await?;
         buffer.clear();
         rooms.clear();
     }
     to.shutdown().await
+}
+
+/// Writes all of `bytes`, as long as the peer takes some of it every [`WRITE_STALL_MS`].
+async fn write_out<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8]) -> io::Result<()> {
+    let stall = Duration::from_millis(WRITE_STALL_MS);
+    while !bytes.is_empty() {
+        match tokio::time::timeout(stall, to.write(bytes)).await {
+            Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
+            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of what is written")),
+        }
+    }
+    Ok(())
 }
 
 /// A number of bytes in the unit in which room is counted: KiB, begun ones whole, so that a count fits.

@@ -8,7 +8,12 @@
 //!   knows whether sending it again is safe;
 //! - what is ready to be sent is written together, so that a busy connection takes one system call for many messages;
 //! - everything is bounded: frame size, requests under way per connection, their bytes per process, frames and bytes waiting to be written. A peer that exceeds a limit loses
-//!   its connection; one that is merely fast is slowed down.
+//!   its connection; one that is merely fast is slowed down;
+//! - nobody is waited for for ever: a frame that was begun and does not arrive, and a peer that takes nothing of what is written, end the
+//!   connection; the machine's keepalive finds a peer that is gone while nothing is under way.
+//!
+//! A caller that stops waiting (it drops its future or its stream) says so to the server, whose service may ask ([`Replier::gone`]) and
+//! end what nobody waits for. It is told, too, by the end of the connection.
 //!
 //! A stream that its receiver does not empty holds up the other replies on its connection. So long streams get a
 //! connection of their own.
@@ -18,18 +23,21 @@ mod frame;
 mod server;
 
 pub use client::{Connection, ReplyStream};
-pub use server::{Replier, Service, serve};
+pub use server::{Gone, Replier, Service, serve};
 
 use std::net::SocketAddr;
 
-/// The longest frame, in bytes. Log entries are at most 1 MiB (R12); this leaves room for a batch of them.
-pub const MAX_FRAME_BYTES: usize = 16 << 20;
+/// The longest frame, in bytes: a row whose largest value is 64 MiB, and what is said beside it.
+pub const MAX_FRAME_BYTES: usize = 80 << 20;
 /// Requests under way on one connection; a server reads no further ones until some are answered.
 pub const MAX_REQUESTS_PER_CONNECTION: usize = 1024;
+/// So many of them are left for urgent ones by the callers of a connection: what others wait for (a COMMIT) must not stand behind them.
+pub const URGENT_REQUESTS_PER_CONNECTION: usize = 64;
 /// Requests that are read and not answered yet may take so many bytes in a process, over all connections of one server; further ones are
 /// left unread until some are answered.
 pub const MAX_REQUEST_BYTES: usize = 256 << 20;
-/// Replies that are not written yet may take so many bytes on one connection; who does not read them is not answered further.
+/// Replies that are not written yet may take so many bytes on one connection; who does not read them is not answered further. One that is
+/// longer than that waits until all others are written.
 pub const MAX_REPLY_BYTES_PER_CONNECTION: usize = 32 << 20;
 /// Connections of one server; further ones are closed at once.
 pub const MAX_CONNECTIONS: usize = 4096;

@@ -7,12 +7,17 @@ use crate::{
 use evenkeel_host::{Listener, Stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::io::AsyncRead;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
+
+/// The beginning of a request, in bytes, that must have arrived before the room for the rest is taken.
+const HEAD_BYTES: usize = 64 << 10;
 
 /// What a server does with requests.
 pub trait Service: Send + Sync + 'static {
@@ -40,19 +45,68 @@ pub trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
+/// The requests of one connection that are not answered yet, and whom to tell when their callers stop waiting.
+#[derive(Default)]
+pub(crate) struct Callers(Mutex<HashMap<u64, oneshot::Sender<()>>>);
+
+impl Callers {
+    fn callers(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A caller no longer waits.
+    fn given_up(&self, id: u64) {
+        if let Some(caller) = self.callers().remove(&id) {
+            // A service that does not ask does not hear it.
+            let _ = caller.send(());
+        }
+    }
+}
+
+/// Completes when nobody waits for a request's reply any more. See [`Replier::gone`].
+pub struct Gone {
+    frames: mpsc::Sender<Outgoing>,
+    given_up: oneshot::Receiver<()>,
+}
+
+impl Gone {
+    /// Waits until the caller has stopped waiting, or its connection has ended.
+    pub async fn gone(self) {
+        tokio::select! {
+            Ok(()) = self.given_up => {}
+            () = self.frames.closed() => {}
+        }
+    }
+}
+
 /// Answers one request. Dropped without an answer, it tells the caller so.
 pub struct Replier<Rep> {
     id: u64,
     frames: mpsc::Sender<Outgoing>,
     /// What is left for replies of this connection that are not written yet, in KiB.
     room: Arc<Semaphore>,
+    callers: Arc<Callers>,
+    given_up: Option<oneshot::Receiver<()>>,
     answered: bool,
     reply: PhantomData<fn(Rep)>,
 }
 
 impl<Rep: Serialize> Replier<Rep> {
-    pub(crate) fn new(id: u64, frames: mpsc::Sender<Outgoing>, room: Arc<Semaphore>) -> Replier<Rep> {
-        Replier { id, frames, room, answered: false, reply: PhantomData }
+    pub(crate) fn new(
+        id: u64,
+        frames: mpsc::Sender<Outgoing>,
+        room: Arc<Semaphore>,
+        callers: Arc<Callers>,
+    ) -> Replier<Rep> {
+        let (caller, given_up) = oneshot::channel();
+        callers.callers().insert(id, caller);
+        Replier { id, frames, room, callers, given_up: Some(given_up), answered: false, reply: PhantomData }
+    }
+
+    /// Completes when nobody waits for the reply any more. To be asked for once; a second time it completes at the connection's end only.
+    pub fn gone(&mut self) -> Gone {
+        let given_up = self.given_up.take().unwrap_or_else(|| oneshot::channel().1);
+        Gone { frames: self.frames.clone(), given_up }
     }
 
     /// Sends the only or last reply. One that no frame can hold is not sent; the caller is told that the request was given up.
@@ -90,7 +144,8 @@ impl<Rep: Serialize> Replier<Rep> {
 
     /// Waits until there is room, or the caller has gone.
     async fn send(&self, bytes: Vec<u8>) -> bool {
-        let room = self.room.clone().acquire_many_owned(room_of(bytes.len()));
+        let wanted = room_of(bytes.len()).min(room_of(MAX_REPLY_BYTES_PER_CONNECTION));
+        let room = self.room.clone().acquire_many_owned(wanted);
         let room = tokio::select! {
             room = room => room.ok(),
             () = self.frames.closed() => return false,
@@ -106,6 +161,7 @@ impl<Rep: Serialize> Replier<Rep> {
 
 impl<Rep> Drop for Replier<Rep> {
     fn drop(&mut self) {
+        self.callers.callers().remove(&self.id);
         if !self.answered {
             // If the queue is full the caller learns it from its own time limit.
             let _ = self.frames.try_send(frame::empty(self.id, Kind::Dropped).into());
@@ -179,6 +235,28 @@ impl<S: Service> Drop for OpenSession<S> {
     }
 }
 
+/// Reads a request of `length` bytes whole, with the room that it takes. Room is taken before what it is for is read, since what is not read
+/// stays with its sender; and that of a large request in two steps, so that one of which no more than the beginning ever comes has
+/// taken little. Waiting for room is not the sender's fault, and so has no limit.
+pub(crate) async fn admit<R: AsyncRead + Unpin>(
+    reader: &mut FrameReader<R>,
+    length: usize,
+    requests: &Arc<Semaphore>,
+) -> std::io::Result<OwnedSemaphorePermit> {
+    let take = |room: u32| {
+        let requests = requests.clone();
+        async move { requests.acquire_many_owned(room).await.map_err(std::io::Error::other) }
+    };
+    let head = length.min(HEAD_BYTES);
+    let mut taken = take(room_of(head)).await?;
+    reader.arrive(head, frame::due(head)).await?;
+    if length > head {
+        taken.merge(take(room_of(length) - room_of(head)).await?);
+        reader.arrive(length, frame::due(length)).await?;
+    }
+    Ok(taken)
+}
+
 async fn read_requests<S: Service>(
     mut reader: FrameReader<evenkeel_host::ReadHalf>,
     service: &Arc<S>,
@@ -188,16 +266,20 @@ async fn read_requests<S: Service>(
 ) -> std::io::Result<()> {
     let room = Arc::new(Semaphore::new(room_of(MAX_REPLY_BYTES_PER_CONNECTION) as usize));
     let under_way = Arc::new(Semaphore::new(MAX_REQUESTS_PER_CONNECTION));
+    let callers = Arc::new(Callers::default());
     while let Some(length) = reader.length().await? {
-        // Before it is read: what is not read stays with its sender.
-        let taken = requests.clone().acquire_many_owned(room_of(length)).await.map_err(std::io::Error::other)?;
+        let taken = admit(&mut reader, length, &requests).await?;
         let Some((id, kind, body)) = reader.next().await? else { break };
+        if kind == Kind::GivenUp {
+            callers.given_up(id);
+            continue;
+        }
         if kind != Kind::Request {
             return Err(std::io::Error::other("a reply from a client"));
         }
         let request = frame::decode(&body)?;
         let permit = under_way.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-        let replier = Replier::new(id, frames.clone(), room.clone());
+        let replier = Replier::new(id, frames.clone(), room.clone(), callers.clone());
         let (service, session) = (service.clone(), session.clone());
         tokio::spawn(async move {
             service.call(session, request, replier).await;

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 struct Echo {
     release: Notify,
     waiting: AtomicUsize,
+    /// Callers that have been noticed to be gone.
+    gone: AtomicUsize,
 }
 
 impl Service for Echo {
@@ -21,6 +23,13 @@ impl Service for Echo {
     async fn call(self: Arc<Self>, _: Arc<()>, request: String, mut replier: Replier<String>) {
         match request.as_str() {
             "drop" => {}
+            "until gone" => {
+                let gone = replier.gone();
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                gone.gone().await;
+                self.gone.fetch_add(1, Ordering::SeqCst);
+                replier.reply(&request).await;
+            }
             _ if request.starts_with("never") => {
                 let released = self.release.notified();
                 self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -46,7 +55,7 @@ async fn start() -> (Connection<String, String>, Arc<Echo>, tokio::task::JoinHan
 async fn start_within(bytes: usize) -> (Connection<String, String>, Arc<Echo>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let echo = Arc::new(Echo { release: Notify::new(), waiting: AtomicUsize::new(0) });
+    let echo = Arc::new(Echo { release: Notify::new(), waiting: AtomicUsize::new(0), gone: AtomicUsize::new(0) });
     let server = tokio::spawn(server::serve_within(listener.into(), echo.clone(), std::future::pending(), bytes));
     (Connection::connect(address, Duration::from_secs(5)).await.unwrap(), echo, server)
 }
@@ -149,12 +158,74 @@ async fn requests_together_are_bounded_in_bytes() {
     }
 }
 
+/// Breaks if a frame that never arrives whole keeps its room: after its peer's machine has gone nothing would be read any more.
+#[tokio::test(start_paused = true)]
+async fn requests_that_never_arrive_whole_give_their_room_back() {
+    use tokio::io::AsyncWriteExt;
+    const EACH: usize = 1 << 20;
+    let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(2 * EACH) as usize));
+    // Each says that it sends a MiB; the others of their bytes never come.
+    let begun = |bytes: usize| {
+        let (near, mut far) = tokio::io::duplex(2 * EACH);
+        let room = room.clone();
+        let reading = tokio::spawn(async move {
+            let mut reader = frame::FrameReader::new(near);
+            let length = reader.length().await?.unwrap();
+            server::admit(&mut reader, length, &room).await
+        });
+        async move {
+            far.write_all(&(EACH as u32).to_le_bytes()).await.unwrap();
+            far.write_all(&vec![0; bytes]).await.unwrap();
+            (far, reading)
+        }
+    };
+    let mut stuck = Vec::new();
+    for bytes in [0, 0, EACH / 2, EACH / 2] {
+        stuck.push(begun(bytes).await);
+    }
+    // One whose bytes all come gets its room, in time.
+    let (_far, whole) = begun(EACH).await;
+    assert!(whole.await.unwrap().is_ok());
+    for (_far, reading) in stuck {
+        assert_eq!(reading.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+    assert_eq!(room.available_permits(), frame::room_of(2 * EACH) as usize);
+}
+
+/// Breaks if a request that has only begun takes the room of all of it.
+#[tokio::test(start_paused = true)]
+async fn a_large_request_takes_little_room_before_its_beginning_is_there() {
+    use tokio::io::AsyncWriteExt;
+    let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(1 << 20) as usize));
+    let (near, mut far) = tokio::io::duplex(1 << 20);
+    let (taken, within) = (room.clone(), Duration::from_secs(1));
+    let mut reader = frame::FrameReader::new(near);
+    far.write_all(&(1u32 << 20).to_le_bytes()).await.unwrap();
+    let length = reader.length().await.unwrap().unwrap();
+    assert!(tokio::time::timeout(within, server::admit(&mut reader, length, &taken)).await.is_err());
+    let admitting = tokio::spawn(async move { server::admit(&mut reader, length, &taken).await.map(drop) });
+    tokio::task::yield_now().await;
+    assert_eq!(room.available_permits(), 1024 - 64);
+    drop(far);
+    assert!(admitting.await.unwrap().is_err());
+}
+
+/// Breaks if a server writes for ever to a peer that takes nothing.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_nothing_loses_its_connection() {
+    let (near, _far) = tokio::io::duplex(1024);
+    let (frames, queue) = tokio::sync::mpsc::channel(4);
+    let writing = tokio::spawn(frame::write_all(near, queue));
+    frames.send(vec![0; 4096].into()).await.unwrap();
+    assert_eq!(writing.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+}
+
 /// Replies that their reader does not take may take so much and no more.
 #[tokio::test]
 async fn replies_that_nobody_reads_are_bounded_in_bytes() {
     let (frames, mut queue) = tokio::sync::mpsc::channel(16);
     let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(100 << 10) as usize));
-    let replier = || Replier::<String>::new(1, frames.clone(), room.clone());
+    let replier = || Replier::<String>::new(1, frames.clone(), room.clone(), Arc::default());
     let long = "x".repeat(40 << 10);
     replier().reply(&long).await;
     replier().reply(&long).await;
@@ -173,4 +244,55 @@ async fn a_reply_that_is_too_long_is_replaced() {
     let (connection, _, _server) = start().await;
     assert_eq!(connection.call(&"long".to_string()).await.unwrap(), "too long");
     assert_eq!(connection.call(&"short".to_string()).await.unwrap(), "short");
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "not within half a minute: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+// E3: what nobody waits for any more can be ended, while its connection goes on.
+#[tokio::test]
+async fn a_caller_that_stops_waiting_is_noticed() {
+    let (connection, echo, _server) = start().await;
+    let call = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.call(&"until gone".to_string()).await }
+    });
+    let stream = connection.stream(&"until gone".to_string()).await.unwrap();
+    until("both are under way", || echo.waiting.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(echo.gone.load(Ordering::SeqCst), 0);
+    call.abort();
+    until("the call is given up", || echo.gone.load(Ordering::SeqCst) == 1).await;
+    drop(stream);
+    until("the stream is given up", || echo.gone.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(connection.call(&"hello".to_string()).await.unwrap(), "hello");
+    let last = connection.stream(&"until gone".to_string()).await.unwrap();
+    until("the last is under way", || echo.waiting.load(Ordering::SeqCst) == 3).await;
+    // The end of a connection is the end of all of its callers.
+    drop((connection, last));
+    until("the connection's end is noticed", || echo.gone.load(Ordering::SeqCst) == 3).await;
+}
+
+// E21: whatever fills a connection, what the others wait for gets through.
+#[tokio::test]
+async fn an_urgent_request_overtakes_all_that_wait() {
+    let (connection, echo, _server) = start().await;
+    let ordinary = MAX_REQUESTS_PER_CONNECTION - URGENT_REQUESTS_PER_CONNECTION;
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..2 * MAX_REQUESTS_PER_CONNECTION {
+        let connection = connection.clone();
+        calls.spawn(async move { connection.call(&format!("never {n}")).await });
+    }
+    until("as many as may be are under way", || echo.waiting.load(Ordering::SeqCst) == ordinary).await;
+    assert_eq!(connection.call_urgently(&"commit".to_string()).await.unwrap(), "commit");
+    // Their places are taken until the server has answered them, whether anybody waits for that or not.
+    calls.shutdown().await;
+    let late = connection.call_within(&"late".to_string(), Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(RpcError::TimedOut(_))), "{late:?}");
+    echo.release.notify_waiters();
+    assert_eq!(connection.call(&"late".to_string()).await.unwrap(), "late");
 }

@@ -1,6 +1,6 @@
 //! How fast a replica applies decided changes: rows per second of `Store::apply`, by rows per batch.
 //!
-//! `cargo run --release -p evenkeel-shard-node --example apply_rate [SECONDS_PER_LINE]`
+//! `cargo run --release -p evenkeel-shard-node --example apply_rate [SECONDS_PER_LINE [VALUE_BYTES]]`
 //!
 //! Starts a PostgreSQL of its own in a temporary folder, fills a table, and updates random rows of it. Apart from the
 //! batch's size nothing changes between the lines. Each line gives the time that passed and the processor time that
@@ -13,7 +13,7 @@ use evenkeel_protocol::rows::{RowBuilder, put_value};
 use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{Key, KeyInterval, KeyValue, TableId, TableSchema};
 use evenkeel_shard_node::load::RangeMeter;
-use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Role};
+use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Resources, Role};
 use evenkeel_shard_node::store::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
 use rand::Rng;
 use std::collections::BTreeSet;
@@ -21,8 +21,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
-const ROWS: i64 = 200_000;
-const VALUE: [u8; 100] = [b'v'; 100];
+/// The most rows of the table, and the most bytes.
+const MAX_ROWS: i64 = 200_000;
+const MAX_BYTES: i64 = 200 << 20;
+/// Bytes of a row's value, unless they are given.
+const VALUE_BYTES: usize = 100;
+/// Bytes of a piece of rows, as a replica that is re-seeded gets them.
+const PIECE_BYTES: usize = 2 << 20;
+
+/// So many bytes that PostgreSQL cannot compress.
+fn value(bytes: usize) -> Vec<u8> {
+    let mut value = vec![0; bytes];
+    rand::rng().fill(&mut value[..]);
+    value
+}
 
 fn table() -> Arc<TableSchema> {
     let column = |name: &str, type_name: &str, type_oid| ColumnSchema {
@@ -39,10 +51,10 @@ fn table() -> Arc<TableSchema> {
     })
 }
 
-fn image(k: i64) -> Bytes {
-    let mut row = BytesMut::with_capacity(128);
+fn image(k: i64, value: &[u8]) -> Bytes {
+    let mut row = BytesMut::with_capacity(16 + value.len());
     put_value(&mut row, Some(&k.to_be_bytes()));
-    put_value(&mut row, Some(&VALUE));
+    put_value(&mut row, Some(value));
     row.freeze()
 }
 
@@ -118,13 +130,16 @@ fn measure_meter() {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let seconds: f64 = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(3.0);
+    let value_bytes = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(VALUE_BYTES);
+    let value = value(value_bytes);
+    let rows_of_all = MAX_ROWS.min((MAX_BYTES / value_bytes.max(1) as i64 / 5000).max(1) * 5000);
     measure_meter();
     let dir = tempfile::tempdir().unwrap();
     let begin = Instant::now();
     let config = PostgresConfig {
         bin_dir: None,
         data_dir: dir.path().to_path_buf(),
-        shared_buffers_mib: 128,
+        resources: Resources { shared_buffers_mib: Some(128), ..Resources::default() },
         max_connections: 20,
     };
     let postgres = Postgres::start(config).await.unwrap();
@@ -135,16 +150,16 @@ async fn main() {
     store.apply(&batch(1, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
 
     let watch = Watch::start(&admin).await;
-    for from in (0..ROWS).step_by(5000) {
+    for from in (0..rows_of_all).step_by(5000) {
         let mut builder = RowBuilder::new(2);
-        (from..from + 5000).for_each(|k| builder.push([Some(&k.to_be_bytes()[..]), Some(&VALUE[..])]));
+        (from..from + 5000).for_each(|k| builder.push([Some(&k.to_be_bytes()[..]), Some(&value[..])]));
         let bound = |k: i64| schema.codec().encode(&[KeyValue::Int(k)]).unwrap();
         let interval = KeyInterval::new(bound(from), Some(bound(from + 5000)));
         let rows = builder.finish();
-        let replace = StoreOperation::ReplaceInterval { table: schema.clone(), interval, rows };
+        let replace = StoreOperation::ReplaceInterval { table: schema.clone(), interval, rows, copied: None };
         store.apply(&batch(1, vec![replace])).await.unwrap();
     }
-    watch.report("replace interval, 5,000 rows", ROWS as usize);
+    watch.report("replace interval, 5,000 rows", rows_of_all as usize);
 
     let mut position = 1;
     for size in [1usize, 2, 3, 10, 100, 1000] {
@@ -152,9 +167,9 @@ async fn main() {
         while watch.passed_s() < seconds {
             let mut keys = BTreeSet::new();
             while keys.len() < size {
-                keys.insert(rand::rng().random_range(0..ROWS));
+                keys.insert(rand::rng().random_range(0..rows_of_all));
             }
-            let upserts = keys.into_iter().map(image).collect();
+            let upserts = keys.into_iter().map(|k| image(k, &value)).collect();
             position += 1;
             let rows_operation = StoreOperation::Rows { table: schema.clone(), upserts, deletes: Vec::new() };
             let batch = batch(position, vec![rows_operation]);
@@ -178,10 +193,21 @@ async fn main() {
         }
         rest.start = chunk.covered.end.unwrap();
     }
-    watch.report(&format!("copy, {chunks} chunks"), ROWS as usize);
+    watch.report(&format!("copy, {chunks} chunks"), rows_of_all as usize);
+    let (watch, mut rest, mut pieces) = (Watch::start(&admin).await, KeyInterval::ALL, 0);
+    loop {
+        let piece = snapshot.piece(&schema, &rest, 16_384, PIECE_BYTES).await.unwrap();
+        snapshot.renew().await.unwrap();
+        pieces += 1;
+        if piece.last {
+            break;
+        }
+        rest.start = piece.covered.end.unwrap();
+    }
+    watch.report(&format!("re-seeding, {pieces} pieces"), rows_of_all as usize);
     let watch = Watch::start(&admin).await;
     snapshot.checksum(&schema, &KeyInterval::ALL).await.unwrap();
-    watch.report("checksum", ROWS as usize);
+    watch.report("checksum", rows_of_all as usize);
     drop((store, snapshot, admin));
     postgres.stop().await.unwrap();
 }

@@ -1,20 +1,17 @@
-//! Checksums of what this replica's PostgreSQL holds, at places in the log that are the same for every replica (R31).
+//! What is known of the rows that moves bring in: whether they are stored as they were sent (R24), and how long a hand-over paused. And the
+//! way to what is compared between replicas ([`crate::scrub`]).
 
-use crate::fold::ShardState;
-use crate::store::{PinnedSnapshot, Snapshots, StoreError};
-use evenkeel_protocol::shard::{RangeChecksum, ReplicaChecksums};
-use evenkeel_protocol::{KeyInterval, OperatorId, TableSchema};
+use crate::scrub::Scrub;
+use crate::store::Differing;
+use evenkeel_protocol::{OperatorId, ShardId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{oneshot, watch};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How many checkpoints' results are kept.
-const KEPT_CHECKPOINTS: usize = 8;
 /// How many adoptions' results are kept.
 const KEPT_ADOPTIONS: usize = 256;
-/// For how long an adoption's checksum is asked of replicas that do not answer, in milliseconds.
-const ASK_FOR_MS: u64 = 10_000;
+/// After so many attempts of which something else was stored than was sent, a move cannot be done.
+const MAX_DIFFERING_ATTEMPTS: u32 = 3;
 
 /// What is known of an adoption on this replica.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,18 +20,24 @@ pub struct Adoption {
     pub pause_us: u64,
     /// Whether the rows are on their way into PostgreSQL still: then nobody is served yet.
     pub pending: bool,
-    /// The range's checksum as it was adopted, once it is known.
-    pub checksum: Option<RangeChecksum>,
-    /// It is not known on this replica, and never will be.
-    pub unknown: bool,
+}
+
+/// How what came in with an attempt differs from what was sent.
+#[derive(Debug, Clone)]
+struct Differs {
+    attempt: u64,
+    detail: String,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// By move: the last attempt of which something else is stored here than what was sent.
+    differing: BTreeMap<OperatorId, Differs>,
+    /// By move: why the last attempt that this replica drove failed.
+    troubles: BTreeMap<OperatorId, String>,
+    /// By move: how many attempts that this replica drove ended because something else was stored than was sent, and the last time so.
+    differing_attempts: BTreeMap<OperatorId, (u32, String)>,
     adoptions: BTreeMap<OperatorId, Adoption>,
-    /// Since when other replicas are asked for what this one does not know.
-    asked_since: BTreeMap<OperatorId, Instant>,
-    checkpoints: BTreeMap<u64, ReplicaChecksums>,
 }
 
 /// See the module.
@@ -42,7 +45,8 @@ struct Inner {
 pub struct Checks {
     replica: u64,
     inner: Mutex<Inner>,
-    changed: watch::Sender<u64>,
+    /// What is compared between replicas.
+    pub scrub: Arc<Scrub>,
 }
 
 /// Microseconds since the Unix epoch.
@@ -51,60 +55,82 @@ pub fn now_us() -> u64 {
 }
 
 impl Checks {
-    /// For this replica.
-    pub fn new(replica: u64) -> Checks {
-        Checks { replica, inner: Mutex::default(), changed: watch::Sender::new(0) }
+    /// For this replica of this shard.
+    pub fn new(shard: ShardId, replica: u64) -> Checks {
+        Checks { replica, inner: Mutex::default(), scrub: Arc::new(Scrub::new(shard, replica)) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range has been adopted; `snapshot` will hold its rows, on one of `sessions`. With `later`, PostgreSQL holds later entries
-    /// already (it was started anew, and this one is folded again), so that the rows as they were adopted cannot be seen any more.
-    pub fn adopted(
-        self: &Arc<Self>,
-        operator: OperatorId,
-        held_since_us: u64,
-        (table, interval): (Arc<TableSchema>, KeyInterval),
-        (snapshot, sessions): (oneshot::Receiver<Result<PinnedSnapshot, StoreError>>, Snapshots),
-        later: bool,
-    ) {
-        let checks = self.clone();
-        self.keep(operator, |adoption| (adoption.pending, adoption.unknown) = (true, false));
-        tokio::spawn(async move {
-            let snapshot = snapshot.await;
-            let pause_us = now_us().saturating_sub(held_since_us);
-            checks.keep(operator, |adoption| (adoption.pending, adoption.pause_us) = (false, pause_us));
-            let checksum = async {
-                let snapshot = snapshot.map_err(|_| "the replica opens its PostgreSQL anew".to_string())?;
-                let mut snapshot = snapshot.map_err(|error| error.to_string())?;
-                let checksum = snapshot.checksum(&table, &interval).await.map_err(|error| error.to_string());
-                sessions.give_back(snapshot).await;
-                checksum
-            };
-            let checksum = match later {
-                true => Err("later entries are in already".to_string()),
-                false => checksum.await,
-            };
-            match checksum {
-                Ok(checksum) => checks.keep(operator, |adoption| adoption.checksum = Some(checksum)),
-                Err(reason) => {
-                    tracing::info!(%operator, reason, "the checksum of an adopted range is not known here");
-                    checks.keep(operator, |adoption| adoption.unknown = true);
-                }
-            }
-        });
+    /// A range has been adopted; its rows are not in here yet.
+    pub fn adopting(&self, operator: OperatorId) {
+        self.keep(operator, |adoption| adoption.pending = true);
     }
 
-    /// Whether it is still worth asking replicas that do not answer for an adoption's checksum: they may come back with it, or never.
-    pub fn may_ask(&self, operator: OperatorId) -> bool {
+    /// The rows of an adopted range are in here. The source began to hold statements then, in microseconds since the Unix epoch.
+    pub fn adopted(&self, operator: OperatorId, held_since_us: u64) {
+        let pause_us = now_us().saturating_sub(held_since_us);
+        self.keep(operator, |adoption| (adoption.pending, adoption.pause_us) = (false, pause_us));
+    }
+
+    /// Rows of a copy are not stored here as they were sent.
+    pub fn differs(&self, differing: &Differing) {
+        let (copied, stored) = (differing.copied, differing.stored);
+        let (sent, replica) = (copied.checksum, self.replica);
+        let detail = format!(
+            "replica {replica} has stored {} rows, sum {:016x}, in {}; {} rows, sum {:016x}, were sent",
+            stored.rows, stored.sum, differing.interval, sent.rows, sent.sum
+        );
+        tracing::error!(operator = %copied.operator, attempt = copied.attempt, detail, "a copy differs");
+        metrics::counter!("evenkeel_differing_chunks_total").increment(1);
         let mut inner = self.inner();
-        let since = *inner.asked_since.entry(operator).or_insert_with(Instant::now);
-        while inner.asked_since.len() > KEPT_ADOPTIONS {
-            inner.asked_since.pop_first();
+        inner.differing.insert(copied.operator, Differs { attempt: copied.attempt, detail });
+        while inner.differing.len() > KEPT_ADOPTIONS {
+            inner.differing.pop_first();
         }
-        since.elapsed() < Duration::from_millis(ASK_FOR_MS)
+    }
+
+    /// How what is stored here of an attempt differs from what was sent, in one sentence.
+    pub fn differing(&self, operator: OperatorId, attempt: u64) -> Option<String> {
+        let inner = self.inner();
+        inner
+            .differing
+            .get(&operator)
+            .filter(|differs| differs.attempt == attempt)
+            .map(|differs| differs.detail.clone())
+    }
+
+    /// An attempt that this replica drove has failed, for this reason.
+    pub fn trouble(&self, operator: OperatorId, reason: String) {
+        let mut inner = self.inner();
+        inner.troubles.insert(operator, reason);
+        while inner.troubles.len() > KEPT_ADOPTIONS {
+            inner.troubles.pop_first();
+        }
+    }
+
+    /// An attempt that this replica drove has ended because something else was stored than was sent.
+    pub fn attempt_differed(&self, operator: OperatorId, detail: &str) {
+        let mut inner = self.inner();
+        let attempts = inner.differing_attempts.entry(operator).or_default();
+        *attempts = (attempts.0 + 1, detail.to_string());
+        while inner.differing_attempts.len() > KEPT_ADOPTIONS {
+            inner.differing_attempts.pop_first();
+        }
+    }
+
+    /// Why a move cannot be done, in one sentence: too many of its attempts have ended so.
+    pub fn cannot_be_copied(&self, operator: OperatorId) -> Option<String> {
+        let inner = self.inner();
+        let (attempts, detail) = inner.differing_attempts.get(&operator)?;
+        (*attempts >= MAX_DIFFERING_ATTEMPTS).then(|| detail.clone())
+    }
+
+    /// Why the last attempt that this replica drove failed.
+    pub fn trouble_of(&self, operator: OperatorId) -> Option<String> {
+        self.inner().troubles.get(&operator).cloned()
     }
 
     fn keep(&self, operator: OperatorId, change: impl FnOnce(&mut Adoption)) {
@@ -113,68 +139,10 @@ impl Checks {
         while inner.adoptions.len() > KEPT_ADOPTIONS {
             inner.adoptions.pop_first();
         }
-        drop(inner);
-        self.changed.send_modify(|n| *n += 1);
     }
 
     /// What is known of an adoption.
     pub fn adoption(&self, operator: OperatorId) -> Option<Adoption> {
         self.inner().adoptions.get(&operator).copied()
-    }
-
-    /// The log has reached a checkpoint; `snapshot` holds what PostgreSQL held there, and `later` says that it holds more (R31).
-    pub async fn checkpoint(
-        self: &Arc<Self>,
-        nonce: u64,
-        index: u64,
-        state: &ShardState,
-        snapshot: Result<Result<PinnedSnapshot, StoreError>, oneshot::error::RecvError>,
-        later: bool,
-    ) {
-        let wanted: Vec<_> = state
-            .owned()
-            .filter_map(|range| Some((range.id, state.table(range.table)?.clone(), range.interval.clone())))
-            .collect();
-        let checks = self.clone();
-        tokio::spawn(async move {
-            let sums = async {
-                if later {
-                    return Err("the replica was opened anew, and holds later entries already".to_string());
-                }
-                let mut snapshot = snapshot.map_err(|_| "the replica stops".to_string())?.map_err(|e| e.to_string())?;
-                let mut sums = Vec::with_capacity(wanted.len());
-                for (range, table, interval) in wanted {
-                    sums.push((range, snapshot.checksum(&table, &interval).await.map_err(|e| e.to_string())?));
-                }
-                Ok(sums)
-            };
-            let ranges = sums.await;
-            let mut inner = checks.inner();
-            inner.checkpoints.insert(nonce, ReplicaChecksums { replica: checks.replica, index, ranges });
-            while inner.checkpoints.len() > KEPT_CHECKPOINTS {
-                inner.checkpoints.pop_first();
-            }
-            drop(inner);
-            checks.changed.send_modify(|n| *n += 1);
-        });
-    }
-
-    /// Waits for a checkpoint's checksums, at most for `bound`.
-    pub async fn of_checkpoint(&self, nonce: u64, bound: Duration) -> ReplicaChecksums {
-        let mut changed = self.changed.subscribe();
-        let wait = async {
-            loop {
-                if let Some(found) = self.inner().checkpoints.get(&nonce) {
-                    return found.clone();
-                }
-                // The sender lives as long as `self`.
-                let _ = changed.changed().await;
-            }
-        };
-        tokio::time::timeout(bound, wait).await.unwrap_or_else(|_| ReplicaChecksums {
-            replica: self.replica,
-            index: 0,
-            ranges: Err(format!("no checksums within {} ms", bound.as_millis())),
-        })
     }
 }

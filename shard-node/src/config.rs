@@ -39,9 +39,19 @@ pub struct Config {
     /// The folder with `postgres` and `initdb`; absent: found.
     #[serde(default)]
     pub postgres_bin: Option<PathBuf>,
-    /// PostgreSQL's `shared_buffers`, in MiB.
-    #[serde(default = "default_shared_buffers_mib")]
-    pub shared_buffers_mib: u32,
+    /// Shard replicas whose PostgreSQL servers share this machine's memory and disk: each takes its part of them.
+    #[serde(default = "default_servers_on_machine")]
+    pub servers_on_machine: u32,
+    /// The memory that PostgreSQL counts with, in MiB. Absent: the machine's, or its control group's, divided by the servers on it.
+    #[serde(default)]
+    pub postgres_memory_mib: Option<u32>,
+    /// PostgreSQL's `shared_buffers`, in MiB. Absent: a quarter of its memory, from 32 MiB to 4 GiB.
+    #[serde(default)]
+    pub shared_buffers_mib: Option<u32>,
+    /// PostgreSQL's `max_wal_size`, in MiB. Absent: a sixteenth of the free disk divided by the servers on it, from 128 MiB to 1 GiB. A
+    /// start after a crash replays that much before the replica serves.
+    #[serde(default)]
+    pub max_wal_mib: Option<u32>,
     /// PostgreSQL sessions for batches of autocommit writes. One gathers the largest batches, and a batch costs little more than a
     /// statement: more of them pay only where PostgreSQL has processors to spare (docs/decisions/lanes.md).
     #[serde(default = "default_write_lanes")]
@@ -52,13 +62,19 @@ pub struct Config {
     /// Transactions with several statements open at once.
     #[serde(default = "default_max_transactions")]
     pub max_transactions: usize,
-    /// What the log may take, in bytes. Above half of it compaction does not wait for replicas that are down.
+    /// What the log may take, in bytes. Up to half of it is kept for a replica that is down, for ten minutes.
     #[serde(default = "default_log_cap_bytes")]
     pub log_cap_bytes: u64,
+    /// How fast a leader compares what its replicas hold in the background, in bytes of rows a second. 0: not at all.
+    #[serde(default = "default_scrub_bytes_per_s")]
+    pub scrub_bytes_per_s: u64,
+    /// How long it rests between two rounds over all of its ranges, in milliseconds.
+    #[serde(default = "default_scrub_pause_ms")]
+    pub scrub_pause_ms: u64,
 }
 
-fn default_shared_buffers_mib() -> u32 {
-    64
+fn default_servers_on_machine() -> u32 {
+    1
 }
 fn default_write_lanes() -> usize {
     1
@@ -70,5 +86,11 @@ fn default_max_transactions() -> usize {
     64
 }
 fn default_log_cap_bytes() -> u64 {
-    256 << 20
+    512 << 20
+}
+fn default_scrub_bytes_per_s() -> u64 {
+    4 << 20
+}
+fn default_scrub_pause_ms() -> u64 {
+    600_000
 }

@@ -7,8 +7,11 @@
 //! Every entry has a serial, unique within its term: (term, serial) is how PostgreSQL records that it holds the entry (R5)
 //! and how a leader finds who waits for it.
 
+use crate::image::Image;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::scrub::Piece;
+use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, TableId, TableSchema, TxnId};
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +54,8 @@ pub struct Change {
     pub table: TableId,
     /// The row's key.
     pub key: Key,
-    /// The row from here on, packed with all columns; `None` if it was deleted.
-    pub row: Option<Bytes>,
+    /// What the row is from here on.
+    pub image: Image,
 }
 
 /// A statement or transaction that has been executed, and what it was answered.
@@ -66,9 +69,38 @@ pub struct Answered {
     pub key: Key,
     /// Rows affected.
     pub affected: u64,
-    /// The encoded reply, for statements with RETURNING, if it is short; else empty.
-    pub reply: Bytes,
+    /// The rows it was answered with.
+    pub reply: KeptReply,
 }
+
+/// What is kept of a statement's rows, for its repetition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeptReply {
+    /// It returns none.
+    Nothing,
+    /// It returned some, and they are not kept: they were too many bytes. Who asks again is told so, and not that there were none.
+    Omitted,
+    /// The encoded reply.
+    Rows(Bytes),
+}
+
+impl KeptReply {
+    /// Bytes of kept rows.
+    pub fn len(&self) -> usize {
+        match self {
+            KeptReply::Rows(rows) => rows.len(),
+            KeptReply::Nothing | KeptReply::Omitted => 0,
+        }
+    }
+
+    /// Whether no rows are kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// In the place of the length of rows that are not kept.
+const OMITTED: u32 = u32::MAX;
 
 /// Entries other than changes. Each carries what it needs to be judged alike on every replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +111,11 @@ pub enum Control {
         schema: TableSchema,
         /// Its first range.
         range: RangeId,
+    },
+    /// See `ControlRequest::DropTable`.
+    DropTable {
+        /// The table.
+        table: TableId,
     },
     /// See `ControlRequest::Split`.
     Split {
@@ -163,6 +200,8 @@ pub enum Control {
         operator: OperatorId,
         /// The attempt, larger than all before.
         attempt: u64,
+        /// The source's position that the copy starts from.
+        position: u64,
     },
     /// Destination: all rows of a piece of the range.
     IngestChunk {
@@ -172,21 +211,27 @@ pub enum Control {
         attempt: u64,
         /// The piece; it starts where the one before ended.
         interval: KeyInterval,
-        /// The source's position that the rows include.
+        /// The source's position that the copy had reached before.
+        from: u64,
+        /// The source's position that the copy has reached with this chunk.
         position: u64,
         /// The rows.
         rows: RowBatch,
+        /// Their checksum by the source's PostgreSQL.
+        checksum: RangeChecksum,
     },
-    /// Destination: what has happened in the range since.
+    /// Destination: what has happened to the keys copied so far.
     IngestTail {
         /// The operator.
         operator: OperatorId,
         /// The attempt.
         attempt: u64,
-        /// The source's position where the tail before ended.
+        /// The source's position that the copy had reached before.
         from: u64,
         /// The source's position that this one reaches.
         to: u64,
+        /// This leader's clock, in milliseconds since the Unix epoch: the answers that come are kept from then on.
+        stamp_ms: u64,
         /// Encoded [`TailEntry`]s.
         entries: Vec<Bytes>,
     },
@@ -227,14 +272,30 @@ pub enum Control {
         /// The operator.
         operator: OperatorId,
     },
-    /// Every replica takes checksums of its state at this place (R31).
+    /// Every replica sums up these pieces as they are at this place (R31).
     Checkpoint {
-        /// Tells requests apart.
+        /// Tells checkpoints apart.
         nonce: u64,
+        /// The pieces.
+        pieces: Vec<Piece>,
+        /// What it is for.
+        purpose: Purpose,
     },
 }
 
-/// What one entry of the source's log did in a moving range.
+/// What a checkpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// The scrubber's round, which a later leader goes on with from here.
+    Scrub,
+    /// Somebody has asked, or pieces that differ are looked at more closely.
+    Look,
+    /// The same, and what replicas hold without a reason is looked for, too.
+    LeftBehind,
+}
+
+/// What one entry of the source's log did in a moving range; at position 0, a piece of the source's retry window, whose stamp says up to
+/// when answers have gone from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TailEntry {
     /// Its position in the source's log.
@@ -310,7 +371,7 @@ impl TailEntry {
 impl Change {
     /// Its encoded size, in bytes.
     pub fn size_bytes(&self) -> usize {
-        10 + self.key.0.len() + self.row.as_ref().map_or(0, Bytes::len)
+        6 + self.key.0.len() + self.image.size_bytes()
     }
 }
 
@@ -327,8 +388,14 @@ impl Answered {
         out.put_u64(self.id.first_sent_ms);
         out.put_u64(self.affected);
         put_key(out, self.table, &self.key);
-        out.put_u32(self.reply.len() as u32);
-        out.put_slice(&self.reply);
+        match &self.reply {
+            KeptReply::Nothing => out.put_u32(0),
+            KeptReply::Omitted => out.put_u32(OMITTED),
+            KeptReply::Rows(rows) => {
+                out.put_u32(rows.len() as u32);
+                out.put_slice(rows);
+            }
+        }
     }
 
     /// Takes one off the front.
@@ -336,8 +403,12 @@ impl Answered {
         let id = TxnId { client: take_u64(bytes)?, sequence: take_u64(bytes)?, first_sent_ms: take_u64(bytes)? };
         let affected = take_u64(bytes)?;
         let (table, key) = take_key(bytes)?;
-        let length = take_u32(bytes)? as usize;
-        Ok(Answered { id, table, key, affected, reply: take(bytes, length)? })
+        let reply = match take_u32(bytes)? {
+            0 => KeptReply::Nothing,
+            OMITTED => KeptReply::Omitted,
+            length => KeptReply::Rows(take(bytes, length as usize)?),
+        };
+        Ok(Answered { id, table, key, affected, reply })
     }
 }
 
@@ -357,13 +428,7 @@ impl Changes {
         }
         for change in &self.changes {
             put_key(out, change.table, &change.key);
-            match &change.row {
-                None => out.put_i32(-1),
-                Some(row) => {
-                    out.put_i32(row.len() as i32);
-                    out.put_slice(row);
-                }
-            }
+            change.image.encode_into(out);
         }
     }
 
@@ -378,9 +443,7 @@ impl Changes {
         let mut changes = Vec::with_capacity(change_count);
         for _ in 0..change_count {
             let (table, key) = take_key(bytes)?;
-            let length = take_u32(bytes)? as i32;
-            let row = if length < 0 { None } else { Some(take(bytes, length as usize)?) };
-            changes.push(Change { table, key, row });
+            changes.push(Change { table, key, image: Image::decode(bytes)? });
         }
         Ok(Changes { stamp_ms, answered, changes })
     }
@@ -427,18 +490,21 @@ mod tests {
                 table: TableId(4),
                 key: key.clone(),
                 affected: 5,
-                reply: Bytes::from_static(b"reply"),
+                reply: KeptReply::Rows(Bytes::from_static(b"reply")),
             }],
             changes: vec![
-                Change { table: TableId(4), key: key.clone(), row: Some(Bytes::from_static(b"row")) },
-                Change { table: TableId(4), key, row: None },
+                Change { table: TableId(4), key: key.clone(), image: Image::New(Bytes::from_static(b"row")) },
+                Change { table: TableId(4), key, image: Image::Gone },
             ],
         }
     }
 
     #[test]
     fn entries_come_back_as_they_were_encoded() {
-        for body in [Body::Changes(changes()), Body::Control(Control::Checkpoint { nonce: 9 })] {
+        let interval = KeyInterval::ALL;
+        let pieces = vec![Piece { range: RangeId(1), epoch: Epoch(2), table: TableId(3), interval }];
+        let checkpoint = Control::Checkpoint { nonce: 9, pieces, purpose: Purpose::Scrub };
+        for body in [Body::Changes(changes()), Body::Control(checkpoint)] {
             let entry = Entry { serial: 11, body };
             assert_eq!(Entry::decode(entry.encode()).unwrap(), entry);
         }

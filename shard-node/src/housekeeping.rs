@@ -1,19 +1,20 @@
 //! What a leader does by itself while it reigns: drives the moves that come in, learns what became of those that went out, deletes
-//! what must go, counts its ranges, brings replicas back that lost their disks, and reports.
+//! what must go, corrects the sizes of its ranges, brings replicas back that lost their disks, compares what the replicas hold, and
+//! reports.
 //!
 //! Everything here follows from the state machine: a new leader looks at it and goes on.
 
 use crate::checks::Checks;
 use crate::config::Config;
 use crate::entry::Control;
-use crate::fold::{InPhase, MoveIn, OutPhase, ShardState};
-use crate::leader::admission::Slot;
+use crate::fold::{InPhase, MoveIn, OutPhase};
 use crate::leader::{Leader, now_ms};
 use crate::members;
 use crate::migration::cleanup::{What, clean_up};
 use crate::migration::{destination, peers};
 use crate::report::build_report;
-use crate::store::StoreError;
+use crate::scrub::round::go_round;
+use crate::sizes;
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
@@ -34,8 +35,6 @@ const REPORT_MS: u64 = 250;
 const MEMBERS_EVERY_REPORTS: u64 = 20;
 /// How long a report may take, in milliseconds.
 const REPORT_BOUND_MS: u64 = 1_000;
-/// How often a range's rows are counted, in milliseconds.
-const COUNT_MS: u64 = 15_000;
 
 /// Tasks under way, so that none is started twice.
 #[derive(Default, Clone)]
@@ -60,14 +59,15 @@ pub async fn keep_house(leader: Arc<Leader>, config: Arc<Config>, checks: Arc<Ch
     let mut ended = leader.reign.ended();
     tokio::select! {
         _ = ended.wait_for(|ended| *ended) => {}
-        () = look_after_moves(leader.clone(), report) => {}
-        () = send_reports(leader.clone(), config, checks, wanted) => {}
-        () = count_rows(leader.clone()) => {}
+        () = look_after_moves(leader.clone(), checks.clone(), report) => {}
+        () = send_reports(leader.clone(), config.clone(), checks.clone(), wanted) => {}
+        () = sizes::correct(leader.clone()) => {}
         () = members::mend(leader.clone()) => {}
+        () = go_round(&leader, &checks.scrub, &config) => {}
     }
 }
 
-async fn look_after_moves(leader: Arc<Leader>, report: mpsc::Sender<()>) {
+async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc::Sender<()>) {
     let running = Running::default();
     let mut asked: HashMap<OperatorId, Instant> = HashMap::new();
     loop {
@@ -76,7 +76,8 @@ async fn look_after_moves(leader: Arc<Leader>, report: mpsc::Sender<()>) {
             let operator = movement.operator;
             match movement.phase {
                 InPhase::Copying => {
-                    running.start(operator, "drive", destination::drive(leader.clone(), operator, report.clone()));
+                    let drive = destination::drive(leader.clone(), checks.clone(), operator, report.clone());
+                    running.start(operator, "drive", drive);
                 }
                 InPhase::Discarding => start_clean_up(&running, &leader, operator, What::Discarded),
                 InPhase::Adopted => {}
@@ -235,36 +236,4 @@ async fn deliver(
         }
     }
     None
-}
-
-/// Counts ranges: new ones at once, the others now and then.
-async fn count_rows(leader: Arc<Leader>) {
-    let mut counted = Instant::now();
-    loop {
-        let all = counted.elapsed() >= Duration::from_millis(COUNT_MS);
-        if all {
-            counted = Instant::now();
-        }
-        let state = leader.shared().state();
-        let slots = leader.shared().admission.slots();
-        let due: Vec<_> = slots.into_iter().filter(|slot| all || !slot.size.is_counted()).collect();
-        if !due.is_empty()
-            && let Err(error) = count(&leader, &state, due).await
-        {
-            tracing::debug!(%error, "ranges cannot be counted");
-        }
-        tokio::time::sleep(Duration::from_millis(REPORT_MS)).await;
-    }
-}
-
-async fn count(leader: &Leader, state: &ShardState, due: Vec<Arc<Slot>>) -> Result<(), StoreError> {
-    let snapshots = &leader.shared().snapshots;
-    let mut snapshot = snapshots.take().await?;
-    for slot in due {
-        let Some(table) = state.table(slot.range.table) else { continue };
-        let (rows, bytes) = snapshot.sizes(table, &slot.range.interval).await?;
-        slot.size.set(rows, bytes);
-    }
-    snapshots.give_back(snapshot).await;
-    Ok(())
 }

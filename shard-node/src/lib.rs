@@ -6,6 +6,8 @@
 //! | module | what it holds | decides or does |
 //! |---|---|---|
 //! | [`entry`] | what the log carries | values |
+//! | [`image`] | what a change says of its row, and what several come to | decides, purely |
+//! | [`parts`] | entries larger than the log takes at once | decides, purely |
 //! | [`fold`] | what a prefix of the log means: ownership, moves, the retry window | decides, purely |
 //! | [`load`] | load and where in a range it falls | decides, purely |
 //! | [`progress`] | how far PostgreSQL has followed | values |
@@ -13,7 +15,8 @@
 //! | [`apply`] | following the log | does |
 //! | [`migration`] | moving ranges | does |
 //! | [`housekeeping`] | what a reign does by itself | does |
-//! | [`checks`], [`report`] | checksums, reports | does |
+//! | [`scrub`] | comparing what the replicas hold | decides, and does |
+//! | [`checks`], [`report`] | what was checked of moves, reports | does |
 //! | [`engine`], [`postgres`], [`store`] | the server, and what a replica keeps in it | does |
 //! | [`transfer`] | getting whole again from a peer | does |
 //! | [`members`] | who the replicas are, and how that changes | does |
@@ -29,16 +32,20 @@ pub mod engine;
 pub mod entry;
 pub mod fold;
 pub mod housekeeping;
+pub mod image;
 pub mod leader;
 pub mod load;
 pub mod local;
 pub mod members;
 pub mod migration;
 pub mod node;
+pub mod parts;
 pub mod postgres;
 pub mod progress;
 pub mod report;
+pub mod scrub;
 pub mod service;
+pub mod sizes;
 pub mod store;
 pub mod supervision;
 pub mod transfer;

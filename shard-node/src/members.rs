@@ -5,10 +5,11 @@
 //! operator's request for a machine that takes another one's place. Those who come in get the state by [`crate::transfer`].
 
 use crate::leader::Leader;
+use crate::migration::peers;
 use evenkeel_protocol::report::ShardMembers;
 use evenkeel_protocol::shard::{ControlReply, NewReplica};
 use evenkeel_replicated_log::{ChangeError, LogHandle, Member, Members, Membership, ReplicaId, Role, Term};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub fn member(rpc: SocketAddr, log: SocketAddr) -> Member {
 }
 
 /// Takes a replica out, lets one in, or both at once. Idempotent: `Done` when the shard is led in an epoch in which it is so.
-pub fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&NewReplica>) -> ControlReply {
+pub async fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&NewReplica>) -> ControlReply {
     let now = log.membership().borrow().members.clone();
     let mut next = now.clone();
     if let Some(replica) = remove {
@@ -54,11 +55,21 @@ pub fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&New
     if next == now {
         return ControlReply::Done;
     }
-    propose(log, term, &next)
+    propose(log, term, &next).await
 }
 
-fn propose(log: &LogHandle, term: Term, next: &Members) -> ControlReply {
-    match log.change_members(term, next) {
+/// Members that are being re-seeded, or do not say: a group must not rely on them for the rows (log rule 10).
+async fn lacking(log: &LogHandle) -> BTreeSet<ReplicaId> {
+    let others = addresses(&log.membership().borrow()).into_iter().filter(|(id, _)| *id != log.me().0);
+    let asked = others.map(|(id, address)| async move {
+        let answer = peers::inspect_one(address).await;
+        answer.is_none_or(|peer| peer.seeding).then_some(ReplicaId(id))
+    });
+    futures::future::join_all(asked).await.into_iter().flatten().collect()
+}
+
+async fn propose(log: &LogHandle, term: Term, next: &Members) -> ControlReply {
+    match log.change_members_lacking(term, next, &lacking(log).await) {
         Ok(()) => ControlReply::Pending { waiting_for: "the next epoch to have a leader".into() },
         Err(ChangeError::Impossible(reason)) => ControlReply::Refused { code: "impossible".into(), reason },
         // It may be possible in a moment: a replica that comes has to be heard of first.
@@ -79,7 +90,7 @@ pub async fn mend(leader: Arc<Leader>) {
             tracing::warn!(replicas = ?lost.keys(), "came back with another disk; a new epoch lets them in");
             metrics::counter!("evenkeel_replicas_reseeded_total").increment(lost.len() as u64);
             let members = log.membership().borrow().members.clone();
-            let reply = propose(log, leader.reign.term, &members);
+            let reply = propose(log, leader.reign.term, &members).await;
             tracing::info!(?reply, "asked for the same members with other disks");
         }
         before = lost;

@@ -5,22 +5,26 @@
 //! the RPC service live as long as the process; between two incarnations the replica stands aside ([`crate::supervision`]).
 
 use crate::apply::keeper::Keeper;
-use crate::apply::{Applier, ApplyError, Request, SavedState, Start};
+use crate::apply::{Applier, ApplyError, Request, SavedState, Seeding, Start};
 use crate::checks::Checks;
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::fold::RetryWindow;
+use crate::fold::{RetryWindow, ShardState};
 use crate::housekeeping::keep_house;
 use crate::leader::admission::Admission;
+use crate::leader::scans::SCAN_SESSIONS;
+use crate::leader::transactions::RESERVED_SESSIONS;
 use crate::leader::{Leader, Shared};
+use crate::local::LOCAL_SCAN_SESSIONS;
 use crate::local::LocalReads;
 use crate::members;
 use crate::migration::fence::FenceTries;
-use crate::postgres::{PostgresConfig, PostgresError};
+use crate::migration::source::Copies;
+use crate::postgres::{PostgresConfig, PostgresError, Resources};
 use crate::progress::Progress;
 use crate::store::{Snapshots, Store, StoreError};
 use crate::supervision::{Relapses, watch_pulse};
-use crate::transfer;
+use crate::transfer::{self, Limit, Missing, Pacer};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_replicated_log::{
     self as log, GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, StartError, Term, Timing,
@@ -28,6 +32,7 @@ use evenkeel_replicated_log::{
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -105,10 +110,16 @@ pub struct Node {
     pub config: Arc<Config>,
     /// Its log.
     pub log: LogHandle,
-    /// Its checksums.
+    /// What it has checked of its rows.
     pub checks: Arc<Checks>,
+    /// Copies that it streams.
+    pub copies: Copies,
     /// Fences tried in vain.
     pub fences: FenceTries,
+    /// Bytes of rows taken from peers since the process began.
+    pub seeded_bytes: Arc<AtomicU64>,
+    /// How fast rows are given to a replica that is re-seeded.
+    pub pacer: Pacer,
     /// The incarnation; `None` while PostgreSQL starts.
     pub current: watch::Sender<Option<Current>>,
 }
@@ -140,12 +151,18 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
     let log_address = config.listen_log.unwrap_or(own(&config.log, "log")?);
     let listen = |error| RunError::Listen { address: rpc, error };
     let listener = evenkeel_host::bind(rpc).map_err(listen)?;
-    // Readers twice: the reign's, and those of `local` reads.
-    let sessions = (config.write_lanes + 2 * config.read_lanes + config.max_transactions) as u32;
+    // Readers twice: the leadership's, and those of `local` reads; of those for scans as many again for pieces.
+    let readers = 2 * config.read_lanes + 2 * SCAN_SESSIONS + 2 * LOCAL_SCAN_SESSIONS;
+    let sessions = (config.write_lanes + readers + config.max_transactions + RESERVED_SESSIONS) as u32;
     let mut postgres = Engine::claim(PostgresConfig {
         bin_dir: config.postgres_bin.clone(),
         data_dir: config.data_dir.clone(),
-        shared_buffers_mib: config.shared_buffers_mib,
+        resources: Resources {
+            servers: config.servers_on_machine,
+            memory_mib: config.postgres_memory_mib,
+            shared_buffers_mib: config.shared_buffers_mib,
+            max_wal_mib: config.max_wal_mib,
+        },
         max_connections: sessions + OTHER_SESSIONS,
     })
     .await?;
@@ -163,16 +180,19 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
         listen: log_address,
         peers,
         dir: log_dir,
-        timing: Timing::default(),
+        timing: log_timing(),
         limits: log_limits(config.log_cap_bytes),
     })?;
     log.stand_aside(true);
-    let checks = Arc::new(Checks::new(config.replica));
+    let checks = Arc::new(Checks::new(config.shard, config.replica));
     let node = Arc::new(Node {
         config: Arc::new(config),
         log: log.clone(),
         checks,
+        copies: Copies::default(),
         fences: FenceTries::default(),
+        seeded_bytes: Arc::default(),
+        pacer: Pacer::default(),
         current: watch::Sender::new(None),
     });
     let (stop, stopped) = watch::channel(false);
@@ -195,6 +215,17 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
     log.shutdown().await;
     postgres.stop().await?;
     result
+}
+
+/// For how long the log is kept for a replica that is down, unless it comes to half of its cap, in milliseconds. What a replica that
+/// was away for less needs is there, and no state has to be transferred.
+const ABSENT_MS: u64 = 600_000;
+
+/// The log's clock settings. A simulation, which lasts for seconds, keeps the shorter absence.
+fn log_timing() -> Timing {
+    let default = Timing::default();
+    let simulated = evenkeel_host::simulation().is_some();
+    Timing { forget_peer_ms: if simulated { default.forget_peer_ms } else { ABSENT_MS }, ..default }
 }
 
 /// The log's limits under this cap: a log that must stay small keeps less for replicas that are down, in smaller segments.
@@ -258,7 +289,7 @@ impl Node {
         loop {
             let taken = async {
                 let (mut store, _) = Store::open(&postgres.connector()).await?;
-                transfer::take_state(&self.config, &self.log, &mut store, trimmed).await
+                transfer::begin(&self.config, &self.log, &mut store, trimmed).await
             };
             match taken.await {
                 Ok(()) => return,
@@ -284,30 +315,37 @@ impl Node {
         let opened = async {
             let (store, recovered) = Store::open(&connector).await?;
             let saved = match &recovered.state {
-                Some((_, encoded)) => {
-                    postcard::from_bytes::<SavedState>(encoded)
-                        .map_err(|error| {
-                            ApplyError::Diverged(format!("the recorded state cannot be decoded: {error}"))
-                        })?
-                        .state
-                }
-                None => Default::default(),
+                Some((_, encoded)) => postcard::from_bytes::<SavedState>(encoded)
+                    .map_err(|error| ApplyError::Diverged(format!("the recorded state cannot be decoded: {error}")))?,
+                None => SavedState { state: ShardState::default(), sizes: Vec::new() },
             };
             let mut window = RetryWindow::default();
             for answers in &recovered.answers {
                 window.restore(answers.clone()).map_err(|error| ApplyError::Diverged(error.to_string()))?;
             }
-            Ok::<_, ApplyError>((store, recovered, saved, window))
+            let missing = match &recovered.seeding {
+                Some(encoded) => {
+                    let mut missing = Missing::decode(encoded).ok_or_else(|| {
+                        ApplyError::Diverged("the record of the missing rows cannot be decoded".into())
+                    })?;
+                    missing.may_hold(recovered.reached);
+                    Some(missing)
+                }
+                None => None,
+            };
+            Ok::<_, ApplyError>((store, recovered, saved, window, missing))
         };
-        let (store, recovered, state, window) = match opened.await {
+        let (store, recovered, saved, window, missing) = match opened.await {
             Ok(opened) => opened,
             Err(error) => return error,
         };
+        let SavedState { state, sizes } = saved;
         let progress = Arc::new(Progress::new(recovered.position));
         let (broken, mut broke) = mpsc::unbounded_channel();
         let (failed, mut fails) = mpsc::unbounded_channel();
         let snapshots = Snapshots::new(connector.clone());
-        let keeper = Keeper::start(store, snapshots.clone(), progress.clone(), self.log.clone(), failed);
+        let keeper =
+            Keeper::start(store, snapshots.clone(), progress.clone(), self.log.clone(), self.checks.clone(), failed);
         let shared = Shared {
             log: self.log.clone(),
             state: Arc::new(RwLock::new(Arc::new(state.clone()))),
@@ -317,23 +355,33 @@ impl Node {
             admission: Arc::new(Admission::default()),
             connector: connector.clone(),
             snapshots,
+            whole: Arc::new(watch::Sender::new(missing.is_none())),
             broken,
         };
         let (leading, lead) = watch::channel(None);
         let (requests, queue) = mpsc::channel(QUEUE_REQUESTS);
+        let limit = Arc::new(Limit::default());
         let start = Start {
             state,
+            sizes,
             position: recovered.position,
+            reached: recovered.reached,
             term: Term(recovered.term),
             records: recovered.records.iter().map(|record| (record.term, record.serial)).collect(),
             spent,
+            seeding: missing.clone().map(|missing| Seeding {
+                missing,
+                limit: limit.clone(),
+                taken_bytes: self.seeded_bytes.clone(),
+            }),
         };
         let applier = Applier::new(self.config.clone(), shared.clone(), keeper, self.checks.clone(), leading, start);
         let subscription = self.log.subscribe(LogIndex(recovered.position + 1));
         let local = Arc::new(LocalReads::new(shared.clone(), self.config.read_lanes));
+        let seeding = self.fetch_missing(&shared, &requests, limit, missing);
         self.current.send_replace(Some(Current {
-            shared,
-            requests,
+            shared: shared.clone(),
+            requests: requests.clone(),
             leading: lead.clone(),
             local: local.clone(),
             postgres_pid: postgres.pid(),
@@ -344,12 +392,29 @@ impl Node {
             Some(error) = fails.recv() => error.into(),
             _ = down.wait_for(|down| *down) => ApplyError::Reopen("the PostgreSQL server has exited".into()),
             reason = watch_pulse(&connector) => ApplyError::Reopen(reason),
-            () = self.come_back(&progress, postgres, relapses.rest()) => ApplyError::LogStopped,
+            () = seeding => ApplyError::LogStopped,
+            () = self.come_back(&shared, postgres, relapses.rest()) => ApplyError::LogStopped,
             () = self.keep_house(lead) => ApplyError::LogStopped,
             () = members::claim_state(&self.log, recovered.position, Term(recovered.term)) => ApplyError::LogStopped,
         };
         connector.end();
         ended
+    }
+
+    /// Fetches the rows that are missing, if any are. Never returns.
+    async fn fetch_missing(
+        &self,
+        shared: &Shared,
+        requests: &mpsc::Sender<Request>,
+        limit: Arc<Limit>,
+        missing: Option<Missing>,
+    ) {
+        match missing {
+            Some(missing) => {
+                transfer::fetch(self.config.clone(), shared.clone(), requests.clone(), limit, missing).await;
+            }
+            None => std::future::pending().await,
+        }
     }
 
     /// Runs each reign's housekeeping. Never returns.

@@ -3,7 +3,7 @@
 //! The state machine is folded in the log's order, but the leader's transactions commit in any order. So what PostgreSQL
 //! holds is not a prefix of the log; the *watermark* is the longest prefix of which it holds everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -11,7 +11,14 @@ use tokio::sync::watch;
 struct Inner {
     folded: u64,
     outstanding: BTreeSet<u64>,
+    /// Bytes of the log folded so far, and how many they were up to some of its positions, oldest first.
+    bytes: u64,
+    marks: VecDeque<(u64, u64)>,
 }
+
+/// Bytes of the log between two marks, and how many marks are kept: what is asked is whether a replica is a few MiB behind.
+const MARK_BYTES: u64 = 64 << 10;
+const MAX_MARKS: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -23,7 +30,8 @@ pub struct Progress {
 impl Progress {
     /// Everything up to `position` is in PostgreSQL.
     pub fn new(position: u64) -> Progress {
-        let inner = Inner { folded: position, outstanding: BTreeSet::new() };
+        let marks = VecDeque::from([(position, 0)]);
+        let inner = Inner { folded: position, outstanding: BTreeSet::new(), bytes: 0, marks };
         Progress { inner: Mutex::new(inner), watermark: watch::Sender::new(position) }
     }
 
@@ -59,6 +67,31 @@ impl Progress {
         let mut inner = self.inner();
         inner.outstanding.remove(&position);
         self.publish(&inner);
+    }
+
+    /// The entry at `position`, which takes so many bytes in the log, is about to be folded.
+    pub fn weigh(&self, position: u64, bytes: u64) {
+        let mut inner = self.inner();
+        inner.bytes += bytes;
+        if inner.bytes - inner.marks.back().map_or(0, |(_, marked)| *marked) >= MARK_BYTES {
+            let marked = (position, inner.bytes);
+            inner.marks.push_back(marked);
+            if inner.marks.len() > MAX_MARKS {
+                inner.marks.pop_front();
+            }
+        }
+    }
+
+    /// Bytes of the log folded here behind `position`, up to the length of one entry and 64 KiB too many; of a position that is long past,
+    /// many.
+    pub fn bytes_after(&self, position: u64) -> u64 {
+        let inner = self.inner();
+        if position >= inner.folded {
+            return 0;
+        }
+        let before = inner.marks.partition_point(|(marked, _)| *marked <= position);
+        let marked = before.checked_sub(1).or(Some(0)).and_then(|at| inner.marks.get(at));
+        inner.bytes - marked.map_or(0, |(_, bytes)| *bytes)
     }
 
     /// The last position folded.
@@ -98,5 +131,19 @@ mod tests {
         assert_eq!(progress.watermark(), 10);
         progress.confirm(11);
         assert_eq!(progress.watermark(), 13);
+    }
+
+    #[test]
+    fn how_far_behind_is_told_in_bytes() {
+        let progress = Progress::new(10);
+        for position in 11..=200_000 {
+            progress.weigh(position, if position % 1000 == 0 { 1 << 20 } else { 100 });
+            progress.pass(position);
+        }
+        assert_eq!(progress.bytes_after(200_000), 0);
+        let little = progress.bytes_after(199_999);
+        assert!((1 << 20..(1 << 20) + 2 * MARK_BYTES).contains(&little), "{little}");
+        assert!(progress.bytes_after(198_900) > 2 << 20);
+        assert!(progress.bytes_after(5) > 60 << 20, "long past");
     }
 }

@@ -7,20 +7,25 @@ use crate::fold::{InPhase, MoveIn, MoveOut, OutPhase, ShardState};
 use crate::leader::Leader;
 use crate::members;
 use evenkeel_protocol::report::{
-    OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
+    MoveProgress, OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
 };
 use evenkeel_protocol::{Epoch, RangeId};
 use std::collections::HashMap;
 
-/// This leader's report number `sequence`.
+/// Reports between two that carry the tables: they rarely change and may be many.
+const TABLES_EVERY: u64 = 20;
+
+/// This leader's report number `sequence`; 0 is one that was asked for.
 pub fn build_report(leader: &Leader, config: &Config, checks: &Checks, sequence: u64, now_ms: u64) -> ShardReport {
     let shared = leader.shared();
     let state = shared.state();
     let status = shared.log.status();
+    let with_tables = sequence <= 1 || sequence.is_multiple_of(TABLES_EVERY);
     let mut loads: HashMap<(RangeId, Epoch), RangeLoad> = HashMap::new();
     for slot in shared.admission.slots() {
         let mut load = slot.meter().load(now_ms);
-        (load.rows, load.bytes) = slot.size.get();
+        let size = slot.size();
+        (load.rows, load.bytes) = (size.rows, size.bytes);
         loads.insert((slot.range.id, slot.range.epoch), load);
     }
     let mut replicas: Vec<ReplicaReport> = status
@@ -38,6 +43,7 @@ pub fn build_report(leader: &Leader, config: &Config, checks: &Checks, sequence:
         term: leader.reign.term.0,
         sequence,
         applied: shared.progress.watermark(),
+        clock_ms: shared.log.unix_ms(),
         replicas,
         members: Some(members::reported(&shared.log)),
         capacity_per_s: config.capacity_per_s,
@@ -47,17 +53,21 @@ pub fn build_report(leader: &Leader, config: &Config, checks: &Checks, sequence:
             .map(source_side)
             .chain(state.moves_in().map(|movement| destination_side(movement, &status, checks)))
             .collect(),
+        highest: state.highest(),
+        tables: with_tables.then(|| state.tables().map(|table| (**table).clone()).collect()),
+        scrub: checks.scrub.status().report.clone(),
     }
 }
 
 fn ranges(state: &ShardState, loads: &mut HashMap<(RangeId, Epoch), RangeLoad>) -> Vec<RangeReport> {
+    let open: HashMap<RangeId, &MoveOut> =
+        state.moves_out().filter(|m| m.phase == OutPhase::Open).map(|m| (m.range, m)).collect();
     let mut ranges: Vec<RangeReport> = state
         .owned()
         .filter_map(|range| {
             // One that is owned in the log and not admitted yet is reported once it is.
             let load = loads.remove(&(range.id, range.epoch))?;
-            let open = state.moves_out().find(|m| m.range == range.id && m.phase == OutPhase::Open);
-            let state = match open {
+            let state = match open.get(&range.id) {
                 Some(m) => RangeState::MovingOut { operator: m.operator, to: m.to.id },
                 None => RangeState::Owned,
             };
@@ -91,7 +101,7 @@ fn source_side(movement: &MoveOut) -> OperatorReport {
         OutPhase::HandedOver => OperatorPhase::HandedOver,
         OutPhase::Purging => OperatorPhase::Purging { rows: 0 },
     };
-    OperatorReport { operator: movement.operator, range: movement.range, phase }
+    OperatorReport { operator: movement.operator, range: movement.range, phase, progress: None }
 }
 
 fn destination_side(movement: &MoveIn, status: &evenkeel_replicated_log::LogStatus, checks: &Checks) -> OperatorReport {
@@ -121,5 +131,10 @@ fn destination_side(movement: &MoveIn, status: &evenkeel_replicated_log::LogStat
         }
         InPhase::Discarding => OperatorPhase::Discarding,
     };
-    OperatorReport { operator: movement.operator, range: movement.range, phase }
+    let progress = (movement.phase == InPhase::Copying).then(|| MoveProgress {
+        trouble: checks.trouble_of(movement.operator),
+        differs: checks.cannot_be_copied(movement.operator),
+        ..movement.progress()
+    });
+    OperatorReport { operator: movement.operator, range: movement.range, phase, progress }
 }

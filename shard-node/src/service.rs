@@ -1,36 +1,32 @@
 //! A replica's RPC service: who may ask what of whom.
 
-use crate::checks::Adoption;
 use crate::connection::{NotKept, Session};
-use crate::entry::Control;
+use crate::entry::{Control, Purpose};
 use crate::housekeeping::settle;
-use crate::leader::reign::Outcome;
 use crate::leader::{Leader, now_ms};
 use crate::members;
 use crate::migration::{fence, peers, source};
 use crate::node::{Current, Node};
 use crate::report::build_report;
+use crate::scrub::sums::SUM_UP_MS;
 use crate::transfer;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{
-    ControlReply, ControlRequest, Durability, Inspection, ReadLevel, ReplicaChecksums, ShardReply, ShardRequest,
-    StatementReply, StatementRequest, TransactionOptions,
+    ControlReply, ControlRequest, Durability, Inspection, Leads, ReadLevel, ShardReply, ShardRequest, StatementReply,
+    StatementRequest, TransactionOptions,
 };
 use evenkeel_protocol::{Failure, KeyInterval, OperatorId, SqlError};
 use evenkeel_replicated_log::Role;
-use evenkeel_rpc::{Replier, RpcError, Service};
+use evenkeel_rpc::{Gone, Replier, Service};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long replicas may take for their checksums, in milliseconds.
-const CHECKSUMS_MS: u64 = 60_000;
 /// How long a statement waits for a reign that is about to begin here, in milliseconds.
 const READY_MS: u64 = 500;
-/// How long another replica may take to say what it knows of an adoption, in milliseconds.
-const ADOPTED_MS: u64 = 1_000;
 
 impl Service for Node {
     type Request = ShardRequest;
@@ -47,7 +43,7 @@ impl Service for Node {
         }
     }
 
-    async fn call(self: Arc<Self>, session: Arc<Session>, request: ShardRequest, replier: Replier<ShardReply>) {
+    async fn call(self: Arc<Self>, session: Arc<Session>, request: ShardRequest, mut replier: Replier<ShardReply>) {
         match request {
             // Not in a `local` read, which writes nothing.
             ShardRequest::Statement(request)
@@ -67,16 +63,23 @@ impl Service for Node {
                 };
                 reply_early(committed, answered, |()| ShardReply::Done, replier).await;
             }
-            ShardRequest::Copy(request) => match self.current() {
-                Some(current) => source::serve_copy(current.shared, current.requests, request, replier).await,
+            ShardRequest::Copy(request) => match self.whole() {
+                Some(current) => {
+                    source::serve_copy(current.shared, current.requests, &self.copies, request, replier).await
+                }
                 None => replier.reply(&ShardReply::Failed(starting())).await,
             },
-            ShardRequest::State => match self.current() {
+            ShardRequest::State => match self.whole() {
                 Some(current) => transfer::serve_state(current.requests, replier).await,
                 None => replier.reply(&ShardReply::Failed(starting())).await,
             },
+            ShardRequest::SeedRows(request) => match self.whole() {
+                Some(current) => transfer::serve_rows(current.shared, &self.pacer, request, replier).await,
+                None => replier.reply(&ShardReply::Failed(starting())).await,
+            },
             other => {
-                let reply = self.answer(&session, other).await.unwrap_or_else(ShardReply::Failed);
+                let gone = replier.gone();
+                let reply = self.answer(&session, other, gone).await.unwrap_or_else(ShardReply::Failed);
                 replier.reply_or(&reply, too_long).await;
             }
         }
@@ -127,6 +130,11 @@ impl Node {
         self.current.borrow().clone()
     }
 
+    /// The same, if no rows are missing.
+    fn whole(&self) -> Option<Current> {
+        self.current().filter(|current| current.shared.is_whole())
+    }
+
     /// The reign that serves, or where to go instead.
     pub fn leader(&self) -> Result<Arc<Leader>, Failure> {
         let serving = self.current().and_then(|current| current.leading.borrow().clone());
@@ -173,17 +181,24 @@ impl Node {
         self.leader()
     }
 
-    async fn answer(&self, session: &Session, request: ShardRequest) -> Result<ShardReply, Failure> {
+    async fn answer(&self, session: &Session, request: ShardRequest, gone: Gone) -> Result<ShardReply, Failure> {
         match request {
             ShardRequest::Statement(request)
                 if request.read == ReadLevel::Local
                     || (request.read == ReadLevel::Leader && deliberate(Bug::LeaderReadAnywhere)) =>
             {
-                let local = self.current().map(|current| current.local).ok_or_else(starting)?;
-                Ok(ShardReply::Rows(local.read(&request).await?))
+                let local = self.whole().map(|current| current.local).ok_or_else(starting)?;
+                Ok(ShardReply::Rows(local.read(&request, gone).await?))
             }
             ShardRequest::Statement(request) => {
-                Ok(ShardReply::Rows(self.leader_soon().await?.statement(request).await?))
+                Ok(ShardReply::Rows(self.leader_soon().await?.statement(request, Some(gone)).await?))
+            }
+            ShardRequest::Piece(request) if request.statement.read == ReadLevel::Local => {
+                let local = self.whole().map(|current| current.local).ok_or_else(starting)?;
+                Ok(ShardReply::Piece(local.piece(request, gone).await?))
+            }
+            ShardRequest::Piece(request) => {
+                Ok(ShardReply::Piece(self.leader_soon().await?.piece(request, gone).await?))
             }
             ShardRequest::InTransaction { transaction, begin, statement } => {
                 self.in_transaction(session, transaction, begin, statement).await
@@ -202,19 +217,29 @@ impl Node {
                 Ok(ShardReply::Done)
             }
             ShardRequest::Control(request) => Ok(ShardReply::Control(self.control(request).await?)),
-            ShardRequest::Fence { operator, .. } => Ok(fence::fence(&*self.leader()?, &self.fences, operator).await),
+            ShardRequest::Fence { operator, .. } => Ok(fence::fence(&self.leader()?, &self.fences, operator).await),
             ShardRequest::Settled { operator, adopted } => {
                 settle(&*self.leader()?, operator, adopted).await;
                 Ok(ShardReply::Done)
             }
+            ShardRequest::CopyTaken { copy, items } => {
+                self.copies.taken(copy, items);
+                Ok(ShardReply::Done)
+            }
+            ShardRequest::CopyStored { operator, attempt } => {
+                let applied = self.current().map_or(0, |current| current.shared.progress.watermark());
+                Ok(ShardReply::CopyStored { applied, differs: self.checks.differing(operator, attempt) })
+            }
             ShardRequest::AskSettled { operator } => self.ask_settled(operator).await,
             ShardRequest::Inspect => Ok(ShardReply::Inspect(Box::new(self.inspect()))),
-            ShardRequest::AdoptedChecksum { operator } => Ok(ShardReply::Control(self.adopted_checksum(operator))),
+            ShardRequest::WhoLeads => Ok(ShardReply::Leads(self.who_leads())),
             ShardRequest::Checkpoint { nonce } => {
-                let sums = self.checks.of_checkpoint(nonce, Duration::from_millis(CHECKSUMS_MS)).await;
-                Ok(ShardReply::Control(ControlReply::Checksums(vec![sums])))
+                let sums = self.checks.scrub.sums_of(nonce, Duration::from_millis(SUM_UP_MS)).await;
+                Ok(ShardReply::Sums(Box::new(sums)))
             }
-            ShardRequest::Copy(_) | ShardRequest::State => Err(SqlError::new("XX000", "answered by a stream").into()),
+            ShardRequest::Copy(_) | ShardRequest::State | ShardRequest::SeedRows(_) => {
+                Err(SqlError::new("XX000", "answered by a stream").into())
+            }
         }
     }
 
@@ -254,13 +279,19 @@ impl Node {
         }
         let leader = self.leader()?;
         match request {
-            ControlRequest::MoveChecksum { operator } => self.move_checksum(&leader, operator).await,
+            ControlRequest::SizeSplitKeys { range, epoch, pieces } => {
+                leader.size_split_keys(range, epoch, pieces).await
+            }
             ControlRequest::Purge { operator } => purge(&leader, operator).await,
-            ControlRequest::Checksums => Ok(ControlReply::Checksums(self.checksums(&leader).await?)),
+            ControlRequest::Compare { from, left_behind } => {
+                let purpose = if left_behind { Purpose::LeftBehind } else { Purpose::Look };
+                let found = self.checks.scrub.compare(&leader, &from.unwrap_or_default(), purpose).await?;
+                Ok(ControlReply::Compared(Box::new(found)))
+            }
             ControlRequest::ChangeReplicas { remove, add } => {
                 // What the membership shows may have been decided without a deposed leader: it is a read.
                 leader.barrier().await?;
-                Ok(members::change(&self.log, leader.reign.term, remove, add.as_ref()))
+                Ok(members::change(&self.log, leader.reign.term, remove, add.as_ref()).await)
             }
             ControlRequest::Report => {
                 let report = build_report(&leader, &self.config, &self.checks, 0, now_ms());
@@ -288,85 +319,15 @@ impl Node {
         Ok(ControlReply::Done)
     }
 
-    async fn move_checksum(&self, leader: &Leader, operator: OperatorId) -> Result<ControlReply, Failure> {
-        if let Some(checksum) = leader.checksum_at_fence(operator).await? {
-            return Ok(ControlReply::Checksum(checksum));
-        }
-        let own = self.adopted_checksum(operator);
-        if !matches!(own, ControlReply::Refused { .. }) {
-            return Ok(own);
-        }
-        // Each replica took its own when it applied the adoption; one that was not restarted since still knows it.
-        let replicas = members::addresses(&self.log.membership().borrow());
-        let others = replicas.iter().filter(|(replica, _)| **replica != self.config.replica);
-        let bound = Duration::from_millis(ADOPTED_MS);
-        let request = ShardRequest::AdoptedChecksum { operator };
-        let asked = others.map(|(_, at)| peers::ask(*at, &request, bound));
-        let answers = futures::future::join_all(asked).await;
-        let told = |answer: &Result<ShardReply, RpcError>| match answer {
-            Ok(ShardReply::Control(reply @ ControlReply::Checksum(_))) => Some(reply.clone()),
-            _ => None,
-        };
-        if let Some(known) = answers.iter().find_map(told) {
-            return Ok(known);
-        }
-        let refused = |answer: &Result<ShardReply, RpcError>| {
-            matches!(answer, Ok(ShardReply::Control(ControlReply::Refused { .. })))
-        };
-        if !answers.iter().all(refused) && self.checks.may_ask(operator) {
-            return Ok(ControlReply::Pending { waiting_for: "a replica that knows the adopted rows' checksum".into() });
-        }
-        Ok(own)
-    }
-
-    /// What this replica knows of an adopted range's checksum.
-    fn adopted_checksum(&self, operator: OperatorId) -> ControlReply {
-        match self.checks.adoption(operator) {
-            Some(Adoption { checksum: Some(checksum), .. }) => ControlReply::Checksum(checksum),
-            Some(Adoption { unknown: false, .. }) => {
-                ControlReply::Pending { waiting_for: "the checksum of the adopted rows".into() }
-            }
-            Some(_) | None => {
-                let reason = format!("no replica that answers saw operator {operator} adopt the range, and runs since");
-                ControlReply::Refused { code: "checksum-unknown".into(), reason }
-            }
-        }
-    }
-
-    /// R31: all replicas' checksums at the same place in the log.
-    async fn checksums(&self, leader: &Leader) -> Result<Vec<ReplicaChecksums>, Failure> {
-        let nonce = rand_nonce();
-        match leader.control(Control::Checkpoint { nonce }).await? {
-            Outcome::Effective(_) => {}
-            _ => return Err(Failure::NotLeader { leader: None }),
-        }
-        let bound = Duration::from_millis(CHECKSUMS_MS);
-        let replicas = members::addresses(&self.log.membership().borrow());
-        let asked = replicas.iter().map(|(replica, address)| async move {
-            if *replica == self.config.replica {
-                return self.checks.of_checkpoint(nonce, bound).await;
-            }
-            match peers::ask(*address, &ShardRequest::Checkpoint { nonce }, bound).await {
-                Ok(ShardReply::Control(ControlReply::Checksums(mut sums))) if sums.len() == 1 => sums.remove(0),
-                Ok(other) => silent(*replica, format!("{other:?}")),
-                Err(error) => silent(*replica, error.to_string()),
-            }
-        });
-        Ok(futures::future::join_all(asked).await)
-    }
-
     async fn ask_settled(&self, operator: OperatorId) -> Result<ShardReply, Failure> {
         let leader = self.leader()?;
-        let state = leader.shared().state();
-        let known = match state.move_in(operator).map(|m| m.phase) {
-            Some(crate::fold::InPhase::Adopted) => Some(true),
-            Some(crate::fold::InPhase::Discarding) => Some(false),
-            Some(crate::fold::InPhase::Copying) => None,
-            // Forgotten only after the source has purged, so never while the source asks.
-            None => None,
-        };
+        let known = leader.shared().state().settled(operator);
         leader.barrier().await?;
         Ok(ShardReply::Settled(known))
+    }
+
+    fn who_leads(&self) -> Leads {
+        Leads { itself: self.leader().is_ok(), leader: self.log.status().leader.map(|leader| leader.0) }
     }
 
     fn inspect(&self) -> Inspection {
@@ -384,22 +345,15 @@ impl Node {
             replicas: members::addresses(&self.log.membership().borrow()),
             leads,
             leader: status.leader.map(|l| l.0),
-            applied: shared.map_or(0, |shared| shared.progress.watermark()),
+            applied: shared.filter(|shared| shared.is_whole()).map_or(0, |shared| shared.progress.watermark()),
+            seeded_bytes: self.seeded_bytes.load(Ordering::Relaxed),
+            seeding: shared.is_some_and(|shared| !shared.is_whole()),
             decided: status.decided.0,
             first: status.first_retained.0,
             postgres_pid: current.as_ref().and_then(|current| current.postgres_pid),
             ranges: ranges.unwrap_or_default(),
         }
     }
-}
-
-fn silent(replica: u64, reason: String) -> ReplicaChecksums {
-    ReplicaChecksums { replica, index: 0, ranges: Err(reason) }
-}
-
-/// Tells checkpoint requests apart; uniqueness among the last few is enough.
-fn rand_nonce() -> u64 {
-    crate::checks::now_us()
 }
 
 /// R24: only a copy that was handed over is deleted.

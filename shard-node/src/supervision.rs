@@ -18,11 +18,11 @@
 //! and again lately ([`Relapses`]).
 
 use crate::engine::Engine;
+use crate::leader::Shared;
 use crate::members;
 use crate::migration::peers;
 use crate::node::Node;
 use crate::postgres::{Connector, PostgresError, Role};
-use crate::progress::Progress;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use std::time::{Duration, Instant};
 
@@ -148,9 +148,12 @@ impl Node {
         )
     }
 
-    /// Lets the replica lead once its PostgreSQL has what was decided when it was opened, and `rest` is over. Never returns.
-    pub(crate) async fn come_back(&self, progress: &Progress, postgres: &Engine, rest: Duration) {
-        progress.reached(self.log.status().decided.0).await;
+    /// Lets the replica lead once its PostgreSQL has what was decided when it was opened, no row is missing, and `rest` is over. Never
+    /// returns.
+    pub(crate) async fn come_back(&self, shared: &Shared, postgres: &Engine, rest: Duration) {
+        shared.progress.reached(self.log.status().decided.0).await;
+        // The sender lives as long as `shared`.
+        let _ = shared.whole.subscribe().wait_for(|whole| *whole).await;
         tokio::time::sleep(rest).await;
         if let Err(error) = postgres.forget_discarded().await {
             tracing::warn!(%error, "damaged data stays where it was put");

@@ -148,7 +148,7 @@ async fn change_shard(users: &Users, shard: ShardId, remove: Option<u64>, add: O
 /// The placement driver grows and shrinks again, in some runs.
 pub async fn change_drivers(users: Users) {
     pause(BEFORE_MS).await;
-    if !once_in(3) || healed(&users) {
+    if !once_in(3) || healed(&users) || users.site.borrow().restored {
         return;
     }
     let group = Group::PlacementDriver;

@@ -70,6 +70,7 @@ pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>
 /// Gives orders until everything is healed.
 pub async fn give_orders(users: Users) {
     while users.told.borrow().healed_ms.is_none() {
+        register_strangers(&users).await;
         if once_in(6) {
             transfer_leadership(&users).await;
         } else if let Some(command) = leader(&users.registry).and_then(|shared| draw(&users, &shared)) {
@@ -84,6 +85,21 @@ pub async fn give_orders(users: Users) {
     // What it has begun ends; it begins nothing more, so that there is a last look.
     while order(&users.registry, Command::SetBalancer { enabled: false }).await.is_none() {
         tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
+    }
+}
+
+/// Does what people do who have restored a placement driver: shards that it does not know, and that own something, are registered.
+pub async fn register_strangers(users: &Users) {
+    let strangers: Vec<ShardId> = {
+        let Some(shared) = leader(&users.registry) else { return };
+        let leading = shared.leading();
+        leading.iter().flat_map(|leading| leading.picture.strangers.keys().copied()).collect()
+    };
+    for id in strangers.into_iter().filter(|_| users.site.borrow().restored) {
+        let replicas = users.site.borrow().addresses(id);
+        if order(&users.registry, Command::AddShard(ShardInfo { id, replicas })).await.is_some() {
+            users.site.borrow_mut().count("shards registered with a restored placement driver");
+        }
     }
 }
 
@@ -108,6 +124,10 @@ pub fn clear_away(users: &Users) {
 pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
     let applied = shared.applied();
     let state = &applied.state;
+    if state.restoring {
+        let missing = shared.leading().as_ref().map(|leading| leading.missing.clone());
+        return Some(format!("it is being restored: {missing:?}"));
+    }
     if let Some(operator) = state.running().next() {
         let trouble = match &*shared.leading() {
             Some(leading) => leading.driver.trouble(operator.id).unwrap_or("no trouble").to_string(),

@@ -86,6 +86,11 @@ pub fn unix_ms() -> u64 {
     (WALL_CLOCK_S * 1_000 + boot_ms()).saturating_add_signed(MACHINE.with(Cell::get).wall_at_start_ms)
 }
 
+/// Milliseconds since the Unix epoch by a clock that is right.
+pub fn true_unix_ms() -> u64 {
+    WALL_CLOCK_S * 1_000 + UPTIME_MS + now_ms()
+}
+
 /// Draws from the seed. Everything that the simulation itself decides comes from here.
 pub fn draw<T>(with: impl FnOnce(&mut StdRng) -> T) -> T {
     RANDOM.with(|rng| with(rng.borrow_mut().get_or_insert_with(|| StdRng::seed_from_u64(0))))

@@ -74,16 +74,20 @@ pub struct Site {
     pub balanced: bool,
     /// Whether more clients come than the shards can serve.
     pub crowded: bool,
+    /// Whether clients write large values, too.
+    pub large: bool,
+    /// Whether the placement driver is restored from an old copy: then it forgets what it has been told.
+    pub restored: bool,
     /// What was done, by kind.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
 impl Site {
-    /// The site of a cluster with so many shards, whether its balancer is on, and whether a crowd comes.
-    pub fn new(shards: u32, balanced: bool, crowded: bool) -> Site {
+    /// The site of a cluster with so many shards, whether its balancer is on, whether a crowd comes, and whether values are large.
+    pub fn new(shards: u32, balanced: bool, crowded: bool, large: bool) -> Site {
         let groups = std::iter::once(Group::PlacementDriver).chain((1..=shards).map(|n| Group::Shard(ShardId(n))));
         let members = groups.flat_map(|group| (1..=REPLICAS).map(move |replica| group.part(replica))).collect();
-        Site { members, balanced, crowded, ..Site::default() }
+        Site { members, balanced, crowded, large, ..Site::default() }
     }
 
     /// All members.

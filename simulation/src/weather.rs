@@ -12,8 +12,8 @@ const BETWEEN_MS: u64 = 900;
 const LASTS_MS: u64 = 2_500;
 /// Between two changes of a link that comes and goes, in milliseconds, at most.
 const FLAP_MS: u64 = 150;
-/// A process whose clock was off by more than this when it started is started anew in the end, in milliseconds: it is known to refuse
-/// what clients send (R14) until somebody does that.
+/// A process whose clock was off by more than this when it started is started anew in the end, in milliseconds, unless it is the only one of
+/// its shard: then the others' clocks count, and it must serve as it is (R14).
 const CLOCK_OFF_MS: u64 = 5_000;
 
 /// What happens.
@@ -279,7 +279,8 @@ impl Weather {
         world.machines.values_mut().for_each(|machine| machine.frozen_until_ms = 0);
         for part in world.parts.clone() {
             let off = |machine: &Machine| machine.clocks.wall_at_start_ms.unsigned_abs() > CLOCK_OFF_MS;
-            if world.machines.get(&part.machine()).is_some_and(off) {
+            let outvoted = world.hardware.times().outvoted(part.machine());
+            if !outvoted && world.machines.get(&part.machine()).is_some_and(off) {
                 world.kill(part, false);
                 world.start(part);
             }

@@ -1,5 +1,8 @@
 //! The cluster, and the passing of time.
 
+mod configs;
+mod restore;
+
 use crate::clients::{self, Told};
 use crate::engine::Engine;
 use crate::machine::Machine;
@@ -39,6 +42,8 @@ const RECOVERY_MS: u64 = 30_000;
 const THREE_SHARDS_IN: u64 = 4;
 /// In one run in so many the balancer is on.
 const BALANCER_IN: u64 = 3;
+/// How often it is looked at what leaders have found by comparing their replicas, in milliseconds: more often than they report.
+const LOOK_AT_SCRUBS_MS: u64 = 50;
 /// In one of so many runs all disks are slow.
 const SLOW_RUNS: u64 = 4;
 /// By how much then at most, in milliseconds.
@@ -94,9 +99,16 @@ pub struct Hardware {
     /// Machines whose disks are slow, and by how many milliseconds per write at most.
     slow_disks: Arc<Mutex<BTreeMap<u32, u64>>>,
     bug: Option<Bug>,
+    /// What replicas of shards said of the time.
+    times: Arc<Mutex<oracles::times::Times>>,
 }
 
 impl Hardware {
+    /// What replicas said of the time.
+    pub fn times(&self) -> MutexGuard<'_, oracles::times::Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slow_disks(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
         self.slow_disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,6 +169,10 @@ impl Simulation for Hardware {
 
     fn unix_ms(&self) -> u64 {
         process::unix_ms()
+    }
+
+    fn told_time(&self, unix_ms: u64) {
+        self.times().told(process::machine(), unix_ms, process::true_unix_ms(), process::now_ms());
     }
 
     fn disk_ms(&self) -> u64 {
@@ -222,12 +238,14 @@ pub struct World {
     /// Who is a member, who comes and goes.
     pub site: site::Shared,
     options: Options,
+    restore: restore::Restore,
     shards: u32,
     folder: PathBuf,
     told: Rc<RefCell<Told>>,
     order: Vec<u32>,
     fingerprint: u64,
     report: Report,
+    scrubbed: oracles::scrubbed::Scrubbed,
 }
 
 /// Addresses of the replicas that a shard begins with.
@@ -244,32 +262,18 @@ fn drift() -> i64 {
     process::below(2 * DRIFT as u64 + 1) as i64 - DRIFT
 }
 
-/// The balancer's knobs for runs that last seconds.
-fn balancer(enabled: bool) -> placement_driver::BalancerConfig {
-    placement_driver::BalancerConfig {
-        enabled,
-        min_load_per_s: 10.0,
-        persist_ms: 300,
-        persist_level_ms: 800,
-        patient_ms: 1_500,
-        window_ms: 400,
-        cooldown_ms: 1_000,
-        resplit_ms: 600,
-        split_ways: 4,
-        max_ranges: 12,
-        merge_after_ms: 1_000,
-        cold_share: 0.1,
-        max_shift: 0.6,
-        ..placement_driver::BalancerConfig::default()
-    }
-}
-
 impl World {
     /// A cluster that is switched off. `folder` takes the few real files there are.
     pub fn new(options: Options, folder: PathBuf) -> World {
         let hardware = Hardware { bug: options.bug, ..Hardware::default() };
         let shards = options.shards.unwrap_or_else(|| if process::once_in(THREE_SHARDS_IN) { 3 } else { 2 });
-        let site = Site::new(shards, process::once_in(BALANCER_IN), clients::crowd::drawn());
+        let mut site = Site::new(
+            shards,
+            process::once_in(BALANCER_IN),
+            clients::crowd::drawn(),
+            process::once_in(clients::large::LARGE_IN),
+        );
+        let restore = restore::Restore::of(&options, &mut site);
         let parts: Vec<Part> = site.members().collect();
         let machine = |part: &Part| (part.machine(), Machine::new(part.machine(), drift()));
         let mut machines: BTreeMap<u32, Machine> = parts.iter().map(machine).collect();
@@ -282,12 +286,14 @@ impl World {
             registry: Registry::default(),
             site: Rc::new(RefCell::new(site)),
             options,
+            restore,
             shards,
             folder,
             told: Rc::default(),
             order,
             fingerprint: 0,
             report: Report::default(),
+            scrubbed: Default::default(),
         }
     }
 
@@ -309,6 +315,7 @@ impl World {
             }
             self.step();
         }
+        self.restore_at_last();
         weather.calm(&mut self);
         self.told.borrow_mut().healed_ms = Some(process::now_ms());
         self.until(RECOVERY_MS, "not everything recovered", |world| world.told.borrow().recovered);
@@ -346,7 +353,9 @@ impl World {
         let state = self.registry.borrow().values().map(|shared| shared.applied().clone()).max_by_key(|a| a.index);
         if let Some(applied) = &state {
             wrong.extend(oracles::moves_verified::check(&applied.state));
-            wrong.extend(oracles::kv::check(&told.kv, &applied.state.kv));
+            if !self.site.borrow().restored {
+                wrong.extend(oracles::kv::check(&told.kv, &applied.state.kv));
+            }
             wrong.extend(oracles::drained::check(&applied.state, &told.owners));
             for operator in applied.state.operators.values() {
                 let kind = format!("{:?}", operator.work);
@@ -354,6 +363,7 @@ impl World {
                 *self.report.operators.entry(format!("{kind} {:?}", operator.status)).or_default() += 1;
             }
         }
+        wrong.extend(self.hardware.times().wrong());
         wrong.extend(oracles::one_owner::check(&told.owners));
         wrong.extend(told.overload.iter().flat_map(oracles::overload::check));
         for machine in self.machines.keys() {
@@ -366,6 +376,9 @@ impl World {
             let gone = u64::from(self.shards) - (applied.state.shards.len() as u64).min(self.shards.into());
             self.report.counts.insert("shards drained and gone in the end", gone);
         }
+        let (rounds, pieces) = self.scrubbed.done();
+        self.report.counts.insert("rounds of comparing replicas", rounds);
+        self.report.counts.insert("pieces of ranges compared", pieces);
         self.report.operations = told.history.len() + told.kv.writes.len() + told.kv.reads.len();
         self.report.counts.extend(&told.counts);
         self.report.simulated_ms = process::now_ms();
@@ -392,6 +405,7 @@ impl World {
         process::set_now_ms(now_ms);
         self.hardware.net.deliver();
         self.run_errands();
+        self.look_after_copy();
         let mut order = std::mem::take(&mut self.order);
         process::draw(|rng| order.shuffle(rng));
         let mut ended = Vec::new();
@@ -401,8 +415,20 @@ impl World {
         }
         self.order = order;
         ended.into_iter().for_each(|(machine, why)| self.ended(machine, &why));
+        if now_ms.is_multiple_of(LOOK_AT_SCRUBS_MS) {
+            self.look_at_scrubs();
+        }
         let state = self.hardware.net.carried() ^ process::below(u64::MAX);
         self.fingerprint = (self.fingerprint ^ state).wrapping_mul(0x0100_0000_01b3);
+    }
+
+    /// What leaders have found by comparing their replicas, as they report it.
+    fn look_at_scrubs(&mut self) {
+        for shared in self.registry.borrow().values() {
+            let leading = shared.leading();
+            let views = leading.iter().flat_map(|leading| leading.picture.shards.values());
+            self.report.wrong.extend(views.filter_map(|view| self.scrubbed.look(&view.report)));
+        }
     }
 
     /// A process has ended by itself. Only a replica that has found out that it is no longer a member may do that.
@@ -486,51 +512,8 @@ impl World {
 
     fn run_process(&mut self, part: Part, process: impl Future<Output = Option<String>> + 'static) {
         if let Some(machine) = self.machines.get_mut(&part.machine()) {
+            self.hardware.times().started(part.machine(), machine.clocks.wall_ms);
             machine.start(async { process.await.unwrap_or_else(|| "nobody told it to".into()) });
-        }
-    }
-
-    fn driver_config(&self, part: Part) -> placement_driver::Config {
-        let (replicas, join) = self.site.borrow().configured(part);
-        let addresses = |port| addresses(part.group(), replicas.iter().copied(), port);
-        placement_driver::Config {
-            replica: part.replica(),
-            join,
-            data_dir: self.folder.join(part.machine().to_string()),
-            rest: addresses(REST),
-            rpc: addresses(RPC),
-            log: addresses(LOG),
-            listen_rest: None,
-            listen_rpc: None,
-            listen_log: None,
-            balancer: balancer(self.site.borrow().balanced),
-            snapshot_every_entries: 20 + process::below(200),
-            log_retention_bytes: 64 << 10,
-            log_cap_bytes: 1 << 20,
-            incarnation: None,
-        }
-    }
-
-    fn shard_config(&self, shard: ShardId, part: Part) -> evenkeel_shard_node::Config {
-        let (replicas, join) = self.site.borrow().configured(part);
-        let own = |port| addresses(part.group(), replicas.iter().copied(), port);
-        evenkeel_shard_node::Config {
-            shard,
-            replica: part.replica(),
-            join,
-            data_dir: PathBuf::from("/simulated"),
-            rpc: own(RPC),
-            log: own(LOG),
-            listen_rpc: None,
-            listen_log: None,
-            placement_drivers: addresses(Group::PlacementDriver, 1..=REPLICAS, RPC),
-            capacity_per_s: None,
-            postgres_bin: None,
-            shared_buffers_mib: 1,
-            write_lanes: 2,
-            read_lanes: 1,
-            max_transactions: 8,
-            log_cap_bytes: 1 << 20,
         }
     }
 

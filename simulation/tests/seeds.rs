@@ -1,6 +1,8 @@
 //! Many seeds of the simulation, each in a process of its own: so that nothing but the seed decides, and one that ends badly ends alone.
 //!
-//! `SEEDS=N` says how many (`FIRST_SEED` where to begin), `BUG_SEEDS` how many each deliberate bug gets to be noticed.
+//! An ordinary run takes as many seeds as fit into its budget of time, but never fewer than [`LEAST_SEEDS`]: what a slow machine leaves out
+//! `make soak-simulation` has. `SEED_SECONDS` sets the budget; `SEEDS=N` asks for a number of seeds instead, however long they take.
+//! `FIRST_SEED` says where to begin, and `BUG_SEEDS` how many seeds each deliberate bug gets to be noticed.
 
 #![allow(clippy::unwrap_used)]
 use evenkeel_host::Bug;
@@ -9,10 +11,14 @@ use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Seeds of an ordinary run: what two processors do in a few minutes.
-const SEEDS: u64 = 2_000;
+/// How long an ordinary run goes on beginning seeds, in seconds.
+const SEED_SECONDS: u64 = 150;
+/// The fewest seeds of an ordinary run, however slow the machine.
+const LEAST_SEEDS: u64 = 250;
+/// The most: the budget ends a run long before.
+const MOST_SEEDS: u64 = 1_000_000;
 /// Seeds in which each deliberate bug must show.
 const BUG_SEEDS: u64 = 400;
 /// Seeds that are run twice: among them are changes of members, drains, and a crowd, in the last of them.
@@ -59,11 +65,18 @@ fn each(numbers: std::ops::Range<u64>, work: impl Fn(u64) -> bool + Sync) {
 /// Invariants 1 to 7 under faults, and recovery after them.
 #[test]
 fn every_seed_holds() {
-    let (first, count) = (number("FIRST_SEED", 1), number("SEEDS", SEEDS));
+    let first = number("FIRST_SEED", 1);
+    let asked = std::env::var_os("SEEDS").map(|_| number("SEEDS", MOST_SEEDS));
+    let budget = Duration::from_secs(number("SEED_SECONDS", SEED_SECONDS));
     let begun = Instant::now();
+    let done = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
     let counts: Mutex<BTreeMap<String, u64>> = Mutex::default();
-    each(first..first + count, |seed| {
+    each(first..first + asked.unwrap_or(MOST_SEEDS), |seed| {
+        if asked.is_none() && begun.elapsed() >= budget && seed >= first + LEAST_SEEDS {
+            return false;
+        }
+        done.fetch_add(1, Ordering::Relaxed);
         let output = run(seed, &[]);
         let text = text(&output);
         if !output.status.success() {
@@ -85,6 +98,7 @@ fn every_seed_holds() {
         *counts.entry("operations in histories".to_string()).or_default() += operations.unwrap_or(0);
         true
     });
+    let count = done.into_inner();
     println!("{count} seeds in {:.0} s", begun.elapsed().as_secs_f64());
     counts.into_inner().unwrap().iter().for_each(|(kind, count)| println!("{count:>10} {kind}"));
     let failed = failed.into_inner().unwrap();

@@ -36,15 +36,13 @@ enum Step {
     Adopt,
     /// The destination has adopted the range, and the placement driver does not know.
     Publish,
-    /// The copies' checksums are being compared.
-    Verify,
     /// The source's copy is being deleted.
     Purge,
 }
 
-const STEPS: [Step; 7] = [Step::Open, Step::Copy, Step::Fence, Step::Adopt, Step::Publish, Step::Verify, Step::Purge];
+const STEPS: [Step; 6] = [Step::Open, Step::Copy, Step::Fence, Step::Adopt, Step::Publish, Step::Purge];
 /// A move's steps as the placement driver names them, in order.
-const NAMES: [&str; 6] = ["open", "copy", "switch", "verify", "purge", "forget"];
+const NAMES: [&str; 5] = ["open", "copy", "switch", "purge", "forget"];
 
 fn main() -> ExitCode {
     evenkeel_tests::run(
@@ -187,7 +185,7 @@ impl<'a> Movement<'a> {
         match step {
             Step::Open | Step::Fence => {}
             Step::Copy | Step::Adopt => self.freeze([self.destination.id()])?,
-            Step::Verify | Step::Purge => self.freeze([self.source.id()])?,
+            Step::Purge => self.freeze([self.source.id()])?,
             Step::Publish => {
                 let drivers = self.world.cluster.process_ids();
                 self.freeze(drivers.into_iter().filter(|id| matches!(id, ProcessId::PlacementDriver(_))))?;
@@ -235,7 +233,6 @@ impl<'a> Movement<'a> {
     async fn look_for(&mut self, step: Step) -> Seen {
         match step {
             Step::Open => self.driver_is_at("open").await,
-            Step::Verify => self.driver_is_at("verify").await,
             Step::Purge => self.driver_is_at("purge").await,
             // From here on the shards finish without the placement driver.
             Step::Copy | Step::Publish => match self.phase_at(self.destination).await {
@@ -263,7 +260,7 @@ impl<'a> Movement<'a> {
     /// Whether the move is still at the step, now that it cannot leave it.
     async fn stands_at(&mut self, step: Step) -> bool {
         match step {
-            Step::Open | Step::Verify | Step::Purge => self.look_for(step).await == Seen::Now,
+            Step::Open | Step::Purge => self.look_for(step).await == Seen::Now,
             Step::Copy => self.phase_at(self.source).await == Some(OperatorPhase::Open),
             // It can still read there: the range is not fenced.
             Step::Fence => match &mut self.transaction {

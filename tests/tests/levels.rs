@@ -89,6 +89,11 @@ async fn settings(world: &World) -> Outcome {
     ensure!(session.execute(select, &[]).await?.staleness_ms.is_some(), "READ ONLY transactions may read local");
     let refused = code(session.execute("UPDATE settings SET n = 8 WHERE id = 0", &[]).await);
     ensure!(refused == codes::READ_ONLY, "{refused}");
+    let refused = code(session.execute(select, &[]).await);
+    ensure!(refused == codes::IN_FAILED_TRANSACTION, "{refused}");
+    let ended = session.execute("COMMIT", &[]).await?.command;
+    ensure!(ended == Some("ROLLBACK"), "COMMIT of a transaction that failed was answered with {ended:?}");
+    session.execute("BEGIN READ ONLY", &[]).await?;
     session.execute("SET LOCAL evenkeel.read_level = 'leader'", &[]).await?;
     ensure!(session.execute(select, &[]).await?.staleness_ms.is_none(), "SET LOCAL did not count");
     session.execute("COMMIT", &[]).await?;

@@ -288,7 +288,7 @@ async fn data_deleted_while_stopped_is_made_anew_from_a_peer(world: &World) -> O
     let log = replica.log(world)?;
     world.cluster.restart(replica.id())?;
     world.caught_up(replica, None).await?;
-    ensure!(log.says("took a peer's state")?, "{} did not take a peer's state", replica.id());
+    ensure!(log.says("is being re-seeded")?, "{} was not re-seeded by a peer", replica.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
@@ -406,7 +406,7 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outc
     Ok(())
 }
 
-/// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, and nobody else notices.
+/// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, or comes as a stream, and nobody else notices.
 async fn answers_are_bounded(world: &World) -> Outcome {
     let counters = counting(world, "bounded").await?;
     world.create_table("CREATE TABLE large (id bigint PRIMARY KEY, body text NOT NULL)", 1).await?;
@@ -422,6 +422,11 @@ async fn answers_are_bounded(world: &World) -> Outcome {
     }
     let answer = world.client.execute("SELECT id, body FROM large WHERE id < 25", &[]).await?;
     ensure!(answer.rows.count == 25, "{} rows", answer.rows.count);
+    let (mut stream, mut rows) = (world.client.stream("SELECT id, body FROM large", &[]).await?, 0);
+    while let Some(piece) = stream.next().await? {
+        rows += piece.count;
+    }
+    ensure!(rows == 40, "{rows} rows in a stream");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }

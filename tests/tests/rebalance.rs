@@ -2,6 +2,7 @@
 //! cluster is left alone.
 
 use evenkeel::cluster::ClusterOptions;
+use evenkeel::run::balancer::Balancer;
 use evenkeel::run::screen::Screen;
 use evenkeel::run::{RunConfig, Stage, run};
 use evenkeel_protocol::ShardId;
@@ -37,8 +38,9 @@ async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Rep
         rate: Some(800.0),
         ..RunConfig::default()
     };
-    let stage =
-        Stage { rest: world.rest().clone(), cluster: Some(&world.cluster), chaos: false, screen: Screen::silent() };
+    let rest = world.rest().clone();
+    let balancer = Balancer::found(&rest).await.map_err(|e| Failure::new(format!("{e:?}")))?;
+    let stage = Stage { rest, balancer, cluster: Some(&world.cluster), chaos: false, screen: Screen::silent() };
     let finished = run(&config, &stage).await.map_err(|e| Failure::new(format!("{e:?}")))?;
     let report = finished.report;
     let good = report.statements.failed == 0

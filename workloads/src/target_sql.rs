@@ -1,8 +1,9 @@
 //! The store as a target: each statement as SQL through the routing client.
 //!
-//! The table is `(id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)`. Updates and deletes also ask for
-//! `version <` their own: a write of unknown outcome that arrives late must not undo a later one, and the ledger
-//! counts on that. For all writes sent in order, the condition always holds.
+//! The table has [`COLUMNS`]. Updates and deletes name the versions that they may find ([`Statement::over`] up to their own): a write of unknown
+//! outcome that arrives late must not undo a later one, and one that finds an older version than was acknowledged finds that it is lost. The
+//! store knows none of this, and a write costs no read: the version is in the row that is written anyway. An update that is executed
+//! twice finds its own version, takes effect again, and leaves a count of writes that is one too high.
 //!
 //! What is retried here and what is not: the client follows redirects and repeats under one id by itself. An answer of
 //! class 40 says that nothing happened and that the statement may be sent anew; that is done here, a bounded number of
@@ -29,66 +30,84 @@ const MAX_RERUN_WAIT_MS: u64 = 100;
 /// Names that [`SqlTarget::create_new`] tries.
 const MAX_NAMES: u32 = 10_000;
 
+/// The table's columns, as in CREATE TABLE.
+pub const COLUMNS: &str =
+    "(id bigint PRIMARY KEY, version bigint NOT NULL, writes bigint NOT NULL, value bytea NOT NULL)";
+
 /// The texts of one table's statements. They are always the same, so the client analyses each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Texts {
+pub struct Texts {
     create: String,
     read: String,
     update: String,
     insert: String,
     delete: String,
     scan: String,
+    keys: String,
     load: String,
 }
 
 impl Texts {
-    fn new(table: &str) -> Self {
+    /// Those of `table`.
+    pub fn new(table: &str) -> Self {
         let table = TableSchema::quote(table);
         Self {
-            create: format!(
-                "CREATE TABLE {table} (id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)"
+            create: format!("CREATE TABLE {table} {COLUMNS}"),
+            read: format!("SELECT id, version, writes, value FROM {table} WHERE id = $1"),
+            update: format!(
+                "UPDATE {table} SET version = $2, writes = writes + 1, value = $3 \
+                 WHERE id = $1 AND version >= $4 AND version <= $2"
             ),
-            read: format!("SELECT id, version, value FROM {table} WHERE id = $1"),
-            update: format!("UPDATE {table} SET version = $2, value = $3 WHERE id = $1 AND version < $2"),
-            insert: format!("INSERT INTO {table} (id, version, value) VALUES ($1, $2, $3)"),
-            delete: format!("DELETE FROM {table} WHERE id = $1 AND version < $2"),
-            scan: format!("SELECT id, version, value FROM {table} WHERE id >= $1 ORDER BY id LIMIT $2"),
-            load: format!("INSERT INTO {table} (id, version, value) VALUES "),
+            insert: format!("INSERT INTO {table} (id, version, writes, value) VALUES ($1, $2, 1, $3)"),
+            delete: format!("DELETE FROM {table} WHERE id = $1 AND version >= $3 AND version <= $2"),
+            scan: format!("SELECT id, version, writes, value FROM {table} WHERE id >= $1 ORDER BY id LIMIT $2"),
+            keys: format!("SELECT id FROM {table} WHERE id >= $1 ORDER BY id LIMIT $2"),
+            load: format!("INSERT INTO {table} (id, version, writes, value) VALUES "),
         }
     }
 
-    fn of(&self, kind: StatementKind) -> &str {
+    /// What creates the table.
+    pub fn create(&self) -> &str {
+        &self.create
+    }
+
+    /// A statement of this kind.
+    pub fn of(&self, kind: StatementKind) -> &str {
         match kind {
             StatementKind::Read => &self.read,
             StatementKind::Update => &self.update,
             StatementKind::Insert => &self.insert,
             StatementKind::Delete => &self.delete,
             StatementKind::Scan => &self.scan,
+            StatementKind::Keys => &self.keys,
         }
     }
 
     /// An insert of `rows` rows at once.
-    fn load(&self, rows: usize) -> String {
+    pub fn load(&self, rows: usize) -> String {
         let mut text = self.load.clone();
         for row in 0..rows {
             let comma = if row > 0 { ", " } else { "" };
             let first = 3 * row + 1;
-            text.push_str(&format!("{comma}(${first}, ${}, ${})", first + 1, first + 2));
+            text.push_str(&format!("{comma}(${first}, ${}, 1, ${})", first + 1, first + 2));
         }
         text
     }
 }
 
 /// A statement's parameters.
-fn parameters(statement: &Statement) -> Vec<Value> {
+pub fn parameters(statement: &Statement) -> Vec<Value> {
     let mut parameters = vec![Value::Int(statement.key)];
     match statement.kind {
         StatementKind::Read => {}
-        StatementKind::Scan => parameters.push(Value::Int(statement.limit_rows.into())),
-        StatementKind::Delete => parameters.push(Value::Int(statement.version)),
+        StatementKind::Scan | StatementKind::Keys => parameters.push(Value::Int(statement.limit_rows.into())),
+        StatementKind::Delete => parameters.extend([statement.version, statement.over].map(Value::Int)),
         StatementKind::Insert | StatementKind::Update => {
             parameters.push(Value::Int(statement.version));
             parameters.push(Value::Bytes(statement.value.clone().unwrap_or_default()));
+            if statement.kind == StatementKind::Update {
+                parameters.push(Value::Int(statement.over));
+            }
         }
     }
     parameters
@@ -215,6 +234,7 @@ fn decode(kind: StatementKind, rows: &RowBatch, affected: u64) -> Result<Answer,
             Ok(Answer::Written { affected_rows: affected })
         }
         StatementKind::Scan => stored_rows(rows).map(Answer::Rows),
+        StatementKind::Keys => stored_keys(rows).map(Answer::Keys),
         StatementKind::Read => {
             let mut found = stored_rows(rows)?;
             match found.len() {
@@ -225,20 +245,37 @@ fn decode(kind: StatementKind, rows: &RowBatch, affected: u64) -> Result<Answer,
     }
 }
 
+fn integer(value: Option<&[u8]>) -> Option<i64> {
+    Some(i64::from_be_bytes(value?.try_into().ok()?))
+}
+
+fn stored_keys(batch: &RowBatch) -> Result<Vec<i64>, Failure> {
+    let keys: Vec<i64> = batch.rows().map_while(|mut row| integer(row.next()?)).collect();
+    if keys.len() == batch.count as usize {
+        Ok(keys)
+    } else {
+        Err(Failure::Unknown(format!("row {} of the answer is no key", keys.len() + 1)))
+    }
+}
+
 fn stored_rows(batch: &RowBatch) -> Result<Vec<StoredRow>, Failure> {
-    let integer = |value: Option<&[u8]>| Some(i64::from_be_bytes(value?.try_into().ok()?));
     let bytes = |value: Option<&[u8]>| -> Option<Bytes> { Some(batch.data.slice_ref(value?)) };
     let rows: Vec<StoredRow> = batch
         .rows()
         .map_while(|mut row| {
-            let (key, version, value) = (row.next()?, row.next()?, row.next()?);
-            Some(StoredRow { key: integer(key)?, version: integer(version)?, value: bytes(value)? })
+            let (key, version, count, value) = (row.next()?, row.next()?, row.next()?, row.next()?);
+            Some(StoredRow {
+                key: integer(key)?,
+                version: integer(version)?,
+                count: integer(count)?,
+                value: bytes(value)?,
+            })
         })
         .collect();
     if rows.len() == batch.count as usize {
         Ok(rows)
     } else {
-        Err(Failure::Unknown(format!("row {} of the answer is not (id, version, value)", rows.len() + 1)))
+        Err(Failure::Unknown(format!("row {} of the answer is not (id, version, writes, value)", rows.len() + 1)))
     }
 }
 
@@ -252,9 +289,11 @@ mod tests {
     use super::*;
 
     fn batch(rows: &[(i64, i64, &[u8])]) -> RowBatch {
-        let mut builder = RowBuilder::new(3);
+        let mut builder = RowBuilder::new(4);
         for (key, version, value) in rows {
-            builder.push([Some(&key.to_be_bytes()[..]), Some(&version.to_be_bytes()[..]), Some(value)]);
+            let integers = [*key, *version, 1].map(i64::to_be_bytes);
+            let [key, version, count] = integers.each_ref().map(|integer| Some(&integer[..]));
+            builder.push([key, version, count, Some(value)]);
         }
         builder.finish()
     }
@@ -263,7 +302,7 @@ mod tests {
     fn answers_are_read_without_copying_values() {
         let rows = batch(&[(-5, 3, b"abc"), (7, 1, b"")]);
         let Ok(Answer::Rows(found)) = decode(StatementKind::Scan, &rows, 2) else { panic!() };
-        assert_eq!(found[0], StoredRow { key: -5, version: 3, value: Bytes::from_static(b"abc") });
+        assert_eq!(found[0], StoredRow { key: -5, version: 3, count: 1, value: Bytes::from_static(b"abc") });
         assert_eq!((found[1].key, found[1].value.len()), (7, 0));
         assert!(rows.data.as_ptr_range().contains(&found[0].value.as_ptr()), "the value is a slice of the answer");
         assert_eq!(decode(StatementKind::Read, &batch(&[]), 0), Ok(Answer::Row(None)));
@@ -276,12 +315,15 @@ mod tests {
             decode(StatementKind::Read, &batch(&[(1, 1, b""), (2, 1, b"")]), 2),
             Err(Failure::Unknown(_))
         ));
-        let mut builder = RowBuilder::new(3);
-        builder.push([Some(&1i64.to_be_bytes()[..]), None, Some(b"x")]);
+        let mut builder = RowBuilder::new(4);
+        builder.push([Some(&1i64.to_be_bytes()[..]), None, None, Some(b"x")]);
         assert!(decode(StatementKind::Scan, &builder.finish(), 1).is_err());
         let mut cut = batch(&[(1, 1, b"abc")]);
         cut.data.truncate(10);
         assert!(decode(StatementKind::Scan, &cut, 1).is_err());
+        assert_eq!(decode(StatementKind::Keys, &batch(&[(-5, 1, b""), (7, 1, b"")]), 2), Ok(Answer::Keys(vec![-5, 7])));
+        cut.data.truncate(3);
+        assert!(decode(StatementKind::Keys, &cut, 1).is_err());
     }
 
     #[test]
@@ -302,13 +344,14 @@ mod tests {
             StatementKind::Insert,
             StatementKind::Delete,
             StatementKind::Scan,
+            StatementKind::Keys,
         ] {
-            let statement = Statement { kind, key: 5, version: 2, value: Some(Bytes::new()), limit_rows: 3 };
+            let statement = Statement { kind, key: 5, version: 2, over: 1, value: Some(Bytes::new()), limit_rows: 3 };
             let count = parameters(&statement).len();
             let text = texts.of(kind);
             assert!(text.contains(&format!("${count}")) && !text.contains(&format!("${}", count + 1)), "{text}");
         }
-        assert!(texts.load(2).ends_with("VALUES ($1, $2, $3), ($4, $5, $6)"));
+        assert!(texts.load(2).ends_with("VALUES ($1, $2, 1, $3), ($4, $5, 1, $6)"));
     }
 
     /// The store takes each text, and knows from it which key or keys it touches: otherwise it could not be routed.
@@ -321,16 +364,18 @@ mod tests {
             parsed.bind(Some(&schema)).unwrap()
         };
         for kind in [StatementKind::Read, StatementKind::Update, StatementKind::Insert, StatementKind::Delete] {
-            let statement = Statement { kind, key: 5, version: 2, value: Some(Bytes::new()), limit_rows: 0 };
+            let statement = Statement { kind, key: 5, version: 2, over: 1, value: Some(Bytes::new()), limit_rows: 0 };
             let touches = plan(texts.of(kind)).touches(&parameters(&statement)).unwrap();
             assert!(matches!(&touches, Touches::Keys(keys) if keys.len() == 1), "{kind:?}: {touches:?}");
         }
-        let scan = plan(&texts.scan);
-        assert_eq!(scan.scan(), Scan::RangeByRange { limit: Some(LimitExpr::Parameter(1)) });
+        for text in [&texts.scan, &texts.keys] {
+            assert_eq!(plan(text).scan(), Scan::RangeByRange { limit: Some(LimitExpr::Parameter(1)) });
+        }
         let rows = (0..3).map(|key| Statement {
             kind: StatementKind::Insert,
             key,
             version: 1,
+            over: 0,
             value: Some(Bytes::new()),
             limit_rows: 0,
         });

@@ -10,6 +10,7 @@ mod routes;
 mod shards;
 mod soak;
 mod statements;
+mod streams;
 mod transactions;
 mod world;
 

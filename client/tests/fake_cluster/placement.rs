@@ -135,7 +135,7 @@ async fn watch_routes(stream: &mut BufReader<TcpStream>, shared: &mut Shared, la
     let members = shared.world.lock().unwrap().members.clone();
     if !members.is_empty() {
         let member = |(rest, replica)| MemberBody { replica, rest: Some(rest), rpc: None, log: rest };
-        let body = MembersBody { epoch: 2, members: members.into_iter().zip(1..).map(member).collect() };
+        let body = MembersBody { epoch: 2, leader: None, members: members.into_iter().zip(1..).map(member).collect() };
         let event = format!("event: members\ndata: {}\n\n", serde_json::to_string(&body).unwrap());
         if stream.write_all(event.as_bytes()).await.is_err() {
             return;

@@ -1,8 +1,8 @@
 //! A shard's replica as an RPC server: answers as the world says, and does wrong as the script says.
 
 use crate::world::{Fault, OpenId, Seen, World};
-use evenkeel_protocol::shard::{Inspection, ShardReply, ShardRequest};
-use evenkeel_protocol::{Failure, ShardId, SqlError};
+use evenkeel_protocol::shard::{Leads, ShardReply, ShardRequest};
+use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_rpc::{Replier, Service, serve};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,11 +92,11 @@ impl Service for Replica {
         open.into_iter().for_each(|id| shard.undo(id));
     }
 
-    async fn call(self: Arc<Self>, session: Arc<u64>, request: ShardRequest, replier: Replier<ShardReply>) {
+    async fn call(self: Arc<Self>, session: Arc<u64>, request: ShardRequest, mut replier: Replier<ShardReply>) {
         let _ = self.pausing.clone().wait_for(|paused| !paused).await;
-        if request == ShardRequest::Inspect {
-            let inspection = self.inspect();
-            return replier.reply(&ShardReply::Inspect(Box::new(inspection))).await;
+        // Whatever else is asked while a replica is silent costs more the more ranges there are.
+        if request == ShardRequest::WhoLeads {
+            return replier.reply(&ShardReply::Leads(self.leads())).await;
         }
         let fault = match self.admit(&request) {
             Ok(fault) => fault,
@@ -104,6 +104,11 @@ impl Service for Replica {
         };
         if let Fault::Slow(ms) = fault {
             tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+        if fault == Fault::UntilGone {
+            replier.gone().gone().await;
+            self.world.lock().unwrap().gone += 1;
+            return;
         }
         match fault {
             Fault::ForgetRequest => return,
@@ -129,20 +134,9 @@ impl Service for Replica {
 }
 
 impl Replica {
-    fn inspect(&self) -> Inspection {
+    fn leads(&self) -> Leads {
         let leader = self.world.lock().unwrap().shards[&self.shard].leader;
-        Inspection {
-            shard: ShardId(self.shard),
-            replica: self.number,
-            replicas: Default::default(),
-            leads: leader == Some(self.number),
-            leader,
-            applied: 0,
-            decided: 0,
-            first: 0,
-            postgres_pid: None,
-            ranges: vec![],
-        }
+        Leads { itself: leader == Some(self.number), leader }
     }
 
     /// Notes a request to the leader, and takes the next line of the script.
@@ -155,6 +149,7 @@ impl Replica {
         let (id, what) = match request {
             ShardRequest::Statement(statement) => (statement.id, statement.sql.to_string()),
             ShardRequest::InTransaction { statement, .. } => (statement.id, statement.sql.to_string()),
+            ShardRequest::Piece(piece) => (piece.statement.id, "piece".to_string()),
             ShardRequest::Commit { id, .. } => (*id, "commit".to_string()),
             // No line of the script is for a rollback.
             _ => return Ok(Fault::Nothing),
@@ -176,6 +171,7 @@ impl Replica {
         }
         match request {
             ShardRequest::Statement(statement) => world.execute(self.shard, statement, None),
+            ShardRequest::Piece(piece) => world.piece(self.shard, piece),
             ShardRequest::InTransaction { transaction, begin, statement } => {
                 let open = (session, *transaction);
                 let state = world.shards.get_mut(&self.shard).unwrap();

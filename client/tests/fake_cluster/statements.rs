@@ -160,6 +160,32 @@ async fn a_scan_over_three_ranges_comes_in_key_order() {
     assert_eq!((empty.rows.count, empty.columns.len(), cluster.seen().len()), (0, 2, 1));
 }
 
+/// Breaks if ranges are read from the first on whatever the order: the last rows would not come first, or not be found at all.
+#[tokio::test]
+async fn a_scan_over_three_ranges_comes_backwards() {
+    let cluster = Cluster::start(&[(3, 10), (1, 20), (2, 0)]).await;
+    let client = connect(&cluster).await;
+    cluster.put(0..30);
+    let select = |text: &str| {
+        let (client, text) = (client.clone(), format!("SELECT id, n FROM t {text}"));
+        async move { client.execute(&text, &[]).await.unwrap() }
+    };
+    let backwards: Vec<i64> = (0..30).rev().collect();
+    assert_eq!(ids(&select("ORDER BY id DESC").await), backwards);
+    cluster.seen();
+    assert_eq!(ids(&select("ORDER BY id DESC LIMIT 3").await), [29, 28, 27]);
+    assert_eq!(cluster.seen().len(), 1, "the last range has enough");
+    assert_eq!(ids(&select("WHERE id < 22 ORDER BY id DESC LIMIT 5").await), [21, 20, 19, 18, 17]);
+    {
+        let mut world = cluster.world();
+        world.move_range(1, 2);
+        world.split(2, 15, 7);
+        world.move_range(7, 3);
+        world.publish();
+    }
+    assert_eq!(ids(&select("ORDER BY id DESC LIMIT 28").await), backwards[..28], "with stale routes");
+}
+
 /// The ranges of a scan split and move while this client knows nothing of it: no row is missed or comes twice.
 #[tokio::test]
 async fn a_scan_with_stale_routes_is_whole() {

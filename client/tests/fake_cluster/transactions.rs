@@ -248,3 +248,40 @@ async fn a_range_that_moves_under_a_transaction_is_40001() {
         again.commit().await.unwrap();
     }
 }
+
+/// Breaks if a setting outlives the transaction that set it and was rolled back, or answers in one that has failed.
+#[tokio::test]
+async fn settings_belong_to_transactions() {
+    use evenkeel_client::{Levels, ReadLevel};
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = connect(&cluster).await;
+    let mut session = client.begin_session(Levels::default());
+    let run = async |session: &mut evenkeel_client::ClientSession, text: &str| {
+        session.execute(text, &[]).await.map(|answer| answer.command).map_err(|error| error.code().to_string())
+    };
+    let local = "SET evenkeel.read_level = 'local'";
+    for end in ["ROLLBACK", "COMMIT"] {
+        assert_eq!(run(&mut session, "BEGIN").await, Ok(Some("BEGIN")));
+        assert_eq!(run(&mut session, local).await, Ok(Some("SET")));
+        assert_eq!(run(&mut session, "SET LOCAL evenkeel.read_level = 'leader'").await, Ok(Some("SET")));
+        assert_eq!(session.levels().read, ReadLevel::Leader);
+        assert_eq!(run(&mut session, end).await, Ok(Some(end)));
+        let kept = if end == "COMMIT" { ReadLevel::Local } else { ReadLevel::Linearizable };
+        assert_eq!(session.levels().read, kept, "after {end}");
+    }
+    // A transaction that has failed takes nothing but its end, and COMMIT is one.
+    for (failing, code) in
+        [("UPDATE nowhere SET n = 1 WHERE id = 1", "42P01"), ("SET evenkeel.colour = 'red'", "42704")]
+    {
+        run(&mut session, "BEGIN").await.unwrap();
+        run(&mut session, "SET evenkeel.durability = 'local'").await.unwrap();
+        assert_eq!(run(&mut session, failing).await, Err(code.into()));
+        for text in ["SHOW evenkeel.durability", "SELECT id, n FROM t WHERE id = 1", local, "BEGIN", "RESET ALL"] {
+            assert_eq!(run(&mut session, text).await, Err("25P02".into()), "{text}");
+        }
+        assert_eq!(run(&mut session, "COMMIT").await, Ok(Some("ROLLBACK")));
+        assert!(!session.in_transaction());
+        assert_eq!(session.levels().durability, evenkeel_client::Durability::Disk);
+        assert_eq!(run(&mut session, "SHOW evenkeel.durability").await, Ok(Some("SHOW")));
+    }
+}

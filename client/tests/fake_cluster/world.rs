@@ -6,13 +6,16 @@ use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use evenkeel_protocol::rows::{Column, RowBuilder};
 use evenkeel_protocol::schema::{ColumnSchema, TableSchema};
-use evenkeel_protocol::shard::{ShardReply, StatementReply, StatementRequest};
+use evenkeel_protocol::shard::{Piece, PieceRequest, ShardReply, StatementReply, StatementRequest};
 use evenkeel_protocol::sql::{self, Command, Plan, PlanKind, Touches};
 use evenkeel_protocol::{Epoch, Failure, Key, KeyValue, RangeId, ShardId, SqlError, TableId, TxnId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub const TABLE: TableId = TableId(1);
+
+/// Rows of a piece, at most.
+pub const PIECE_ROWS: u64 = 4;
 
 /// What a shard's leader does with its next request.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,8 @@ pub enum Fault {
     Slow(u64),
     /// Answers with this error.
     Error(SqlError),
+    /// Takes as long as its caller waits, and notes when that has gone.
+    UntilGone,
     /// Executes it; nothing is wrong.
     Nothing,
 }
@@ -76,6 +81,8 @@ pub struct World {
     /// What the placement driver tells.
     pub published: RoutingTable,
     pub seen: Vec<Seen>,
+    /// Callers that were noticed to have stopped waiting.
+    pub gone: usize,
     /// The placement driver's replicas as a watch is told of them; none: it is told nothing.
     pub members: Vec<std::net::SocketAddr>,
     /// Statuses and whether they come after the work is done, for the next `POST /v1/tables`.
@@ -193,6 +200,30 @@ impl World {
     }
 }
 
+impl World {
+    /// Executes a piece of a SELECT.
+    pub fn piece(&mut self, shard: u32, request: &PieceRequest) -> ShardReply {
+        let descending = self.plan(&request.statement.sql).descending();
+        let mut statement = request.statement.clone();
+        let clip = statement.clip.clone().unwrap_or(KeyInterval::ALL);
+        let behind = request.after.as_ref().map_or(KeyInterval::ALL, |after| match descending {
+            true => KeyInterval::new(Key::MIN, Some(after.clone())),
+            false => KeyInterval::new(schema().codec().successor(after).unwrap().unwrap(), None),
+        });
+        statement.clip = Some(clip.intersection(&behind));
+        let most = statement.limit.map_or(PIECE_ROWS, |limit| limit.min(PIECE_ROWS));
+        statement.limit = Some(most);
+        match self.execute(shard, &statement, None) {
+            ShardReply::Rows(reply) => {
+                let last = (reply.rows.count as usize).checked_sub(1).and_then(|last| reply.rows.int(last, 0));
+                let more_after = last.filter(|_| u64::from(reply.rows.count) == most).map(key);
+                ShardReply::Piece(Piece { reply, more_after })
+            }
+            other => other,
+        }
+    }
+}
+
 fn point(key: &Key) -> KeyInterval {
     KeyInterval::new(key.clone(), schema().codec().successor(key).unwrap())
 }
@@ -229,7 +260,11 @@ impl Shard {
         let mut builder = RowBuilder::new(2);
         match plan.kind() {
             PlanKind::Select => {
-                for key in matching.iter().take(limit.unwrap_or(u64::MAX) as usize) {
+                let ordered: Vec<&Key> = match plan.descending() {
+                    true => matching.iter().rev().collect(),
+                    false => matching.iter().collect(),
+                };
+                for key in ordered.into_iter().take(limit.unwrap_or(u64::MAX) as usize) {
                     let (id, n) = self.rows[key];
                     builder.push([Some(&id.to_be_bytes()[..]), Some(&n.to_be_bytes()[..])]);
                 }
@@ -318,6 +353,7 @@ impl Cluster {
             infos: vec![],
             published: RoutingTable::default(),
             seen: vec![],
+            gone: 0,
             table_faults: VecDeque::new(),
             plans: HashMap::new(),
         }));

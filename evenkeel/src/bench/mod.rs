@@ -4,6 +4,7 @@
 //!   ([`plain`]): single-row updates and linearizable single-row reads by primary key, with the same number of clients.
 //! - `GET /v1/routes/{table}?key=` beside nginx serving a file of the same size, both under wrk ([`routes`]).
 //! - `bench failover`: how long writes stand still when a leader fails ([`failover`]).
+//! - `bench size`: gigabytes loaded, moved, read and recovered ([`size`]).
 //!
 //! Measurements alternate between the two systems, both up and the other idle, so that what drifts on the machine meets both;
 //! the median of the rounds counts.
@@ -13,6 +14,7 @@ pub mod figures;
 pub mod load;
 pub mod plain;
 pub mod routes;
+pub mod size;
 
 use crate::cli::CommandError;
 use crate::cluster::{Cluster, ClusterOptions};
@@ -35,6 +37,8 @@ const VALUE_BYTES: usize = 100;
 const MAX_DURATION_S: f64 = 3_600.0;
 /// Rows per INSERT while loading.
 const LOAD_ROWS: i64 = 500;
+/// Replicas of the shard, and so PostgreSQL servers of either side.
+const REPLICAS: u32 = 3;
 /// Connections of wrk.
 const WRK_CONNECTIONS: usize = 16;
 /// What updates should reach at 16 and 64 clients.
@@ -163,7 +167,7 @@ async fn sql(
     evenkeel: &EvenkeelRows,
     screen: &Screen,
 ) -> Result<Vec<Comparison>, String> {
-    let starting = PlainPostgres::start(config.postgres_bin.as_deref());
+    let starting = PlainPostgres::start(config.postgres_bin.as_deref(), REPLICAS);
     let (plain, _) = while_waiting(screen, "starting PostgreSQL with two synchronous standbys (ANY 1)", starting).await;
     let plain = plain?;
     let most = clients.iter().copied().max().unwrap_or(1);

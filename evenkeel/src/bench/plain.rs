@@ -1,10 +1,11 @@
 //! What Evenkeel is compared with: a PostgreSQL primary with two streaming standbys, one of which must have each commit on its
 //! disk before it is answered (`synchronous_standby_names = 'ANY 1 (…)'`). The same durability: on two machines of three.
 //!
-//! It has the same programs, the same memory for pages, and clients over TCP on the loopback interface like Evenkeel's.
+//! It has the same programs, each server the same memory for pages and the same length of its log as one of Evenkeel's beside it, and clients
+//! over TCP on the loopback interface like Evenkeel's.
 
 use crate::cluster::loopback;
-use evenkeel_shard_node::postgres::find;
+use evenkeel_shard_node::postgres::{Resources, find};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -16,8 +17,6 @@ use tokio_postgres::{Client, Config, NoTls};
 
 /// Clients at once at most, standbys and tools included.
 const MAX_CONNECTIONS: u32 = 150;
-/// The same as a shard node's default.
-const SHARED_BUFFERS_MIB: u32 = 64;
 /// How long the servers may take to be up and streaming.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -30,16 +29,21 @@ pub struct PlainPostgres {
     account: Option<(u32, u32)>,
     root: tempfile::TempDir,
     ports: Vec<u16>,
+    /// `shared_buffers` and `max_wal_size`, in MiB.
+    sizes_mib: (u64, u64),
 }
 
 impl PlainPostgres {
-    /// Makes and starts all three, and waits until both standbys stream. An error is one line.
-    pub async fn start(bin_dir: Option<&Path>) -> Result<PlainPostgres, String> {
+    /// Makes and starts all three, and waits until both standbys stream. Each is sized like one of `servers` shard replicas on this machine.
+    /// An error is one line.
+    pub async fn start(bin_dir: Option<&Path>, servers: u32) -> Result<PlainPostgres, String> {
         let programs = program_folder(bin_dir)?;
         let root = tempfile::Builder::new().prefix("evenkeel-bench-").tempdir().map_err(|e| e.to_string())?;
         let ports = evenkeel_host::ports::reserve(3).map_err(|e| e.to_string())?;
         let account = unprivileged_account()?;
-        let mut plain = PlainPostgres { programs, servers: Vec::new(), account, root, ports };
+        let free = rustix::fs::statvfs(root.path()).ok().map(|stat| stat.f_bavail * stat.f_frsize);
+        let sizes_mib = Resources { servers, ..Resources::default() }.chosen_mib(free);
+        let mut plain = PlainPostgres { programs, servers: Vec::new(), account, root, ports, sizes_mib };
         fs::set_permissions(plain.root.path(), fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
         plain.give(plain.root.path())?;
         plain.make_primary()?;
@@ -65,6 +69,11 @@ impl PlainPostgres {
         Ok(client)
     }
 
+    /// The process ids of the three servers.
+    pub fn pids(&self) -> Vec<u32> {
+        self.servers.iter().map(Child::id).collect()
+    }
+
     fn address(&self) -> SocketAddr {
         loopback(self.ports[0])
     }
@@ -80,11 +89,12 @@ impl PlainPostgres {
             &["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust", "--username=postgres", "-D"],
             &data,
         )?;
+        let (buffers, wal) = self.sizes_mib;
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = {MAX_CONNECTIONS}\n\
-             shared_buffers = {SHARED_BUFFERS_MIB}MB\nsynchronous_commit = on\nfsync = on\nfull_page_writes = on\n\
+             shared_buffers = {buffers}MB\nsynchronous_commit = on\nfsync = on\nfull_page_writes = on\n\
              synchronous_standby_names = 'ANY 1 (standby1, standby2)'\nwal_level = replica\nmax_wal_senders = 10\n\
-             hot_standby = on\njit = off\nhuge_pages = off\nmax_wal_size = 1GB\ncheckpoint_timeout = 15min\n"
+             hot_standby = on\njit = off\nhuge_pages = off\nmax_wal_size = {wal}MB\ncheckpoint_timeout = 15min\n"
         );
         let path = data.join("postgresql.conf");
         let text = fs::read_to_string(&path).map_err(|e| e.to_string())? + &settings;
@@ -200,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_commit_waits_for_a_standby_and_nothing_is_left_behind() {
-        let mut plain = PlainPostgres::start(None).await.unwrap();
+        let mut plain = PlainPostgres::start(None, 3).await.unwrap();
         let client = plain.connect().await.unwrap();
         client.batch_execute("CREATE TABLE t (id bigint)").await.unwrap();
         for standby in &mut plain.servers[1..] {

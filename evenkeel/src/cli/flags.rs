@@ -123,9 +123,18 @@ pub struct ShardNodeFlags {
     /// The folder with `postgres` and `initdb` [default: found]
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<String>,
-    /// PostgreSQL's shared_buffers, in MiB
+    /// Shard replicas whose PostgreSQL servers share this machine [default: 1]
+    #[arg(long, value_name = "N")]
+    servers_on_machine: Option<String>,
+    /// The memory that PostgreSQL counts with, in MiB [default: the machine's, divided by the servers on it]
+    #[arg(long, value_name = "MIB")]
+    postgres_memory_mib: Option<String>,
+    /// PostgreSQL's shared_buffers, in MiB [default: a quarter of its memory]
     #[arg(long, value_name = "MIB")]
     shared_buffers_mib: Option<String>,
+    /// PostgreSQL's max_wal_size, in MiB, which a start after a crash replays [default: by the free disk, at most 1024]
+    #[arg(long, value_name = "MIB")]
+    max_wal_mib: Option<String>,
     /// PostgreSQL sessions for batches of writes
     #[arg(long, value_name = "N")]
     write_lanes: Option<String>,
@@ -138,6 +147,12 @@ pub struct ShardNodeFlags {
     /// What the log may take, in bytes; above half of it compaction does not wait for replicas that are down
     #[arg(long, value_name = "BYTES")]
     log_cap_bytes: Option<String>,
+    /// How fast a leader compares what its replicas hold, in bytes a second; 0: not at all [default: 4194304]
+    #[arg(long, value_name = "BYTES")]
+    scrub_bytes_per_s: Option<String>,
+    /// How long it rests between two rounds over all of its ranges [default: 600000]
+    #[arg(long, value_name = "MS")]
+    scrub_pause_ms: Option<String>,
     /// End when standard input closes
     #[arg(long, hide = true)]
     pub end_with_stdin: bool,
@@ -147,7 +162,8 @@ impl ShardNodeFlags {
     /// Those that were given.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = given!(self: shard, replica, data_dir, rpc, log, listen_rpc, listen_log, placement_drivers, capacity_per_s, postgres_bin,
-            shared_buffers_mib, write_lanes, read_lanes, max_transactions, log_cap_bytes);
+            servers_on_machine, postgres_memory_mib, shared_buffers_mib, max_wal_mib, write_lanes, read_lanes, max_transactions, log_cap_bytes,
+            scrub_bytes_per_s, scrub_pause_ms);
         switches!(given, self: join);
         given
     }
@@ -313,6 +329,44 @@ impl BenchFlags {
 pub enum BenchCommand {
     /// Measure for how long writes stand still when a leader dies, freezes, is cut off or hands over
     Failover(FailoverFlags),
+    /// Measure loads, moves, restarts and re-seeding on gigabytes, beside PostgreSQL
+    Size(SizeFlags),
+}
+
+/// Flags of `bench size`.
+#[derive(Debug, Args)]
+pub struct SizeFlags {
+    /// A TOML file with these settings
+    #[arg(long, env = "EVENKEEL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A trace of large blocks [default: a pattern made here]
+    #[arg(long, value_name = "FILE")]
+    trace: Option<String>,
+    /// How long its statements are sent [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    duration: Option<String>,
+    /// Gigabytes of the smaller data set [default: 1]
+    #[arg(long, value_name = "N")]
+    gigabytes: Option<String>,
+    /// Gigabytes of the larger data set; 0: none [default: 5]
+    #[arg(long, value_name = "N")]
+    large_gigabytes: Option<String>,
+    /// Only these parts, comma between: trace, moves, replicas; or reseed, a part of replicas
+    #[arg(long, value_name = "PARTS")]
+    only: Option<String>,
+    /// The folder with PostgreSQL's programs [default: found]
+    #[arg(long, value_name = "DIR")]
+    postgres_bin: Option<String>,
+    /// Write the figures as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+}
+
+impl SizeFlags {
+    /// Those that were given.
+    pub fn given(&self) -> Vec<(&'static str, String)> {
+        given!(self: trace, duration, gigabytes, large_gigabytes, only, postgres_bin, json)
+    }
 }
 
 /// Flags of `bench failover`.

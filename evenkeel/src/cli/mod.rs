@@ -127,6 +127,9 @@ async fn run(command: Command) -> Result<(), CommandError> {
         Command::Bench(BenchFlags { only_this: Some(BenchCommand::Failover(flags)), .. }) => {
             crate::bench::failover::failover(&layers(flags.config.as_deref(), flags.given())?).await
         }
+        Command::Bench(BenchFlags { only_this: Some(BenchCommand::Size(flags)), .. }) => {
+            crate::bench::size::size(&layers(flags.config.as_deref(), flags.given())?).await
+        }
         Command::Bench(flags) => crate::bench::bench(&layers(flags.config.as_deref(), flags.given())?).await,
         Command::Operator(command) => {
             check_environment()?;
@@ -197,9 +200,10 @@ fn report(error: &CommandError) -> ExitCode {
 
 fn start_logging(cli: &Cli) -> Result<(), ConfigError> {
     use std::io::IsTerminal;
+    // That a client goes away is no fault of the server: warp tells it as an error, and it has nothing else to tell.
     let default = match cli.command {
-        Command::PlacementDriver(_) | Command::ShardNode(_) => "info",
-        _ => "warn",
+        Command::PlacementDriver(_) | Command::ShardNode(_) => "info,warp::server=off",
+        _ => "warn,warp::server=off",
     };
     let flag = cli.log_filter.clone().map(|text| (text, "flag --log"));
     let given = flag.or_else(|| Some((std::env::var("RUST_LOG").ok()?, "environment RUST_LOG")));

@@ -134,8 +134,8 @@ pub enum OperatorCommand {
     Balancer {
         #[command(flatten)]
         asking: Asking,
-        /// What to do with it
-        state: Switch,
+        /// What to do with it; without it the state is shown
+        state: Option<Switch>,
     },
     /// Read and write the coordination store of the placement driver
     Kv {
@@ -249,6 +249,15 @@ pub enum OperatorsCommand {
         /// The operator
         operator: OperatorId,
     },
+    /// Have a move's source take its range back, because the destination is lost for good after the fence
+    TakeBack {
+        /// The operator
+        operator: OperatorId,
+        /// Confirms that the destination's disks are gone, or will be emptied before any of its machines starts again: whatever it has
+        /// acknowledged is lost, and its shard number is never used again
+        #[arg(long, required = true)]
+        destination_is_lost_for_good: bool,
+    },
     /// Delete the copy that a move has left at its source because the two copies could not be compared, or differ
     Purge {
         /// The operator
@@ -287,7 +296,8 @@ pub async fn run(command: OperatorCommand) -> Result<(), CommandError> {
             }
             present::<DecisionsBody>(&asking, answer, show::decisions)
         }
-        OperatorCommand::Balancer { asking, state } => {
+        OperatorCommand::Balancer { asking, state: None } => ask::<Json>(&asking, "/v1/balancer", show::balancer).await,
+        OperatorCommand::Balancer { asking, state: Some(state) } => {
             let body = serde_json::json!({ "enabled": state == Switch::On });
             let answer = rest(&asking).post::<_, Json>("/v1/balancer", &body).await.map_err(CommandError::failed)?;
             done(&asking, &answer, if state == Switch::On { "the balancer is on" } else { "the balancer is off" })
@@ -431,6 +441,12 @@ async fn operators(asking: &Asking, running: bool, command: Option<OperatorsComm
                 &answer,
                 &format!("nothing is left of what operator {operator} moved away from shard {}", answer["shard"]),
             )
+        }
+        Some(OperatorsCommand::TakeBack { operator, destination_is_lost_for_good }) => {
+            let path = format!("/v1/operators/{operator}/take-back");
+            let body = serde_json::json!({ "destination_is_lost_for_good": destination_is_lost_for_good });
+            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
+            done(asking, &answer, &format!("the source of operator {operator} takes the range back"))
         }
         Some(OperatorsCommand::Cancel { operator }) => {
             let path = format!("/v1/operators/{operator}");

@@ -7,22 +7,44 @@ use evenkeel_protocol::rest::{
 /// A table: the first row is the heading. Columns are as wide as their widest cell; numbers (by the heading's leading `>`) stand
 /// right.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
-    let right: Vec<bool> = heading.iter().map(|h| h.starts_with('>')).collect();
-    let heading: Vec<String> = heading.iter().map(|h| h.trim_start_matches('>').to_string()).collect();
-    let mut widths: Vec<usize> = heading.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+    let layout = Layout::new(heading, rows);
+    std::iter::once(layout.heading()).chain(rows.iter().map(|row| layout.line(row))).collect::<Vec<_>>().join("\n")
+}
+
+/// The columns of a table.
+pub struct Layout {
+    heading: Vec<String>,
+    right: Vec<bool>,
+    widths: Vec<usize>,
+}
+
+impl Layout {
+    /// As wide as these rows need it.
+    pub fn new(heading: &[&str], rows: &[Vec<String>]) -> Layout {
+        let right: Vec<bool> = heading.iter().map(|h| h.starts_with('>')).collect();
+        let heading: Vec<String> = heading.iter().map(|h| h.trim_start_matches('>').to_string()).collect();
+        let mut widths: Vec<usize> = heading.iter().map(|h| h.chars().count()).collect();
+        for row in rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
         }
+        Layout { heading, right, widths }
     }
-    let line = |cells: &[String]| {
-        let padded = cells.iter().zip(&widths).zip(&right).map(|((cell, width), right)| {
+
+    /// The first line.
+    pub fn heading(&self) -> String {
+        self.line(&self.heading)
+    }
+
+    /// A row. A cell that is wider than its column moves those behind it.
+    pub fn line(&self, cells: &[String]) -> String {
+        let padded = cells.iter().zip(&self.widths).zip(&self.right).map(|((cell, width), right)| {
             let space = " ".repeat(width.saturating_sub(cell.chars().count()));
             if *right { format!("{space}{cell}") } else { format!("{cell}{space}") }
         });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_string()
-    };
-    std::iter::once(line(&heading)).chain(rows.iter().map(|row| line(row))).collect::<Vec<_>>().join("\n")
+    }
 }
 
 /// `GET /v1/routes`.
@@ -94,9 +116,31 @@ pub fn ranges(ranges: &[RangeBody]) -> String {
 /// `GET /v1/members`.
 pub fn members(body: &serde_json::Value) -> String {
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
-    let row = |m: &serde_json::Value| ["replica", "rest", "rpc", "log"].map(|key| text(&m[key])).to_vec();
+    let row = |m: &serde_json::Value| {
+        let leads = !body["leader"].is_null() && m["replica"] == body["leader"];
+        let mut row = ["replica", "rest", "rpc", "log"].map(|key| text(&m[key])).to_vec();
+        row.push(if leads { "leads" } else { "" }.to_string());
+        row
+    };
     let rows: Vec<_> = body["members"].as_array().into_iter().flatten().map(row).collect();
-    format!("{}\nepoch {}", table(&[">replica", "rest", "rpc", "log"], &rows), body["epoch"])
+    format!("{}\nepoch {}", table(&[">replica", "rest", "rpc", "log", "role"], &rows), body["epoch"])
+}
+
+/// `GET /v1/balancer`.
+pub fn balancer(body: &serde_json::Value) -> String {
+    let number = |key: &str| body[key].as_f64().unwrap_or(0.0);
+    let state = match (body["enabled"].as_bool(), body["acting"].as_bool()) {
+        (Some(false), _) => "off",
+        (_, Some(true)) => "on, and evening the load out",
+        _ => "on, and watching",
+    };
+    format!(
+        "the balancer is {state}\nimbalance {:.2} (at best {:.2}), acts above {:.2}; {:.0} statements/s in all",
+        number("imbalance"),
+        number("imbalance_floor"),
+        number("acts_above"),
+        number("statements_per_s")
+    )
 }
 
 /// `GET /v1/shards`.

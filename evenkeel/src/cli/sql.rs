@@ -1,4 +1,4 @@
-//! `evenkeel sql`: statements through a session of the client, their answers as tables or as JSON.
+//! `evenkeel sql`: statements through a session of the client, their answers as tables or as JSON, printed as the rows come.
 //!
 //! Values come in PostgreSQL's binary format; here they become the text that PostgreSQL would show (with timestamps in UTC,
 //! and an unknown type as hexadecimal).
@@ -6,9 +6,16 @@
 use super::operator::Format;
 use super::{CommandError, show};
 use clap::Args;
-use evenkeel_client::{Answer, Client, ClientConfig, ClientError, Durability, Levels, ReadLevel, SqlError};
+use evenkeel_client::{Answer, Client, ClientConfig, ClientError, Durability, Levels, ReadLevel, RowStream, SqlError};
+use evenkeel_protocol::RowBatch;
 use evenkeel_protocol::levels::parse_duration_ms;
 use evenkeel_protocol::value::format_timestamp;
+
+/// For how long a placement driver is looked for, in milliseconds: a person waits.
+const CONNECT_PATIENCE_MS: u64 = 1_500;
+
+/// How much of an answer is looked at before its first row is printed, in bytes: a table's columns are as wide as these rows need it.
+const LOOK_AHEAD_BYTES: usize = 1 << 20;
 
 /// What the session's statements are answered at.
 #[derive(Debug, Clone, Copy, Args)]
@@ -48,7 +55,7 @@ pub async fn execute(
     statements: &[String],
     format: Format,
 ) -> Result<(), CommandError> {
-    let config = ClientConfig { endpoints: urls.to_vec(), ..ClientConfig::default() };
+    let config = ClientConfig { connect_patience_ms: CONNECT_PATIENCE_MS, ..ClientConfig::new(urls.to_vec()) };
     let client = Client::connect(config).await.map_err(CommandError::failed)?;
     let mut session = client.begin_session(Levels {
         read: levels.read_level,
@@ -57,11 +64,16 @@ pub async fn execute(
         replica: None,
     });
     for statement in statements {
-        let answer = session.execute(statement, &[]).await.map_err(|error| failed(&error))?;
+        let mut stream = session.stream(statement, &[]).await.map_err(|error| failed(&error))?;
         match format {
-            Format::Table => println!("{}", text_table(&answer)),
-            Format::Json => println!("{}", json(&answer)),
+            Format::Table => print_table(&mut stream).await,
+            Format::Json => print_json(&mut stream).await,
         }
+        .map_err(|error| failed(&error))?;
+    }
+    if session.in_transaction() {
+        let line = "the transaction was not committed, so nothing of it has taken effect: end it with COMMIT";
+        return Err(CommandError::Failed(line.into()));
     }
     session.settled().await.map_err(|error| failed(&error))
 }
@@ -73,43 +85,91 @@ fn failed(error: &ClientError) -> CommandError {
     CommandError::Failed(format!("{error}{detail}{hint}"))
 }
 
-fn cells(answer: &Answer) -> Vec<Vec<Option<String>>> {
-    let row = |values: evenkeel_protocol::rows::RowValues<'_>| {
-        values.zip(answer.columns.iter()).map(|(raw, column)| raw.map(|raw| text(column.type_oid, raw))).collect()
-    };
-    answer.rows.rows().map(row).collect()
+fn cells<'a>(answer: &'a Answer, rows: &'a RowBatch) -> impl Iterator<Item = Vec<Option<String>>> + 'a {
+    let value = |(raw, oid): (Option<&[u8]>, u32)| raw.map(|raw| text(oid, raw));
+    let oids = || answer.columns.iter().map(|column| column.type_oid);
+    rows.rows().map(move |row| row.zip(oids()).map(value).collect())
 }
 
-fn text_table(answer: &Answer) -> String {
-    // A session's own commands are answered by no shard.
-    let from = match (answer.shard.0, answer.staleness_ms) {
+/// Who answered, and of what age that is; a session's own commands are answered by no shard.
+fn origin(answer: &Answer) -> String {
+    match (answer.shard.0, answer.staleness_ms) {
         (0, _) => String::new(),
         (shard, None) => format!("shard {shard}"),
         (shard, Some(age)) => format!("shard {shard}, at most {age} ms old"),
-    };
+    }
+}
+
+async fn print_table(stream: &mut RowStream) -> Result<(), ClientError> {
+    let shown = |row: Vec<Option<String>>| row.into_iter().map(|c| c.unwrap_or_else(|| "∅".into())).collect();
+    let (mut rows, mut bytes): (Vec<Vec<String>>, usize) = (Vec::new(), 0);
+    while bytes < LOOK_AHEAD_BYTES
+        && let Some(batch) = stream.next().await?
+    {
+        bytes += batch.data.len();
+        rows.extend(cells(stream.answer(), &batch).map(shown));
+    }
+    let answer = stream.answer();
     if answer.columns.is_empty() {
-        return if from.is_empty() { "done".to_string() } else { format!("{} rows ({from})", answer.affected) };
+        let from = origin(answer);
+        let done = answer.command.unwrap_or("done").to_string();
+        println!("{}", if from.is_empty() { done } else { format!("{} rows ({from})", answer.affected) });
+        return Ok(());
     }
     let numeric = |oid: u32| matches!(oid, 20 | 21 | 23 | 700 | 701 | 1700);
     let heading: Vec<String> =
         answer.columns.iter().map(|c| format!("{}{}", if numeric(c.type_oid) { ">" } else { "" }, c.name)).collect();
     let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
-    let rows: Vec<Vec<String>> = cells(answer)
-        .into_iter()
-        .map(|row| row.into_iter().map(|c| c.unwrap_or_else(|| "∅".into())).collect())
-        .collect();
-    let count = format!("{} rows", rows.len());
-    let foot = if from.is_empty() { count } else { format!("{count}, {from}") };
-    format!("{}\n({foot})", show::table(&heading, &rows))
+    let layout = show::Layout::new(&heading, &rows);
+    println!("{}", layout.heading());
+    let mut count = rows.len();
+    rows.iter().for_each(|row| println!("{}", layout.line(row)));
+    drop(rows);
+    while let Some(batch) = stream.next().await? {
+        count += batch.count as usize;
+        cells(stream.answer(), &batch).map(shown).for_each(|row: Vec<String>| println!("{}", layout.line(&row)));
+    }
+    let from = origin(stream.answer());
+    let count = format!("{count} rows");
+    println!("({})", if from.is_empty() { count } else { format!("{count}, {from}") });
+    Ok(())
 }
 
-fn json(answer: &Answer) -> String {
-    let columns: Vec<&str> = answer.columns.iter().map(|c| c.name.as_str()).collect();
-    serde_json::json!({
-        "columns": columns, "rows": cells(answer), "affected": answer.affected, "shard": answer.shard,
-        "staleness_ms": answer.staleness_ms,
-    })
-    .to_string()
+/// One object. Of a stream that fails only the beginning is printed.
+async fn print_json(stream: &mut RowStream) -> Result<(), ClientError> {
+    let columns: Vec<&str> = stream.answer().columns.iter().map(|c| c.name.as_str()).collect();
+    print!(r#"{{"columns":{},"rows":["#, serde_json::json!(columns));
+    let mut comma = "";
+    while let Some(batch) = stream.next().await? {
+        let answer = stream.answer();
+        for row in cells(answer, &batch) {
+            // Numbers are written here, since a JSON library's would lose digits of `numeric`.
+            let cells: Vec<String> =
+                row.into_iter().zip(answer.columns.iter()).map(|(cell, c)| json_cell(c.type_oid, cell)).collect();
+            print!("{comma}[{}]", cells.join(","));
+            comma = ",";
+        }
+    }
+    let answer = stream.answer();
+    println!(
+        r#"],"affected":{},"shard":{},"command":{},"staleness_ms":{}}}"#,
+        answer.affected,
+        answer.shard,
+        serde_json::json!(answer.command),
+        serde_json::json!(answer.staleness_ms),
+    );
+    Ok(())
+}
+
+/// A value as JSON, as PostgreSQL's `to_json` has it: numbers and booleans as such, unless they are infinite or none.
+fn json_cell(oid: u32, text: Option<String>) -> String {
+    let Some(text) = text else { return "null".to_string() };
+    let finite = text.bytes().any(|b| b.is_ascii_digit());
+    match oid {
+        16 => text,
+        20 | 21 | 23 | 700 | 701 | 1700 if finite && !text.starts_with('\\') => text,
+        _ => serde_json::Value::from(text).to_string(),
+    }
 }
 
 /// A value in PostgreSQL's binary format, as text.
@@ -179,6 +239,23 @@ fn hex(raw: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn json_has_numbers_as_numbers() {
+        for (oid, text, expected) in [
+            (20, "9223372036854775807", "9223372036854775807"),
+            (1700, "-0.050", "-0.050"),
+            (701, "1.5", "1.5"),
+            (701, "inf", "\"inf\""),
+            (1700, "NaN", "\"NaN\""),
+            (16, "true", "true"),
+            (25, "7\"", "\"7\\\"\""),
+            (20, "\\x01", "\"\\\\x01\""),
+        ] {
+            assert_eq!(json_cell(oid, Some(text.into())), expected);
+        }
+        assert_eq!(json_cell(20, None), "null");
+    }
 
     #[test]
     fn values_read_as_postgresql_shows_them() {

@@ -245,6 +245,8 @@ impl Layout {
             "placement_drivers": self.seen(&self.driver_rpc),
             "capacity_per_s": options.shard_capacity_per_s,
             "postgres_bin": options.postgres_bin,
+            // All of the cluster is on this machine.
+            "servers_on_machine": (self.shards.len() as u64 * options.replicas).max(1),
         });
         self.listen(&mut config, "listen_rpc", &addresses.rpc, replica);
         self.listen(&mut config, "listen_log", &addresses.log, replica);
@@ -308,6 +310,7 @@ mod tests {
                         crate::config::resolve(&crate::roles::shard_node_settings(), &[], &text(spec)).unwrap();
                     assert_eq!((config.shard.0, config.replica, config.rpc.len()), (shard, replica, 3));
                     assert_eq!(config.capacity_per_s, Some(500.0));
+                    assert_eq!(config.servers_on_machine, 9, "nine replicas share the machine");
                     assert_eq!(config.data_dir, Path::new("/data").join(format!("shard-{shard}-{replica}")));
                     assert_eq!(config.placement_drivers, layout.driver_rpc);
                     addresses.extend([config.rpc[&replica], config.log[&replica]]);

@@ -484,7 +484,9 @@ pub fn shard_body(info: ShardInfo) -> ShardBody {
         statements_per_s: 0.0,
         capacity_per_s: None,
         report_age_ms: None,
+        clock_off_ms: None,
         replicas_seen: Vec::new(),
+        scrub: None,
     }
 }
 

@@ -268,7 +268,9 @@ mod tests {
         ShardBody {
             leader: Some(2),
             report_age_ms: Some(10),
+            clock_off_ms: None,
             replicas_seen: (1..=3).map(seen).collect(),
+            scrub: None,
             ..shard_body(ShardInfo { id: ShardId(id), replicas: (1..=3).map(address).collect() })
         }
     }

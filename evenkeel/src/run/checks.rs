@@ -1,17 +1,19 @@
 //! Checks after a run, asked of the shards themselves: the placement driver's table is only a hint, the shards' logs are the
 //! authority (invariant 6).
 //!
-//! - Each range's checksum must be the same on all replicas of its shard, taken at one place in the log (R31).
+//! - Each piece of each range must be the same on all replicas of its shard, at one place in the log (R31).
+//! - No replica may hold rows that its shard neither owns nor is moving: they were left behind.
 //! - Every key of every table must be owned by exactly one shard, and by the one that the routing table names.
 //!
 //! A replica that was killed may still be coming back, so what does not answer is asked again until a deadline. What answers
 //! wrongly is wrong at once: waiting does not make a replica more equal.
 
 use crate::rest::Rest;
-use evenkeel_protocol::rest::{RoutesBody, ShardBody};
+use evenkeel_protocol::rest::{RouteBody, RoutesBody, ShardBody};
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ReplicaChecksums, ShardReply, ShardRequest};
-use evenkeel_protocol::{KeyInterval, RangeId, ShardId, TableId};
+use evenkeel_protocol::scrub::Compared;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ShardReply, ShardRequest};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, RangeId, ShardId, TableId};
 use evenkeel_rpc::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,7 +25,7 @@ const OWNERS_S: u64 = 10;
 const OWNERS_AGAIN_MS: u64 = 100;
 /// How long replicas may take to come back, in seconds.
 const TIMEOUT_S: u64 = 60;
-/// How long one answer may take; a checksum reads every row.
+/// How long one answer may take; a comparison reads up to 16 MiB of rows on each replica.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long reaching a replica may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,11 +35,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// What the checks found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Replicas whose contents differ from their leader's, or that did not answer in time.
+    /// Replicas that hold something else than most do, or that were not compared in time.
     pub differing_replicas: u64,
     /// Places in the key spaces of all tables with no owner or several, and ranges that the routing table gives to another
     /// shard than their owner.
     pub owners_wrong: u64,
+    /// Intervals of keys in which a replica holds rows, and neither owns them nor is moving them.
+    pub left_behind: u64,
     /// Ranges compared.
     pub ranges: u64,
     /// What is wrong, in words.
@@ -53,6 +57,8 @@ pub struct Owned {
     pub range: RangeId,
     /// Its table.
     pub table: TableId,
+    /// Its epoch there.
+    pub epoch: Epoch,
     /// Its keys.
     pub interval: KeyInterval,
 }
@@ -63,11 +69,13 @@ pub async fn check(rest: &Rest) -> Result<Checked, String> {
     let deadline = Instant::now() + Duration::from_secs(TIMEOUT_S);
     let mut checked = Checked::default();
     for shard in &shards {
-        let checksums = shard_checksums(&shard.info, deadline).await?;
-        checked.ranges += checksums.iter().find_map(|r| r.ranges.as_ref().ok()).map_or(0, |r| r.len() as u64);
-        let differing = differing(&shard.info, &checksums);
-        checked.differing_replicas += differing.len() as u64;
-        checked.findings.extend(differing);
+        let compared = compared(&shard.info, deadline).await?;
+        checked.ranges += compared.ranges.len() as u64;
+        checked.differing_replicas += differing_replicas(&compared);
+        checked.findings.extend(differing(shard.info.id, &compared));
+        let left = left_behind(shard.info.id, &compared);
+        checked.left_behind += left.len() as u64;
+        checked.findings.extend(left);
     }
     let wrong = wrong_in_the_end(rest, &shards, deadline).await?;
     checked.owners_wrong = wrong.len() as u64;
@@ -94,39 +102,41 @@ async fn wrong_in_the_end(rest: &Rest, shards: &[ShardBody], deadline: Instant) 
     }
 }
 
-/// The replicas whose checksums differ from the first that answered, in words. Pure.
-pub fn differing(shard: &ShardInfo, replicas: &[ReplicaChecksums]) -> Vec<String> {
-    let reference = replicas.iter().find_map(|r| Some((r, sorted(r)?)));
-    let Some((first, expected)) = reference else {
-        return shard.replicas.keys().map(|r| format!("shard {}: replica {r} gave no checksums", shard.id)).collect();
+/// The rows that replicas hold without a reason, in words. Pure.
+pub fn left_behind(shard: ShardId, compared: &Compared) -> Vec<String> {
+    let say = |(replica, table, key): &(u64, TableId, Key)| {
+        format!(
+            "shard {shard}: replica {replica} holds rows of table {table} from {key:?} on, which are not the shard's"
+        )
     };
-    let judge = |number: &u64| {
-        let who = format!("shard {}: replica {number}", shard.id);
-        match replicas.iter().find(|r| r.replica == *number) {
-            None => Some(format!("{who} gave no checksums")),
-            Some(ReplicaChecksums { ranges: Err(reason), .. }) => Some(format!("{who} gave no checksums: {reason}")),
-            Some(found) if found.index != first.index => {
-                Some(format!("{who} was summed at {}, replica {} at {}", found.index, first.replica, first.index))
-            }
-            Some(found) if sorted(found).as_ref() != Some(&expected) => {
-                let all = sorted(found).unwrap_or_default();
-                let range = expected
-                    .iter()
-                    .find(|pair| !all.contains(pair))
-                    .or_else(|| all.iter().find(|p| !expected.contains(p)));
-                let range = range.map_or_else(String::new, |(range, _)| format!(" in range {range}"));
-                Some(format!("{who} differs from replica {}{range}", first.replica))
-            }
-            Some(_) => None,
-        }
-    };
-    shard.replicas.keys().filter_map(judge).collect()
+    compared.left_behind.iter().map(say).collect()
 }
 
-fn sorted(replica: &ReplicaChecksums) -> Option<Vec<(RangeId, evenkeel_protocol::shard::RangeChecksum)>> {
-    let mut ranges = replica.ranges.clone().ok()?;
-    ranges.sort_by_key(|(range, _)| *range);
-    Some(ranges)
+/// The replicas that differ, and those that were not compared, in words. Pure.
+pub fn differing(shard: ShardId, compared: &Compared) -> Vec<String> {
+    let differ = compared.differences.iter().map(|difference| {
+        let (range, detail) = (difference.range, &difference.detail);
+        match &difference.replicas[..] {
+            [] => format!("shard {shard}: replicas differ in range {range}, none of them with a majority: {detail}"),
+            replicas => {
+                let numbers: Vec<String> = replicas.iter().map(u64::to_string).collect();
+                format!("shard {shard}: replica {} differs in range {range}: {detail}", numbers.join(", "))
+            }
+        }
+    });
+    let silent = compared
+        .silent
+        .iter()
+        .map(|(replica, reason)| format!("shard {shard}: replica {replica} was not compared: {reason}"));
+    differ.chain(silent).collect()
+}
+
+/// How many replicas are wrong, or not known to be right. Where no majority says which, one at least is. Pure.
+pub fn differing_replicas(compared: &Compared) -> u64 {
+    let mut replicas = compared.blamed();
+    replicas.extend(compared.silent.keys());
+    let unknown = compared.differences.iter().any(|difference| difference.replicas.is_empty());
+    (replicas.len() as u64).max(u64::from(unknown))
 }
 
 /// What is wrong with who owns what, in words. Pure.
@@ -154,33 +164,49 @@ pub fn wrong_owners(routes: &RoutesBody, owned: &[Owned]) -> Vec<String> {
             wrong.push(format!("table {table}: nobody owns its last keys"));
         }
     }
-    for route in &routes.routes {
-        if let Some(owner) = owned.iter().find(|o| o.range == route.range && o.shard != route.shard) {
-            wrong.push(format!(
-                "range {} is on shard {}, but the routing table says {}",
-                route.range, owner.shard, route.shard
-            ));
-        }
-    }
+    wrong.extend(routes.routes.iter().filter_map(|route| wrong_route(route, owned)));
     wrong
 }
 
-/// The shard's checksums, asked for until all replicas have answered, or the deadline.
-async fn shard_checksums(shard: &ShardInfo, deadline: Instant) -> Result<Vec<ReplicaChecksums>, String> {
+/// What is wrong with a route: it must be exactly what its shard owns. Ranges are named by id, but an id alone proves nothing.
+fn wrong_route(route: &RouteBody, owned: &[Owned]) -> Option<String> {
+    let Some(known) = route.to_route() else {
+        return Some(format!("the route of range {} has a bound that is not hexadecimal", route.range));
+    };
+    let same = |o: &&Owned| o.table == known.table && o.interval == known.interval;
+    let says = format!("the routing table says shard {}, epoch {}", known.shard, known.epoch);
+    match owned.iter().find(same) {
+        Some(owner) if owner.shard != known.shard || owner.epoch != known.epoch || owner.range != known.range => {
+            Some(format!("range {} is on shard {} with epoch {}, but {says}", owner.range, owner.shard, owner.epoch))
+        }
+        Some(_) => None,
+        None => Some(format!("no shard owns a range with the keys of range {}; {says}", known.range)),
+    }
+}
+
+/// Has the shard's leader compare its replicas, piece by piece; what cannot be compared is tried again until the deadline.
+async fn compared(shard: &ShardInfo, deadline: Instant) -> Result<Compared, String> {
+    let mut compared = Compared::default();
+    let mut begun = false;
     loop {
-        let last = match ask_leader(shard, ControlRequest::Checksums).await {
-            Ok(ControlReply::Checksums(replicas)) => {
-                let whole = replicas.len() == shard.replicas.len() && replicas.iter().all(|r| r.ranges.is_ok());
-                if whole || Instant::now() >= deadline {
-                    return Ok(replicas);
+        let request = ControlRequest::Compare { from: compared.next.clone(), left_behind: !begun };
+        let trouble = match ask_leader(shard, request).await {
+            Ok(ControlReply::Compared(found)) if found.silent.is_empty() || Instant::now() >= deadline => {
+                compared.add(*found);
+                begun = true;
+                if compared.next.is_none() {
+                    return Ok(compared);
                 }
-                None
+                continue;
             }
+            Ok(ControlReply::Compared(_)) => None,
             Ok(other) => Some(format!("{other:?}")),
             Err(error) => Some(error),
         };
-        if Instant::now() >= deadline {
-            return Err(format!("shard {} gives no checksums: {}", shard.id, last.unwrap_or_default()));
+        if Instant::now() >= deadline
+            && let Some(trouble) = trouble
+        {
+            return Err(format!("the replicas of shard {} are not compared: {trouble}", shard.id));
         }
         tokio::time::sleep(RETRY_AFTER).await;
     }
@@ -190,8 +216,8 @@ async fn shard_checksums(shard: &ShardInfo, deadline: Instant) -> Result<Vec<Rep
 async fn owned_by(shard: &ShardInfo, deadline: Instant) -> Result<Vec<Owned>, String> {
     loop {
         if let Some(leader) = inspect_all(shard).await.into_values().find(|i| i.leads) {
-            let owned = |(range, _, table, interval, owned): (_, _, _, _, bool)| {
-                owned.then_some(Owned { shard: shard.id, range, table, interval })
+            let owned = |(range, epoch, table, interval, owned): (_, _, _, _, bool)| {
+                owned.then_some(Owned { shard: shard.id, range, table, epoch, interval })
             };
             return Ok(leader.ranges.into_iter().filter_map(owned).collect());
         }
@@ -236,14 +262,12 @@ pub async fn call(address: SocketAddr, request: &ShardRequest) -> Result<ShardRe
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_protocol::rest::RouteBody;
-    use evenkeel_protocol::shard::RangeChecksum;
-    use evenkeel_protocol::{Epoch, Key};
+    use evenkeel_protocol::scrub::Difference;
 
     fn owned(shard: u32, range: u64, start: &[u8], end: Option<&[u8]>) -> Owned {
         let key = |bytes: &[u8]| Key(bytes.to_vec().into());
         let interval = KeyInterval::new(key(start), end.map(key));
-        Owned { shard: ShardId(shard), range: RangeId(range), table: TableId(1), interval }
+        Owned { shard: ShardId(shard), range: RangeId(range), table: TableId(1), epoch: Epoch(1), interval }
     }
 
     fn routes(shard_of_range_2: u32) -> RoutesBody {
@@ -273,32 +297,46 @@ mod tests {
         let whole = [owned(1, 1, b"", Some(b"\x05")), owned(2, 2, b"\x05", None)];
         assert_eq!(wrong_owners(&routes(2), &whole), Vec::<String>::new());
         assert_eq!(wrong_owners(&routes(1), &whole).len(), 1);
+        // Breaks if ids alone are compared: the id is another one, the epoch is not the owner's, or nobody owns just these keys.
+        let mut other = whole.clone();
+        other[1].range = RangeId(9);
+        assert_eq!(wrong_owners(&routes(2), &other).len(), 1);
+        let mut later = whole.clone();
+        later[1].epoch = Epoch(2);
+        assert!(
+            wrong_owners(&routes(2), &later)[0].contains("with epoch 2, but the routing table says shard 2, epoch 1")
+        );
+        let cut = [owned(1, 1, b"", Some(b"\x06")), owned(2, 2, b"\x06", None)];
+        assert!(wrong_owners(&routes(2), &cut)[0].starts_with("no shard owns a range with the keys of range 2"));
         let gap = [owned(1, 1, b"", Some(b"\x04")), owned(2, 2, b"\x05", None)];
         assert!(wrong_owners(&routes(2), &gap)[0].contains("nobody owns the keys between range 1"));
         let twice = [owned(1, 1, b"", Some(b"\x06")), owned(2, 2, b"\x05", None)];
         assert!(wrong_owners(&routes(2), &twice)[0].contains("both own keys"));
         assert_eq!(wrong_owners(&routes(2), &whole[1..]), ["table 1: nobody owns its first keys"]);
-        assert_eq!(wrong_owners(&routes(1), &whole[..1]), ["table 1: nobody owns its last keys"]);
+        assert_eq!(wrong_owners(&routes(1), &whole[..1])[0], "table 1: nobody owns its last keys");
     }
 
     #[test]
     fn a_replica_that_differs_or_is_silent_is_counted() {
-        let address = |n| (n, SocketAddr::from(([127, 0, 0, 1], n as u16)));
-        let shard = ShardInfo { id: ShardId(1), replicas: (1..=3).map(address).collect() };
-        let replica = |replica, sum| ReplicaChecksums {
-            replica,
-            index: 9,
-            ranges: Ok(vec![(RangeId(1), RangeChecksum { rows: 2, sum })]),
+        let difference = |replicas: &[u64]| Difference {
+            range: RangeId(1),
+            table: TableId(4),
+            interval: KeyInterval::ALL,
+            replicas: replicas.to_vec(),
+            detail: "they do".into(),
         };
-        assert!(differing(&shard, &[replica(1, 5), replica(2, 5), replica(3, 5)]).is_empty());
-        assert_eq!(
-            differing(&shard, &[replica(1, 5), replica(2, 6), replica(3, 5)]),
-            ["shard 1: replica 2 differs from replica 1 in range 1"]
-        );
-        let silent = ReplicaChecksums { replica: 2, index: 0, ranges: Err("down".into()) };
-        assert_eq!(differing(&shard, &[replica(1, 5), silent]).len(), 2);
-        assert_eq!(differing(&shard, &[]).len(), 3);
-        let elsewhere = ReplicaChecksums { index: 10, ..replica(3, 5) };
-        assert_eq!(differing(&shard, &[replica(1, 5), replica(2, 5), elsewhere]).len(), 1);
+        let mut compared = Compared::default();
+        assert_eq!((differing(ShardId(1), &compared).len(), differing_replicas(&compared)), (0, 0));
+        compared.differences = vec![difference(&[2]), difference(&[2])];
+        assert_eq!(differing(ShardId(1), &compared)[0], "shard 1: replica 2 differs in range 1: they do");
+        assert_eq!(differing_replicas(&compared), 1, "in two places");
+        compared.silent.insert(3, "down".into());
+        assert_eq!((differing(ShardId(1), &compared).len(), differing_replicas(&compared)), (3, 2));
+        let unknown = Compared { differences: vec![difference(&[])], ..Compared::default() };
+        assert_eq!(differing_replicas(&unknown), 1);
+        assert!(differing(ShardId(1), &unknown)[0].contains("none of them with a majority"));
+        let stray = Compared { left_behind: vec![(3, TableId(4), Key(vec![7].into()))], ..Compared::default() };
+        let said = left_behind(ShardId(1), &stray);
+        assert_eq!(said, ["shard 1: replica 3 holds rows of table 4 from Key(07) on, which are not the shard's"]);
     }
 }

@@ -164,10 +164,7 @@ impl RunConfig {
 
 /// The run's table, under this name.
 pub fn create_table(name: &str) -> Result<TableSchema, ConfigError> {
-    let text = format!(
-        "CREATE TABLE {} (id bigint PRIMARY KEY, version bigint NOT NULL, value bytea NOT NULL)",
-        TableSchema::quote(name)
-    );
+    let text = format!("CREATE TABLE {} {}", TableSchema::quote(name), evenkeel_workloads::target_sql::COLUMNS);
     let wrong = |reason: String| {
         ConfigError::value("table", format!("{name:?}"), "configuration", format!("a table's name; this one: {reason}"))
     };

@@ -2,7 +2,7 @@
 //! cluster is.
 //!
 //! In order: make the table, load its rows with the balancer held still (so that everything lies in one range on one
-//! shard), let the balancer go and start the load at the same moment, watch, wait until nothing moves any more, read everything back,
+//! shard), set the balancer as it was and start the load at the same moment, watch, wait until nothing moves any more, read everything back,
 //! compare all replicas, see that every key has one owner, report.
 //!
 //! | module | what it holds |
@@ -11,9 +11,11 @@
 //! | [`workload`] | what is run, from its name or a trace |
 //! | [`watch`] | what the placement driver says while the run goes on |
 //! | [`screen`] | the live picture: bars on a terminal, lines elsewhere |
+//! | [`balancer`] | the balancer, held still and restored |
 //! | [`chaos`] | what is killed, and when |
 //! | [`checks`] | checksums and owners, asked of the shards themselves |
 
+pub mod balancer;
 pub mod chaos;
 pub mod checks;
 pub mod config;
@@ -28,6 +30,7 @@ use crate::cluster::Cluster;
 use crate::config::ConfigError;
 use crate::outputs;
 use crate::rest::Rest;
+use balancer::Balancer;
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
@@ -50,6 +53,8 @@ const MAX_TABLES: u32 = 1_000;
 pub struct Stage<'a> {
     /// The placement driver.
     pub rest: Rest,
+    /// Its balancer.
+    pub balancer: Balancer,
     /// The cluster, if it is this process's own.
     pub cluster: Option<&'a Cluster>,
     /// Whether to kill processes on the way; needs a cluster.
@@ -116,7 +121,7 @@ pub async fn run_prepared(config: &RunConfig, workload: Workload, stage: &Stage<
     reading.done();
     screen.line("comparing all replicas, and asking every shard what it owns");
     let checked = checks::check(&stage.rest).await;
-    set_balancer(&stage.rest, true).await?;
+    stage.balancer.restore().await?;
     // What could not be compared is no reason to lose what was measured.
     let (differing_replicas, owners_wrong, found) = match checked {
         Ok(checked) => (Some(checked.differing_replicas), Some(checked.owners_wrong), checked.findings),
@@ -150,12 +155,12 @@ async fn load_rows(
     workload: &Workload,
 ) -> Result<Ledger, CommandError> {
     let mut ledger = Ledger::new(config.seed, config::MAX_KEYS);
-    set_balancer(&stage.rest, false).await?;
+    stage.balancer.hold().await?;
     let loading = stage.screen.progress("loading rows", workload.rows.len() as u64);
     let rows = workload.rows.iter().copied();
     let loaded = load(target, &mut ledger, rows, LoadOptions::default(), |n| loading.set(n)).await;
     // Whatever came of it, the balancer is not left off.
-    set_balancer(&stage.rest, true).await?;
+    stage.balancer.restore().await?;
     loaded.map_err(CommandError::failed)?;
     loading.done();
     Ok(ledger)
@@ -223,23 +228,9 @@ async fn create_table(stage: &Stage<'_>, wanted: Option<&str>, shard: ShardId) -
     Err(failed(format!("usertable and usertable_2 to usertable_{MAX_TABLES} exist already; give another --table")))
 }
 
-/// Holds the balancer still, or lets it go.
-async fn set_balancer(rest: &Rest, enabled: bool) -> Result<(), CommandError> {
-    let deadline = Instant::now() + Duration::from_secs(SETTLE_TIMEOUT_S);
-    let body = serde_json::json!({ "enabled": enabled });
-    loop {
-        match rest.post::<_, serde_json::Value>("/v1/balancer", &body).await {
-            Ok(_) => return Ok(()),
-            // Saying it twice changes nothing, so it may be said again while the placement driver elects a leader.
-            Err(error) if error.is_temporary() && Instant::now() < deadline => crate::cluster::wait::pause().await,
-            Err(error) => return Err(CommandError::failed(error)),
-        }
-    }
-}
-
 /// Holds the balancer still and waits until nothing moves any more. What still moves at the deadline is a finding.
 async fn settle(stage: &Stage<'_>, watch: &Watch) -> Result<Vec<String>, CommandError> {
-    set_balancer(&stage.rest, false).await?;
+    stage.balancer.hold().await?;
     let deadline = Instant::now() + Duration::from_secs(SETTLE_TIMEOUT_S);
     loop {
         let running = watch.fresh().await.running;

@@ -4,9 +4,31 @@ use super::level::Level;
 use super::picture::Picture;
 use super::{Plan, Reason, Rejection, Subject};
 use crate::config::BalancerConfig;
-use crate::state::{Action, NewDecision, Range, State, Status, Work};
+use crate::state::{Action, NewDecision, Range, State, Work};
 use evenkeel_protocol::{RangeId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Moves in one direction at one shard.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moves {
+    count: usize,
+    /// Bytes that they have left to copy, as far as is known.
+    bytes: u64,
+}
+
+impl Moves {
+    fn add(&mut self, bytes: u64) {
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+/// Moves at one shard.
+#[derive(Debug, Clone, Copy, Default)]
+struct MovesAt {
+    out: Moves,
+    incoming: Moves,
+}
 
 /// One round.
 pub(super) struct Board<'a> {
@@ -21,10 +43,7 @@ pub(super) struct Board<'a> {
     pub decisions: Vec<NewDecision>,
     pub rejections: Vec<Rejection>,
     pub exhausted: bool,
-    moves: BTreeMap<ShardId, (usize, usize)>,
-    moves_total: usize,
-    /// Ranges on which an operator failed or was cancelled lately, and when.
-    failed_ms: BTreeMap<RangeId, u64>,
+    moves: BTreeMap<ShardId, MovesAt>,
 }
 
 impl<'a> Board<'a> {
@@ -40,46 +59,52 @@ impl<'a> Board<'a> {
             rejections: Vec::new(),
             exhausted: false,
             moves: BTreeMap::new(),
-            moves_total: 0,
-            failed_ms: BTreeMap::new(),
         };
-        for operator in state.operators.values() {
-            let in_vain = matches!(operator.status, Status::Failed | Status::Cancelled | Status::Differs);
-            let ended_ms = operator.ended_ms.filter(|ended| in_vain && ended + config.cooldown_ms > now_ms);
-            board.failed_ms.extend(
-                ended_ms.into_iter().flat_map(|at| operator.work.ranges().into_iter().map(move |range| (range, at))),
-            );
-        }
-        for operator in state.running().filter(|operator| operator.step.before_adoption()) {
-            if let Work::Move { from, to, .. } = operator.work {
-                board.count_move(from, to);
+        for operator in state.running().filter(|operator| operator.step.copies()) {
+            if let Work::Move { range, from, to, .. } = operator.work {
+                let here = picture.moves.get(&operator.id).map_or(0, |seen| seen.progress.bytes);
+                board.count_move(from, to, board.bytes(range).saturating_sub(here));
             }
         }
         board
     }
 
-    fn count_move(&mut self, from: ShardId, to: ShardId) {
-        self.moves.entry(from).or_default().0 += 1;
-        self.moves.entry(to).or_default().1 += 1;
-        self.moves_total += 1;
+    fn count_move(&mut self, from: ShardId, to: ShardId, bytes: u64) {
+        self.moves.entry(from).or_default().out.add(bytes);
+        self.moves.entry(to).or_default().incoming.add(bytes);
+    }
+
+    /// Bytes of a range's rows, as far as they are known.
+    pub fn bytes(&self, range: RangeId) -> u64 {
+        self.picture.ranges.get(&range).map_or(0, |view| view.bytes)
     }
 
     /// Whether one more move may leave `shard` now.
     pub fn may_send(&self, shard: ShardId) -> bool {
-        let (out, _) = self.moves.get(&shard).copied().unwrap_or_default();
-        out < self.config.moves_per_shard && self.moves_total < self.config.moves_total
+        self.has_room(shard, self.moves_of(shard).out)
     }
 
-    /// Whether one more move may come to `shard` now.
+    /// Whether one more move may come to `shard` now. What a clock that is off does to writes is not to be spread.
     pub fn may_receive(&self, shard: ShardId) -> bool {
-        let (_, incoming) = self.moves.get(&shard).copied().unwrap_or_default();
-        incoming < self.config.moves_per_shard && self.moves_total < self.config.moves_total
+        !self.picture.clock_is_off(shard) && self.has_room(shard, self.moves_of(shard).incoming)
+    }
+
+    /// A few moves may always be under way; more of them as long as what they have left is moved in a moment.
+    fn has_room(&self, shard: ShardId, moves: Moves) -> bool {
+        let bandwidth = self.picture.bandwidth.get(&shard).copied().unwrap_or(self.config.move_bytes_per_s as f64);
+        let left_ms = moves.bytes as f64 * 1000.0 / bandwidth.max(1.0);
+        moves.count < self.config.moves_per_shard
+            || (moves.count < self.config.max_moves_per_shard && left_ms < self.config.move_backlog_ms as f64)
+    }
+
+    fn moves_of(&self, shard: ShardId) -> MovesAt {
+        self.moves.get(&shard).copied().unwrap_or_default()
     }
 
     /// Moves under way at `shard`, both ways.
     pub fn moves_at(&self, shard: ShardId) -> usize {
-        let (out, incoming) = self.moves.get(&shard).copied().unwrap_or_default();
-        out + incoming
+        let moves = self.moves_of(shard);
+        moves.out.count + moves.incoming.count
     }
 
     /// R29: a silent shard is neither source nor target.
@@ -95,7 +120,7 @@ impl<'a> Board<'a> {
             range.route.shard == shard
                 && range.operator.is_none()
                 && !self.taken.contains(&id)
-                && !self.failed_ms.contains_key(&id)
+                && self.failed_for_ms(range).is_none()
         };
         self.state.ranges.values().filter(free).collect()
     }
@@ -103,15 +128,21 @@ impl<'a> Board<'a> {
     /// Says of the ranges on `shard` that are not free why they are not.
     pub fn reject_unfree(&mut self, shard: ShardId) {
         for range in self.state.ranges.values().filter(|range| range.route.shard == shard) {
-            let failed_ms = self.failed_ms.get(&range.route.range).copied();
-            match (range.operator, failed_ms) {
+            match (range.operator, self.failed_for_ms(range)) {
                 (Some(operator), _) => self.reject_range(range, Reason::Busy(operator)),
-                (None, Some(at)) => {
-                    self.reject_range(range, Reason::FailedLately { ago_ms: self.now_ms.saturating_sub(at) });
+                (None, Some(for_ms)) => {
+                    let ago_ms = self.now_ms.saturating_sub(range.failures.last_ms);
+                    self.reject_range(range, Reason::FailedLately { times: range.failures.times, ago_ms, for_ms });
                 }
                 (None, None) => {}
             }
         }
+    }
+
+    /// How much longer a range is left alone because operators on it failed, in milliseconds.
+    fn failed_for_ms(&self, range: &Range) -> Option<u64> {
+        let until_ms = range.failures.until_ms(self.config.cooldown_ms)?;
+        until_ms.checked_sub(self.now_ms).filter(|ms| *ms > 0)
     }
 
     /// How much longer a range may not go back to `shard`, in milliseconds.
@@ -130,7 +161,7 @@ impl<'a> Board<'a> {
     pub fn take_move(&mut self, range: &Range, to: ShardId) -> Action {
         let (id, from) = (range.route.range, range.route.shard);
         self.taken.insert(id);
-        self.count_move(from, to);
+        self.count_move(from, to, self.bytes(id));
         let rate = self.picture.rate(id);
         let mut loads = std::mem::take(&mut self.level.loads);
         if let Some(load) = loads.get_mut(&from) {
@@ -158,6 +189,23 @@ impl<'a> Board<'a> {
     pub fn reject_shard(&mut self, shard: ShardId, reason: Reason) {
         let load = self.level.loads.get(&shard).copied().unwrap_or(0.0);
         self.rejections.push(Rejection { subject: Subject::Shard(shard), load, reason });
+    }
+
+    /// Says of which shards reports were wrong just now.
+    pub fn reject_faults(&mut self) {
+        let latest = |at_ms: u64| at_ms + self.config.silent_after_ms >= self.now_ms;
+        let faults = self.picture.faults.iter().filter(|(_, seen)| latest(seen.at_ms));
+        let faults: Vec<_> = faults.map(|(shard, seen)| (*shard, seen.fault.what, seen.fault.refused)).collect();
+        for (shard, what, refused) in faults {
+            self.reject_shard(shard, Reason::WrongReport { what, refused });
+        }
+    }
+
+    /// Says which shards nothing is moved to because of their clocks.
+    pub fn reject_clocks(&mut self) {
+        for (shard, off_ms) in self.picture.clocks_off() {
+            self.reject_shard(shard, Reason::ClockOff { off_ms });
+        }
     }
 
     pub fn decide(&mut self, decision: Option<NewDecision>) {

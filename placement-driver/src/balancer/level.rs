@@ -2,7 +2,7 @@
 
 use super::picture::{Picture, Source};
 use crate::config::BalancerConfig;
-use crate::state::{State, Work};
+use crate::state::{State, Step, Work};
 use evenkeel_protocol::{RangeId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -60,19 +60,16 @@ impl Level {
     }
 }
 
-/// Where each range will be once what is under way is done: moves count at their destination.
-pub fn destination(state: &State, id: RangeId) -> Option<ShardId> {
+/// Where each range will be once what is under way is done. A move counts at its destination, or its load would be assigned twice; but before its
+/// fence only while that shard speaks: until then the range is served where it was, and it stays there if the move is given up.
+pub fn destination(state: &State, speaks: impl Fn(&ShardId) -> bool, id: RangeId) -> Option<ShardId> {
     let range = state.ranges.get(&id)?;
     let moving = range.operator.and_then(|operator| state.operators.get(&operator));
-    match moving.map(|operator| (&operator.work, operator.cancellable() || operator.step.before_adoption())) {
-        Some((Work::Move { to, .. }, true)) if !moving.is_some_and(is_returning) => Some(*to),
+    match moving.map(|operator| (&operator.work, operator.step)) {
+        Some((Work::Move { to, .. }, Step::Switch)) => Some(*to),
+        Some((Work::Move { to, .. }, Step::Open | Step::Copy)) if speaks(to) => Some(*to),
         _ => Some(range.route.shard),
     }
-}
-
-fn is_returning(operator: &crate::state::Operator) -> bool {
-    use crate::state::Step;
-    matches!(operator.step, Step::Cancel | Step::Discard | Step::Restore)
 }
 
 /// Measures the level.
@@ -83,7 +80,7 @@ pub fn measure(state: &State, picture: &Picture, config: &BalancerConfig, now_ms
     let (mut total, mut hottest) = (0.0, 0.0f64);
     for (id, view) in &picture.ranges {
         let rate = picture.rate(*id);
-        let Some(shard) = destination(state, *id) else { continue };
+        let Some(shard) = destination(state, speaking, *id) else { continue };
         // A silent shard's load is as unknown as it is out of reach: the others are judged among themselves.
         let counted = match loads.get_mut(&shard) {
             Some(load) => {
@@ -160,7 +157,8 @@ pub fn not_reported(state: &State, picture: &Picture, config: &BalancerConfig, n
             (loaded.contains(*id) || speaking) && shard.first_ms + config.window_ms > shard.last_ms
         }
     };
-    state.shards.keys().filter(|id| founder(id)).find(missing).map(|id| NotReady::NotReported(*id))
+    let there = state.shards.iter().filter(|(id, shard)| founder(id) && !shard.lost).map(|(id, _)| id);
+    there.into_iter().find(missing).map(|id| NotReady::NotReported(*id))
 }
 
 /// Whether enough is known to judge the level (R29).

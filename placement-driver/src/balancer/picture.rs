@@ -7,12 +7,17 @@
 //!
 //! The picture belongs to one reign of the placement driver's leader and begins empty. It is deterministic: time comes in with every call.
 
+use super::clocks;
+use super::heard::{FaultView, Observed, ShardView};
 use super::level::{self, Level};
+use super::moves::{self, MoveView};
+use super::sizes::{SizeQuestion, Sizes};
 use super::sketch::{Profile, shift};
+use super::validation::{Fault, validate};
 use crate::config::BalancerConfig;
-use crate::state::State;
+use crate::state::{MAX_SHARDS, State};
 use evenkeel_protocol::report::{RangeReport, RangeState, ShardReport};
-use evenkeel_protocol::{Epoch, KeyCodec, KeyInterval, RangeId, ShardId, TableId};
+use evenkeel_protocol::{Epoch, KeyCodec, KeyInterval, OperatorId, RangeId, ShardId, TableId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -35,19 +40,6 @@ const MAX_TOTALS: usize = 32;
 /// Profiles remembered per range.
 const MAX_PAST: usize = 12;
 
-/// What is known of a shard.
-#[derive(Debug, Clone)]
-pub struct ShardView {
-    /// Its first report in this reign, in milliseconds since the Unix epoch.
-    pub first_ms: u64,
-    /// Its latest report came then.
-    pub last_ms: u64,
-    /// Since when it has had its present leader, or has spoken again after a silence.
-    pub steady_since_ms: u64,
-    /// The latest report.
-    pub report: Arc<ShardReport>,
-}
-
 /// Where a range's rate comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
@@ -55,7 +47,7 @@ pub enum Source {
     Measured,
     /// Derived from its parents since this time; scaled by what became of the rates in `baseline`.
     Expected {
-        /// Since when, in milliseconds since the Unix epoch.
+        /// Since when, in milliseconds of the state machine's time.
         since_ms: u64,
         /// Rates of other ranges at that time.
         baseline: Arc<Vec<((RangeId, Epoch), f64)>>,
@@ -83,7 +75,7 @@ pub struct RangeView {
     pub profile: Profile,
     /// Where the rate comes from.
     pub source: Source,
-    /// Since when it has been cold, in milliseconds since the Unix epoch.
+    /// Since when it has been cold, in milliseconds of the state machine's time.
     pub cold_since_ms: Option<u64>,
     /// Whether its shard's own meter goes on from its parents': what it says is then good from its first report on.
     same_meter: bool,
@@ -103,11 +95,27 @@ impl RangeView {
 pub struct Picture {
     /// Shards that have reported in this reign.
     pub shards: BTreeMap<ShardId, ShardView>,
+    /// Shards that have reported in this reign and are not registered, at most [`MAX_SHARDS`].
+    pub strangers: BTreeMap<ShardId, ShardView>,
+    /// When this reign began, in milliseconds of the state machine's time.
+    pub since_ms: Option<u64>,
+    /// The latest faults in reports, of shards of which there was any in this reign.
+    pub faults: BTreeMap<ShardId, FaultView>,
     /// Ranges, as of the last update.
     pub ranges: BTreeMap<RangeId, RangeView>,
+    /// The moves under way, as their destinations see them.
+    pub moves: BTreeMap<OperatorId, MoveView>,
+    /// Where ranges that are too large can be split, as far as their shards have said.
+    pub sizes: Sizes,
+    /// Bytes per second that each shard has moved lately, in or out, in all its moves together. Absent if it was never measured.
+    pub bandwidth: BTreeMap<ShardId, f64>,
+    /// How far shards' clocks are from the median, in milliseconds, as of the last update; empty if that cannot be judged.
+    clocks: BTreeMap<ShardId, i64>,
+    /// How far this placement driver's own clock is ahead of the state machine's time, in milliseconds.
+    own_ahead_ms: Option<i64>,
     /// The level, as of the last update.
     pub level: Level,
-    /// Since when the imbalance has been above the threshold, in milliseconds since the Unix epoch.
+    /// Since when the imbalance has been above the threshold, in milliseconds of the state machine's time.
     pub uneven_since_ms: Option<u64>,
     /// Whether the balancer is bringing the load to its goal. Begins when the imbalance has persisted, ends when the goal is reached
     /// or nothing more can be done.
@@ -121,33 +129,55 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Takes a report in, unless a later one of that shard is known.
-    pub fn observe(&mut self, report: ShardReport, config: &BalancerConfig, now_ms: u64) -> bool {
-        let order = |report: &ShardReport| (report.term, report.sequence);
-        let known = self.shards.get(&report.shard);
-        if known.is_some_and(|known| order(&known.report) >= order(&report)) {
+    /// Takes a report in, unless a later one of that shard is known, without what in it cannot be.
+    pub fn observe(
+        &mut self,
+        mut report: ShardReport,
+        state: &State,
+        config: &BalancerConfig,
+        now_ms: u64,
+    ) -> Observed {
+        let verdict = validate(&mut report, state);
+        let sound = verdict.is_ok();
+        let fault = verdict.unwrap_or_else(Some);
+        let log = fault.as_ref().is_some_and(|fault| self.note_fault(report.shard, fault, now_ms));
+        let taken = sound && self.take(report, state, config, now_ms);
+        Observed { taken, fault, log }
+    }
+
+    /// Remembers a fault in a shard's report; says whether it is to be logged.
+    fn note_fault(&mut self, shard: ShardId, fault: &Fault, now_ms: u64) -> bool {
+        let (view, log) = FaultView::after(self.faults.get(&shard), fault, now_ms);
+        self.faults.insert(shard, view);
+        log
+    }
+
+    fn take(&mut self, report: ShardReport, state: &State, config: &BalancerConfig, now_ms: u64) -> bool {
+        let shard = report.shard;
+        let registered = state.shards.contains_key(&shard);
+        let views = if registered { &self.shards } else { &self.strangers };
+        if !registered && views.len() >= MAX_SHARDS && !views.contains_key(&shard) {
             return false;
         }
-        let steady_since_ms = match known {
-            Some(known)
-                if known.report.term == report.term
-                    && now_ms.saturating_sub(known.last_ms) <= config.silent_after_ms =>
-            {
-                known.steady_since_ms
-            }
-            _ => now_ms,
-        };
-        let first_ms = known.map_or(now_ms, |known| known.first_ms);
-        let view = ShardView { first_ms, last_ms: now_ms, steady_since_ms, report: Arc::new(report) };
-        self.shards.insert(view.report.shard, view);
-        true
+        let Some(view) = ShardView::after(views.get(&shard), report, state, config, now_ms) else { return false };
+        if registered {
+            moves::observe(&mut self.moves, &self.shards, &view.report, now_ms);
+            self.shards.insert(shard, view);
+        } else {
+            self.strangers.insert(shard, view);
+        }
+        registered
     }
 
     /// Brings the picture up to date with the state and the reports taken in since the last time.
     pub fn update(&mut self, state: &State, config: &BalancerConfig, now_ms: u64) {
+        self.since_ms.get_or_insert(now_ms);
         self.shards.retain(|id, _| state.shards.contains_key(id));
+        self.strangers.retain(|id, _| !state.shards.contains_key(id));
+        self.faults.retain(|id, _| state.shards.contains_key(id));
         self.founders.get_or_insert_with(|| state.shards.keys().copied().collect());
         self.follow_routes(state, now_ms);
+        moves::follow(&mut self.moves, &mut self.bandwidth, state);
         let reports: Vec<Arc<ShardReport>> = self.shards.values().map(|view| view.report.clone()).collect();
         for report in reports {
             let came_ms = self.shards.get(&report.shard).map_or(now_ms, |view| view.last_ms);
@@ -156,10 +186,32 @@ impl Picture {
             }
         }
         self.expire(now_ms);
+        let speaks = |view: &ShardView| view.last_ms + config.silent_after_ms >= now_ms;
+        self.clocks = clocks::judge(self.shards.iter().filter(|(_, view)| speaks(view)), self.own_ahead_ms);
         self.level = level::measure(state, self, config, now_ms);
         self.note_cold(config, now_ms);
         self.note_total(now_ms);
         self.note_level(state, config, now_ms);
+    }
+
+    /// What this placement driver's own clock shows, in milliseconds since the Unix epoch: one of those compared.
+    pub fn set_clock(&mut self, clock_ms: Option<u64>, now_ms: u64) {
+        self.own_ahead_ms = clock_ms.map(|clock_ms| clocks::ahead_ms(clock_ms, now_ms));
+    }
+
+    /// How far a shard's clock is from the median of all, in milliseconds; `None` if that cannot be judged.
+    pub fn clock_off_ms(&self, shard: ShardId) -> Option<i64> {
+        self.clocks.get(&shard).copied()
+    }
+
+    /// Whether a shard's clock is off: then nothing is to move there.
+    pub fn clock_is_off(&self, shard: ShardId) -> bool {
+        self.clock_off_ms(shard).is_some_and(|off_ms| off_ms.unsigned_abs() > clocks::OFF_MS)
+    }
+
+    /// The shards whose clocks are off, in order.
+    pub fn clocks_off(&self) -> impl Iterator<Item = (ShardId, i64)> + '_ {
+        self.clocks.iter().map(|(shard, off_ms)| (*shard, *off_ms)).filter(|(shard, _)| self.clock_is_off(*shard))
     }
 
     /// The range's load in statements per second: measured, or expected from what is measured of the others.
@@ -195,6 +247,14 @@ impl Picture {
     /// Whether the load of some range is expected and not measured yet.
     pub fn expects(&self) -> bool {
         self.ranges.values().any(|view| matches!(view.source, Source::Expected { .. }))
+    }
+
+    /// Which shards to ask where to split a range that is too large; bring the answers to [`Sizes::answered`].
+    pub fn size_questions(&mut self, state: &State, config: &BalancerConfig, now_ms: u64) -> Vec<SizeQuestion> {
+        let mut sizes = std::mem::take(&mut self.sizes);
+        let questions = sizes.next(state, self, config, now_ms);
+        self.sizes = sizes;
+        questions
     }
 
     /// Nothing more can be done: rest until the imbalance is above the threshold for long enough again.

@@ -61,6 +61,18 @@ pub enum Reason {
     },
     /// R29: a silent shard is neither source nor target.
     Silent,
+    /// Its reports hold what cannot be.
+    WrongReport {
+        /// What kind of number.
+        what: &'static str,
+        /// Whether the whole report was refused; otherwise what was wrong was left out of it.
+        refused: bool,
+    },
+    /// Its leader's clock is too far from the others'.
+    ClockOff {
+        /// By how much it is fast, in milliseconds.
+        off_ms: i64,
+    },
     /// An operator is at work.
     Busy(OperatorId),
     /// As many moves as are allowed at once involve this shard.
@@ -91,10 +103,14 @@ pub enum Reason {
         /// How much longer, in milliseconds.
         for_ms: u64,
     },
-    /// An operator on it failed or was cancelled just now: the reason may still be there.
+    /// Operators on it failed or were cancelled: the reason may still be there.
     FailedLately {
-        /// How long ago, in milliseconds.
+        /// How many, one after the other.
+        times: u32,
+        /// How long ago the last was, in milliseconds.
         ago_ms: u64,
+        /// How much longer the range is left alone, in milliseconds.
+        for_ms: u64,
     },
     /// There are as many ranges as are allowed.
     TooManyRanges,
@@ -125,6 +141,15 @@ impl fmt::Display for Reason {
             }
             Reason::BelowCeiling { ceiling } => write!(f, "it carries no more than its part ({ceiling:.0}/s)"),
             Reason::Silent => write!(f, "it does not report: neither source nor target"),
+            Reason::WrongReport { what, refused: true } => {
+                write!(f, "its reports are refused: what they say ({what}) cannot be")
+            }
+            Reason::WrongReport { what, refused: false } => {
+                write!(f, "part of its reports ({what}) cannot be, and was left out")
+            }
+            Reason::ClockOff { off_ms } => {
+                write!(f, "its clock is {off_ms} ms ahead of the median: nothing is moved there")
+            }
             Reason::Busy(operator) => write!(f, "operator {operator} is at work"),
             Reason::EnoughMoves { moves } => write!(f, "{moves} moves are under way there already"),
             Reason::DoesNotFit => write!(f, "it fits on no other shard without making that too busy"),
@@ -137,7 +162,10 @@ impl fmt::Display for Reason {
             Reason::CoolingDown { left, for_ms } => {
                 write!(f, "it left shard {left} and may not return for {for_ms} ms")
             }
-            Reason::FailedLately { ago_ms } => write!(f, "an operator on it failed or was cancelled {ago_ms} ms ago"),
+            Reason::FailedLately { times, ago_ms, for_ms } => write!(
+                f,
+                "{times} operator(s) on it failed or were cancelled, the last {ago_ms} ms ago: left alone for another {for_ms} ms"
+            ),
             Reason::TooManyRanges => write!(f, "there are as many ranges as are allowed"),
         }
     }

@@ -7,6 +7,7 @@ use crate::config::BalancerConfig;
 use crate::state::{Action, Command, Proposal, State, Status, Transition, Work};
 use evenkeel_protocol::report::{RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport};
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::ControlReply;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, RangeId, ShardId, TableId};
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ const TICK_MS: u64 = 250;
 const HALF_LIFE_TICKS: f64 = 6.0;
 /// How long the table lies idle before the load begins, in milliseconds: rates then ramp up as the meters' averages do.
 const IDLE_MS: u64 = 5_000;
-/// When the simulation begins, in milliseconds since the Unix epoch.
+/// When the simulation begins, in milliseconds of the state machine's time.
 const START_MS: u64 = 1_700_000_000_000;
 
 /// A small generator (splitmix64), so that a run is given by its seed alone.
@@ -48,6 +49,9 @@ fn number(key: &Key) -> i64 {
         _ => i64::MIN,
     }
 }
+
+/// Keys that weigh something, if any do: from 0 up to this.
+pub const SIZED_KEYS: i64 = 100_000;
 
 /// Draws keys; the second argument is the time since the start in milliseconds.
 pub type Workload = Box<dyn FnMut(&mut Random, u64) -> i64>;
@@ -83,7 +87,15 @@ pub struct Simulation {
     pub merges: Vec<u64>,
     /// Shards that send no reports.
     pub silent: Vec<ShardId>,
-    pub rejections: Vec<super::Rejection>,
+    /// A shard whose clock is ahead, by so many milliseconds.
+    pub fast: Option<(ShardId, u64)>,
+    /// The term of all shards' leaders.
+    pub term: u64,
+    /// A shard whose ranges all carry this many statements per second by its reports.
+    pub lies: Option<(ShardId, f64)>,
+    pub rejections: std::sync::Arc<Vec<super::Rejection>>,
+    /// What each key from 0 up to [`SIZED_KEYS`] weighs, in bytes; 0 for ranges of a kilobyte each.
+    pub bytes_per_key: u64,
     /// How long a move takes, in milliseconds: at least, and by how much more at most.
     pub move_ms: (u64, u64),
     /// Statements per active shard in each second.
@@ -112,7 +124,11 @@ impl Simulation {
             splits: Vec::new(),
             merges: Vec::new(),
             silent: Vec::new(),
-            rejections: Vec::new(),
+            lies: None,
+            fast: None,
+            term: 1,
+            rejections: Default::default(),
+            bytes_per_key: 0,
             move_ms: (600, 800),
             per_second: Vec::new(),
             stalled: None,
@@ -139,7 +155,8 @@ impl Simulation {
     }
 
     pub fn apply(&mut self, command: Command) {
-        let result = self.state.apply(Proposal { at_ms: self.now_ms, since_ms: 0, nonce: 0, command: command.clone() });
+        let since_ms = self.now_ms.saturating_sub(self.state.time_ms());
+        let result = self.state.apply(Proposal { at_ms: self.now_ms, since_ms, nonce: 0, command: command.clone() });
         assert!(result.is_ok(), "{command:?}: {result:?}");
         self.check_partition();
     }
@@ -175,8 +192,11 @@ impl Simulation {
         let (arrived, waiting) = std::mem::take(&mut self.mail).into_iter().partition(|(at, _)| *at <= now_ms);
         self.mail = waiting;
         let arrived: Vec<(u64, ShardReport)> = arrived;
-        for (_, report) in arrived {
-            self.picture.observe(report, &self.config, now_ms);
+        for (_, mut report) in arrived {
+            if let Some((_, figure)) = self.lies.filter(|(shard, _)| *shard == report.shard) {
+                report.ranges.iter_mut().for_each(|range| range.load.reads_per_s = figure);
+            }
+            self.picture.observe(report, &self.state, &self.config, now_ms);
         }
         self.carry_out();
         self.picture.update(&self.state, &self.config, now_ms);
@@ -184,7 +204,11 @@ impl Simulation {
         if plan.exhausted {
             self.picture.rest();
         }
-        self.rejections = super::explanation(std::mem::take(&mut self.rejections), &plan);
+        for question in self.picture.size_questions(&self.state, &self.config, now_ms) {
+            let answer = Ok(ControlReply::SplitKeys(self.size_keys(&question)));
+            self.picture.sizes.answered(question.range, question.epoch, answer, now_ms);
+        }
+        self.rejections = super::explanation(&self.rejections, &plan);
         for decision in plan.decisions {
             self.note(&decision.actions);
             self.apply(Command::Decide(Box::new(decision)));
@@ -279,9 +303,12 @@ impl Simulation {
                 })
                 .collect();
             let report = ShardReport {
+                clock_ms: self.now_ms + self.fast.map_or(0, |(fast, by_ms)| if fast == shard { by_ms } else { 0 }),
+                highest: Default::default(),
+                tables: None,
                 shard,
                 leader: 1,
-                term: 1,
+                term: self.term,
                 sequence: self.sequence,
                 applied: 0,
                 replicas: vec![ReplicaReport { id: 1, connected: true, decided: 0 }],
@@ -289,6 +316,7 @@ impl Simulation {
                 capacity_per_s: None,
                 ranges,
                 operators: Vec::new(),
+                scrub: Default::default(),
             };
             let arrives_ms = self.now_ms + self.random.below(400);
             self.mail.push((arrives_ms, report));
@@ -322,7 +350,7 @@ impl Simulation {
         RangeLoad {
             observed_ms: self.now_ms - counter.since_ms,
             reads_per_s: if seconds > 0.0 { all / seconds } else { 0.0 },
-            bytes: 1000,
+            bytes: if self.bytes_per_key == 0 { 1000 } else { self.bytes_of(id.0) },
             rows: 10,
             sketch,
             hot,
@@ -349,11 +377,9 @@ impl Simulation {
             if let Work::Split { .. } = work {
                 self.carry_counts_over(&before);
             }
-            for (from, transition) in [
-                (crate::state::Step::Verify, Transition::Verified),
-                (crate::state::Step::Purge, Transition::Purged),
-                (crate::state::Step::Forget, Transition::Forgotten),
-            ] {
+            for (from, transition) in
+                [(crate::state::Step::Purge, Transition::Purged), (crate::state::Step::Forget, Transition::Forgotten)]
+            {
                 if self.state.operators[&operator].status == Status::Running {
                     self.apply(Command::Advance { operator, from, transition });
                 }
@@ -380,6 +406,19 @@ impl Simulation {
         }
         let live: Vec<_> = self.state.ranges.values().map(|r| (r.route.range, r.route.epoch, r.route.shard)).collect();
         self.counters.retain(|id, _| live.contains(id));
+    }
+
+    /// What a range weighs, in bytes.
+    pub fn bytes_of(&self, id: RangeId) -> u64 {
+        self.state.ranges.get(&id).map_or(0, |_| self.keys_of(id, SIZED_KEYS).max(0) as u64 * self.bytes_per_key)
+    }
+
+    /// All keys weigh the same: equal pieces.
+    fn size_keys(&self, question: &super::SizeQuestion) -> Vec<Key> {
+        let keys = self.keys_of(question.range, SIZED_KEYS);
+        let first = number(&self.state.ranges[&question.range].route.interval.start).max(0);
+        let pieces = i64::from(question.pieces);
+        (1..pieces).map(|n| key(first + keys * n / pieces)).collect()
     }
 
     /// The first second from which on the imbalance stayed at or below `bound`.

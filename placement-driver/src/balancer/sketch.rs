@@ -224,6 +224,22 @@ mod tests {
         }
     }
 
+    /// What a split without keys promises: within 45 and 55 %, unless one key alone carries more than the rest of the way.
+    #[test]
+    fn the_median_is_as_close_to_the_middle_as_the_sketch_allows() {
+        let halves = |points: &[(i64, f64)], hot: &[(i64, f64)]| {
+            let segments = profile(points, hot).segments(&KeyInterval::ALL, &codec());
+            cut_off(&segments, &KeyInterval::ALL, 0.5)
+        };
+        // 64 points of unequal shares, none above 2/64.
+        let points: Vec<_> = (0..64).map(|n| (n, f64::from(n as u32 % 7 + 1) / 252.0)).collect();
+        let (_, share) = halves(&points, &[]).unwrap();
+        assert!((share - 0.5).abs() <= 0.05, "{share}");
+        // One key with 40 % in the middle: beside it, on the side that is nearer.
+        let (at, share) = halves(&[(0, 0.25), (50, 0.45), (90, 0.3)], &[(50, 0.40)]).unwrap();
+        assert!(at == key(51) && (share - 0.65).abs() < 1e-9, "{at:?} {share}");
+    }
+
     #[test]
     fn a_hot_key_is_isolated_exactly() {
         let profile = profile(&[(0, 0.2), (50, 0.6), (90, 0.2)], &[(60, 0.5)]);

@@ -30,7 +30,8 @@ pub fn shard(id: u32) -> ShardInfo {
 /// Applies a command that must take effect.
 pub fn must(state: &mut State, at_ms: u64, command: Command) -> crate::state::Effect {
     let text = format!("{command:?}");
-    let result = state.apply(Proposal { at_ms, since_ms: 0, nonce: 0, command });
+    let since_ms = at_ms.saturating_sub(state.time_ms());
+    let result = state.apply(Proposal { at_ms, since_ms, nonce: 0, command });
     assert!(result.is_ok(), "{text}: {result:?}");
     result.unwrap()
 }

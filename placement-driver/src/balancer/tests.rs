@@ -3,8 +3,10 @@
 
 use super::picture::Source;
 use super::simulation::{Random, Simulation, Workload, mixgraph_like, zipf};
+use super::testing::state_with_table;
 use super::*;
 use crate::state::{Action, Command, State};
+use evenkeel_protocol::report::ShardReport;
 use evenkeel_protocol::{RangeId, ShardId};
 use proptest::prelude::*;
 
@@ -363,4 +365,133 @@ fn a_table_goes_to_the_least_loaded_shard() {
     assert_eq!(shard_for_new_range(&simulation.state, &simulation.picture), Some(ShardId(2)), "least load");
     assert_eq!(shard_for_new_range(&State::default(), &simulation.picture), None);
     assert!(simulation.picture.rate(RangeId(1)) > 1000.0);
+}
+
+/// The slots of a shard are its bandwidth: small ranges go many at a time, large ones a few; one shard's moves take nothing from the others.
+#[test]
+fn a_shard_moves_as_much_at_once_as_its_bandwidth_carries() {
+    let mut state = super::testing::state_with_table(6);
+    for range in 1..12 {
+        let at = vec![super::testing::key(range * 10)];
+        let id = RangeId(range as u64);
+        super::testing::must(&mut state, 1, Command::Begin(Action::Split { range: id, epoch: None, at }));
+        let operator = state.running().next().unwrap().id;
+        let transition = crate::state::Transition::Applied;
+        let command = Command::Advance { operator, from: crate::state::Step::Apply, transition };
+        super::testing::must(&mut state, 1, command);
+    }
+    let config = BalancerConfig::default();
+    let begun = |bytes: u64, bandwidth: Option<f64>| {
+        let mut picture = Picture::default();
+        picture.update(&state, &config, 1000);
+        picture.ranges.values_mut().for_each(|view| view.bytes = bytes);
+        picture.bandwidth.extend(bandwidth.map(|bandwidth| (ShardId(1), bandwidth)));
+        let mut board = Board::new(&state, &picture, &config, 1000);
+        let mut begun = 0;
+        for (range, to) in state.ranges.values().zip((2..=6).cycle().map(ShardId)) {
+            if board.may_send(ShardId(1)) && board.may_receive(to) {
+                board.take_move(range, to);
+                begun += 1;
+            }
+        }
+        begun
+    };
+    assert_eq!(begun(1 << 30, None), config.moves_per_shard, "large ranges: few at a time");
+    assert_eq!(begun(1 << 20, None), config.max_moves_per_shard, "small ones: more");
+    assert_eq!(begun(1 << 20, Some(1e6)), config.moves_per_shard, "not through a shard that has been seen to be slow");
+}
+
+/// A move before its fence is served by its source: while nothing is heard of its destination its load is the source's.
+#[test]
+fn what_moves_to_a_silent_shard_counts_where_it_is() {
+    let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.apply(Command::SetBalancer { enabled: false });
+    simulation.move_ms = (1_000_000, 1);
+    simulation.run(3);
+    simulation.apply(Command::Begin(Action::Move { range: RangeId(1), epoch: None, to: ShardId(3) }));
+    simulation.run(2);
+    assert!(simulation.loads()[&ShardId(1)] < 1.0 && simulation.loads()[&ShardId(3)] > 1000.0);
+    simulation.silent = vec![ShardId(3)];
+    simulation.run(3);
+    assert!(simulation.loads()[&ShardId(1)] > 1000.0, "{:?}", simulation.loads());
+}
+
+/// A range larger than a setting is split by size, load or no load, and what was split is neither split nor merged again.
+#[test]
+fn what_is_too_large_is_split_by_size_once() {
+    let mut simulation = Simulation::new(3, 0, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.bytes_per_key = (2 << 30) / 100_000;
+    simulation.run(40);
+    let largest =
+        |simulation: &Simulation| simulation.state.ranges.keys().map(|id| simulation.bytes_of(*id)).max().unwrap_or(0);
+    assert!(largest(&simulation) <= simulation.config.split_bytes, "{}", largest(&simulation));
+    assert!((8..=20).contains(&simulation.state.ranges.len()), "{} ranges", simulation.state.ranges.len());
+    let why = &simulation.state.decisions[0].decided.why;
+    assert!(why.contains("larger than 256 MiB"), "{why}");
+    // With load on few keys all the rest is cold for minutes.
+    simulation.statements_per_s = 500;
+    simulation.run(30);
+    let (splits, ranges) = (simulation.splits.len(), simulation.state.ranges.len());
+    simulation.run(150);
+    assert_eq!(largest(&simulation).max(256 << 20), 256 << 20);
+    assert!(simulation.splits.len() <= splits + 1, "{} splits, {splits} before", simulation.splits.len());
+    assert!(simulation.merges.len() <= 4 + ranges, "{} merges", simulation.merges.len());
+}
+
+/// What one shard says must not decide for all of them: its figures are left out, that is said, and once it tells sense again the load is
+/// levelled as if nothing had been.
+#[test]
+fn figures_that_cannot_be_do_not_switch_the_balancer_off() {
+    for figure in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -5.0, 1e300] {
+        let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+        simulation.lies = Some((ShardId(1), figure));
+        simulation.run(10);
+        let level = &simulation.picture.level;
+        assert!(level.total.is_finite() && level.mean.is_finite() && level.imbalance.is_finite(), "{level:?}");
+        let told = simulation.rejections.iter().any(|rejection| {
+            rejection.subject == Subject::Shard(ShardId(1))
+                && matches!(rejection.reason, Reason::WrongReport { what: "rate", refused: false })
+        });
+        assert!(told, "{figure}: {:?}", simulation.rejections);
+        simulation.lies = None;
+        simulation.run(20);
+        let last = simulation.imbalance.iter().rev().take(5).copied().fold(0.0, f64::max);
+        assert!(last < 1.25, "{figure}: {last}");
+    }
+}
+
+/// The order of a shard's reports is believed for as long as the latest is fresh: one with a number that is far too high must not keep the
+/// others out for ever.
+#[test]
+fn a_report_with_too_high_a_number_shuts_the_others_out_for_a_while_only() {
+    let state = state_with_table(2);
+    let config = BalancerConfig::default();
+    let mut picture = Picture::default();
+    let mut observe = |term, sequence, now_ms| {
+        let report = ShardReport { term, ..crate::operators::testing::report(1, sequence, vec![]) };
+        picture.observe(report, &state, &config, now_ms).taken
+    };
+    assert!(observe(9, 1 << 40, 1000));
+    assert!(!observe(9, 1, 2000) && !observe(10 << 60, 1, 2000));
+    assert!(!observe(9, 2, 11_000));
+    assert!(observe(9, 3, 11_001) && observe(9, 4, 11_002));
+}
+
+/// What a fast clock does to its shard's writes (R14) must not be spread by moves, and balancing goes on beside it.
+#[test]
+fn nothing_is_moved_to_a_shard_whose_clock_is_off() {
+    let mut simulation = Simulation::new(4, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
+    simulation.fast = Some((ShardId(3), 3_600_000));
+    simulation.run(20);
+    assert!(!simulation.moves.is_empty() && simulation.moves.iter().all(|(.., to)| *to != ShardId(3)));
+    let told = |simulation: &Simulation| {
+        let about = |rejection: &&Rejection| rejection.subject == Subject::Shard(ShardId(3));
+        simulation.rejections.iter().filter(about).any(|r| matches!(r.reason, Reason::ClockOff { .. }))
+    };
+    assert!(told(&simulation), "{:?}", simulation.rejections);
+    assert_ne!(shard_for_new_range(&simulation.state, &simulation.picture), Some(ShardId(3)), "it has the least load");
+    simulation.fast = None;
+    simulation.term += 1;
+    simulation.run(25);
+    assert!(!told(&simulation) && simulation.moves.iter().any(|(.., to)| *to == ShardId(3)));
 }

@@ -78,14 +78,14 @@ fn what_stripes_of_equally_many_rows_would_hold() {
 #[ignore = "needs a trace"]
 fn what_the_balancer_holds() {
     let default = BalancerConfig::default;
-    let finer = BalancerConfig { pieces_per_shard: 16.0, moves_per_shard: 4, moves_total: 8, ..default() };
+    let finer = BalancerConfig { pieces_per_shard: 16.0, moves_per_shard: 4, ..default() };
     let finest = BalancerConfig {
         pieces_per_shard: 64.0,
         split_above: 0.1,
         act_above: 1.05,
         persist_level_ms: 2000,
         moves_per_shard: 8,
-        moves_total: 16,
+        max_moves_per_shard: 8,
         ..default()
     };
     let configs = [("defaults", default()), ("16 pieces, 8 moves", finer), ("64 pieces, 16 moves, eager", finest)];

@@ -6,34 +6,38 @@
 //! idempotent.
 //!
 //! A transition is proposed only after a shard's answer or report that proves it, because the shards' logs are the authority
-//! (invariant 6):
+//! (invariant 6). The exception gives a move up: it asks the source, whose log decides (`watchdog`).
 //!
 //! | step | request | what takes it further |
 //! |---|---|---|
 //! | apply | `CreateTable`, `Split`, `Merge` to the owner | its answer |
 //! | open | `MoveOpen` to the source | its answer |
-//! | copy | `IngestOpen` to the destination, which then drives the move by itself | reports: fenced, adopted |
+//! | copy | `IngestOpen` to the destination, which then drives the move by itself | reports: fenced, adopted, differs |
 //! | switch | none (R23) | reports: adopted, declined |
-//! | verify | `MoveChecksum` to both | both answers |
 //! | purge | `Purge` to the source (R24) | its answer |
 //! | forget | `MoveForget` to the destination | its answer |
 //! | cancel | `MoveCancel` to the source, whose log decides (R20) | its answer |
 //! | discard | `IngestCancel` to the destination | its answer |
-//! | restore | none (R23) | the source's report: owned again at a higher epoch |
+//! | restore | none (R23); `TakeBack` to the source if the destination is lost | the source's report: owned again at a higher epoch |
 
 mod reports;
 mod requests;
+mod restoration;
+#[cfg(test)]
+mod restoration_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
-pub use reports::{take_members, take_routes};
+pub use reports::take_members;
+pub use restoration::{GRACE_MS, may_number, missing, take_in, unadopted};
 
 use crate::balancer::Picture;
-use crate::state::{Command, Operator, State, Step, Transition, Work};
+use crate::state::{Command, Operator, State, Step, Transition};
 use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum};
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{OperatorId, ShardId};
 use std::collections::BTreeMap;
 
@@ -45,8 +49,10 @@ const MAX_PAUSE_MS: u64 = 2_000;
 const FIRST_PENDING_MS: u64 = 20;
 /// The longest such pause, in milliseconds.
 const MAX_PENDING_MS: u64 = 500;
-/// A proposal that has not come out of the log by then is made again, in milliseconds.
+/// A proposal that has not come out of the log with an effect by then is made again, in milliseconds; the pause doubles each time.
 const PROPOSE_AGAIN_MS: u64 = 1_000;
+/// How often it doubles at most: up to 32 seconds.
+const MAX_DOUBLINGS: u32 = 5;
 /// An operator that stays at one step for longer counts as stuck, in milliseconds.
 pub const STUCK_AFTER_MS: u64 = 30_000;
 /// What an ended operator left at a shard is asked to go at most this often, in milliseconds.
@@ -94,13 +100,13 @@ struct Attempt {
 #[derive(Debug, Default)]
 pub struct Driver {
     attempts: BTreeMap<CallName, Attempt>,
-    checksums: BTreeMap<CallName, RangeChecksum>,
     /// Transitions learnt from answers, to be proposed, by operator and the step they start from.
     learnt: BTreeMap<(OperatorId, Step), Transition>,
-    proposed: BTreeMap<(OperatorId, Step), u64>,
+    /// When each was last proposed, and how often before that.
+    proposed: BTreeMap<(OperatorId, Step), (u64, u32)>,
     /// Why the latest request of an operator failed, for people.
     troubles: BTreeMap<OperatorId, String>,
-    /// When it began, in milliseconds since the Unix epoch.
+    /// When it began, in milliseconds of the state machine's time.
     since_ms: Option<u64>,
 }
 
@@ -108,11 +114,13 @@ impl Driver {
     /// What to do now.
     pub fn next(&mut self, state: &State, picture: &Picture, now_ms: u64) -> Vec<Todo> {
         self.forget_old(state);
+        let since_ms = *self.since_ms.get_or_insert(now_ms);
         let mut todo = Vec::new();
         for operator in state.running() {
             let at = (operator.id, operator.step);
-            let seen = reports::transition(operator, picture);
-            match seen.or_else(|| self.learnt.get(&at).cloned()) {
+            let seen = reports::transition(operator, state, picture);
+            let proven = seen.or_else(|| self.learnt.get(&at).cloned());
+            match proven.or_else(|| watchdog::give_up(operator, picture, since_ms, now_ms)) {
                 Some(transition) => self.propose(at, transition, now_ms, &mut todo),
                 None => {
                     for (shard, request) in requests::of(operator, state) {
@@ -123,7 +131,7 @@ impl Driver {
             }
         }
         self.sweep(state, picture, now_ms, &mut todo);
-        let since_ms = *self.since_ms.get_or_insert(now_ms);
+        self.drop_tables(state, picture, now_ms, &mut todo);
         remove_empty_shards(state, picture, since_ms + UNHEARD_MS <= now_ms, &mut todo);
         todo
     }
@@ -165,48 +173,28 @@ impl Driver {
         self.troubles.get(&operator).map(String::as_str)
     }
 
-    /// When something is to be tried again that no message will trigger, in milliseconds since the Unix epoch.
+    /// When something is to be tried again that no message will trigger, in milliseconds of the state machine's time.
     pub fn wake_ms(&self) -> Option<u64> {
         self.attempts.values().filter(|attempt| !attempt.under_way && !attempt.answered).map(|a| a.again_ms).min()
     }
 
     fn learn(&mut self, operator: &Operator, name: CallName, reply: ControlReply) {
-        let transition = match reply {
-            ControlReply::Checksum(sum) => {
-                self.checksums.insert(name, sum);
-                self.compare(operator)
-            }
-            reply => requests::outcome(operator, name.shard, &reply),
-        };
-        match transition {
+        match requests::outcome(operator, name.shard, &reply) {
             Some(transition) => {
                 self.learnt.insert((operator.id, operator.step), transition);
             }
-            // `Done` to `IngestOpen` ends the asking; reports say the rest. Half of a comparison waits for the other.
+            // `Done` to `IngestOpen` ends the asking; reports say the rest.
             None => tracing::trace!(operator = %operator.id, "nothing to propose yet"),
         }
     }
 
-    fn compare(&self, operator: &Operator) -> Option<Transition> {
-        let Work::Move { from, to, .. } = operator.work else { return None };
-        let sum = |shard| self.checksums.get(&CallName { operator: operator.id, step: Step::Verify, shard }).copied();
-        let (source, destination) = (sum(from)?, sum(to)?);
-        if source == destination {
-            return Some(Transition::Verified);
-        }
-        // R24: keep S's copy, end as "differs", raise the alarm.
-        let detail = format!(
-            "the copies differ at the fence: {} rows, sum {:016x} on shard {from}; {} rows, sum {:016x} on shard {to}; the source keeps its copy",
-            source.rows, source.sum, destination.rows, destination.sum
-        );
-        Some(Transition::NotVerified { differs: true, detail })
-    }
-
     fn propose(&mut self, at: (OperatorId, Step), transition: Transition, now_ms: u64, todo: &mut Vec<Todo>) {
-        if self.proposed.get(&at).is_some_and(|since| since + PROPOSE_AGAIN_MS > now_ms) {
+        let before = self.proposed.get(&at).copied();
+        // What the state refuses is refused again; it must not fill the log.
+        if before.is_some_and(|(since, times)| since + (PROPOSE_AGAIN_MS << times.min(MAX_DOUBLINGS)) > now_ms) {
             return;
         }
-        self.proposed.insert(at, now_ms);
+        self.proposed.insert(at, (now_ms, before.map_or(0, |(_, times)| times + 1)));
         todo.push(Todo::Propose(Command::Advance { operator: at.0, from: at.1, transition }));
     }
 
@@ -231,23 +219,54 @@ impl Driver {
             return;
         }
         let mut under_way = self.attempts.iter().filter(|(name, a)| name.step == Step::End && a.under_way).count();
+        let all_heard = state.shards.iter().all(|(id, shard)| shard.lost || picture.shards.contains_key(id));
         for (shard, view) in &picture.shards {
             for report in &view.report.operators {
                 let over = match state.operators.get(&report.operator) {
                     Some(operator) => operator.status.is_over(),
                     None => report.operator < state.next_operator(),
                 };
-                let Some(request) = requests::sweeping(report).filter(|_| over) else { continue };
-                let name = CallName { operator: report.operator, step: Step::End, shard: *shard };
-                let before = self.attempts.get(&name).copied();
-                if under_way >= MAX_SWEEPS || before.is_some_and(|a| a.under_way || a.again_ms > now_ms) {
+                let forgotten = !state.operators.contains_key(&report.operator);
+                let Some(request) = requests::sweeping(report, forgotten).filter(|_| over) else { continue };
+                // R20: the source's log decides whether a move is cancelled. Until it has, the range may be fenced, and wait for this.
+                let takes_in = matches!(request, ControlRequest::IngestCancel { .. });
+                let undecided = reports::has_source(report, picture) || (forgotten && !all_heard);
+                if takes_in && undecided {
                     continue;
                 }
-                self.attempts.insert(name, Attempt { under_way: true, tries: 0, again_ms: now_ms, answered: false });
-                under_way += 1;
-                todo.push(Todo::Call { name, request });
+                let name = CallName { operator: report.operator, step: Step::End, shard: *shard };
+                if under_way < MAX_SWEEPS && self.may_sweep(name, now_ms) {
+                    under_way += 1;
+                    todo.push(Todo::Call { name, request });
+                }
             }
         }
+    }
+
+    /// Asks shards to drop tables whose creation was given up, and which they have made all the same: the names would stay taken there.
+    fn drop_tables(&mut self, state: &State, picture: &Picture, now_ms: u64, todo: &mut Vec<Todo>) {
+        if state.restoring || state.given_up.is_empty() {
+            return;
+        }
+        for (shard, view) in &picture.shards {
+            for table in view.unknown_tables.iter().map(|table| table.id) {
+                let Some(operator) = state.given_up.get(&table) else { continue };
+                let name = CallName { operator: *operator, step: Step::End, shard: *shard };
+                if self.may_sweep(name, now_ms) {
+                    todo.push(Todo::Call { name, request: ControlRequest::DropTable { table } });
+                }
+            }
+        }
+    }
+
+    /// Whether what an ended operator left is to be asked to go now; then it is under way.
+    fn may_sweep(&mut self, name: CallName, now_ms: u64) -> bool {
+        let before = self.attempts.get(&name).copied();
+        if before.is_some_and(|a| a.under_way || a.again_ms > now_ms) {
+            return false;
+        }
+        self.attempts.insert(name, Attempt { under_way: true, tries: 0, again_ms: now_ms, answered: false });
+        true
     }
 
     /// Forgets what belongs to steps that are past.
@@ -256,7 +275,6 @@ impl Driver {
         let reported_late = |a: &Attempt| a.under_way;
         self.attempts
             .retain(|name, a| name.step == Step::End || current(&name.operator, &name.step) || reported_late(a));
-        self.checksums.retain(|name, _| current(&name.operator, &name.step));
         self.learnt.retain(|(id, step), _| current(id, step));
         self.proposed.retain(|(id, step), _| current(id, step));
         self.troubles.retain(|id, _| state.operators.get(id).is_some_and(|o| !o.status.is_over()));

@@ -54,14 +54,11 @@ fn of_move(
             };
             vec![(to, request)]
         }
-        Step::Verify => {
-            let request = ControlRequest::MoveChecksum { operator: id };
-            vec![(from, request.clone()), (to, request)]
-        }
         Step::Purge => vec![(from, ControlRequest::Purge { operator: id })],
         Step::Forget => vec![(to, ControlRequest::MoveForget { operator: id })],
         Step::Cancel => vec![(from, ControlRequest::MoveCancel { operator: id, range })],
         Step::Discard => vec![(to, ControlRequest::IngestCancel { operator: id })],
+        Step::Restore if operator.destination_lost => vec![(from, ControlRequest::TakeBack { operator: id })],
         Step::Apply | Step::Switch | Step::Restore | Step::End => Vec::new(),
     }
 }
@@ -87,20 +84,17 @@ pub(super) fn outcome(operator: &Operator, shard: ShardId, reply: &ControlReply)
         // Done, or the source knows nothing of the move. Should its opening still be on the way, sweeping cancels it.
         (Step::Cancel, _) => Transition::CancelledAtSource,
         (Step::Discard, _) => Transition::Discarded,
-        // Nothing is left to ask about. Whether the copies were equal cannot be known any more; the source keeps its copy (R24).
-        (Step::Verify, Some((_, reason))) => {
-            Transition::NotVerified { differs: false, detail: format!("could not be verified: {}", because(reason)) }
-        }
-        (Step::Verify, None) => return None,
         // What is refused here is gone already.
         (Step::Purge, _) => Transition::Purged,
         (Step::Forget, _) => Transition::Forgotten,
+        // R23: the destination has adopted the range. If it has been taken back, the source's reports say so.
+        (Step::Restore, Some((_, reason))) => Transition::NotTakenBack { reason: because(reason) },
         (Step::Switch | Step::Restore | Step::End, _) => return None,
     })
 }
 
-/// What to ask a shard that still remembers an operator which is over.
-pub(super) fn sweeping(report: &OperatorReport) -> Option<ControlRequest> {
+/// What to ask a shard that still remembers an operator which is over, or which is `forgotten` here.
+pub(super) fn sweeping(report: &OperatorReport, forgotten: bool) -> Option<ControlRequest> {
     let (operator, range) = (report.operator, report.range);
     match report.phase {
         OperatorPhase::Open => Some(ControlRequest::MoveCancel { operator, range }),
@@ -108,7 +102,9 @@ pub(super) fn sweeping(report: &OperatorReport) -> Option<ControlRequest> {
             Some(ControlRequest::IngestCancel { operator })
         }
         OperatorPhase::Finished => Some(ControlRequest::MoveForget { operator }),
-        // Fenced and handed over: only forward, by themselves. A kept copy stays for people to look at (R24).
+        // The state was restored from an old copy, in which the move does not exist (R30). The range was verified before it was adopted (R24).
+        OperatorPhase::HandedOver if forgotten => Some(ControlRequest::Purge { operator }),
+        // Fenced: only forward, by itself. Adopted: the source may still ask what became of it.
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! What tests share: reports.
 #![allow(clippy::unwrap_used)]
 
-use evenkeel_protocol::report::{OperatorReport, RangeLoad, RangeReport, RangeState, ShardReport};
+use evenkeel_protocol::report::{HighestNumbers, OperatorReport, RangeLoad, RangeReport, RangeState, ShardReport};
 use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId};
 
 /// A report without ranges.
@@ -12,11 +12,15 @@ pub fn report(shard: u32, sequence: u64, operators: Vec<OperatorReport>) -> Shar
         term: 1,
         sequence,
         applied: 0,
+        clock_ms: 0,
         replicas: Vec::new(),
         members: None,
         capacity_per_s: None,
         ranges: Vec::new(),
         operators,
+        highest: HighestNumbers::default(),
+        tables: None,
+        scrub: Default::default(),
     }
 }
 

@@ -3,21 +3,29 @@
 use super::{Failure, json_with};
 use crate::server::Shared;
 use evenkeel_protocol::report::{RangeState, ShardReport};
+use evenkeel_protocol::rest::DifferenceBody;
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum, ReplicaChecksums};
-use evenkeel_protocol::{KeyInterval, RangeId, ShardId, TableId};
+use evenkeel_protocol::scrub::Compared;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
+use evenkeel_protocol::value::key_text;
+use evenkeel_protocol::{KeyInterval, ShardId, TableId, TableSchema};
 use futures::future::join_all;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use warp::http::StatusCode;
 use warp::reply::Response;
 
-/// How long a shard may take to sum up all of its rows, in milliseconds.
-const CHECKSUMS_MS: u64 = 60_000;
+/// How long all comparisons of a shard may take, and one of them, in milliseconds. What has not been compared by then is not: a shard that
+/// is too large for it is compared in the background, which `GET /v1/shards` tells of.
+const COMPARE_MS: u64 = 60_000;
+const CALL_MS: u64 = 30_000;
 
-/// Asks every shard's leader.
+/// What is known of one shard's replicas, and what kept it from being known of all of its ranges.
+type Found = (ShardId, Compared, Result<(), String>);
+
+/// Has every shard's leader compare its replicas.
 pub(super) async fn checksums(shared: &Arc<Shared>) -> Result<Response, Failure> {
     if shared.leading().is_none() {
         return Err(Failure::NeedsLeader);
@@ -27,83 +35,91 @@ pub(super) async fn checksums(shared: &Arc<Shared>) -> Result<Response, Failure>
         let applied = shared.applied();
         let shards: Vec<ShardInfo> = applied.state.shards.values().map(|shard| shard.info.clone()).collect();
         let ready = applied.state.tables.iter().filter(|(_, table)| table.creating.is_none());
-        let tables: BTreeMap<TableId, String> = ready.map(|(id, table)| (*id, table.schema.name.clone())).collect();
+        let tables: BTreeMap<TableId, Arc<TableSchema>> =
+            ready.map(|(id, table)| (*id, table.schema.clone())).collect();
         (shards, tables)
     };
-    let ask = |request: ControlRequest| {
-        let answers = shards.iter().map(|shard| {
-            let (leader, request) = (leaders.get(&shard.id).copied(), request.clone());
-            async move {
-                let bound = Duration::from_millis(CHECKSUMS_MS);
-                (shard.id, shared.calls.ask(shard, leader, &request, bound).await)
-            }
-        });
-        join_all(answers)
-    };
-    let sums = ask(ControlRequest::Checksums).await;
-    let reports = ask(ControlRequest::Report).await;
+    let found = join_all(shards.iter().map(|shard| compare(shared, shard, leaders.get(&shard.id).copied()))).await;
+    let reports = join_all(shards.iter().map(|shard| {
+        let leader = leaders.get(&shard.id).copied();
+        let bound = Duration::from_millis(CALL_MS);
+        async move { shared.calls.ask(shard, leader, &ControlRequest::Report, bound).await }
+    }));
     let reports: Vec<ShardReport> = reports
+        .await
         .into_iter()
-        .filter_map(|(_, answer)| match answer {
+        .filter_map(|answer| match answer {
             Ok(ControlReply::Report(report)) => Some(*report),
             _ => None,
         })
         .collect();
-    let mut owners_wrong = owners_wrong(&tables, &reports);
+    let names = tables.iter().map(|(id, schema)| (*id, schema.name.clone())).collect();
+    let mut owners_wrong = owners_wrong(&names, &reports);
     if reports.len() < shards.len() {
         owners_wrong.push("not every shard answered".into());
     }
-    let bodies: Vec<Value> = sums.iter().map(|(shard, answer)| shard_body(*shard, answer)).collect();
-    let differing: Vec<Value> = sums
-        .iter()
-        .filter_map(|(shard, answer)| match answer {
-            Ok(ControlReply::Checksums(replicas)) => Some((shard, differing(replicas))),
-            _ => None,
-        })
-        .flat_map(|(shard, found)| {
-            found.into_iter().map(move |(replica, range)| json!({ "shard": shard, "replica": replica, "range": range }))
-        })
-        .collect();
-    let body = json!({ "shards": bodies, "differing": differing, "owners_wrong": owners_wrong });
+    let mut body = body(&found, &tables);
+    body["owners_wrong"] = json!(owners_wrong);
     Ok(json_with(StatusCode::OK, &body))
 }
 
-fn shard_body(shard: ShardId, answer: &Result<ControlReply, String>) -> Value {
-    match answer {
-        Ok(ControlReply::Checksums(replicas)) => {
-            let replicas: Vec<Value> = replicas.iter().map(replica_body).collect();
-            json!({ "shard": shard, "replicas": replicas })
+/// Has a shard's leader compare its replicas, piece by piece, until all of them have been or the time is over.
+async fn compare(shared: &Shared, shard: &ShardInfo, leader: Option<u64>) -> Found {
+    let deadline = Instant::now() + Duration::from_millis(COMPARE_MS);
+    let mut compared = Compared::default();
+    let mut left_behind = true;
+    loop {
+        let request = ControlRequest::Compare { from: compared.next.clone(), left_behind };
+        match shared.calls.ask(shard, leader, &request, Duration::from_millis(CALL_MS)).await {
+            Ok(ControlReply::Compared(found)) => compared.add(*found),
+            Ok(other) => return (shard.id, compared, Err(format!("{other:?}"))),
+            Err(trouble) => return (shard.id, compared, Err(trouble)),
         }
-        Ok(other) => json!({ "shard": shard, "replicas": [], "error": format!("{other:?}") }),
-        Err(trouble) => json!({ "shard": shard, "replicas": [], "error": trouble }),
+        // Once is enough: it is looked for in all of the shard's tables.
+        left_behind = false;
+        if compared.next.is_none() {
+            return (shard.id, compared, Ok(()));
+        }
+        if Instant::now() >= deadline {
+            let reason = format!("not all of it was compared within {COMPARE_MS} ms");
+            return (shard.id, compared, Err(reason));
+        }
     }
 }
 
-fn replica_body(replica: &ReplicaChecksums) -> Value {
-    match &replica.ranges {
-        Ok(ranges) => {
-            let ranges: Vec<Value> = ranges
-                .iter()
-                .map(|(id, sum)| json!({ "range": id, "rows": sum.rows, "sum": format!("{:016x}", sum.sum) }))
-                .collect();
-            json!({ "replica": replica.replica, "index": replica.index, "ranges": ranges })
+fn body(found: &[Found], tables: &BTreeMap<TableId, Arc<TableSchema>>) -> Value {
+    let shards: Vec<Value> = found.iter().map(shard_body).collect();
+    let mut differing = Vec::new();
+    let mut left_behind = Vec::new();
+    for (shard, compared, _) in found {
+        for difference in &compared.differences {
+            let mut body = json!(DifferenceBody::new(difference, tables.get(&difference.table).map(|t| &**t)));
+            body["shard"] = json!(shard);
+            differing.push(body);
         }
-        Err(reason) => json!({ "replica": replica.replica, "index": replica.index, "error": reason }),
+        for (replica, table, key) in &compared.left_behind {
+            let schema = tables.get(table);
+            let name = schema.map_or_else(|| table.to_string(), |schema| schema.name.clone());
+            let key = schema.map_or_else(|| key.to_hex(), |schema| key_text(&schema.codec(), key));
+            left_behind.push(json!({ "shard": shard, "replica": replica, "table": name, "key": key }));
+        }
     }
+    json!({ "shards": shards, "differing": differing, "left_behind": left_behind })
 }
 
-/// Replicas and ranges whose sums differ from the first replica that answered, at the same place in the log (R31).
-fn differing(replicas: &[ReplicaChecksums]) -> Vec<(u64, RangeId)> {
-    let mut answered = replicas.iter().filter_map(|r| Some((r.replica, r.index, r.ranges.as_ref().ok()?)));
-    let Some((_, index, first)) = answered.next() else { return Vec::new() };
-    let expected: BTreeMap<RangeId, RangeChecksum> = first.iter().copied().collect();
-    let mut found = Vec::new();
-    for (replica, _, ranges) in answered.filter(|(_, at, _)| *at == index) {
-        let ranges: BTreeMap<RangeId, RangeChecksum> = ranges.iter().copied().collect();
-        let ids: BTreeSet<RangeId> = expected.keys().chain(ranges.keys()).copied().collect();
-        found.extend(ids.into_iter().filter(|id| expected.get(id) != ranges.get(id)).map(|id| (replica, id)));
+fn shard_body((shard, compared, complete): &Found) -> Value {
+    let ranges: Vec<Value> = compared
+        .ranges
+        .iter()
+        .map(|(id, sum)| json!({ "range": id, "rows": sum.rows, "sum": format!("{:016x}", sum.sum) }))
+        .collect();
+    let silent: Vec<Value> =
+        compared.silent.iter().map(|(replica, reason)| json!({ "replica": replica, "reason": reason })).collect();
+    let mut body = json!({ "shard": shard, "complete": complete.is_ok(), "ranges": ranges, "not_compared": silent });
+    if let Err(trouble) = complete {
+        body["error"] = json!(trouble);
     }
-    found
+    body
 }
 
 /// Tables whose keys do not each have exactly one owner (invariant 6). While a range is between its fence and its adoption it has none.
@@ -127,20 +143,49 @@ fn owners_wrong(tables: &BTreeMap<TableId, String>, reports: &[ShardReport]) -> 
 mod tests {
     use super::*;
     use crate::balancer::testing::key;
+    use evenkeel_protocol::RangeId;
+    use evenkeel_protocol::scrub::{Comparison, Difference, Place, RangeChecksum};
 
+    // Finding F5: the replica that differs is named, with the keys, by what the shard's leader has judged.
     #[test]
     fn a_replica_with_other_rows_is_named() {
-        let sum = |sum| RangeChecksum { rows: 1, sum };
-        let replica = |replica, index, ranges| ReplicaChecksums { replica, index, ranges };
-        let one = (RangeId(1), sum(5));
-        let replicas = [
-            replica(1, 9, Ok(vec![one, (RangeId(2), sum(6))])),
-            replica(2, 9, Ok(vec![one, (RangeId(2), sum(7))])),
-            replica(3, 9, Ok(vec![one])),
-            replica(4, 8, Ok(vec![])),
-            replica(5, 9, Err("asleep".into())),
-        ];
-        assert_eq!(differing(&replicas), [(2, RangeId(2)), (3, RangeId(2))]);
+        let table = TableId(1);
+        let interval = KeyInterval::new(key(1), Some(key(2)));
+        let difference = |replicas| Difference {
+            range: RangeId(1),
+            table,
+            interval: interval.clone(),
+            replicas,
+            detail: "replica 1 holds 1 row".into(),
+        };
+        let mut compared = Compared::default();
+        let sums = vec![(RangeId(1), RangeChecksum { rows: 2, sum: 1 })];
+        let next = Some(Place { table, key: key(9) });
+        let silent = vec![(3, "it is down".into())];
+        compared.add(Comparison {
+            compared: sums.clone(),
+            differences: vec![difference(vec![1])],
+            next,
+            ..Default::default()
+        });
+        compared.add(Comparison {
+            compared: sums,
+            silent,
+            left_behind: vec![(2, table, key(7))],
+            ..Default::default()
+        });
+        let schema = Arc::new(crate::balancer::testing::schema("t"));
+        let body = body(&[(ShardId(3), compared, Err("late".into()))], &BTreeMap::from([(table, schema)]));
+        let expected = json!([{
+            "shard": 3, "replicas": [1], "range": 1, "table": "t", "start": [1], "end": [2], "detail": "replica 1 holds 1 row"
+        }]);
+        assert_eq!(body["differing"], expected);
+        assert_eq!(body["left_behind"], json!([{ "shard": 3, "replica": 2, "table": "t", "key": "7" }]));
+        let shard = json!([{
+            "shard": 3, "complete": false, "error": "late", "not_compared": [{ "replica": 3, "reason": "it is down" }],
+            "ranges": [{ "range": 1, "rows": 4, "sum": "0000000000000002" }]
+        }]);
+        assert_eq!(body["shards"], shard);
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(super) async fn get(api: &Api, path: &str, query: &str, known: Option<&str>)
     let (entry, revision) = coordination::get(shared, &key, consistency).await?;
     let response = match entry {
         None => Error::from(kv::Refusal::Absent).response(),
-        Some(entry) if known.is_some_and(|known| known.split(',').any(|tag| tag.trim() == etag(entry.modified))) => {
+        Some(entry) if known.is_some_and(|known| super::matches_tag(known, &etag(entry.modified))) => {
             let mut response = tagged(Response::default(), entry.modified);
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
@@ -273,13 +273,18 @@ fn event(told: Told) -> Event {
         Told::Begin(revision) => mark("begin", revision),
         Told::Change(event) => change(&event),
         Told::Progress(revision) => mark("progress", revision),
-        Told::Compacted(oldest) => mark("compacted", oldest),
+        // Without an id: an EventSource that reconnects with the last one it was given is refused, instead of going on behind the gap.
+        Told::Compacted(oldest) => unnumbered("compacted", oldest),
     }
 }
 
 fn mark(name: &'static str, revision: u64) -> Event {
+    unnumbered(name, revision).id(revision.to_string())
+}
+
+fn unnumbered(name: &'static str, revision: u64) -> Event {
     let data = super::view::to_json(&KvMarkBody { revision });
-    Event::default().event(name).id(revision.to_string()).data(String::from_utf8_lossy(&data))
+    Event::default().event(name).data(String::from_utf8_lossy(&data))
 }
 
 fn change(event: &kv::Event) -> Event {
@@ -312,6 +317,15 @@ mod tests {
         }
         assert!(read(&[("if-none-match", "*")], false).is_err() && read(&[("if-none-match", "\"1\"")], true).is_err());
         assert!(read(&[("if-match", "*"), ("if-none-match", "*")], true).is_err());
+    }
+
+    /// A browser's `EventSource` reconnects with the last id that it was given. After a gap that must be one that is refused.
+    #[test]
+    fn an_event_about_a_gap_has_no_id() {
+        let text = |told| event(told).to_string();
+        assert!(!text(Told::Compacted(12)).contains("id:"), "{}", text(Told::Compacted(12)));
+        assert!(text(Told::Compacted(12)).contains(r#"{"revision":12}"#));
+        assert!(text(Told::Progress(12)).contains("id:12"));
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub(super) async fn change_driver(shared: &Arc<Shared>, change: DriverChange) ->
         let now = shared.log.membership().borrow().members.clone();
         let next = next_members(&now, &change.remove, &change.add).map_err(not_changed)?;
         let Some(next) = next else {
-            return Ok(json_with(StatusCode::OK, &body(&shared.log.membership().borrow())));
+            return Ok(json_with(StatusCode::OK, &body_now(shared)));
         };
         let waiting_for = match shared.log.change_members(term, &next) {
             Ok(()) => "the next epoch to have a leader".to_string(),
@@ -152,5 +152,10 @@ pub(super) fn body(membership: &Membership) -> MembersBody {
         rpc: rpc.get(&id.0).copied(),
         log: member.log,
     };
-    MembersBody { epoch: membership.epoch, members: membership.members.iter().map(member).collect() }
+    MembersBody { epoch: membership.epoch, leader: None, members: membership.members.iter().map(member).collect() }
+}
+
+/// As [`body`], with who leads.
+pub(super) fn body_now(shared: &Shared) -> MembersBody {
+    MembersBody { leader: shared.leader(), ..body(&shared.log.membership().borrow()) }
 }

@@ -1,10 +1,13 @@
 //! Metrics, for Prometheus. Each is described where it is named, in [`install`].
 
+use crate::balancer::{Observed, Picture};
 use crate::operators::STUCK_AFTER_MS;
 use crate::server::Leading;
 use crate::state::{Operator, State, Status, Work};
+use evenkeel_protocol::ShardId;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
@@ -29,6 +32,11 @@ fn describe() {
         Count,
         "Reports of shards, by whether this replica took them"
     );
+    describe_counter!(
+        "evenkeel_placement_report_faults_total",
+        Count,
+        "Reports of a shard that held what cannot be, by kind of number and by whether the whole report was refused"
+    );
     describe_counter!("evenkeel_placement_operators_total", Count, "Operators that ended, by kind and by how");
     describe_counter!("evenkeel_placement_moved_bytes_total", Bytes, "Bytes of rows that moves brought in");
     describe_counter!(
@@ -41,7 +49,32 @@ fn describe() {
     describe_gauge!("evenkeel_placement_leads", Count, "1 on the replica that leads, and only while it serves as such");
     describe_gauge!("evenkeel_placement_operators_running", Count, "Operators under way");
     describe_gauge!("evenkeel_placement_operators_stuck", Count, "Operators at one step for more than 30 seconds");
+    describe_gauge!(
+        "evenkeel_placement_shard_clock_off_seconds",
+        Seconds,
+        "How far the clock of a shard's leader is ahead of the median of all"
+    );
     describe_gauge!("evenkeel_placement_ranges", Count, "Ranges");
+    describe_gauge!(
+        "evenkeel_placement_restoring",
+        "1 while nothing is numbered, because the state comes from an old copy and shards have not told what they hold"
+    );
+    describe_gauge!(
+        "evenkeel_placement_missing",
+        Count,
+        "What shards hold and the placement driver does not know, or waits for: GET /v1/status names it"
+    );
+    describe_gauge!(
+        "evenkeel_placement_replica_differences",
+        Count,
+        "ALARM: places where the replicas of a shard hold different rows (R31); GET /v1/shards names them"
+    );
+    describe_gauge!(
+        "evenkeel_placement_scrubbed_bytes",
+        Bytes,
+        "Rows whose replicas a shard's leader has compared since it leads"
+    );
+    describe_gauge!("evenkeel_placement_scrub_rounds", Count, "How often it has compared all of them");
     describe_gauge!(
         "evenkeel_placement_imbalance",
         "The busiest shard's load over the mean, moves counted at their destination"
@@ -77,6 +110,34 @@ pub fn report(taken: bool) {
     counter!("evenkeel_placement_reports_total", "taken" => if taken { "yes" } else { "no" }).increment(1);
 }
 
+/// What was wrong with a shard's report, if anything was.
+pub fn fault(shard: ShardId, observed: &Observed) {
+    let Some(fault) = &observed.fault else { return };
+    let outcome = if fault.refused { "refused" } else { "left-out" };
+    let labels = [("shard", shard.to_string()), ("what", fault.what.to_string()), ("outcome", outcome.to_string())];
+    counter!("evenkeel_placement_report_faults_total", &labels).increment(1);
+    if observed.log {
+        tracing::warn!(%shard, what = fault.what, found = fault.found, outcome, "a shard's report holds what cannot be");
+    }
+}
+
+/// How far shards' clocks are off. Logs those that are now and were not `before`, and the reverse; gives those that are.
+pub fn clocks(picture: &Picture, before: &BTreeSet<ShardId>) -> BTreeSet<ShardId> {
+    for shard in picture.shards.keys() {
+        if let Some(off_ms) = picture.clock_off_ms(*shard) {
+            gauge!("evenkeel_placement_shard_clock_off_seconds", "shard" => shard.to_string()).set(off_ms as f64 / 1e3);
+        }
+    }
+    let off: BTreeMap<ShardId, i64> = picture.clocks_off().collect();
+    for (shard, off_ms) in off.iter().filter(|(shard, _)| !before.contains(shard)) {
+        tracing::warn!(%shard, off_ms, "the clock of a shard's leader is off: nothing is moved there");
+    }
+    for shard in before.iter().filter(|shard| !off.contains_key(shard)) {
+        tracing::info!(%shard, "the clock of a shard's leader is right again, or cannot be judged");
+    }
+    off.into_keys().collect()
+}
+
 /// An operator got further; every replica counts what it applies.
 pub fn advanced(operator: &Operator) {
     tracing::debug!(operator = %operator.id, step = operator.step.name(), status = operator.status.name(), "operator");
@@ -98,7 +159,7 @@ pub fn advanced(operator: &Operator) {
     if let (Work::Move { .. }, Some(pause_us)) = (&operator.work, operator.pause_us) {
         counter!("evenkeel_placement_moved_bytes_total").increment(operator.bytes);
         histogram!("evenkeel_placement_move_pause_seconds").record(pause_us as f64 / 1e6);
-        let took_ms = operator.ended_ms.unwrap_or(operator.created_ms).saturating_sub(operator.created_ms);
+        let took_ms = operator.step_since_ms.saturating_sub(operator.began_ms);
         histogram!("evenkeel_placement_move_seconds").record(took_ms as f64 / 1e3);
     }
 }
@@ -110,6 +171,14 @@ pub fn round(state: &State, leading: &Leading, now_ms: u64) {
     gauge!("evenkeel_placement_imbalance_floor").set(level.floor);
     for (shard, load) in &level.loads {
         gauge!("evenkeel_placement_shard_load", "shard" => shard.to_string()).set(*load);
+    }
+    gauge!("evenkeel_placement_restoring").set(if state.restoring { 1.0 } else { 0.0 });
+    gauge!("evenkeel_placement_missing").set(leading.missing.len() as f64);
+    for (shard, view) in &leading.picture.shards {
+        let (shard, scrub) = (shard.to_string(), &view.report.scrub);
+        gauge!("evenkeel_placement_replica_differences", "shard" => shard.clone()).set(scrub.differences.len() as f64);
+        gauge!("evenkeel_placement_scrubbed_bytes", "shard" => shard.clone()).set(scrub.bytes as f64);
+        gauge!("evenkeel_placement_scrub_rounds", "shard" => shard).set(scrub.rounds as f64);
     }
     gauge!("evenkeel_placement_ranges").set(state.ranges.len() as f64);
     gauge!("evenkeel_placement_kv_keys").set(state.kv.len() as f64);

@@ -17,6 +17,7 @@
 //! | `POST /v1/tables` | 201 and the table |
 //! | `POST /v1/ranges/{id}/split`, `/move` | 202 and the operator |
 //! | `DELETE /v1/operators/{id}` | 202 and the operator |
+//! | `POST /v1/operators/{id}/take-back` | 202 and the operator: the destination is lost for good |
 //! | `POST /v1/shards` | 201, or 200 if it is there: a shard that is being drained stays so |
 //! | `DELETE /v1/shards/{id}`, `POST /v1/shards/{id}/undrain` | 202: it is drained, then removed; 200: it is taken back |
 //! | `POST /v1/shards/{id}/transfer-leader`, `POST /v1/balancer` | 200 |
@@ -30,11 +31,13 @@
 mod checks;
 mod copies;
 mod kv;
+mod lists;
 mod members;
 pub mod metrics;
 mod problem;
 mod read;
 mod tables;
+mod take_back;
 pub mod view;
 mod watch;
 mod write;
@@ -261,6 +264,7 @@ fn allowed(path: &str) -> &'static [&'static str] {
         ["v1", "ranges", _, "split" | "move"] => &["POST"],
         ["v1", "shards", _, "undrain" | "transfer-leader" | "replicas"] => &["POST"],
         ["v1", "shards", _] | ["v1", "operators", _, "copy"] => &["DELETE"],
+        ["v1", "operators", _, "take-back"] => &["POST"],
         ["v1", "operators", _] => &["GET", "HEAD", "DELETE"],
         _ => &[],
     }
@@ -319,6 +323,11 @@ fn parameters(query: &str, accepted: &[&str]) -> Result<Vec<(String, String)>, E
     Ok(found)
 }
 
+/// Whether `If-None-Match` names this entity tag. The comparison is weak, as RFC 9110 wants it there: `W/"1"` is `"1"`, and `*` is any.
+fn matches_tag(known: &str, tag: &str) -> bool {
+    known.split(',').map(str::trim).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+}
+
 /// Decodes percent-encoding; `+` is a plus, as RFC 3986 has it.
 fn percent_decode(text: &str) -> Result<String, Error> {
     let wrong = || Error::bad_request(format!("{text:?} is not percent-encoded UTF-8"));
@@ -351,6 +360,16 @@ mod tests {
         assert_eq!(percent_decode("a+b").unwrap(), "a+b");
         for wrong in ["%", "%2", "%zz", "%ff", "%+1", "%-1"] {
             assert!(percent_decode(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tags_are_compared_weakly_where_nothing_is_changed() {
+        for same in ["\"1.5\"", "W/\"1.5\"", "*", "\"1.4\", W/\"1.5\""] {
+            assert!(matches_tag(same, "\"1.5\""), "{same}");
+        }
+        for other in ["\"1.4\"", "1.5", "W/1.5", "w/\"1.5\"", ""] {
+            assert!(!matches_tag(other, "\"1.5\""), "{other}");
         }
     }
 

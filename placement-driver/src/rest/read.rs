@@ -1,16 +1,15 @@
 //! What is read.
 
+use super::lists::Taken;
 use super::view::{RoutingView, ServedTable};
 use super::{Error, Failure, checks, json, json_with, members, metrics, parameters, text};
 use crate::server::{Leading, Shared};
 use crate::state::{Decision, State};
-use evenkeel_protocol::report::RangeLoad;
-use evenkeel_protocol::rest::{DecisionsBody, LoadBody, OperatorBody, RangeBody, RouteBody, ShardBody};
+use evenkeel_protocol::rest::{DecisionsBody, OperatorBody};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId};
 use evenkeel_replicated_log::Role;
 use serde_json::json as value;
-use std::time::SystemTime;
 use warp::http::header::{ETAG, HeaderValue};
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
@@ -95,42 +94,44 @@ pub(super) async fn get(
             let tables: Vec<_> = view.tables().map(|table| table.schema.clone()).collect();
             Ok(json_with(StatusCode::OK, &tables))
         }
-        ["v1", "ranges"] => with_leader(shared, |state, leading| json_with(StatusCode::OK, &ranges(state, leading))),
-        ["v1", "shards"] => with_leader(shared, |state, leading| json_with(StatusCode::OK, &shards(state, leading))),
+        ["v1", "ranges"] => Ok(json_with(StatusCode::OK, &Taken::of(shared)?.ranges())),
+        ["v1", "shards"] => Ok(json_with(StatusCode::OK, &Taken::of(shared)?.shards())),
         ["v1", "operators"] => Ok(json_with(StatusCode::OK, &operators(shared))),
         ["v1", "operators", id] => operator(shared, super::write::number(id, "operator")?),
-        ["v1", "decisions"] => with_leader(shared, |state, leading| {
-            let body = DecisionsBody {
-                decisions: state.decisions.iter().rev().map(Decision::body).collect(),
-                now: leading.rejections.iter().map(ToString::to_string).collect(),
-            };
-            json_with(StatusCode::OK, &body)
-        }),
-        ["v1", "balancer"] => with_leader(shared, |state, leading| {
-            let level = &leading.picture.level;
-            let body = value!({
-                "enabled": state.balancer_enabled.unwrap_or(shared.config.balancer.enabled),
-                "acting": leading.picture.acting,
-                "imbalance": level.imbalance,
-                "imbalance_floor": level.floor,
-                "acts_above": level.act_above * level.floor,
-                "statements_per_s": level.total,
-                "shards": level.loads,
-            });
-            json_with(StatusCode::OK, &body)
-        }),
+        ["v1", "decisions"] => {
+            let (decisions, rejections) = with_leader(shared, |state, leading| {
+                (state.decisions.iter().rev().map(Decision::body).collect(), leading.rejections.clone())
+            })?;
+            let body = DecisionsBody { decisions, now: rejections.iter().map(ToString::to_string).collect() };
+            Ok(json_with(StatusCode::OK, &body))
+        }
+        ["v1", "balancer"] => {
+            let body = with_leader(shared, |state, leading| {
+                let level = &leading.picture.level;
+                value!({
+                    "enabled": state.balancer_enabled.unwrap_or(shared.config.balancer.enabled),
+                    "acting": leading.picture.acting,
+                    "imbalance": level.imbalance,
+                    "imbalance_floor": level.floor,
+                    "acts_above": level.act_above * level.floor,
+                    "statements_per_s": level.total,
+                    "shards": level.loads,
+                })
+            })?;
+            Ok(json_with(StatusCode::OK, &body))
+        }
         ["v1", "status"] => Ok(json_with(StatusCode::OK, &status(shared))),
-        ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body(&shared.log.membership().borrow()))),
+        ["v1", "members"] => Ok(json_with(StatusCode::OK, &members::body_now(shared))),
         ["v1", "checksums"] => checks::checksums(shared).await,
         _ => Err(super::method_not_allowed(&Method::GET, path).into()),
     }
 }
 
-/// Answers from what only the leader has.
-fn with_leader(shared: &Shared, answer: impl FnOnce(&State, &Leading) -> Response) -> Result<Response, Failure> {
+/// Takes from what only the leader has. The node waits meanwhile: what is taken is of bounded size, and what is made of it is made afterwards.
+pub(super) fn with_leader<T>(shared: &Shared, take: impl FnOnce(&State, &Leading) -> T) -> Result<T, Failure> {
     let leading = shared.leading();
     let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
-    Ok(answer(&shared.applied().state, leading))
+    Ok(take(&shared.applied().state, leading))
 }
 
 fn ready(shared: &Shared) -> Result<Response, Failure> {
@@ -162,7 +163,7 @@ fn routes(shared: &Shared, query: &str, known: Option<&str>) -> Result<Response,
         }
     }
     let tag = format!("\"{}\"", view.version_text);
-    let unchanged = known.is_some_and(|known| known.split(',').any(|known| known.trim() == tag));
+    let unchanged = known.is_some_and(|known| super::matches_tag(known, &tag));
     let mut response = match (unchanged, since, only) {
         (true, ..) => {
             let mut response = Response::default();
@@ -178,46 +179,6 @@ fn routes(shared: &Shared, query: &str, known: Option<&str>) -> Result<Response,
         response.headers_mut().insert(ETAG, tag);
     }
     Ok(response)
-}
-
-fn ranges(state: &State, leading: &Leading) -> Vec<RangeBody> {
-    let mut bodies = Vec::with_capacity(state.ranges.len());
-    for (id, table) in &state.tables {
-        for range in state.ranges_of(*id) {
-            let route = &range.route;
-            let shard = leading.picture.shards.get(&route.shard);
-            let reported = shard
-                .and_then(|view| view.report.ranges.iter().find(|r| r.id == route.range && r.epoch == route.epoch));
-            let load = reported.map(|reported| LoadBody::from(&reported.load as &RangeLoad));
-            bodies.push(RangeBody { route: RouteBody::new(route, &table.schema), load, operator: range.operator });
-        }
-    }
-    bodies
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-fn shards(state: &State, leading: &Leading) -> Vec<ShardBody> {
-    let counts = state.range_counts();
-    let now_ms = now_ms();
-    let body = |shard: &crate::state::Shard| {
-        let id = shard.info.id;
-        let seen = leading.picture.shards.get(&id);
-        let loads = seen.iter().flat_map(|view| &view.report.ranges).map(|range| range.load.statements_per_s());
-        ShardBody {
-            info: shard.info.clone(),
-            status: if shard.draining { "draining" } else { "active" }.to_string(),
-            leader: seen.map(|view| view.report.leader),
-            ranges: counts.get(&id).copied().unwrap_or(0),
-            statements_per_s: loads.sum(),
-            capacity_per_s: seen.and_then(|view| view.report.capacity_per_s),
-            report_age_ms: seen.map(|view| now_ms.saturating_sub(view.last_ms)),
-            replicas_seen: seen.map(|view| view.report.replicas.clone()).unwrap_or_default(),
-        }
-    };
-    state.shards.values().map(body).collect()
 }
 
 /// Operators newest first, with what the running ones wait for, as far as this replica knows it.
@@ -251,7 +212,11 @@ pub(super) fn operator_body(shared: &Shared, id: OperatorId) -> Option<OperatorB
 }
 
 fn status(shared: &Shared) -> serde_json::Value {
-    let (leader, leads) = (shared.leader(), shared.leading().is_some());
+    let leader = shared.leader();
+    let (leads, missing) = {
+        let leading = shared.leading();
+        (leading.is_some(), leading.as_ref().map(|leading| leading.missing.clone()))
+    };
     let log = shared.log.status();
     let applied = shared.applied();
     let peers: Vec<_> = log
@@ -265,6 +230,7 @@ fn status(shared: &Shared) -> serde_json::Value {
         "leads": leads,
         "version": applied.state.version.to_string(),
         "restoring": applied.state.restoring,
+        "missing": missing,
         "shards": applied.state.shards.len(),
         "tables": applied.state.tables.len(),
         "ranges": applied.state.ranges.len(),

@@ -3,6 +3,7 @@
 use super::write::{parse_strictly, propose, unexpected};
 use super::{Error, Failure, json_with};
 use crate::balancer::shard_for_new_range;
+use crate::operators::unadopted;
 use crate::server::Shared;
 use crate::state::{Command, Effect, Refusal, Status};
 use evenkeel_protocol::rest::CreateTableBody;
@@ -29,6 +30,7 @@ pub(super) async fn create(shared: &Arc<Shared>, body: &[u8]) -> Result<Response
         Some(shard) => Some(shard),
         None => place(shared, &name).await?,
     };
+    is_free(shared, &name)?;
     let mut changes = shared.changes();
     let operator = match propose(shared, Command::CreateTable { schema, shard, if_not_exists }).await? {
         Effect::TableReady(_) => return table_body(shared, &name, StatusCode::OK),
@@ -56,6 +58,17 @@ pub(super) async fn create(shared: &Arc<Shared>, body: &[u8]) -> Result<Response
             );
             Err(Error::new(504, "still-creating", "The table is not ready yet", detail).into())
         }
+    }
+}
+
+/// Refuses a name under which a shard has a table that is not known here: it may be the same table, and have rows (R30).
+fn is_free(shared: &Shared, name: &str) -> Result<(), Failure> {
+    let leading = shared.leading();
+    let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
+    let unadopted = unadopted(&shared.applied().state, &leading.picture);
+    match unadopted.into_iter().find(|(taken, _)| taken == name) {
+        Some((_, why)) => Err(Error::new(409, "table-not-taken-in", "A shard has a table of this name", why).into()),
+        None => Ok(()),
     }
 }
 

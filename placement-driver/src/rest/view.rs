@@ -102,9 +102,11 @@ impl RoutingView {
             let leader = before.and_then(|before| before.leaders.get(*id)).unwrap_or(0);
             view.leaders.0.insert(*id, AtomicU64::new(leader));
         }
+        let mut ranges = state.ranges_by_table();
         for (id, table) in state.tables.iter().filter(|(_, table)| table.creating.is_none()) {
-            let routes: Vec<Arc<Served>> = state
-                .ranges_of(*id)
+            let routes: Vec<Arc<Served>> = ranges
+                .remove(id)
+                .unwrap_or_default()
                 .into_iter()
                 .map(|range| {
                     let held = before.and_then(|before| before.by_range.get(&range.route.range));
@@ -131,6 +133,20 @@ impl RoutingView {
     /// The tables, by id.
     pub fn tables(&self) -> impl Iterator<Item = &Arc<ServedTable>> {
         self.tables.values()
+    }
+
+    /// The shards, in order of their numbers.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardInfo> {
+        self.shards.values().map(|(info, _)| info)
+    }
+
+    /// How many ranges each shard owns.
+    pub fn range_counts(&self) -> HashMap<ShardId, usize> {
+        let mut counts = HashMap::new();
+        for served in self.by_range.values() {
+            *counts.entry(served.route.shard).or_default() += 1;
+        }
+        counts
     }
 
     /// A range's route.

@@ -1,6 +1,6 @@
 //! What is written: each becomes a command in the log, and is answered when it has come out of it.
 
-use super::{Error, Failure, copies, json_with, members, method_not_allowed, read, tables};
+use super::{Error, Failure, copies, json_with, lists, members, method_not_allowed, read, tables, take_back};
 use crate::balancer::sketch;
 use crate::server::Shared;
 use crate::state::{Action, Command, Effect, Refusal, Work};
@@ -14,11 +14,16 @@ use serde::de::DeserializeOwned;
 use serde_json::json as value;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
 /// How long a request waits for its command to come out of the log, in milliseconds.
 const OUTCOME_MS: u64 = 10_000;
+/// How long a move waits for its shards to be heard of, in milliseconds.
+const SPEAKING_MS: u64 = 3_000;
+/// Between two looks whether they are, in milliseconds.
+const LOOK_AGAIN_MS: u64 = 50;
 /// How long a shard may take to hand its leadership over, in milliseconds.
 const TRANSFER_MS: u64 = 10_000;
 
@@ -37,12 +42,20 @@ pub(super) async fn write(shared: &Arc<Shared>, method: &Method, path: &str, bod
         }
         (&Method::POST, ["v1", "ranges", id, "move"]) => {
             let MoveBody { to } = parse(body)?;
-            let action = Action::Move { range: RangeId(number(id, "range")?), epoch: None, to };
-            begin(shared, action).await
+            let range = RangeId(number(id, "range")?);
+            speaking(shared, range, to).await?;
+            clock_is_right(shared, to)?;
+            begin(shared, Action::Move { range, epoch: None, to }).await
         }
         (&Method::DELETE, ["v1", "operators", id]) => cancel(shared, OperatorId(number(id, "operator")?)).await,
         (&Method::DELETE, ["v1", "operators", id, "copy"]) => {
             copies::purge(shared, OperatorId(number(id, "operator")?)).await
+        }
+        (&Method::POST, ["v1", "operators", id, "take-back"]) => {
+            let operator = OperatorId(number(id, "operator")?);
+            take_back::confirmed(shared, operator, parse(body)?)?;
+            propose(shared, Command::TakeBack(operator)).await?;
+            accepted(shared, operator)
         }
         (&Method::POST, ["v1", "shards"]) => add_shard(shared, parse_shard(body)?).await,
         (&Method::DELETE, ["v1", "shards", id]) => drain(shared, shard_id(id)?).await,
@@ -114,7 +127,9 @@ fn parse_shard(body: &[u8]) -> Result<ShardBody, Error> {
         "statements_per_s",
         "capacity_per_s",
         "report_age_ms",
+        "clock_off_ms",
         "replicas_seen",
+        "scrub",
     ];
     let shard: ShardBody = parse_strictly(body, &fields)?;
     // With gaps: a machine that took another one's place has a number of its own.
@@ -146,6 +161,54 @@ async fn begin(shared: &Shared, action: Action) -> Result<Response, Failure> {
 
 pub(super) fn unexpected(effect: &Effect) -> Error {
     Error::new(500, "internal", "Something that cannot be", format!("the command had the effect {effect:?}"))
+}
+
+/// Refuses a move that could not even begin: from or to a shard that does not report. A leader that has just begun has heard nobody yet, so
+/// it waits for a moment.
+async fn speaking(shared: &Shared, range: RangeId, to: ShardId) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_millis(SPEAKING_MS);
+    loop {
+        let Some(detail) = unheard(shared, range, to)? else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(Error::new(409, "shard-silent", "The shard does not report", detail).into());
+        }
+        tokio::time::sleep(Duration::from_millis(LOOK_AGAIN_MS)).await;
+    }
+}
+
+/// Refuses a move to a shard whose clock is off: its writes may stand still for as long as the error is large.
+fn clock_is_right(shared: &Shared, to: ShardId) -> Result<(), Failure> {
+    let leading = shared.leading();
+    let picture = &leading.as_ref().ok_or(Failure::NeedsLeader)?.picture;
+    match picture.clock_off_ms(to).filter(|_| picture.clock_is_off(to)) {
+        Some(off_ms) => {
+            let detail =
+                format!("the clock of shard {to}'s leader is {off_ms} ms ahead of the median; nothing was done");
+            Err(Error::new(409, "shard-clock-off", "The shard's clock is off", detail).into())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Which of the two shards of a move does not report, in one sentence; `None` if both do.
+fn unheard(shared: &Shared, range: RangeId, to: ShardId) -> Result<Option<String>, Failure> {
+    let leading = shared.leading();
+    let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
+    let applied = shared.applied();
+    let state = &applied.state;
+    let from = state.ranges.get(&range).map(|range| range.route.shard);
+    // To what is not there, or is there already, the state has its own answer.
+    let involved = [from, Some(to)].into_iter().flatten().filter(|shard| state.shards.contains_key(shard));
+    let now_ms = leading.now_ms();
+    for shard in involved.filter(|_| from.is_some_and(|from| from != to)) {
+        let last_ms = leading.picture.shards.get(&shard).map(|view| view.last_ms);
+        let ago_ms = last_ms.map(|last_ms| now_ms.saturating_sub(last_ms));
+        if ago_ms.is_none_or(|ago_ms| ago_ms > shared.config.balancer.silent_after_ms) {
+            let heard = ago_ms.map_or("not reported yet".to_string(), |ms| format!("last reported {ms} ms ago"));
+            return Ok(Some(format!("shard {shard} has {heard}; nothing was done, try again when it does")));
+        }
+    }
+    Ok(None)
 }
 
 async fn split(shared: &Shared, range: RangeId, body: SplitBody) -> Result<Response, Failure> {
@@ -226,13 +289,15 @@ fn shard_body(shared: &Shared, id: ShardId, status: StatusCode) -> Result<Respon
     let shard = applied.state.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
     let body = ShardBody {
         info: shard.info.clone(),
-        status: if shard.draining { "draining" } else { "active" }.to_string(),
+        status: lists::shard_status(shard).to_string(),
         leader: leaders.get(&id).copied(),
-        ranges: applied.state.range_counts().get(&id).copied().unwrap_or(0),
+        ranges: shared.view().range_counts().get(&id).copied().unwrap_or(0),
         statements_per_s: 0.0,
         capacity_per_s: None,
         report_age_ms: None,
+        clock_off_ms: None,
         replicas_seen: Vec::new(),
+        scrub: None,
     };
     Ok(json_with(status, &body))
 }

@@ -11,12 +11,14 @@
 //! stops at once when it loses its reign: requests under way end as they end, since each is idempotent and names its operator.
 
 mod calls;
+mod held;
 mod intake;
 mod members;
 mod node;
 mod quorum;
 mod shared;
 mod transfer;
+mod waiters;
 
 pub use calls::ShardCalls;
 pub use members::{NewDriver, next_members};

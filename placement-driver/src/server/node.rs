@@ -3,21 +3,25 @@
 //! A turn takes in whatever has come (decided entries, reports, answers, proposals), then lets the pure parts say what to do, and does it. It never waits for a
 //! shard or a disk: calls and snapshots run beside it and come back as messages.
 
+use super::held::Held;
 use super::members::Mending;
 use super::quorum::Quorum;
 use super::shared::{Leading, Message, ProposeFailure, Shared};
+use super::waiters::{Answer, Waiters};
 use super::{RunError, transfer};
 use crate::balancer::{self, Picture};
-use crate::operators::{CallName, Driver, Todo, take_members, take_routes};
+use crate::operators::{Driver, Todo, may_number, missing, take_in, take_members};
 use crate::rest::metrics;
 use crate::snapshot;
 use crate::state::{Command, Effect, Proposal, State};
-use evenkeel_protocol::shard::ControlRequest;
+use evenkeel_protocol::ShardId;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_replicated_log::{Body, Delivery, Entry, LogIndex, ProposeError, Role, Subscription, Term};
-use std::collections::HashMap;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// The most bytes of entries applied in one turn.
 const TURN_BYTES: usize = 1 << 20;
@@ -27,16 +31,14 @@ const TURN_MESSAGES: usize = 256;
 const TICK_MS: u64 = 100;
 /// How long one call to one replica of a shard may take, in milliseconds.
 const CALL_MS: u64 = 2_000;
-/// The most proposals whose outcome is waited for.
-const MAX_WAITERS: usize = 4096;
 /// A snapshot is written after this many bytes of log at the earliest, unless enough entries say so.
 const MIN_SNAPSHOT_EVERY_BYTES: u64 = 1 << 20;
 /// The shortest time between two proposals that are no operator's step, in milliseconds.
 const HOUSEKEEPING_MS: u64 = 500;
+/// How often that time doubles at most, when such proposals are refused: up to 32 seconds.
+const MAX_DOUBLINGS: u32 = 6;
 /// The pause before a failed state transfer is tried again, in milliseconds.
 const TRANSFER_AGAIN_MS: u64 = 500;
-
-type Answer = oneshot::Sender<Result<Effect, ProposeFailure>>;
 
 /// Milliseconds since the Unix epoch that never go back while the process lives.
 struct Clock {
@@ -62,11 +64,13 @@ pub(super) struct Node {
     role: watch::Receiver<Role>,
     entries: Subscription,
     clock: Clock,
-    /// Who waits for which proposal, and the term it was made in.
-    waiters: HashMap<u64, (Term, Answer)>,
+    waiters: Waiters,
+    held: Held,
     next_nonce: u64,
-    /// The term and the time of the last proposal, by this process's clock, which nobody sets.
+    /// The term this replica leads in or has led in last, and when it began or made its last proposal, by this process's clock, which nobody sets.
     proposed: Option<(Term, u64)>,
+    /// What this process's clock showed when the state's time was what it is now. It holds for the term of `proposed`.
+    state_since_ms: u64,
     snapshot_at: LogIndex,
     /// Bytes of log applied since the last snapshot.
     since_snapshot_bytes: u64,
@@ -88,13 +92,15 @@ impl Node {
             // Nonces of different processes and lives must differ: a follower takes no other's proposal for its own.
             next_nonce: clock.started_ms << 20 | (shared.config.replica & 0xff) << 12,
             proposed: None,
+            state_since_ms: 0,
             snapshot_at: index,
             since_snapshot_bytes: 0,
             led: Instant::now(),
             shared,
             inbox,
             clock,
-            waiters: HashMap::new(),
+            waiters: Waiters::default(),
+            held: Held::default(),
             writing: false,
             transferring: false,
             mending: Mending::default(),
@@ -131,6 +137,7 @@ impl Node {
                 () = tokio::time::sleep(pause) => {}
             }
             self.follow_role();
+            self.propose_held();
             // Planning after each batch of the coordination store's writes would cost more than the writes.
             if !only_keys || self.led.elapsed() >= pause {
                 self.led = Instant::now();
@@ -142,30 +149,46 @@ impl Node {
     fn pause_ms(&self) -> u64 {
         let leading = self.shared.leading();
         let Some(leading) = leading.as_ref() else { return 10 * TICK_MS };
-        let wake = leading.driver.wake_ms().map(|at| at.saturating_sub(self.clock.now_ms()).max(1));
+        let wake = leading.driver.wake_ms().map(|at| at.saturating_sub(self.time_ms()).max(1));
         wake.unwrap_or(TICK_MS).min(TICK_MS)
     }
 
     fn take(&mut self, message: Message) -> Result<(), RunError> {
         match message {
             Message::Report(report, reply) => {
+                let now_ms = self.time_ms();
                 let mut leading = self.shared.leading();
                 let taken = leading.is_some();
                 if let Some(leading) = leading.as_mut() {
                     let (shard, leader) = (report.shard, report.leader);
-                    if leading.picture.observe(*report, &self.shared.config.balancer, self.clock.now_ms()) {
+                    let observed = {
+                        let applied = self.shared.applied();
+                        leading.picture.observe(*report, &applied.state, &self.shared.config.balancer, now_ms)
+                    };
+                    if observed.taken {
                         self.shared.view().leaders.set(shard, leader);
                     }
+                    metrics::fault(shard, &observed);
                 }
                 metrics::report(taken);
                 // The reporter may have given up waiting.
                 reply.send(taken).ok();
             }
+            Message::Propose(command, answer) if Held::needs_numbers(&command) && !self.may_number() => {
+                self.held.push(command, answer);
+            }
             Message::Propose(command, answer) => self.propose(command, Some(answer)).map(drop).unwrap_or(()),
             Message::Answered(name, answer) => {
+                let now_ms = self.time_ms();
                 if let Some(leading) = self.shared.leading().as_mut() {
                     let applied = self.shared.applied();
-                    leading.driver.answered(name, answer, &applied.state, self.clock.now_ms());
+                    leading.driver.answered(name, answer, &applied.state, now_ms);
+                }
+            }
+            Message::Sized(range, epoch, answer) => {
+                let now_ms = self.time_ms();
+                if let Some(leading) = self.shared.leading().as_mut() {
+                    leading.picture.sizes.answered(range, epoch, answer, now_ms);
                 }
             }
             Message::Written(result) => {
@@ -233,71 +256,107 @@ impl Node {
         }
     }
 
+    /// The state machine's time now, in milliseconds ([`State::time_ms`] and what has passed since). It only means something while this replica leads.
+    fn time_ms(&self) -> u64 {
+        self.shared.applied().state.time_ms() + self.clock.now_ms().saturating_sub(self.state_since_ms)
+    }
+
     fn begin_reign(&mut self, term: Term) {
         tracing::info!(%term, "leading the placement driver");
+        // The same term can be led in twice, if no majority confirmed it for a while: its time goes on.
+        if self.proposed.is_none_or(|(of, _)| of != term) {
+            self.state_since_ms = self.clock.now_ms();
+            self.proposed = Some((term, self.state_since_ms));
+        }
         let leading = Leading {
             term,
+            first: self.shared.applied().state.shards.keys().copied().collect(),
             picture: Picture::default(),
             driver: Driver::default(),
-            rejections: Vec::new(),
+            rejections: Arc::default(),
+            missing: Vec::new(),
+            clocks_off: BTreeSet::new(),
             deciding: Vec::new(),
             housekept_ms: 0,
+            refused: 0,
+            round: (self.time_ms(), Instant::now()),
         };
         *self.shared.leading() = Some(leading);
-        let incarnation = self.shared.applied().state.version.incarnation;
-        if let Some(configured) = self.shared.config.incarnation.filter(|configured| *configured > incarnation) {
+        let version = self.shared.applied().state.version;
+        if let Some(configured) = self.shared.config.incarnation.filter(|told| *told > version.generation()) {
             self.propose(Command::BeginIncarnation(configured), None).ok();
+        }
+        if version.cluster() == 0 {
+            self.propose(Command::NameCluster(drawn()), None).ok();
         }
     }
 
     /// One round of the leader: what the pure parts say, done.
     fn lead(&mut self) {
-        let now_ms = self.clock.now_ms();
-        let (todo, decisions) = {
+        let now_ms = self.time_ms();
+        let (todo, decisions, questions) = {
             let mut leading = self.shared.leading();
             let Some(leading) = leading.as_mut() else { return };
             let applied = self.shared.applied();
             let (state, config) = (&applied.state, &self.shared.config.balancer);
+            leading.round = (now_ms, Instant::now());
+            leading.picture.set_clock(Some(self.clock.now_ms()), now_ms);
             leading.picture.update(state, config, now_ms);
             let mut todo = leading.driver.next(state, &leading.picture, now_ms);
-            todo.extend(take_routes(state, &leading.picture).map(Todo::Propose));
+            todo.extend(take_in(state, &leading.picture, now_ms).map(Todo::Propose));
             todo.extend(take_members(state, &leading.picture).map(Todo::Propose));
             // Whatever is not an operator's step follows from the state alone: proposed once, and not again before that is applied, nor often
             // should it be refused.
             let housekeeping =
                 |todo: &Todo| !matches!(todo, Todo::Propose(Command::Advance { .. }) | Todo::Call { .. });
-            let quiet = !leading.deciding.is_empty() || now_ms < leading.housekept_ms + HOUSEKEEPING_MS;
+            // What was refused is refused again: it must not fill the log.
+            let pause_ms = HOUSEKEEPING_MS << leading.refused.min(MAX_DOUBLINGS);
+            let quiet = !leading.deciding.is_empty() || now_ms < leading.housekept_ms + pause_ms;
             if quiet {
                 todo.retain(|todo| !housekeeping(todo));
             } else if todo.iter().any(housekeeping) {
                 leading.housekept_ms = now_ms;
             }
             let mut decisions = Vec::new();
-            if leading.deciding.is_empty() {
+            if leading.deciding.is_empty() && (leading.refused == 0 || now_ms >= leading.housekept_ms + pause_ms) {
                 let plan = balancer::plan(state, &leading.picture, config, now_ms);
                 if plan.exhausted {
                     leading.picture.rest();
                 }
-                leading.rejections = balancer::explanation(std::mem::take(&mut leading.rejections), &plan);
+                leading.rejections = balancer::explanation(&leading.rejections, &plan);
                 decisions = plan.decisions;
             }
+            let missing = missing(state, &leading.picture);
+            if missing != leading.missing {
+                missing.iter().for_each(|what| tracing::warn!(what, "not everything that shards hold is known here"));
+                leading.missing = missing;
+            }
+            leading.clocks_off = metrics::clocks(&leading.picture, &leading.clocks_off);
             metrics::round(state, leading, now_ms);
-            (todo, decisions)
+            let questions = leading.picture.size_questions(state, config, now_ms);
+            (todo, decisions, questions)
         };
         if let Some(term) = self.shared.leading().as_ref().map(|leading| leading.term) {
-            self.mending.look(&self.shared.log, term, now_ms);
+            self.mending.look(&self.shared.log, term, self.clock.now_ms());
         }
         for decision in decisions {
             tracing::info!(why = %decision.why, "decided");
             if let Ok(nonce) = self.propose(Command::Decide(Box::new(decision)), None)
                 && let Some(leading) = self.shared.leading().as_mut()
             {
+                leading.housekept_ms = if leading.refused > 0 { now_ms } else { leading.housekept_ms };
                 leading.deciding.push(nonce);
             }
         }
+        for question in questions {
+            let (range, epoch) = (question.range, question.epoch);
+            self.ask(question.shard, question.request(), move |answer| Message::Sized(range, epoch, answer));
+        }
         for todo in todo {
             match todo {
-                Todo::Call { name, request } => self.call(name, request),
+                Todo::Call { name, request } => {
+                    self.ask(name.shard, request, move |answer| Message::Answered(name, answer));
+                }
                 Todo::Propose(command) => {
                     let step = matches!(command, Command::Advance { .. });
                     match (self.propose(command, None), self.shared.leading().as_mut()) {
@@ -310,17 +369,48 @@ impl Node {
         }
     }
 
-    fn call(&self, name: CallName, request: ControlRequest) {
+    /// Whether numbers may be given now; who does not lead refuses by itself.
+    fn may_number(&self) -> bool {
+        let now_ms = self.time_ms();
+        let leading = self.shared.leading();
+        let may = |leading: &Leading| {
+            let applied = self.shared.applied();
+            may_number(&applied.state, &leading.picture, &leading.first, now_ms)
+        };
+        leading.as_ref().is_none_or(may)
+    }
+
+    /// Proposes what has waited for numbers, as soon as they may be given.
+    fn propose_held(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        if self.shared.leading().is_none() {
+            self.held.end();
+        } else if self.may_number() {
+            for (command, answer) in self.held.take() {
+                self.propose(command, Some(answer)).map(drop).unwrap_or(());
+            }
+        }
+    }
+
+    /// Asks a shard's leader; the answer comes back as a message.
+    fn ask(
+        &self,
+        id: ShardId,
+        request: ControlRequest,
+        message: impl FnOnce(Result<ControlReply, String>) -> Message + Send + 'static,
+    ) {
         let shared = self.shared.clone();
-        let shard = shared.applied().state.shards.get(&name.shard).map(|shard| shard.info.clone());
-        let leader = shared.view().leaders.get(name.shard);
+        let shard = shared.applied().state.shards.get(&id).map(|shard| shard.info.clone());
+        let leader = shared.view().leaders.get(id);
         tokio::spawn(async move {
             let answer = match shard {
                 Some(shard) => shared.calls.ask(&shard, leader, &request, Duration::from_millis(CALL_MS)).await,
-                None => Err(format!("there is no shard {}", name.shard)),
+                None => Err(format!("there is no shard {id}")),
             };
             // The node is gone only when the replica shuts down.
-            shared.messages.send(Message::Answered(name, answer)).await.ok();
+            shared.messages.send(message(answer)).await.ok();
         });
     }
 
@@ -329,22 +419,24 @@ impl Node {
         let term = self.shared.leading().as_ref().map(|leading| leading.term);
         let result = match term {
             None => Err(ProposeFailure::NotLeader),
-            Some(_) if self.waiters.len() >= MAX_WAITERS => Err(ProposeFailure::Overloaded),
+            Some(_) if self.waiters.is_full() => Err(ProposeFailure::Overloaded),
             Some(term) => {
                 self.next_nonce += 1;
                 let at_ms = self.clock.now_ms();
-                let last = self.proposed.replace((term, at_ms));
-                let since_ms =
-                    last.filter(|(of, _)| *of == term).map_or(0, |(_, last_ms)| at_ms.saturating_sub(last_ms));
+                let last = self.proposed.filter(|(of, _)| *of == term);
+                let since_ms = last.map_or(0, |(_, last_ms)| at_ms.saturating_sub(last_ms));
                 let proposal = Proposal { at_ms, since_ms, nonce: self.next_nonce, command };
-                queue(&self.shared, term, &proposal).map(|()| (term, self.next_nonce))
+                queue(&self.shared, term, &proposal).map(|()| {
+                    // Only what is in the log counts: the time before a proposal that is not falls to the next.
+                    self.proposed = Some((term, at_ms));
+                    (term, self.next_nonce)
+                })
             }
         };
         match (result, answer) {
             (Ok((term, nonce)), answer) => {
-                self.waiters.retain(|_, (_, answer)| !answer.is_closed());
                 if let Some(answer) = answer {
-                    self.waiters.insert(nonce, (term, answer));
+                    self.waiters.insert(nonce, term, answer);
                 }
                 Ok(nonce)
             }
@@ -361,6 +453,7 @@ impl Node {
     fn apply(&mut self, entries: Vec<Entry>) -> Result<bool, RunError> {
         let mut outcomes = Vec::new();
         let mut only_keys = true;
+        let mut begun = None;
         {
             let mut applied = self.shared.applied_mut();
             for entry in entries {
@@ -372,8 +465,12 @@ impl Node {
                             RunError::Stopped(format!("entry {} of the log cannot be read: {error}", entry.index))
                         })?;
                         let nonce = proposal.nonce;
+                        let at_ms = proposal.at_ms;
                         only_keys &= matches!(proposal.command, Command::Kv(_));
                         // Invariant 1: what a deposed leader proposed comes out as nothing, on every replica alike.
+                        if entry.effective && self.proposed.is_some_and(|(term, _)| term == entry.term) {
+                            self.state_since_ms = at_ms;
+                        }
                         let outcome = if entry.effective {
                             apply_one(&mut applied.state, proposal).map_err(ProposeFailure::Refused)
                         } else {
@@ -384,10 +481,7 @@ impl Node {
                     Body::LeaderStart { .. } => {
                         only_keys = false;
                         applied.term = entry.term;
-                        // Nothing of an earlier term can take effect any more.
-                        let over: Vec<u64> =
-                            self.waiters.iter().filter(|(_, (term, _))| *term < entry.term).map(|(n, _)| *n).collect();
-                        outcomes.extend(over.into_iter().map(|nonce| (nonce, Err(ProposeFailure::NotLeader))));
+                        begun = Some(entry.term);
                     }
                     Body::ConfigChange(_) => {}
                 }
@@ -396,12 +490,18 @@ impl Node {
         // The view first: who is answered must find what was done.
         self.shared.publish();
         if let Some(leading) = self.shared.leading().as_mut() {
-            leading.deciding.retain(|nonce| outcomes.iter().all(|(other, _)| other != nonce));
+            for (nonce, outcome) in &outcomes {
+                if let Some(at) = leading.deciding.iter().position(|deciding| deciding == nonce) {
+                    leading.deciding.swap_remove(at);
+                    leading.refused = if outcome.is_ok() { 0 } else { leading.refused.saturating_add(1) };
+                }
+            }
         }
         for (nonce, outcome) in outcomes {
-            if let Some((_, answer)) = self.waiters.remove(&nonce) {
-                answer.send(outcome).ok();
-            }
+            self.waiters.tell(nonce, outcome);
+        }
+        if let Some(term) = begun {
+            self.waiters.begun(term);
         }
         self.snapshot_if_due();
         Ok(only_keys)
@@ -461,6 +561,7 @@ impl Node {
                 applied.index = index;
                 applied.term = term;
             }
+            self.waiters.skipped();
             self.snapshot_at = index;
             self.since_snapshot_bytes = 0;
             self.shared.log.installed(index, term).ok();
@@ -468,6 +569,13 @@ impl Node {
         }
         self.entries = self.shared.log.subscribe(index.next());
     }
+}
+
+/// A random number from 1.
+fn drawn() -> u32 {
+    // The keys of the standard library's hash maps are random.
+    let number = std::hash::RandomState::new().build_hasher().finish();
+    ((number >> 32) as u32).max(1)
 }
 
 /// Whether a message is about keys of the coordination store only.

@@ -8,13 +8,14 @@ use crate::rest::view::RoutingView;
 use crate::server::{ShardCalls, members};
 use crate::snapshot::{Snapshot, SnapshotFile};
 use crate::state::{Command, Effect, Refusal, State};
-use evenkeel_protocol::ShardId;
 use evenkeel_protocol::report::ShardReport;
 use evenkeel_protocol::shard::ControlReply;
+use evenkeel_protocol::{Epoch, RangeId, ShardId};
 use evenkeel_replicated_log::{LogHandle, LogIndex, Role, Term};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// Why a proposal brought no effect, by what must happen next.
@@ -42,6 +43,8 @@ pub(super) enum Message {
     Propose(Command, oneshot::Sender<Result<Effect, ProposeFailure>>),
     /// A shard has answered.
     Answered(crate::operators::CallName, Result<ControlReply, String>),
+    /// A shard has said where to split a range that is too large, or has not.
+    Sized(RangeId, Epoch, Result<ControlReply, String>),
     /// A snapshot is durable, or could not be written.
     Written(Result<LogIndex, String>),
     /// Whether a majority has confirmed the reign of this term.
@@ -61,21 +64,39 @@ pub struct Applied {
     pub term: Term,
 }
 
+impl Leading {
+    /// The state machine's time now, in milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        let (round_ms, at) = self.round;
+        round_ms + at.elapsed().as_millis() as u64
+    }
+}
+
 /// What a leader has beyond the state, for as long as its reign lasts.
 #[derive(Debug)]
 pub struct Leading {
     /// Its term.
     pub term: Term,
+    /// The shards that were registered when it began.
+    pub first: BTreeSet<ShardId>,
     /// The load.
     pub picture: Picture,
     /// The operators under way.
     pub driver: Driver,
-    /// Why the balancer did no more in its last round.
-    pub rejections: Vec<Rejection>,
+    /// Why the balancer did no more in its last round. Shared with whoever shows it: there can be one for each range.
+    pub rejections: Arc<Vec<Rejection>>,
+    /// What shards hold and the state does not know, and what is waited for after a restoration (R30): one sentence each.
+    pub missing: Vec<String>,
+    /// The shards whose clocks are off, as last logged.
+    pub clocks_off: BTreeSet<ShardId>,
     /// The balancer's proposals that have not come out of the log yet: it plans no further before it has seen them.
     pub deciding: Vec<u64>,
-    /// When something that is no operator's step was last proposed, in milliseconds since the Unix epoch.
+    /// When something that is no operator's step was last proposed, in milliseconds of the state machine's time.
     pub housekept_ms: u64,
+    /// How many of the proposals that are no operator's step were refused, one after the other: each makes the next wait longer.
+    pub refused: u32,
+    /// The state machine's time at the last round, in milliseconds, and when that was.
+    pub round: (u64, Instant),
 }
 
 /// Shared by the node and the servers of one replica.

@@ -5,35 +5,37 @@ use evenkeel_protocol::Epoch;
 use evenkeel_protocol::KeyInterval;
 use evenkeel_protocol::key::Key;
 use evenkeel_protocol::report::ShardMembers;
+use evenkeel_protocol::value::{interval_text, key_text};
 
 impl State {
     /// Applies one proposal. After a refusal only time has passed.
     pub fn apply(&mut self, proposal: Proposal) -> Result<Effect, Refusal> {
-        self.passed_ms = self.passed_ms.saturating_add(proposal.since_ms);
-        let at_ms = proposal.at_ms;
+        self.time_ms = self.time_ms.saturating_add(proposal.since_ms);
+        let now = Moment { at_ms: proposal.at_ms, time_ms: self.time_ms };
         let mut change = Change::default();
         let effect = match proposal.command {
             Command::AddShard(info) => self.add_shard(info, &mut change),
             Command::DrainShard(id) => self.drain_shard(id),
             Command::RemoveShard(id) => self.remove_shard(id, &mut change),
             Command::CreateTable { schema, shard, if_not_exists } => {
-                self.create_table(schema, shard, if_not_exists, at_ms)
+                self.create_table(schema, shard, if_not_exists, now)
             }
-            Command::Begin(action) => self.begin(action, None, at_ms).map(|id| Effect::Begun(vec![id])),
-            Command::Decide(decision) => self.decide(*decision, at_ms),
+            Command::Begin(action) => self.begin(action, None, now).map(|id| Effect::Begun(vec![id])),
+            Command::Decide(decision) => self.decide(*decision, now),
             Command::Advance { operator, from, transition } => {
-                self.advance(operator, from, transition, at_ms, &mut change)
+                self.advance(operator, from, transition, now, &mut change)
             }
-            Command::Cancel(id) => self.cancel(id, at_ms, &mut change),
-            Command::TakeRoutes(routes) => self.take_routes(&routes, at_ms, &mut change).map(|()| Effect::Applied),
+            Command::Cancel(id) => self.cancel(id, now, &mut change),
+            Command::TakeBack(id) => self.take_back(id, now),
+            Command::TakeRoutes(routes) => self.take_routes(&routes, now, &mut change).map(|()| Effect::Applied),
             Command::SetBalancer { enabled } => Ok(self.set_balancer(enabled)),
-            Command::BeginIncarnation(incarnation) => Ok(self.begin_incarnation(incarnation)),
-            Command::Reconciled { range, operator, table, routes } => {
-                self.reconciled((range, operator, table), &routes, at_ms, &mut change)
-            }
+            Command::BeginIncarnation(generation) => Ok(self.begin_incarnation(generation)),
+            Command::NameCluster(cluster) => Ok(self.name_cluster(cluster)),
+            Command::Reconciled(found) => self.reconciled(&found, now, &mut change),
+            Command::TakeTables { tables, routes } => self.take_tables(&tables, &routes, now, &mut change),
             Command::TakeMembers { shard, members } => self.take_members(shard, members, &mut change),
-            Command::UndrainShard(id) => self.undrain_shard(id),
-            Command::Kv(request) => self.kv.apply(*request, self.passed_ms).map(Effect::Kv).map_err(Refusal::Kv),
+            Command::UndrainShard(id) => self.undrain_shard(id, now),
+            Command::Kv(request) => self.kv.apply(*request, self.time_ms).map(Effect::Kv).map_err(Refusal::Kv),
         }?;
         if !change.is_empty() {
             self.version.number += 1;
@@ -56,7 +58,10 @@ impl State {
         let (info, epoch) = known.map_or((info, 0), |known| (known.info.clone(), known.epoch));
         // Whoever registers the shards at every start must not undo what somebody else has decided.
         let draining = self.shards.get(&info.id).is_some_and(|known| known.draining);
-        let shard = Shard { info, epoch, draining };
+        if self.shards.get(&info.id).is_some_and(|known| known.lost) {
+            return Err(Refusal::Lost(info.id));
+        }
+        let shard = Shard { info, epoch, draining, lost: false };
         if self.shards.get(&shard.info.id) == Some(&shard) {
             return Ok(Effect::Unchanged);
         }
@@ -93,9 +98,18 @@ impl State {
         Ok(Effect::Applied)
     }
 
-    fn undrain_shard(&mut self, id: ShardId) -> Result<Effect, Refusal> {
+    fn undrain_shard(&mut self, id: ShardId, now: Moment) -> Result<Effect, Refusal> {
         let shard = self.shards.get_mut(&id).ok_or(Refusal::UnknownShard(id))?;
-        Ok(if std::mem::take(&mut shard.draining) { Effect::Applied } else { Effect::Unchanged })
+        if !std::mem::take(&mut shard.draining) {
+            return Err(Refusal::NotDraining(id));
+        }
+        // What was to leave may stay. What a person has asked to move is moved all the same.
+        let leaves = |o: &Operator| matches!(o.work, Work::Move { from, .. } if from == id) && o.decision.is_some();
+        for operator in self.operators.values_mut().filter(|o| leaves(o) && o.cancellable()) {
+            operator.detail = Some(format!("shard {id} is no longer being drained"));
+            operator.enter(Step::Cancel, Status::Cancelling, now);
+        }
+        Ok(Effect::Applied)
     }
 
     fn remove_shard(&mut self, id: ShardId, change: &mut Change) -> Result<Effect, Refusal> {
@@ -110,7 +124,11 @@ impl State {
 
     fn active_shard(&self, id: ShardId) -> Result<&Shard, Refusal> {
         let shard = self.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
-        if shard.draining { Err(Refusal::Draining(id)) } else { Ok(shard) }
+        match (shard.lost, shard.draining) {
+            (true, _) => Err(Refusal::Lost(id)),
+            (_, true) => Err(Refusal::Draining(id)),
+            _ => Ok(shard),
+        }
     }
 
     fn create_table(
@@ -118,7 +136,7 @@ impl State {
         schema: TableSchema,
         shard: Option<ShardId>,
         if_not_exists: bool,
-        at_ms: u64,
+        now: Moment,
     ) -> Result<Effect, Refusal> {
         self.may_allocate()?;
         if let Some(table) = self.table_named(&schema.name) {
@@ -133,7 +151,7 @@ impl State {
             return Err(Refusal::TooMany(format!("there are {MAX_TABLES} tables already")));
         }
         let counts = self.range_counts();
-        let active = || self.shards.iter().filter(|(_, shard)| !shard.draining).map(|(id, _)| *id);
+        let active = || self.shards.iter().filter(|(_, shard)| !shard.draining && !shard.lost).map(|(id, _)| *id);
         let shard = match shard {
             Some(id) => self.active_shard(id)?.info.id,
             None => active()
@@ -144,7 +162,7 @@ impl State {
         let work = Work::CreateTable { table, range: self.next_range, shard };
         self.next_table.0 += 1;
         self.next_range.0 += 1;
-        let operator = self.start(work, table, None, at_ms);
+        let operator = self.start(work, table, None, now);
         let schema = Arc::new(TableSchema { id: table, ..schema });
         self.tables.insert(table, Table { schema, creating: Some(operator) });
         Ok(Effect::Begun(vec![operator]))
@@ -162,7 +180,7 @@ impl State {
     }
 
     /// Takes the next operator number (R20) and locks the ranges.
-    fn start(&mut self, work: Work, table: TableId, decision: Option<u64>, at_ms: u64) -> OperatorId {
+    fn start(&mut self, work: Work, table: TableId, decision: Option<u64>, now: Moment) -> OperatorId {
         let id = self.next_operator;
         self.next_operator.0 += 1;
         for range in work.ranges() {
@@ -170,7 +188,7 @@ impl State {
                 range.operator = Some(id);
             }
         }
-        self.operators.insert(id, Operator::new(id, work, table, decision, at_ms));
+        self.operators.insert(id, Operator::new(id, work, table, decision, now));
         id
     }
 
@@ -188,12 +206,13 @@ impl State {
         }
     }
 
-    fn begin(&mut self, action: Action, decision: Option<u64>, at_ms: u64) -> Result<OperatorId, Refusal> {
+    fn begin(&mut self, action: Action, decision: Option<u64>, now: Moment) -> Result<OperatorId, Refusal> {
         self.may_allocate()?;
         let (work, table) = match action {
             Action::Split { range, epoch, at } => {
                 let Range { route, .. } = self.free(range, epoch)?;
-                check_split(&route.interval, &at)?;
+                let schema = self.tables.get(&route.table).map(|table| table.schema.as_ref());
+                check_split(&route.interval, &at, schema)?;
                 if self.ranges.len() + at.len() > MAX_RANGES {
                     return Err(Refusal::TooMany(format!("there would be more than {MAX_RANGES} ranges")));
                 }
@@ -219,15 +238,15 @@ impl State {
                 (Work::Move { range, epoch: route.epoch, from: route.shard, to }, route.table)
             }
         };
-        Ok(self.start(work, table, decision, at_ms))
+        Ok(self.start(work, table, decision, now))
     }
 
-    fn decide(&mut self, decided: NewDecision, at_ms: u64) -> Result<Effect, Refusal> {
+    fn decide(&mut self, decided: NewDecision, now: Moment) -> Result<Effect, Refusal> {
         let id = self.next_decision;
         let mut operators = Vec::new();
         let mut refusals = Vec::new();
         for action in decided.actions.clone() {
-            match self.begin(action, Some(id), at_ms) {
+            match self.begin(action, Some(id), now) {
                 Ok(operator) => operators.push(operator),
                 Err(refusal) => refusals.push(refusal.to_string()),
             }
@@ -239,17 +258,27 @@ impl State {
         if self.decisions.len() >= MAX_DECISIONS {
             self.decisions.pop_front();
         }
-        self.decisions.push_back(Decision { id, at_ms, decided, operators: operators.clone(), outcome: None });
+        self.decisions.push_back(Decision {
+            id,
+            at_ms: now.at_ms,
+            time_ms: now.time_ms,
+            decided,
+            operators: operators.clone(),
+            outcome: None,
+        });
         Ok(Effect::Begun(operators))
     }
 
-    fn cancel(&mut self, id: OperatorId, at_ms: u64, change: &mut Change) -> Result<Effect, Refusal> {
+    fn cancel(&mut self, id: OperatorId, now: Moment, change: &mut Change) -> Result<Effect, Refusal> {
         let operator = self.operators.get_mut(&id).ok_or(Refusal::UnknownOperator(id))?;
         if operator.status == Status::Cancelling {
             return Ok(Effect::Unchanged);
         }
+        if operator.status.is_over() {
+            return Err(Refusal::AlreadyOver { operator: id, status: operator.status.name() });
+        }
         // A table that is waited for, at a shard which owns nothing and so may not even be there, is given up. Should it be there after
-        // all, it keeps an empty table that nobody knows: ids are never used again.
+        // all, the table that it has made, and nobody knows, is dropped.
         let creation = match operator.work {
             Work::CreateTable { shard, .. } if operator.step == Step::Apply => {
                 (!self.ranges.values().any(|range| range.route.shard == shard)).then_some(shard)
@@ -258,13 +287,34 @@ impl State {
         };
         if let Some(shard) = creation {
             operator.detail = Some(format!("cancelled before shard {shard} had answered"));
-            operator.enter(Step::End, Status::Cancelled, at_ms);
-            self.finish(id, change);
+            operator.enter(Step::End, Status::Cancelled, now);
+            self.finish(id, now, change);
         } else if operator.cancellable() {
-            operator.enter(Step::Cancel, Status::Cancelling, at_ms);
+            operator.enter(Step::Cancel, Status::Cancelling, now);
         } else {
             let step = operator.step.name();
             return Err(Refusal::NotCancellable { operator: id, step });
+        }
+        Ok(Effect::Applied)
+    }
+
+    /// R23: the destination is lost for good, by somebody's word. From here on nothing that comes from it is believed.
+    fn take_back(&mut self, id: OperatorId, now: Moment) -> Result<Effect, Refusal> {
+        let operator = self.operators.get_mut(&id).ok_or(Refusal::UnknownOperator(id))?;
+        let Work::Move { to, .. } = operator.work else {
+            return Err(Refusal::NotFenced { operator: id, step: operator.shown_step() });
+        };
+        if operator.destination_lost && operator.step == Step::Restore {
+            return Ok(Effect::Unchanged);
+        }
+        if !matches!(operator.step, Step::Copy | Step::Switch) || operator.status != Status::Running {
+            return Err(Refusal::NotFenced { operator: id, step: operator.shown_step() });
+        }
+        operator.destination_lost = true;
+        operator.detail = Some(format!("shard {to} was declared lost; the source takes the range back"));
+        operator.enter(Step::Restore, Status::Running, now);
+        if let Some(shard) = self.shards.get_mut(&to) {
+            shard.lost = true;
         }
         Ok(Effect::Applied)
     }
@@ -274,32 +324,42 @@ impl State {
         id: OperatorId,
         from: Step,
         transition: Transition,
-        at_ms: u64,
+        now: Moment,
         change: &mut Change,
     ) -> Result<Effect, Refusal> {
         let operator = self.operators.get(&id).ok_or(Refusal::UnknownOperator(id))?;
         if operator.step != from || !transition.sources().contains(&from) {
-            return Err(Refusal::OtherStep { operator: id, found: operator.step.name() });
+            return Err(Refusal::OtherStep { operator: id, found: operator.shown_step() });
         }
         let routes = self.routes_after(operator, &transition);
         let status = transition.status(operator);
-        self.replace(&routes, at_ms, change)?;
+        self.replace(&routes, now, change)?;
         let Some(operator) = self.operators.get_mut(&id) else {
             return Err(Refusal::UnknownOperator(id));
         };
         note(operator, &transition);
-        operator.enter(transition.target(), status, at_ms);
+        operator.enter(transition.target(), status, now);
         if status.is_over() {
-            self.finish(id, change);
+            self.finish(id, now, change);
+        } else if transition.releases() {
+            self.release(id, now);
         }
         Ok(Effect::Applied)
     }
 
-    /// The routes that a transition publishes.
+    /// The routes that a transition publishes. None for a range that has gone on without the operator: it was restored from an old copy, and what
+    /// the shards have told since is later (R30).
     fn routes_after(&self, operator: &Operator, transition: &Transition) -> Vec<Route> {
-        let route = |id: &RangeId| self.ranges.get(id).map(|range| range.route.clone());
+        let at = operator.work.epochs();
+        let route = |id: &RangeId| {
+            let route = self.ranges.get(id).map(|range| &range.route);
+            route.filter(|route| at.iter().any(|(range, epoch)| (range, epoch) == (id, &route.epoch))).cloned()
+        };
         match (transition, &operator.work) {
             (Transition::Applied, Work::CreateTable { table, range, shard }) => {
+                if self.ranges.values().any(|range| range.route.table == *table) {
+                    return Vec::new();
+                }
                 let interval = KeyInterval::ALL;
                 vec![Route { range: *range, epoch: Epoch(1), table: *table, interval, shard: *shard }]
             }
@@ -327,11 +387,22 @@ impl State {
         }
     }
 
-    /// Unlocks the ranges, settles the table that was being created, notes the decision's outcome, forgets what is too old.
-    fn finish(&mut self, id: OperatorId, change: &mut Change) {
+    /// Unlocks the ranges that an operator still holds: the next one may begin on them. Notes whether it was in vain.
+    fn release(&mut self, id: OperatorId, now: Moment) {
+        let Some(operator) = self.operators.get(&id) else { return };
+        let in_vain = operator.is_in_vain();
+        let asked = !operator.given_up && operator.status != Status::Failed;
         for range in self.ranges.values_mut().filter(|range| range.operator == Some(id)) {
             range.operator = None;
+            // Somebody's wish says nothing about whether it would have worked.
+            let times = if asked { range.failures.times.max(1) } else { range.failures.times.saturating_add(1) };
+            range.failures = if in_vain { Failures { times, last_ms: now.time_ms } } else { Failures::default() };
         }
+    }
+
+    /// Unlocks the ranges, settles the table that was being created, notes the decision's outcome, forgets what is too old.
+    fn finish(&mut self, id: OperatorId, now: Moment, change: &mut Change) {
+        self.release(id, now);
         let Some(operator) = self.operators.get(&id) else { return };
         if let Work::CreateTable { table, .. } = operator.work {
             if operator.status == Status::Done {
@@ -341,6 +412,10 @@ impl State {
                 change.tables.insert(table);
             } else {
                 self.tables.remove(&table);
+                self.given_up.insert(table, id);
+                if self.given_up.len() > MAX_GIVEN_UP {
+                    self.given_up.pop_first();
+                }
             }
         }
         if let Some(decision) = operator.decision {
@@ -360,11 +435,8 @@ impl State {
             return;
         }
         let count = |status| operators.iter().filter(|operator| operator.status == status).count();
-        let took_ms = operators
-            .iter()
-            .filter_map(|operator| operator.ended_ms)
-            .max()
-            .map_or(0, |end| end.saturating_sub(decision.at_ms));
+        let ended_ms = operators.iter().map(|operator| operator.step_since_ms).max().unwrap_or(0);
+        let took_ms = ended_ms.saturating_sub(decision.time_ms);
         let mut outcome = format!("{} of {} done after {took_ms} ms", count(Status::Done), decision.operators.len());
         for status in [Status::Cancelled, Status::Failed, Status::Differs] {
             if count(status) > 0 {
@@ -380,7 +452,7 @@ impl State {
     }
 
     /// Takes in later routes, unless an operator is at work there: it will bring them itself.
-    fn take_routes(&mut self, routes: &[Route], at_ms: u64, change: &mut Change) -> Result<(), Refusal> {
+    fn take_routes(&mut self, routes: &[Route], now: Moment, change: &mut Change) -> Result<(), Refusal> {
         for range in self.ranges.values() {
             let touches = |route: &Route| {
                 route.table == range.route.table
@@ -393,10 +465,15 @@ impl State {
         if let Some(route) = routes.iter().find(|route| route.range >= self.next_range) {
             return Err(Refusal::UnknownRange(route.range));
         }
-        self.replace_by_table(routes, at_ms, change)
+        self.replace_by_table(routes, now, change)
     }
 
-    fn replace_by_table(&mut self, routes: &[Route], at_ms: u64, change: &mut Change) -> Result<(), Refusal> {
+    pub(super) fn replace_by_table(
+        &mut self,
+        routes: &[Route],
+        now: Moment,
+        change: &mut Change,
+    ) -> Result<(), Refusal> {
         let mut by_table: BTreeMap<TableId, Vec<Route>> = BTreeMap::new();
         for route in routes {
             if !self.tables.contains_key(&route.table) {
@@ -407,7 +484,7 @@ impl State {
         // Refused as a whole: one table's routes must not stay when another's are wrong.
         let before = (by_table.len() > 1).then(|| self.ranges.clone());
         for routes in by_table.values() {
-            if let Err(refusal) = self.replace(routes, at_ms, change) {
+            if let Err(refusal) = self.replace(routes, now, change) {
                 if let Some(before) = before {
                     self.ranges = before;
                 }
@@ -420,35 +497,6 @@ impl State {
     fn set_balancer(&mut self, enabled: bool) -> Effect {
         if self.balancer_enabled.replace(enabled) == Some(enabled) { Effect::Unchanged } else { Effect::Applied }
     }
-
-    fn begin_incarnation(&mut self, incarnation: u64) -> Effect {
-        if incarnation <= self.version.incarnation {
-            return Effect::Unchanged;
-        }
-        self.kv.begin_incarnation(incarnation - self.version.incarnation);
-        self.version.incarnation = incarnation;
-        self.restoring = true;
-        self.changes.clear();
-        Effect::Applied
-    }
-
-    fn reconciled(
-        &mut self,
-        (range, operator, table): (RangeId, OperatorId, TableId),
-        routes: &[Route],
-        at_ms: u64,
-        change: &mut Change,
-    ) -> Result<Effect, Refusal> {
-        if !self.restoring {
-            return Ok(Effect::Unchanged);
-        }
-        self.replace_by_table(routes, at_ms, change)?;
-        self.next_range = self.next_range.max(RangeId(range.0 + 1));
-        self.next_operator = self.next_operator.max(OperatorId(operator.0 + 1));
-        self.next_table = self.next_table.max(TableId(table.0 + 1));
-        self.restoring = false;
-        Ok(Effect::Applied)
-    }
 }
 
 /// Keeps what a transition tells about the operator.
@@ -459,7 +507,7 @@ fn note(operator: &mut Operator, transition: &Transition) {
             operator.rows = *rows;
             operator.bytes = *bytes;
         }
-        Transition::Refused { reason } => operator.detail = Some(reason.clone()),
+        Transition::Refused { reason } | Transition::NotTakenBack { reason } => operator.detail = Some(reason.clone()),
         Transition::GiveUp { reason } => {
             operator.given_up = true;
             operator.detail = Some(reason.clone());
@@ -467,13 +515,21 @@ fn note(operator: &mut Operator, transition: &Transition) {
         Transition::Declined => {
             operator.detail = Some("the destination declined; the source takes the range back".into());
         }
-        Transition::NotVerified { detail, .. } => operator.detail = Some(detail.clone()),
+        Transition::Overtaken => {
+            let detail =
+                "it was under way in the copy that the placement driver was restored from, and has ended since";
+            operator.detail = Some(detail.into());
+        }
+        Transition::Differs { detail } => {
+            (operator.given_up, operator.differs) = (true, true);
+            operator.detail = Some(format!("what was stored differs from what was sent: {detail}"));
+        }
         _ => {}
     }
 }
 
-/// What the state itself relies on. That the definition is this very table is made sure of before it is proposed (R6).
-fn check_schema(schema: &TableSchema) -> Result<(), Refusal> {
+/// What the state itself relies on in a table. That the definition is this very table is made sure of before it is proposed (R6).
+pub(crate) fn check_schema(schema: &TableSchema) -> Result<(), Refusal> {
     let invalid = |reason: &str| Err(Refusal::InvalidTable(format!("table {:?}: {reason}", schema.name)));
     if schema.name.is_empty() || schema.name.len() > 63 {
         return invalid("a name has 1 to 63 bytes");
@@ -495,12 +551,17 @@ fn check_schema(schema: &TableSchema) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_split(interval: &KeyInterval, at: &[Key]) -> Result<(), Refusal> {
+fn check_split(interval: &KeyInterval, at: &[Key], schema: Option<&TableSchema>) -> Result<(), Refusal> {
     if at.is_empty() || at.len() >= MAX_PIECES {
         return Err(Refusal::BadSplit(format!("a split is at 1 to {} keys, {} given", MAX_PIECES - 1, at.len())));
     }
     if let Some(key) = at.iter().find(|key| !interval.splits_at(key)) {
-        return Err(Refusal::BadSplit(format!("{} is not strictly inside {interval}", key.to_hex())));
+        // In the words of whoever asked: what they gave, and what `GET /v1/ranges` shows.
+        let (key, interval) = match schema.map(TableSchema::codec) {
+            Some(codec) => (key_text(&codec, key), interval_text(&codec, interval)),
+            None => (key.to_hex(), interval.to_string()),
+        };
+        return Err(Refusal::BadSplit(format!("{key} is not strictly inside {interval}")));
     }
     if interval.split(at).is_none() {
         return Err(Refusal::BadSplit("the keys to split at must grow strictly".into()));

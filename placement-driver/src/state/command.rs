@@ -1,6 +1,7 @@
 //! What the log carries, and what comes of it.
 
 use super::operator::{Step, Transition};
+use super::restoration::Found;
 use crate::kv;
 use evenkeel_protocol::report::ShardMembers;
 use evenkeel_protocol::routing::{Route, ShardInfo};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Proposal {
     /// When it was proposed, by the leader's clock, in milliseconds since the Unix epoch: for people, who read it.
     pub at_ms: u64,
-    /// How long before that the same reign had proposed something last, in milliseconds; 0 if it had not. The state machine's own time is the
+    /// How long before that the same leadership had proposed something last, or had begun, in milliseconds. The state machine's own time is the
     /// sum of these: no leader whose clock is set wrong can make it jump.
     pub since_ms: u64,
     /// Drawn by the proposer, who recognises by it what became of its proposal.
@@ -54,6 +55,8 @@ pub enum Command {
     },
     /// Asks to cancel an operator.
     Cancel(OperatorId),
+    /// The destination of a move is lost for good after the fence: the source is to take the range back (R23).
+    TakeBack(OperatorId),
     /// Takes in what shards own according to their own logs (invariant 6): later than what is known, and without a gap.
     TakeRoutes(Vec<Route>),
     /// Switches the balancer on or off.
@@ -61,19 +64,10 @@ pub enum Command {
         /// On.
         enabled: bool,
     },
-    /// The state comes from a backup (R30).
-    BeginIncarnation(u64),
-    /// All shards have told what they have; ids grow past theirs (R30).
-    Reconciled {
-        /// The largest range id seen.
-        range: RangeId,
-        /// The largest operator id seen.
-        operator: OperatorId,
-        /// The largest table id seen.
-        table: TableId,
-        /// What they own, where it is later than what is known.
-        routes: Vec<Route>,
-    },
+    /// The state comes from an old copy; it is restored for this many-th time, counting from 2 (R30).
+    BeginIncarnation(u32),
+    /// The shards have told what they hold; numbers grow past theirs (R30).
+    Reconciled(Box<Found>),
     /// Takes in who a shard's replicas are by its own log, if that is later than what is known.
     TakeMembers {
         /// The shard.
@@ -85,6 +79,15 @@ pub enum Command {
     Kv(Box<kv::Request>),
     /// Takes a shard that is being emptied back into service.
     UndrainShard(ShardId),
+    /// Takes this random number for the cluster's, if it has none: by it versions of the routing table are told from those of other clusters.
+    NameCluster(u32),
+    /// Takes in tables that shards hold and that are not known here, with everything that is owned of them (R30).
+    TakeTables {
+        /// The tables.
+        tables: Vec<TableSchema>,
+        /// All of their ranges.
+        routes: Vec<Route>,
+    },
 }
 
 /// A split, merge or move, before it has ids.
@@ -200,6 +203,12 @@ pub enum Refusal {
     /// The shard is being emptied.
     #[error("shard {0} is draining")]
     Draining(ShardId),
+    /// The shard was declared lost for good.
+    #[error("shard {0} was declared lost for good; what is on its disks must not come back, use another number")]
+    Lost(ShardId),
+    /// The shard is not being emptied.
+    #[error("shard {0} is not draining")]
+    NotDraining(ShardId),
     /// Nothing would be left to drain to.
     #[error("shard {0} is the last active one")]
     LastShard(ShardId),
@@ -216,6 +225,22 @@ pub enum Refusal {
         operator: OperatorId,
         /// Where it is.
         step: &'static str,
+    },
+    /// The move is not known to be between its fence and its adoption, or is none.
+    #[error("operator {operator} is at step {step}: nothing of it can be taken back")]
+    NotFenced {
+        /// The operator.
+        operator: OperatorId,
+        /// Where it is.
+        step: &'static str,
+    },
+    /// The operator is over: nothing is left to cancel.
+    #[error("operator {operator} is over already: {status}")]
+    AlreadyOver {
+        /// The operator.
+        operator: OperatorId,
+        /// How it ended.
+        status: &'static str,
     },
     /// The operator is elsewhere by now; nothing to do.
     #[error("operator {operator} is at step {found}")]

@@ -10,22 +10,26 @@
 //! - every history is bounded.
 //!
 //! Routes change only when a shard has said that its log says so: by the transition that ends a split, merge or adoption, or by
-//! [`Command::TakeRoutes`].
+//! [`Command::TakeRoutes`], [`Command::TakeTables`] and [`Command::Reconciled`], which carry what shards have reported.
 
 mod apply;
 mod changes;
 mod command;
 mod operator;
+mod restoration;
 mod routes;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use apply::check_schema;
 pub use changes::{Change, Changes, MAX_CHANGES};
 pub use command::{Action, Command, Effect, NewDecision, Proposal, Refusal};
 pub use operator::{MAX_HISTORY, Operator, Status, Step, Transition, Work};
+pub use restoration::{Found, SKIPPED_NUMBERS};
 
 use crate::kv;
 use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::rest::DecisionBody;
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId, TableId, TableSchema};
@@ -43,6 +47,8 @@ pub const MAX_RANGES: usize = 16_384;
 pub const MAX_REPLICAS: usize = 9;
 /// The most operators under way at once.
 pub const MAX_RUNNING: usize = 64;
+/// Tables whose creation was given up and that are remembered.
+pub const MAX_GIVEN_UP: usize = 256;
 /// Operators that have ended and are remembered.
 pub const MAX_ENDED: usize = 512;
 /// Decisions that are remembered.
@@ -51,6 +57,8 @@ pub const MAX_DECISIONS: usize = 256;
 pub const MAX_LEFT: usize = 4;
 /// Pieces of one split.
 pub const MAX_PIECES: usize = 64;
+/// A range on which operators have failed is left alone for at most this long, in milliseconds, unless the configured pause is longer.
+pub const MAX_COOLDOWN_MS: u64 = 600_000;
 
 /// A shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +69,8 @@ pub struct Shard {
     pub epoch: u32,
     /// Whether it is being emptied.
     pub draining: bool,
+    /// Whether somebody has declared it lost for good: nothing that comes from it is believed, and nothing goes to it (R23).
+    pub lost: bool,
 }
 
 /// A table.
@@ -79,10 +89,40 @@ pub struct Range {
     pub route: Route,
     /// The operator that works on it.
     pub operator: Option<OperatorId>,
-    /// When its bounds last changed, in milliseconds since the Unix epoch.
+    /// When its bounds last changed, in milliseconds of [`State::time_ms`].
     pub bounds_since_ms: u64,
-    /// The shards its rows left lately and when (milliseconds since the Unix epoch), oldest first; pieces of a split inherit it.
+    /// The shards its rows left lately and when (milliseconds of [`State::time_ms`]), oldest first; pieces of a split inherit it.
     pub left: Vec<(ShardId, u64)>,
+    /// The operators that ended in vain on it since the last that did not.
+    pub failures: Failures,
+}
+
+/// Operators that ended in vain on a range, one after the other: it is left alone for longer after each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failures {
+    /// How many.
+    pub times: u32,
+    /// When the last of them ended, in milliseconds of [`State::time_ms`].
+    pub last_ms: u64,
+}
+
+impl Failures {
+    /// Until when the range is left alone, in milliseconds of [`State::time_ms`]: `cooldown_ms` after the first failure, twice as long after each
+    /// further one, at most [`MAX_COOLDOWN_MS`].
+    pub fn until_ms(&self, cooldown_ms: u64) -> Option<u64> {
+        let doublings = self.times.checked_sub(1)?.min(20);
+        let pause_ms = cooldown_ms.saturating_mul(1 << doublings).min(cooldown_ms.max(MAX_COOLDOWN_MS));
+        Some(self.last_ms + pause_ms)
+    }
+}
+
+/// The two clocks at a proposal.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    /// The proposer's clock, in milliseconds since the Unix epoch: for people, who read it. It can be set wrong, so nothing is decided by it.
+    at_ms: u64,
+    /// [`State::time_ms`]: what is decided by time is decided by this.
+    time_ms: u64,
 }
 
 impl Range {
@@ -99,6 +139,8 @@ pub struct Decision {
     pub id: u64,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
+    /// When, in milliseconds of [`State::time_ms`].
+    pub time_ms: u64,
     /// What was decided.
     pub decided: NewDecision,
     /// The operators it made.
@@ -132,6 +174,8 @@ pub struct State {
     pub shards: BTreeMap<ShardId, Shard>,
     /// The tables, those being created included.
     pub tables: BTreeMap<TableId, Table>,
+    /// The latest tables whose creation ended in vain, and its operator: should a shard have one all the same, it is to go.
+    pub given_up: BTreeMap<TableId, OperatorId>,
     /// The ranges of the tables that are ready.
     pub ranges: BTreeMap<RangeId, Range>,
     /// Operators under way, and the latest that ended.
@@ -146,8 +190,7 @@ pub struct State {
     pub changes: Changes,
     /// The coordination store. It has revisions of its own and no part in routing.
     pub kv: kv::Store,
-    /// See [`Proposal::since_ms`].
-    passed_ms: u64,
+    time_ms: u64,
     next_table: TableId,
     next_range: RangeId,
     next_operator: OperatorId,
@@ -160,6 +203,7 @@ impl Default for State {
             version: RouteVersion { incarnation: 1, number: 0 },
             shards: BTreeMap::new(),
             tables: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             ranges: BTreeMap::new(),
             operators: BTreeMap::new(),
             decisions: VecDeque::new(),
@@ -167,7 +211,7 @@ impl Default for State {
             restoring: false,
             changes: Changes::default(),
             kv: kv::Store::default(),
-            passed_ms: 0,
+            time_ms: 0,
             next_table: TableId(1),
             next_range: RangeId(1),
             next_operator: OperatorId(1),
@@ -187,9 +231,20 @@ impl State {
         self.operators.values().filter(|operator| !operator.status.is_over())
     }
 
+    /// The state machine's own time at the last proposal, in milliseconds: how long leaders have led so far, by their own processes' clocks, which
+    /// nobody sets. See [`Proposal::since_ms`].
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
     /// The number the next operator will get: smaller ones have existed.
     pub fn next_operator(&self) -> OperatorId {
         self.next_operator
+    }
+
+    /// Whether any of these numbers has not been given by this state: whoever has seen it knows more than the state does (R30).
+    pub fn has_not_given(&self, seen: HighestNumbers) -> bool {
+        seen.operator >= self.next_operator || seen.range >= self.next_range || seen.table >= self.next_table
     }
 
     /// The ranges of a table in key order.
@@ -197,6 +252,18 @@ impl State {
         let mut ranges: Vec<_> = self.ranges.values().filter(|range| range.route.table == table).collect();
         ranges.sort_by(|a, b| a.route.interval.start.cmp(&b.route.interval.start));
         ranges
+    }
+
+    /// The ranges of every table, in key order.
+    pub fn ranges_by_table(&self) -> BTreeMap<TableId, Vec<&Range>> {
+        let mut tables: BTreeMap<TableId, Vec<&Range>> = BTreeMap::new();
+        for range in self.ranges.values() {
+            tables.entry(range.route.table).or_default().push(range);
+        }
+        for ranges in tables.values_mut() {
+            ranges.sort_by(|a, b| a.route.interval.start.cmp(&b.route.interval.start));
+        }
+        tables
     }
 
     /// Whether a shard owns nothing, and nothing under way involves it.

@@ -4,6 +4,7 @@
 //! takes over knows what its predecessor was doing; everything between two transitions is idempotent and is simply done again.
 //! [`Transition::sources`] and [`Transition::target`] are the whole table of what may follow what; [`Status::may_become`] is the one of statuses.
 
+use super::Moment;
 use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
 use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, ShardId, TableId};
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,15 @@ impl Work {
         }
     }
 
+    /// The existing ranges it locks, and the epochs that they had when it began.
+    pub fn epochs(&self) -> Vec<(RangeId, Epoch)> {
+        match self {
+            Work::CreateTable { .. } => Vec::new(),
+            Work::Split { range, epoch, .. } | Work::Move { range, epoch, .. } => vec![(*range, *epoch)],
+            Work::Merge { left, right, .. } => vec![*left, *right],
+        }
+    }
+
     /// The step it begins with.
     pub fn first_step(&self) -> Step {
         if matches!(self, Work::Move { .. }) { Step::Open } else { Step::Apply }
@@ -104,9 +114,7 @@ pub enum Step {
     Copy,
     /// Moving: fenced at the source; it can only go forward (R20), and does so without the placement driver (R23).
     Switch,
-    /// Moving: adopted and published; the two copies are compared.
-    Verify,
-    /// Moving: the source deletes its copy (R24).
+    /// Moving: adopted and published; the source deletes its copy (R24).
     Purge,
     /// Moving: the destination forgets the move.
     Forget,
@@ -114,7 +122,7 @@ pub enum Step {
     Cancel,
     /// Moving: cancelled at the source; the destination deletes what came in.
     Discard,
-    /// Moving: the destination declined; the source takes the range back at a higher epoch (R23).
+    /// Moving: the destination declined, or is lost; the source takes the range back at a higher epoch (R23).
     Restore,
     /// Over.
     End,
@@ -122,12 +130,11 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Step; 11] = [
+    pub const ALL: [Step; 10] = [
         Step::Apply,
         Step::Open,
         Step::Copy,
         Step::Switch,
-        Step::Verify,
         Step::Purge,
         Step::Forget,
         Step::Cancel,
@@ -143,7 +150,6 @@ impl Step {
             Step::Open => "open",
             Step::Copy => "copy",
             Step::Switch => "switch",
-            Step::Verify => "verify",
             Step::Purge => "purge",
             Step::Forget => "forget",
             Step::Cancel => "cancel",
@@ -153,9 +159,10 @@ impl Step {
         }
     }
 
-    /// Whether rows are still being copied or handed over: such moves count against the limits on concurrent moves.
-    pub fn before_adoption(self) -> bool {
-        matches!(self, Step::Open | Step::Copy | Step::Switch | Step::Cancel | Step::Restore | Step::Discard)
+    /// Whether rows are still being copied: such moves count against the limits on concurrent moves. One that is being cancelled may wait
+    /// for a shard that is gone.
+    pub fn copies(self) -> bool {
+        matches!(self, Step::Open | Step::Copy | Step::Switch)
     }
 }
 
@@ -172,7 +179,7 @@ pub enum Status {
     Cancelled,
     /// Could not be done; the range is where it was, or where it went if `detail` says so.
     Failed,
-    /// The two copies differ: the range has moved, the source keeps its copy, an alarm is raised (R24).
+    /// What the destination stored differed from what the source sent: the range is where it was, an alarm is raised (R24).
     Differs,
 }
 
@@ -198,8 +205,8 @@ impl Status {
     pub fn may_become(self, next: Status) -> bool {
         use Status::*;
         match self {
-            Running => matches!(next, Running | Cancelling | Cancelled | Done | Failed | Differs),
-            Cancelling => matches!(next, Cancelling | Running | Cancelled | Failed),
+            Running => matches!(next, Running | Cancelling | Cancelled | Done | Failed),
+            Cancelling => matches!(next, Cancelling | Running | Cancelled | Failed | Differs),
             Done | Cancelled | Failed | Differs => false,
         }
     }
@@ -237,10 +244,20 @@ pub enum Transition {
         /// The epoch from here on.
         epoch: Epoch,
     },
-    /// The destination cannot take it in: the move is to be cancelled, and has failed.
+    /// The source cannot take the range back: the destination has adopted it, lost or not.
+    NotTakenBack {
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// The destination cannot take it in, or it gets no further: the move is to be cancelled, and has failed.
     GiveUp {
         /// Why, in one sentence.
         reason: String,
+    },
+    /// What the destination stores differs from what the source sends, again and again: the move is to be cancelled (R24).
+    Differs {
+        /// What was found, in one sentence.
+        detail: String,
     },
     /// A cancellation came after the fence: the move goes forward.
     TooLateToCancel,
@@ -248,19 +265,13 @@ pub enum Transition {
     CancelledAtSource,
     /// The destination has dropped what came in.
     Discarded,
-    /// Both copies were equal.
-    Verified,
-    /// They were not, or no comparison was possible.
-    NotVerified {
-        /// Whether a difference was seen; if not, the comparison was impossible.
-        differs: bool,
-        /// What was found, in one sentence.
-        detail: String,
-    },
     /// The source has deleted its copy.
     Purged,
     /// The destination has forgotten the move.
     Forgotten,
+    /// Its range has gone on without it, and neither shard knows it any more: the state was restored from a copy that was taken while it was
+    /// under way (R30).
+    Overtaken,
 }
 
 impl Transition {
@@ -275,13 +286,14 @@ impl Transition {
             // A report can be the first to tell that the move is further than this machine knows.
             Transition::Adopted { .. } => &[Open, Copy, Switch, Cancel],
             Transition::Declined => &[Copy, Switch, Cancel],
-            Transition::TakenBack { .. } => &[Restore],
-            Transition::GiveUp { .. } => &[Copy],
+            Transition::TakenBack { .. } | Transition::NotTakenBack { .. } => &[Restore],
+            Transition::GiveUp { .. } => &[Open, Copy],
+            Transition::Differs { .. } => &[Copy],
             Transition::TooLateToCancel | Transition::CancelledAtSource => &[Cancel],
             Transition::Discarded => &[Discard],
-            Transition::Verified | Transition::NotVerified { .. } => &[Verify],
             Transition::Purged => &[Purge],
             Transition::Forgotten => &[Forget],
+            Transition::Overtaken => &[Switch, Restore],
         }
     }
 
@@ -289,43 +301,43 @@ impl Transition {
     pub fn target(&self) -> Step {
         match self {
             Transition::Opened => Step::Copy,
-            Transition::Fenced | Transition::TooLateToCancel => Step::Switch,
-            Transition::Adopted { .. } => Step::Verify,
+            Transition::Fenced | Transition::TooLateToCancel | Transition::NotTakenBack { .. } => Step::Switch,
+            Transition::Adopted { .. } => Step::Purge,
             Transition::Declined => Step::Restore,
-            Transition::GiveUp { .. } => Step::Cancel,
+            Transition::GiveUp { .. } | Transition::Differs { .. } => Step::Cancel,
             Transition::CancelledAtSource => Step::Discard,
-            Transition::Verified => Step::Purge,
             Transition::Purged => Step::Forget,
             Transition::Applied
             | Transition::Refused { .. }
             | Transition::TakenBack { .. }
             | Transition::Discarded
-            | Transition::NotVerified { .. }
-            | Transition::Forgotten => Step::End,
+            | Transition::Forgotten
+            | Transition::Overtaken => Step::End,
         }
+    }
+
+    /// Whether the range is where it is to be from here on, so that the next operator may begin on it: what is left to do concerns a copy that
+    /// nobody is served from.
+    pub fn releases(&self) -> bool {
+        matches!(self, Transition::CancelledAtSource | Transition::Adopted { .. })
     }
 
     /// The status it leads to, from `operator`'s present one.
     pub fn status(&self, operator: &Operator) -> Status {
         match self {
             Transition::Applied | Transition::Forgotten => Status::Done,
-            Transition::Refused { .. } | Transition::TakenBack { .. } => Status::Failed,
-            Transition::NotVerified { differs, .. } => {
-                if *differs {
-                    Status::Differs
-                } else {
-                    Status::Failed
-                }
-            }
-            Transition::GiveUp { .. } => Status::Cancelling,
-            Transition::TooLateToCancel | Transition::Adopted { .. } | Transition::Declined => Status::Running,
+            Transition::Refused { .. } | Transition::TakenBack { .. } | Transition::Overtaken => Status::Failed,
+            Transition::GiveUp { .. } | Transition::Differs { .. } => Status::Cancelling,
+            Transition::Discarded if operator.differs => Status::Differs,
+            Transition::TooLateToCancel
+            | Transition::Adopted { .. }
+            | Transition::Declined
+            | Transition::NotTakenBack { .. } => Status::Running,
             Transition::Discarded if operator.given_up => Status::Failed,
             Transition::Discarded => Status::Cancelled,
-            Transition::Opened
-            | Transition::Fenced
-            | Transition::CancelledAtSource
-            | Transition::Verified
-            | Transition::Purged => operator.status,
+            Transition::Opened | Transition::Fenced | Transition::CancelledAtSource | Transition::Purged => {
+                operator.status
+            }
         }
     }
 }
@@ -347,11 +359,17 @@ pub struct Operator {
     pub detail: Option<String>,
     /// Whether it is being cancelled because it cannot be done, not because someone asked.
     pub given_up: bool,
+    /// Whether its destination was declared lost for good after the fence: the source is asked to take the range back (R23).
+    pub destination_lost: bool,
+    /// Whether that is because what the destination stored differed from what the source sent.
+    pub differs: bool,
     /// The decision that made it.
     pub decision: Option<u64>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: u64,
-    /// When it entered its step, in milliseconds since the Unix epoch.
+    /// When it began, in milliseconds of [`State::time_ms`](super::State::time_ms).
+    pub began_ms: u64,
+    /// When it entered its step, in milliseconds of [`State::time_ms`](super::State::time_ms).
     pub step_since_ms: u64,
     /// When it ended.
     pub ended_ms: Option<u64>,
@@ -367,7 +385,7 @@ pub struct Operator {
 
 impl Operator {
     /// A new one.
-    pub fn new(id: OperatorId, work: Work, table: TableId, decision: Option<u64>, at_ms: u64) -> Operator {
+    pub(super) fn new(id: OperatorId, work: Work, table: TableId, decision: Option<u64>, now: Moment) -> Operator {
         let step = work.first_step();
         Operator {
             id,
@@ -377,14 +395,17 @@ impl Operator {
             status: Status::Running,
             detail: None,
             given_up: false,
+            differs: false,
+            destination_lost: false,
             decision,
-            created_ms: at_ms,
-            step_since_ms: at_ms,
+            created_ms: now.at_ms,
+            began_ms: now.time_ms,
+            step_since_ms: now.time_ms,
             ended_ms: None,
             rows: 0,
             bytes: 0,
             pause_us: None,
-            history: vec![(at_ms, step)],
+            history: vec![(now.at_ms, step)],
         }
     }
 
@@ -393,19 +414,29 @@ impl Operator {
         matches!(self.step, Step::Open | Step::Copy) && self.status == Status::Running
     }
 
+    /// Whether it ends, or has ended, without having done what it was for.
+    pub fn is_in_vain(&self) -> bool {
+        matches!(self.status, Status::Failed | Status::Cancelling | Status::Cancelled | Status::Differs)
+    }
+
+    /// Where it is, in the words that REST uses: once it is over, how it ended.
+    pub fn shown_step(&self) -> &'static str {
+        if self.status.is_over() { self.status.name() } else { self.step.name() }
+    }
+
     /// Enters a step.
-    pub(super) fn enter(&mut self, step: Step, status: Status, at_ms: u64) {
+    pub(super) fn enter(&mut self, step: Step, status: Status, now: Moment) {
         debug_assert!(self.status.may_become(status), "{:?} -> {status:?}", self.status);
         self.step = step;
         self.status = status;
-        self.step_since_ms = at_ms;
+        self.step_since_ms = now.time_ms;
         if step == Step::End {
-            self.ended_ms = Some(at_ms);
+            self.ended_ms = Some(now.at_ms);
         }
         if self.history.len() >= MAX_HISTORY {
             self.history.remove(1);
         }
-        self.history.push((at_ms, step));
+        self.history.push((now.at_ms, step));
     }
 
     /// The form in which REST shows it.
@@ -413,7 +444,7 @@ impl Operator {
         OperatorBody {
             id: self.id,
             kind: self.work.kind(),
-            step: if self.status.is_over() { self.status.name() } else { self.step.name() }.to_string(),
+            step: self.shown_step().to_string(),
             status: self.status.name().to_string(),
             detail: self.detail.clone(),
             decision: self.decision,
@@ -440,21 +471,25 @@ mod tests {
             Transition::Adopted { epoch: Epoch(2), pause_us: 0, rows: 0, bytes: 0 },
             Transition::Declined,
             Transition::TakenBack { epoch: Epoch(3) },
+            Transition::NotTakenBack { reason: reason() },
             Transition::GiveUp { reason: reason() },
             Transition::TooLateToCancel,
             Transition::CancelledAtSource,
             Transition::Discarded,
-            Transition::Verified,
-            Transition::NotVerified { differs: true, detail: reason() },
-            Transition::NotVerified { differs: false, detail: reason() },
+            Transition::Differs { detail: reason() },
             Transition::Purged,
             Transition::Forgotten,
+            Transition::Overtaken,
         ]
     }
 
     fn operator(step: Step, status: Status) -> Operator {
         let work = Work::Move { range: RangeId(1), epoch: Epoch(1), from: ShardId(1), to: ShardId(2) };
-        Operator { step, status, ..Operator::new(OperatorId(1), work, TableId(1), None, 0) }
+        Operator {
+            step,
+            status,
+            ..Operator::new(OperatorId(1), work, TableId(1), None, Moment { at_ms: 0, time_ms: 0 })
+        }
     }
 
     #[test]
@@ -502,7 +537,7 @@ mod tests {
     fn a_long_history_keeps_its_first_and_its_latest_steps() {
         let mut operator = operator(Step::Open, Status::Running);
         for at in 1..100 {
-            operator.enter(Step::Copy, Status::Running, at);
+            operator.enter(Step::Copy, Status::Running, Moment { at_ms: at, time_ms: 0 });
         }
         assert_eq!(operator.history.len(), MAX_HISTORY);
         assert_eq!(operator.history.first(), Some(&(0, Step::Open)));

@@ -1,6 +1,6 @@
 //! Changing routes without ever leaving a gap or an overlap.
 
-use super::{Change, Range, Refusal, State};
+use super::{Change, Failures, Moment, Range, Refusal, State};
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{KeyInterval, RangeId, TableId};
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 impl State {
     /// Puts `routes` in the place of every range they overlap, which must cover exactly the same keys and be no later
     /// (invariant 6). All routes are of one table. New ranges inherit when and whence their rows came.
-    pub(super) fn replace(&mut self, routes: &[Route], at_ms: u64, change: &mut Change) -> Result<(), Refusal> {
+    pub(super) fn replace(&mut self, routes: &[Route], now: Moment, change: &mut Change) -> Result<(), Refusal> {
         let Some(table) = routes.first().map(|route| route.table) else {
             return Ok(());
         };
@@ -19,14 +19,20 @@ impl State {
             let parents = || removed.iter().filter(|r| r.route.interval.overlaps(&route.interval));
             let same_bounds = parents().any(|r| r.route.interval == route.interval);
             let mut left: Vec<_> = parents().flat_map(|r| r.left.iter().copied()).collect();
-            left.extend(parents().filter(|r| r.route.shard != route.shard).map(|r| (r.route.shard, at_ms)));
+            left.extend(parents().filter(|r| r.route.shard != route.shard).map(|r| (r.route.shard, now.time_ms)));
             left.sort_by_key(|(shard, at)| (*at, *shard));
             left.dedup();
             left.drain(..left.len().saturating_sub(super::MAX_LEFT));
-            let bounds_since_ms =
-                if same_bounds { parents().map(|r| r.bounds_since_ms).max().unwrap_or(at_ms) } else { at_ms };
+            let bounds_since_ms = if same_bounds {
+                parents().map(|r| r.bounds_since_ms).max().unwrap_or(now.time_ms)
+            } else {
+                now.time_ms
+            };
+            // Elsewhere, or cut otherwise, it is another range: what failed may now work.
+            let same = |r: &&Range| r.route.interval == route.interval && r.route.shard == route.shard;
+            let failures: Failures = parents().find(same).map(|r| r.failures).unwrap_or_default();
             let operator = removed.iter().find(|r| r.route.range == route.range).and_then(|r| r.operator);
-            self.ranges.insert(route.range, Range { route: route.clone(), operator, bounds_since_ms, left });
+            self.ranges.insert(route.range, Range { route: route.clone(), operator, bounds_since_ms, left, failures });
             change.ranges.insert(route.range);
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::balancer::testing::{key, must, schema, shard, state_with_table};
+use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, Key, KeyInterval};
 use proptest::prelude::*;
@@ -41,7 +42,6 @@ fn finish_move(state: &mut State, operator: OperatorId, epoch: u64) {
     for (from, transition) in [
         (Step::Open, Transition::Opened),
         (Step::Copy, adopted(epoch)),
-        (Step::Verify, Transition::Verified),
         (Step::Purge, Transition::Purged),
         (Step::Forget, Transition::Forgotten),
     ] {
@@ -180,7 +180,7 @@ fn a_cancelled_move_leaves_everything_as_it_was() {
     advance(&mut state, operator, Step::Cancel, Transition::CancelledAtSource);
     advance(&mut state, operator, Step::Discard, Transition::Discarded);
     assert_eq!(state.operators[&operator].status, Status::Cancelled);
-    assert_eq!(state.ranges[&RangeId(1)], before);
+    assert_eq!(Range { failures: before.failures, ..state.ranges[&RangeId(1)].clone() }, before);
 }
 
 /// R20: the fence came first; the move goes forward and cannot be cancelled any more.
@@ -232,12 +232,108 @@ fn adding_a_shard_again_does_not_end_its_drain() {
     assert_eq!(must(&mut state, 1, Command::AddShard(shard(2))), Effect::Unchanged);
     let elsewhere = ShardInfo { replicas: shard(3).replicas, ..shard(2) };
     assert_eq!(must(&mut state, 1, Command::AddShard(elsewhere.clone())), Effect::Applied);
-    assert_eq!(state.shards[&ShardId(2)], Shard { info: elsewhere, epoch: 0, draining: true });
+    assert_eq!(state.shards[&ShardId(2)], Shard { info: elsewhere, epoch: 0, draining: true, lost: false });
     assert_eq!(must(&mut state, 1, Command::UndrainShard(ShardId(2))), Effect::Applied);
-    assert_eq!(must(&mut state, 1, Command::UndrainShard(ShardId(2))), Effect::Unchanged);
+    assert_eq!(try_apply(&mut state, 1, Command::UndrainShard(ShardId(2))), Err(Refusal::NotDraining(ShardId(2))));
     assert!(!state.shards[&ShardId(2)].draining);
     let unknown = try_apply(&mut state, 1, Command::UndrainShard(ShardId(9)));
     assert_eq!(unknown, Err(Refusal::UnknownShard(ShardId(9))));
+}
+
+#[test]
+fn what_a_drain_was_moving_away_stays_when_the_shard_is_taken_back() {
+    let mut state = state_with_table(2);
+    split(&mut state, 1, &[10]);
+    must(&mut state, 1, Command::DrainShard(ShardId(1)));
+    let asked = move_to(&mut state, 1, 2);
+    let action = Action::Move { range: RangeId(2), epoch: None, to: ShardId(2) };
+    let decided = NewDecision {
+        why: "drain".into(),
+        imbalance_before: 1.0,
+        imbalance_expected: 1.0,
+        alternatives: Vec::new(),
+        actions: vec![action],
+    };
+    let Effect::Begun(drained) = must(&mut state, 1, Command::Decide(Box::new(decided))) else { panic!("not begun") };
+    must(&mut state, 1, Command::UndrainShard(ShardId(1)));
+    assert_eq!(state.operators[&asked].status, Status::Running, "a person has asked for it");
+    let cancelled = &state.operators[&drained[0]];
+    assert_eq!((cancelled.step, cancelled.status), (Step::Cancel, Status::Cancelling));
+    assert!(cancelled.detail.as_ref().unwrap().contains("no longer being drained"));
+}
+
+/// What an operator left at its destination concerns nobody who is served: the range is free once the source has cancelled (R20).
+#[test]
+fn a_range_is_free_once_its_source_has_cancelled() {
+    let mut state = state_with_table(3);
+    let operator = move_to(&mut state, 1, 2);
+    advance(&mut state, operator, Step::Open, Transition::GiveUp { reason: "silent".into() });
+    assert_eq!(state.ranges[&RangeId(1)].operator, Some(operator), "the source's log decides");
+    advance(&mut state, operator, Step::Cancel, Transition::CancelledAtSource);
+    assert_eq!(state.ranges[&RangeId(1)].operator, None);
+    let next = move_to(&mut state, 1, 3);
+    advance(&mut state, operator, Step::Discard, Transition::Discarded);
+    assert_eq!(state.operators[&operator].status, Status::Failed);
+    assert_eq!(state.ranges[&RangeId(1)].operator, Some(next), "the other operator has nothing to unlock any more");
+}
+
+#[test]
+fn a_range_is_left_alone_for_longer_after_each_failure() {
+    let mut state = state_with_table(2);
+    let fail = |state: &mut State, transition| {
+        let operator = move_to(state, 1, 2);
+        advance(state, operator, Step::Open, transition);
+        state.ranges[&RangeId(1)].failures
+    };
+    let refused = || Transition::Refused { reason: "no".into() };
+    let waits: Vec<u64> = (0..9)
+        .map(|_| {
+            let failures = fail(&mut state, refused());
+            failures.until_ms(10_000).unwrap() - failures.last_ms
+        })
+        .collect();
+    assert_eq!(waits, [10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 600_000, 600_000, 600_000]);
+    let operator = move_to(&mut state, 1, 2);
+    finish_move(&mut state, operator, 2);
+    assert_eq!(state.ranges[&RangeId(1)].failures, Failures::default(), "what worked is forgiven");
+    assert_eq!(Failures::default().until_ms(10_000), None);
+}
+
+/// Clocks can be set wrong: what is decided by time is decided by the time that leaders have led, which nobody sets.
+#[test]
+fn a_leader_whose_clock_is_an_hour_off_changes_no_times_that_decide() {
+    let mut state = state_with_table(2);
+    let at = |state: &mut State, at_ms, since_ms, command| {
+        assert!(state.apply(Proposal { at_ms, since_ms, nonce: 0, command }).is_ok());
+    };
+    let began = state.time_ms();
+    let action = Action::Split { range: RangeId(1), epoch: None, at: vec![key(10)] };
+    at(&mut state, 7_200_000, 500, Command::Begin(action));
+    let operator = state.running().next().unwrap().id;
+    let applied = Command::Advance { operator, from: Step::Apply, transition: Transition::Applied };
+    at(&mut state, 7_200_100, 100, applied);
+    let action = Action::Move { range: RangeId(2), epoch: None, to: ShardId(2) };
+    at(&mut state, 3_600_000, 50, Command::Begin(action));
+    let operator = state.running().next().unwrap().id;
+    let adopted = Command::Advance { operator, from: Step::Open, transition: adopted(3) };
+    at(&mut state, 3_600_100, 100, adopted);
+    let moved = &state.ranges[&RangeId(2)];
+    assert_eq!(moved.bounds_since_ms, began + 600);
+    assert_eq!(moved.left_at_ms(ShardId(1)), Some(began + 750));
+    assert_eq!(state.operators[&operator].began_ms, began + 650);
+    assert_eq!(state.operators[&operator].created_ms, 3_600_000, "people are shown the clock");
+}
+
+#[test]
+fn refusals_name_keys_and_steps_as_people_know_them() {
+    let mut state = state_with_table(2);
+    let operator = split(&mut state, 1, &[10]);
+    let refusal = |state: &mut State, command| try_apply(state, 1, command).unwrap_err().to_string();
+    let outside = Command::Begin(Action::Split { range: RangeId(1), epoch: None, at: vec![key(100)] });
+    assert_eq!(refusal(&mut state, outside), "100 is not strictly inside [-∞, 10)");
+    assert_eq!(refusal(&mut state, Command::Cancel(operator)), "operator 2 is over already: done");
+    let late = Command::Advance { operator, from: Step::Apply, transition: Transition::Applied };
+    assert_eq!(refusal(&mut state, late), "operator 2 is at step done");
 }
 
 /// R20, for a table: nothing is known of it before its shard has answered. A shard that owns nothing may not even be there.
@@ -253,7 +349,7 @@ fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
         matches!(try_apply(&mut state, 4, late), Err(Refusal::OtherStep { .. })),
         "an answer that comes late is void"
     );
-    assert!(matches!(try_apply(&mut state, 4, Command::Cancel(operator)), Err(Refusal::NotCancellable { .. })));
+    assert!(matches!(try_apply(&mut state, 4, Command::Cancel(operator)), Err(Refusal::AlreadyOver { .. })));
     let operator = create_at(&mut state, 1);
     let refused = try_apply(&mut state, 5, Command::Cancel(operator));
     assert!(matches!(refused, Err(Refusal::NotCancellable { .. })), "a shard that owns something will answer");
@@ -286,22 +382,40 @@ fn later_routes_are_taken_in_and_nothing_else() {
 fn a_restored_state_allocates_nothing_before_it_is_reconciled() {
     let mut state = state_with_table(2);
     must(&mut state, 1, Command::BeginIncarnation(7));
-    assert_eq!(state.version.incarnation, 7);
+    assert_eq!(state.version.generation(), 7);
     let action = Action::Split { range: RangeId(1), epoch: None, at: vec![key(1)] };
     assert_eq!(try_apply(&mut state, 1, Command::Begin(action.clone())), Err(Refusal::Restoring));
     assert!(
         state.changes.since(state.version.number - 1, state.version.number).is_none(),
         "versions of two incarnations cannot be compared"
     );
-    must(
-        &mut state,
-        1,
-        Command::Reconciled { range: RangeId(40), operator: OperatorId(70), table: TableId(3), routes: vec![] },
-    );
+    let highest = HighestNumbers { range: RangeId(40), operator: OperatorId(70), table: TableId(3) };
+    must(&mut state, 1, Command::Reconciled(Box::new(Found { highest, ..Found::default() })));
     let operator = begin(&mut state, action);
     assert_eq!(operator, OperatorId(71));
     advance(&mut state, operator, Step::Apply, Transition::Applied);
     assert!(state.ranges.contains_key(&RangeId(41)));
+}
+
+/// A cluster that was founded anew begins to count again: its versions must not look like those of before.
+#[test]
+fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
+    let founded = |cluster| {
+        let mut state = state_with_table(2);
+        must(&mut state, 1, Command::NameCluster(cluster));
+        state
+    };
+    let (mut before, anew) = (founded(7), founded(8));
+    assert_eq!(before.version.number, anew.version.number);
+    assert_ne!(before.version.incarnation, anew.version.incarnation);
+    assert!(
+        before.changes.since(0, before.version.number).is_none(),
+        "what was served without the number is told whole"
+    );
+    assert_eq!(must(&mut before, 1, Command::NameCluster(9)), Effect::Unchanged, "for life");
+    must(&mut before, 1, Command::BeginIncarnation(2));
+    assert_eq!((before.version.cluster(), before.version.generation()), (7, 2));
+    assert_eq!(must(&mut before, 1, Command::BeginIncarnation(2)), Effect::Unchanged);
 }
 
 #[test]
@@ -397,7 +511,7 @@ fn command(state: &State, wild: Wild) -> Option<Command> {
                 Transition::TooLateToCancel,
                 Transition::CancelledAtSource,
                 Transition::Discarded,
-                Transition::Verified,
+                Transition::Differs { detail: String::new() },
                 Transition::Purged,
                 Transition::Forgotten,
             ];

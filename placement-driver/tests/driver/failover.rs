@@ -76,7 +76,7 @@ async fn all_replicas_restart_from_their_snapshots() {
 async fn a_shard_that_is_away_delays_a_move() {
     let cluster = Cluster::start(2).await;
     cluster.create_table(&bigint_table("t")).await;
-    cluster.shards.world().dead.insert(evenkeel_protocol::ShardId(2));
+    cluster.shards.world().deaf.insert(evenkeel_protocol::ShardId(2));
     let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
     cluster.at_step(&operator, "copy").await;
     eventually("the reason", || async {
@@ -86,7 +86,7 @@ async fn a_shard_that_is_away_delays_a_move() {
         body["detail"].as_str()?.contains("shard 2").then_some(())
     })
     .await;
-    cluster.shards.world().dead.clear();
+    cluster.shards.world().deaf.clear();
     assert_eq!(cluster.ended(&operator).await["status"], "done");
     cluster.stop().await;
 }

@@ -4,7 +4,8 @@ use crate::cluster::{Cluster, bigint_table, eventually, schema};
 use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::rest::{RouteLookupBody, RoutesBody};
 use evenkeel_protocol::routing::RoutingTable;
-use evenkeel_protocol::{KeyCodec, KeyType, KeyValue, RangeId, TableSchema};
+use evenkeel_protocol::scrub::Difference;
+use evenkeel_protocol::{KeyCodec, KeyInterval, KeyType, KeyValue, RangeId, TableSchema};
 use futures::StreamExt;
 use reqwest::header::HeaderValue;
 use reqwest::{Method, StatusCode};
@@ -67,6 +68,39 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let (_, sums) = cluster.get("/v1/checksums").await;
     assert_eq!((&sums["differing"], &sums["owners_wrong"]), (&json!([]), &json!([])), "{sums}");
     assert_eq!(sums["shards"].as_array().unwrap().len(), 2);
+    // Each range is compared by itself here, and all are.
+    assert_eq!(
+        (&sums["shards"][0]["complete"], &sums["shards"][0]["ranges"].as_array().unwrap().len()),
+        (&json!(true), &2)
+    );
+    cluster.stop().await;
+}
+
+// What leaders find by themselves is told, and so is what they are asked for (finding F5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_differ_are_named_with_their_keys() {
+    let cluster = Cluster::start(1).await;
+    cluster.create_table(&bigint_table("t")).await;
+    let (_, tables) = cluster.get("/v1/tables").await;
+    let table = serde_json::from_value(tables[0]["id"].clone()).unwrap();
+    cluster.shards.world().difference = Some(Difference {
+        range: RangeId(1),
+        table,
+        interval: KeyInterval::new(key(7), Some(key(8))),
+        replicas: vec![2],
+        detail: "replica 2 holds no row".into(),
+    });
+    let named = |body: &Value| {
+        (body["table"] == "t" && body["start"] == json!([7]) && body["end"] == json!([8])).then_some(())?;
+        (body["replicas"] == json!([2]) && body["range"] == 1).then_some(())
+    };
+    eventually("the difference in the shard's report", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        named(&shards[0]["scrub"]["differences"][0])
+    })
+    .await;
+    let (_, sums) = cluster.get("/v1/checksums").await;
+    assert!(named(&sums["differing"][0]).is_some() && sums["differing"][0]["shard"] == 1, "{sums}");
     cluster.stop().await;
 }
 
@@ -178,15 +212,23 @@ async fn a_busy_range_a_cancellation_and_a_fence() {
     let (status, body) = cluster.delete(&format!("/v1/operators/{}", operator["id"])).await;
     assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("not-cancellable")));
     cluster.shards.world().hold_switches = false;
+    assert_eq!(cluster.ended(&operator).await["status"], "done");
+
+    // R24: what is stored differs from what is sent. That is found out before the fence.
+    let purged = cluster.shards.world().count("Purge");
+    cluster.shards.world().hold_copies = true;
     cluster.shards.world().differ = true;
+    let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 1 })).await;
     let ended = cluster.ended(&operator).await;
     assert_eq!(ended["status"], "differs", "R24");
-    assert_eq!(cluster.shards.world().count("Purge"), 0, "R24: the source keeps its copy");
+    assert_eq!(cluster.shards.world().owner(1), Some(2), "the range stays where it is");
+    assert_eq!(cluster.shards.world().count("Purge"), purged, "R24: the source keeps its rows");
+    cluster.shards.world().differ = false;
 
-    // Until somebody has looked at it, and says that it may go.
+    // A copy that was left behind goes when somebody says so.
     let copy = format!("/v1/operators/{}/copy", operator["id"]);
     let (status, body) = cluster.delete(&copy).await;
-    assert_eq!((status, &body), (StatusCode::OK, &json!({ "operator": operator["id"], "shard": 1, "purged": true })));
+    assert_eq!((status, &body), (StatusCode::OK, &json!({ "operator": operator["id"], "shard": 2, "purged": true })));
     assert!(cluster.shards.world().count("Purge") > 0);
     assert_eq!(cluster.delete(&copy).await.0, StatusCode::OK, "asked again");
     for (path, status, code) in [
@@ -513,9 +555,26 @@ async fn a_drain_ends_only_when_that_is_asked_for() {
     let again = json!({ "id": info.id, "replicas": info.replicas });
     let (status, body) = cluster.post("/v1/shards", &again).await;
     assert_eq!((status, body["status"].as_str()), (StatusCode::OK, Some("draining")), "{body}");
-    for _ in 0..2 {
-        let (status, body) = cluster.post("/v1/shards/1/undrain", &json!({})).await;
-        assert_eq!((status, body["status"].as_str()), (StatusCode::OK, Some("active")), "{body}");
-    }
+    let (status, body) = cluster.post("/v1/shards/1/undrain", &json!({})).await;
+    assert_eq!((status, body["status"].as_str()), (StatusCode::OK, Some("active")), "{body}");
+    let (status, body) = cluster.post("/v1/shards/1/undrain", &json!({})).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("shard-not-draining")), "{body}");
+    cluster.stop().await;
+}
+
+/// A move that could not even begin is refused at once, by a code that programs know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_to_a_shard_that_does_not_report_is_refused() {
+    let cluster = Cluster::start(2).await;
+    cluster.create_table(&bigint_table("t")).await;
+    cluster.shards.world().dead.insert(evenkeel_protocol::ShardId(2));
+    eventually("silence", || async {
+        let (_, shards) = cluster.get("/v1/shards").await;
+        let age_ms = shards.as_array()?[1]["report_age_ms"].as_u64();
+        age_ms.is_none_or(|ms| ms > 1500).then_some(())
+    })
+    .await;
+    let (status, body) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
+    assert_eq!((status, body["code"].as_str()), (StatusCode::CONFLICT, Some("shard-silent")), "{body}");
     cluster.stop().await;
 }

@@ -1,22 +1,25 @@
 //! Binding INSERT, UPDATE and DELETE: their keys, and RETURNING rewritten so that every change comes back (R7).
 //!
-//! After the columns that the user asked for come the columns that the log needs: the whole new row for INSERT and UPDATE,
-//! the key for DELETE. An UPDATE cannot change a key, because its row could then belong to another range and RETURNING
+//! After the columns that the user asked for come the columns that the log needs: the whole new row for INSERT, the key and the assigned
+//! columns for UPDATE, the key for DELETE. What an UPDATE leaves alone is not read, however large it is. An UPDATE cannot change a key, because its row could then belong to another range and RETURNING
 //! does not show the old key (R15).
 
+use super::constant::assigned_integer;
 use super::expr::{Purpose, Scope, Writer};
-use super::operand::{Operand, operand};
+use super::operand::{Operand, integer_limits, integer_operand, operand};
 use super::plan::{Capture, Keys, Pieces, Plan, PlanKind, RowEffect, Scan};
 use super::region::KeyShape;
 use super::select::{condition_keys, key_names, key_types, write_items, write_table};
 use super::statement::{DeleteBody, InsertBody, TableRef, UpdateBody};
+use super::syntax::peel;
 use super::types::Family;
 use super::{names, parse};
 use crate::error::{SqlError, codes};
 use crate::key::{KeyCodec, KeyType};
-use crate::schema::TableSchema;
+use crate::schema::{ColumnSchema, TableSchema};
 use sqlparser::ast::{
     Assignment, AssignmentTarget, ConflictTarget, DoUpdate, Expr, OnConflict, OnConflictAction, SelectItem,
+    Value as Literal,
 };
 
 fn scope<'a>(schema: &'a TableSchema, table: &'a TableRef) -> Scope<'a> {
@@ -47,12 +50,13 @@ fn write_value(writer: &mut Writer<'_>, expr: &Expr, family: Family) -> Result<(
     writer.typed(expr, family)
 }
 
-/// Writes `"column" = value` for each assignment. Keys stay as they are.
+/// Writes `"column" = value` for each assignment, and gives the columns' positions, ascending. Keys stay as they are.
 fn write_assignments(
     writer: &mut Writer<'_>,
     assignments: &[Assignment],
     schema: &TableSchema,
-) -> Result<(), SqlError> {
+) -> Result<Vec<usize>, SqlError> {
+    let mut assigned = Vec::with_capacity(assignments.len());
     for (i, Assignment { target, value }) in assignments.iter().enumerate() {
         let AssignmentTarget::ColumnName(name) = target else {
             return Err(SqlError::unsupported(
@@ -74,8 +78,12 @@ fn write_assignments(
         writer.push(&TableSchema::quote(name));
         writer.push(" = ");
         write_value(writer, value, family(schema, position))?;
+        assigned.push(position);
     }
-    Ok(())
+    assigned.sort_unstable();
+    // PostgreSQL refuses a column that is assigned twice.
+    assigned.dedup();
+    Ok(assigned)
 }
 
 /// Writes RETURNING with the user's columns first; returns how many those are.
@@ -114,7 +122,7 @@ fn plan(
     };
     let single = match &keys {
         Keys::Point(_) => true,
-        Keys::Rows(rows) => rows.len() == 1,
+        Keys::Rows { rows, .. } => rows.len() == 1,
         _ => false,
     };
     Ok(Plan {
@@ -126,11 +134,14 @@ fn plan(
         pieces,
         returned,
         capture,
+        assigned: Vec::new(),
         effect,
         scan: if single { Scan::Single } else { Scan::Whole },
+        descending: false,
         limit: None,
         keys,
         shape: KeyShape::new(KeyCodec::new(types))?,
+        plain_insert: false,
     })
 }
 
@@ -142,16 +153,26 @@ pub(super) fn bind_update(body: &UpdateBody, schema: &TableSchema) -> Result<Pla
     writer.push("UPDATE ");
     write_table(&mut writer, &body.table);
     writer.push(" SET ");
-    write_assignments(&mut writer, &body.assignments, schema)?;
+    let assigned = write_assignments(&mut writer, &body.assignments, schema)?;
     pieces.head = writer.take();
     if let Some(filter) = &body.filter {
         writer.expr(filter)?;
         pieces.filter = Some(writer.take());
     }
-    let returned = write_returning(&mut writer, &body.returning, all_columns(schema))?;
+    // If nothing is left alone, the image is the row, which needs no row to be applied to.
+    let whole = assigned.len() + schema.key.len() == schema.columns.len();
+    let name = |column: &ColumnSchema| column.name.clone();
+    let captured: Vec<String> = if whole {
+        all_columns(schema).collect()
+    } else {
+        schema.key_columns().chain(assigned.iter().map(|&position| &schema.columns[position])).map(name).collect()
+    };
+    let returned = write_returning(&mut writer, &body.returning, captured.into_iter())?;
     pieces.tail = writer.take();
     let keys = condition_keys(body.filter.as_ref(), &writer, schema, &types)?;
-    plan(PlanKind::Update, schema, &writer, pieces, returned, keys, types)
+    let plan = plan(PlanKind::Update, schema, &writer, pieces, returned, keys, types)?;
+    let capture = if whole { Capture::Rows } else { Capture::Assigned };
+    Ok(Plan { capture, assigned, ..plan })
 }
 
 /// Binds a DELETE.
@@ -186,6 +207,8 @@ pub(super) fn bind_insert(body: &InsertBody, schema: &TableSchema) -> Result<Pla
     }
     writer.push(") VALUES ");
     let key_places = key_places(schema, &positions)?;
+    let mut nulls = Vec::with_capacity(schema.key.len());
+    nulls.extend(schema.key_columns().map(|column| not_null(schema, &column.name)));
     let mut rows = Vec::with_capacity(body.rows.len());
     for (i, row) in body.rows.iter().enumerate() {
         if row.len() != positions.len() {
@@ -197,20 +220,25 @@ pub(super) fn bind_insert(body: &InsertBody, schema: &TableSchema) -> Result<Pla
             return Err(parse::syntax(format!("INSERT has more {more}")));
         }
         writer.push(if i > 0 { ", " } else { "" });
-        write_row(&mut writer, row, &positions, schema)?;
-        rows.push(row_key(row, &key_places, schema, &types)?);
+        let (key, computed) = row_key(row, &key_places, schema, &types)?;
+        write_row(&mut writer, row, &positions, schema, &computed)?;
+        rows.push(key);
     }
     let mut effect = RowEffect::Inserts;
     if let Some(conflict) = &body.conflict {
         effect = write_conflict(&mut writer, conflict, schema)?;
     }
-    let returned = write_returning(&mut writer, &body.returning, all_columns(schema))?;
+    let head = writer.take();
+    // Whether a row was there is not to be seen by its values.
+    let found = (effect == RowEffect::Upserts).then(|| "xmax".to_string());
+    let returned = write_returning(&mut writer, &body.returning, all_columns(schema).chain(found))?;
     for (index, family) in rows.iter().flatten().filter_map(Operand::parameter) {
         writer.check_key_parameter(index, family)?;
     }
-    let pieces = Pieces { head: writer.take(), ..Pieces::default() };
-    let plan = plan(PlanKind::Insert, schema, &writer, pieces, returned, Keys::Rows(rows), types)?;
-    Ok(Plan { effect, ..plan })
+    let pieces = Pieces { head, tail: writer.take(), ..Pieces::default() };
+    let plain_insert = rows.len() == 1 && body.conflict.is_none();
+    let plan = plan(PlanKind::Insert, schema, &writer, pieces, returned, Keys::Rows { rows, nulls }, types)?;
+    Ok(Plan { effect, plain_insert, ..plan })
 }
 
 /// Which column each value of a row is for. Without a list of columns, values are for the first ones.
@@ -238,40 +266,99 @@ fn key_places(schema: &TableSchema, positions: &[usize]) -> Result<Vec<usize>, S
     let place = |key: &usize| {
         positions.iter().position(|position| position == key).ok_or_else(|| {
             let name = schema.columns.get(*key).map_or("", |column| &column.name);
-            SqlError::unsupported(
-                format!("an INSERT without a value for the key column {name:?} is not supported, because the key decides where the row goes"),
-                "give the key its value; draw one in the client if need be",
-            )
+            defaulted(schema, *key).unwrap_or_else(|| not_null(schema, name))
         })
     };
     schema.key.iter().map(place).collect()
 }
 
-fn write_row(writer: &mut Writer<'_>, row: &[Expr], positions: &[usize], schema: &TableSchema) -> Result<(), SqlError> {
+/// 23502, as PostgreSQL says it.
+fn not_null(schema: &TableSchema, column: &str) -> SqlError {
+    let message = format!("null value in column {column:?} of relation {:?} violates not-null constraint", schema.name);
+    SqlError::new(codes::NOT_NULL, message)
+}
+
+/// The refusal of a key that is left to its column's default; `None` if it has none, and so is null.
+fn defaulted(schema: &TableSchema, position: usize) -> Option<SqlError> {
+    let column = schema.columns.get(position)?;
+    let begins = |collation: &str| {
+        format!("{} {}{collation} NOT NULL DEFAULT ", TableSchema::quote(&column.name), column.type_name)
+    };
+    let has_default = ["", " COLLATE \"C\""].iter().any(|collation| schema.create_sql.contains(&begins(collation)));
+    has_default.then(|| {
+        let name = &column.name;
+        SqlError::unsupported(
+            format!("an INSERT that leaves the key column {name:?} to its default is not supported, because the key decides where the row goes"),
+            "give the key its value; draw one in the client if need be",
+        )
+    })
+}
+
+/// Writes a row; for the places in `computed` the integers there.
+fn write_row(
+    writer: &mut Writer<'_>,
+    row: &[Expr],
+    positions: &[usize],
+    schema: &TableSchema,
+    computed: &[(usize, i128)],
+) -> Result<(), SqlError> {
     // A value of a new row cannot name columns.
     let scope = std::mem::replace(&mut writer.scope, Scope { table: None, alias: None, excluded: false });
     for (i, (value, position)) in row.iter().zip(positions).enumerate() {
         writer.push(if i > 0 { ", " } else { "(" });
-        write_value(writer, value, family(schema, *position))?;
+        match computed.iter().find(|(place, _)| *place == i) {
+            Some((_, value)) => writer.push(&value.to_string()),
+            None => write_value(writer, value, family(schema, *position))?,
+        }
     }
     writer.push(")");
     writer.scope = scope;
     Ok(())
 }
 
-fn row_key(row: &[Expr], places: &[usize], schema: &TableSchema, types: &[KeyType]) -> Result<Vec<Operand>, SqlError> {
-    let key = places.iter().zip(types).enumerate().map(|(i, (place, kind))| {
-        operand(&row[*place], i + 1, *kind)?.ok_or_else(|| {
-            let name = schema.columns.get(schema.key[i]).map_or("", |column| &column.name);
-            SqlError::unsupported(
+/// A new row's key, and of it what was computed here: where in the row, and the value.
+type RowKey = (Vec<Operand>, Vec<(usize, i128)>);
+
+fn row_key(row: &[Expr], places: &[usize], schema: &TableSchema, types: &[KeyType]) -> Result<RowKey, SqlError> {
+    let (mut key, mut computed) = (Vec::with_capacity(places.len()), Vec::new());
+    for (i, (place, kind)) in places.iter().zip(types).enumerate() {
+        let value = &row[*place];
+        let name = schema.columns.get(schema.key[i]).map_or("", |column| &column.name);
+        if is_default(value) {
+            return Err(defaulted(schema, schema.key[i]).unwrap_or_else(|| not_null(schema, name)));
+        }
+        if integer_limits(*kind).is_some()
+            && is_computed(value)
+            && let Some(integer) = assigned_integer(value)?
+        {
+            computed.push((*place, integer));
+            key.push(integer_operand(integer, *kind));
+            continue;
+        }
+        let Some(operand) = operand(value, i + 1, *kind)? else {
+            // What is not supported anywhere says so better itself.
+            let nothing = Scope { table: None, alias: None, excluded: false };
+            write_value(&mut Writer::new(nothing, Purpose::Statement), value, family(schema, schema.key[i]))?;
+            return Err(SqlError::unsupported(
                 format!(
-                    "the key column {name:?} needs a literal or a parameter, because the key decides where the row goes"
+                    "the key column {name:?} needs a constant or a parameter, because the key decides where the row goes"
                 ),
                 "compute the key in the client, for example draw a uuid there",
-            )
-        })
-    });
-    key.collect()
+            ));
+        };
+        key.push(operand);
+    }
+    Ok((key, computed))
+}
+
+/// Whether it is more than a literal, a parameter or a cast of one.
+fn is_computed(expr: &Expr) -> bool {
+    match peel(expr) {
+        Expr::BinaryOp { .. } => true,
+        Expr::Value(value) => matches!(&value.value, Literal::Number(digits, _) if digits.contains(['.', 'e', 'E'])),
+        Expr::UnaryOp { expr, .. } | Expr::Cast { expr, .. } => is_computed(expr),
+        _ => false,
+    }
 }
 
 fn write_conflict(writer: &mut Writer<'_>, conflict: &OnConflict, schema: &TableSchema) -> Result<RowEffect, SqlError> {

@@ -86,7 +86,8 @@ fn outcome(tables: &mut BTreeMap<String, TableSchema>, statement: &str, paramete
     writeln!(out, "sql {}", plan.sql()).unwrap();
     if plan.kind() == PlanKind::Select {
         let locks = if plan.locks() { ", locks" } else { "" };
-        writeln!(out, "scan {:?}{locks}", plan.scan()).unwrap();
+        let backwards = if plan.descending() { ", from the last range to the first" } else { "" };
+        writeln!(out, "scan {:?}{backwards}{locks}", plan.scan()).unwrap();
     } else {
         writeln!(out, "returns {} column(s), then {:?} ({:?})", plan.returned(), plan.capture(), plan.effect())
             .unwrap();
@@ -105,6 +106,7 @@ fn outcome(tables: &mut BTreeMap<String, TableSchema>, statement: &str, paramete
     }
     if matches!(plan.scan(), Scan::RangeByRange { .. }) {
         writeln!(out, "clipped {}", plan.clipped_sql(true, true, true)).unwrap();
+        writeln!(out, "in pieces {}", plan.piece_sql(true, true, true, true)).unwrap();
     }
     out
 }

@@ -27,6 +27,7 @@
 //! `testscripts/` shows by example what each kind of statement becomes.
 
 mod calls;
+mod constant;
 mod create;
 mod dml;
 mod expr;

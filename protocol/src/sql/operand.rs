@@ -3,6 +3,7 @@
 //! A constant is understood only where PostgreSQL would read it as the same value. Everything else is left alone, and the
 //! condition it stands in then narrows nothing.
 
+use super::constant::compared_integer;
 use super::syntax::{parameter_index, peel, string_value};
 use super::types::{Family, built_in};
 use crate::error::{SqlError, codes};
@@ -79,7 +80,7 @@ fn place(kind: KeyType, value: KeyValue) -> Bound {
     }
 }
 
-fn integer_limits(kind: KeyType) -> Option<(i64, i64)> {
+pub(super) fn integer_limits(kind: KeyType) -> Option<(i64, i64)> {
     Some(match kind {
         KeyType::SmallInt => (i16::MIN.into(), i16::MAX.into()),
         KeyType::Integer => (i32::MIN.into(), i32::MAX.into()),
@@ -124,11 +125,19 @@ pub(super) fn operand(expr: &Expr, column: usize, kind: KeyType) -> Result<Optio
     if !is_integer(kind) {
         return mismatch(expr, column, kind);
     }
-    Ok(integer(expr)?.map(|n| {
-        let bound =
-            i64::try_from(n).map_or(if n < 0 { Bound::Below } else { Bound::Above }, |n| place(kind, KeyValue::Int(n)));
-        Operand::Fixed(bound)
-    }))
+    Ok(integer(expr)?.or_else(|| compared_integer(expr)).map(|n| integer_operand(n, kind)))
+}
+
+/// An integer that was computed, as a value of an integer column.
+pub(super) fn integer_operand(n: i128, kind: KeyType) -> Operand {
+    let beyond = if n < 0 { Bound::Below } else { Bound::Above };
+    Operand::Fixed(i64::try_from(n).map_or(beyond, |n| place(kind, KeyValue::Int(n))))
+}
+
+/// What is cast, and the key's type that it is cast to.
+pub(super) fn as_cast_to(expr: &Expr) -> Result<Option<(&Expr, KeyType)>, SqlError> {
+    let Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, .. } = expr else { return Ok(None) };
+    Ok(as_cast(expr)?.and_then(|cast| cast.to).map(|to| (&**inner, to)))
 }
 
 fn as_literal(expr: &Expr) -> Option<&Literal> {
@@ -228,12 +237,26 @@ fn text_value(text: &str, kind: KeyType, column: usize) -> Result<KeyValue, SqlE
             _ => Err(out_of_range(n, kind)),
         },
         Some(value) => Ok(value),
+        None if is_integer(kind) && is_long_integer(text) => Err(SqlError::new(
+            codes::OUT_OF_RANGE,
+            format!("value {:?} is out of range for type {}", shortened(text), kind.sql_name()),
+        )),
         None => Err(key_error(KeyError::WrongType {
             column,
             expected: kind.sql_name(),
-            found: format!("the text {:?}", text.chars().take(40).collect::<String>()),
+            found: format!("the text {:?}", shortened(text)),
         })),
     }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// Whether it is an integer, of more digits than any type has.
+fn is_long_integer(text: &str) -> bool {
+    let digits = text.trim().trim_start_matches(['+', '-']);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn out_of_range(value: i64, kind: KeyType) -> SqlError {
@@ -247,8 +270,12 @@ pub(super) fn missing_parameter(index: usize, given: usize) -> SqlError {
 /// A key error as an answer to the user.
 pub(super) fn key_error(error: KeyError) -> SqlError {
     let (code, hint) = match &error {
+        // PostgreSQL takes many more forms, and some of them mean another time on each day.
         KeyError::WrongType { expected: "timestamptz", .. } => {
-            (codes::INVALID_TEXT, Some("write it out with its zone, such as 2026-01-31T12:00:00Z"))
+            (codes::FEATURE_NOT_SUPPORTED, Some("write it out with its zone, such as 2026-01-31T12:00:00Z"))
+        }
+        KeyError::WrongType { expected: "bytea", found, .. } if found.starts_with("the text") => {
+            (codes::FEATURE_NOT_SUPPORTED, Some("write it in hexadecimal, such as \\x01ff"))
         }
         KeyError::WrongType { found, .. } if found.starts_with("the text") => (codes::INVALID_TEXT, None),
         KeyError::WrongType { .. } | KeyError::WrongCount { .. } => (codes::DATATYPE_MISMATCH, None),
@@ -257,7 +284,13 @@ pub(super) fn key_error(error: KeyError) -> SqlError {
         KeyError::TooLong { .. } => (codes::PROGRAM_LIMIT, Some("use a shorter key, such as a hash of it")),
         KeyError::Malformed => (codes::INTERNAL, None),
     };
-    let answer = SqlError::new(code, error.to_string());
+    let message = match &error {
+        KeyError::WrongType { expected, found, .. } if code == codes::INVALID_TEXT => {
+            format!("invalid input syntax for type {expected}: {}", found.trim_start_matches("the text "))
+        }
+        error => error.to_string(),
+    };
+    let answer = SqlError::new(code, message);
     match hint {
         Some(hint) => answer.hint(hint),
         None => answer,

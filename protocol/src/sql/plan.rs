@@ -27,8 +27,12 @@ pub enum PlanKind {
 pub enum Capture {
     /// Nothing: the statement does not write.
     None,
-    /// All columns of the table in schema order: the new image of each row inserted or updated.
+    /// All columns of the table in schema order: the new image of each row inserted or updated. After those of an INSERT with ON
+    /// CONFLICT DO UPDATE comes `xmax`: zero for a row that was not there before.
     Rows,
+    /// The key columns in key order, then those of [`Plan::assigned`]: what an UPDATE has changed of each row. The others stay as they
+    /// are, and need not be read.
+    Assigned,
     /// The key columns in key order: the key of each row deleted.
     Keys,
 }
@@ -88,7 +92,12 @@ pub(super) enum Keys {
     /// It has no table.
     NoTable,
     /// Each row that is inserted has these key columns.
-    Rows(Vec<Vec<Operand>>),
+    Rows {
+        /// Of each row.
+        rows: Vec<Vec<Operand>>,
+        /// What to say of each column that is null.
+        nulls: Vec<SqlError>,
+    },
     /// The key columns equal these.
     Point(Vec<Operand>),
     /// The condition lets these through.
@@ -100,6 +109,8 @@ pub(super) enum Keys {
 pub(super) struct Pieces {
     /// All before WHERE.
     pub head: String,
+    /// Where in it the columns asked for end.
+    pub columns_end: usize,
     /// The user's condition.
     pub filter: Option<String>,
     /// GROUP BY, HAVING and ORDER BY, or RETURNING.
@@ -147,11 +158,15 @@ pub struct Plan {
     pub(super) pieces: Pieces,
     pub(super) returned: usize,
     pub(super) capture: Capture,
+    pub(super) assigned: Vec<usize>,
     pub(super) effect: RowEffect,
     pub(super) scan: Scan,
+    pub(super) descending: bool,
     pub(super) limit: Option<LimitExpr>,
     pub(super) keys: Keys,
     pub(super) shape: KeyShape,
+    /// An INSERT of one row that says nothing of what is there already.
+    pub(super) plain_insert: bool,
 }
 
 impl Plan {
@@ -196,7 +211,7 @@ impl Plan {
         match &self.keys {
             Keys::NoTable => Ok(Touches::Nothing),
             Keys::Point(operands) => self.point(operands, params),
-            Keys::Rows(rows) => self.inserted(rows, params),
+            Keys::Rows { rows, nulls } => self.inserted(rows, nulls, params),
             Keys::Condition(narrow) => Ok(match narrow.region(&self.shape, params)? {
                 region if region.is_nothing() => Touches::Nothing,
                 Region::Points(keys) => Touches::Keys(keys),
@@ -220,7 +235,7 @@ impl Plan {
         Ok(Touches::Keys(vec![self.shape.codec.encode(&values).map_err(key_error)?]))
     }
 
-    fn inserted(&self, rows: &[Vec<Operand>], params: &[Value]) -> Result<Touches, SqlError> {
+    fn inserted(&self, rows: &[Vec<Operand>], nulls: &[SqlError], params: &[Value]) -> Result<Touches, SqlError> {
         let mut keys = Vec::with_capacity(rows.len());
         let mut values = Vec::with_capacity(self.shape.columns());
         for row in rows {
@@ -228,7 +243,10 @@ impl Plan {
             for (column, operand) in row.iter().enumerate() {
                 match operand.bound(params)? {
                     Bound::Value(value) => values.push(value),
-                    Bound::Null => return Err(key_error(KeyError::Null { column: column + 1 })),
+                    Bound::Null => {
+                        let null = nulls.get(column).cloned();
+                        return Err(null.unwrap_or_else(|| key_error(KeyError::Null { column: column + 1 })));
+                    }
                     Bound::Below | Bound::Above => {
                         let kind = self.shape.codec.types[column].sql_name();
                         return Err(SqlError::new(codes::OUT_OF_RANGE, format!("{kind} out of range")));
@@ -249,6 +267,12 @@ impl Plan {
         &self.sql
     }
 
+    /// For an INSERT of one row without ON CONFLICT: the same INSERT, but where PostgreSQL would find a unique constraint violated no
+    /// row is inserted, and none comes back. So among other statements it cannot fail for that, which would undo them all.
+    pub fn insert_if_absent_sql(&self) -> Option<String> {
+        self.plain_insert.then(|| format!("{} ON CONFLICT DO NOTHING{}", self.pieces.head, self.pieces.tail))
+    }
+
     /// How many columns the user asked for; what is captured follows them.
     pub fn returned(&self) -> usize {
         self.returned
@@ -257,6 +281,11 @@ impl Plan {
     /// What follows the user's columns.
     pub fn capture(&self) -> Capture {
         self.capture
+    }
+
+    /// The positions of the columns that an UPDATE assigns, ascending; empty for anything else.
+    pub fn assigned(&self) -> &[usize] {
+        &self.assigned
     }
 
     /// What a captured row did to the number of rows.
@@ -291,10 +320,38 @@ impl Plan {
         u64::try_from(rows).map(Some).map_err(|_| SqlError::new("2201W", "LIMIT must not be negative"))
     }
 
+    /// Whether a scan that can be read range by range must be read from the last range to the first.
+    pub fn descending(&self) -> bool {
+        self.descending
+    }
+
     /// What the shard runs with a clip: only rows with keys from `start` on and before `end`, and at most `limit` rows. The
     /// added parameters follow the statement's own: the start's key columns, the end's key columns, the limit as `bigint`.
     /// An UPDATE or DELETE takes the clip on keys; an INSERT has none, and returns what [`Plan::sql`] does.
     pub fn clipped_sql(&self, start: bool, end: bool, limit: bool) -> String {
+        let (clips, limit) = self.clips(start.then_some(">="), end, limit);
+        self.pieces.assemble(&clips, limit.as_deref())
+    }
+
+    /// The same for a SELECT that is read piece by piece: in the order of its keys, whose columns follow those asked for. `behind`: only what
+    /// comes behind `start`.
+    pub fn piece_sql(&self, start: bool, behind: bool, end: bool, limit: bool) -> String {
+        let (clips, limit) = self.clips(start.then_some(if behind { ">" } else { ">=" }), end, limit);
+        let way = if self.descending { " DESC" } else { "" };
+        let names = || self.pieces.key.iter().map(|(column, _)| column.as_str());
+        let order: Vec<String> = names().map(|column| format!("{column}{way}")).collect();
+        let mut pieces = self.pieces.clone();
+        let added: String = names().map(|column| format!(", {column}")).collect();
+        pieces.head.insert_str(pieces.columns_end, &added);
+        // Whatever order was asked for is a part of this one: ranges could not answer one after the other otherwise. One with parameters
+        // stays where it is, since PostgreSQL does not take a statement that leaves one out.
+        let asked = pieces.tail.contains('$').then(|| format!("{}, ", pieces.tail));
+        pieces.tail = asked.unwrap_or_else(|| " ORDER BY ".into()) + &order.join(", ");
+        pieces.assemble(&clips, limit.as_deref())
+    }
+
+    /// The conditions and the limit that a clip adds.
+    fn clips(&self, start: Option<&str>, end: bool, limit: bool) -> (Vec<String>, Option<String>) {
         let mut next = self.parameters;
         let mut row = || {
             let values = self.pieces.key.iter().map(|(_, kind)| {
@@ -305,11 +362,9 @@ impl Plan {
         };
         let columns = in_row(self.pieces.key.iter().map(|(column, _)| column.clone()).collect());
         let mut clips = Vec::new();
-        if start && !self.pieces.key.is_empty() {
-            clips.push(format!("{columns} >= {}", row()));
-        }
-        if end && !self.pieces.key.is_empty() {
-            clips.push(format!("{columns} < {}", row()));
+        let bounds = start.into_iter().chain(end.then_some("<"));
+        for operator in bounds.filter(|_| !self.pieces.key.is_empty()) {
+            clips.push(format!("{columns} {operator} {}", row()));
         }
         let limit = (limit && self.kind == PlanKind::Select).then(|| {
             let added = format!("${}::bigint", next + 1);
@@ -319,7 +374,7 @@ impl Plan {
                 None => added,
             }
         });
-        self.pieces.assemble(&clips, limit.as_deref())
+        (clips, limit)
     }
 }
 

@@ -135,7 +135,8 @@ pub(super) fn bind(body: &SelectBody, schema: Option<&TableSchema>) -> Result<Pl
     let types = schema.map(key_types).transpose()?.unwrap_or_default();
     let mut writer = Writer::new(scope, Purpose::Statement);
     let mut pieces = Pieces::default();
-    let returned = write_head(&mut writer, body)?;
+    let returned;
+    (returned, pieces.columns_end) = write_head(&mut writer, body)?;
     pieces.head = writer.take();
     if let Some(filter) = &body.filter {
         writer.expr(filter)?;
@@ -153,13 +154,13 @@ pub(super) fn bind(body: &SelectBody, schema: Option<&TableSchema>) -> Result<Pl
         Some(schema) => condition_keys(body.filter.as_ref(), &writer, schema, &types)?,
         None => Keys::NoTable,
     };
-    let by_key = schema.is_some_and(|schema| ordered_by_key(body, &writer, schema, &keys));
+    let by_key = schema.and_then(|schema| ordered_by_key(body, &writer, schema, &keys));
     let whole = body.distinct.is_some()
         || writer.aggregates
         || !body.group_by.is_empty()
         || body.having.is_some()
         || body.offset.is_some()
-        || !(body.order_by.is_empty() || by_key);
+        || !(body.order_by.is_empty() || by_key.is_some());
     let scan = match &keys {
         Keys::Point(_) | Keys::NoTable => Scan::Single,
         _ if whole => Scan::Whole,
@@ -179,16 +180,20 @@ pub(super) fn bind(body: &SelectBody, schema: Option<&TableSchema>) -> Result<Pl
         sql: pieces.assemble(&[], None),
         pieces,
         returned,
+        descending: by_key == Some(Direction::Descending) && matches!(scan, Scan::RangeByRange { .. }),
         capture: Capture::None,
+        assigned: Vec::new(),
         effect: RowEffect::None,
         scan,
         limit,
         keys,
         shape: KeyShape::new(KeyCodec::new(types))?,
+        plain_insert: false,
     })
 }
 
-fn write_head(writer: &mut Writer<'_>, body: &SelectBody) -> Result<usize, SqlError> {
+/// Writes everything before WHERE; returns how many columns are asked for, and where they end.
+fn write_head(writer: &mut Writer<'_>, body: &SelectBody) -> Result<(usize, usize), SqlError> {
     writer.push("SELECT ");
     match &body.distinct {
         None | Some(Distinct::All) => {}
@@ -203,11 +208,12 @@ fn write_head(writer: &mut Writer<'_>, body: &SelectBody) -> Result<usize, SqlEr
         }
     }
     let returned = write_items(writer, &body.items)?;
+    let columns_end = writer.out.len();
     if let Some(table) = &body.table {
         writer.push(" FROM ");
         write_table(writer, table);
     }
-    Ok(returned)
+    Ok((returned, columns_end))
 }
 
 fn write_groups(writer: &mut Writer<'_>, body: &SelectBody) -> Result<(), SqlError> {
@@ -273,36 +279,51 @@ fn write_count(writer: &mut Writer<'_>, expr: &Expr, clause: &str) -> Result<(St
     }
 }
 
-/// Whether the order asked for is that of the keys, so that ranges one after the other give it.
+/// Which way through the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Ascending,
+    Descending,
+}
+
+/// The direction in which the order asked for is that of the keys, so that ranges one after the other give it; `None` if it is another order.
 ///
 /// A prefix of the key suffices: ranges follow one another in key order, so rows of an earlier range never sort after those
 /// of a later one. Columns that the condition fixes, and columns after the whole key, order nothing.
-fn ordered_by_key(body: &SelectBody, writer: &Writer<'_>, schema: &TableSchema, keys: &Keys) -> bool {
+fn ordered_by_key(body: &SelectBody, writer: &Writer<'_>, schema: &TableSchema, keys: &Keys) -> Option<Direction> {
     let fixed = |column: usize| matches!(keys, Keys::Condition(narrow) if narrow.fixed_column(column).is_some());
     let mut next = 0;
+    let mut so_far = None;
     for item in &body.order_by {
         while next < schema.key.len() && fixed(next) {
             next += 1;
         }
         if next == schema.key.len() {
-            return true;
+            break;
         }
-        let Some(position) = sort_column(item, body, writer) else { return false };
+        let position = sort_column(item, body, writer)?;
         match schema.key.iter().position(|key| *key == position) {
-            Some(column) if column == next => next += 1,
+            // All columns must go the same way: rows of one range never sort between those of another only then.
+            Some(column) if column == next && *so_far.get_or_insert(direction(item)?) == direction(item)? => next += 1,
             // Sorted by already, or constant.
             Some(column) if column < next || fixed(column) => {}
-            _ => return false,
+            _ => return None,
         }
     }
-    true
+    Some(so_far.unwrap_or(Direction::Ascending))
 }
 
-/// The table's column that an item of ORDER BY sorts by, ascending.
-fn sort_column(item: &OrderByExpr, body: &SelectBody, writer: &Writer<'_>) -> Option<usize> {
-    if !matches!(item.options.sort, None | Some(OrderBySort::Asc)) {
-        return None;
+/// Which way an item of ORDER BY sorts; key columns have no nulls, so where those go is all the same.
+fn direction(item: &OrderByExpr) -> Option<Direction> {
+    match item.options.sort {
+        None | Some(OrderBySort::Asc) => Some(Direction::Ascending),
+        Some(OrderBySort::Desc) => Some(Direction::Descending),
+        Some(_) => None,
     }
+}
+
+/// The table's column that an item of ORDER BY sorts by.
+fn sort_column(item: &OrderByExpr, body: &SelectBody, writer: &Writer<'_>) -> Option<usize> {
     // PostgreSQL looks for the name among the output columns first.
     if let Expr::Identifier(ident) = &item.expr {
         let name = names::fold(ident).ok()?;

@@ -128,7 +128,7 @@ impl<D: Disk> Core<D> {
         });
         let peers: Vec<u64> = self.peers.keys().copied().collect();
         for peer in peers {
-            self.control(peer, Wire::Probe { id });
+            self.early_control(peer, Wire::Probe { id });
         }
         if self.fault(Fault::ReadWithoutProbe) {
             self.settle_probes();
@@ -199,7 +199,7 @@ impl<D: Disk> Core<D> {
         // What nobody waits for any more makes room for those who wait for the next.
         self.barriers.probes.retain(|probe| !probe.waiters.is_empty());
         for (peer, id) in resend {
-            self.control(peer, Wire::Probe { id });
+            self.early_control(peer, Wire::Probe { id });
         }
         for waiter in late {
             if let Who::Call(id) = waiter.who {

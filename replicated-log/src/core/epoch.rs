@@ -22,6 +22,8 @@
 //!
 //! Until the new epoch has decided something, the disks of replicas that left are still needed.
 
+use std::collections::BTreeMap;
+
 use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
 
 use crate::item::{Item, Kind};
@@ -219,7 +221,9 @@ impl<D: Disk> Core<D> {
             // What could be wrong with it was checked before it was proposed, and again when it was read.
             Err(what) => unreachable!("a checked membership: {what}"),
         }
+        let clocks: BTreeMap<u64, _> = self.peers.iter().map(|(id, peer)| (*id, peer.clock)).collect();
         self.peers = peers_of(&next, self.config.me).collect();
+        self.peers.iter_mut().for_each(|(id, peer)| peer.clock = clocks.get(id).copied().flatten());
         self.held.clear();
         if self.reign.take().is_some() {
             self.fail_barriers();

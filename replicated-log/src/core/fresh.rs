@@ -37,7 +37,7 @@ impl<D: Disk> Core<D> {
             return;
         }
         let leader = self.id(self.omni.get_promise().pid);
-        self.control(leader, Wire::FreshAsk { asked_ms });
+        self.early_control(leader, Wire::FreshAsk { asked_ms });
     }
 
     /// Somebody wants to know. Only a leader can tell; from others no answer comes.
@@ -67,7 +67,8 @@ impl<D: Disk> Core<D> {
             None => self.turn.fresh.push(Fresh { asked_ms, index }),
             // Only on the session it came on: what is behind a new one may be another process.
             Some((peer, session)) if self.peers.get(&peer).is_some_and(|p| p.session == Some(session)) => {
-                self.control(peer, Wire::FreshAnswer { asked_ms, index: index.0 });
+                // What is acknowledged lies on a majority's disks, whatever this turn has to sync.
+                self.early_control(peer, Wire::FreshAnswer { asked_ms, index: index.0 });
             }
             Some(_) => {}
         }

@@ -98,7 +98,12 @@ impl<D: Disk> Core<D> {
             return;
         };
         self.leases.next_request_ms = self.now_ms + lease_ms / REQUESTS_PER_PERIOD;
-        self.tell_all(&Wire::LeaseRequest { ballot: reign.ballot, sent_ms: self.now_ms });
+        // The ballot has been promised by a majority, this replica among them, in an earlier turn.
+        let request = Wire::LeaseRequest { ballot: reign.ballot, sent_ms: self.now_ms };
+        let peers: Vec<u64> = self.peers.keys().copied().collect();
+        for peer in peers {
+            self.early_control(peer, request.clone());
+        }
     }
 
     pub(super) fn lease_requested(&mut self, peer: u64, ballot: Ballot, sent_ms: u64) {
@@ -112,7 +117,13 @@ impl<D: Disk> Core<D> {
         }
         // Never shortened: the clock does not go back.
         self.leases.hold = Some(Hold { leader: Some(ballot), until_ms: self.now_ms + lease_ms });
-        self.control(peer, Wire::LeaseAck { ballot, sent_ms });
+        // A restart holds against everybody, so the hold itself need not be on disk. But one that had promised nothing does not:
+        // a first promise must be.
+        if self.wal.borrow().promise_is_durable() {
+            self.early_control(peer, Wire::LeaseAck { ballot, sent_ms });
+        } else {
+            self.control(peer, Wire::LeaseAck { ballot, sent_ms });
+        }
     }
 
     pub(super) fn lease_acked(&mut self, peer: u64, ballot: Ballot, sent_ms: u64) {

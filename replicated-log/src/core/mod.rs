@@ -5,21 +5,25 @@
 //! 1. [`Core::feed`] for every input that waits,
 //! 2. [`Core::finish`], which says what to send, to answer and to show,
 //! 3. the lease is shown to readers, before anything leaves,
-//! 4. the sends marked `early`,
+//! 4. the sends marked `early`, and the newly decided entries that earlier turns have synced,
 //! 5. [`Core::sync`], once,
-//! 6. the other sends, the answers, the role, the newly decided entries.
+//! 6. the other sends, the answers, the role, the rest of the newly decided entries.
 //!
 //! The runtime does that on a thread, the simulator in a loop; neither makes a choice. It is the only owner of its
 //! group (log rule 1) and keeps the rules of `log rule 1` to `log rule 15`, each named where it is obeyed.
 
+mod applied;
 mod aside;
 mod barrier;
+mod catch_up;
+mod clocks;
 mod epoch;
 mod fresh;
 mod held;
 mod lease;
 mod outgoing;
 mod reading;
+mod room;
 mod upkeep;
 
 use std::cell::RefCell;
@@ -39,17 +43,23 @@ use crate::membership::Membership;
 use crate::types::{BarrierError, Fresh, Limits, LogIndex, ReplicaId, Role, Term, Timing};
 use crate::wal::{Disk, SharedWal, Wal, WalError, WalStorage};
 use crate::wire::{Standing, Wire};
+use applied::Applied;
 use aside::Aside;
 use barrier::Barriers;
+use catch_up::Refusing;
+use clocks::PeerClock;
 use fresh::Asker;
 use held::Holdings;
 pub(crate) use lease::Lease;
 use lease::Leases;
+use room::PeerLog;
 
 /// What the core must know; times in milliseconds as in [`Timing`].
 #[derive(Clone, Debug)]
 pub(crate) struct CoreConfig {
     pub(crate) me: u64,
+    /// What the wall clock shows when the clock passed in shows 0, in milliseconds since the Unix epoch.
+    pub(crate) unix_at_boot_ms: u64,
     pub(crate) timing: Timing,
     pub(crate) limits: Limits,
     #[cfg(test)]
@@ -92,6 +102,12 @@ pub(crate) enum Fault {
     CountWithoutState,
     /// Log rule 10: a replica that has lost its disk is let into the epoch in which it made promises.
     LetAnyDiskIn,
+    /// Who is brought near with decided entries forgets what it has accepted behind them.
+    ForgetAccepted,
+    /// Who is brought near with decided entries accepts them in its promise's round.
+    AcceptPieces,
+    /// R14: a replica goes by its own wall clock, whatever those of the others say.
+    OwnClock,
 }
 
 /// One input.
@@ -130,6 +146,8 @@ pub(crate) enum Input {
     /// Answered in some [`Turn::fresh`], if a leader can be reached.
     AskFresh,
     Compact(LogIndex),
+    /// What the application has applied.
+    Applied(u64),
     RetainFrom(Option<LogIndex>),
     Installed {
         index: LogIndex,
@@ -179,6 +197,8 @@ pub(crate) struct Turn {
     /// To be shown to readers before anything of this turn is sent (log rule 9).
     pub(crate) lease: Lease,
     pub(crate) barriers: Vec<(u64, Result<LogIndex, BarrierError>)>,
+    /// The same; they need not wait for the sync.
+    pub(crate) early_barriers: Vec<(u64, Result<LogIndex, BarrierError>)>,
     /// Tracked proposals that are held in a quorum's memory (R28).
     pub(crate) held: Vec<u64>,
     /// Tracked proposals of which it will not be known: not appended, or their ballot's reign has ended.
@@ -194,6 +214,10 @@ pub(crate) struct Turn {
     pub(crate) probes: u64,
     /// Reigns begun.
     pub(crate) reigns: u64,
+    /// Pieces of decided entries taken in.
+    pub(crate) learned: u64,
+    /// Candidates not promised since they are far behind.
+    pub(crate) refusals: u64,
     /// The newest membership that is known, if that has changed.
     pub(crate) membership: Option<Membership>,
     /// Another epoch has begun here: every session is over, and new ones are opened under its tag.
@@ -215,6 +239,11 @@ struct Peer {
     session: Option<u64>,
     last_heard_ms: Option<u64>,
     standing: Option<Standing>,
+    /// The size of its log, as of the standing.
+    log: PeerLog,
+    clock: Option<PeerClock>,
+    /// It was told that the log begins there, behind what it had: it needs a state transfer, whatever it said before it heard of that.
+    trimmed: Option<u64>,
     /// Came with another disk than it had in this epoch.
     other_disk: bool,
     /// The disk that it came with last.
@@ -250,6 +279,9 @@ pub(crate) struct Core<D: Disk> {
     leases: Leases,
     holdings: Holdings,
     aside: Aside,
+    refusing: Option<Refusing>,
+    clock_correction_ms: i64,
+    applied: Applied,
     permitted: u64,
     retain_from: Option<u64>,
     /// Decided items handed out by [`Core::newly_decided`].
@@ -258,6 +290,14 @@ pub(crate) struct Core<D: Disk> {
     started_ms: u64,
     next_status_ms: u64,
     turn: Turn,
+}
+
+impl Peer {
+    /// Whether it needs a state transfer, as far as is known.
+    fn needs_state(&self) -> bool {
+        let unheard = |at: u64| self.standing.is_none_or(|standing| standing.accepted < at);
+        self.trimmed.is_some_and(unheard) || self.standing.is_some_and(|standing| standing.needs_state)
+    }
 }
 
 impl<D: Disk> Core<D> {
@@ -290,6 +330,9 @@ impl<D: Disk> Core<D> {
             leases: Leases::default(),
             holdings: Holdings::default(),
             aside: Aside::default(),
+            refusing: None,
+            clock_correction_ms: 0,
+            applied: Applied::default(),
             permitted: 0,
             retain_from: None,
             published,
@@ -334,6 +377,7 @@ impl<D: Disk> Core<D> {
             Input::Barrier { id } => self.barrier(id),
             Input::AskFresh => self.ask_fresh(),
             Input::Compact(index) => self.permitted = self.permitted.max(index.0),
+            Input::Applied(length) => self.applied(length),
             Input::RetainFrom(index) => self.retain_from = index.map(|i| i.0),
             Input::Installed { index, term } => self.installed(index.0, term),
             Input::TryLead => self.try_lead(),
@@ -366,6 +410,7 @@ impl<D: Disk> Core<D> {
         known.session = Some(session);
         known.stuck_since_ms = None;
         self.doubt_holding(peer);
+        self.doubt_clock(peer);
         // log rule 3: what was meant for the old session goes down with it, as a whole, and both ends say
         // `reconnected` before anything of the new session is delivered or sent.
         self.take_outgoing();
@@ -374,6 +419,8 @@ impl<D: Disk> Core<D> {
         self.held.retain(|m| m.get_receiver() != pid);
         self.omni.reconnected(pid);
         self.observe();
+        // A leader knows the clocks of those that promise it (R14).
+        self.tell_standing_to(peer);
         self.stand_eagerly();
     }
 
@@ -404,19 +451,21 @@ impl<D: Disk> Core<D> {
                 }
             }
             Wire::Probe { id } => {
+                // What has not been promised before now: no crash makes that untrue.
                 let promise = self.omni.get_promise();
-                self.control(peer, Wire::ProbeReply { id, promise });
+                self.early_control(peer, Wire::ProbeReply { id, promise });
             }
             Wire::ProbeReply { id, promise } => self.probe_reply(peer, id, promise),
             Wire::HoldAsk { ballot, length } => self.hold_asked(peer, ballot, length),
             Wire::HoldTold { ballot, length } => self.hold_told(peer, ballot, length),
             Wire::FreshAsk { asked_ms } => self.fresh_asked(Asker { from: Some((peer, session)), asked_ms }),
             Wire::FreshAnswer { asked_ms, index } => self.fresh_answered(asked_ms, index),
-            Wire::Status(standing) => known.standing = Some(standing),
+            Wire::Status(standing) => self.stands(peer, standing),
             Wire::TryLead => self.try_lead(),
             Wire::LeaseRequest { ballot, sent_ms } => self.lease_requested(peer, ballot, sent_ms),
             Wire::LeaseAck { ballot, sent_ms } => self.lease_acked(peer, ballot, sent_ms),
             Wire::LeaseRelease { ballot } => self.lease_released(peer, ballot),
+            Wire::Decided { first, items } => self.learn(first, items),
         }
     }
 
@@ -424,6 +473,9 @@ impl<D: Disk> Core<D> {
         if message.get_sender() != self.pid(peer) || message.get_receiver() != self.pid(self.config.me) {
             return;
         }
+        let Some(message) = self.within_bounds(peer, message) else {
+            return;
+        };
         let syncs = match &message {
             Message::BLE(_) => false,
             Message::SequencePaxos(paxos) => match &paxos.msg {
@@ -606,6 +658,11 @@ impl<D: Disk> Core<D> {
 
 #[cfg(test)]
 impl<D: Disk> Core<D> {
+    /// What its application is told of the time.
+    pub(crate) fn told_ms(&self) -> u64 {
+        self.clock_ms().saturating_add_signed(self.clock_correction_ms)
+    }
+
     pub(crate) fn tick_ms(&self) -> u64 {
         self.config.timing.tick_ms
     }

@@ -20,7 +20,14 @@ impl<D: Disk> Core<D> {
         for message in &mut taken {
             if let Message::SequencePaxos(paxos) = message {
                 match &mut paxos.msg {
-                    PaxosMsg::AcceptSync(m) => self.patch(&mut m.log_sync, None),
+                    PaxosMsg::AcceptSync(m) => {
+                        self.patch(&mut m.log_sync, None);
+                        let trimmed = m.log_sync.decided_snapshot.is_some().then_some(m.log_sync.sync_idx as u64);
+                        let peer = self.id(paxos.to);
+                        if let Some(peer) = self.peers.get_mut(&peer).filter(|_| trimmed.is_some()) {
+                            peer.trimmed = trimmed;
+                        }
+                    }
                     PaxosMsg::Promise(m) => {
                         if let Some(sync) = &mut m.log_sync {
                             self.patch(sync, Some(m.accepted_idx as u64));
@@ -65,8 +72,8 @@ impl<D: Disk> Core<D> {
 
     /// Ends the turn's input and says what it brings about.
     ///
-    /// Sends marked `early` may go out before [`Core::sync`]: heartbeats, which say nothing durable, and the
-    /// leader's AcceptDecides and Decides. Log rule 1 keeps those behind the sync because the leader counts its
+    /// Sends marked `early` may go out before [`Core::sync`]: heartbeats, which say nothing durable; what leases, probes and proofs
+    /// of freshness ask and answer, so that a slow disk ends no lease; and the leader's AcceptDecides and Decides. Log rule 1 keeps those behind the sync because the leader counts its
     /// own copy at once; but it counts in order to decide when an Accepted is fed, and an Accepted that answers
     /// this message can only be fed in a later turn, behind this turn's sync. So the leader's disk works while
     /// the followers' do. Whatever follows a message that must wait waits too: the order per peer is kept.
@@ -81,6 +88,14 @@ impl<D: Disk> Core<D> {
         let mut turn = std::mem::take(&mut self.turn);
         turn.lease = self.lease();
         turn.sends = sends;
+        let durable = self.wal.borrow().durable_end();
+        turn.early_barriers = turn
+            .barriers
+            .extract_if(.., |(_, answer)| match answer {
+                Ok(index) => index.0 <= durable,
+                Err(_) => true,
+            })
+            .collect();
         turn
     }
 

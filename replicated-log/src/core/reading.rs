@@ -2,24 +2,25 @@
 
 use crate::command::OldEntries;
 use crate::item::{Item, Kind};
-use crate::types::{Entry, LogIndex, LogStatus, PeerStatus, ReplicaId, Role};
-use crate::wal::{Disk, Wal, WalError};
+use crate::types::{Entry, Lag, LogIndex, LogStatus, PeerStatus, ReplicaId, Role};
+use crate::wal::{Disk, Wal, WalError, Written};
 
 use super::{Core, Fault};
 
 impl<D: Disk> Core<D> {
-    /// Entries decided since the last call, as far as they are in memory, and the decided position. Call it after
-    /// [`Core::sync`]: what a replica shows as decided it also has on disk.
+    /// Entries decided since the last call, as far as they are in memory, and the decided position. What a replica shows as
+    /// decided it also has on disk: before [`Core::sync`] that is what earlier turns have synced, after it everything.
     pub(crate) fn newly_decided(&mut self) -> (Vec<Entry>, LogIndex) {
-        let decided = self.shown_decided();
+        let wal = self.wal.borrow();
+        let decided = self.shown_decided().min(wal.durable_end());
         if decided <= self.published {
             return (Vec::new(), LogIndex(self.published));
         }
-        let wal = self.wal.borrow();
         let (first, items) = wal.recent_decided(self.published);
         // log rule 10: what follows the barrier in this epoch counts for nothing, and is not even shown.
-        let end = self.own_end().saturating_sub(first) as usize;
+        let end = self.own_end().min(decided).saturating_sub(first) as usize;
         let entries = self.judge(&wal, first, items.take(end));
+        drop(wal);
         self.published = decided;
         (entries, LogIndex(decided))
     }
@@ -54,16 +55,21 @@ impl<D: Disk> Core<D> {
             .collect()
     }
 
-    /// Decided entries from `from` on, from wherever they are.
+    /// Decided entries from `from` on, or where they are.
     ///
     /// # Errors
     /// A failing or damaged disk: fatal.
     pub(crate) fn old_entries(&self, from: LogIndex, max_bytes: usize) -> Result<OldEntries, WalError> {
         let wal = self.wal.borrow();
         let first = from.0.saturating_sub(1);
-        let decided = self.own_end();
+        let decided = self.own_end().min(wal.durable_end());
         if let Some(trimmed) = self.awaited_state().filter(|at| first >= decided && first < *at) {
             return Ok(OldEntries::Trimmed(LogIndex(trimmed)));
+        }
+        match wal.plan(first, decided, max_bytes) {
+            Ok(Some(plan)) => return Ok(OldEntries::OnDisk(plan)),
+            Ok(None) | Err(WalError::Trimmed { .. }) => {}
+            Err(fatal) => return Err(fatal),
         }
         match wal.read(first, decided, max_bytes) {
             Ok(items) => Ok(OldEntries::Entries(self.judge(&wal, first, items.iter()))),
@@ -72,9 +78,9 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// Bytes of the log's files.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        self.wal.borrow().log_bytes()
+    /// What the log has written to disk since it was opened.
+    pub(crate) fn written(&self) -> Written {
+        self.wal.borrow().written()
     }
 
     /// Where this replica stands, for display.
@@ -84,7 +90,10 @@ impl<D: Disk> Core<D> {
             let status = PeerStatus {
                 connected: peer.session.is_some(),
                 decided: LogIndex(peer.standing.map_or(0, |s| s.decided)),
-                behind: peer.standing.is_some_and(|s| s.needs_state),
+                applied: LogIndex(peer.standing.map_or(0, |s| s.applied)),
+                lag: peer.standing.map_or_else(Lag::default, |s| s.lag),
+                aside: peer.standing.is_some_and(|s| s.aside),
+                behind: peer.needs_state(),
                 other_disk: peer.other_disk,
                 disk: peer.disk.or_else(|| wal.known_peer_store(*id)),
                 last_heard_ms: peer.last_heard_ms.map(|t| self.now_ms.saturating_sub(t)),
@@ -94,6 +103,8 @@ impl<D: Disk> Core<D> {
         LogStatus {
             decided: LogIndex(wal.decided()),
             accepted: LogIndex(wal.end()),
+            applied: LogIndex(self.applied.length),
+            lag: self.lag(),
             compacted: LogIndex(wal.compacted()),
             first_retained: LogIndex(wal.compacted() + 1),
             log_bytes: wal.log_bytes(),

@@ -22,19 +22,34 @@ impl<D: Disk> Core<D> {
     }
 
     pub(super) fn tell_standing(&mut self) {
+        let peers: Vec<u64> = self.peers.keys().copied().collect();
+        peers.into_iter().for_each(|peer| self.tell_standing_to(peer));
+    }
+
+    pub(super) fn tell_standing_to(&mut self, peer: u64) {
+        self.see_applied();
         let wal = self.wal.borrow();
         let standing = Standing {
             promise: self.omni.get_promise(),
             decided: wal.decided(),
             accepted: wal.end(),
+            log_bytes: wal.log_bytes(),
+            applied: self.applied.length,
+            lag: self.lag(),
             needs_state: wal.needs_state().is_some(),
             aside: self.stands_aside(),
+            clock_ms: self.clock_ms(),
         };
         drop(wal);
-        let peers: Vec<u64> = self.peers.keys().copied().collect();
-        for peer in peers {
-            self.control(peer, Wire::Status(standing));
+        self.control(peer, Wire::Status(standing));
+    }
+
+    pub(super) fn stands(&mut self, peer: u64, standing: Standing) {
+        let log = self.peer_log(&standing);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            (known.standing, known.log) = (Some(standing), log);
         }
+        self.hear_clock(peer, standing.clock_ms);
     }
 
     /// Log rule 11: a replica that crashed after raising its ballot ignores a leader below it, and nobody else
@@ -79,15 +94,15 @@ impl<D: Disk> Core<D> {
         self.observe();
     }
 
-    /// Log rule 15: leadership moves when the target tries to become the leader. The one with the longest log is
-    /// asked: it has least to catch up.
+    /// Log rule 15: leadership moves when the target tries to become the leader. The one that has applied most is asked, since it
+    /// serves once it has applied everything; among equals the one with the longest log, which has least to catch up.
     pub(super) fn ask_other_to_lead(&mut self) {
         let able = self.peers.iter().filter_map(|(id, peer)| {
             let standing = peer.standing.filter(|s| !s.needs_state && !s.aside)?;
             peer.session?;
-            Some((standing.accepted, *id))
+            Some((standing.applied, standing.accepted, *id))
         });
-        if let Some((_, peer)) = able.max() {
+        if let Some((.., peer)) = able.max() {
             self.control(peer, Wire::TryLead);
         }
     }

@@ -5,6 +5,7 @@
 //! something (until then the disks of the epoch before are still needed), and not while a change is under way. In the founding epoch everybody must have seen the
 //! disk before (see the notes on the membership in `docs/decisions/replicated-log.md`).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use rand::Rng;
@@ -190,6 +191,6 @@ pub(super) fn wanted(id: u64, process: &Process, rng: &mut StdRng, chance: f64) 
         next.extend(members(others.into_iter().map(|id| id.0)));
     }
     let me = (ReplicaId(id), process.store);
-    let next = membership::complete(now, me, &next, &status).ok()?;
+    let next = membership::complete(now, me, &next, &BTreeSet::new(), &status).ok()?;
     Some(Input::Propose { kind: Kind::ConfigChange, term, payload: Membership::barrier(&next), tracked: None })
 }

@@ -12,7 +12,9 @@
 //!
 //! `EVENKEEL_SEEDS=N` runs N seeds, `EVENKEEL_SEED=S` runs one.
 
+mod catching_up;
 mod changes;
+mod clocks;
 mod disk;
 
 mod node;
@@ -120,6 +122,30 @@ fn leases_hold_among_restarts_and_cuts() {
 #[test]
 fn memory_survives_one_crash_on_slow_disks() {
     promises_hold("memory_survives_one_crash_on_slow_disks", 2, &Options { slow_disks: true, ..Options::default() });
+}
+
+// Who was away is brought near with decided entries in pieces, among crashes and elections.
+#[test]
+fn pieces_keep_promises() {
+    promises_hold("pieces_keep_promises", 4, &far());
+}
+
+fn far() -> Options {
+    Options { far: true, storm: true, changes: false, compaction: false, one_segment: true, ..Options::default() }
+}
+
+// A part of the log that says it was accepted in the newest round hides the rest.
+#[test]
+fn accepting_pieces_in_the_newest_round_is_noticed() {
+    let options = Options { fault: Some(Fault::AcceptPieces), ..far() };
+    must_be_noticed("accepting pieces in the promise's round", &options);
+}
+
+// R14: the oracle knows the true time.
+#[test]
+fn a_leader_that_goes_by_its_own_clock_is_noticed() {
+    let options = Options { fault: Some(Fault::OwnClock), ..Options::default() };
+    must_be_noticed("leaders that go by their own wall clocks", &options);
 }
 
 /// Some seed among these must notice what `options` leaves out.

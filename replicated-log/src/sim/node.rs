@@ -78,6 +78,7 @@ impl Node {
         let limits = WalLimits {
             segment_bytes: self.config.limits.segment_bytes,
             recent_bytes: self.config.limits.recent_bytes,
+            sync_bytes: self.config.limits.sync_bytes as u64,
         };
         let wal = Wal::open(self.disk.clone(), identity, self.founding.clone(), self.store, limits)
             .map_err(|e| Violation(format!("replica {} cannot start: {e}", self.id)))?;
@@ -140,6 +141,7 @@ impl Node {
                     process.acknowledge(entry, oracle);
                 }
             }
+            OldEntries::OnDisk(_) => return Err(Violation("a simulated disk is read by the event loop".to_owned())),
             OldEntries::Trimmed(trimmed) => {
                 // Compaction goes only where the application has durably been (R16).
                 ensure(matches!(process.role, Role::Behind { .. }), || {

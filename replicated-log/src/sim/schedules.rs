@@ -27,19 +27,22 @@ const PATIENCE_MS: u64 = 5_000;
 /// The founding epoch, which is the only one here.
 const EPOCH: u32 = 1;
 
-struct Group {
-    now_ms: u64,
-    nodes: BTreeMap<u64, Node>,
+pub(super) struct Group {
+    pub(super) now_ms: u64,
+    pub(super) nodes: BTreeMap<u64, Node>,
     /// Messages on their way, by sender and receiver.
     wires: BTreeMap<(u64, u64), VecDeque<Wire>>,
     /// Sessions that are up, from both ends' view.
     sessions: BTreeMap<(u64, u64), u64>,
     next_session: u64,
     /// Replicas that are up but hear nobody.
-    cut: BTreeSet<u64>,
+    pub(super) cut: BTreeSet<u64>,
     held: bool,
     /// Reads that were answered, with what.
     answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
+    /// The largest message sent and the most written in one turn, in bytes.
+    pub(super) largest_message_bytes: usize,
+    pub(super) largest_write_bytes: u64,
 }
 
 impl Group {
@@ -48,9 +51,14 @@ impl Group {
     }
 
     fn with(faults: &[Fault], election_timeout_ms: u64) -> Group {
+        Group::limited(faults, election_timeout_ms, Limits::default())
+    }
+
+    pub(super) fn limited(faults: &[Fault], election_timeout_ms: u64, limits: Limits) -> Group {
         let nodes = (1..=3).map(|id| {
             let timing = Timing { election_timeout_ms, status_ms: 20, lease_ms: 0, ..Timing::default() };
-            let config = CoreConfig { me: id, timing, limits: Limits::default(), faults: faults.to_vec() };
+            let config =
+                CoreConfig { me: id, unix_at_boot_ms: 0, timing, limits: limits.clone(), faults: faults.to_vec() };
             let founding = Membership { epoch: EPOCH, members: members(1..=3), ..Membership::default() };
             let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
             let node = Node {
@@ -69,15 +77,26 @@ impl Group {
         });
         let (wires, sessions, cut) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         let nodes = nodes.collect();
-        Group { now_ms: 0, nodes, wires, sessions, next_session: 1, cut, held: false, answers: Vec::new() }
+        Group {
+            now_ms: 0,
+            nodes,
+            wires,
+            sessions,
+            next_session: 1,
+            cut,
+            held: false,
+            answers: Vec::new(),
+            largest_message_bytes: 0,
+            largest_write_bytes: 0,
+        }
     }
 
-    fn start(&mut self, id: u64) {
+    pub(super) fn start(&mut self, id: u64) {
         let now_ms = self.now_ms;
         self.nodes.get_mut(&id).unwrap().start(now_ms).unwrap();
     }
 
-    fn crash(&mut self, id: u64) {
+    pub(super) fn crash(&mut self, id: u64) {
         self.nodes.get_mut(&id).unwrap().crash(0, &mut StdRng::seed_from_u64(id));
         self.connect();
     }
@@ -88,7 +107,7 @@ impl Group {
     }
 
     /// Sessions follow who can talk.
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         for pair in [(1, 2), (1, 3), (2, 3)] {
             let (a, b) = pair;
             match (self.can_talk(a, b), self.sessions.get(&pair).copied()) {
@@ -111,7 +130,7 @@ impl Group {
         }
     }
 
-    fn feed(&mut self, id: u64, input: Input) {
+    pub(super) fn feed(&mut self, id: u64, input: Input) {
         let now_ms = self.now_ms;
         if let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process {
             process.core.feed(now_ms, input);
@@ -119,7 +138,7 @@ impl Group {
     }
 
     /// One turn: all that waits comes in. Without `sync` the disk is still at it when the turn's early messages have left.
-    fn turn(&mut self, id: u64, sync: bool) {
+    pub(super) fn turn(&mut self, id: u64, sync: bool) {
         for from in (1..=3).filter(|from| *from != id) {
             let session = self.sessions.get(&(id.min(from), id.max(from))).copied();
             let arrived = self.wires.remove(&(from, id)).unwrap_or_default();
@@ -130,20 +149,24 @@ impl Group {
         let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
         let mut turn = process.core.finish();
         self.held |= !turn.held.is_empty();
+        self.answers.append(&mut turn.early_barriers);
         self.answers.append(&mut turn.barriers);
         if let Some(role) = turn.role.take() {
             process.role = role;
         }
         if sync {
+            let before = process.core.written().disk_bytes;
             process.core.sync().unwrap();
+            self.largest_write_bytes = self.largest_write_bytes.max(process.core.written().disk_bytes - before);
             process.core.newly_decided();
         }
         for send in turn.sends.into_iter().filter(|send| send.early || sync) {
+            self.largest_message_bytes = self.largest_message_bytes.max(send.wire.size_bytes());
             self.wires.entry((id, send.peer)).or_default().push_back(send.wire);
         }
     }
 
-    fn run_until(&mut self, what: &str, done: impl Fn(&Group) -> bool) {
+    pub(super) fn run_until(&mut self, what: &str, done: impl Fn(&Group) -> bool) {
         let until_ms = self.now_ms + PATIENCE_MS;
         while !done(self) {
             assert!(self.now_ms < until_ms, "not in time: {what}");
@@ -157,7 +180,7 @@ impl Group {
     }
 
     /// A leader that is heard, and whose log is decided to its end.
-    fn leader(&self) -> Option<u64> {
+    pub(super) fn leader(&self) -> Option<u64> {
         let leads = |(id, node): (&u64, &Node)| {
             let process = node.process.as_ref()?;
             let status = process.core.status();
@@ -291,4 +314,29 @@ fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
         }
     }
     assert!(matches!(group.answers[..], [(7, Ok(_))]), "{:?} after {} ms", group.answers, group.now_ms - began_ms);
+}
+
+// Log rule 1: whatever this turn has to sync, what earlier ones have synced is shown, and reads are answered. What has not been synced
+// is neither shown nor said to be there.
+#[test]
+fn a_slow_disk_holds_up_only_what_it_has_to_store() {
+    let mut group = Group::new(&[]);
+    let (leader, [first, _]) = group.propose();
+    group.turn(first, true);
+    let Role::Leader { term, .. } = group.nodes[&leader].process.as_ref().unwrap().role else { panic!("no leader") };
+    let payload = Bytes::from_static(b"another one");
+    group.feed(leader, Input::Propose { kind: Kind::Data, term, payload, tracked: None });
+    group.feed(leader, Input::Barrier { id: 7 });
+    group.turn(leader, false);
+    let core = &mut group.nodes.get_mut(&leader).unwrap().process.as_mut().unwrap().core;
+    let (entries, decided) = core.newly_decided();
+    assert!(matches!(&entries.last().unwrap().body, Body::Data(bytes) if bytes == ENTRY), "{entries:?}");
+    assert_eq!(entries.last().unwrap().index, decided, "the other one is not on disk");
+    // The follower's disk is slow, too: it has the other entry in memory, and answers the probe.
+    group.turn(first, false);
+    let said = &group.wires[&(first, leader)];
+    assert!(said.iter().any(|wire| matches!(wire, Wire::ProbeReply { .. })), "{said:?}");
+    assert!(!said.iter().any(|wire| matches!(wire, Wire::Paxos(omnipaxos::messages::Message::SequencePaxos(_)))));
+    group.turn(leader, false);
+    assert!(matches!(group.answers[..], [(7, Ok(_))]), "{:?}", group.answers);
 }

@@ -31,6 +31,8 @@ pub(super) struct Options {
     pub(super) slow_disks: bool,
     /// How far clocks may be off, either way. The period of leases allows for 50.
     pub(super) drift_permille: i64,
+    /// Replicas that were away for a moment are far behind, and nobody forgets the log that they need.
+    pub(super) far: bool,
 }
 
 impl Default for Options {
@@ -46,6 +48,7 @@ impl Default for Options {
             changes: true,
             slow_disks: false,
             drift_permille: 50,
+            far: false,
         }
     }
 }
@@ -56,7 +59,7 @@ pub(super) struct Stats {
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
-const EXPECTED: [&str; 26] = [
+const EXPECTED: [&str; 29] = [
     "entries",
     "void entries",
     "reads",
@@ -83,6 +86,9 @@ const EXPECTED: [&str; 26] = [
     "proofs of freshness",
     "writes held in memory",
     "slow syncs",
+    "entries shown before a sync",
+    "pieces of decided entries",
+    "candidates far behind",
 ];
 
 impl Stats {
@@ -208,6 +214,8 @@ pub(super) fn settings(rng: &mut StdRng, options: &Options) -> (Timing, Limits) 
         retention_bytes: rng.random_range(0..3_000),
         recent_bytes: rng.random_range(0..2_000),
         log_cap_bytes: rng.random_range(3_000..30_000),
+        // Small enough that who was away for a moment is far behind, in every other run.
+        sync_bytes: if options.far || rng.random_bool(0.5) { rng.random_range(300..1_500) } else { 10_000 },
         ..Limits::default()
     };
     (timing, limits)

@@ -14,6 +14,7 @@ use crate::types::{BarrierError, LogIndex, Role, Term};
 use crate::wire::Wire;
 
 use super::changes::{self, members};
+use super::clocks;
 use super::disk::SimDisk;
 use super::node::{Frozen, Node, Process};
 use super::oracle::{Checked, Oracle, State, Violation, ensure};
@@ -75,6 +76,7 @@ impl World {
         for id in 1..=n {
             let config = CoreConfig {
                 me: id,
+                unix_at_boot_ms: clocks::drawn(seed, n, id),
                 timing: timing.clone(),
                 limits: limits.clone(),
                 faults: options.fault.into_iter().collect(),
@@ -340,6 +342,14 @@ impl World {
         self.send(id, early);
         // R28: what is held in memory is told of before the sync.
         self.held(id, &mut turn)?;
+        self.answered(id, std::mem::take(&mut turn.early_barriers))?;
+        if self.shown(id)? {
+            self.stats.count("entries shown before a sync", 1);
+        }
+        // Requests for old entries are answered after the sync, but for the rest there is no difference.
+        if turn.role.is_none() && !turn.entered && self.rng.random_bool(0.5) {
+            self.apply(id)?;
+        }
         if point == 1 {
             return self.crash(id, "crashes before the sync");
         }
@@ -503,6 +513,7 @@ impl World {
             stats.count("standing aside", u64::from(!aside));
             inputs.push(Input::StandAside(!aside));
         }
+        inputs.push(Input::Applied(process.state.applied));
         if self.compaction && chance(rng, 0.05) {
             // R16: durable first, then permission to forget.
             node.durable = process.state;
@@ -535,18 +546,78 @@ impl World {
 
     fn outcomes(&mut self, id: u64, turn: Turn) -> Checked<()> {
         self.stats.count("reigns", turn.reigns);
+        self.stats.count("pieces of decided entries", turn.learned);
+        self.stats.count("candidates far behind", turn.refusals);
         self.stats.count("dropped proposals", turn.dropped);
         ensure(turn.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", turn.overflowed))?;
         self.over(id, &turn)?;
-        let World { rng, nodes, oracle, stats, known_by, .. } = self;
+        if let Some(role) = turn.role {
+            self.process(id)?.role = role;
+        }
+        self.answered(id, turn.barriers)?;
+        let World { nodes, stats, known_by, .. } = self;
         let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
         let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
-        if let Some(role) = turn.role {
-            process.role = role;
-        }
+        clocks::check(id, &process.core, self.now_ms)?;
         let reigns = matches!(process.core.role(), Role::Leader { .. });
         ensure(!(reigns && process.core.stands_aside()), || format!("replica {id} reigns while it stands aside"))?;
-        for (read, answer) in turn.barriers {
+        // R17: before what this turn decides, and hence what clients know by it, is added.
+        let drift = node.drift_permille;
+        for fresh in turn.fresh {
+            stats.count("proofs of freshness", 1);
+            let known = known_before(known_by, drift, fresh.asked_ms);
+            ensure(fresh.index.0 >= known, || {
+                format!("replica {id}: {fresh:?}, but a client had already seen {known} by then")
+            })?;
+        }
+        self.shown(id)?;
+        let World { rng, nodes, stats, .. } = self;
+        let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
+        let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
+        let status = process.core.status();
+        if status.compacted.0 > process.compacted {
+            process.compacted = status.compacted.0;
+            stats.count("compactions", 1);
+        }
+        if process.core.was_reset() {
+            // What a lease was to keep is gone with the whole log; the group's other replicas have moved on.
+            process.lease = None;
+        }
+        ensure(process.lease.is_none_or(|lease| status.compacted.0 < lease), || {
+            format!("replica {id} broke the lease {:?}: {status:?}", process.lease)
+        })?;
+        if rng.random_bool(0.7) {
+            self.apply(id)?;
+        }
+        self.transfer(id)
+    }
+
+    /// What a replica shows as decided, before or after its sync; whether that was anything.
+    fn shown(&mut self, id: u64) -> Checked<bool> {
+        let World { nodes, oracle, .. } = self;
+        let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
+        let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
+        let (entries, decided) = process.core.newly_decided();
+        process.shown_decided = decided.0;
+        for entry in &entries {
+            if entry.index.0 <= oracle.len() + 1 {
+                oracle.delivered(id, entry)?;
+            }
+        }
+        Ok(!entries.is_empty())
+    }
+
+    fn apply(&mut self, id: u64) -> Checked<()> {
+        let World { rng, nodes, oracle, .. } = self;
+        nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?.apply(oracle, rng)
+    }
+
+    /// Reads that have been answered, before or after the sync.
+    fn answered(&mut self, id: u64, answers: Vec<(u64, Result<LogIndex, BarrierError>)>) -> Checked<()> {
+        let World { nodes, stats, .. } = self;
+        let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
+        let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
+        for (read, answer) in answers {
             let known = process.barriers.remove(&read);
             let known = known.ok_or_else(|| Violation(format!("read {read} answered twice")))?;
             match answer {
@@ -562,38 +633,7 @@ impl World {
                 Err(BarrierError::Stopped) => return Err(Violation("a running log says it has stopped".to_owned())),
             }
         }
-        // R17: before what this turn decides, and hence what clients know by it, is added.
-        let drift = node.drift_permille;
-        for fresh in turn.fresh {
-            stats.count("proofs of freshness", 1);
-            let known = known_before(known_by, drift, fresh.asked_ms);
-            ensure(fresh.index.0 >= known, || {
-                format!("replica {id}: {fresh:?}, but a client had already seen {known} by then")
-            })?;
-        }
-        let (entries, decided) = process.core.newly_decided();
-        process.shown_decided = decided.0;
-        for entry in &entries {
-            if entry.index.0 <= oracle.len() + 1 {
-                oracle.delivered(id, entry)?;
-            }
-        }
-        let status = process.core.status();
-        if status.compacted.0 > process.compacted {
-            process.compacted = status.compacted.0;
-            stats.count("compactions", 1);
-        }
-        if process.core.was_reset() {
-            // What a lease was to keep is gone with the whole log; the group's other replicas have moved on.
-            process.lease = None;
-        }
-        ensure(process.lease.is_none_or(|lease| status.compacted.0 < lease), || {
-            format!("replica {id} broke the lease {:?}: {status:?}", process.lease)
-        })?;
-        if rng.random_bool(0.7) {
-            node.apply(oracle, rng)?;
-        }
-        self.transfer(id)
+        Ok(())
     }
 
     /// The application of a replica that is behind fetches the state from another one, sometime.

@@ -5,72 +5,319 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use evenkeel_host::Disk;
+use evenkeel_host::{Disk, SegmentReader};
+
+/// A segment that fills faster than this is followed by one twice as large.
+const FAST_SEGMENT: Duration = Duration::from_secs(2);
+/// One that takes longer is followed by one half as large.
+const SLOW_SEGMENT: Duration = Duration::from_secs(60);
+/// Removed segments that are kept to be used again.
+const MAX_SPARES: usize = 2;
+/// What a footer makes a segment longer by, in bytes, at least; a segment of many records has a longer one.
+const FOOTER_BYTES: u64 = 4 << 10;
+const SPARE: &str = "spare-";
 
 /// Segments as files `NNNNNNNNNNNNNNNN.log` in a folder, which is locked as long as this lives.
 ///
-/// A segment is filled with zeros before it is used. A sync of data that neither makes a file longer nor allocates
-/// a block for it does not have to wait for the file system's journal, which everything else on the machine waits
-/// for too: measured on ext4 beside other writers, nine syncs in ten took 0.13 ms instead of 4 to 8 ms. The next segment
-/// is made by a thread of its own while the current one fills.
+/// A sync of data that neither makes a file longer nor allocates a block for it does not have to wait for the file system's journal,
+/// which everything else on the machine waits for too: measured on ext4 beside other writers, nine syncs in ten took 0.13 ms instead
+/// of 4 to 8 ms. So a segment's blocks are there before it is used: it is a removed segment under a new name, or filled with zeros if
+/// there is none. The next segment is prepared while the current one fills, its name durable, by a thread of its own.
 #[derive(Debug)]
 pub(crate) struct FsDisk {
-    dir: PathBuf,
-    segment_bytes: u64,
-    files: BTreeMap<u64, File>,
-    /// Makes the next segment.
-    spare: Option<JoinHandle<io::Result<()>>>,
+    least_bytes: u64,
+    most_bytes: u64,
+    files: BTreeMap<u64, Segment>,
+    /// The segment being prepared, and how it went.
+    next: Option<(u64, mpsc::Receiver<io::Result<Segment>>)>,
+    /// When the current segment was begun, and how large the next should be.
+    begun: Option<Instant>,
+    wanted_bytes: u64,
+    helper: Helper,
     /// Holds the folder's lock; closing it lets go.
     _lock: File,
 }
 
-const SPARE: &str = "spare";
+#[derive(Debug)]
+struct Segment {
+    file: Arc<File>,
+    /// What it takes without growing.
+    room_bytes: u64,
+}
 
 impl FsDisk {
-    /// Opens the folder, making it if it is not there.
+    /// Opens the folder, making it if it is not there. Segments have `least_bytes`, and up to `most_bytes` while much is written.
     ///
     /// `Err` of kind [`io::ErrorKind::WouldBlock`] means that another process uses it.
-    pub(crate) fn open(dir: &Path, segment_bytes: u64) -> io::Result<FsDisk> {
+    pub(crate) fn open(dir: &Path, least_bytes: u64, most_bytes: u64) -> io::Result<FsDisk> {
         std::fs::create_dir_all(dir)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-        let mut disk = FsDisk { dir: dir.to_owned(), segment_bytes, files: BTreeMap::new(), spare: None, _lock: lock };
+        let (mut files, mut spares) = (BTreeMap::new(), Vec::new());
         for name in std::fs::read_dir(dir)? {
             let name = name?.file_name();
-            let number = name.to_str().and_then(|n| n.strip_suffix(".log"));
-            if let Some(segment) = number.and_then(|n| u64::from_str_radix(n, 16).ok()) {
-                let file = OpenOptions::new().read(true).write(true).open(disk.path(segment))?;
-                disk.files.insert(segment, file);
+            let Some(name) = name.to_str() else { continue };
+            let number = name.strip_suffix(".log").and_then(|n| u64::from_str_radix(n, 16).ok());
+            if let Some(number) = number {
+                files.insert(number, open_segment(&path(dir, number))?);
+            } else if name.starts_with(SPARE) {
+                spares.push(dir.join(name));
             }
         }
-        disk.begin_spare()?;
-        Ok(disk)
+        Ok(FsDisk {
+            least_bytes,
+            most_bytes: most_bytes.max(least_bytes),
+            files,
+            next: None,
+            begun: None,
+            wanted_bytes: least_bytes,
+            helper: Helper::start(dir.to_owned(), spares, most_bytes.max(least_bytes))?,
+            _lock: lock,
+        })
     }
 
-    fn path(&self, segment: u64) -> PathBuf {
-        self.dir.join(format!("{segment:016x}.log"))
+    fn file(&self, segment: u64) -> io::Result<&Arc<File>> {
+        let found = self.files.get(&segment).map(|segment| &segment.file);
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("segment {segment}")))
     }
 
-    fn file(&self, segment: u64) -> io::Result<&File> {
-        self.files.get(&segment).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("segment {segment}")))
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-
-    fn begin_spare(&mut self) -> io::Result<()> {
-        let path = self.dir.join(SPARE);
-        let bytes = self.segment_bytes;
-        let name = "log-segments".to_owned();
-        self.spare = Some(std::thread::Builder::new().name(name).spawn(move || {
-            let file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
-            fill_with_zeros(&file, 0, bytes)
-        })?);
+    fn prepare(&mut self, segment: u64) -> io::Result<()> {
+        let (reply, prepared) = mpsc::sync_channel(1);
+        self.helper.ask(Job::Prepare { segment, bytes: self.wanted_bytes, reply })?;
+        self.next = Some((segment, prepared));
         Ok(())
+    }
+
+    /// A segment begins: how fast was the one before?
+    fn adapt(&mut self) {
+        let now = Instant::now();
+        if let Some(begun) = self.begun.replace(now) {
+            let took = now.duration_since(begun);
+            if took < FAST_SEGMENT {
+                self.wanted_bytes = (self.wanted_bytes * 2).min(self.most_bytes);
+            } else if took > SLOW_SEGMENT {
+                self.wanted_bytes = (self.wanted_bytes / 2).max(self.least_bytes);
+            }
+        }
+    }
+}
+
+fn path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("{segment:016x}.log"))
+}
+
+fn open_segment(path: &Path) -> io::Result<Segment> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let room_bytes = file.metadata()?.len();
+    Ok(Segment { file: Arc::new(file), room_bytes })
+}
+
+impl Disk for FsDisk {
+    fn segments(&self) -> io::Result<Vec<u64>> {
+        Ok(self.files.keys().copied().collect())
+    }
+
+    fn create(&mut self, segment: u64) -> io::Result<()> {
+        if !self.files.contains_key(&segment) {
+            if self.next.as_ref().is_none_or(|(number, _)| *number != segment) {
+                self.prepare(segment)?;
+            }
+            let (_, prepared) = self.next.take().ok_or_else(stopped)?;
+            self.files.insert(segment, prepared.recv().map_err(|_| stopped())??);
+        }
+        self.adapt();
+        self.expect(segment + 1);
+        Ok(())
+    }
+
+    fn expect(&mut self, segment: u64) {
+        let waiting = self.next.as_ref().is_some_and(|(number, _)| *number == segment);
+        if !waiting && !self.files.contains_key(&segment) {
+            // If it fails, `create` tries again and says why.
+            self.prepare(segment).ok();
+        }
+    }
+
+    fn room(&self, segment: u64) -> Option<u64> {
+        self.files.get(&segment).map(|segment| segment.room_bytes)
+    }
+
+    fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file(segment)?.write_all_at(data, offset)
+    }
+
+    fn sync(&mut self, segment: u64) -> io::Result<()> {
+        crate::hindrance::before_sync();
+        self.file(segment)?.sync_data()
+    }
+
+    fn seal(&mut self, segment: u64) {
+        if let Ok(file) = self.file(segment) {
+            // Without the helper the file is written back when the system finds the time.
+            self.helper.ask(Job::Sync(file.clone())).ok();
+        }
+    }
+
+    fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes> {
+        read(self.file(segment)?, offset, len)
+    }
+
+    fn reader(&self, segment: u64) -> Option<Arc<dyn SegmentReader>> {
+        let file = self.file(segment).ok()?;
+        Some(Arc::new(Reader(file.clone())))
+    }
+
+    fn len(&self, segment: u64) -> io::Result<u64> {
+        Ok(self.file(segment)?.metadata()?.len())
+    }
+
+    fn remove(&mut self, segment: u64) -> io::Result<()> {
+        match self.files.remove(&segment) {
+            Some(Segment { file, .. }) => self.helper.ask(Job::Remove { segment, file }),
+            // Gone is what it should be.
+            None => Ok(()),
+        }
+    }
+}
+
+/// Holds the file: it is not used again meanwhile, only deleted.
+#[derive(Debug)]
+struct Reader(Arc<File>);
+
+impl SegmentReader for Reader {
+    fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        read(&self.0, offset, len)
+    }
+}
+
+fn read(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
+    let mut data = vec![0; len];
+    file.read_exact_at(&mut data, offset)?;
+    Ok(Bytes::from(data))
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the thread that prepares segments has stopped")
+}
+
+/// What may take long, and is done ahead of need or behind it.
+#[derive(Debug)]
+enum Job {
+    /// A segment of at least `bytes`, its name durable.
+    Prepare { segment: u64, bytes: u64, reply: mpsc::SyncSender<io::Result<Segment>> },
+    /// A sealed segment's last bytes.
+    Sync(Arc<File>),
+    /// The segment is no longer needed.
+    Remove { segment: u64, file: Arc<File> },
+}
+
+/// The thread that does it, in order.
+#[derive(Debug)]
+struct Helper {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Helper {
+    fn start(dir: PathBuf, spares: Vec<PathBuf>, most_bytes: u64) -> io::Result<Helper> {
+        let (jobs, waiting) = mpsc::channel();
+        let mut folder = Folder { dir, spares, named: 0, most_bytes };
+        let thread = std::thread::Builder::new().name("log-segments".to_owned()).spawn(move || {
+            while let Ok(job) = waiting.recv() {
+                folder.work(job);
+            }
+        })?;
+        Ok(Helper { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    fn ask(&self, job: Job) -> io::Result<()> {
+        self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(stopped)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // The thread works in the folder, whose lock is about to go.
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// The helper's view of the folder.
+struct Folder {
+    dir: PathBuf,
+    spares: Vec<PathBuf>,
+    named: u64,
+    /// A larger segment is not used again, in bytes: one that had to take a whole synchronisation would make later ones as large.
+    most_bytes: u64,
+}
+
+impl Folder {
+    fn work(&mut self, job: Job) {
+        match job {
+            // Whoever no longer waits is going down.
+            Job::Prepare { segment, bytes, reply } => drop(reply.send(self.prepare(segment, bytes))),
+            Job::Sync(file) => {
+                // A footer that is lost is made up for by reading the records.
+                if let Err(error) = file.sync_data() {
+                    tracing::warn!(%error, "a sealed segment cannot be synced");
+                }
+            }
+            Job::Remove { segment, file } => {
+                if let Err(error) = self.remove(segment, file) {
+                    tracing::warn!(segment, %error, "a segment cannot be removed");
+                }
+            }
+        }
+    }
+
+    fn prepare(&mut self, segment: u64, bytes: u64) -> io::Result<Segment> {
+        let spare = match self.spares.pop() {
+            Some(spare) => spare,
+            None => self.new_spare(),
+        };
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&spare)?;
+        let there_bytes = file.metadata()?.len();
+        if there_bytes < bytes {
+            fill_with_zeros(&file, there_bytes, bytes)?;
+        }
+        std::fs::rename(&spare, path(&self.dir, segment))?;
+        // The file's name must be as durable as its contents will be.
+        File::open(&self.dir)?.sync_all()?;
+        Ok(Segment { file: Arc::new(file), room_bytes: there_bytes.max(bytes) })
+    }
+
+    /// Kept to be used again, unless there are enough, it is too large or somebody still reads it.
+    fn remove(&mut self, segment: u64, file: Arc<File>) -> io::Result<()> {
+        let path = path(&self.dir, segment);
+        let fits = file.metadata()?.len() <= self.most_bytes + self.most_bytes / 8 + FOOTER_BYTES;
+        if self.spares.len() < MAX_SPARES && fits && Arc::try_unwrap(file).is_ok() {
+            let spare = self.new_spare();
+            std::fs::rename(path, &spare)?;
+            self.spares.push(spare);
+            return Ok(());
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    fn new_spare(&mut self) -> PathBuf {
+        loop {
+            self.named += 1;
+            let name = self.dir.join(format!("{SPARE}{}", self.named));
+            if !self.spares.contains(&name) {
+                return name;
+            }
+        }
     }
 }
 
@@ -85,63 +332,91 @@ fn fill_with_zeros(file: &File, mut offset: u64, end: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-impl Disk for FsDisk {
-    fn segments(&self) -> io::Result<Vec<u64>> {
-        Ok(self.files.keys().copied().collect())
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use tempfile::TempDir;
+
+    const SEGMENT_BYTES: u64 = 4096;
+
+    fn inode(dir: &TempDir, segment: u64) -> u64 {
+        std::fs::metadata(path(dir.path(), segment)).unwrap().ino()
     }
 
-    fn create(&mut self, segment: u64) -> io::Result<()> {
-        if let Some(making) = self.spare.take() {
-            making.join().unwrap_or_else(|_| Err(io::Error::other("preparing a segment failed")))?;
+    fn blocks_zeroed(dir: &TempDir) -> usize {
+        std::fs::read_dir(dir.path()).unwrap().filter(|f| f.as_ref().unwrap().file_name() != "lock").count()
+    }
+
+    // Each byte of the log is written once: after the first few segments no file is made any more.
+    #[test]
+    fn removed_segments_are_used_again() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = FsDisk::open(dir.path(), SEGMENT_BYTES, SEGMENT_BYTES).unwrap();
+        let mut inodes = std::collections::BTreeSet::new();
+        for segment in 1..40 {
+            disk.create(segment).unwrap();
+            inodes.insert(inode(&dir, segment));
+            disk.write(segment, 0, &[7; 100]).unwrap();
+            disk.sync(segment).unwrap();
+            if segment > 2 {
+                disk.remove(segment - 2).unwrap();
+            }
         }
-        let path = self.path(segment);
-        std::fs::rename(self.dir.join(SPARE), &path)?;
-        self.files.insert(segment, OpenOptions::new().read(true).write(true).open(path)?);
-        // The file's name must be as durable as its contents.
-        self.sync_dir()?;
-        self.begin_spare()
+        assert!(inodes.len() <= 5, "{} files were made for 39 segments", inodes.len());
+        drop(disk);
+        assert!(blocks_zeroed(&dir) <= 3 + MAX_SPARES);
+        // Spares survive a restart.
+        let spares = std::fs::read_dir(dir.path()).unwrap().filter(|f| is_spare(f.as_ref().unwrap())).count();
+        let disk = FsDisk::open(dir.path(), SEGMENT_BYTES, SEGMENT_BYTES).unwrap();
+        assert_eq!(disk.segments().unwrap().last(), Some(&40));
+        drop(disk);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().filter(|f| is_spare(f.as_ref().unwrap())).count(), spares);
     }
 
-    fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file(segment)?.write_all_at(data, offset)
+    fn is_spare(file: &std::fs::DirEntry) -> bool {
+        file.file_name().to_str().unwrap().starts_with(SPARE)
     }
 
-    fn sync(&mut self, segment: u64) -> io::Result<()> {
-        crate::hindrance::before_sync();
-        self.file(segment)?.sync_data()
-    }
-
-    fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes> {
-        let mut data = vec![0; len];
-        self.file(segment)?.read_exact_at(&mut data, offset)?;
-        Ok(Bytes::from(data))
-    }
-
-    fn len(&self, segment: u64) -> io::Result<u64> {
-        Ok(self.file(segment)?.metadata()?.len())
-    }
-
-    fn clear_from(&mut self, segment: u64, offset: u64) -> io::Result<()> {
-        let file = self.file(segment)?;
-        file.set_len(offset)?;
-        fill_with_zeros(file, offset, self.segment_bytes)
-    }
-
-    fn remove(&mut self, segment: u64) -> io::Result<()> {
-        self.files.remove(&segment);
-        match std::fs::remove_file(self.path(segment)) {
-            // Gone is what it should be.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
+    // Breaks if one synchronisation makes all later segments as large as it was.
+    #[test]
+    fn a_segment_that_had_to_grow_is_not_used_again() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = FsDisk::open(dir.path(), SEGMENT_BYTES, 2 * SEGMENT_BYTES).unwrap();
+        disk.create(1).unwrap();
+        disk.write(1, 0, &[7; 10 * SEGMENT_BYTES as usize]).unwrap();
+        disk.create(2).unwrap();
+        disk.remove(1).unwrap();
+        for segment in 3..6 {
+            disk.create(segment).unwrap();
+            assert!(disk.room(segment).unwrap() <= 3 * SEGMENT_BYTES);
         }
     }
-}
 
-impl Drop for FsDisk {
-    fn drop(&mut self) {
-        // The thread works in the folder, whose lock is about to go.
-        if let Some(making) = self.spare.take() {
-            making.join().ok();
+    #[test]
+    fn a_segment_that_is_read_is_not_used_again() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = FsDisk::open(dir.path(), SEGMENT_BYTES, SEGMENT_BYTES).unwrap();
+        disk.create(1).unwrap();
+        disk.write(1, 0, b"old").unwrap();
+        let reader = disk.reader(1).unwrap();
+        disk.remove(1).unwrap();
+        for segment in 2..10 {
+            disk.create(segment).unwrap();
+            disk.write(segment, 0, b"new").unwrap();
+            disk.remove(segment).unwrap();
         }
+        assert_eq!(&reader.read(0, 3).unwrap()[..], b"old");
+    }
+
+    #[test]
+    fn segments_that_fill_fast_are_followed_by_larger_ones() {
+        let dir = TempDir::new().unwrap();
+        let mut disk = FsDisk::open(dir.path(), SEGMENT_BYTES, 4 * SEGMENT_BYTES).unwrap();
+        for segment in 1..6 {
+            disk.create(segment).unwrap();
+        }
+        assert_eq!((disk.room(1), disk.room(5)), (Some(SEGMENT_BYTES), Some(4 * SEGMENT_BYTES)));
     }
 }

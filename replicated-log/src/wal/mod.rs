@@ -5,11 +5,15 @@
 //! else is an error, because a lost durable tail would be disk loss (log rule 13).
 //!
 //! The newest items stay in memory, bounded by bytes; older ones are read from their record. The index of what is
-//! where has one element per record, not per item. Compaction forgets items and deletes the segments that hold
-//! nothing else. With the items the log keeps the term fence at every place, so that it can say which items are
+//! where has one element per [`MERGED_BYTES`] or record, not per item. Compaction forgets items and gives back the segments
+//! that hold nothing else; they are used again, so that each byte is written once and no turn waits for a new file. A segment
+//! that is full ends with a footer, which says what a replay of it comes to: opening a log reads footers and the records of the
+//! last segment, whatever its size. With the items the log keeps the term fence at every place, so that it can say which items are
 //! effective without reading any (invariant 1).
 
 mod disk;
+mod learning;
+mod reading;
 mod record;
 mod recover;
 mod storage;
@@ -17,7 +21,6 @@ mod storage;
 use std::collections::VecDeque;
 use std::io;
 
-use bytes::Bytes;
 use omnipaxos::ballot_leader_election::Ballot;
 
 use crate::item::{Fence, Item};
@@ -25,8 +28,9 @@ use crate::membership::Membership;
 use crate::types::ReplicaId;
 pub(crate) use disk::FsDisk;
 pub(crate) use evenkeel_host::Disk;
+pub(crate) use reading::ReadPlan;
 pub(crate) use record::Identity;
-use record::Meta;
+use record::{Footer, Meta, SEGMENT_HEADER_BYTES, Seal, SegmentHeader, Summary};
 pub(crate) use storage::{SharedWal, WalStorage};
 
 /// Why the durable log cannot be used.
@@ -63,25 +67,41 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> WalError {
 /// Sizes of a log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WalLimits {
+    /// The size of a segment, unless the disk knows better ([`Disk::room`]).
     pub(crate) segment_bytes: u64,
     pub(crate) recent_bytes: usize,
+    /// About what a synchronisation may hold that begins below the trim point, in bytes of records.
+    pub(crate) sync_bytes: u64,
 }
 
-/// Items that one record on disk holds.
-#[derive(Clone, Copy, Debug)]
+/// Records that follow each other share one element of the index up to this many bytes.
+const MERGED_BYTES: usize = 64 << 10;
+
+/// Items that one record, or several that follow each other, hold on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Chunk {
     first: u64,
     count: u64,
     segment: u64,
     offset: u64,
-    /// Of the whole record, header included.
+    /// Of the whole records, headers included.
     record_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     number: u64,
+    /// Header and records.
     bytes: u64,
+}
+
+/// What has been written to disk since the log was opened, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Payloads of items.
+    pub(crate) payload_bytes: u64,
+    /// All that was written for them, and for the rest.
+    pub(crate) disk_bytes: u64,
 }
 
 /// What has changed since the last sync.
@@ -95,6 +115,8 @@ struct Dirty {
     reset: bool,
     /// Another epoch has begun.
     epoch: bool,
+    /// The promise has changed.
+    promise: bool,
 }
 
 /// A durable log on the disk `D`.
@@ -113,8 +135,15 @@ pub(crate) struct Wal<D> {
     /// `meta.fence` holds.
     fences: VecDeque<(u64, Fence)>,
     dirty: Dirty,
-    /// Reused by every sync.
+    /// Reused by every sync: room for a segment's header, and a record.
     buffer: Vec<u8>,
+    /// The last segment's records, for its footer.
+    summaries: Vec<Summary>,
+    /// Where the last of them ends.
+    summarised_end: u64,
+    /// What the last record replayed said of where the log begins.
+    stated_compacted: u64,
+    written: Written,
     /// See [`storage`]: lets the library read "from below the trim point" while `core` is going to put a marker
     /// in place of what is missing.
     pub(crate) patching: bool,
@@ -187,16 +216,23 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// The position up to which compaction may go so that about `retained_bytes` of records stay.
+    /// The position up to which compaction may go so that about `retained_bytes` of records stay, and no more: one record may be as large
+    /// as a whole log was (a synchronisation is one), and a log that kept it for being the last would stay at its cap for good.
     pub(crate) fn compaction_point(&self, retained_bytes: u64) -> u64 {
         let mut kept = 0;
         for chunk in self.chunks.iter().rev() {
             kept += chunk.record_bytes as u64;
             if kept > retained_bytes {
-                return chunk.first;
+                return chunk.first + chunk.count;
             }
         }
         self.meta.compacted
+    }
+
+    /// About how many bytes the records of the items `from..to` take.
+    pub(crate) fn bytes_between(&self, from: u64, to: u64) -> u64 {
+        let later = self.chunks.iter().rev().skip_while(|c| c.first >= to);
+        later.take_while(|c| c.first + c.count > from).map(|c| c.record_bytes as u64).sum()
     }
 
     /// Bytes of records that hold only items before `to`.
@@ -209,6 +245,7 @@ impl<D: Disk> Wal<D> {
         if self.meta.promise != Some(promise) {
             self.meta.promise = Some(promise);
             self.dirty.meta = true;
+            self.dirty.promise = true;
         }
     }
 
@@ -320,7 +357,7 @@ impl<D: Disk> Wal<D> {
         self.meta.fence = fence;
         self.meta.end = at;
         self.meta.needs_state = Some(at);
-        self.dirty = Dirty { items_from: None, meta: true, reset: true, epoch: self.dirty.epoch };
+        self.dirty = Dirty { items_from: None, meta: true, reset: true, ..self.dirty };
     }
 
     /// The epoch that this replica takes part in.
@@ -356,6 +393,7 @@ impl<D: Disk> Wal<D> {
         self.meta.promise = None;
         self.meta.accepted_round = None;
         self.meta.decided = at;
+        self.dirty.promise = true;
         self.dirty.meta = true;
         self.dirty.epoch = true;
     }
@@ -366,6 +404,19 @@ impl<D: Disk> Wal<D> {
             self.meta.fence = fence;
         }
         self.fences.push_back((at, fence));
+    }
+
+    /// Items before this are on disk as they are in memory, or gone; all of them once the turn is synced.
+    pub(crate) fn durable_end(&self) -> u64 {
+        match self.dirty {
+            Dirty { reset: true, .. } | Dirty { epoch: true, .. } => 0,
+            Dirty { items_from, .. } => items_from.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Whether the promise on disk is the one in memory.
+    pub(crate) fn promise_is_durable(&self) -> bool {
+        !self.dirty.promise
     }
 
     /// Whether [`Wal::sync`] would have to write: more than the decided position has changed (log rule 1).
@@ -403,28 +454,32 @@ impl<D: Disk> Wal<D> {
         if self.dirty.epoch {
             flags |= record::FLAG_EPOCH;
         }
-        let place = (first, self.fence_at(first));
+        let fence = self.fence_at(first);
         self.buffer.clear();
-        record::encode(&mut self.buffer, flags, &self.meta, place, self.recent.range(skip..))
+        self.buffer.resize(SEGMENT_HEADER_BYTES, 0);
+        record::encode(&mut self.buffer, flags, &self.meta, (first, fence), self.recent.range(skip..))
             .map_err(|e| WalError::Damaged(format!("a record cannot be encoded: {e}")))?;
+        let record_bytes = self.buffer.len() - SEGMENT_HEADER_BYTES;
 
-        let segment = self.segment_to_write()?;
-        let offset = segment.bytes;
-        let number = segment.number;
-        self.disk.write(number, offset, &self.buffer).map_err(failed("write"))?;
-        self.disk.sync(number).map_err(failed("sync"))?;
+        let (segment, offset, begins) = self.place_for(record_bytes as u64)?;
+        let seal = Seal { store_id: self.meta.store_id, segment };
+        record::finish(&mut self.buffer[SEGMENT_HEADER_BYTES..], seal);
+        // A new segment's header goes with its first record.
+        let (at, unwritten) = if begins { (0, 0) } else { (offset, SEGMENT_HEADER_BYTES) };
+        self.disk.write(segment, at, &self.buffer[unwritten..]).map_err(failed("write"))?;
+        self.disk.sync(segment).map_err(failed("sync"))?;
+        self.written.disk_bytes += (self.buffer.len() - unwritten) as u64;
+        self.written.payload_bytes += self.recent.range(skip..).map(|item| item.payload.len() as u64).sum::<u64>();
         if let Some(last) = self.segments.back_mut() {
-            last.bytes += self.buffer.len() as u64;
+            last.bytes = offset + record_bytes as u64;
         }
-        if first < self.meta.end {
-            self.chunks.push_back(Chunk {
-                first,
-                count: self.meta.end - first,
-                segment: number,
-                offset,
-                record_bytes: self.buffer.len(),
-            });
-        }
+        let fences = record::fence_changes(first, fence, self.recent.range(skip..));
+        let count = self.meta.end - first;
+        let meta = (flags != 0).then(|| self.meta.clone());
+        let record =
+            Summary { record_bytes: record_bytes as u64, flags, place: Some((first, fence)), count, fences, meta };
+        self.summarise(record);
+        self.index(Chunk { first, count, segment, offset, record_bytes });
         const KEPT_BUFFER_BYTES: usize = 4 << 20;
         if self.buffer.capacity() > KEPT_BUFFER_BYTES {
             self.buffer = Vec::new();
@@ -432,17 +487,73 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    fn segment_to_write(&mut self) -> Result<Segment, WalError> {
-        match self.segments.back() {
-            Some(last) if last.bytes < self.limits.segment_bytes => Ok(*last),
-            last => {
-                let number = last.map_or(1, |s| s.number + 1);
-                self.disk.create(number).map_err(failed("create a segment"))?;
-                let segment = Segment { number, bytes: 0 };
-                self.segments.push_back(segment);
-                Ok(segment)
+    /// A record has been added to the last segment.
+    fn summarise(&mut self, mut record: Summary) {
+        if let Some((first, _)) = record.place {
+            // What a replay can tell by itself need not be said.
+            if record.flags == 0 && !self.summaries.is_empty() && first == self.summarised_end {
+                record.place = None;
             }
+            self.summarised_end = first + record.count;
         }
+        self.summaries.push(record);
+    }
+
+    /// Remembers where items lie, if there are any.
+    fn index(&mut self, chunk: Chunk) {
+        if chunk.count == 0 {
+            return;
+        }
+        let most = (self.limits.segment_bytes as usize / 8).min(MERGED_BYTES);
+        if let Some(last) = self.chunks.back_mut()
+            && last.segment == chunk.segment
+            && last.offset + last.record_bytes as u64 == chunk.offset
+            && last.first + last.count == chunk.first
+            && last.record_bytes + chunk.record_bytes <= most
+        {
+            last.count += chunk.count;
+            last.record_bytes += chunk.record_bytes;
+        } else {
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// Where the next record goes, segment and offset: into the last one, or a new one if that is full, and whether it is new.
+    fn place_for(&mut self, record_bytes: u64) -> Result<(u64, u64, bool), WalError> {
+        let Some(last) = self.segments.back().copied() else {
+            return self.begin_segment(1, 0, 0);
+        };
+        let room = self.disk.room(last.number).unwrap_or(self.limits.segment_bytes);
+        if last.bytes + record_bytes <= room {
+            return Ok((last.number, last.bytes, false));
+        }
+        let seal = Seal { store_id: self.meta.store_id, segment: last.number };
+        let footer = Footer { records: std::mem::take(&mut self.summaries) };
+        let footer = footer.encode(seal).map_err(|e| WalError::Damaged(format!("a footer cannot be encoded: {e}")))?;
+        self.disk.write(last.number, last.bytes, &footer).map_err(failed("write a footer"))?;
+        self.disk.seal(last.number);
+        self.written.disk_bytes += footer.len() as u64;
+        self.begin_segment(last.number + 1, last.bytes, footer.len() as u64)
+    }
+
+    fn begin_segment(
+        &mut self,
+        number: u64,
+        before_end: u64,
+        before_footer_bytes: u64,
+    ) -> Result<(u64, u64, bool), WalError> {
+        self.disk.create(number).map_err(failed("create a segment"))?;
+        let seal = Seal { store_id: self.meta.store_id, segment: number };
+        let header = SegmentHeader { seal, before_end, before_footer_bytes };
+        header.encode(&mut self.buffer[..SEGMENT_HEADER_BYTES]);
+        let bytes = SEGMENT_HEADER_BYTES as u64;
+        self.segments.push_back(Segment { number, bytes });
+        Ok((number, bytes, true))
+    }
+
+    /// What has been written since the log was opened.
+    pub(crate) fn written(&self) -> Written {
+        self.written
     }
 
     /// Bounds the items in memory; only durable ones may go.
@@ -455,7 +566,7 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// Deletes segments without a retained item. The record that says so is durable by now, and in the last one.
+    /// Gives back segments without a retained item. The record that says so is durable by now, and in the last one.
     fn drop_segments(&mut self) -> Result<(), WalError> {
         let needed = match (self.chunks.front(), self.segments.back()) {
             (Some(chunk), _) => chunk.segment,
@@ -469,79 +580,6 @@ impl<D: Disk> Wal<D> {
             self.segments.pop_front();
         }
         Ok(())
-    }
-
-    /// The items `from..to`, at least one and about `max_bytes` of them; empty only if `from >= to`.
-    ///
-    /// # Errors
-    /// [`WalError::Trimmed`] below the compaction point (log rule 13); a read error or damage is fatal.
-    pub(crate) fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Item>, WalError> {
-        if from < self.meta.compacted {
-            let compacted = self.meta.compacted;
-            return Err(WalError::Trimmed { from, compacted });
-        }
-        let to = to.min(self.meta.end);
-        let mut items = Vec::new();
-        let mut bytes = 0;
-        let mut at = from;
-        let mut take = |item: &Item| {
-            bytes += item.encoded_bytes();
-            let fits = bytes <= max_bytes || items.is_empty();
-            if fits {
-                items.push(item.clone());
-            }
-            fits
-        };
-        while at < to.min(self.recent_first) {
-            let chunk = self.chunk_with(at)?;
-            let record = self.read_record(&chunk)?;
-            let end = (chunk.first + chunk.count).min(to);
-            for item in &record[(at - chunk.first) as usize..(end - chunk.first) as usize] {
-                if !take(item) {
-                    return Ok(items);
-                }
-                at += 1;
-            }
-        }
-        while at < to {
-            if !take(&self.recent[(at - self.recent_first) as usize]) {
-                break;
-            }
-            at += 1;
-        }
-        Ok(items)
-    }
-
-    /// The items `from..decided` that are in memory, as far back as they reach, with the position of the first.
-    pub(crate) fn recent_decided(&self, from: u64) -> (u64, impl Iterator<Item = &Item>) {
-        let end = self.meta.decided.min(self.meta.end).max(self.recent_first);
-        let first = from.clamp(self.recent_first, end);
-        let range = (first - self.recent_first) as usize..(end - self.recent_first) as usize;
-        (first, self.recent.range(range))
-    }
-
-    fn chunk_with(&self, position: u64) -> Result<Chunk, WalError> {
-        let behind = self.chunks.partition_point(|c| c.first <= position);
-        behind
-            .checked_sub(1)
-            .map(|i| self.chunks[i])
-            .filter(|c| position < c.first + c.count)
-            .ok_or_else(|| WalError::Damaged(format!("no record holds item {position}")))
-    }
-
-    fn read_record(&self, chunk: &Chunk) -> Result<Vec<Item>, WalError> {
-        let bytes: Bytes = self.disk.read(chunk.segment, chunk.offset, chunk.record_bytes).map_err(failed("read"))?;
-        let record = record::decode(bytes).map_err(|_| {
-            let (segment, offset) = (chunk.segment, chunk.offset);
-            WalError::Damaged(format!("segment {segment}, offset {offset}"))
-        })?;
-        if (record.items.len() as u64) < chunk.count {
-            return Err(WalError::Damaged(format!(
-                "segment {}, offset {}: too few items",
-                chunk.segment, chunk.offset
-            )));
-        }
-        Ok(record.items)
     }
 }
 

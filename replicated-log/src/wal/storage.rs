@@ -117,8 +117,13 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
             let from = from as u64;
             return Err(Box::new(WalError::Trimmed { from, compacted }));
         }
-        // While `core` patches synchronisation messages (log rule 10) it gets what there is.
-        Ok(wal.read((from as u64).max(compacted), u64::MAX, usize::MAX)?)
+        // While `core` patches synchronisation messages (log rule 10) it gets what there is, or the end of that: the receiver needs a
+        // copy of the state anyway, and with it nothing that is decided before.
+        let begin = match (from as u64) < compacted {
+            true => wal.compaction_point(wal.limits.sync_bytes).min(wal.meta.decided).max(compacted),
+            false => from as u64,
+        };
+        Ok(wal.read(begin, u64::MAX, usize::MAX)?)
     }
 
     fn get_promise(&self) -> StorageResult<Option<Ballot>> {

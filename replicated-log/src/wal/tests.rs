@@ -4,16 +4,18 @@
 use super::*;
 use crate::item::Kind;
 use crate::types::Term;
+use bytes::Bytes;
 use tempfile::TempDir;
 
 const ME: Identity = Identity { group: 1, me: 1 };
 
 fn limits(segment_bytes: u64) -> WalLimits {
-    WalLimits { segment_bytes, recent_bytes: 1000 }
+    WalLimits { segment_bytes, recent_bytes: 1000, sync_bytes: 1 << 20 }
 }
 
 fn open(dir: &TempDir, segment_bytes: u64) -> Result<Wal<FsDisk>, WalError> {
-    let disk = FsDisk::open(dir.path(), segment_bytes.min(1 << 16)).map_err(failed("open"))?;
+    let disk_bytes = segment_bytes.min(1 << 16);
+    let disk = FsDisk::open(dir.path(), disk_bytes, disk_bytes).map_err(failed("open"))?;
     Wal::open(disk, ME, Membership { epoch: 1, ..Membership::default() }, 99, limits(segment_bytes))
 }
 
@@ -76,14 +78,169 @@ fn a_torn_last_record_is_cut_off_at_every_length() {
         beheaded[sound as usize..=len].fill(0);
         for torn in [&bytes[..len], &zeroed, &beheaded] {
             std::fs::write(&file, torn).unwrap();
-            let wal = open(&dir, 1 << 20).unwrap();
+            std::fs::remove_file(dir.path().join(format!("{:016x}.log", 2))).unwrap();
+            let mut wal = open(&dir, 1 << 20).unwrap();
             assert_eq!(wal.end(), 1, "cut to {len} of {whole}");
             assert_eq!(wal.log_bytes(), sound);
+            // Whatever the remains are, what is written in their place is what counts.
+            wal.append(vec![data(1, 3)]);
+            wal.sync().unwrap();
             drop(wal);
-            let rest = std::fs::read(&file).unwrap().split_off(sound as usize);
-            assert!(rest.iter().all(|byte| *byte == 0), "remains could be taken for a record one day");
+            assert_eq!(all(&open(&dir, 1 << 20).unwrap()), [data(1, 1), data(1, 3)], "cut to {len} of {whole}");
         }
     }
+}
+
+/// A log that has filled, compacted and recycled many segments; what it holds.
+fn recycled(dir: &TempDir) -> Wal<FsDisk> {
+    let mut wal = open(dir, 600).unwrap();
+    for i in 0..60u64 {
+        wal.append(vec![data(1, i)]);
+        wal.set_decided(wal.end());
+        if i > 10 {
+            wal.compact(wal.end() - 10);
+        }
+        wal.sync().unwrap();
+    }
+    wal
+}
+
+// Old records lie behind the new ones, sound but for the segment that they were written for.
+#[test]
+fn the_remains_in_a_recycled_segment_are_not_taken_for_records_wherever_a_write_is_torn() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = recycled(&dir);
+    while wal.segments.back().unwrap().bytes < 300 {
+        wal.append(vec![data(1, u64::MAX - 70)]);
+        wal.sync().unwrap();
+    }
+    let (before, segment) = (all(&wal), *wal.segments.back().unwrap());
+    let file = dir.path().join(format!("{:016x}.log", segment.number));
+    // Before the last record, with the remains behind it.
+    let remains = std::fs::read(&file).unwrap();
+    assert!(remains[segment.bytes as usize..].iter().any(|byte| *byte != 0), "nothing was recycled");
+    wal.append(vec![data(1, u64::MAX - 71)]);
+    wal.sync().unwrap();
+    let (after, whole) = (all(&wal), wal.segments.back().unwrap().bytes as usize);
+    assert_eq!(wal.segments.back().unwrap().number, segment.number, "in the same segment");
+    drop(wal);
+    let written = std::fs::read(&file).unwrap();
+    assert_eq!(all(&open(&dir, 600).unwrap()), after);
+    for cut in segment.bytes as usize..whole {
+        let mut torn = remains.clone();
+        torn[segment.bytes as usize..cut].copy_from_slice(&written[segment.bytes as usize..cut]);
+        std::fs::write(&file, &torn).unwrap();
+        assert_eq!(all(&open(&dir, 600).unwrap()), before, "cut at {cut}");
+    }
+}
+
+// Also where the torn write is the first one of a recycled segment.
+#[test]
+fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = recycled(&dir);
+    let before_number = wal.segments.back().unwrap().number;
+    let next = dir.path().join(format!("{:016x}.log", before_number + 1));
+    let mut before = all(&wal);
+    // It is prepared by a thread, and recycled.
+    while !next.exists() {
+        std::thread::yield_now();
+    }
+    let remains = std::fs::read(&next).unwrap();
+    while wal.segments.back().unwrap().number == before_number {
+        before = all(&wal);
+        wal.append(vec![data(1, u64::MAX - 80)]);
+        wal.sync().unwrap();
+    }
+    let whole = wal.segments.back().unwrap().bytes as usize;
+    drop(wal);
+    let written = std::fs::read(&next).unwrap();
+    for cut in (0..whole).step_by(3) {
+        let mut torn = remains.clone();
+        torn[..cut].copy_from_slice(&written[..cut]);
+        let mut beheaded = written.clone();
+        beheaded[..=cut].copy_from_slice(&remains[..=cut]);
+        for torn in [torn, beheaded] {
+            std::fs::write(&next, &torn).unwrap();
+            let mut wal = open(&dir, 600).unwrap();
+            assert_eq!(all(&wal), before, "cut at {cut} of {whole}");
+            wal.append(vec![data(1, 90)]);
+            wal.sync().unwrap();
+            drop(wal);
+            let wal = open(&dir, 600).unwrap();
+            assert_eq!(all(&wal).last(), Some(&data(1, 90)));
+            drop(wal);
+        }
+    }
+}
+
+// Where a footer was lost in a crash, or is damaged, the records are replayed; where one is there they are not even read.
+#[test]
+fn a_log_opens_the_same_with_and_without_its_footers() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = open(&dir, 600).unwrap();
+    for i in 0..40u64 {
+        wal.append(vec![data(1, i), Item::leader_start(term(i as u32 + 1))]);
+        if i % 7 == 0 {
+            wal.replace_suffix(wal.end() - 2, vec![data(2, i)]);
+        }
+        wal.set_promise(Ballot::with(1, i as u32, 0, 2));
+        wal.sync().unwrap();
+    }
+    let (meta, items, chunks) = (wal.meta.clone(), all(&wal), wal.chunks.clone());
+    let fences: Vec<_> = (0..=wal.end()).map(|at| wal.fence_at(at)).collect();
+    let segments: Vec<Segment> = wal.segments.iter().copied().collect();
+    drop(wal);
+    let file = |number: u64| dir.path().join(format!("{number:016x}.log"));
+    let check = |what: &str| {
+        let wal = open(&dir, 600).unwrap();
+        assert_eq!((&wal.meta, &wal.chunks), (&meta, &chunks), "{what}");
+        assert_eq!((0..=wal.end()).map(|at| wal.fence_at(at)).collect::<Vec<_>>(), fences, "{what}");
+        wal
+    };
+    assert_eq!(all(&check("whole")), items);
+    // Damage in a record that no replay has to look at shows when it is read.
+    let first = std::fs::read(file(1)).unwrap();
+    let mut bad = first.clone();
+    bad[100] ^= 1;
+    std::fs::write(file(1), &bad).unwrap();
+    let wal = check("records are not read");
+    assert!(matches!(wal.read(0, 5, usize::MAX), Err(WalError::Damaged(_))));
+    drop(wal);
+    std::fs::write(file(1), &first).unwrap();
+    for segment in &segments[..segments.len() - 1] {
+        let mut bytes = std::fs::read(file(segment.number)).unwrap();
+        bytes.truncate(segment.bytes as usize + 10);
+        std::fs::write(file(segment.number), &bytes).unwrap();
+    }
+    assert_eq!(all(&check("without footers")), items);
+    bad.truncate(segments[0].bytes as usize);
+    std::fs::write(file(1), &bad).unwrap();
+    assert!(matches!(open(&dir, 600), Err(WalError::Damaged(_))));
+}
+
+// After a crash names may be back that had been given up; they are no part of the log.
+#[test]
+fn a_removed_segment_that_a_crash_brings_back_is_left_out() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = open(&dir, 600).unwrap();
+    wal.append(vec![data(1, 0)]);
+    wal.sync().unwrap();
+    let file = |number: u64| dir.path().join(format!("{number:016x}.log"));
+    let old = std::fs::read(file(1)).unwrap();
+    for i in 1..60u64 {
+        wal.append(vec![data(1, i)]);
+        wal.set_decided(wal.end());
+        wal.compact(wal.end() - 1);
+        wal.sync().unwrap();
+    }
+    let items = all(&wal);
+    let newest = wal.segments.back().unwrap().number;
+    drop(wal);
+    std::fs::write(file(1), old).unwrap();
+    std::fs::copy(file(newest), file(3)).unwrap();
+    assert_eq!(all(&open(&dir, 600).unwrap()), items);
+    assert!(!file(1).exists() && !file(3).exists());
 }
 
 // Log rule 13: a lost durable tail is disk loss, so damage in front of sound records stops the replica.
@@ -99,9 +256,14 @@ fn damage_to_synced_records_is_refused() {
     drop(wal);
     let file = dir.path().join(format!("{:016x}.log", 1));
     let mut bytes = std::fs::read(&file).unwrap();
-    bytes[at] ^= 1;
-    std::fs::write(&file, &bytes).unwrap();
-    assert!(matches!(open(&dir, 1 << 20), Err(WalError::Damaged(_))));
+    let begin = bytes.clone();
+    // Anywhere in front of a sound record, its header included, and the segment's.
+    for at in (0..=at).step_by(3) {
+        bytes.clone_from(&begin);
+        bytes[at] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        assert!(matches!(open(&dir, 1 << 20), Err(WalError::Damaged(_))), "byte {at}");
+    }
 }
 
 #[test]
@@ -158,6 +320,27 @@ fn compaction_deletes_segments_and_keeps_the_fence() {
     }
 }
 
+// Breaks if a record that is larger than what is retained stays: nothing more is proposed then, so that nothing comes behind it.
+#[test]
+fn a_synchronisation_as_large_as_the_log_is_compacted_away() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = open(&dir, 300).unwrap();
+    wal.append(vec![data(1, 1)]);
+    wal.sync().unwrap();
+    wal.replace_suffix(1, (2..100).map(|i| data(1, i)).collect());
+    wal.sync().unwrap();
+    wal.append(vec![data(1, 100)]);
+    wal.sync().unwrap();
+    wal.set_decided(wal.end());
+    let before = wal.log_bytes();
+    let point = wal.compaction_point(before / 10);
+    assert_eq!(point, 99, "what lies behind the large record stays");
+    wal.compact(point);
+    wal.sync().unwrap();
+    assert!(wal.log_bytes() < before / 10, "{} of {before}", wal.log_bytes());
+    assert_eq!(wal.compaction_point(before), point, "there is no more than may stay");
+}
+
 #[test]
 fn a_reset_replaces_everything() {
     let dir = TempDir::new().unwrap();
@@ -198,14 +381,48 @@ fn reads_are_bounded_and_bring_at_least_one_item() {
     assert_eq!(wal.read(100, 120, usize::MAX).unwrap().len(), 0);
 }
 
+// The event loop only says where entries are. What it says stays true while the log goes on without them.
+#[test]
+fn entries_are_read_and_judged_away_from_the_event_loop() {
+    let dir = TempDir::new().unwrap();
+    let mut wal = open(&dir, 600).unwrap();
+    for i in 0..100u64 {
+        wal.append(vec![data(i as u32 / 7, i), Item::leader_start(term(i as u32 / 5 + 1))]);
+        wal.sync().unwrap();
+    }
+    let items = all(&wal);
+    let expected = |from: u64, to: u64| -> Vec<crate::Entry> {
+        (from..to).map(|at| items[at as usize].deliver(crate::LogIndex(at + 1), wal.fence_at(at))).collect()
+    };
+    for (from, to) in [(0, 1), (0, 150), (13, 100), (60, 61)] {
+        let plan = wal.plan(from, to, usize::MAX).unwrap().unwrap();
+        assert_eq!(plan.read().unwrap(), expected(from, to));
+    }
+    assert!(wal.plan(wal.recent_first, 200, usize::MAX).unwrap().is_none(), "in memory");
+    // Each record is read once: what does not fit into one call is not planned again.
+    let plan = wal.plan(0, 150, 1).unwrap().unwrap();
+    let (first, wanted) = (plan.read().unwrap(), expected(0, 20));
+    assert!(!first.is_empty() && wanted.starts_with(&first));
+    let segments = wal.segments.len();
+    wal.set_decided(190);
+    wal.compact(180);
+    wal.sync().unwrap();
+    for i in 0..100u64 {
+        wal.append(vec![data(99, i)]);
+        wal.sync().unwrap();
+    }
+    assert!(segments > 10, "{segments}");
+    assert_eq!(plan.read().unwrap(), first);
+}
+
 // Log rules 4 and 10: a folder is one replica's, and one process's.
 #[test]
 fn somebody_elses_folder_is_refused() {
     let dir = TempDir::new().unwrap();
     let wal = open(&dir, 300).unwrap();
-    assert!(FsDisk::open(dir.path(), 300).is_err(), "locked by its process");
+    assert!(FsDisk::open(dir.path(), 300, 300).is_err(), "locked by its process");
     drop(wal);
-    let disk = FsDisk::open(dir.path(), 300).unwrap();
+    let disk = FsDisk::open(dir.path(), 300, 300).unwrap();
     let other = Identity { me: 2, ..ME };
     let refused = Wal::open(disk, other, Membership::default(), 1, limits(300));
     assert!(matches!(refused, Err(WalError::WrongOwner(_))));
@@ -251,8 +468,7 @@ fn an_epoch_begins_with_one_record() {
     assert_eq!((0..=wal.end()).map(|i| wal.fence_at(i)).collect::<Vec<_>>(), fences);
     drop(wal);
     // A crash at any byte of the record leaves the first epoch as it was.
-    let file = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path());
-    let file = file.into_iter().find(|f| f.extension().is_some_and(|e| e == "log")).unwrap();
+    let file = dir.path().join(format!("{:016x}.log", 1));
     let whole = std::fs::read(&file).unwrap();
     for cut in (before..after).step_by(7) {
         std::fs::write(&file, &whole[..cut as usize]).unwrap();

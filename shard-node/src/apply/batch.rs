@@ -2,17 +2,19 @@
 
 use crate::entry::{Change, Changes};
 use crate::fold::{Effect, ShardState};
+use crate::image::{Columns, Merged};
 use crate::store::StoreOperation;
 use bytes::Bytes;
 use evenkeel_protocol::{Key, TableId};
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 /// Changes gathered in the log's order.
 #[derive(Default)]
 pub struct Gathered {
     done: Vec<StoreOperation>,
-    /// The last image of each key since the last operation that is not a row's.
-    rows: HashMap<TableId, HashMap<Key, Option<Bytes>>>,
+    /// What the images of each key come to since the last operation that is not a row's.
+    rows: BTreeMap<TableId, HashMap<Key, Merged>>,
     bytes: usize,
 }
 
@@ -31,8 +33,11 @@ impl Gathered {
     pub fn add_changes(&mut self, changes: Changes) {
         for change in changes.changes {
             self.bytes += change.size_bytes();
-            let Change { table, key, row } = change;
-            self.rows.entry(table).or_default().insert(key, row);
+            let Change { table, key, image } = change;
+            match self.rows.entry(table).or_default().entry(key) {
+                Entry::Occupied(mut merged) => merged.get_mut().then(image),
+                Entry::Vacant(place) => _ = place.insert(image.into()),
+            }
         }
     }
 
@@ -40,14 +45,15 @@ impl Gathered {
     pub fn add_effect(&mut self, effect: Effect, state: &ShardState) {
         match effect {
             Effect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
-            Effect::Replace { table, interval, rows } => {
+            Effect::DropTable(table) => self.operation(StoreOperation::DropTable(table), state),
+            Effect::Replace { table, interval, rows, copied } => {
                 self.bytes += rows.data.len();
-                self.operation(StoreOperation::ReplaceInterval { table, interval, rows }, state);
+                self.operation(StoreOperation::ReplaceInterval { table, interval, rows, copied: Some(copied) }, state);
             }
             Effect::Delete { table, interval } => {
                 self.operation(StoreOperation::DeleteInterval { table, interval }, state);
             }
-            Effect::Tail(entries) => {
+            Effect::Tail { entries, .. } => {
                 for entry in entries {
                     self.add_changes(entry.changes);
                 }
@@ -56,8 +62,7 @@ impl Gathered {
             | Effect::Fenced(_)
             | Effect::Adopted { .. }
             | Effect::MoveCancelled(_)
-            | Effect::IngestOpened(_)
-            | Effect::Checkpoint(_) => {}
+            | Effect::IngestOpened(_) => {}
         }
     }
 
@@ -67,17 +72,31 @@ impl Gathered {
     }
 
     fn close_rows(&mut self, state: &ShardState) {
-        for (table, rows) in self.rows.drain() {
+        for (table, rows) in std::mem::take(&mut self.rows) {
             // A change is effective only in an owned range, whose table is known.
             let Some(table) = state.table(table).cloned() else { continue };
+            // In key order, as they were inserted where keys ascend: pages of the index fill up instead of being split in the middle.
+            let mut rows: Vec<(Key, Merged)> = rows.into_iter().collect();
+            rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
             let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
-            for (key, row) in rows {
-                match row {
-                    Some(row) => upserts.push(row),
-                    None => deletes.push(key),
+            let mut parts: BTreeMap<Columns, Vec<(Key, Bytes)>> = BTreeMap::new();
+            for (key, merged) in rows {
+                match merged.into_packed() {
+                    Merged::Row(row) => upserts.push(row),
+                    Merged::Gone => deletes.push(key),
+                    Merged::Part(part) => {
+                        parts.entry(part.columns().clone()).or_default().push((key, part.packed().clone()));
+                    }
+                    // Never after it was packed.
+                    Merged::Values { .. } => {}
                 }
             }
-            self.done.push(StoreOperation::Rows { table, upserts, deletes });
+            for (columns, rows) in parts {
+                self.done.push(StoreOperation::Update { table: table.clone(), columns, rows });
+            }
+            if !upserts.is_empty() || !deletes.is_empty() {
+                self.done.push(StoreOperation::Rows { table, upserts, deletes });
+            }
         }
     }
 
@@ -86,5 +105,75 @@ impl Gathered {
         self.close_rows(state);
         self.bytes = 0;
         std::mem::take(&mut self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::entry::Control;
+    use crate::image::{Image, Part};
+    use evenkeel_protocol::rows::put_value;
+    use evenkeel_protocol::schema::ColumnSchema;
+    use evenkeel_protocol::{KeyValue, RangeId, TableSchema};
+
+    fn schema() -> TableSchema {
+        let column = |name: &str| ColumnSchema { name: name.into(), type_name: "text".into(), type_oid: 25 };
+        let columns = ["k", "a", "b"].map(column).into();
+        TableSchema { id: TableId(1), name: "t".into(), columns, key: vec![0], create_sql: String::new() }
+    }
+
+    fn founded() -> ShardState {
+        let mut state = ShardState::default();
+        state.control(1, &Control::CreateTable { schema: schema(), range: RangeId(1) }).unwrap();
+        state
+    }
+
+    fn key(n: i64) -> Key {
+        schema().codec().encode(&[KeyValue::Text(n.to_string())]).unwrap()
+    }
+
+    fn packed(values: &[&str]) -> Bytes {
+        let mut out = bytes::BytesMut::new();
+        values.iter().for_each(|value| put_value(&mut out, Some(value.as_bytes())));
+        out.freeze()
+    }
+
+    fn part(columns: &[usize], values: &[&str]) -> Image {
+        Image::Part(Part::new(Columns::new(columns.iter().copied()), packed(values)).unwrap())
+    }
+
+    // R15, E13, E19: one operation per kind, rows in the order of their keys, parts merged into what they change.
+    #[test]
+    fn rows_are_coalesced_and_come_in_the_order_of_their_keys() {
+        let mut gathered = Gathered::default();
+        for (n, image) in [
+            (9, Image::New(packed(&["9", "a", "b"]))),
+            (3, Image::Whole(packed(&["3", "a", "b"]))),
+            (9, part(&[1], &["c"])),
+            (5, part(&[1], &["x"])),
+            (4, part(&[1], &["y"])),
+            (5, part(&[2], &["z"])),
+            (7, Image::Gone),
+            (6, part(&[1], &["w"])),
+            (6, Image::Gone),
+        ] {
+            let changes = vec![Change { table: TableId(1), key: key(n), image }];
+            gathered.add_changes(Changes { changes, ..Changes::default() });
+        }
+        let operations = gathered.take(&founded());
+        let [
+            StoreOperation::Update { columns, rows, .. },
+            StoreOperation::Update { columns: both, rows: merged, .. },
+            StoreOperation::Rows { upserts, deletes, .. },
+        ] = &operations[..]
+        else {
+            panic!("{operations:?}");
+        };
+        assert_eq!((columns, rows), (&Columns::new([1]), &vec![(key(4), packed(&["y"]))]));
+        assert_eq!((both, merged), (&Columns::new([1, 2]), &vec![(key(5), packed(&["x", "z"]))]));
+        assert_eq!(upserts, &[packed(&["3", "a", "b"]), packed(&["9", "c", "b"])]);
+        assert_eq!(deletes, &[key(6), key(7)]);
     }
 }

@@ -3,15 +3,21 @@
 //! The applier folds and the keeper stores, so that a leader's own entries are not held up behind the rows of a range that is
 //! coming in. What is asked of the keeper is done in the order it was asked; a snapshot asked for between two batches lies between them.
 
+use crate::checks::Checks;
 use crate::progress::Progress;
 use crate::store::{ApplyBatch, PinnedSnapshot, Snapshots, Store, StoreError};
+use evenkeel_protocol::OperatorId;
 use evenkeel_replicated_log::{LogHandle, LogIndex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-/// Batches that wait to be stored; the applier waits beyond it.
-const QUEUE_BATCHES: usize = 64;
+/// Commands that wait, and bytes of batches among them; the applier waits beyond either.
+const QUEUE_COMMANDS: usize = 64;
+const QUEUE_BYTES: usize = 64 << 20;
+/// Bytes are counted in units, so that they fit a semaphore's range.
+const UNIT_BYTES: usize = 1 << 10;
+const QUEUE_UNITS: usize = QUEUE_BYTES / UNIT_BYTES;
 /// How often an apply that PostgreSQL refuses for the moment is tried, and how long between tries, in milliseconds.
 const TRIES: usize = 20;
 const BETWEEN_TRIES_MS: u64 = 50;
@@ -24,6 +30,15 @@ pub enum Command {
         batch: Box<ApplyBatch>,
         /// Positions that PostgreSQL holds then.
         confirms: Vec<u64>,
+        /// How many bytes of rows it brings, about.
+        bytes: usize,
+    },
+    /// The range that this attempt brought is adopted: it must be stored here as it was sent.
+    Verify {
+        /// The move.
+        operator: OperatorId,
+        /// The attempt.
+        attempt: u64,
     },
     /// Run this once everything asked for before is stored.
     Then(Box<dyn FnOnce() + Send>),
@@ -45,7 +60,14 @@ pub enum Command {
 /// A way to the keeper.
 #[derive(Clone)]
 pub struct Keeper {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// A command and the room that it takes while it waits and is carried out.
+struct Waiting {
+    command: Command,
+    _room: OwnedSemaphorePermit,
 }
 
 /// The keeper has stopped; why has been told.
@@ -60,22 +82,31 @@ impl Keeper {
         snapshots: Snapshots,
         progress: Arc<Progress>,
         log: LogHandle,
+        checks: Arc<Checks>,
         failed: mpsc::UnboundedSender<StoreError>,
     ) -> Keeper {
-        let (commands, queue) = mpsc::channel(QUEUE_BATCHES);
+        let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
         tokio::spawn(async move {
-            let mut task = Task { store, snapshots, progress, log };
+            let mut task = Task { store, snapshots, progress, log, checks };
             if let Err(error) = task.run(queue).await {
                 // The receiver is the replica; if it has gone, so has the reason to tell it.
                 let _ = failed.send(error);
             }
         });
-        Keeper { commands }
+        Keeper { commands, room: Arc::new(Semaphore::new(QUEUE_UNITS)) }
     }
 
     /// Asks for something; waits while too much is waiting already.
     pub async fn ask(&self, command: Command) -> Result<(), KeeperStopped> {
-        self.commands.send(command).await.map_err(|_| KeeperStopped)
+        let bytes = if let Command::Apply { bytes, .. } = &command { *bytes } else { 0 };
+        let units = (bytes / UNIT_BYTES).min(QUEUE_UNITS) as u32;
+        let room = self.room.clone().acquire_many_owned(units).await.map_err(|_| KeeperStopped)?;
+        self.commands.send(Waiting { command, _room: room }).await.map_err(|_| KeeperStopped)
+    }
+
+    /// Bytes of batches that wait or are being stored.
+    pub fn waiting_bytes(&self) -> usize {
+        (QUEUE_UNITS - self.room.available_permits().min(QUEUE_UNITS)) * UNIT_BYTES
     }
 
     /// Waits until everything asked for before is done.
@@ -102,21 +133,29 @@ struct Task {
     snapshots: Snapshots,
     progress: Arc<Progress>,
     log: LogHandle,
+    checks: Arc<Checks>,
 }
 
 impl Task {
-    async fn run(&mut self, mut queue: mpsc::Receiver<Command>) -> Result<(), StoreError> {
-        while let Some(command) = queue.recv().await {
+    async fn run(&mut self, mut queue: mpsc::Receiver<Waiting>) -> Result<(), StoreError> {
+        while let Some(Waiting { command, _room }) = queue.recv().await {
             match command {
-                Command::Apply { batch, confirms } => {
+                Command::Apply { batch, confirms, .. } => {
                     self.apply(&batch).await?;
                     for position in confirms {
                         self.progress.confirm(position);
                     }
+                    self.log.applied(LogIndex(self.progress.watermark()));
+                }
+                Command::Verify { operator, attempt } => {
+                    // A majority has it right, or it would not have been adopted; this replica takes their state.
+                    if let Some(detail) = self.checks.differing(operator, attempt) {
+                        return Err(StoreError::Damaged(detail));
+                    }
                 }
                 Command::Then(run) => run(),
                 Command::Snapshot(reply) => {
-                    let _ = reply.send(self.snapshots.take_reserved().await);
+                    let _ = reply.send(self.snapshots.take().await);
                 }
                 Command::Prune { records, positions_below } => self.store.prune(&records, positions_below).await?,
                 Command::Compact(position) => self.log.compact(LogIndex(position)),
@@ -138,7 +177,8 @@ impl Task {
         let mut tries = 0;
         loop {
             match self.store.apply(batch).await {
-                Ok(()) => {
+                Ok(differing) => {
+                    differing.iter().for_each(|differing| self.checks.differs(differing));
                     metrics::histogram!("evenkeel_apply_seconds").record(started.elapsed().as_secs_f64());
                     return Ok(());
                 }

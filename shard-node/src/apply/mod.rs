@@ -12,24 +12,32 @@ pub mod batch;
 pub mod keeper;
 pub mod tap;
 
+mod checkpoint;
+mod records;
 mod reigns;
+mod seeding;
 mod upkeep;
 
 use crate::checks::Checks;
 use crate::config::Config;
 use crate::entry::{Body, Changes, Control, Entry};
-use crate::fold::{Effect, InPhase, Refusal, ShardState};
+use crate::fold::{Effect, RangeSize, Refusal, ShardState};
+use crate::leader::admission::Changed;
 use crate::leader::reign::Outcome;
 use crate::leader::spares::Spares;
 use crate::leader::{Leader, Shared};
+use crate::parts::{Added, Part, Payload, Unfinished};
 use crate::postgres::is_damage;
 use crate::store::{ApplyBatch, StoreError};
+use crate::transfer::Piece;
 use batch::Gathered;
 use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{OperatorId, RangeId};
 use evenkeel_replicated_log::{self as log, Delivery, LogIndex, ReplicaId, Subscription, Term};
 use keeper::{Command, Keeper};
+use records::Records;
+pub use seeding::Seeding;
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +47,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Bytes taken from the log at a time.
 const TAKE_BYTES: usize = 1 << 20;
-/// Bytes gathered before they are applied at once.
+/// Bytes gathered before they are applied at once, while PostgreSQL keeps up and while it does not: who is behind needs larger
+/// transactions.
 const GATHER_BYTES: usize = 1 << 20;
+const GATHER_BYTES_BEHIND: usize = 4 << 20;
+/// Bytes that wait for PostgreSQL from which on it is behind.
+const BEHIND_BYTES: usize = 8 << 20;
 /// How long a follower gathers, in milliseconds: fewer, larger applies cost less.
 const GATHER_MS: u64 = 20;
 /// How often positions are recorded and old records deleted, in milliseconds.
@@ -86,27 +98,26 @@ impl From<StoreError> for ApplyError {
     }
 }
 
-/// A state transfer's beginning: the state machine, the retry window, and a snapshot of PostgreSQL at exactly the same
-/// place.
+/// A state transfer's beginning: what a replica has beside its rows, at one position.
 pub struct Export {
     /// The position.
     pub index: u64,
     /// The term in force there.
     pub term: u64,
     /// The encoded [`SavedState`].
-    pub state: Bytes,
-    /// The state machine.
-    pub tables: Arc<ShardState>,
-    /// The snapshot.
-    pub snapshot: crate::store::PinnedSnapshot,
+    pub machine: Bytes,
+    /// The retry window.
+    pub window: Bytes,
 }
 
 /// What is asked of the applier between two deliveries.
 pub enum Request {
     /// Set a tap on a move out.
     Tap(OperatorId, oneshot::Sender<Option<TapReader>>),
-    /// Export everything.
+    /// Export everything but the rows.
     Export(oneshot::Sender<Export>),
+    /// Take rows that are missing here. Answered with whether they were taken: if not, they are too old.
+    Seeded(Box<Piece>, oneshot::Sender<bool>),
 }
 
 /// What a replica keeps of itself beside the rows.
@@ -114,22 +125,28 @@ pub enum Request {
 pub struct SavedState {
     /// The state machine.
     pub state: ShardState,
-    /// The whole retry window; only in state transfers, else empty.
-    pub window: Bytes,
+    /// How large its ranges are, about.
+    pub sizes: Vec<(RangeId, RangeSize)>,
 }
 
 /// What an applier starts from.
 pub struct Start {
     /// The state machine at `position`.
     pub state: ShardState,
+    /// The sizes of its ranges.
+    pub sizes: Vec<(RangeId, RangeSize)>,
     /// What PostgreSQL holds entirely.
     pub position: u64,
+    /// PostgreSQL may hold entries up to here; at least `position`.
+    pub reached: u64,
     /// The term in force there.
     pub term: Term,
     /// Later entries that PostgreSQL holds too, by (term, serial).
     pub records: HashSet<(u64, u64)>,
     /// A term that this replica led and must not lead again (R1).
     pub spent: Option<Term>,
+    /// If the replica is being re-seeded.
+    pub seeding: Option<Seeding>,
 }
 
 /// See the module.
@@ -145,16 +162,22 @@ pub struct Applier {
     spent: Option<Term>,
     leader: Option<Arc<Leader>>,
     spares: Spares,
-    records: HashSet<(u64, u64)>,
+    records: Records,
     gathered: Gathered,
     /// The first and last position gathered.
     span: Option<(u64, u64)>,
     gathering_since: Option<Instant>,
+    /// PostgreSQL may hold entries up to here that are still to be folded; 0 once they have been.
+    ahead: u64,
+    unfinished: Unfinished,
+    waiting_exports: Vec<oneshot::Sender<Export>>,
     taps: Taps,
     /// Ranges owned in the log whose rows or table the keeper has not stored yet.
     not_yet: Arc<Mutex<HashSet<RangeId>>>,
     kept: upkeep::Kept,
-    own_records: VecDeque<(u64, (u64, u64))>,
+    seeding: Option<Seeding>,
+    /// Entries that have come out of the log and wait for the rows that are under way.
+    waiting: VecDeque<log::Entry>,
 }
 
 impl Applier {
@@ -168,10 +191,6 @@ impl Applier {
         start: Start,
     ) -> Applier {
         let spares = Spares::new(shared.connector.clone(), config.clone());
-        let own_records = start.records.iter().map(|record| (start.position, *record)).collect();
-        let mut records = start.records;
-        // Those of earlier terms have not been pruned yet: their entries lie before the position.
-        records.retain(|(term, _)| *term >= start.term.0);
         let applier = Applier {
             me: ReplicaId(config.replica),
             config,
@@ -184,15 +203,20 @@ impl Applier {
             spent: start.spent,
             leader: None,
             spares,
-            records,
+            records: Records::found(start.records, start.position, start.term),
             gathered: Gathered::default(),
             span: None,
             gathering_since: None,
+            ahead: if start.reached > start.position { start.reached } else { 0 },
+            unfinished: Unfinished::default(),
+            waiting_exports: Vec::new(),
             taps: Taps::default(),
             not_yet: Arc::default(),
-            kept: upkeep::Kept::at(start.position),
-            own_records,
+            kept: upkeep::Kept::at(start.position, start.term.0, start.reached.max(start.position)),
+            seeding: start.seeding,
+            waiting: VecDeque::new(),
         };
+        applier.shared.admission.restore(&applier.state, start.sizes);
         applier.ownership_changed(applier.shared.progress.folded());
         applier
     }
@@ -201,14 +225,22 @@ impl Applier {
     pub async fn run(mut self, mut subscription: Subscription, mut requests: mpsc::Receiver<Request>) -> ApplyError {
         let mut upkeep = tokio::time::interval(Duration::from_millis(UPKEEP_MS));
         upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Perhaps no row is missing: there is no table, or the process ended just before it could say so. No entry or piece need come then.
+        if let Err(error) = self.end_seeding().await {
+            return error;
+        }
         loop {
-            let due = self.gathering_since.map(|since| since + Duration::from_millis(GATHER_MS));
+            // Who is behind gathers by size: what waits in the queue takes longer than any gathering.
+            let gather_ms = if self.keeper.waiting_bytes() >= BEHIND_BYTES { UPKEEP_MS } else { GATHER_MS };
+            let due = self.gathering_since.map(|since| since + Duration::from_millis(gather_ms));
+            let waits = !self.waiting.is_empty();
             let result = tokio::select! {
-                delivery = subscription.next(TAKE_BYTES) => match delivery {
+                delivery = subscription.next(TAKE_BYTES), if !waits => match delivery {
                     Ok(Delivery::Entries(entries)) => self.entries(entries).await,
                     Ok(Delivery::NeedState { trimmed, .. }) => Err(ApplyError::NeedState { trimmed }),
                     Err(_) => Err(ApplyError::LogStopped),
                 },
+                () = seeding::may_go_on(&self.seeding, &self.waiting), if waits => self.entries(Vec::new()).await,
                 Some(request) = requests.recv() => self.request(request).await,
                 _ = upkeep.tick() => self.upkeep().await,
                 () = tokio::time::sleep_until(due.unwrap_or_else(far).into()), if due.is_some() => self.flush(None).await,
@@ -220,30 +252,61 @@ impl Applier {
     }
 
     async fn entries(&mut self, entries: Vec<log::Entry>) -> Result<(), ApplyError> {
-        for entry in entries {
+        self.waiting.extend(entries);
+        while let Some(entry) = self.next_entry() {
             let position = entry.index.0;
             match entry.body {
                 log::Body::LeaderStart { leader } => self.leader_start(position, entry.term, leader).await?,
                 // The barrier of a membership change: what follows it in this log counts for nothing.
-                log::Body::ConfigChange(_) => self.shared.progress.pass(position),
+                log::Body::ConfigChange(_) => {
+                    self.unfinished.forget();
+                    self.shared.progress.pass(position);
+                    self.export_waiting().await?;
+                }
                 log::Body::Data(payload) => {
-                    let decoded = Entry::decode(payload).map_err(|error| ApplyError::Diverged(error.to_string()))?;
-                    if entry.effective {
-                        self.effective(position, entry.term, decoded).await?;
-                    } else {
+                    self.shared.progress.weigh(position, payload.len() as u64);
+                    let decoded = Payload::decode(payload).map_err(|error| ApplyError::Diverged(error.to_string()))?;
+                    match decoded {
                         // Invariant 1. It may be one of ours from before we were deposed.
-                        self.settle(entry.term, decoded.serial, Outcome::Deposed);
-                        self.shared.progress.pass(position);
+                        decoded if !entry.effective => {
+                            self.settle(entry.term, decoded.serial(), Outcome::Deposed);
+                            self.shared.progress.pass(position);
+                        }
+                        Payload::Whole(whole) => self.effective(position, entry.term, whole).await?,
+                        Payload::Part(part) => self.part(position, entry.term, &part).await?,
                     }
+                }
+            }
+            if self.ahead > 0 && position >= self.ahead {
+                self.ahead = 0;
+                if !self.holds_later() {
+                    self.ownership_changed(position);
                 }
             }
         }
         let folded = self.shared.progress.folded();
         self.taps.reached(folded);
-        if self.gathered.size_bytes() >= GATHER_BYTES {
+        self.shared.log.applied(LogIndex(self.shared.progress.watermark()));
+        if self.gathered.size_bytes() >= gather_bytes(self.keeper.waiting_bytes()) {
             self.flush(None).await?;
         }
-        Ok(())
+        self.end_seeding().await
+    }
+
+    /// R12: parts mean nothing until the last one, with which their entry takes effect.
+    async fn part(&mut self, position: u64, term: Term, part: &Part) -> Result<(), ApplyError> {
+        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.reign.term == term) {
+            leader.reign.part_decided(part.serial);
+        }
+        match self.unfinished.add(position, part).map_err(|error| ApplyError::Diverged(error.to_string()))? {
+            Added::Waits => self.shared.progress.pass(position),
+            Added::Complete(entry) => self.effective(position, term, *entry).await?,
+            Added::Void => {
+                let reason = "the entry's other parts are not in the log".into();
+                self.void(position, term, part.serial, Refusal { code: "parts-missing", reason });
+            }
+        }
+        self.export_waiting().await
     }
 
     async fn effective(&mut self, position: u64, term: Term, entry: Entry) -> Result<(), ApplyError> {
@@ -257,6 +320,9 @@ impl Applier {
                     Ok(())
                 }
             },
+            Body::Control(control @ Control::Checkpoint { .. }) => {
+                self.checkpoint(position, term, serial, &control).await
+            }
             Body::Control(control) => match self.state.control(position, &control) {
                 Ok(effects) => self.control(position, term, serial, &control, effects).await,
                 Err(refusal) => {
@@ -281,18 +347,19 @@ impl Applier {
     fn changes(&mut self, position: u64, term: Term, serial: u64, changes: Changes) -> Result<(), ApplyError> {
         self.shared.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
         self.taps.changes(position, &changes);
+        self.kept.written(self.shared.admission.count(&changes.changes));
         if let Some(leader) = self.leader.as_ref().filter(|leader| leader.reign.term == term) {
             if !leader.reign.is_awaited(serial) {
                 // R1: its session has ended other than by COMMIT.
                 return Err(ApplyError::Reopen(format!("nobody holds entry {position} of this reign")));
             }
-            self.own_records.push_back((position, (term.0, serial)));
+            self.records.write(position, (term.0, serial));
             self.shared.progress.expect(position);
             leader.reign.settle(serial, Outcome::Effective(position));
         } else if self.meet(position, term, serial) {
             self.shared.progress.pass(position);
         } else {
-            self.gathered.add_changes(changes);
+            self.gathered.add_changes(self.not_missing(changes));
             self.gather(position);
         }
         Ok(())
@@ -322,16 +389,13 @@ impl Applier {
         effects: Vec<Effect>,
     ) -> Result<(), ApplyError> {
         self.kept.state_changed_at = position;
-        if !self.state.owned().eq(self.shared.state().owned()) {
+        if !self.state.changed_hands().is_empty() {
             // Before the state shows it: a `local` read that sees either, sees that it must look again (R9).
             self.ownership_changed(position);
         }
         // Before anything that waits for ranges: a range must not be admitted before its rows are in.
         self.hide_until_stored(control);
-        self.publish();
-        // Each adoption will want a snapshot while statements wait.
-        let copying = self.state.moves_in().filter(|movement| movement.phase == InPhase::Copying);
-        self.shared.snapshots.reserve(copying.count());
+        self.publish(Changed::Keys(self.state.changed_hands()));
         let leads = self.leader.as_ref().is_some_and(|leader| leader.reign.term == term);
         let stored = self.meet(position, term, serial);
         if leads {
@@ -349,7 +413,7 @@ impl Applier {
                 self.notice(position, effect).await?;
             }
         }
-        self.checkpoint(position, control).await
+        Ok(())
     }
 
     async fn control_as_leader(
@@ -369,10 +433,11 @@ impl Applier {
             self.shared.progress.pass(position);
         } else {
             self.shared.progress.expect(position);
-            self.own_records.push_back((position, (term.0, serial)));
+            self.records.write(position, (term.0, serial));
             let records = vec![(term.0, serial)];
+            let bytes = batch.size_bytes();
             let batch = ApplyBatch { operations: batch.take(&self.state), records, ..ApplyBatch::default() };
-            self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms: vec![position] }).await?;
+            self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms: vec![position], bytes }).await?;
         }
         // Whoever asked for it is told once it, and all before it, is stored; and only then is a new range admitted.
         let hidden = hidden_range(control, &self.state);
@@ -381,7 +446,9 @@ impl Applier {
             if let Some(range) = hidden {
                 let mut not_yet = not_yet.lock().unwrap_or_else(PoisonError::into_inner);
                 not_yet.remove(&range);
-                shared.admission.follow(&shared.state(), &not_yet);
+                let state = shared.state();
+                let keys = state.range(range).map(|range| (range.table, range.interval.clone()));
+                shared.admission.follow(&state, &not_yet, Changed::Keys(keys.as_slice()));
             }
             if let Some(leader) = leader {
                 leader.reign.settle(serial, Outcome::Effective(position));
@@ -407,48 +474,35 @@ impl Applier {
                 }
             }
             Effect::MoveCancelled(operator) => self.taps.settled(*operator, || TapItem::Cancelled),
-            Effect::Tail(entries) => {
+            Effect::Tail { stamp_ms, entries } => {
                 let mut window = self.shared.window();
                 for entry in entries {
-                    window.extend(entry.changes.stamp_ms, position, entry.changes.answered.iter().cloned());
+                    window.extend_by_tail(*stamp_ms, position, entry);
                 }
             }
             Effect::Adopted { operator, held_since_us } => {
-                // The rows as they were adopted, before anybody changes them: to be verified against the source's (R24).
                 self.flush(None).await?;
-                let snapshot = self.keeper.snapshot().await?;
-                if let Some(movement) = self.state.move_in(*operator)
-                    && let Some(table) = self.state.table(movement.table)
-                {
-                    let rows = (table.clone(), movement.interval.clone());
-                    let sessions = self.shared.snapshots.clone();
-                    self.checks.adopted(*operator, *held_since_us, rows, (snapshot, sessions), self.holds_later());
+                if let Some(movement) = self.state.move_in(*operator) {
+                    self.keeper.ask(Command::Verify { operator: *operator, attempt: movement.attempt }).await?;
                 }
+                let (checks, operator, held_since_us) = (self.checks.clone(), *operator, *held_since_us);
+                checks.adopting(operator);
+                let stored = move || checks.adopted(operator, held_since_us);
+                self.keeper.ask(Command::Then(Box::new(stored))).await?;
             }
             Effect::IngestOpened(_)
             | Effect::CreateTable(_)
+            | Effect::DropTable(_)
             | Effect::Replace { .. }
             | Effect::Delete { .. }
-            | Effect::OwnershipChanged
-            | Effect::Checkpoint(_) => {}
+            | Effect::OwnershipChanged => {}
         }
-        Ok(())
-    }
-
-    /// R31: every replica takes checksums at the same place in the log.
-    async fn checkpoint(&mut self, position: u64, control: &Control) -> Result<(), ApplyError> {
-        let Control::Checkpoint { nonce } = control else { return Ok(()) };
-        self.flush(None).await?;
-        // On a leader, what came before is on its way to COMMIT, and nothing later is told to commit while this waits.
-        self.shared.progress.reached(position).await;
-        let snapshot = self.keeper.snapshot().await?;
-        self.checks.checkpoint(*nonce, position, &self.state, snapshot.await, self.holds_later()).await;
         Ok(())
     }
 
     /// Whether PostgreSQL holds this entry already, by its record.
     fn meet(&mut self, position: u64, term: Term, serial: u64) -> bool {
-        let stored = self.records.remove(&(term.0, serial));
+        let stored = self.records.meet(position, (term.0, serial));
         if stored && !self.holds_later() {
             self.ownership_changed(position);
         }
@@ -463,19 +517,18 @@ impl Applier {
     }
 
     /// Whether PostgreSQL may hold entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
-    /// opened anew, whose records have not been met yet. Over at the latest with the next reign's beginning, which comes, because the
+    /// opened anew, whose records have not been met yet, or those that were applied while an earlier one was unfinished (R12). Over at the latest with the next reign's beginning, which comes, because the
     /// one before has ended.
     fn holds_later(&self) -> bool {
-        !self.records.is_empty()
+        self.records.are_ahead() || self.ahead > 0 || self.seeding.is_some()
     }
 
     /// A reign begins: no entry of an earlier one comes any more (invariant 1), so their records are of entries before this position.
     fn forget_earlier_records(&mut self, position: u64, term: Term) {
-        if self.holds_later() {
-            self.records.retain(|(recorded, _)| *recorded >= term.0);
-            if !self.holds_later() {
-                self.ownership_changed(position);
-            }
+        let ahead = self.holds_later();
+        self.records.begin_term(position, term);
+        if ahead && !self.holds_later() {
+            self.ownership_changed(position);
         }
     }
 
@@ -485,12 +538,17 @@ impl Applier {
         }
     }
 
-    /// Makes the state machine known to everyone else in this replica.
-    fn publish(&self) {
+    /// What is kept beside the rows.
+    fn saved(&self) -> SavedState {
+        SavedState { state: self.state.clone(), sizes: self.shared.admission.sizes() }
+    }
+
+    /// Makes the state machine known to everyone else in this replica, with the keys that may have changed hands.
+    fn publish(&self, keys: Changed<'_>) {
         let state = Arc::new(self.state.clone());
         *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
         let not_yet = self.not_yet.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.admission.follow(&state, &not_yet);
+        self.shared.admission.follow(&state, &not_yet, keys);
     }
 
     /// Applies what was gathered. With `at`, the position is recorded up to there even if nothing was.
@@ -498,10 +556,11 @@ impl Applier {
         self.gathering_since = None;
         let span = self.span.take();
         let Some(last) = at.or(span.map(|(_, last)| last)) else { return Ok(()) };
+        let bytes = self.gathered.size_bytes();
         let operations = self.gathered.take(&self.state);
-        let batch = self.positioned(last, operations, false);
+        let batch = self.positioned(last, operations, (at.is_some(), false));
         let confirms = span.map(|(first, _)| first).into_iter().collect();
-        self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms }).await?;
+        self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms, bytes }).await?;
         Ok(())
     }
 
@@ -509,20 +568,34 @@ impl Applier {
         match request {
             Request::Tap(operator, reply) => {
                 let folded = self.shared.progress.folded();
-                let reader = self.taps.set(operator, &self.state, &self.shared.window(), folded);
+                let reader =
+                    self.taps.set(operator, &self.state, &self.shared.window(), (folded, self.shared.log.unix_ms()));
                 let _ = reply.send(reader);
             }
             Request::Export(reply) => {
-                let index = self.shared.progress.folded();
-                self.flush(None).await?;
-                self.shared.progress.reached(index).await;
-                let snapshot = self.keeper.snapshot().await?.await.map_err(|_| keeper::KeeperStopped)??;
-                let window = self.shared.window().all();
-                let saved = SavedState { state: self.state.clone(), window };
-                let state = encode(&saved)?;
-                let tables = Arc::new(saved.state);
-                let _ = reply.send(Export { index, term: self.term.0, state, tables, snapshot });
+                self.waiting_exports.push(reply);
+                self.export_waiting().await?;
             }
+            Request::Seeded(piece, reply) => {
+                let taken = self.seeded(*piece).await?;
+                let _ = reply.send(taken);
+                self.end_seeding().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Exports to those who asked, unless an entry is unfinished: its first parts would lie before the exported position, its last one
+    /// behind it.
+    async fn export_waiting(&mut self) -> Result<(), ApplyError> {
+        if self.unfinished.first().is_some() {
+            return Ok(());
+        }
+        for reply in std::mem::take(&mut self.waiting_exports) {
+            let index = self.shared.progress.folded();
+            let window = self.shared.window().all();
+            let machine = encode(&self.saved())?;
+            let _ = reply.send(Export { index, term: self.term.0, machine, window });
         }
         Ok(())
     }
@@ -536,6 +609,11 @@ impl Drop for Applier {
             leader.reign.abandon();
         }
     }
+}
+
+/// How many bytes are gathered while so many wait to be stored.
+fn gather_bytes(waiting_bytes: usize) -> usize {
+    if waiting_bytes >= BEHIND_BYTES { GATHER_BYTES_BEHIND } else { GATHER_BYTES }
 }
 
 fn far() -> Instant {

@@ -1,33 +1,30 @@
 //! Taps: the changes of a moving range, handed to the copies that are being made of it.
 //!
-//! A tap gets what is folded, not what PostgreSQL has applied: the tail of a move is as fresh as the log. A tap that is not emptied
-//! in time is dropped, and its copy starts afresh (R21).
+//! A tap gets what is folded, not what PostgreSQL has applied: the tail of a move is as fresh as the log. A copy empties its tap all the
+//! while (`migration::tail`), so that a tap holds what the log brings between two looks. One that is not emptied in time is
+//! dropped all the same, and its copy starts afresh (R21).
 
-use crate::entry::{Answered, Changes, TailEntry};
-use crate::fold::{MoveOut, OutPhase, RetryWindow, ShardState};
+use crate::entry::{Answered, Change, Changes, KeptReply};
+use crate::fold::{MoveOut, OutPhase, RangeAnswers, RetryWindow, ShardState};
 use bytes::Bytes;
-use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, TableId};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, TableId};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 
 /// What a tap may hold that was not taken yet, in bytes.
-const MAX_TAP_BYTES: usize = 64 << 20;
-/// Answers of the retry window per piece.
-const ANSWERS_PER_PIECE: usize = 1000;
+pub const MAX_TAP_BYTES: usize = 64 << 20;
 
 /// What comes out of a tap.
 #[derive(Debug)]
 pub enum TapItem {
-    /// An entry that did something in the range, encoded.
+    /// An entry that did something in the range.
     Entry {
         /// Its position.
         position: u64,
-        /// An encoded [`TailEntry`].
-        entry: Bytes,
+        /// What it did there. Copied: it keeps nothing else of the log in memory.
+        changes: Changes,
     },
-    /// Everything up to this position has come out.
-    Reached(u64),
     /// The fence.
     Fenced {
         /// Its position.
@@ -41,6 +38,11 @@ pub enum TapItem {
     Cancelled,
 }
 
+/// The tap has been dropped: it overflowed, or its replica stops following the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the tap overflowed or was dropped")]
+pub struct TapLost;
+
 /// The taker's end of a tap.
 #[derive(Debug)]
 pub struct TapReader {
@@ -48,30 +50,43 @@ pub struct TapReader {
     pub movement: MoveOut,
     /// The tap gives everything after this position.
     pub start: u64,
-    /// Encoded [`TailEntry`]s without changes: the range's part of the retry window at `start`.
-    pub window: Vec<Bytes>,
+    /// The range's part of the retry window at `start`.
+    pub window: Option<RangeAnswers>,
     items: mpsc::UnboundedReceiver<TapItem>,
     bytes: Arc<AtomicUsize>,
+    reached: Arc<AtomicU64>,
 }
 
 impl TapReader {
-    /// The next item; `None` once the tap has been dropped.
-    pub async fn next(&mut self) -> Option<TapItem> {
-        let item = self.items.recv().await?;
+    /// The next item.
+    ///
+    /// # Errors
+    /// [`TapLost`].
+    pub async fn next(&mut self) -> Result<TapItem, TapLost> {
+        let item = self.items.recv().await.ok_or(TapLost)?;
         self.taken(&item);
-        Some(item)
+        Ok(item)
     }
 
     /// The next item if it is there already.
-    pub fn try_next(&mut self) -> Option<TapItem> {
-        let item = self.items.try_recv().ok()?;
-        self.taken(&item);
-        Some(item)
+    ///
+    /// # Errors
+    /// [`TapLost`].
+    pub fn try_next(&mut self) -> Result<Option<TapItem>, TapLost> {
+        match self.items.try_recv() {
+            Ok(item) => {
+                self.taken(&item);
+                Ok(Some(item))
+            }
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => Err(TapLost),
+        }
     }
 
-    /// Whether nothing waits to be taken.
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+    /// The position up to which everything is in the tap, or has come out of it. Whoever wants to say that it has come out reads this
+    /// first, and then takes until nothing is there.
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Acquire)
     }
 
     fn taken(&self, item: &TapItem) {
@@ -81,9 +96,29 @@ impl TapReader {
 
 fn size_bytes(item: &TapItem) -> usize {
     match item {
-        TapItem::Entry { entry, .. } => 64 + entry.len(),
+        TapItem::Entry { changes, .. } => 64 + changes.size_bytes(),
         _ => 64,
     }
+}
+
+fn copied(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+fn copied_key(key: &Key) -> Key {
+    Key(copied(&key.0))
+}
+
+fn copied_answer(answered: &Answered) -> Answered {
+    let reply = match &answered.reply {
+        KeptReply::Rows(rows) => KeptReply::Rows(copied(rows)),
+        other => other.clone(),
+    };
+    Answered { key: copied_key(&answered.key), reply, ..answered.clone() }
+}
+
+fn copied_change(change: &Change) -> Change {
+    Change { table: change.table, key: copied_key(&change.key), image: change.image.copied() }
 }
 
 struct Tap {
@@ -92,13 +127,19 @@ struct Tap {
     interval: KeyInterval,
     items: mpsc::UnboundedSender<TapItem>,
     bytes: Arc<AtomicUsize>,
+    reached: Arc<AtomicU64>,
 }
 
 impl Tap {
     /// `false` if the tap must be dropped.
     fn send(&self, item: TapItem) -> bool {
         let size = size_bytes(&item);
-        self.bytes.fetch_add(size, Ordering::AcqRel) + size <= MAX_TAP_BYTES && self.items.send(item).is_ok()
+        if self.bytes.fetch_add(size, Ordering::AcqRel) + size > MAX_TAP_BYTES {
+            tracing::warn!(operator = %self.operator, "a copy takes the changes of its range too slowly");
+            metrics::counter!("evenkeel_taps_overflowed_total").increment(1);
+            return false;
+        }
+        self.items.send(item).is_ok()
     }
 }
 
@@ -109,47 +150,41 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Sets a tap on a move out. `None` if there is no such move here (yet).
+    /// Sets a tap on a move out, at the last position folded and the time of the log's stamps. `None` if there is no such move here (yet).
     pub fn set(
         &mut self,
         operator: OperatorId,
         state: &ShardState,
         window: &RetryWindow,
-        folded: u64,
+        (folded, now_ms): (u64, u64),
     ) -> Option<TapReader> {
         let movement = state.move_out(operator)?.clone();
         let (sender, items) = mpsc::unbounded_channel();
         let bytes = Arc::new(AtomicUsize::new(0));
         let (table, interval) = (movement.table, movement.interval.clone());
-        let answers: Vec<(u64, Answered)> =
-            window.of_range(table, &interval).map(|(stamp, answered)| (stamp, answered.clone())).collect();
-        let window = answers
-            .chunks(ANSWERS_PER_PIECE)
-            .map(|piece| {
-                let stamp_ms = piece.iter().map(|(stamp, _)| *stamp).max().unwrap_or(0);
-                let answered = piece.iter().map(|(_, answered)| answered.clone()).collect();
-                TailEntry { position: 0, changes: Changes { stamp_ms, answered, changes: Vec::new() } }.encode()
-            })
-            .collect();
-        let tap = Tap { operator, table, interval, items: sender, bytes: bytes.clone() };
+        let window = Some(window.of_range(table, &interval, now_ms));
+        let reached = Arc::new(AtomicU64::new(folded));
+        let tap = Tap { operator, table, interval, items: sender, bytes: bytes.clone(), reached: reached.clone() };
         if let OutPhase::Fenced { position, held_since_us } = movement.phase {
             tap.send(TapItem::Fenced { position, epoch: movement.epoch.next(), held_since_us });
         }
         self.taps.push(tap);
-        Some(TapReader { movement, start: folded, window, items, bytes })
+        Some(TapReader { movement, start: folded, window, items, bytes, reached })
     }
 
     /// An effective entry of changes.
     pub fn changes(&mut self, position: u64, changes: &Changes) {
         self.taps.retain(|tap| {
             let touched = |table: TableId, key| table == tap.table && tap.interval.contains(key);
-            let within: Vec<_> = changes.changes.iter().filter(|c| touched(c.table, &c.key)).cloned().collect();
-            let answered: Vec<_> = changes.answered.iter().filter(|a| touched(a.table, &a.key)).cloned().collect();
+            let within: Vec<_> =
+                changes.changes.iter().filter(|c| touched(c.table, &c.key)).map(copied_change).collect();
+            let answered: Vec<_> =
+                changes.answered.iter().filter(|a| touched(a.table, &a.key)).map(copied_answer).collect();
             if within.is_empty() && answered.is_empty() {
                 return !tap.items.is_closed();
             }
             let changes = Changes { stamp_ms: changes.stamp_ms, answered, changes: within };
-            tap.send(TapItem::Entry { position, entry: TailEntry { position, changes }.encode() })
+            tap.send(TapItem::Entry { position, changes })
         });
     }
 
@@ -160,6 +195,70 @@ impl Taps {
 
     /// Everything up to here has been folded.
     pub fn reached(&mut self, position: u64) {
-        self.taps.retain(|tap| tap.send(TapItem::Reached(position)));
+        self.taps.retain(|tap| {
+            tap.reached.store(position, Ordering::Release);
+            !tap.items.is_closed()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::entry::Control;
+    use crate::image::Image;
+    use evenkeel_protocol::routing::ShardInfo;
+    use evenkeel_protocol::schema::ColumnSchema;
+    use evenkeel_protocol::{KeyValue, RangeId, ShardId, TableSchema};
+
+    const OP: OperatorId = OperatorId(7);
+
+    fn schema() -> TableSchema {
+        let column = |name: &str| ColumnSchema { name: name.into(), type_name: "bigint".into(), type_oid: 20 };
+        TableSchema {
+            id: TableId(1),
+            name: "t".into(),
+            columns: vec![column("id")],
+            key: vec![0],
+            create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
+        }
+    }
+
+    fn key(n: i64) -> Key {
+        schema().codec().encode(&[KeyValue::Int(n)]).unwrap()
+    }
+
+    fn open_move() -> ShardState {
+        let mut state = ShardState::default();
+        state.control(1, &Control::CreateTable { schema: schema(), range: RangeId(1) }).unwrap();
+        let to = ShardInfo { id: ShardId(2), replicas: Default::default() };
+        state.control(2, &Control::MoveOpen { operator: OP, range: RangeId(1), epoch: Epoch(1), to }).unwrap();
+        state
+    }
+
+    /// Breaks if a copy goes on with a hole in its changes: a tap that overflows says so once what it holds has come out.
+    #[test]
+    fn a_tap_that_overflows_is_lost_and_says_so() {
+        let (mut taps, state) = (Taps::default(), open_move());
+        let mut reader = taps.set(OP, &state, &RetryWindow::default(), (2, 0)).unwrap();
+        let image = Image::Whole(Bytes::from(vec![7; 1 << 20]));
+        let changes = vec![Change { table: TableId(1), key: key(1), image }];
+        let changes = Changes { changes, ..Changes::default() };
+        for position in 3..50 {
+            taps.changes(position, &changes);
+            assert!(matches!(reader.try_next(), Ok(Some(TapItem::Entry { .. }))), "what is taken makes room");
+        }
+        taps.reached(50);
+        assert_eq!(reader.reached(), 50);
+        for position in 51..120 {
+            taps.changes(position, &changes);
+        }
+        let mut taken = 0;
+        while let Ok(Some(_)) = reader.try_next() {
+            taken += 1;
+        }
+        assert!((60..64).contains(&taken), "{taken}");
+        assert!(matches!(reader.try_next(), Err(TapLost)));
     }
 }

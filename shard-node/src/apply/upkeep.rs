@@ -1,9 +1,10 @@
 //! Recording how far PostgreSQL is, and forgetting what is no longer needed.
 
-use super::{Applier, ApplyError, SavedState, encode};
+use super::{Applier, ApplyError, encode};
 use crate::fold::RETRY_WINDOW_MS;
 use crate::store::{ApplyBatch, StoreOperation};
 use bytes::Bytes;
+use evenkeel_replicated_log::LogIndex;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -11,15 +12,27 @@ use super::keeper::Command;
 
 /// How often what is recorded is also made durable, and the log allowed to forget, in milliseconds.
 const DURABLE_MS: u64 = 2_000;
+/// How often the state machine is stored while it changes, in milliseconds; and not so often that it takes more than this many bytes a
+/// second.
+const STATE_MS: u64 = 500;
+const STATE_BYTES_PER_S: u64 = 4 << 20;
+/// After how many bytes of changes the sizes of ranges are stored anew: a replica that stops loses no more than that of them.
+const SIZES_BYTES: u64 = 16 << 20;
 /// Records that one round deletes at most.
 const PRUNE_RECORDS: usize = 10_000;
 
 /// What has been recorded.
 pub(super) struct Kept {
-    /// The last position recorded.
+    /// The last position recorded, and the term in force there.
     position: u64,
-    /// The position whose state machine was recorded last.
+    term: u64,
+    /// PostgreSQL may hold entries up to here.
+    reached: u64,
+    /// The position whose state machine was recorded last, and when the next one is due.
     state_at: u64,
+    state_due: Instant,
+    /// Bytes of changes since then.
+    written_bytes: u64,
     /// The last position at which the state machine changed other than by rows.
     pub(super) state_changed_at: u64,
     /// When positions were recorded, oldest first: their answers are needed for the retry window.
@@ -29,43 +42,89 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn at(position: u64) -> Kept {
+    pub(super) fn at(position: u64, term: u64, reached: u64) -> Kept {
         Kept {
             position,
+            term,
+            reached,
             state_at: position,
+            state_due: Instant::now(),
+            written_bytes: 0,
             state_changed_at: position,
             history: VecDeque::new(),
             durable_at: Instant::now(),
             durable_position: 0,
         }
     }
+
+    /// PostgreSQL will hold entries up to `reached`, and all up to `recordable`, where `term` is in force: records what of that can be.
+    /// Gives whether the state machine, as it is now, is to be recorded with it.
+    ///
+    /// A position is recorded only if the state machine at that position is, too. There is only the present one: it may have changed
+    /// behind the position while an entry is unfinished (R12), and then the last position that was recorded is recorded again. So it is, too,
+    /// while the state machine has changed and need not be stored yet, unless the position is wanted `now`: the state machine is as large as
+    /// what the shard owns, and may change with each entry.
+    fn record(&mut self, recordable: u64, term: u64, reached: u64, now: bool) -> bool {
+        self.reached = self.reached.max(reached);
+        if recordable < self.position || self.state_changed_at > recordable {
+            return false;
+        }
+        let changed = self.state_changed_at > self.state_at;
+        if changed && !now && Instant::now() < self.state_due {
+            return false;
+        }
+        (self.position, self.term) = (recordable, term);
+        changed || (self.written_bytes >= SIZES_BYTES && Instant::now() >= self.state_due)
+    }
+
+    /// Rows have changed, by so many bytes.
+    pub(super) fn written(&mut self, bytes: u64) {
+        self.written_bytes += bytes;
+    }
+
+    /// The state machine is stored with the position recorded last, and takes so many bytes.
+    fn state_stored(&mut self, bytes: usize) {
+        self.state_at = self.position;
+        self.written_bytes = 0;
+        let ms = (bytes as u64 * 1000 / STATE_BYTES_PER_S).max(STATE_MS);
+        self.state_due = Instant::now() + Duration::from_millis(ms);
+    }
 }
 
 impl Applier {
-    /// A batch that records `position`, and with it the state machine if that has changed, and the answers since the last.
-    pub(super) fn positioned(&mut self, position: u64, operations: Vec<StoreOperation>, sync: bool) -> ApplyBatch {
-        let position = position.max(self.kept.position);
-        let changed = self.kept.state_changed_at > self.kept.state_at && self.kept.state_changed_at <= position;
+    /// A batch that records `position`, and with it the state machine if that has changed, and the answers since the last. Unless the
+    /// position is wanted `now`, or for what is to be durable, one may be recorded that is a little further back.
+    pub(super) fn positioned(
+        &mut self,
+        position: u64,
+        operations: Vec<StoreOperation>,
+        (now, sync): (bool, bool),
+    ) -> ApplyBatch {
+        let before = self.kept.position;
+        let changed = self.kept.record(self.unfinished.recordable(position), self.term.0, position, now || sync);
         let state = if changed { self.encoded_state() } else { None };
-        if state.is_some() {
-            self.kept.state_at = position;
+        let (position, term, reached) = (self.kept.position, self.kept.term, self.kept.reached);
+        self.unfinished.recorded(position);
+        if let Some(state) = &state {
+            self.kept.state_stored(state.len());
         }
-        let answers = self.shared.window().since(self.kept.position, position);
-        self.kept.position = position;
+        let answers = self.shared.window().since(before, position);
         self.kept.history.push_back((Instant::now(), position));
-        ApplyBatch { operations, position, term: self.term.0, state, answers, sync, records: Vec::new() }
+        let seeding = self.seeding.as_ref().map(|seeding| seeding.missing.encode());
+        ApplyBatch { operations, position, reached, term, state, answers, seeding, sync, records: Vec::new() }
     }
 
     fn encoded_state(&self) -> Option<Bytes> {
         // An error here shows at the next state transfer too; the state stays as recorded and is folded again.
-        encode(&SavedState { state: self.state.clone(), window: Bytes::new() }).ok()
+        encode(&self.saved()).ok()
     }
 
     pub(super) async fn upkeep(&mut self) -> Result<(), ApplyError> {
         // A leader gathers nothing; a busy follower always does.
         self.flush(None).await?;
         // What was asked of the keeper before is stored before what is asked of it now.
-        let reached = self.shared.progress.watermark().max(self.kept.position);
+        let reached = self.unfinished.recordable(self.shared.progress.watermark()).max(self.kept.position);
+        self.shared.log.applied(LogIndex(self.shared.progress.watermark()));
         // The state machine is ahead of PostgreSQL: what is recorded together must belong together.
         if self.kept.state_changed_at > reached {
             return Ok(());
@@ -75,8 +134,8 @@ impl Applier {
         let durable_due = large || self.kept.durable_at.elapsed() >= Duration::from_millis(DURABLE_MS);
         let sync = durable_due && reached > self.kept.durable_position;
         if reached > self.kept.position || sync {
-            let batch = self.positioned(reached, Vec::new(), sync);
-            self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms: Vec::new() }).await?;
+            let batch = self.positioned(reached, Vec::new(), (false, sync));
+            self.keeper.ask(Command::Apply { batch: Box::new(batch), confirms: Vec::new(), bytes: 0 }).await?;
         }
         if sync {
             self.kept.durable_at = Instant::now();
@@ -90,12 +149,7 @@ impl Applier {
     async fn prune(&mut self, reached: u64) -> Result<(), ApplyError> {
         // Only what a *durable* position covers may lose its record: after a crash PostgreSQL may be back at that position (R16).
         let covered = reached.min(self.kept.durable_position);
-        let mut records = Vec::new();
-        while records.len() < PRUNE_RECORDS
-            && self.own_records.front().is_some_and(|(position, _)| *position <= covered)
-        {
-            records.extend(self.own_records.pop_front().map(|(_, record)| record));
-        }
+        let records = self.records.covered(covered, PRUNE_RECORDS);
         let window = Duration::from_millis(RETRY_WINDOW_MS);
         let mut positions_below = 0;
         while self.kept.history.len() > 1 && self.kept.history.front().is_some_and(|(at, _)| at.elapsed() > window) {
@@ -107,5 +161,57 @@ impl Applier {
             self.keeper.ask(Command::Prune { records, positions_below }).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // R12, invariant 3: a replica that starts anew folds on from a position and the state machine that belongs to it.
+    #[test]
+    fn no_position_is_recorded_without_its_state_machine() {
+        let mut kept = Kept::at(10, 1, 10);
+        assert!(!kept.record(20, 1, 20, true), "nothing but rows");
+        assert_eq!((kept.position, kept.term, kept.reached), (20, 1, 20));
+        // An entry is unfinished from 45 on, and the state machine changes at 40 and at 50, behind its first part.
+        kept.state_changed_at = 50;
+        assert!(!kept.record(44, 2, 60, true));
+        assert_eq!((kept.position, kept.term, kept.reached), (20, 1, 60), "neither the state of 44 nor of 20 is there");
+        assert!(kept.record(70, 2, 70, true), "the entry is whole");
+        assert_eq!((kept.position, kept.term, kept.reached), (70, 2, 70));
+        kept.state_stored(0);
+        assert!(!kept.record(75, 2, 90, true));
+        assert_eq!((kept.position, kept.term, kept.reached), (75, 2, 90), "rows behind a first part");
+        assert!(!kept.record(75, 2, 75, true));
+        assert_eq!(kept.reached, 90, "what PostgreSQL may hold grows");
+    }
+    // E8: a follower records a position every 20 ms, and during a move the state machine changes each time.
+    #[test]
+    fn a_state_machine_that_changes_often_is_stored_now_and_then() {
+        let mut kept = Kept::at(10, 1, 10);
+        let mut stored = 0;
+        for position in 11..1_000 {
+            kept.state_changed_at = position;
+            if kept.record(position, 1, position, false) {
+                kept.state_stored(STATE_BYTES_PER_S as usize);
+                stored += 1;
+            }
+            assert_eq!((kept.position, kept.reached), (11, position), "rows are there, the state machine is not");
+        }
+        assert_eq!(stored, 1);
+        assert!(kept.state_due > Instant::now() + Duration::from_millis(STATE_MS), "a large one, more rarely");
+        assert!(
+            kept.record(1_000, 1, 1_000, true),
+            "what is to be durable, or a reign's beginning, needs its position"
+        );
+        assert_eq!(kept.position, 1_000);
+        kept.state_stored(0);
+        assert!(!kept.record(1_001, 1, 1_001, false));
+        assert_eq!(kept.position, 1_001, "nothing but rows");
+        kept.written(SIZES_BYTES);
+        assert!(!kept.record(1_002, 1, 1_002, true), "it was stored just now");
+        kept.state_due = Instant::now();
+        assert!(kept.record(1_003, 1, 1_003, false), "the sizes of ranges have changed");
     }
 }

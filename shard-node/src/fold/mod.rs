@@ -10,33 +10,29 @@
 //! A verdict judges a whole entry, never a part of it (R13). An entry that is refused is *void*: it has no effect, on every
 //! replica alike. The term fence (invariant 1) has been applied before, by the replicated log.
 
+mod extent;
+mod finished;
 mod moves;
+mod owned;
+mod shared_map;
+mod size;
 mod window;
 
+pub use finished::Work;
 pub use moves::{InPhase, MoveIn, MoveOut, OutPhase};
-pub use window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RetryWindow};
+pub use owned::OwnedRange;
+pub use size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
+pub use window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RangeAnswers, RetryWindow};
 
 use crate::entry::{Change, Changes, Control, TailEntry};
+use evenkeel_protocol::report::HighestNumbers;
+use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, TableId, TableSchema};
+use finished::Finished;
+use owned::Owned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use shared_map::SharedMap;
 use std::sync::Arc;
-
-/// How many finished operators are remembered, so that a repeated request is answered "done".
-const REMEMBERED_OPERATORS: usize = 512;
-
-/// A range that this shard owns.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnedRange {
-    /// Its id.
-    pub id: RangeId,
-    /// Its epoch.
-    pub epoch: Epoch,
-    /// Its table.
-    pub table: TableId,
-    /// Its keys.
-    pub interval: KeyInterval,
-}
 
 /// Why an entry has no effect. The code is stable and reaches the placement driver.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,11 +48,24 @@ fn refuse<T>(code: &'static str, reason: impl Into<String>) -> Result<T, Refusal
     Err(Refusal { code, reason: reason.into() })
 }
 
+/// Where a chunk of rows belongs, and what its source says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopiedRows {
+    /// The move.
+    pub operator: OperatorId,
+    /// The attempt.
+    pub attempt: u64,
+    /// The rows' checksum by the source's PostgreSQL.
+    pub checksum: RangeChecksum,
+}
+
 /// What an effective control entry does outside the state machine.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Create this table in PostgreSQL.
     CreateTable(Arc<TableSchema>),
+    /// Drop this table in PostgreSQL.
+    DropTable(Arc<TableSchema>),
     /// Put these rows in the place of all that lies in the interval.
     Replace {
         /// The table.
@@ -65,9 +74,16 @@ pub enum Effect {
         interval: KeyInterval,
         /// The rows.
         rows: RowBatch,
+        /// What the copy says of them.
+        copied: CopiedRows,
     },
     /// Apply the changes, and take the answers into the retry window.
-    Tail(Vec<TailEntry>),
+    Tail {
+        /// The leader's clock, in milliseconds since the Unix epoch.
+        stamp_ms: u64,
+        /// What came.
+        entries: Vec<TailEntry>,
+    },
     /// Delete all rows in the interval.
     Delete {
         /// The table.
@@ -90,19 +106,18 @@ pub enum Effect {
     MoveCancelled(OperatorId),
     /// A move in has been opened, or wants a new attempt.
     IngestOpened(OperatorId),
-    /// Take checksums here.
-    Checkpoint(u64),
 }
 
-/// The state machine.
+/// The state machine. A copy shares everything with the original that neither changes later, so that it costs the same however much there is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ShardState {
-    tables: BTreeMap<TableId, Arc<TableSchema>>,
-    owned: BTreeMap<TableId, BTreeMap<Key, OwnedRange>>,
-    moves_out: BTreeMap<OperatorId, MoveOut>,
-    moves_in: BTreeMap<OperatorId, MoveIn>,
-    last_operator: BTreeMap<RangeId, OperatorId>,
-    finished: VecDeque<OperatorId>,
+    tables: SharedMap<TableId, Arc<TableSchema>>,
+    owned: Owned,
+    moves_out: SharedMap<OperatorId, MoveOut>,
+    moves_in: SharedMap<OperatorId, MoveIn>,
+    last_operator: SharedMap<RangeId, OperatorId>,
+    finished: Arc<Finished>,
+    highest: HighestNumbers,
 }
 
 impl ShardState {
@@ -118,18 +133,32 @@ impl ShardState {
 
     /// All owned ranges, by table and key.
     pub fn owned(&self) -> impl Iterator<Item = &OwnedRange> {
-        self.owned.values().flat_map(BTreeMap::values)
+        self.owned.iter()
+    }
+
+    /// The owned ranges of a table that share keys with `interval`, by key.
+    pub fn overlapping<'a>(
+        &'a self,
+        table: TableId,
+        interval: &'a KeyInterval,
+    ) -> impl Iterator<Item = &'a OwnedRange> {
+        self.owned.overlapping(table, interval)
+    }
+
+    /// The keys that the last control entry gave to this shard, took from it, or put under another range: of each range that is new,
+    /// and of each that is no more.
+    pub fn changed_hands(&self) -> &[(TableId, KeyInterval)] {
+        self.owned.changed()
     }
 
     /// The owned range that holds the key.
     pub fn owner(&self, table: TableId, key: &Key) -> Option<&OwnedRange> {
-        let (_, range) = self.owned.get(&table)?.range::<Key, _>(..=key).next_back()?;
-        range.interval.contains(key).then_some(range)
+        self.owned.at(table, key)
     }
 
     /// An owned range by its id.
     pub fn range(&self, id: RangeId) -> Option<&OwnedRange> {
-        self.owned().find(|range| range.id == id)
+        self.owned.get(id)
     }
 
     /// Moves out of this shard that are not finished.
@@ -154,7 +183,17 @@ impl ShardState {
 
     /// Whether the operator has run its course here.
     pub fn is_finished(&self, operator: OperatorId) -> bool {
-        self.finished.contains(&operator)
+        self.finished(operator).is_some()
+    }
+
+    /// What an operator did that has run its course here; `None` if it has not, or so long ago that it is forgotten.
+    pub fn finished(&self, operator: OperatorId) -> Option<&Work> {
+        self.finished.get(operator)
+    }
+
+    /// The highest numbers that have ever come here.
+    pub fn highest(&self) -> HighestNumbers {
+        self.highest
     }
 
     /// The last operator that changed a range's bounds or began to move it.
@@ -175,11 +214,15 @@ impl ShardState {
 
     /// Folds a control entry in. `position` is its place in the log.
     pub fn control(&mut self, position: u64, control: &Control) -> Result<Vec<Effect>, Refusal> {
+        self.owned.begin();
+        self.highest = self.highest.max(finished::numbers(control));
         match control {
             Control::CreateTable { schema, range } => self.create_table(schema, *range),
+            Control::DropTable { table } => self.drop_table(*table),
             Control::Split { operator, range, epoch, at } => self.split(*operator, *range, *epoch, at),
             Control::Merge { operator, left, right } => self.merge(*operator, *left, *right),
-            Control::Checkpoint { nonce } => Ok(vec![Effect::Checkpoint(*nonce)]),
+            // It changes nothing.
+            Control::Checkpoint { .. } => Ok(Vec::new()),
             movement => self.movement(position, movement),
         }
     }
@@ -189,10 +232,32 @@ impl ShardState {
             return refuse("table-exists", format!("table {} exists already", schema.id));
         }
         self.expect_free_name(schema)?;
+        self.expect_new(range)?;
         // Invariant 8: it is new, so no open transaction has touched it and there is nothing to drain.
         let schema = self.add_table(schema);
-        self.own(OwnedRange { id: range, epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL });
+        self.owned.add(OwnedRange { id: range, epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL });
         Ok(vec![Effect::CreateTable(schema), Effect::OwnershipChanged])
+    }
+
+    /// A table that nobody was told of: all that there is of it is what its creation made.
+    fn drop_table(&mut self, id: TableId) -> Result<Vec<Effect>, Refusal> {
+        let Some(schema) = self.tables.get(&id).cloned() else {
+            return refuse("no-such-table", format!("there is no table {id} here"));
+        };
+        let moved = self.moves_out.values().any(|m| m.table == id) || self.moves_in.values().any(|m| m.table == id);
+        let owned: Vec<OwnedRange> = self.owned().filter(|range| range.table == id).cloned().collect();
+        let untouched = |range: &OwnedRange| range.epoch == Epoch(1) && range.interval == KeyInterval::ALL;
+        let [only] = owned.as_slice() else {
+            return refuse("table-in-use", format!("table {id} has {} ranges here", owned.len()));
+        };
+        if moved || !untouched(only) {
+            return refuse("table-in-use", format!("range {} of table {id} has been split or moved", only.id));
+        }
+        // Its range's number stays used.
+        self.last_operator.insert(only.id, OperatorId(0));
+        self.owned.remove(only);
+        self.tables.remove(&id);
+        Ok(vec![Effect::DropTable(schema), Effect::OwnershipChanged])
     }
 
     fn split(
@@ -212,13 +277,21 @@ impl ShardState {
         let Some(pieces) = old.interval.split(&points) else {
             return refuse("bad-split", "the points must grow and lie strictly inside the range");
         };
-        self.disown(&old);
+        self.expect_unused(operator)?;
+        let new: Vec<RangeId> = at.iter().map(|(_, id)| *id).collect();
+        for (n, id) in new.iter().enumerate() {
+            self.expect_new(*id)?;
+            if *id == range || new[..n].contains(id) {
+                return refuse("bad-split", format!("two pieces would be range {id}"));
+            }
+        }
+        self.owned.remove(&old);
         let ids = std::iter::once(range).chain(at.iter().map(|(_, id)| *id));
         for (interval, id) in pieces.into_iter().zip(ids) {
-            self.own(OwnedRange { id, epoch: epoch.next(), table: old.table, interval });
+            self.owned.add(OwnedRange { id, epoch: epoch.next(), table: old.table, interval });
             self.last_operator.insert(id, operator);
         }
-        self.finish(operator);
+        self.finish(operator, Work::Split { range, epoch, pieces: new });
         Ok(vec![Effect::OwnershipChanged])
     }
 
@@ -235,12 +308,13 @@ impl ShardState {
         let Some(interval) = joined else {
             return refuse("not-neighbours", format!("range {} does not end where {} begins", left.0, right.0));
         };
-        self.disown(&l);
-        self.disown(&r);
-        self.own(OwnedRange { id: l.id, epoch: left.1.max(right.1).next(), table: l.table, interval });
+        self.expect_unused(operator)?;
+        self.owned.remove(&l);
+        self.owned.remove(&r);
+        self.owned.add(OwnedRange { id: l.id, epoch: left.1.max(right.1).next(), table: l.table, interval });
         self.last_operator.insert(l.id, operator);
         self.last_operator.remove(&r.id);
-        self.finish(operator);
+        self.finish(operator, Work::Merge { left, right });
         Ok(vec![Effect::OwnershipChanged])
     }
 
@@ -253,19 +327,12 @@ impl ShardState {
     }
 
     fn add_table(&mut self, schema: &TableSchema) -> Arc<TableSchema> {
-        self.tables.entry(schema.id).or_insert_with(|| Arc::new(schema.clone())).clone()
-    }
-
-    fn own(&mut self, range: OwnedRange) {
-        let ranges = self.owned.entry(range.table).or_default();
-        debug_assert!(ranges.values().all(|r| !r.interval.overlaps(&range.interval)), "one owner per key");
-        ranges.insert(range.interval.start.clone(), range);
-    }
-
-    fn disown(&mut self, range: &OwnedRange) {
-        if let Some(ranges) = self.owned.get_mut(&range.table) {
-            ranges.remove(&range.interval.start);
+        if let Some(known) = self.tables.get(&schema.id) {
+            return known.clone();
         }
+        let schema = Arc::new(schema.clone());
+        self.tables.insert(schema.id, schema.clone());
+        schema
     }
 
     fn expect_range(&self, id: RangeId, epoch: Epoch) -> Result<OwnedRange, Refusal> {
@@ -278,6 +345,23 @@ impl ShardState {
         }
     }
 
+    /// A number is given once. A placement driver that was restored from a backup may give it again (R30).
+    fn expect_unused(&self, operator: OperatorId) -> Result<(), Refusal> {
+        let moving = self.moves_out.contains_key(&operator) || self.moves_in.contains_key(&operator);
+        match moving || self.is_finished(operator) {
+            true => refuse("stale-operator", format!("operator {operator} has come here already")),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of a new range's id.
+    fn expect_new(&self, id: RangeId) -> Result<(), Refusal> {
+        match self.last_operator.contains_key(&id) || self.range(id).is_some() {
+            true => refuse("range-exists", format!("there is, or was, a range {id} here")),
+            false => Ok(()),
+        }
+    }
+
     /// While a move is open its range stays as it is (R20).
     fn expect_no_move(&self, id: RangeId) -> Result<(), Refusal> {
         match self.moves_out.values().find(|m| m.range == id && m.phase == OutPhase::Open) {
@@ -286,11 +370,8 @@ impl ShardState {
         }
     }
 
-    fn finish(&mut self, operator: OperatorId) {
-        if self.finished.len() == REMEMBERED_OPERATORS {
-            self.finished.pop_front();
-        }
-        self.finished.push_back(operator);
+    fn finish(&mut self, operator: OperatorId, work: Work) {
+        Arc::make_mut(&mut self.finished).push(operator, work);
     }
 }
 

@@ -11,10 +11,12 @@
 //! Everything that comes in is judged by its open operator, not by ownership (R13), and takes effect only if it continues
 //! the latest attempt (R21).
 
-use super::{Effect, OwnedRange, Refusal, ShardState, refuse};
+use super::{CopiedRows, Effect, OwnedRange, RangeSize, Refusal, ShardState, Work, refuse};
 use crate::entry::{Control, TailEntry};
 use bytes::Bytes;
+use evenkeel_protocol::report::MoveProgress;
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, TableId, TableSchema};
 use serde::{Deserialize, Serialize};
 
@@ -78,11 +80,11 @@ pub struct MoveIn {
     pub rows: u64,
     /// Bytes copied in all attempts.
     pub bytes: u64,
-    /// Where the next chunk must start; `None` once the copy is complete.
+    /// What has come in in the latest attempt.
+    pub size: RangeSize,
+    /// The cursor: where the next chunk must start; `None` once the copy is complete. A change applies only to a key below it (R21).
     next: Option<Key>,
-    /// Where each chunk starts, and the source's position it includes. A change applies only if it is later (R21).
-    chunks: Vec<(Key, u64)>,
-    /// The source's position that chunks and tail reach.
+    /// The source's position that all that lies below the cursor is as of.
     tail_to: u64,
 }
 
@@ -97,10 +99,36 @@ pub enum InPhase {
     Discarding,
 }
 
+impl MoveOut {
+    fn work(&self) -> Work {
+        Work::MoveOut { range: self.range, epoch: self.epoch }
+    }
+}
+
 impl MoveIn {
+    fn work(&self) -> Work {
+        match self.phase {
+            InPhase::Adopted => Work::MoveIn { range: self.range, epoch: self.epoch },
+            InPhase::Copying | InPhase::Discarding => Work::Declined { range: self.range, epoch: self.epoch },
+        }
+    }
+
     /// Whether all chunks of the latest attempt are in.
     pub fn is_copied(&self) -> bool {
         self.attempt > 0 && self.next.is_none()
+    }
+
+    /// How far it is, for reports.
+    pub fn progress(&self) -> MoveProgress {
+        MoveProgress {
+            attempts: self.attempt,
+            rows: self.rows,
+            bytes: self.bytes,
+            position: self.tail_to,
+            cursor: self.next.clone(),
+            differs: None,
+            trouble: None,
+        }
     }
 
     /// The source's position that has come in.
@@ -108,18 +136,17 @@ impl MoveIn {
         self.tail_to
     }
 
-    /// The source's position that the chunk holding `key` includes.
-    fn chunk_position(&self, key: &Key) -> u64 {
-        let after = self.chunks.partition_point(|(start, _)| start <= key);
-        after.checked_sub(1).map_or(0, |i| self.chunks[i].1)
+    /// Whether the key lies in the range and has been copied in the latest attempt.
+    fn has_copied(&self, key: &Key) -> bool {
+        self.interval.contains(key) && self.next.as_ref().is_none_or(|next| key < next)
     }
 
-    fn begin_attempt(&mut self, attempt: u64) {
+    fn begin_attempt(&mut self, attempt: u64, position: u64) {
         self.attempt = attempt;
         self.next = Some(self.interval.start.clone());
-        self.chunks.clear();
-        self.tail_to = 0;
+        self.tail_to = position;
         self.rows = 0;
+        self.size = RangeSize::default();
     }
 }
 
@@ -136,12 +163,14 @@ impl ShardState {
             Control::IngestOpen { operator, schema, range, interval, epoch, from } => {
                 self.ingest_open(*operator, schema, *range, interval, *epoch, from)
             }
-            Control::IngestAttempt { operator, attempt } => self.ingest_attempt(*operator, *attempt),
-            Control::IngestChunk { operator, attempt, interval, position, rows } => {
-                self.ingest_chunk(*operator, *attempt, interval, *position, rows)
+            Control::IngestAttempt { operator, attempt, position } => {
+                self.ingest_attempt(*operator, *attempt, *position)
             }
-            Control::IngestTail { operator, attempt, from, to, entries } => {
-                self.ingest_tail(*operator, *attempt, *from, *to, entries)
+            Control::IngestChunk { operator, attempt, interval, from, position, rows, checksum } => {
+                self.ingest_chunk(*operator, *attempt, interval, (*from, *position), rows, *checksum)
+            }
+            Control::IngestTail { operator, attempt, from, to, stamp_ms, entries } => {
+                self.ingest_tail(*operator, *attempt, (*from, *to), *stamp_ms, entries)
             }
             Control::Adopt { operator, attempt, fence, epoch, held_since_us } => {
                 self.adopt(*operator, *attempt, *fence, *epoch, *held_since_us)
@@ -154,14 +183,16 @@ impl ShardState {
             Control::Discard { operator, interval, last } => self.discard(*operator, interval, *last),
             Control::Forget { operator } => match self.moves_in.get(operator) {
                 Some(m) if m.phase == InPhase::Adopted => {
+                    let work = m.work();
                     self.moves_in.remove(operator);
-                    self.finish(*operator);
+                    self.finish(*operator, work);
                     Ok(vec![])
                 }
                 Some(_) => refuse("not-adopted", format!("operator {operator} is not settled yet")),
                 None => no_such(*operator),
             },
             Control::CreateTable { .. }
+            | Control::DropTable { .. }
             | Control::Split { .. }
             | Control::Merge { .. }
             | Control::Checkpoint { .. } => refuse("not-a-move", "this entry is no part of a move"),
@@ -185,17 +216,18 @@ impl ShardState {
     }
 
     fn move_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
-        match self.moves_out.get(&operator).map(|m| m.phase) {
-            Some(OutPhase::Open) => {
+        match self.moves_out.get(&operator) {
+            Some(m) if m.phase == OutPhase::Open => {
+                let work = m.work();
                 self.moves_out.remove(&operator);
-                self.finish(operator);
+                self.finish(operator, work);
                 Ok(vec![Effect::MoveCancelled(operator)])
             }
             Some(_) => refuse("already-fenced", format!("operator {operator} has passed its fence")),
             None if self.is_finished(operator) => no_such(operator),
             // Its opening may still be on its way, and must not come into effect behind its cancellation.
             None => {
-                self.finish(operator);
+                self.finish(operator, Work::Cancelled);
                 Ok(vec![])
             }
         }
@@ -204,7 +236,7 @@ impl ShardState {
     /// Destination: what comes in is discarded; what was not opened yet never will be.
     fn ingest_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
         if !self.moves_in.contains_key(&operator) && !self.is_finished(operator) {
-            self.finish(operator);
+            self.finish(operator, Work::Cancelled);
             return Ok(vec![]);
         }
         self.copying(operator)?.phase = InPhase::Discarding;
@@ -220,7 +252,7 @@ impl ShardState {
         let range = movement.range;
         let owned = self.range(range).cloned();
         match owned {
-            Some(owned) => self.disown(&owned),
+            Some(owned) => self.owned.remove(&owned),
             // An open move keeps its range as it is (R20), so this cannot be.
             None => return refuse("no-such-range", format!("range {range} is not owned here")),
         }
@@ -246,8 +278,8 @@ impl ShardState {
         let MoveOut { range: id, table, interval, epoch, .. } = movement.clone();
         self.moves_out.remove(&operator);
         // The fence announced the epoch after the old one to the destination: this must be above it.
-        self.own(OwnedRange { id, epoch: epoch.next().next(), table, interval });
-        self.finish(operator);
+        self.owned.add(OwnedRange { id, epoch: epoch.next().next(), table, interval });
+        self.finish(operator, Work::MoveOut { range: id, epoch });
         Ok(vec![Effect::OwnershipChanged])
     }
 
@@ -257,10 +289,10 @@ impl ShardState {
             return refuse("not-handed-over", format!("operator {operator} may not delete {interval}"));
         }
         movement.phase = OutPhase::Purging;
-        let table = movement.table;
+        let (table, work) = (movement.table, movement.work());
         if last {
             self.moves_out.remove(&operator);
-            self.finish(operator);
+            self.finish(operator, work);
         }
         Ok(self.delete(table, interval))
     }
@@ -270,10 +302,10 @@ impl ShardState {
         if movement.phase != InPhase::Discarding || !movement.interval.covers(interval) {
             return refuse("not-discarding", format!("operator {operator} may not delete {interval}"));
         }
-        let table = movement.table;
+        let (table, work) = (movement.table, movement.work());
         if last {
             self.moves_in.remove(&operator);
-            self.finish(operator);
+            self.finish(operator, work);
         }
         Ok(self.delete(table, interval))
     }
@@ -297,7 +329,7 @@ impl ShardState {
     ) -> Result<Vec<Effect>, Refusal> {
         self.expect_later(operator, range)?;
         let overlaps = |table: TableId, other: &KeyInterval| table == schema.id && other.overlaps(interval);
-        if let Some(other) = self.owned().find(|r| overlaps(r.table, &r.interval)) {
+        if let Some(other) = self.owned.overlapping(schema.id, interval).next() {
             return refuse("owned-here", format!("range {} is owned here and overlaps", other.id));
         }
         if let Some(other) =
@@ -339,11 +371,11 @@ impl ShardState {
             phase: InPhase::Copying,
             rows: 0,
             bytes: 0,
+            size: RangeSize::default(),
             next: None,
-            chunks: Vec::new(),
             tail_to: 0,
         };
-        movement.begin_attempt(0);
+        movement.begin_attempt(0, 0);
         self.moves_in.insert(operator, movement);
         let mut effects = vec![Effect::IngestOpened(operator)];
         if !known {
@@ -352,12 +384,12 @@ impl ShardState {
         Ok(effects)
     }
 
-    fn ingest_attempt(&mut self, operator: OperatorId, attempt: u64) -> Result<Vec<Effect>, Refusal> {
+    fn ingest_attempt(&mut self, operator: OperatorId, attempt: u64, position: u64) -> Result<Vec<Effect>, Refusal> {
         let movement = self.copying(operator)?;
         if attempt <= movement.attempt {
             return refuse("stale-attempt", format!("attempt {} has begun already", movement.attempt));
         }
-        movement.begin_attempt(attempt);
+        movement.begin_attempt(attempt, position);
         Ok(vec![])
     }
 
@@ -366,52 +398,52 @@ impl ShardState {
         operator: OperatorId,
         attempt: u64,
         interval: &KeyInterval,
-        position: u64,
+        (from, position): (u64, u64),
         rows: &RowBatch,
+        checksum: RangeChecksum,
     ) -> Result<Vec<Effect>, Refusal> {
         let movement = self.attempting(operator, attempt)?;
         let continues = movement.next.as_ref() == Some(&interval.start) && movement.interval.covers(interval);
-        if !continues || interval.is_empty() || position < movement.tail_to {
-            return refuse("not-continuing", format!("chunk {interval} does not continue the copy"));
+        if !continues || interval.is_empty() || from != movement.tail_to || position < from {
+            return refuse("not-continuing", format!("chunk {interval} at {from} does not continue the copy"));
         }
-        if movement.chunks.is_empty() {
-            movement.tail_to = position;
-        }
-        movement.chunks.push((interval.start.clone(), position));
+        // What lies below the cursor is as of this position too: nothing has happened there since `from`.
+        movement.tail_to = position;
         movement.next = if interval.end == movement.interval.end { None } else { interval.end.clone() };
         movement.rows += u64::from(rows.count);
+        movement.size.add_rows(rows);
         movement.bytes += rows.data.len() as u64;
         let table = movement.table;
         let Some(table) = self.tables.get(&table).cloned() else { return no_such(operator) };
-        Ok(vec![Effect::Replace { table, interval: interval.clone(), rows: rows.clone() }])
+        let copied = CopiedRows { operator, attempt, checksum };
+        Ok(vec![Effect::Replace { table, interval: interval.clone(), rows: rows.clone(), copied }])
     }
 
     fn ingest_tail(
         &mut self,
         operator: OperatorId,
         attempt: u64,
-        from: u64,
-        to: u64,
+        (from, to): (u64, u64),
+        stamp_ms: u64,
         entries: &[Bytes],
     ) -> Result<Vec<Effect>, Refusal> {
         let movement = self.attempting(operator, attempt)?;
-        if movement.next.is_some() || from != movement.tail_to || to < from {
-            return refuse("not-continuing", format!("the tail from {from} to {to} does not continue the copy"));
+        if from != movement.tail_to || to < from {
+            return refuse("not-continuing", format!("changes from {from} to {to} do not continue the copy"));
         }
         let mut tail = Vec::with_capacity(entries.len());
         for encoded in entries {
             let Ok(mut entry) = TailEntry::decode(encoded.clone()) else {
                 return refuse("malformed-tail", "the tail cannot be decoded");
             };
-            let position = entry.position;
-            entry.changes.changes.retain(|change| {
-                movement.interval.contains(&change.key) && position > movement.chunk_position(&change.key)
-            });
+            // What is not copied yet will come with its chunk.
+            entry.changes.changes.retain(|change| movement.has_copied(&change.key));
+            entry.changes.changes.iter().for_each(|change| movement.size.change(&change.image));
             tail.push(entry);
         }
         movement.tail_to = to;
         movement.bytes += entries.iter().map(|e| e.len() as u64).sum::<u64>();
-        Ok(vec![Effect::Tail(tail)])
+        Ok(vec![Effect::Tail { stamp_ms, entries: tail }])
     }
 
     fn adopt(
@@ -430,18 +462,30 @@ impl ShardState {
             return refuse("wrong-epoch", format!("epoch {epoch} is not after {}", movement.epoch));
         }
         movement.phase = InPhase::Adopted;
-        movement.chunks = Vec::new();
         let owned =
             OwnedRange { id: movement.range, epoch, table: movement.table, interval: movement.interval.clone() };
-        self.own(owned);
+        self.owned.add(owned);
         Ok(vec![Effect::Adopted { operator, held_since_us }])
     }
 
-    /// Operator numbers only grow per range (R20).
-    fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), Refusal> {
-        if self.is_finished(operator) {
-            return refuse("stale-operator", format!("operator {operator} has ended here"));
+    /// Destination: what became of a move, as far as this log knows (R23): whether its range was adopted. The log knows it of one that came to
+    /// nothing for as long as it remembers ended operators, also when what came in has been deleted: the source may hear of it late.
+    pub fn settled(&self, operator: OperatorId) -> Option<bool> {
+        match self.moves_in.get(&operator).map(|m| m.phase) {
+            Some(InPhase::Adopted) => Some(true),
+            Some(InPhase::Discarding) => Some(false),
+            Some(InPhase::Copying) => None,
+            None => match self.finished(operator)? {
+                Work::Declined { .. } | Work::Cancelled => Some(false),
+                // An adoption is forgotten only after the source has purged, so never while the source asks.
+                Work::Split { .. } | Work::Merge { .. } | Work::MoveOut { .. } | Work::MoveIn { .. } => None,
+            },
         }
+    }
+
+    /// Operator numbers only grow per range (R20), and none is used for two moves: its other side is asked by the number (R23).
+    fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), Refusal> {
+        self.expect_unused(operator)?;
         match self.last_operator.get(&range) {
             Some(last) if *last >= operator => {
                 refuse("stale-operator", format!("operator {last} has come to range {range} already"))

@@ -1,9 +1,14 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::entry::Control;
+use crate::image::Image;
+use bytes::{Bytes, BytesMut};
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::rows::{RowBuilder, put_value};
 use evenkeel_protocol::schema::ColumnSchema;
+use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{KeyValue, OperatorId, TableSchema};
+use futures::FutureExt;
 
 const TABLE: TableId = TableId(1);
 
@@ -41,7 +46,7 @@ impl Fixture {
     fn fold(&mut self, control: Control) {
         self.position += 1;
         self.state.control(self.position, &control).unwrap();
-        self.admission.follow(&self.state, &HashSet::new());
+        self.admission.follow(&self.state, &HashSet::new(), Changed::Keys(self.state.changed_hands()));
     }
 
     fn split(&mut self, at: i64) {
@@ -74,7 +79,7 @@ async fn a_hold_waits_for_what_was_admitted_and_redirects_what_comes_after() {
         async move { admission.admit(TABLE, &one(6), &[]).await.map(drop) }
     });
     // A transaction that is inside already passes: the hold waits for it (R22).
-    let inner = admission.admit(TABLE, &one(7), std::slice::from_ref(&permit)).await.unwrap();
+    let inner = admission.admit(TABLE, &one(7), permit.slots()).await.unwrap();
     drop((permit, inner));
     assert!(hold.drained(Duration::from_secs(5)).await);
     fixture.fence(1, 1);
@@ -124,8 +129,130 @@ async fn an_interval_needs_every_range_it_crosses() {
 async fn a_range_is_admitted_once_its_rows_are_in() {
     let fixture = Fixture::new();
     let admission = fixture.admission.clone();
-    admission.follow(&fixture.state, &HashSet::from([RangeId(1)]));
+    admission.follow(&fixture.state, &HashSet::from([RangeId(1)]), Changed::All);
     assert!(matches!(admission.admit(TABLE, &one(1), &[]).await, Err(Failure::Moved { .. })));
-    admission.follow(&fixture.state, &HashSet::new());
+    admission.follow(&fixture.state, &HashSet::new(), Changed::All);
     assert!(admission.admit(TABLE, &one(1), &[]).await.is_ok());
+}
+
+/// Breaks if a fence waits for reads: a report query of half a second would keep its range here for ever (A9). And breaks if one that
+/// runs on behind the fence is answered from a range that is being deleted.
+#[tokio::test]
+async fn a_fence_waits_for_no_read_and_a_read_is_answered_only_while_its_range_is_here() {
+    let mut fixture = Fixture::new();
+    let read = fixture.admission.admit_read(TABLE, &one(5)).await.unwrap();
+    let hold = fixture.admission.hold(RangeId(1)).unwrap();
+    assert!(hold.drained(Duration::from_millis(1)).await, "it does not wait for the read");
+    assert!(read.is_current(), "before the fence is folded nothing has been deleted");
+    fixture.fence(1, 1);
+    drop(hold);
+    assert!(!read.is_current());
+    assert!(fixture.admission.admit_read(TABLE, &one(5)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_held_range_admits_no_read() {
+    let fixture = Fixture::new();
+    let hold = fixture.admission.hold(RangeId(1)).unwrap();
+    assert!(fixture.admission.admit_read(TABLE, &one(5)).now_or_never().is_none(), "it waits");
+    drop(hold);
+    assert!(fixture.admission.admit_read(TABLE, &one(5)).await.is_ok());
+}
+
+/// Breaks if a read loses its range by a split (it has not gone), or keeps it when a piece leaves.
+#[tokio::test]
+async fn a_read_outlives_a_split_but_not_the_fence_of_a_piece() {
+    let mut fixture = Fixture::new();
+    let (left, right) = (
+        fixture.admission.admit_read(TABLE, &one(5)).await.unwrap(),
+        fixture.admission.admit_read(TABLE, &one(15)).await.unwrap(),
+    );
+    fixture.split(10);
+    assert!(left.is_current() && right.is_current());
+    let later = fixture.admission.admit_read(TABLE, &one(5)).await.unwrap();
+    fixture.fence(2, 2);
+    assert!(!right.is_current());
+    assert!(!left.is_current(), "its snapshot was of both");
+    assert!(later.is_current(), "its range is still here");
+}
+
+/// Breaks if a read from before a range's absence is answered after its return: meanwhile others may have written.
+#[tokio::test]
+async fn a_range_that_comes_back_is_another_one() {
+    let mut fixture = Fixture::new();
+    let read = fixture.admission.admit_read(TABLE, &one(5)).await.unwrap();
+    fixture.fence(1, 1);
+    fixture.fold(Control::TakeBack { operator: OperatorId(101) });
+    assert!(fixture.admission.admit_read(TABLE, &one(5)).await.unwrap().is_current());
+    assert!(!read.is_current());
+}
+
+/// Breaks if a transaction's permits grow with its statements, or if merging them gives its range up.
+#[tokio::test]
+async fn a_transaction_has_one_leave_per_range() {
+    let fixture = Fixture::new();
+    let mut permit = fixture.admission.admit(TABLE, &one(1), &[]).await.unwrap();
+    for n in 0..1_000 {
+        permit.join(fixture.admission.admit(TABLE, &one(n), permit.slots()).await.unwrap());
+    }
+    assert_eq!(permit.slots().len(), 1);
+    let hold = fixture.admission.hold(RangeId(1)).unwrap();
+    assert!(!hold.drained(Duration::from_millis(1)).await, "it is still there");
+    drop(permit);
+    assert!(hold.drained(Duration::from_millis(1)).await);
+}
+
+/// Breaks if the size of a range has to be read from its rows: it is what the log says of them, on every replica, and after a restart (A25).
+#[tokio::test]
+async fn sizes_are_what_the_log_says_and_go_along_with_ranges() {
+    let mut fixture = Fixture::new();
+    let admission = fixture.admission.clone();
+    let row = |n: i64, image: fn(Bytes) -> Image| {
+        let mut packed = BytesMut::new();
+        put_value(&mut packed, Some(&[b'x'; 100]));
+        Change { table: TABLE, key: key(n), image: image(packed.freeze()) }
+    };
+    let sizes = |admission: &Admission| -> Vec<(u64, u64)> {
+        let mut slots = admission.slots();
+        slots.sort_by(|a, b| a.range.interval.start.cmp(&b.range.interval.start));
+        slots.iter().map(|slot| (slot.size().rows, slot.size().bytes)).collect()
+    };
+    admission.count(&(0..20).map(|n| row(n, Image::New)).collect::<Vec<_>>());
+    assert_eq!(sizes(&admission), [(20, 20 * 128)]);
+    fixture.split(10);
+    admission.count(&(0..3).map(|n| row(n, |_| Image::Gone)).collect::<Vec<_>>());
+    assert_eq!(sizes(&admission), [(7, 7 * 128), (10, 10 * 128)]);
+    // A replica that starts goes on from what was stored.
+    let restarted = Admission::default();
+    restarted.restore(&fixture.state, admission.sizes());
+    assert_eq!(sizes(&restarted), sizes(&admission));
+    assert!(restarted.slots().iter().all(|slot| !slot.size().is_doubtful()));
+    // What leaves and comes back has kept its size, through a restart too.
+    fixture.fence(2, 2);
+    restarted.restore(&fixture.state, admission.sizes());
+    fixture.fold(Control::TakeBack { operator: OperatorId(102) });
+    restarted.follow(&fixture.state, &HashSet::new(), Changed::Keys(fixture.state.changed_hands()));
+    assert_eq!(sizes(&admission), [(7, 7 * 128), (10, 10 * 128)]);
+    assert_eq!(sizes(&restarted), sizes(&admission));
+}
+
+/// Breaks if the size of a range that came in has to be read from its rows.
+#[tokio::test]
+async fn a_range_that_has_come_in_is_as_large_as_what_has_come() {
+    let mut fixture = Fixture { state: ShardState::default(), admission: Arc::default(), position: 0 };
+    let operator = OperatorId(5);
+    let (range, interval, from) =
+        (RangeId(7), KeyInterval::ALL, ShardInfo { id: ShardId(9), replicas: Default::default() });
+    let opened = Control::IngestOpen { operator, schema: schema(), range, interval, epoch: Epoch(1), from };
+    fixture.fold(opened);
+    fixture.fold(Control::IngestAttempt { operator, attempt: 1, position: 3 });
+    let mut rows = RowBuilder::new(1);
+    (0..50).for_each(|_| rows.push([Some(&[0_u8; 8][..])]));
+    let (interval, rows) = (KeyInterval::ALL, rows.finish());
+    let checksum = RangeChecksum { rows: 50, sum: 0 };
+    fixture.fold(Control::IngestChunk { operator, attempt: 1, interval, from: 3, position: 4, rows, checksum });
+    fixture.fold(Control::Adopt { operator, attempt: 1, fence: 4, epoch: Epoch(2), held_since_us: 0 });
+    let slots = fixture.admission.slots();
+    let size = slots[0].size();
+    assert_eq!((size.rows, size.bytes, size.is_doubtful()), (50, 50 * 36, false));
 }

@@ -4,10 +4,10 @@
 use super::Leader;
 use super::reign::Outcome;
 use crate::entry::{Body, Control, Entry};
-use crate::fold::{OutPhase, ShardState};
+use crate::fold::{InPhase, OutPhase, ShardState, Work};
 use crate::store::{StoreError, try_table};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum};
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{Epoch, Failure, OperatorId, RangeId, SqlError, TableSchema};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,14 @@ const OUTCOME_MS: u64 = 5_000;
 
 impl Leader {
     /// Proposes a control entry.
-    pub fn propose_control(&self, control: Control) -> Result<oneshot::Receiver<Outcome>, Failure> {
-        self.reign.propose(&Entry { serial: self.reign.next_serial(), body: Body::Control(control) })
+    pub async fn propose_control(&self, control: Control) -> Result<oneshot::Receiver<Outcome>, Failure> {
+        let entry = Entry { serial: self.reign.next_serial(), body: Body::Control(control) };
+        self.reign.propose(&entry).await
     }
 
     /// Proposes a control entry and waits until it has been folded and stored here.
     pub async fn control(&self, control: Control) -> Result<Outcome, Failure> {
-        let outcome = self.propose_control(control)?;
+        let outcome = self.propose_control(control).await?;
         match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => Err(Failure::NotLeader { leader: None }),
@@ -60,7 +61,8 @@ impl Leader {
         }
         Ok(match self.control(entry).await? {
             Outcome::Effective(_) => ControlReply::Done,
-            Outcome::Refused(refusal) if refusal.code == "purge-unfinished" => {
+            // What an earlier move left is being deleted, or will be as soon as the placement driver asks for it.
+            Outcome::Refused(refusal) if ["purge-unfinished", "copy-kept"].contains(&refusal.code) => {
                 ControlReply::Pending { waiting_for: refusal.reason }
             }
             Outcome::Refused(refusal) => {
@@ -84,22 +86,27 @@ impl Leader {
         }
     }
 
-    /// The checksum of a range that has been fenced here and is not purged yet.
-    pub async fn checksum_at_fence(&self, operator: OperatorId) -> Result<Option<RangeChecksum>, Failure> {
+    /// Where a range can be split into pieces of about the same number of bytes, by a sample.
+    pub async fn size_split_keys(&self, range: RangeId, epoch: Epoch, pieces: u32) -> Result<ControlReply, Failure> {
         let state = self.shared().state();
-        let Some(movement) = state.move_out(operator).filter(|m| m.phase != OutPhase::Open) else { return Ok(None) };
-        let Some(table) = state.table(movement.table) else { return Ok(None) };
-        // Since the fence nothing has written here: any snapshot that holds the fence holds the rows as they were then.
-        if let OutPhase::Fenced { position, .. } = movement.phase {
-            self.shared().progress.reached(position).await;
-        }
-        let checksum = async {
-            let mut snapshot = self.shared().snapshots.take().await?;
-            let checksum = snapshot.checksum(table, &movement.interval).await?;
-            self.shared().snapshots.give_back(snapshot).await;
-            Ok(checksum)
+        let refused = |code: &str, reason: String| Ok(ControlReply::Refused { code: code.into(), reason });
+        let Some(owned) = state.range(range) else {
+            return refused("no-such-range", format!("range {range} is not owned here"));
         };
-        checksum.await.map(Some).map_err(|error: StoreError| super::group::lost(&error))
+        if owned.epoch != epoch {
+            return refused("wrong-epoch", format!("range {range} has epoch {}, not {epoch}", owned.epoch));
+        }
+        let Some(table) = state.table(owned.table) else {
+            return refused("no-such-range", format!("table {} is not here", owned.table));
+        };
+        let keys = async {
+            let snapshot = self.shared().snapshots.take().await?;
+            let keys = snapshot.size_split_keys(table, &owned.interval, pieces as usize).await?;
+            self.shared().snapshots.give_back(snapshot).await;
+            Ok(keys)
+        };
+        let keys = keys.await.map_err(|error: StoreError| super::group::lost(&error))?;
+        Ok(ControlReply::SplitKeys(keys))
     }
 }
 
@@ -109,36 +116,72 @@ fn of_the_moment(error: &SqlError) -> bool {
     StoreError::Refused(error.clone()).passes() || ["23505", codes::DUPLICATE_TABLE].contains(&error.code.as_ref())
 }
 
-/// The answer, if the state machine shows that the request was served before.
+/// The answer, if the state machine shows that the request was served before. Numbers alone do not show it: whoever has lost its
+/// memory gives them again (R30). A number under which something else was done is refused.
 fn served_before(state: &ShardState, request: &ControlRequest) -> Option<ControlReply> {
-    let by = |range: RangeId, operator: OperatorId, epoch: Epoch| {
-        let later = state.range(range).is_some_and(|r| r.epoch > epoch);
-        later && state.last_operator(range) == Some(operator)
-    };
-    let served = match request {
-        ControlRequest::CreateTable { schema, .. } => state.table(schema.id).is_some(),
-        ControlRequest::Split { operator, range, epoch, .. } => {
-            by(*range, *operator, *epoch) || state.is_finished(*operator)
-        }
-        ControlRequest::Merge { operator, left, .. } => by(left.0, *operator, left.1) || state.is_finished(*operator),
-        ControlRequest::MoveOpen { operator, .. } => {
-            state.move_out(*operator).is_some() || state.is_finished(*operator)
-        }
-        ControlRequest::MoveCancel { operator, .. } => match state.move_out(*operator) {
-            Some(m) if m.phase != OutPhase::Open => return Some(already_fenced(*operator)),
-            Some(_) => false,
-            // If it was never opened, that must be said in the log: its opening may still be on its way.
-            None => state.is_finished(*operator),
+    let done = Some(ControlReply::Done);
+    match request {
+        ControlRequest::CreateTable { schema, .. } => match state.table(schema.id)? {
+            known if **known == *schema => done,
+            other => Some(stale(&format!("table {} is {:?} here", schema.id, other.name))),
         },
-        ControlRequest::IngestOpen { operator, .. } => state.move_in(*operator).is_some(),
-        ControlRequest::IngestCancel { operator } => match state.move_in(*operator) {
-            None => state.is_finished(*operator),
-            Some(m) => m.phase == crate::fold::InPhase::Discarding,
+        ControlRequest::DropTable { table } => state.table(*table).is_none().then_some(ControlReply::Done),
+        ControlRequest::Split { operator, range, epoch, at } => {
+            let pieces = at.iter().map(|(_, id)| *id).collect();
+            finished(state, *operator, &Work::Split { range: *range, epoch: *epoch, pieces })
+        }
+        ControlRequest::Merge { operator, left, right } => {
+            finished(state, *operator, &Work::Merge { left: *left, right: *right })
+        }
+        ControlRequest::MoveOpen { operator, range, epoch, to } => match state.move_out(*operator) {
+            Some(m) if m.range == *range && m.epoch == *epoch && m.to.id == to.id => done,
+            Some(m) => Some(stale(&format!("operator {operator} moves range {} here", m.range))),
+            None => finished(state, *operator, &Work::MoveOut { range: *range, epoch: *epoch }),
         },
-        ControlRequest::MoveForget { operator } => state.move_in(*operator).is_none(),
-        _ => false,
-    };
-    served.then_some(ControlReply::Done)
+        ControlRequest::MoveCancel { operator, range } => match state.move_out(*operator) {
+            Some(m) if m.range != *range => Some(stale(&format!("operator {operator} moves range {} here", m.range))),
+            Some(m) if m.phase != OutPhase::Open => Some(already_fenced(*operator)),
+            Some(_) => None,
+            // If it was never opened, that must be said in the log: its opening may still be on its way. Whatever has run its course
+            // under this number, it is not opened any more.
+            None => state.is_finished(*operator).then_some(ControlReply::Done),
+        },
+        ControlRequest::TakeBack { operator } => match state.move_out(*operator).map(|m| m.phase) {
+            Some(OutPhase::Fenced { .. }) => None,
+            Some(_) => {
+                let reason = format!("operator {operator} is not between its fence and its adoption");
+                Some(ControlReply::Refused { code: "not-fenced".into(), reason })
+            }
+            None => state.is_finished(*operator).then_some(ControlReply::Done),
+        },
+        ControlRequest::IngestOpen { operator, range, epoch, interval, from, .. } => {
+            let m = state.move_in(*operator)?;
+            let same = (m.range, m.epoch, &m.interval, m.from.id) == (*range, *epoch, interval, from.id);
+            if same { done } else { Some(stale(&format!("operator {operator} moves range {} here", m.range))) }
+        }
+        ControlRequest::IngestCancel { operator } => {
+            let over = match state.move_in(*operator) {
+                None => state.is_finished(*operator),
+                Some(m) => m.phase == InPhase::Discarding,
+            };
+            over.then_some(ControlReply::Done)
+        }
+        ControlRequest::MoveForget { operator } => state.move_in(*operator).is_none().then_some(ControlReply::Done),
+        _ => None,
+    }
+}
+
+fn finished(state: &ShardState, operator: OperatorId, work: &Work) -> Option<ControlReply> {
+    let done = state.finished(operator)?;
+    Some(if done == work {
+        ControlReply::Done
+    } else {
+        stale(&format!("operator {operator} has done something else here: {done:?}"))
+    })
+}
+
+fn stale(reason: &str) -> ControlReply {
+    ControlReply::Refused { code: "stale-operator".into(), reason: reason.to_string() }
 }
 
 fn already_fenced(operator: OperatorId) -> ControlReply {
@@ -148,20 +191,26 @@ fn already_fenced(operator: OperatorId) -> ControlReply {
 fn entry_of(request: &ControlRequest) -> Option<Control> {
     Some(match request.clone() {
         ControlRequest::CreateTable { schema, range } => Control::CreateTable { schema, range },
+        ControlRequest::DropTable { table } => Control::DropTable { table },
         ControlRequest::Split { operator, range, epoch, at } => Control::Split { operator, range, epoch, at },
         ControlRequest::Merge { operator, left, right } => Control::Merge { operator, left, right },
         ControlRequest::MoveOpen { operator, range, epoch, to } => Control::MoveOpen { operator, range, epoch, to },
         ControlRequest::MoveCancel { operator, .. } => Control::MoveCancel { operator },
+        ControlRequest::TakeBack { operator } => Control::TakeBack { operator },
         ControlRequest::IngestOpen { operator, schema, range, interval, epoch, from } => {
             Control::IngestOpen { operator, schema, range, interval, epoch, from }
         }
         ControlRequest::IngestCancel { operator } => Control::IngestCancel { operator },
         ControlRequest::MoveForget { operator } => Control::Forget { operator },
-        ControlRequest::MoveChecksum { .. }
+        ControlRequest::SizeSplitKeys { .. }
         | ControlRequest::Purge { .. }
-        | ControlRequest::Checksums
+        | ControlRequest::Compare { .. }
         | ControlRequest::TransferLeadership { .. }
         | ControlRequest::ChangeReplicas { .. }
         | ControlRequest::Report => return None,
     })
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

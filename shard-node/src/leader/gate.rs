@@ -7,7 +7,11 @@
 //! anything has been spent on it, with a hint when to come back. The rate is a measurement and follows the machine: there is nothing to
 //! configure.
 //!
-//! It also bounds what waiting statements may take in memory, [`MAX_INSIDE_BYTES`].
+//! Statements of different [`Kind`]s do not wait for each other: reads have sessions of their own, and large writes take turns beside small ones. So
+//! each kind has a house of its own, with a rate of its own; otherwise a few large writes, which are done slowly, would keep out
+//! reads that could be answered at once. Within a house a statement counts by its bytes: one of 1 MiB is not one like any other.
+//!
+//! It also bounds what waiting statements may take in memory, [`MAX_LARGE_BYTES`] and [`MAX_SMALL_BYTES`].
 //!
 //! [`House`] decides, with time passed in; [`Gate`] is its shell. What a transaction that is open sends is not stopped here: it holds locks,
 //! and the sooner it ends the better.
@@ -24,8 +28,12 @@ pub const TARGET_MS: u64 = 250;
 pub const MIN_INSIDE: usize = 32;
 /// So many are let in at most, however fast they are done.
 pub const MAX_INSIDE: usize = 8192;
-/// The most that statements inside may take together, in bytes of their texts and parameters.
-pub const MAX_INSIDE_BYTES: usize = 64 << 20;
+/// From how many bytes of text and parameters on a statement is large. So many count as one statement, too.
+pub const LARGE_BYTES: usize = 16 << 10;
+/// The most that large statements inside may take together, in bytes of their texts and parameters.
+pub const MAX_LARGE_BYTES: usize = 96 << 20;
+/// The same of others, of each kind.
+pub const MAX_SMALL_BYTES: usize = 16 << 20;
 /// How many are let in before anything has been measured.
 const FIRST_INSIDE: usize = 1024;
 /// Over how long the rate is measured, in milliseconds.
@@ -35,18 +43,54 @@ const HALF_LIFE_MS: f64 = 200.0;
 /// The shortest time after which somebody who was refused should come back, in milliseconds.
 const LEAST_RETRY_MS: u64 = 20;
 
+/// Which statements wait for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// What only reads.
+    Read,
+    /// What may write.
+    Write,
+    /// Whatever has much to send.
+    Large,
+}
+
+impl Kind {
+    /// Of a statement of so many bytes; by its first word, since nothing is to be spent on it yet. Whoever is taken for another kind waits
+    /// with that.
+    pub fn of(sql: &str, bytes: usize) -> Kind {
+        let reads = sql.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("select"));
+        match bytes > LARGE_BYTES {
+            true => Kind::Large,
+            false if reads => Kind::Read,
+            false => Kind::Write,
+        }
+    }
+
+    fn max_bytes(self) -> usize {
+        if self == Kind::Large { MAX_LARGE_BYTES } else { MAX_SMALL_BYTES }
+    }
+}
+
+/// As how many small statements one of so many bytes counts.
+fn cost(bytes: usize) -> u64 {
+    1 + (bytes / LARGE_BYTES) as u64
+}
+
 /// Who is in the house, and how fast they are served. Pure; times are milliseconds of any clock that does not go back.
 #[derive(Debug, Clone)]
 pub struct House {
     inside: usize,
     bytes: usize,
+    max_bytes: usize,
+    /// What they cost together, in small statements.
+    cost: u64,
     /// So many are always let in.
     least: usize,
-    /// Statements done in a millisecond, as far as known: what could be done, not what is asked for.
+    /// Small statements done in a millisecond, as far as known: what could be done, not what is asked for.
     rate_per_ms: f64,
-    /// How many have been done so far.
+    /// What has been done so far, in small statements.
     done: u64,
-    /// Those turned away since somebody was let in: the longer the row of refusals, the later they should come back.
+    /// Those turned away since somebody was let in, in small statements: the longer the row of refusals, the later they should come back.
     refused: u64,
     /// When somebody left last, or came in when nobody was inside.
     quiet_since_ms: u64,
@@ -58,7 +102,7 @@ pub struct House {
 pub struct Stay {
     bytes: usize,
     entered_ms: u64,
-    /// How many had been done before.
+    /// What had been done before.
     done_before: u64,
 }
 
@@ -71,7 +115,7 @@ struct Window {
     at_ms: u64,
     /// When the first left.
     first_left_ms: Option<u64>,
-    /// How many did; the sums of when they had come, and of how many had been done before.
+    /// How many did; the sums of when they had come, and of what had been done before.
     left: u64,
     entered_ms: u64,
     done_before: u64,
@@ -87,15 +131,26 @@ impl Window {
 }
 
 impl House {
-    /// An empty one, of a shard with `sessions` for statements that run by themselves.
-    pub fn new(now_ms: u64, sessions: usize) -> House {
+    /// An empty one for statements of one kind, of a shard with `sessions` for statements that run by themselves.
+    pub fn new(now_ms: u64, sessions: usize, kind: Kind) -> House {
         let rate_per_ms = FIRST_INSIDE as f64 / TARGET_MS as f64;
         let least = (sessions + MIN_INSIDE).min(MAX_INSIDE);
         let window = Window { began_ms: now_ms, at_ms: now_ms, ..Window::default() };
-        House { inside: 0, bytes: 0, least, rate_per_ms, done: 0, refused: 0, quiet_since_ms: now_ms, window }
+        House {
+            inside: 0,
+            bytes: 0,
+            max_bytes: kind.max_bytes(),
+            cost: 0,
+            least,
+            rate_per_ms,
+            done: 0,
+            refused: 0,
+            quiet_since_ms: now_ms,
+            window,
+        }
     }
 
-    /// How many may be inside.
+    /// How many small ones may be inside.
     pub fn limit(&self) -> usize {
         ((self.rate_per_ms * TARGET_MS as f64) as usize).clamp(self.least, MAX_INSIDE)
     }
@@ -105,15 +160,21 @@ impl House {
         self.inside
     }
 
+    /// Whether half of those are inside who may be.
+    pub fn is_busy(&self) -> bool {
+        self.inside * 2 >= self.limit()
+    }
+
     /// Lets a statement of `bytes` in.
     ///
     /// # Errors
     /// After how many milliseconds it should come back; nothing has changed then.
     pub fn enter(&mut self, now_ms: u64, bytes: usize) -> Result<Stay, u64> {
         self.measure(now_ms);
-        let too_large = self.inside > 0 && self.bytes.saturating_add(bytes) > MAX_INSIDE_BYTES;
-        if self.inside >= self.limit() || too_large {
-            self.refused += 1;
+        let too_large = self.inside > 0 && self.bytes.saturating_add(bytes) > self.max_bytes;
+        let too_much = self.inside >= self.least && self.cost + cost(bytes) > self.limit() as u64;
+        if too_much || self.inside >= MAX_INSIDE || too_large {
+            self.refused += cost(bytes);
             // So many are waiting outside, and they are let in at the rate at which others leave.
             let turn_ms = self.refused as f64 / self.rate_per_ms.max(0.001);
             return Err((turn_ms as u64).clamp(LEAST_RETRY_MS, 2 * TARGET_MS));
@@ -123,7 +184,8 @@ impl House {
         }
         self.inside += 1;
         self.bytes += bytes;
-        self.refused = self.refused.saturating_sub(1);
+        self.cost += cost(bytes);
+        self.refused = self.refused.saturating_sub(cost(bytes));
         Ok(Stay { bytes, entered_ms: now_ms, done_before: self.done })
     }
 
@@ -132,7 +194,8 @@ impl House {
         self.measure(now_ms);
         self.inside = self.inside.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(stay.bytes);
-        self.done += 1;
+        self.cost = self.cost.saturating_sub(cost(stay.bytes));
+        self.done += cost(stay.bytes);
         self.quiet_since_ms = now_ms;
         let window = &mut self.window;
         window.first_left_ms.get_or_insert(now_ms);
@@ -149,7 +212,7 @@ impl House {
         let quiet_ms = now_ms.saturating_sub(self.quiet_since_ms);
         if quiet_ms >= WINDOW_MS && self.inside >= self.least {
             // Should all of them leave now, it would be no more than this.
-            self.rate_per_ms = self.rate_per_ms.min(self.inside as f64 / quiet_ms as f64);
+            self.rate_per_ms = self.rate_per_ms.min(self.cost as f64 / quiet_ms as f64);
         }
         // From when the first left: who is done with them leaves in this window too.
         if window.first_left_ms.is_none_or(|first_ms| now_ms.saturating_sub(first_ms) < WINDOW_MS) {
@@ -157,8 +220,8 @@ impl House {
         }
         let passed_ms = now_ms.saturating_sub(window.began_ms);
         let measured = window.rate_per_ms(now_ms, self.done);
-        if window.stays_ms >= self.least as u64 * passed_ms {
-            // There was always somebody waiting: this is what can be done.
+        if 4 * window.stays_ms >= 3 * self.least as u64 * passed_ms {
+            // There was nearly always somebody waiting: this is what can be done. (Large ones fill a house of no more than `least`.)
             let weight = 1.0 - 0.5_f64.powf(passed_ms as f64 / HALF_LIFE_MS);
             self.rate_per_ms += (measured - self.rate_per_ms) * weight;
         } else {
@@ -174,41 +237,56 @@ impl House {
 #[derive(Debug)]
 pub struct Gate {
     begun: Instant,
-    house: Mutex<House>,
+    reads: Mutex<House>,
+    writes: Mutex<House>,
+    large: Mutex<House>,
 }
 
 /// Leave to be in the house, until it is dropped.
 #[derive(Debug)]
 pub struct Ticket {
     gate: Arc<Gate>,
+    kind: Kind,
     stay: Stay,
 }
 
 impl Gate {
-    /// An open gate to an empty house; see [`House::new`].
+    /// An open gate to empty houses; see [`House::new`].
     pub fn new(sessions: usize) -> Arc<Gate> {
-        Arc::new(Gate { begun: Instant::now(), house: Mutex::new(House::new(0, sessions)) })
+        let house = |kind| Mutex::new(House::new(0, sessions, kind));
+        let (reads, writes, large) = (house(Kind::Read), house(Kind::Write), house(Kind::Large));
+        Arc::new(Gate { begun: Instant::now(), reads, writes, large })
     }
 
-    fn house(&self) -> MutexGuard<'_, House> {
-        self.house.lock().unwrap_or_else(PoisonError::into_inner)
+    fn house(&self, kind: Kind) -> MutexGuard<'_, House> {
+        let house = match kind {
+            Kind::Read => &self.reads,
+            Kind::Write => &self.writes,
+            Kind::Large => &self.large,
+        };
+        house.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now_ms(&self) -> u64 {
         self.begun.elapsed().as_millis() as u64
     }
 
+    /// Whether statements of any kind wait; see [`House::is_busy`].
+    pub fn is_busy(&self) -> bool {
+        [Kind::Read, Kind::Write, Kind::Large].into_iter().any(|kind| self.house(kind).is_busy())
+    }
+
     /// Lets a statement of `bytes` in.
     ///
     /// # Errors
     /// [`Failure::Overloaded`]: nothing happened.
-    pub fn enter(self: &Arc<Gate>, bytes: usize) -> Result<Ticket, Failure> {
-        let entered = self.house().enter(self.now_ms(), bytes);
+    pub fn enter(self: &Arc<Gate>, kind: Kind, bytes: usize) -> Result<Ticket, Failure> {
+        let entered = self.house(kind).enter(self.now_ms(), bytes);
         match entered {
-            Ok(stay) => Ok(Ticket { gate: self.clone(), stay }),
+            Ok(stay) => Ok(Ticket { gate: self.clone(), kind, stay }),
             Err(_) if deliberate(Bug::NoGate) => {
                 let stay = Stay { bytes, entered_ms: self.now_ms(), done_before: 0 };
-                Ok(Ticket { gate: self.clone(), stay })
+                Ok(Ticket { gate: self.clone(), kind, stay })
             }
             Err(retry_after_ms) => {
                 metrics::counter!("evenkeel_statements_refused_total").increment(1);
@@ -221,7 +299,7 @@ impl Gate {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let now_ms = self.gate.now_ms();
-        self.gate.house().leave(now_ms, &self.stay);
+        self.gate.house(self.kind).leave(now_ms, &self.stay);
     }
 }
 
@@ -253,7 +331,7 @@ mod tests {
     impl Shard {
         fn new(clients: usize) -> Shard {
             let (queue, outside) = (VecDeque::new(), vec![0; clients]);
-            Shard { house: House::new(0, 64), now_ms: 0, queue, outside, credit: 0.0 }
+            Shard { house: House::new(0, 64, Kind::Write), now_ms: 0, queue, outside, credit: 0.0 }
         }
 
         fn run(&mut self, ms: u64, per_ms: f64, pause_ms: u64) -> Seen {
@@ -336,7 +414,7 @@ mod tests {
 
     #[test]
     fn those_who_leave_together_are_not_taken_for_speed() {
-        let mut house = House::new(0, 8);
+        let mut house = House::new(0, 8, Kind::Write);
         let mut now_ms = 0;
         for _ in 0..5 {
             // As many as may come in; they are committed together, after 5 ms for each of them. Others look in meanwhile.
@@ -357,12 +435,75 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_a_single_large_statement_is_not_locked_out() {
-        let mut house = House::new(0, 64);
-        let large = house.enter(1, 2 * MAX_INSIDE_BYTES).unwrap();
+        let mut house = House::new(0, 64, Kind::Large);
+        let large = house.enter(1, 2 * MAX_LARGE_BYTES).unwrap();
         assert!(house.enter(1, 1).is_err());
         house.leave(2, &large);
-        let each = MAX_INSIDE_BYTES / 10;
+        let each = MAX_LARGE_BYTES / 10;
         let entered = (0..20).filter(|_| house.enter(3, each).is_ok()).count();
         assert_eq!((entered, house.inside()), (10, 10));
+    }
+
+    /// Breaks if one rate is measured for all statements (E16): 200 clients with 64 KiB each are done at one in 10 ms, and 400 clients with reads
+    /// that take 20 ms beside them are refused for it.
+    #[test]
+    fn large_statements_do_not_keep_out_small_ones() {
+        let gate = Gate::new(64);
+        let (mut large, mut reads) = (VecDeque::new(), VecDeque::new());
+        let mut refused = 0;
+        for now_ms in 0..5_000_u64 {
+            let mut house = gate.house(Kind::of("UPDATE t SET value = $1 WHERE id = $2", 64 << 10));
+            while large.len() < 200
+                && let Ok(stay) = house.enter(now_ms, 64 << 10)
+            {
+                large.push_back(stay);
+            }
+            if now_ms.is_multiple_of(10)
+                && let Some(stay) = large.pop_front()
+            {
+                house.leave(now_ms, &stay);
+            }
+            drop(house);
+            let mut house = gate.house(Kind::of(" select * FROM t WHERE id = $1", 100));
+            while reads.front().is_some_and(|stay: &Stay| stay.entered_ms + 20 <= now_ms)
+                && let Some(stay) = reads.pop_front()
+            {
+                house.leave(now_ms, &stay);
+            }
+            // All come back at once now and then, after a pause.
+            while now_ms % 1_000 >= 500 && reads.len() < 400 {
+                match house.enter(now_ms, 100) {
+                    Ok(stay) => reads.push_back(stay),
+                    Err(_) => {
+                        refused += 1;
+                        break;
+                    }
+                }
+            }
+        }
+        assert_eq!(refused, 0);
+        assert!(large.len() < 200, "of the large ones there are too many");
+    }
+
+    #[test]
+    fn a_statement_counts_by_its_bytes() {
+        let mut house = House::new(0, 0, Kind::Large);
+        // One of 1 MiB every 100 ms: as much as 650 small ones a second.
+        let mut queue = VecDeque::new();
+        for now_ms in 0..20_000 {
+            if let Ok(stay) = house.enter(now_ms, 1 << 20) {
+                queue.push_back(stay);
+            }
+            if now_ms.is_multiple_of(100)
+                && let Some(stay) = queue.pop_front()
+            {
+                house.leave(now_ms, &stay);
+            }
+        }
+        assert!((130..200).contains(&house.limit()), "{}", house.limit());
+        // Those that are there are let out, and small ones are done as fast as their bytes let them be: ten in the time of one of those.
+        queue.drain(..).for_each(|stay| house.leave(20_000, &stay));
+        let small = (0..300).map_while(|_| house.enter(20_001, 100).ok()).count();
+        assert!(small > 100, "{small}");
     }
 }

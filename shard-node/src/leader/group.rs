@@ -10,30 +10,30 @@
 
 use super::Leader;
 use super::admission::Permit;
+use super::batch::{Done, ExecuteError, Executed, Ready};
 use super::early::{Early, EarlyReply};
+use super::kept::answered;
 use super::plans::BoundPlan;
 use super::reign::{Outcome, too_large};
-use super::session::{Capturer, Parameters, Prepared, UserSession, pipeline, reply};
-use crate::entry::{Answered, Body, Entry, MAX_ENTRY_BYTES};
+use super::session::{Capturer, UserSession};
+use crate::entry::{Body, Entry, MAX_ENTRY_BYTES};
 use crate::store::StoreError;
-use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{StatementReply, StatementRequest};
-use evenkeel_protocol::sql::{Capture, RowEffect};
-use evenkeel_protocol::{Failure, Key, SqlError};
+use evenkeel_protocol::sql::Capture;
+use evenkeel_protocol::{Failure, Key, SqlError, TableId};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
 
-/// A reply with RETURNING is kept in the retry window up to this size, in bytes.
-const MAX_KEPT_REPLY_BYTES: usize = 4 << 10;
 /// PostgreSQL's code for a lock that was not to be had in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// PostgreSQL's code for a statement that was cancelled, and what it says if that was asked for: a limit of time says other things.
 const QUERY_CANCELED: &str = "57014";
 const BY_REQUEST: &str = "due to user request";
+/// How often a group is executed at most because of what PostgreSQL refuses around its statements, and how often without a savepoint for each.
+const MAX_TRIES: usize = 3;
 /// PostgreSQL's code for a deadlock.
 const DEADLOCK: &str = "40P01";
 
@@ -45,8 +45,12 @@ pub struct Job {
     pub plan: Arc<BoundPlan>,
     /// Leave to do it; given up when the answer is out.
     pub permit: Permit,
+    /// Its table.
+    pub table: TableId,
     /// A key that it touches.
     pub key: Option<Key>,
+    /// When it came.
+    pub arrived: Instant,
     /// Who waits for an answer before the COMMIT, at a durability below `disk` (R28).
     pub early: Option<EarlyReply>,
     /// Who waits for the answer.
@@ -54,141 +58,149 @@ pub struct Job {
 }
 
 impl Job {
-    fn answer(self, result: Result<StatementReply, Failure>) {
+    pub(super) fn answer(self, result: Result<StatementReply, Failure>) {
         // A client that has gone does not hear it; what happened, happened.
         let _ = self.answer.send(result);
     }
 }
 
 /// How a group ended.
-pub enum Ended {
-    /// All are answered, and the session can go on.
-    Answered,
-    /// PostgreSQL refused one of several, or a lock was taken: none happened, each must be run alone.
-    Split(Vec<Job>),
-    /// The session cannot be used any more; all are answered.
-    SessionLost,
+#[derive(Default)]
+pub struct Ran {
+    /// Nothing happened to these: each is to be run alone.
+    pub apart: Vec<Job>,
+    /// Nothing happened to these, because together they are too large: they are to be run in smaller groups.
+    pub again: Vec<Job>,
+    /// The session cannot be used any more.
+    pub session_lost: bool,
 }
 
-/// What the statements of a group did.
-struct Executed {
-    replies: Vec<(StatementReply, Option<Key>)>,
-    captured: Capturer,
-}
-
-enum ExecuteError {
-    Lost(String),
-    Sql(SqlError),
+impl Ran {
+    fn lost() -> Ran {
+        Ran { session_lost: true, ..Ran::default() }
+    }
 }
 
 impl Leader {
-    /// Runs `jobs` on `session` as one transaction and answers them.
-    pub async fn run_group(&self, session: &UserSession, jobs: Vec<Job>, alone: bool) -> Ended {
-        let started = Instant::now();
-        let mut ready: Vec<(Job, Arc<Prepared>)> = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            match session.prepare(&job.plan.sql, job.plan.plan.returned()).await.map_err(|e| self.examine(e)) {
-                Ok(prepared) => ready.push((job, prepared)),
+    /// Runs `jobs` on `session` as one transaction and answers them, except for those that it gives back. A job that is `alone` is
+    /// always answered.
+    pub async fn run_group(&self, session: &UserSession, jobs: Vec<Job>, alone: bool) -> Ran {
+        let mut ran = Ran::default();
+        let Some(mut ready) = self.prepare_all(session, jobs, alone).await else { return Ran::lost() };
+        let mut tries = 0;
+        while !ready.is_empty() {
+            let guarded_from = order(&mut ready, alone, tries);
+            tries += 1;
+            let started = Instant::now();
+            let serial = self.reign.next_serial();
+            let (index, error) = match self.execute(session, &ready, guarded_from, serial).await {
+                Ok(executed) => {
+                    let spent = started.elapsed();
+                    metrics::histogram!("evenkeel_batch_execute_seconds").record(spent.as_secs_f64());
+                    let (jobs, executed) = sort_out(ready, executed, &mut ran.apart);
+                    measure(&jobs, spent);
+                    self.commit_group(session, jobs, (executed, serial, alone), &mut ran).await;
+                    return ran;
+                }
+                Err(ExecuteError::Refused { index, error }) => (index, error),
+                Err(ExecuteError::Lost(reason)) => {
+                    give_up(ready, &reason);
+                    ran.session_lost = true;
+                    return ran;
+                }
+            };
+            if let Err(error) = session.simple("ROLLBACK").await {
+                give_up(ready, &error.to_string());
+                ran.session_lost = true;
+                return ran;
+            }
+            let why = Why::of(&error);
+            if ready.len() > 1 {
+                metrics::counter!("evenkeel_batches_split_total", "why" => why.label()).increment(1);
+            }
+            match index {
+                Some(_) if ready.len() == 1 && (alone || why != Why::Locked) => {
+                    self.not_executed(ready, &error).await;
+                    return ran;
+                }
+                Some(index) => {
+                    let Ready { job, .. } = ready.remove(index);
+                    why.note(&job);
+                    ran.apart.push(job);
+                }
+                None if alone || tries >= MAX_TRIES => {
+                    self.not_executed(ready, &error).await;
+                    return ran;
+                }
+                None => {}
+            }
+        }
+        ran
+    }
+
+    /// Prepares all statements, and answers those that PostgreSQL refuses to prepare. `None` if the session is lost; then all are answered.
+    async fn prepare_all(&self, session: &UserSession, jobs: Vec<Job>, alone: bool) -> Option<Vec<Ready>> {
+        let batch_sql = |job: &Job| job.plan.batch_sql.clone().filter(|_| !alone);
+        let sqls: Vec<Arc<str>> =
+            jobs.iter().map(|job| batch_sql(job).unwrap_or_else(|| job.plan.sql.clone())).collect();
+        let returned = jobs.iter().map(|job| job.plan.plan.returned());
+        let prepared = session.prepare_all(sqls.iter().zip(returned)).await;
+        let mut ready: Vec<Ready> = Vec::with_capacity(jobs.len());
+        let mut lost_by: Option<Failure> = None;
+        for (job, prepared) in jobs.into_iter().zip(prepared) {
+            let if_absent = batch_sql(&job).is_some();
+            match prepared.map_err(|e| self.examine(e)) {
+                Ok(prepared) => ready.push(Ready { job, prepared, if_absent }),
                 Err(StoreError::Refused(error)) => job.answer(Err(refused(&error))),
                 Err(error) => {
                     job.answer(Err(lost(&error)));
-                    return give_up(ready, &error.to_string());
+                    lost_by = Some(lost(&error));
                 }
             }
         }
-        if ready.is_empty() {
-            return Ended::Answered;
+        if let Some(failure) = lost_by {
+            answer_all(ready.into_iter().map(|ready| ready.job).collect(), &failure);
+            return None;
         }
-        let serial = self.reign.next_serial();
-        let result = self.execute(session, &ready, serial).await;
-        let executed = match result {
-            Ok(executed) => executed,
-            Err(ExecuteError::Lost(reason)) => return give_up(ready, &reason),
-            Err(ExecuteError::Sql(error)) => {
-                if let Err(error) = session.simple("ROLLBACK").await {
-                    return give_up(ready, &error.to_string());
-                }
-                return self.not_executed(ready, error, alone).await;
-            }
-        };
-        let spent_us = started.elapsed().as_micros() as f64 / ready.len() as f64;
-        for (job, _) in &ready {
-            if let (Some(slot), Some(key)) = (job.permit.slots().first(), &job.key) {
-                slot.meter().record(key, true, spent_us);
-            }
-        }
-        let jobs = ready.into_iter().map(|(job, _)| job).collect();
-        self.commit_group(session, jobs, executed, serial).await
+        Some(ready)
     }
 
-    async fn execute(
-        &self,
-        session: &UserSession,
-        ready: &[(Job, Arc<Prepared>)],
-        serial: u64,
-    ) -> Result<Executed, ExecuteError> {
-        let lost = |error: StoreError| ExecuteError::Lost(error.to_string());
-        let begin = session.prepare(&self.texts.begin, 0).await.map_err(lost)?;
-        let record = session.prepare(&self.texts.record, 0).await.map_err(lost)?;
-        let (term, serial) = (self.reign.term.0 as i64, serial as i64);
-        let parameters: Vec<Parameters<'_>> =
-            ready.iter().map(|(job, _)| Parameters::new(&job.request.params)).collect();
-        let refs: Vec<Vec<&(dyn ToSql + Sync)>> = parameters.iter().map(Parameters::refs).collect();
-        let no_answers: &[u8] = &[];
-        let record_refs: Vec<&(dyn ToSql + Sync)> = vec![&term, &serial, &no_answers];
-        let mut sent = Vec::with_capacity(ready.len() + 2);
-        // BEGIN follows the closing of the batch, so that now() is not before any statement's arrival (R10).
-        sent.push(Box::pin(session.run(&begin, &[])));
-        for ((_, prepared), refs) in ready.iter().zip(&refs) {
-            sent.push(Box::pin(session.run(prepared, refs)));
-        }
-        sent.push(Box::pin(session.run(&record, &record_refs)));
-        let mut results = Vec::with_capacity(sent.len());
-        for result in pipeline(sent).await {
-            results.push(result.map_err(|error| match self.examine(error) {
-                StoreError::Refused(error) => ExecuteError::Sql(error),
-                other => ExecuteError::Lost(other.to_string()),
-            })?);
-        }
-        let mut captured = Capturer::default();
-        let mut replies = Vec::with_capacity(ready.len());
-        for ((job, prepared), rows) in ready.iter().zip(&results[1..]) {
-            let key = capture(&mut captured, &job.plan, rows).map_err(ExecuteError::Sql)?;
-            replies.push((reply(&prepared.columns, rows, rows.len()).map_err(ExecuteError::Sql)?, key));
-        }
-        Ok(Executed { replies, captured })
-    }
-
-    /// PostgreSQL refused something; nothing happened.
-    async fn not_executed(&self, ready: Vec<(Job, Arc<Prepared>)>, error: SqlError, alone: bool) -> Ended {
-        let mut jobs: Vec<Job> = ready.into_iter().map(|(job, _)| job).collect();
-        let locked = error.code == LOCK_NOT_AVAILABLE;
-        if jobs.len() > 1 || (locked && !alone) {
-            return Ended::Split(jobs);
-        }
+    /// PostgreSQL refused them; nothing happened.
+    async fn not_executed(&self, ready: Vec<Ready>, error: &SqlError) {
         // The answer depends on data, so it is a read (R8).
         let barrier = self.barrier().await;
-        for job in jobs.drain(..) {
+        for Ready { job, .. } in ready {
             job.answer(Err(match &barrier {
                 Err(failure) => failure.clone(),
-                Ok(()) if locked || error.code == DEADLOCK => contention(&error),
-                Ok(()) => refused(&error),
+                Ok(()) if error.code == LOCK_NOT_AVAILABLE || error.code == DEADLOCK => contention(error),
+                Ok(()) => refused(error),
             }));
         }
-        Ended::Answered
     }
 
-    async fn commit_group(&self, session: &UserSession, mut jobs: Vec<Job>, executed: Executed, serial: u64) -> Ended {
-        let Executed { replies, captured } = executed;
+    async fn commit_group(
+        &self,
+        session: &UserSession,
+        mut jobs: Vec<Job>,
+        ((replies, captured), serial, alone): ((Vec<Replied>, Capturer), u64, bool),
+        ran: &mut Ran,
+    ) {
         if captured.is_empty() {
             // Nothing was written, and that is an answer that depends on data (R8).
             let (rolled_back, barrier) = tokio::join!(session.simple("ROLLBACK"), self.barrier());
             for (job, (reply, _)) in jobs.into_iter().zip(replies) {
                 job.answer(barrier.clone().map(|()| reply));
             }
-            return if rolled_back.is_ok() { Ended::Answered } else { Ended::SessionLost };
+            ran.session_lost = rolled_back.is_err();
+            return;
         }
-        let mut changes = captured.finish(super::now_ms());
+        let mut changes = match captured.finish(self.shared.log.unix_ms()) {
+            Ok(changes) => changes,
+            Err(error) => {
+                ran.session_lost = session.simple("ROLLBACK").await.is_err();
+                return answer_all(jobs, &error.into());
+            }
+        };
         changes.answered = jobs
             .iter()
             .zip(&replies)
@@ -198,43 +210,39 @@ impl Leader {
             })
             .collect();
         let size = changes.size_bytes();
-        if size > MAX_ENTRY_BYTES {
-            return match session.simple("ROLLBACK").await {
+        metrics::histogram!("evenkeel_batch_bytes").record(size as f64);
+        // Several go into one entry or none of them: one that needs parts is sent by itself, and in nobody's way.
+        let limit = if alone { self.reign.max_entry_bytes() } else { MAX_ENTRY_BYTES };
+        if size > limit {
+            match session.simple("ROLLBACK").await {
                 Err(error) => {
                     answer_all(jobs, &lost(&error));
-                    Ended::SessionLost
+                    ran.session_lost = true;
                 }
-                Ok(()) if jobs.len() > 1 => Ended::Split(jobs),
-                Ok(()) => {
-                    answer_all(jobs, &too_large(size));
-                    Ended::Answered
+                Ok(()) if jobs.len() > 1 => {
+                    metrics::counter!("evenkeel_batches_split_total", "why" => "size").increment(1);
+                    ran.again = jobs;
                 }
-            };
+                Ok(()) if !alone => {
+                    metrics::counter!("evenkeel_statements_apart_total", "why" => "size").increment(1);
+                    ran.apart.append(&mut jobs);
+                }
+                Ok(()) => answer_all(jobs, &too_large(size, limit)),
+            }
+            return;
         }
-        let effects: Vec<(RowEffect, usize)> =
-            jobs.iter().zip(&replies).map(|(j, (r, _))| (j.plan.plan.effect(), r.affected as usize)).collect();
-        let bytes_per_change = size as f64 / changes.changes.len().max(1) as f64;
         let mut early = Early::default();
         for (job, (reply, _)) in jobs.iter_mut().zip(&replies) {
             early.add(job.request.durability, job.early.take(), reply);
         }
         let result = self.commit(session, Entry { serial, body: Body::Changes(changes) }, early).await;
-        if result.is_ok() {
-            for (job, (effect, count)) in jobs.iter().zip(effects) {
-                super::count_rows(&job.permit, effect, count, bytes_per_change);
-            }
-        }
-        let ended = match &result {
-            Ok(()) | Err(CommitError::RolledBack(_)) => Ended::Answered,
-            Err(CommitError::Broken(_)) => Ended::SessionLost,
-        };
+        ran.session_lost = matches!(result, Err(CommitError::Broken(_)));
         for (job, (reply, _)) in jobs.into_iter().zip(replies) {
             job.answer(match &result {
                 Ok(()) => Ok(reply),
                 Err(CommitError::RolledBack(failure) | CommitError::Broken(failure)) => Err(failure.clone()),
             });
         }
-        ended
     }
 
     /// Proposes the entry whose changes `session` holds in its open transaction, and commits or rolls back by what the log
@@ -246,7 +254,7 @@ impl Leader {
         let _doubt = self.reign.doubt();
         let proposed = async {
             let claim = self.reign.claim(entry.serial, &changes.changes).await?;
-            let (outcome, held) = self.reign.propose_held(&entry, early.wants_memory())?;
+            let (outcome, held) = self.reign.propose_held(&entry, early.wants_memory()).await?;
             Ok::<_, Failure>((claim, outcome, held))
         };
         let (claim, outcome, held) = match proposed.await {
@@ -261,9 +269,14 @@ impl Leader {
         if deliberate(Bug::EarlyVisible) && early.is_wanted() {
             _ = session.simple("COMMIT").await;
         }
-        match early.until_decided(outcome, held).await {
+        let proposed = Instant::now();
+        let decided = early.until_decided(outcome, held).await;
+        metrics::histogram!("evenkeel_batch_log_seconds").record(proposed.elapsed().as_secs_f64());
+        let logged = Instant::now();
+        match decided {
             Ok(Outcome::Effective(position)) => match session.simple("COMMIT").await {
                 Ok(()) => {
+                    metrics::histogram!("evenkeel_batch_commit_seconds").record(logged.elapsed().as_secs_f64());
                     drop(claim);
                     self.progress.confirm(position);
                     Ok(())
@@ -288,7 +301,7 @@ impl Leader {
         }
     }
 
-    async fn roll_back(&self, session: &UserSession, failure: Failure) -> Result<(), CommitError> {
+    pub(super) async fn roll_back(&self, session: &UserSession, failure: Failure) -> Result<(), CommitError> {
         match session.simple("ROLLBACK").await {
             Ok(()) => Err(CommitError::RolledBack(failure)),
             Err(_) => Err(CommitError::Broken(failure)),
@@ -311,26 +324,88 @@ pub(super) fn capture(captured: &mut Capturer, plan: &BoundPlan, rows: &[Row]) -
     }
 }
 
-pub(super) fn answered(
-    id: evenkeel_protocol::TxnId,
-    table: evenkeel_protocol::TableId,
-    key: Key,
-    reply: &StatementReply,
-) -> Answered {
-    let encoded = if reply.columns.is_empty() || reply.rows.data.len() > MAX_KEPT_REPLY_BYTES {
-        Bytes::new()
-    } else {
-        // Encoding our own values into memory cannot fail; an empty reply is answered as one that was not kept.
-        postcard::to_stdvec(reply).map(Bytes::from).unwrap_or_default()
-    };
-    Answered { id, table, key, affected: reply.affected, reply: encoded }
+/// A statement's reply, and a key that it wrote.
+type Replied = (StatementReply, Option<Key>);
+
+/// Why a statement was refused, as far as that matters for what is done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Locked,
+    Cancelled,
+    Refused,
 }
 
-fn give_up(ready: Vec<(Job, Arc<Prepared>)>, reason: &str) -> Ended {
-    for (job, _) in ready {
+impl Why {
+    fn of(error: &SqlError) -> Why {
+        match error.code.as_ref() {
+            LOCK_NOT_AVAILABLE | DEADLOCK => Why::Locked,
+            QUERY_CANCELED => Why::Cancelled,
+            _ => Why::Refused,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Why::Locked => "lock",
+            Why::Cancelled => "cancelled",
+            Why::Refused => "error",
+        }
+    }
+
+    /// What others do, or an administrator, says nothing about the plan.
+    fn note(self, job: &Job) {
+        if self == Why::Refused {
+            job.plan.history.refused();
+        }
+    }
+}
+
+/// Puts those that need a savepoint last, and says from where on. After several tries every statement has one, so that the next is the last.
+fn order(ready: &mut [Ready], alone: bool, tries: usize) -> usize {
+    if alone || ready.len() == 1 {
+        return ready.len();
+    }
+    // Stable: statements on the same row stay in their order as far as possible.
+    ready.sort_by_key(|ready| ready.job.plan.history.is_distrusted());
+    if tries + 1 >= MAX_TRIES { 0 } else { ready.partition_point(|ready| !ready.job.plan.history.is_distrusted()) }
+}
+
+/// Parts what was executed from what is to be run alone.
+fn sort_out(ready: Vec<Ready>, executed: Executed, apart: &mut Vec<Job>) -> (Vec<Job>, (Vec<Replied>, Capturer)) {
+    let (mut jobs, mut replies) = (Vec::with_capacity(ready.len()), Vec::with_capacity(ready.len()));
+    for (Ready { job, .. }, done) in ready.into_iter().zip(executed.done) {
+        let why = match done {
+            Done::Executed(reply, key) => {
+                jobs.push(job);
+                replies.push((reply, key));
+                continue;
+            }
+            Done::Conflict => "conflict",
+            Done::Refused(error) => {
+                Why::of(&error).note(&job);
+                Why::of(&error).label()
+            }
+        };
+        metrics::counter!("evenkeel_statements_apart_total", "why" => why).increment(1);
+        apart.push(job);
+    }
+    (jobs, (replies, executed.captured))
+}
+
+/// What the statements cost, for the placement driver.
+fn measure(jobs: &[Job], spent: Duration) {
+    let spent_us = spent.as_micros() as f64 / jobs.len().max(1) as f64;
+    for job in jobs {
+        if let (Some(slot), Some(key)) = (job.permit.slots().first(), &job.key) {
+            slot.meter().record(key, true, spent_us);
+        }
+    }
+}
+
+fn give_up(ready: Vec<Ready>, reason: &str) {
+    for Ready { job, .. } in ready {
         job.answer(Err(busy(reason)));
     }
-    Ended::SessionLost
 }
 
 fn answer_all(jobs: Vec<Job>, failure: &Failure) {

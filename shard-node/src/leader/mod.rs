@@ -10,66 +10,88 @@
 //! | [`session`] | sessions with PostgreSQL, capture of what they wrote |
 //! | [`spares`] | sessions that are ready before a reign begins |
 //! | [`plans`] | statements parsed and bound |
+//! | `recent` | what was used lately, by a statement's text |
 //! | [`group`] | one PostgreSQL transaction, one entry, in the order that is safe |
+//! | `kept` | what the retry window keeps of an answer, and the answer made of it again |
 //! | [`early`] | answers at a durability below `disk` (R28) |
-//! | [`readers`] | the sessions that reads share |
+//! | [`readers`] | the sessions that keyed reads share |
+//! | [`scans`] | the sessions for reads that may take long, each used by one at a time |
+//! | [`reads`] | reads, whole and piece by piece |
+//! | [`clip`] | which part of a statement's rows is asked for |
+//! | [`batch`] | what goes into a batch, and executing it |
+//! | [`row_locks`] | which rows are known to be locked, so that no batch waits for them |
 //! | [`lanes`] | batches of single-key statements (R10) |
 //! | [`transactions`] | transactions of several statements |
+//! | [`claims`] | rows whose COMMIT is not confirmed yet (R4) |
 //! | [`control`] | what the placement driver asks |
 //! | [`gate`] | how many statements may be in the house at once; the rest is refused early |
+//! | [`pressure`] | writes are slowed down while a majority of replicas does not get to apply them |
 //! | [`capacity`] | the admission limit that stands in for a machine of its own |
 //!
 //! **Reads** run beside all this: PostgreSQL's snapshot and the log's read barrier at the same time. That is linearizable because a
 //! write is answered only after its local COMMIT (R10), so a snapshot taken after the read arrived holds every write answered
 //! before, unless another leader answered it; and then the barrier, whose majority answered after the read arrived, would
-//! have failed (log rule 9).
+//! have failed (log rule 9). A write that another *shard* answered, after a move, is none of these: that a read is not admitted
+//! any more by then is what [`admission`]'s holds are for.
 
 pub mod admission;
+pub mod batch;
 pub mod capacity;
+pub mod claims;
+pub mod clip;
 pub mod control;
 pub mod early;
 pub mod gate;
 pub mod group;
+mod kept;
 pub mod lanes;
 pub mod plans;
+pub mod pressure;
 pub mod readers;
+pub mod reads;
+mod recent;
 pub mod reign;
+pub mod row_locks;
+pub mod scans;
 pub mod session;
 pub mod spares;
 pub mod transactions;
 
 use crate::apply::ApplyError;
 use crate::config::Config;
-use crate::entry::Answered;
 use crate::fold::{RetryWindow, ShardState};
 use crate::postgres::{Connector, is_damage, is_illness};
 use crate::progress::Progress;
 use crate::store::{Snapshots, StoreError};
-use admission::{Admission, Permit};
-use bytes::Bytes;
+use admission::Admission;
 use capacity::Capacity;
+use clip::touches;
 use early::EarlyReply;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::shard::{ReadLevel, StatementReply, StatementRequest};
-use evenkeel_protocol::sql::{RowEffect, Touches};
-use evenkeel_protocol::{Failure, Key, KeyInterval, SqlError, TableId, TxnId, Value};
+use evenkeel_protocol::shard::{StatementReply, StatementRequest};
+use evenkeel_protocol::sql::Touches;
+use evenkeel_protocol::{Failure, Key, SqlError, TableId, TxnId, Value};
 use evenkeel_replicated_log::{BarrierError, LogHandle};
-use gate::Gate;
-use group::{Ended, Job};
+use evenkeel_rpc::Gone;
+use gate::{Gate, Kind};
+use group::Job;
 use plans::{BoundPlan, Plans};
+use pressure::Pressure;
 use readers::Readers;
 use reign::Reign;
-use session::Parameters;
+use row_locks::RowLocks;
+use scans::{SCAN_SESSIONS, Scans};
 use spares::Sessions;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
-use tokio::sync::{mpsc, oneshot};
-use transactions::{NoSession, SessionPool};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use transactions::{Buried, NoSession, RESERVED_SESSIONS, SessionPool};
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch by this process's own clock, for what is compared with nobody else's: the log's stamps and what is
+/// judged by them go by [`LogHandle::unix_ms`].
 pub fn now_ms() -> u64 {
     evenkeel_replicated_log::unix_ms()
 }
@@ -96,6 +118,8 @@ pub struct Shared {
     pub connector: Connector,
     /// Sessions for snapshots of it.
     pub snapshots: Snapshots,
+    /// Whether PostgreSQL has all rows: not while the replica is being re-seeded.
+    pub whole: Arc<watch::Sender<bool>>,
     /// Says that the reign must end and PostgreSQL be opened anew (R1), or made anew, and why.
     pub broken: mpsc::UnboundedSender<ApplyError>,
 }
@@ -104,6 +128,11 @@ impl Shared {
     /// The latest state machine.
     pub fn state(&self) -> Arc<ShardState> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether PostgreSQL has all rows.
+    pub fn is_whole(&self) -> bool {
+        *self.whole.borrow()
     }
 
     /// The retry window.
@@ -126,14 +155,35 @@ pub struct Leader {
     plans: Plans,
     lanes: Vec<mpsc::Sender<Job>>,
     readers: Readers,
+    scans: Scans,
+    pieces: Scans,
     pool: SessionPool,
     under_way: Mutex<HashSet<(u64, u64)>>,
+    /// Ids whose COMMIT was said to be lost: it must not take effect when it comes after all.
+    buried: Mutex<Buried>,
     capacity: Option<Capacity>,
     gate: Arc<Gate>,
+    pressure: Pressure,
     texts: Texts,
+    row_locks: Arc<RowLocks>,
+    /// Places for statements of lanes that run alone.
+    alone: Semaphore,
     open_transactions: Arc<transactions::Registry>,
     /// Held while a table is tried and made.
     making_tables: tokio::sync::Mutex<()>,
+}
+
+/// Looks, for as long as the reign lasts, at how far the replicas are.
+async fn watch_replicas(leader: Arc<Leader>) {
+    let mut ended = leader.reign.ended();
+    let mut look = tokio::time::interval(Duration::from_millis(pressure::LOOK_MS));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => leader.pressure.look(&leader.shared.log.status()),
+            _ = ended.wait_for(|ended| *ended) => return,
+        }
+    }
 }
 
 /// An id whose statement is being executed; a second attempt under the same id must not start beside it (invariant 7).
@@ -166,11 +216,17 @@ impl Leader {
             plans: Plans::default(),
             lanes,
             readers,
+            scans: Scans::new(&shared.connector, SCAN_SESSIONS),
+            pieces: Scans::for_pieces(&shared.connector, SCAN_SESSIONS),
             pool: SessionPool::new(shared.connector.clone(), config.max_transactions),
             under_way: Mutex::default(),
+            buried: Mutex::default(),
             capacity: config.capacity_per_s.map(Capacity::new),
-            gate: Gate::new(config.max_transactions),
+            gate: Gate::new(config.max_transactions + RESERVED_SESSIONS),
+            pressure: Pressure::default(),
             texts: Texts { begin: "BEGIN READ WRITE".into(), record: crate::store::RECORD_SQL.into() },
+            row_locks: Arc::default(),
+            alone: Semaphore::new(config.write_lanes.max(1) * lanes::ALONE_PER_LANE),
             open_transactions: Arc::default(),
             making_tables: tokio::sync::Mutex::default(),
             shared,
@@ -179,6 +235,7 @@ impl Leader {
             tokio::spawn(lanes::run(leader.clone(), session, queue));
         }
         tokio::spawn(transactions::reap(leader.clone()));
+        tokio::spawn(watch_replicas(leader.clone()));
         leader
     }
 
@@ -187,9 +244,18 @@ impl Leader {
         &self.shared
     }
 
-    /// Executes one statement in a transaction of its own.
-    pub async fn statement(self: &Arc<Self>, request: StatementRequest) -> Result<StatementReply, Failure> {
-        self.statement_early(request, None).await
+    /// Whether work that can wait should: statements wait for their turn, or writes for replicas that lag.
+    pub fn is_busy(&self) -> bool {
+        self.gate.is_busy() || self.pressure.is_on()
+    }
+
+    /// Executes one statement in a transaction of its own. A read that may take long is ended when `gone` says that nobody waits for it.
+    pub async fn statement(
+        self: &Arc<Self>,
+        request: StatementRequest,
+        gone: Option<Gone>,
+    ) -> Result<StatementReply, Failure> {
+        self.let_in(request, None, gone).await
     }
 
     /// The same; a write at a durability below `disk` is answered through `early` when it has reached that (R28), and the
@@ -199,29 +265,43 @@ impl Leader {
         request: StatementRequest,
         early: Option<EarlyReply>,
     ) -> Result<StatementReply, Failure> {
+        self.let_in(request, early, None).await
+    }
+
+    async fn let_in(
+        self: &Arc<Self>,
+        request: StatementRequest,
+        early: Option<EarlyReply>,
+        gone: Option<Gone>,
+    ) -> Result<StatementReply, Failure> {
         // Before anything is spent on it.
-        let inside = self.gate.enter(weight(&request));
+        let bytes = weight(&request);
+        let inside = self.gate.enter(Kind::of(&request.sql, bytes), bytes);
         if inside.is_err() && deliberate(Bug::RefusedAndDone) {
-            _ = self.serve(request.clone(), None).await;
+            _ = self.serve(request.clone(), None, None).await;
         }
         let _inside = inside?;
-        self.serve(request, early).await
+        self.serve(request, early, gone).await
     }
 
     async fn serve(
         self: &Arc<Self>,
         request: StatementRequest,
         early: Option<EarlyReply>,
+        gone: Option<Gone>,
     ) -> Result<StatementReply, Failure> {
         let bound = self.bind(&request)?;
         if let Some(capacity) = &self.capacity {
             capacity.acquire().await?;
         }
         let touches = touches(&bound, &request)?;
+        if bound.plan.writes() {
+            self.pressure.enter().await?;
+        }
         if bound.plan.writes() || bound.plan.locks() {
             self.write(request, bound, touches, early).await
         } else {
-            self.read(&request, &bound, &touches).await
+            self.read(&request, &bound, &touches, gone).await
         }
     }
 
@@ -235,6 +315,8 @@ impl Leader {
             )
             .into());
         }
+        // Before PostgreSQL has anything to do with it.
+        request.params.iter().try_for_each(|value| session::check_value_size(long_bytes(value)))?;
         Ok(bound)
     }
 
@@ -264,80 +346,46 @@ impl Leader {
             Touches::Keys(keys) => (keys.first().cloned(), keys.len() == 1),
             _ => (None, false),
         };
-        let job = Job { request, plan: bound, permit, key, early, answer };
-        match (&job.key, single) {
-            (Some(key), true) => {
-                // Statements on the same row go through the same lane, so that they never wait for each other's lock.
-                let lane = lanes::lane_of(table, key, self.lanes.len());
-                if let Err(refused) = self.lanes[lane].try_send(job) {
-                    return Err(match refused {
-                        mpsc::error::TrySendError::Full(_) => {
-                            Failure::Busy { reason: "too many statements are waiting".into(), retry_after_ms: 20 }
-                        }
-                        mpsc::error::TrySendError::Closed(_) => Failure::NotLeader { leader: None },
-                    });
-                }
-            }
-            _ => self.run_alone(job).await,
+        let job = Job { request, plan: bound, permit, table, key, arrived: Instant::now(), early, answer };
+        if single {
+            self.to_lane(job);
+        } else {
+            // It may lock any of them: who wants one of these rows meanwhile does not wait for it in a batch.
+            let mut rows = self.row_locks.holder();
+            rows.may_hold(table, &touches);
+            self.run_alone(job).await;
         }
         answered.await.unwrap_or_else(|_| Err(group::unknown("the reign ended")))
     }
 
-    /// Runs a job as a group of its own, on a session that may wait for locks.
-    pub(crate) async fn run_alone(&self, job: Job) {
-        let session = match self.take_session().await {
-            Ok(session) => session,
-            Err(failure) => {
-                let _ = job.answer.send(Err(failure));
-                return;
+    /// Hands a job to the lane of its row: statements on the same row go through the same lane, so that they never wait for each other's
+    /// lock.
+    fn to_lane(&self, job: Job) {
+        let lane = job.key.as_ref().map_or(0, |key| lanes::lane_of(job.table, key, self.lanes.len()));
+        match self.lanes[lane].try_send(job) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(job)) => {
+                let reason = "too many statements are waiting".into();
+                job.answer(Err(Failure::Busy { reason, retry_after_ms: 20 }));
             }
-        };
-        match self.run_group(&session, vec![job], true).await {
-            Ended::Answered => self.pool.put_back(session),
-            Ended::SessionLost => {}
-            Ended::Split(jobs) => {
-                // A group of one is never split.
-                for job in jobs {
-                    let _ = job.answer.send(Err(group::unknown("a single statement was split")));
-                }
-            }
+            Err(mpsc::error::TrySendError::Closed(job)) => job.answer(Err(Failure::NotLeader { leader: None })),
         }
     }
 
-    async fn read(
-        &self,
-        request: &StatementRequest,
-        bound: &BoundPlan,
-        touches: &Touches,
-    ) -> Result<StatementReply, Failure> {
-        let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit(table, touches, &[]).await?;
-        let session = self.readers.next().await.map_err(|error| self.no_session(&error))?;
-        let (sql, added) = clipped(bound, request)?;
-        let started = Instant::now();
-        let executed = async {
-            let lost = |error: StoreError| group::lost(&self.examine(error));
-            let prepared = session.prepare(&sql, bound.plan.returned()).await.map_err(lost)?;
-            let mut params = Parameters::new(&request.params);
-            params.extend(&added);
-            let rows = session.run(&prepared, &params.refs()).await.map_err(lost)?;
-            session::reply(&prepared.columns, &rows, rows.len()).map_err(Failure::from)
+    /// Runs a job as a group of its own, on a session that may wait for locks.
+    pub(crate) async fn run_alone(&self, job: Job) {
+        let session = match self.took(self.pool.take().await) {
+            Ok(session) => session,
+            Err(failure) => return job.answer(Err(failure)),
         };
-        let fresh = async {
-            match request.read {
-                ReadLevel::Linearizable => self.barrier().await,
-                // `local` is served beside the reign (see `crate::local`); here it is at least as fresh.
-                ReadLevel::Leader | ReadLevel::Local => self.check_open(),
-            }
-        };
-        let (reply, fresh) = tokio::join!(executed, fresh);
-        fresh?;
-        if let Some(slot) = permit.slots().first() {
-            let spent_us = started.elapsed().as_micros() as f64;
-            let key = first_key(touches).unwrap_or(&slot.range.interval.start);
-            slot.meter().record(key, false, spent_us);
+        let ran = self.run_group(&session, vec![job], true).await;
+        if !ran.session_lost {
+            self.pool.put_back(session);
         }
-        reply
+        // A job that runs alone is always answered.
+        for job in ran.apart.into_iter().chain(ran.again) {
+            job.answer(Err(group::unknown("a single statement was split")));
+        }
     }
 
     /// Makes sure, after the call, that this replica led until now (log rule 9).
@@ -353,7 +401,7 @@ impl Leader {
     }
 
     fn enter(&self, id: TxnId) -> Result<UnderWay<'_>, Failure> {
-        if !self.shared.window().can_tell(id.first_sent_ms, now_ms()) {
+        if !self.shared.window().can_tell(id.first_sent_ms, self.shared.log.unix_ms()) {
             return Err(SqlError::new(
                 codes::OUTCOME_UNKNOWN,
                 "the statement was first sent too long ago to know whether it has been executed, or the clocks differ too much",
@@ -371,7 +419,7 @@ impl Leader {
     /// The answer given to this id before, if any (R14).
     fn answered_before(&self, id: TxnId) -> Result<Option<StatementReply>, Failure> {
         let kept = self.shared.window().get(id).cloned().filter(|_| !deliberate(Bug::NoRetryWindow));
-        kept.map(|kept| reply_again(&kept)).transpose()
+        kept.map(|kept| kept::reply_again(&kept)).transpose()
     }
 
     /// Ends the reign and has PostgreSQL opened anew (R1).
@@ -386,8 +434,8 @@ impl Leader {
         group::busy("the leader's PostgreSQL takes no more sessions")
     }
 
-    async fn take_session(&self) -> Result<transactions::PooledSession, Failure> {
-        self.pool.take().await.map_err(|error| match error {
+    fn took<T>(&self, taken: Result<T, NoSession>) -> Result<T, Failure> {
+        taken.map_err(|error| match error {
             NoSession::Full(failure) => failure,
             NoSession::Failed(error) => self.no_session(&error),
         })
@@ -420,94 +468,16 @@ impl Leader {
 
 /// What a statement takes while it waits, in bytes.
 pub fn weight(request: &StatementRequest) -> usize {
-    let long = |value: &Value| match value {
+    let each = |value: &Value| std::mem::size_of::<Value>() + long_bytes(value);
+    request.sql.len() + request.params.iter().map(each).sum::<usize>()
+}
+
+/// What a value takes beside its place, in bytes.
+fn long_bytes(value: &Value) -> usize {
+    match value {
         Value::Text(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
         _ => 0,
-    };
-    request.sql.len() + request.params.iter().map(|value| std::mem::size_of::<Value>() + long(value)).sum::<usize>()
-}
-
-/// The reply to a statement that was executed under the same id before.
-fn reply_again(kept: &Answered) -> Result<StatementReply, Failure> {
-    if kept.reply.is_empty() {
-        return Ok(StatementReply { affected: kept.affected, ..StatementReply::default() });
-    }
-    postcard::from_bytes(&kept.reply)
-        .map_err(|error| SqlError::new(codes::INTERNAL, format!("a kept reply cannot be decoded: {error}")).into())
-}
-
-/// The keys a statement touches, within its clip.
-pub(crate) fn touches(bound: &BoundPlan, request: &StatementRequest) -> Result<Touches, Failure> {
-    let touches = bound.plan.touches(&request.params)?;
-    let Some(clip) = &request.clip else { return Ok(touches) };
-    Ok(match touches {
-        Touches::Nothing => Touches::Nothing,
-        Touches::Keys(keys) => match keys.into_iter().filter(|key| clip.contains(key)).collect::<Vec<_>>() {
-            keys if keys.is_empty() => Touches::Nothing,
-            keys => Touches::Keys(keys),
-        },
-        Touches::Intervals(intervals) => {
-            let parts: Vec<KeyInterval> =
-                intervals.iter().map(|i| i.intersection(clip)).filter(|part| !part.is_empty()).collect();
-            if parts.is_empty() { Touches::Nothing } else { Touches::Intervals(parts) }
-        }
-    })
-}
-
-fn first_key(touches: &Touches) -> Option<&Key> {
-    match touches {
-        Touches::Nothing => None,
-        Touches::Keys(keys) => keys.first(),
-        Touches::Intervals(intervals) => intervals.first().map(|i| &i.start),
-    }
-}
-
-/// The SQL of a read and the parameters that its clip adds.
-pub(crate) fn clipped(
-    bound: &BoundPlan,
-    request: &StatementRequest,
-) -> Result<(Arc<str>, Vec<AddedParameter>), Failure> {
-    let (Some(schema), true) = (&bound.schema, request.clip.is_some() || request.limit.is_some()) else {
-        return Ok((bound.sql.clone(), Vec::new()));
-    };
-    let whole = KeyInterval::ALL;
-    let clip = request.clip.as_ref().unwrap_or(&whole);
-    let start = (clip.start != Key::MIN).then_some(&clip.start);
-    let end = clip.end.as_ref();
-    let mut added = Vec::new();
-    for bound_key in [start, end].into_iter().flatten() {
-        let values = bound
-            .codec
-            .decode(bound_key)
-            .map_err(|_| SqlError::new(codes::INTERNAL, "a clip does not lie at a whole key of the table"))?;
-        added.extend(
-            values.iter().zip(schema.key_types()).map(|(value, kind)| AddedParameter::Key(value.to_binary(kind))),
-        );
-    }
-    if let Some(limit) = request.limit {
-        added.push(AddedParameter::Limit(Value::Int(limit.min(i64::MAX as u64) as i64)));
-    }
-    let sql = bound.clipped_sql(start.is_some(), end.is_some(), request.limit.is_some());
-    Ok((sql, added))
-}
-
-/// A parameter that the shard adds to a user's.
-pub enum AddedParameter {
-    /// A key column, in PostgreSQL's binary format.
-    Key(Bytes),
-    /// A number of rows.
-    Limit(Value),
-}
-
-/// Keeps the estimate of a range's rows and bytes.
-pub(crate) fn count_rows(permit: &Permit, effect: RowEffect, count: usize, bytes_per_change: f64) {
-    let (Some(slot), count) = (permit.slots().first(), count as i64) else { return };
-    let bytes = (count as f64 * bytes_per_change) as i64;
-    match effect {
-        RowEffect::Inserts => slot.size.add(count, bytes),
-        RowEffect::Deletes => slot.size.add(-count, -(count * slot.size.bytes_per_row())),
-        RowEffect::None | RowEffect::Upserts | RowEffect::Updates => {}
     }
 }
 

@@ -3,15 +3,23 @@
 //! An entry's outcome is known only when the log delivers it (log rule 7). A reign that ends leaves its waiters waiting: they are
 //! told by the next `LeaderStart` in the log that what has not come by then never will (R3, invariant 4).
 
+use super::claims::{Claim, Claims};
 use crate::entry::{Change, Entry};
 use crate::fold::Refusal;
-use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::{Failure, Key, TableId};
+use crate::parts::{self, PARTS_UNDER_WAY};
+use bytes::Bytes;
+use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::{LogHandle, ProposeError, Term};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::{oneshot, watch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+/// How often a part that the log has no room for is proposed again, and for how long, in milliseconds. A log that is full stays full
+/// as long as an entry is unfinished, so that the reign must end then.
+const PART_AGAIN_MS: u64 = 5;
+const PART_BOUND_MS: u64 = 20_000;
 
 /// What became of an entry.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +35,31 @@ pub enum Outcome {
 /// Learns when an entry is in a quorum's memory, if that was asked for.
 pub type Held = Option<oneshot::Receiver<()>>;
 
+/// Who waits for an entry.
+#[derive(Debug)]
+struct Waiter {
+    outcome: oneshot::Sender<Outcome>,
+    /// Parts that may be proposed before earlier ones are decided; of an entry that is proposed in parts.
+    parts: Option<UnderWay>,
+}
+
+/// Whoever proposes parts goes no further once nobody is told of them any more.
+#[derive(Debug)]
+struct UnderWay(Arc<Semaphore>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Waiter {
+    fn tell(self, outcome: Outcome) {
+        // A waiter that has gone was a session that is gone too.
+        let _ = self.outcome.send(outcome);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Reign {
@@ -34,24 +67,30 @@ pub struct Reign {
     pub term: Term,
     log: LogHandle,
     next_serial: AtomicU64,
-    waiters: Mutex<HashMap<u64, oneshot::Sender<Outcome>>>,
-    /// Keys written by entries that are proposed and whose COMMIT PostgreSQL has not confirmed yet, each with the entry's serial (R4).
-    pending: Mutex<HashMap<(TableId, Key), u64>>,
-    pending_changed: watch::Sender<u64>,
+    waiters: Mutex<HashMap<u64, Waiter>>,
+    /// The most that one entry's encoding may take, in bytes.
+    max_entry_bytes: usize,
+    /// Held while an entry's parts are proposed, so that one is unfinished at a time.
+    alone: tokio::sync::Mutex<()>,
+    stuck: watch::Sender<bool>,
+    /// Rows of entries that are proposed and whose COMMIT PostgreSQL has not confirmed yet.
+    claims: Claims,
     ended: watch::Sender<bool>,
     in_doubt: watch::Sender<usize>,
 }
 
 impl Reign {
-    /// A reign that begins.
-    pub fn new(term: Term, log: LogHandle) -> Reign {
+    /// A reign that begins, whose entries take at most `max_entry_bytes` each.
+    pub fn new(term: Term, log: LogHandle, max_entry_bytes: usize) -> Reign {
         Reign {
             term,
             log,
+            max_entry_bytes,
+            alone: tokio::sync::Mutex::default(),
+            stuck: watch::Sender::new(false),
             next_serial: AtomicU64::new(1),
             waiters: Mutex::default(),
-            pending: Mutex::default(),
-            pending_changed: watch::Sender::new(0),
+            claims: Claims::default(),
             ended: watch::Sender::new(false),
             in_doubt: watch::Sender::new(0),
         }
@@ -70,12 +109,8 @@ impl Reign {
         let _ = in_doubt.wait_for(|n| *n == 0).await;
     }
 
-    fn waiters(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Outcome>>> {
+    fn waiters(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pending(&self) -> MutexGuard<'_, HashMap<(TableId, Key), u64>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A serial that was not used in this term.
@@ -83,63 +118,144 @@ impl Reign {
         self.next_serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Proposes an entry; the receiver learns its outcome. A receiver that fails means that it will not be known here.
-    pub fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<Outcome>, Failure> {
-        Ok(self.propose_held(entry, false)?.0)
+    /// The most that an entry may take, in bytes.
+    pub fn max_entry_bytes(&self) -> usize {
+        self.max_entry_bytes
+    }
+
+    /// Turns true if an entry will never get its last part in this reign. Only a new one helps: it drops those that are there, and lets
+    /// the log forget them.
+    pub fn stuck(&self) -> watch::Receiver<bool> {
+        self.stuck.subscribe()
+    }
+
+    /// Proposes an entry; the receiver learns its outcome. A receiver that fails means that it will not be known here. Returns at once
+    /// but for an entry of several parts (R12), all but the last few of which are decided then.
+    pub async fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<Outcome>, Failure> {
+        Ok(self.propose_held(entry, false).await?.0)
     }
 
     /// The same; if `tell_held`, a second receiver learns when the entry is in a quorum's memory (R28). If that one fails, it will not
     /// be known.
-    pub fn propose_held(&self, entry: &Entry, tell_held: bool) -> Result<(oneshot::Receiver<Outcome>, Held), Failure> {
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut waiters = self.waiters();
-            // Under the lock that `depose` drains: no waiter can slip in behind it.
-            if self.has_ended() {
-                return Err(Failure::NotLeader { leader: None });
-            }
-            waiters.insert(entry.serial, sender);
+    pub async fn propose_held(
+        &self,
+        entry: &Entry,
+        tell_held: bool,
+    ) -> Result<(oneshot::Receiver<Outcome>, Held), Failure> {
+        let encoded = entry.encode();
+        if encoded.len() > self.max_entry_bytes {
+            return Err(too_large(encoded.len(), self.max_entry_bytes));
         }
-        let proposed = match tell_held {
-            true => self.log.propose_held(self.term, entry.encode()).map(Some),
-            false => self.log.propose(self.term, entry.encode()).map(|()| None),
-        };
+        let mut payloads = parts::cut(entry.serial, encoded);
+        if payloads.len() > 1 {
+            return self.propose_parts(entry.serial, payloads, tell_held).await;
+        }
+        let outcome = self.wait_for(entry.serial, None)?;
+        let proposed = payloads.next().map_or(Ok(None), |payload| self.propose_payload(payload, tell_held, false));
         let held = proposed.map_err(|error| {
             self.waiters().remove(&entry.serial);
-            match error {
-                ProposeError::NotLeader { leader } => Failure::NotLeader { leader: leader.map(|l| l.0) },
-                ProposeError::Overloaded => {
-                    Failure::Busy { reason: "too much is waiting for the log".into(), retry_after_ms: 20 }
-                }
-                ProposeError::TooLarge { bytes, .. } => too_large(bytes),
-                ProposeError::Stopped => Failure::Busy { reason: "the log has stopped".into(), retry_after_ms: 100 },
-            }
+            not_proposed(error)
         })?;
-        Ok((receiver, held))
+        Ok((outcome, held))
+    }
+
+    /// Few at a time are on their way, so that small entries pass between them and no follower is flooded. The last part carries the
+    /// entry's effect: one that is not proposed leaves nothing behind but parts that the next reign drops.
+    async fn propose_parts(
+        &self,
+        serial: u64,
+        payloads: impl ExactSizeIterator<Item = Bytes>,
+        tell_held: bool,
+    ) -> Result<(oneshot::Receiver<Outcome>, Held), Failure> {
+        let _alone = self.alone.lock().await;
+        let under_way = Arc::new(Semaphore::new(PARTS_UNDER_WAY));
+        let outcome = self.wait_for(serial, Some(under_way.clone()))?;
+        let (last, mut held) = (payloads.len() - 1, None);
+        // However this ends before the last part is proposed, by being dropped too.
+        let mut unsent = Unsent(None);
+        for (number, payload) in payloads.enumerate() {
+            match under_way.acquire().await {
+                Ok(place) => place.forget(),
+                // The reign is over; the outcome says how.
+                Err(_) => {
+                    unsent.forget();
+                    return Ok((outcome, None));
+                }
+            }
+            let begun = Instant::now();
+            held = loop {
+                match self.propose_payload(payload.clone(), tell_held && number == last, number > 0) {
+                    Ok(held) => {
+                        unsent.0 = Some(self);
+                        break held;
+                    }
+                    Err(ProposeError::Overloaded)
+                        if number > 0 && begun.elapsed() < Duration::from_millis(PART_BOUND_MS) =>
+                    {
+                        tokio::time::sleep(Duration::from_millis(PART_AGAIN_MS)).await;
+                    }
+                    Err(error) => {
+                        self.waiters().remove(&serial);
+                        if matches!(error, ProposeError::NotLeader { .. }) {
+                            unsent.forget();
+                        }
+                        return Err(not_proposed(error));
+                    }
+                }
+            };
+        }
+        unsent.forget();
+        Ok((outcome, held))
+    }
+
+    fn wait_for(&self, serial: u64, parts: Option<Arc<Semaphore>>) -> Result<oneshot::Receiver<Outcome>, Failure> {
+        let (outcome, receiver) = oneshot::channel();
+        let mut waiters = self.waiters();
+        // Under the lock that `depose` drains: no waiter can slip in behind it.
+        if self.has_ended() {
+            return Err(Failure::NotLeader { leader: None });
+        }
+        waiters.insert(serial, Waiter { outcome, parts: parts.map(UnderWay) });
+        Ok(receiver)
+    }
+
+    /// What is `further` continues an entry whose beginning is in the log already.
+    fn propose_payload(&self, payload: Bytes, tell_held: bool, further: bool) -> Result<Held, ProposeError> {
+        match (tell_held, further) {
+            (true, false) => self.log.propose_held(self.term, payload).map(Some),
+            (false, false) => self.log.propose(self.term, payload).map(|()| None),
+            (true, true) => self.log.propose_further_held(self.term, payload).map(Some),
+            (false, true) => self.log.propose_further(self.term, payload).map(|()| None),
+        }
+    }
+
+    /// The log has delivered a part of an entry of this term.
+    pub fn part_decided(&self, serial: u64) {
+        if let Some(Waiter { parts: Some(parts), .. }) = self.waiters().get(&serial) {
+            parts.0.add_permits(1);
+        }
     }
 
     /// The log has delivered an entry of this term.
     pub fn settle(&self, serial: u64, outcome: Outcome) {
         let waiter = self.waiters().remove(&serial);
         if let Some(waiter) = waiter {
-            // A waiter that has gone was a session that is gone too.
-            let _ = waiter.send(outcome);
+            waiter.tell(outcome);
         }
     }
 
     /// Whether somebody waits for this entry: then a session of this reign holds its changes and will commit them.
     pub fn is_awaited(&self, serial: u64) -> bool {
-        self.waiters().get(&serial).is_some_and(|waiter| !waiter.is_closed())
+        self.waiters().get(&serial).is_some_and(|waiter| !waiter.outcome.is_closed())
     }
 
     /// A later term has begun: nothing of this one comes any more (invariant 4).
     pub fn depose(&self) {
         self.end();
         for (_, waiter) in self.waiters().drain() {
-            let _ = waiter.send(Outcome::Deposed);
+            waiter.tell(Outcome::Deposed);
         }
-        self.pending().clear();
-        self.pending_changed.send_modify(|n| *n += 1);
+        self.claims.close();
     }
 
     /// The reign's PostgreSQL is given up (R1), and with it the applier that would say what became of its entries: nobody here will ever
@@ -148,8 +264,7 @@ impl Reign {
         self.end();
         // Dropping the senders tells everyone who waits.
         self.waiters().clear();
-        self.pending().clear();
-        self.pending_changed.send_modify(|n| *n += 1);
+        self.claims.close();
     }
 
     /// Stops executing, proposing and answering (R1).
@@ -168,31 +283,32 @@ impl Reign {
     }
 
     /// Waits until no other entry that wrote these keys is between its proposal and its COMMIT's confirmation, then marks them
-    /// as `serial`'s (R4): whoever got a row lock that such an entry released may have seen a state that is no more.
-    pub async fn claim(&self, serial: u64, changes: &[Change]) -> Result<Claim<'_>, Failure> {
-        let mut changed = self.pending_changed.subscribe();
-        loop {
-            {
-                let mut pending = self.pending();
-                let free = |c: &Change| pending.get(&(c.table, c.key.clone())).is_none_or(|owner| *owner == serial);
-                if deliberate(Bug::NoClaim) || changes.iter().all(free) {
-                    for change in changes {
-                        pending.insert((change.table, change.key.clone()), serial);
-                    }
-                    let keys = changes.iter().map(|c| (c.table, c.key.clone())).collect();
-                    return Ok(Claim { reign: self, keys });
-                }
-            }
-            if self.has_ended() || changed.changed().await.is_err() {
-                return Err(Failure::NotLeader { leader: None });
-            }
-        }
+    /// as `serial`'s (R4).
+    pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Failure> {
+        self.claims.claim(serial, changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 
     /// Waits until no entry that wrote these keys is between its proposal and its COMMIT's confirmation (R4).
     pub async fn confirmed(&self, changes: &[Change]) -> Result<(), Failure> {
-        drop(self.claim(0, changes).await?);
-        Ok(())
+        self.claims.confirmed(changes).await.map_err(|_| Failure::NotLeader { leader: None })
+    }
+}
+
+/// Parts of an entry are in the log, and the last is not: as long as this reign lasts, the log keeps them.
+struct Unsent<'a>(Option<&'a Reign>);
+
+impl Unsent<'_> {
+    /// All are in the log, or the reign is over.
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let Some(reign) = self.0 {
+            reign.stuck.send_replace(true);
+        }
     }
 }
 
@@ -207,31 +323,23 @@ impl Drop for InDoubt<'_> {
     }
 }
 
-/// The answer to what does not fit into one entry (R12).
-pub fn too_large(bytes: usize) -> Failure {
+fn not_proposed(error: ProposeError) -> Failure {
+    match error {
+        ProposeError::NotLeader { leader } => Failure::NotLeader { leader: leader.map(|l| l.0) },
+        ProposeError::Overloaded => {
+            Failure::Busy { reason: "too much is waiting for the log".into(), retry_after_ms: 20 }
+        }
+        ProposeError::TooLarge { bytes, limit_bytes } => too_large(bytes, limit_bytes),
+        ProposeError::Stopped => Failure::Busy { reason: "the log has stopped".into(), retry_after_ms: 100 },
+    }
+}
+
+/// The answer to a transaction whose changes are more than `limit` bytes (R12).
+pub fn too_large(bytes: usize, limit: usize) -> Failure {
     evenkeel_protocol::SqlError::new(
         evenkeel_protocol::error::codes::PROGRAM_LIMIT,
-        format!("the transaction's changes are {bytes} bytes; at most {} are possible", crate::entry::MAX_ENTRY_BYTES),
+        format!("the transaction's changes are {bytes} bytes; at most {limit} are possible"),
     )
     .hint("Write fewer rows per transaction.")
     .into()
-}
-
-/// Keys marked by [`Reign::claim`], until the COMMIT that wrote them is confirmed or they were rolled back.
-pub struct Claim<'a> {
-    reign: &'a Reign,
-    keys: Vec<(TableId, Key)>,
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        let mut pending = self.reign.pending();
-        for key in &self.keys {
-            pending.remove(key);
-        }
-        drop(pending);
-        if self.reign.pending_changed.receiver_count() > 0 {
-            self.reign.pending_changed.send_modify(|n| *n += 1);
-        }
-    }
 }

@@ -3,31 +3,35 @@
 //! A session belongs to one reign (R1) and is used by one thing at a time: a lane, a transaction, or (for reads, each of which is a
 //! transaction of its own) by many at once, pipelined.
 
-use super::AddedParameter;
-use crate::entry::{Change, Changes};
+use super::clip::AddedParameter;
+use super::recent::Recent;
+use crate::entry::{Change, Changes, Malformed};
+use crate::image::{Columns, Image, Part};
 use crate::store::{Parameter, Raw, RawParameter, StoreError, parameter};
 use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::{RowBuilder, put_value};
-use evenkeel_protocol::shard::StatementReply;
-use evenkeel_protocol::sql::{Capture, Plan};
+use evenkeel_protocol::shard::{PIECE_BYTES, Piece, StatementReply};
+use evenkeel_protocol::sql::{Capture, Plan, RowEffect};
+use evenkeel_protocol::value::MAX_VALUE_BYTES;
 use evenkeel_protocol::{Column, Key, KeyCodec, SqlError, TableId, TableSchema, Value};
 use futures::TryStreamExt;
-use std::collections::HashMap;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Row, Statement};
 
-/// Prepared statements kept per session; beyond it all are forgotten and prepared anew as needed.
+/// Prepared statements kept per session: those used lately; others are prepared anew as needed.
 const MAX_PREPARED: usize = 256;
 /// What a value takes in an answer beside its own bytes, at most.
 const VALUE_OVERHEAD_BYTES: usize = 5;
-/// The most that a statement's rows may take, in bytes: so that an answer fits into a frame ([`evenkeel_rpc::MAX_FRAME_BYTES`]), and
-/// one statement cannot take the memory of all others.
-pub const MAX_RESULT_BYTES: usize = evenkeel_rpc::MAX_FRAME_BYTES - (1 << 20);
+/// The most that a statement's rows may take, in bytes, if they are several: so that one statement cannot take the memory of all others.
+pub const MAX_RESULT_BYTES: usize = 15 << 20;
+/// The most that a single row may take, in bytes: so that an answer fits into a frame.
+pub const MAX_ROW_BYTES: usize = evenkeel_rpc::MAX_FRAME_BYTES - (1 << 20);
 
 /// A statement that PostgreSQL has parsed for one session.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ pub struct Prepared {
 /// A session.
 pub struct UserSession {
     client: Client,
-    prepared: Mutex<HashMap<Arc<str>, Arc<Prepared>>>,
+    prepared: Mutex<Recent<Arc<Prepared>>>,
 }
 
 /// One statement's parameters, ready to be sent.
@@ -77,7 +81,7 @@ impl<'a> Parameters<'a> {
 impl UserSession {
     /// A session over this connection.
     pub fn new(client: Client) -> UserSession {
-        UserSession { client, prepared: Mutex::default() }
+        UserSession { client, prepared: Mutex::new(Recent::new(MAX_PREPARED)) }
     }
 
     /// Whether the connection has ended.
@@ -87,8 +91,7 @@ impl UserSession {
 
     /// The statement, parsed by this session's PostgreSQL; `returned` of its columns are the user's.
     pub async fn prepare(&self, sql: &Arc<str>, returned: usize) -> Result<Arc<Prepared>, StoreError> {
-        let known = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).get(sql).cloned();
-        if let Some(known) = known {
+        if let Some(known) = self.known(sql) {
             return Ok(known);
         }
         let statement = self.client.prepare(sql).await?;
@@ -99,18 +102,39 @@ impl UserSession {
             .map(|c| Column { name: c.name().to_string(), type_oid: c.type_().oid() })
             .collect();
         let prepared = Arc::new(Prepared { statement, columns });
-        let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_PREPARED {
-            all.clear();
-        }
-        all.insert(sql.clone(), prepared.clone());
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).put(sql.clone(), prepared.clone());
         Ok(prepared)
+    }
+
+    fn known(&self, sql: &Arc<str>) -> Option<Arc<Prepared>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take_up(sql)
+    }
+
+    /// The same for many statements: those that are new are sent together, so that they take one round trip and not one each.
+    pub async fn prepare_all<'a>(
+        &self,
+        statements: impl Iterator<Item = (&'a Arc<str>, usize)>,
+    ) -> Vec<Result<Arc<Prepared>, StoreError>> {
+        let mut prepared = Vec::new();
+        let (mut new, mut places) = (Vec::new(), Vec::new());
+        for (place, (sql, returned)) in statements.enumerate() {
+            let known = self.known(sql);
+            if known.is_none() {
+                new.push(Box::pin(self.prepare(sql, returned)));
+                places.push(place);
+            }
+            prepared.push(known.ok_or(StoreError::SessionLost));
+        }
+        for (place, made) in places.into_iter().zip(pipeline(new).await) {
+            prepared[place] = made;
+        }
+        prepared
     }
 
     /// Runs a prepared statement. What is polled first is sent first.
     ///
     /// # Errors
-    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`]: what comes after them is thrown away as it comes.
+    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`], or one row alone more than [`MAX_ROW_BYTES`]: what comes after them is thrown away as it comes.
     pub async fn run(&self, prepared: &Prepared, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let parameters = parameters.iter().map(|parameter| *parameter as &dyn ToSql);
         let stream = self.client.query_raw(&prepared.statement, parameters).await?;
@@ -118,7 +142,7 @@ impl UserSession {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         while let Some(row) = stream.try_next().await? {
             bytes += row_bytes(&row);
-            if bytes > MAX_RESULT_BYTES {
+            if bytes > if rows.is_empty() { MAX_ROW_BYTES } else { MAX_RESULT_BYTES } {
                 return Err(StoreError::Refused(too_long()));
             }
             rows.push(row);
@@ -126,9 +150,118 @@ impl UserSession {
         Ok(rows)
     }
 
+    /// Runs a prepared statement for a piece of its rows, of about [`PIECE_BYTES`] or of one row.
+    ///
+    /// # Errors
+    /// 54000 for a row that takes more than [`MAX_ROW_BYTES`].
+    pub async fn run_piece(
+        &mut self,
+        prepared: &Prepared,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<PieceRows, StoreError> {
+        let transaction = self.client.transaction().await?;
+        let portal = transaction.bind(&prepared.statement, parameters).await?;
+        let (mut filling, mut rows) = (Filling::default(), Vec::new());
+        let (mut ended, mut thrown_away) = (false, 0);
+        while let Some(wanted) = filling.next_rows().filter(|_| !ended) {
+            let stream = transaction.query_portal_raw(&portal, wanted as i32).await?;
+            futures::pin_mut!(stream);
+            let (mut came, mut full) = (0, false);
+            while let Some(row) = stream.try_next().await? {
+                came += 1;
+                let bytes = row_bytes(&row);
+                if bytes > MAX_ROW_BYTES {
+                    return Err(StoreError::Refused(too_long()));
+                }
+                full = full || !filling.take(bytes);
+                if !full {
+                    rows.push(row);
+                    continue;
+                }
+                // The next piece brings it again.
+                thrown_away += bytes;
+                if thrown_away > MAX_THROWN_AWAY_BYTES {
+                    return Ok(PieceRows { rows, ended: false, drained: false });
+                }
+            }
+            if full {
+                break;
+            }
+            ended = came < wanted;
+        }
+        drop(portal);
+        transaction.rollback().await?;
+        Ok(PieceRows { rows, ended, drained: true })
+    }
+
+    /// By what its statement can be cancelled.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.client.cancel_token()
+    }
+
     /// Runs SQL without parameters and without a result.
     pub async fn simple(&self, sql: &str) -> Result<(), StoreError> {
         Ok(self.client.batch_execute(sql).await?)
+    }
+}
+
+/// What of a piece's rows is thrown away because they became larger all at once; beyond it the statement is given up, in bytes.
+const MAX_THROWN_AWAY_BYTES: usize = 4 << 20;
+
+/// A piece of a statement's rows.
+pub struct PieceRows {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Whether they are the last.
+    pub ended: bool,
+    /// Whether nothing runs on the session any more.
+    pub drained: bool,
+}
+
+impl PieceRows {
+    /// As a client is told. The columns of the keys follow those asked for.
+    ///
+    /// # Errors
+    /// A row is not what its statement said: a fault of this program.
+    pub fn told(&self, prepared: &Prepared, codec: &KeyCodec) -> Result<Piece, SqlError> {
+        let reply = reply(&prepared.columns, &self.rows, self.rows.len())?;
+        let key = |row: &Row| {
+            let columns = (0..codec.types.len()).map(|column| raw(row, prepared.columns.len() + column));
+            let columns = columns.collect::<Result<Vec<_>, _>>()?;
+            let malformed = |error| SqlError::new(codes::INTERNAL, format!("a row's key cannot be encoded: {error}"));
+            codec.encode_binary(columns).map_err(malformed)
+        };
+        let more_after = self.rows.last().filter(|_| !self.ended).map(key).transpose()?;
+        Ok(Piece { reply, more_after })
+    }
+}
+
+/// How a piece fills: how many rows are asked for next, by the size of those that came. Pure.
+#[derive(Debug, Default)]
+struct Filling {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Filling {
+    /// The first row is asked for alone, since it may be as large as all others together; then up to so many times those that came.
+    const GROWTH: usize = 4;
+
+    /// How many rows to ask for; `None` if another would be too much.
+    fn next_rows(&self) -> Option<usize> {
+        let Some(average) = self.bytes.checked_div(self.rows) else { return Some(1) };
+        let fit = PIECE_BYTES.saturating_sub(self.bytes) / average.max(1);
+        (fit > 0).then(|| fit.min(self.rows * Filling::GROWTH))
+    }
+
+    /// Takes a row in, unless it is too much. The first never is.
+    fn take(&mut self, bytes: usize) -> bool {
+        if self.rows > 0 && self.bytes + bytes > PIECE_BYTES {
+            return false;
+        }
+        self.rows += 1;
+        self.bytes += bytes;
+        true
     }
 }
 
@@ -174,11 +307,24 @@ fn row_bytes(row: &Row) -> usize {
     (0..row.len()).map(|column| VALUE_OVERHEAD_BYTES + value(column)).sum()
 }
 
-fn too_long() -> SqlError {
-    let message = format!("the statement's rows take more than {MAX_RESULT_BYTES} bytes");
-    SqlError::new(codes::PROGRAM_LIMIT, message).hint("Read fewer rows at a time: by key, or with LIMIT.")
+/// Refuses a value that is larger than [`MAX_VALUE_BYTES`].
+pub fn check_value_size(bytes: usize) -> Result<(), SqlError> {
+    if bytes <= MAX_VALUE_BYTES {
+        return Ok(());
+    }
+    let message = format!("a value of {bytes} bytes; at most {MAX_VALUE_BYTES} are possible");
+    Err(SqlError::new(codes::PROGRAM_LIMIT, message).hint("Store it in several rows."))
 }
 
+fn too_long() -> SqlError {
+    let message = format!(
+        "the statement's rows take more than {MAX_RESULT_BYTES} bytes, or a single row more than {MAX_ROW_BYTES}"
+    );
+    SqlError::new(codes::PROGRAM_LIMIT, message)
+        .hint("Read it as a stream, or fewer rows at a time: by key, or with LIMIT.")
+}
+
+/// A row's value, as PostgreSQL sent it.
 fn raw(row: &Row, column: usize) -> Result<Option<&[u8]>, SqlError> {
     let value: Result<Option<Raw<'_>>, _> = row.try_get(column);
     value
@@ -193,8 +339,16 @@ pub struct Capturer {
     marks: Vec<Mark>,
 }
 
-/// A captured change: whose, and where in the buffer its image lies.
-type Mark = (TableId, Key, Option<(usize, usize)>);
+/// A captured change: whose, and what it says of the row.
+type Mark = (TableId, Key, Written);
+
+/// As [`Image`], with the place in the buffer where the values lie.
+enum Written {
+    New(Range<usize>),
+    Whole(Range<usize>),
+    Part(Columns, Range<usize>),
+    Gone,
+}
 
 impl Capturer {
     /// Takes in what a statement returned. Gives a key it wrote, if it wrote anything.
@@ -205,22 +359,32 @@ impl Capturer {
         codec: &KeyCodec,
         rows: &[Row],
     ) -> Result<Option<Key>, SqlError> {
-        let mut first = None;
+        let (mut first, mut columns) = (None, None);
         for row in rows {
             let offset = plan.returned();
             let (key, image) = match plan.capture() {
                 Capture::None => return Ok(None),
                 Capture::Keys => {
                     let values = (0..schema.key.len()).map(|i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
-                    (codec.encode_binary(values), None)
+                    (codec.encode_binary(values), Written::Gone)
+                }
+                Capture::Assigned => {
+                    let width = schema.key.len();
+                    let values = (0..width).map(|i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
+                    let place = self.pack(row, offset + width..offset + width + plan.assigned().len())?;
+                    let columns = columns.get_or_insert_with(|| Columns::new(plan.assigned().iter().copied()));
+                    (codec.encode_binary(values), Written::Part(columns.clone(), place))
                 }
                 Capture::Rows => {
-                    let start = self.buffer.len();
-                    for i in 0..schema.columns.len() {
-                        put_value(&mut self.buffer, raw(row, offset + i)?);
-                    }
+                    let width = schema.columns.len();
+                    let place = self.pack(row, offset..offset + width)?;
                     let values = schema.key.iter().map(|&i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
-                    (codec.encode_binary(values), Some((start, self.buffer.len())))
+                    let new = match plan.effect() {
+                        RowEffect::Inserts => true,
+                        RowEffect::Upserts => raw(row, offset + width)?.is_some_and(|xid| xid.iter().all(|b| *b == 0)),
+                        RowEffect::None | RowEffect::Updates | RowEffect::Deletes => false,
+                    };
+                    (codec.encode_binary(values), if new { Written::New(place) } else { Written::Whole(place) })
                 }
             };
             let key = key.map_err(|error| SqlError::new("XX000", format!("a row's key cannot be encoded: {error}")))?;
@@ -228,6 +392,17 @@ impl Capturer {
             self.marks.push((schema.id, key, image));
         }
         Ok(first)
+    }
+
+    /// Copies these values of a row into the buffer.
+    fn pack(&mut self, row: &Row, columns: Range<usize>) -> Result<Range<usize>, SqlError> {
+        let start = self.buffer.len();
+        for column in columns {
+            let value = raw(row, column)?;
+            check_value_size(value.map_or(0, <[u8]>::len))?;
+            put_value(&mut self.buffer, value);
+        }
+        Ok(start..self.buffer.len())
     }
 
     /// Whether nothing was written.
@@ -240,10 +415,16 @@ impl Capturer {
         self.buffer.len() + self.marks.iter().map(|(_, key, _)| key.0.len() + 10).sum::<usize>()
     }
 
+    /// Bytes of the images so far.
+    pub fn image_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The keys that the last `count` captured changes wrote, as changes without images.
     pub fn last_keys(&self, count: usize) -> Vec<Change> {
         let from = self.marks.len().saturating_sub(count);
-        self.marks[from..].iter().map(|(table, key, _)| Change { table: *table, key: key.clone(), row: None }).collect()
+        let change = |(table, key, _): &Mark| Change { table: *table, key: key.clone(), image: Image::Gone };
+        self.marks[from..].iter().map(change).collect()
     }
 
     /// Changes so far.
@@ -252,13 +433,106 @@ impl Capturer {
     }
 
     /// The changes, in the order they were made.
-    pub fn finish(mut self, stamp_ms: u64) -> Changes {
+    ///
+    /// # Errors
+    /// What was captured is not what its plan said: a fault of this program.
+    pub fn finish(mut self, stamp_ms: u64) -> Result<Changes, SqlError> {
         // So that an image can never be mistaken for the end of the buffer.
         self.buffer.put_u8(0);
         let buffer = self.buffer.freeze();
-        let image = |range: Option<(usize, usize)>| range.map(|(start, end)| buffer.slice(start..end));
-        let changes =
-            self.marks.into_iter().map(|(table, key, range)| Change { table, key, row: image(range) }).collect();
-        Changes { stamp_ms, answered: Vec::new(), changes }
+        let image = |written| {
+            Ok(match written {
+                Written::New(place) => Image::New(buffer.slice(place)),
+                Written::Whole(place) => Image::Whole(buffer.slice(place)),
+                Written::Part(columns, place) => Image::Part(Part::new(columns, buffer.slice(place))?),
+                Written::Gone => Image::Gone,
+            })
+        };
+        let change = |(table, key, written)| Ok(Change { table, key, image: image(written)? });
+        let changes: Result<Vec<Change>, Malformed> = self.marks.into_iter().map(change).collect();
+        let changes = changes.map_err(|error| SqlError::new(codes::INTERNAL, error.to_string()))?;
+        Ok(Changes { stamp_ms, answered: Vec::new(), changes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rows of a size make a piece, and by how many questions.
+    fn filled(bytes: usize) -> (usize, usize) {
+        let (mut filling, mut questions) = (Filling::default(), 0);
+        while let Some(rows) = filling.next_rows() {
+            questions += 1;
+            assert!((0..rows).all(|_| filling.take(bytes)), "what was asked for has room");
+        }
+        (filling.rows, questions)
+    }
+
+    /// A message of PostgreSQL's protocol, from its server.
+    fn message(out: &mut BytesMut, kind: u8, body: &[u8]) {
+        out.put_u8(kind);
+        out.put_i32(body.len() as i32 + 4);
+        out.put_slice(body);
+    }
+
+    /// A server that answers no Parse before so many have come.
+    async fn serve_together(mut stream: tokio::io::DuplexStream, together: usize) -> std::io::Result<()> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let length = stream.read_i32().await?;
+        stream.read_exact(&mut vec![0; length as usize - 4]).await?;
+        let mut out = BytesMut::new();
+        message(&mut out, b'R', &0i32.to_be_bytes());
+        message(&mut out, b'Z', b"I");
+        let mut parsed = 0;
+        loop {
+            if parsed == 0 || parsed >= together {
+                stream.write_all(&out.split()).await?;
+            }
+            let (kind, length) = (stream.read_u8().await?, stream.read_i32().await?);
+            stream.read_exact(&mut vec![0; length as usize - 4]).await?;
+            match kind {
+                b'P' => {
+                    parsed += 1;
+                    message(&mut out, b'1', &[]);
+                }
+                b'D' => {
+                    message(&mut out, b't', &0i16.to_be_bytes());
+                    message(&mut out, b'n', &[]);
+                }
+                b'S' => message(&mut out, b'Z', b"I"),
+                _ => {}
+            }
+        }
+    }
+
+    // E18: texts that are new take one round trip together.
+    #[tokio::test]
+    async fn new_texts_are_prepared_together() {
+        const TEXTS: usize = 100;
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(serve_together(theirs, TEXTS));
+        let mut config = tokio_postgres::Config::new();
+        let connected = config.user("x").connect_raw(ours, tokio_postgres::NoTls).await;
+        let Ok((client, connection)) = connected else { panic!("no session") };
+        tokio::spawn(connection);
+        let session = UserSession::new(client);
+        let texts: Vec<Arc<str>> = (0..TEXTS).map(|n| format!("SELECT {n}").into()).collect();
+        let prepared = session.prepare_all(texts.iter().map(|text| (text, 0)));
+        let prepared = tokio::time::timeout(std::time::Duration::from_secs(20), prepared).await;
+        assert!(prepared.is_ok_and(|all| all.len() == TEXTS && all.iter().all(Result::is_ok)), "one after the other");
+    }
+
+    #[test]
+    fn a_piece_is_of_many_small_rows_or_of_one_large_row() {
+        assert_eq!(filled(2 << 10), (128, 5));
+        assert_eq!(filled(100 << 10), (2, 2));
+        for large in [200 << 10, 300 << 10, 64 << 20] {
+            assert_eq!(filled(large), (1, 1));
+        }
+        let (rows, questions) = filled(30);
+        assert!(rows > 8_000 && questions < 10, "{rows} rows by {questions} questions");
+        let mut filling = Filling::default();
+        assert!(filling.take(10) && !filling.take(1 << 20), "a row that is suddenly large is left to the next piece");
     }
 }

@@ -5,8 +5,8 @@
 //! so it belongs to no reign before one takes it (R1); one that has ended meanwhile is not used. The owner is the applier, so
 //! spares live and end with one start of PostgreSQL.
 
-use super::lanes;
 use super::session::UserSession;
+use super::{lanes, readers};
 use crate::config::Config;
 use crate::postgres::{Connector, Role};
 use crate::store::StoreError;
@@ -18,21 +18,20 @@ use tokio::sync::Mutex;
 pub struct Sessions {
     /// One for each lane of writes, with [`lanes::SESSION_SETTINGS`].
     pub writers: Vec<UserSession>,
-    /// For reads.
+    /// For keyed reads, with [`readers::SESSION_SETTINGS`].
     pub readers: Vec<UserSession>,
 }
 
 impl Sessions {
     /// Opens them, all at the same time.
     async fn open(connector: &Connector, config: &Config) -> Result<Sessions, StoreError> {
-        let session = || async { Ok::<_, StoreError>(UserSession::new(connector.connect(Role::User).await?)) };
         let writer = || async {
-            let session = session().await?;
+            let session = UserSession::new(connector.connect(Role::User).await?);
             session.simple(lanes::SESSION_SETTINGS).await?;
             Ok::<_, StoreError>(session)
         };
         let writers = try_join_all((0..config.write_lanes.max(1)).map(|_| writer()));
-        let readers = try_join_all((0..config.read_lanes.max(1)).map(|_| session()));
+        let readers = try_join_all((0..config.read_lanes.max(1)).map(|_| readers::open(connector)));
         let (writers, readers) = futures::future::try_join(writers, readers).await?;
         Ok(Sessions { writers, readers })
     }

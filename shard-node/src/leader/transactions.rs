@@ -3,21 +3,24 @@
 //! A transaction holds a PostgreSQL session, and a permit for every range it has touched, until it ends: by COMMIT, by ROLLBACK,
 //! with its connection, with the reign, or because it was idle or in the way of a move for too long.
 
-use super::admission::Permit;
+use super::admission::{Permit, Slot};
 use super::early::{Early, EarlyReply};
-use super::group::{CommitError, answered, capture, lost};
+use super::gate::Kind;
+use super::group::{CommitError, capture, lost};
+use super::kept::answered;
 use super::reign::too_large;
+use super::row_locks::HeldRows;
 use super::session::{Capturer, Parameters, UserSession, reply};
-use super::{Leader, WrittenKey, touches};
-use crate::entry::{Body, Entry, MAX_ENTRY_BYTES};
+use super::{Leader, UnderWay, WrittenKey, touches};
+use crate::entry::{Body, Entry};
 use crate::postgres::{Connector, Role};
 use crate::store::StoreError;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOptions};
-use evenkeel_protocol::{Durability, Failure, Key, RangeId, SqlError, TableId, TxnId};
+use evenkeel_protocol::{Durability, Failure, Key, SqlError, TableId, TxnId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::ToSql;
@@ -26,8 +29,12 @@ use tokio_postgres::types::ToSql;
 const MAX_IDLE_MS: u64 = 30_000;
 /// How often idle transactions are looked for, in milliseconds.
 const REAP_MS: u64 = 1_000;
+/// Lost COMMITs that are remembered at most.
+const MAX_BURIED: usize = 10_000;
 /// How long a statement waits for a free session, in milliseconds.
 const POOL_WAIT_MS: u64 = 2_000;
+/// Sessions beside those of open transactions, for statements that run by themselves: transactions that idle do not keep those out.
+pub const RESERVED_SESSIONS: usize = 16;
 /// Sessions that may wait for locks and run long, but not for ever. A user cannot change it (R6).
 const SESSION_SETTINGS: &str = "SET lock_timeout = '2s'; SET statement_timeout = '30s'";
 
@@ -36,12 +43,15 @@ pub struct SessionPool {
     connector: Connector,
     idle: Mutex<Vec<UserSession>>,
     free: Arc<Semaphore>,
+    /// Those of them that transactions may take.
+    for_transactions: Arc<Semaphore>,
 }
 
 /// A session taken from the pool; its place is free again when it is dropped.
 pub struct PooledSession {
     session: UserSession,
     _place: OwnedSemaphorePermit,
+    _of_transactions: Option<OwnedSemaphorePermit>,
 }
 
 /// Why there is no session.
@@ -60,32 +70,56 @@ impl std::ops::Deref for PooledSession {
 }
 
 impl SessionPool {
-    /// A pool of at most `size` sessions.
-    pub fn new(connector: Connector, size: usize) -> SessionPool {
-        SessionPool { connector, idle: Mutex::default(), free: Arc::new(Semaphore::new(size.max(1))) }
+    /// A pool for at most so many open transactions, with [`RESERVED_SESSIONS`] more for statements that run by themselves.
+    pub fn new(connector: Connector, transactions: usize) -> SessionPool {
+        let transactions = transactions.max(1);
+        SessionPool {
+            connector,
+            idle: Mutex::default(),
+            free: Arc::new(Semaphore::new(transactions + RESERVED_SESSIONS)),
+            for_transactions: Arc::new(Semaphore::new(transactions)),
+        }
     }
 
-    /// A session outside of any transaction.
+    /// A session outside of any transaction, for a statement that runs by itself. It ends soon, and so do those before it: who finds none free is
+    /// to come again.
     pub async fn take(&self) -> Result<PooledSession, NoSession> {
-        let wait = Duration::from_millis(POOL_WAIT_MS);
-        let place = match tokio::time::timeout(wait, self.free.clone().acquire_owned()).await {
-            Ok(Ok(place)) => place,
-            Ok(Err(_)) | Err(_) => {
-                let error = SqlError::new(codes::TOO_MANY, "too many transactions are open on this shard");
-                return Err(NoSession::Full(error.hint("Retry later.").into()));
+        let Some(place) = place(&self.free).await else {
+            let reason = "too many statements on several rows are under way".to_string();
+            return Err(NoSession::Full(Failure::Busy { reason, retry_after_ms: 50 }));
+        };
+        self.session(place, None).await
+    }
+
+    /// The same for a transaction, which may last as long as its client likes.
+    pub async fn take_for_transaction(&self) -> Result<PooledSession, NoSession> {
+        let of_transactions = place(&self.for_transactions).await;
+        let place = if of_transactions.is_some() { place(&self.free).await } else { None };
+        let Some(place) = place else {
+            let error = SqlError::new(codes::TOO_MANY, "too many transactions are open on this shard");
+            return Err(NoSession::Full(error.hint("Retry later.").into()));
+        };
+        self.session(place, of_transactions).await
+    }
+
+    async fn session(
+        &self,
+        place: OwnedSemaphorePermit,
+        of_transactions: Option<OwnedSemaphorePermit>,
+    ) -> Result<PooledSession, NoSession> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let session = match idle.filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => {
+                let open = async {
+                    let session = UserSession::new(self.connector.connect(Role::User).await?);
+                    session.simple(SESSION_SETTINGS).await?;
+                    Ok::<_, StoreError>(session)
+                };
+                open.await.map_err(NoSession::Failed)?
             }
         };
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(session) = idle.filter(|session| !session.is_closed()) {
-            return Ok(PooledSession { session, _place: place });
-        }
-        let open = async {
-            let session = UserSession::new(self.connector.connect(Role::User).await?);
-            session.simple(SESSION_SETTINGS).await?;
-            Ok::<_, StoreError>(session)
-        };
-        let session = open.await.map_err(NoSession::Failed)?;
-        Ok(PooledSession { session, _place: place })
+        Ok(PooledSession { session, _place: place, _of_transactions: of_transactions })
     }
 
     /// Gives back a session that is outside of any transaction.
@@ -94,10 +128,17 @@ impl SessionPool {
     }
 }
 
+/// A place, unless none becomes free in time.
+async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    let wait = Duration::from_millis(POOL_WAIT_MS);
+    tokio::time::timeout(wait, places.clone().acquire_owned()).await.ok()?.ok()
+}
+
 /// An open transaction.
 pub struct OpenTransaction {
     session: Option<PooledSession>,
-    permits: Vec<Permit>,
+    /// The rows that it locks, or may.
+    rows: HeldRows,
     captured: Capturer,
     /// Set once a statement failed: only ROLLBACK is possible then.
     failed: bool,
@@ -113,8 +154,60 @@ pub struct OpenTransaction {
 pub struct TransactionHandle {
     number: u64,
     inner: tokio::sync::Mutex<OpenTransaction>,
-    /// Why it was ended from outside, if it was.
+    /// It is in the way of a move, or was idle for too long: it is ended as soon as nothing is executing in it.
     doomed: AtomicBool,
+    /// Leave to touch its ranges. Beside what a statement under way locks, so that it is seen who is in the way.
+    permit: Mutex<Option<Permit>>,
+}
+
+impl TransactionHandle {
+    fn permit(&self) -> MutexGuard<'_, Option<Permit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ranges it is in.
+    fn slots(&self) -> Vec<Arc<Slot>> {
+        self.permit().as_ref().map(|permit| permit.slots().to_vec()).unwrap_or_default()
+    }
+
+    fn keep(&self, more: Permit) {
+        let mut permit = self.permit();
+        match &mut *permit {
+            Some(permit) => permit.join(more),
+            None => *permit = Some(more),
+        }
+    }
+
+    fn give_up_permit(&self) -> Option<Permit> {
+        self.permit().take()
+    }
+
+    fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::Acquire)
+    }
+}
+
+/// Ids whose COMMIT this leader has said to be lost. A COMMIT may still lie in a connection that is read late; it must find here that
+/// it comes too late, because its client has begun anew.
+#[derive(Default)]
+pub struct Buried(HashMap<(u64, u64), u64>);
+
+impl Buried {
+    /// Remembers an id; forgets those that are refused for their age anyway, by `too_old`. `false` if there are too many.
+    fn insert(&mut self, id: TxnId, too_old: impl Fn(u64) -> bool) -> bool {
+        if self.0.len() >= MAX_BURIED {
+            self.0.retain(|_, first_sent_ms| !too_old(*first_sent_ms));
+        }
+        let room = self.0.len() < MAX_BURIED;
+        if room {
+            self.0.insert((id.client, id.sequence), id.first_sent_ms);
+        }
+        room
+    }
+
+    fn contains(&self, id: TxnId) -> bool {
+        self.0.contains_key(&(id.client, id.sequence))
+    }
 }
 
 /// All open transactions of a reign, for what must end them.
@@ -139,8 +232,8 @@ impl Leader {
     pub async fn begin_transaction(&self, options: TransactionOptions) -> Result<Arc<TransactionHandle>, Failure> {
         self.check_open()?;
         // While it waits for a session; once it is open it holds locks, and what it sends is let in.
-        let _inside = self.gate.enter(std::mem::size_of::<OpenTransaction>())?;
-        let session = self.take_session().await?;
+        let _inside = self.gate.enter(Kind::Write, std::mem::size_of::<OpenTransaction>())?;
+        let session = self.took(self.pool.take_for_transaction().await)?;
         let isolation = if options.repeatable_read { "REPEATABLE READ" } else { "READ COMMITTED" };
         let access = if options.read_only { "READ ONLY" } else { "READ WRITE" };
         let began_in = self.shared.admission.generation();
@@ -151,7 +244,7 @@ impl Leader {
             number,
             inner: tokio::sync::Mutex::new(OpenTransaction {
                 session: Some(session),
-                permits: Vec::new(),
+                rows: self.row_locks.holder(),
                 captured: Capturer::default(),
                 failed: false,
                 options,
@@ -161,6 +254,7 @@ impl Leader {
                 first_key: None,
             }),
             doomed: AtomicBool::new(false),
+            permit: Mutex::default(),
         });
         let open = &self.open_transactions.open;
         open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle.clone());
@@ -176,7 +270,7 @@ impl Leader {
         let mut transaction = handle.inner.lock().await;
         let transaction = &mut *transaction;
         transaction.used = Instant::now();
-        if handle.doomed.load(Ordering::Acquire) {
+        if handle.is_doomed() {
             return Err(in_the_way());
         }
         if transaction.failed {
@@ -186,15 +280,21 @@ impl Leader {
             )
             .into());
         }
-        let result = self.run_in_transaction(transaction, &request).await;
+        let result = self.run_in_transaction(handle, transaction, &request).await;
         if result.is_err() {
             transaction.failed = true;
+        }
+        if handle.is_doomed() {
+            // While it was executing it could not be ended.
+            self.end_transaction(handle, transaction).await;
+            return result.and(Err(in_the_way()));
         }
         result
     }
 
     async fn run_in_transaction(
         &self,
+        handle: &TransactionHandle,
         transaction: &mut OpenTransaction,
         request: &StatementRequest,
     ) -> Result<StatementReply, Failure> {
@@ -214,29 +314,34 @@ impl Leader {
         }
         let touched = touches(&bound, request)?;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit(table, &touched, &transaction.permits).await.map_err(moved_away)?;
+        let permit = self.shared.admission.admit(table, &touched, &handle.slots()).await.map_err(moved_away)?;
         let adopted_later = permit.slots().iter().any(|slot| slot.adopted_in > transaction.began_in);
         if transaction.options.repeatable_read && adopted_later {
             // R25: its snapshot cannot hold the rows of a range that came later.
             return Err(serialization("the range came to this shard after the transaction's snapshot"));
         }
-        transaction.permits.push(permit);
+        handle.keep(permit);
         let Some(session) = &transaction.session else { return Err(in_the_way()) };
         let lost = |error: StoreError| lost_in_transaction(&self.examine(error));
         let prepared = session.prepare(&bound.sql, bound.plan.returned()).await.map_err(lost)?;
         let parameters = Parameters::new(&request.params);
         let refs: Vec<&(dyn ToSql + Sync)> = parameters.refs();
+        if bound.plan.writes() || bound.plan.locks() {
+            transaction.rows.may_hold(table, &touched);
+        }
         // Whatever a statement answers depends on data (R8).
         let (rows, fresh) = tokio::join!(session.run(&prepared, &refs), self.barrier());
         fresh.map_err(moved_away)?;
         let rows = rows.map_err(lost)?;
         let before = transaction.captured.len();
         let key = capture(&mut transaction.captured, &bound, &rows)?;
-        if transaction.captured.size_bytes() > MAX_ENTRY_BYTES {
-            return Err(too_large(transaction.captured.size_bytes()));
+        let (size, limit) = (transaction.captured.size_bytes(), self.reign.max_entry_bytes());
+        if size > limit {
+            return Err(too_large(size, limit));
         }
         // R4: a row lock may have been got from a COMMIT that PostgreSQL has not confirmed yet.
         let written = transaction.captured.last_keys(transaction.captured.len() - before);
+        transaction.rows.holds(written.iter().map(|change| (change.table, &change.key)));
         self.reign.confirmed(&written).await?;
         if let (Some(key), None) = (key, &transaction.first_key) {
             transaction.first_key = Some((table, key));
@@ -258,18 +363,25 @@ impl Leader {
         durability: Durability,
         early: Option<EarlyReply>,
     ) -> Result<(), Failure> {
-        let _under_way = self.enter(id)?;
         let mut transaction = handle.inner.lock().await;
         self.open_transactions.remove(handle.number);
+        // Its connection does not know it any more: whichever way this ends, the transaction ends with it.
+        let permit = handle.give_up_permit();
         let Some(session) = transaction.session.take() else { return Err(in_the_way()) };
-        let permits = std::mem::take(&mut transaction.permits);
+        let _under_way = match self.enter_commit(id) {
+            Ok(under_way) => under_way,
+            Err(refused) => {
+                self.roll_back_session(session).await;
+                transaction.rows = self.row_locks.holder();
+                return Err(refused);
+            }
+        };
         let captured = std::mem::take(&mut transaction.captured);
+        // Until its end is confirmed.
+        let _rows = std::mem::replace(&mut transaction.rows, self.row_locks.holder());
         if transaction.failed || captured.is_empty() {
             // COMMIT of a failed transaction is a ROLLBACK, as in PostgreSQL; one that only read is a read (R8).
-            let (ended, fresh) = tokio::join!(session.simple("ROLLBACK"), self.barrier());
-            if ended.is_ok() {
-                self.pool.put_back(session);
-            }
+            let ((), fresh) = tokio::join!(self.roll_back_session(session), self.barrier());
             if transaction.failed {
                 return Err(serialization("a statement of the transaction failed, so it was rolled back"));
             }
@@ -281,7 +393,7 @@ impl Leader {
         match result {
             Ok(()) => {
                 self.pool.put_back(session);
-                drop(permits);
+                drop(permit);
                 Ok(())
             }
             Err(CommitError::RolledBack(failure)) => {
@@ -316,12 +428,28 @@ impl Leader {
                 Err(_) => Err(CommitError::Broken(lost_in_transaction(&error))),
             };
         }
-        let mut changes = captured.finish(super::now_ms());
+        let mut changes = match captured.finish(self.shared.log.unix_ms()) {
+            Ok(changes) => changes,
+            Err(error) => return self.roll_back(session, error.into()).await,
+        };
         if let Some((table, key)) = transaction.first_key.clone() {
             let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
             changes.answered.push(answered(id, table, key, &affected));
         }
         self.commit(session, Entry { serial, body: Body::Changes(changes) }, early).await
+    }
+
+    /// The id of a COMMIT whose transaction is open here. Whatever is wrong with it, the transaction is not committed, for certain.
+    fn enter_commit(&self, id: TxnId) -> Result<UnderWay<'_>, Failure> {
+        let buried = || self.buried.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        let rolled_back = |reason: &str| serialization(&format!("the transaction was rolled back: {reason}"));
+        match self.enter(id) {
+            Ok(_) if buried() => Err(rolled_back("its COMMIT came after its client had been told that it was lost")),
+            Ok(under_way) => Ok(under_way),
+            Err(Failure::Busy { .. }) => Err(rolled_back("its client asks already what became of it")),
+            Err(Failure::Sql(error)) => Err(rolled_back(&error.message)),
+            Err(other) => Err(moved_away(other)),
+        }
     }
 
     /// Answers a COMMIT whose transaction this replica does not have: from the retry window, or that it cannot have happened.
@@ -340,33 +468,49 @@ impl Leader {
         if known {
             return Ok(());
         }
-        // This leader is whole (invariant 4) and no session of an earlier reign is left (R3): it was not, and never will be, committed.
+        // This leader is whole (invariant 4) and no session of an earlier reign is left (R3): it was not committed. If its COMMIT still
+        // lies in a connection, it must find that it comes too late.
+        let too_old = |first_sent_ms| !self.shared.window().can_tell(first_sent_ms, self.shared.log.unix_ms());
+        if !self.buried.lock().unwrap_or_else(PoisonError::into_inner).insert(id, too_old) {
+            return Err(Failure::Busy {
+                reason: "too many lost transactions are asked about".into(),
+                retry_after_ms: 1_000,
+            });
+        }
         Err(serialization("the transaction was lost with its connection and has not been committed"))
     }
 
     /// Rolls a transaction back.
     pub async fn roll_back_transaction(&self, handle: &TransactionHandle) {
         let mut transaction = handle.inner.lock().await;
-        self.open_transactions.remove(handle.number);
-        if let Some(session) = transaction.session.take()
-            && session.simple("ROLLBACK").await.is_ok()
-        {
-            self.pool.put_back(session);
-        }
-        transaction.permits.clear();
+        self.end_transaction(handle, &mut transaction).await;
     }
 
-    /// Ends the transactions that keep a range from its fence (R22).
-    pub async fn doom_transactions_on(&self, range: RangeId) {
+    async fn end_transaction(&self, handle: &TransactionHandle, transaction: &mut OpenTransaction) {
+        self.open_transactions.remove(handle.number);
+        if let Some(session) = transaction.session.take() {
+            self.roll_back_session(session).await;
+        }
+        drop(handle.give_up_permit());
+        transaction.rows = self.row_locks.holder();
+    }
+
+    async fn roll_back_session(&self, session: PooledSession) {
+        if session.simple("ROLLBACK").await.is_ok() {
+            self.pool.put_back(session);
+        }
+    }
+
+    /// Ends the transactions that keep a range from its fence (R22): at once, or as soon as what is executing in them has ended.
+    pub async fn doom_transactions_on(&self, slot: &Arc<Slot>) {
         for handle in self.open_transactions.all() {
-            // One that is executing is not waiting for its client; it is asked again at the next try.
-            let Ok(transaction) = handle.inner.try_lock() else { continue };
-            let in_the_way =
-                transaction.permits.iter().flat_map(|permit| permit.slots()).any(|slot| slot.range.id == range);
-            drop(transaction);
-            if in_the_way {
-                handle.doomed.store(true, Ordering::Release);
-                self.roll_back_transaction(&handle).await;
+            // One that was begun before a split is in the way of each piece.
+            if !handle.slots().iter().any(|held| slot.is_or_comes_from(held)) {
+                continue;
+            }
+            handle.doomed.store(true, Ordering::Release);
+            if let Ok(mut transaction) = handle.inner.try_lock() {
+                self.end_transaction(&handle, &mut transaction).await;
             }
         }
     }
@@ -421,5 +565,23 @@ fn lost_in_transaction(error: &StoreError) -> Failure {
             super::group::contention(error)
         }
         other => moved_away(lost(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_commits_are_remembered_as_long_as_they_can_come() {
+        let id = |n| TxnId { client: 1, sequence: n, first_sent_ms: n };
+        let mut buried = Buried::default();
+        for n in 0..MAX_BURIED as u64 {
+            assert!(buried.insert(id(n), |_| false));
+        }
+        assert!(!buried.insert(id(99_999), |_| false), "none is forgotten that could still come");
+        assert!(buried.contains(id(0)) && !buried.contains(id(99_999)));
+        assert!(buried.insert(id(99_999), |first_sent_ms| first_sent_ms < 5));
+        assert!(!buried.contains(id(4)) && buried.contains(id(5)) && buried.contains(id(99_999)));
     }
 }

@@ -17,16 +17,21 @@
 pub mod proofs;
 
 use crate::fold::ShardState;
-use crate::leader::gate::Gate;
+use crate::leader::clip::{AddedParameter, Narrowed, clipped, touches};
+use crate::leader::gate::{Gate, Kind};
 use crate::leader::plans::{BoundPlan, Plans};
+use crate::leader::reads::{check_piecewise, unless_gone};
+use crate::leader::scans::Scans;
 use crate::leader::session::{Parameters, UserSession, reply};
-use crate::leader::{Shared, clipped, group, touches, weight};
+use crate::leader::transactions::NoSession;
+use crate::leader::{Shared, group, weight};
 use crate::postgres::Role;
 use crate::store::StoreError;
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::shard::{StatementReply, StatementRequest};
+use evenkeel_protocol::shard::{Piece, PieceRequest, StatementReply, StatementRequest};
 use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Failure, Key, SqlError, TableId};
+use evenkeel_rpc::Gone;
 use proofs::{ASK_AGAIN_MS, Proofs, age_ms};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +44,8 @@ const WAIT_MS: u64 = 250;
 const GOOD_MS: u64 = 100;
 /// How often a read is run again because ownership changed beside it, or because its proof grew too old meanwhile.
 const MAX_RUNS: usize = 3;
+/// Sessions for scans that are read whole, and as many for pieces.
+pub const LOCAL_SCAN_SESSIONS: usize = 2;
 /// Nothing runs for ever; that nothing writes is how [`Role::User`] comes in. A user cannot change it (R6).
 const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 
@@ -49,6 +56,8 @@ pub struct LocalReads {
     plans: Plans,
     sessions: Vec<tokio::sync::Mutex<Option<Arc<UserSession>>>>,
     next_session: AtomicUsize,
+    scans: Scans,
+    pieces: Scans,
     proofs: Mutex<Proofs>,
 }
 
@@ -57,6 +66,8 @@ impl LocalReads {
     pub fn new(shared: Shared, sessions: usize) -> LocalReads {
         let sessions: Vec<_> = (0..sessions.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
         LocalReads {
+            scans: Scans::new(&shared.connector, LOCAL_SCAN_SESSIONS),
+            pieces: Scans::for_pieces(&shared.connector, LOCAL_SCAN_SESSIONS),
             shared,
             gate: Gate::new(sessions.len()),
             plans: Plans::default(),
@@ -66,13 +77,42 @@ impl LocalReads {
         }
     }
 
-    /// Answers a read.
+    /// Answers a read. One that may take long is ended when `gone` says that nobody waits for it.
     ///
     /// # Errors
     /// [`Failure::TooStale`] if the bound cannot be proven to be kept, [`Failure::Moved`] if the keys are not here,
     /// [`Failure::Overloaded`] if too many wait already, and 25006 for
     /// what is no read.
-    pub async fn read(&self, request: &StatementRequest) -> Result<StatementReply, Failure> {
+    pub async fn read(&self, request: &StatementRequest, gone: Gone) -> Result<StatementReply, Failure> {
+        let bound = self.bind(request)?;
+        let touched = touches(&bound, request)?;
+        let (sql, added) = clipped(&bound, request)?;
+        let scans = matches!(touched, Touches::Intervals(_));
+        let run = || self.run(&bound, request, &sql, &added, scans);
+        let current = self.current(&bound, request, &touched, run);
+        let (mut answer, age) = if scans { unless_gone(Some(gone), current).await? } else { current.await? };
+        answer.staleness_ms = Some(age);
+        Ok(answer)
+    }
+
+    /// Answers a piece of a read, likewise.
+    ///
+    /// # Errors
+    /// As [`LocalReads::read`]; 0A000 for what is not read piece by piece.
+    pub async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
+        let bound = self.bind(&request.statement)?;
+        check_piecewise(&bound)?;
+        let narrowed = Narrowed::new(request, bound.plan.descending());
+        let touched = touches(&bound, &narrowed.request)?;
+        let (sql, added) = narrowed.clipped(&bound)?;
+        let run = || self.run_piece(&bound, &narrowed.request, &sql, &added);
+        let current = self.current(&bound, &narrowed.request, &touched, run);
+        let (mut piece, age) = unless_gone(Some(gone), current).await?;
+        piece.reply.staleness_ms = Some(age);
+        Ok(piece)
+    }
+
+    fn bind(&self, request: &StatementRequest) -> Result<Arc<BoundPlan>, Failure> {
         let bound = self.plans.get(&request.sql, &self.shared.state())?;
         if bound.plan.parameters() != request.params.len() {
             return Err(wrong_parameters(bound.plan.parameters(), request.params.len()).into());
@@ -81,24 +121,33 @@ impl LocalReads {
             let error = SqlError::new(codes::READ_ONLY, "a read at level local can neither change nor lock rows");
             return Err(error.hint("Choose another read level for this statement.").into());
         }
-        let touched = touches(&bound, request)?;
+        Ok(bound)
+    }
+
+    /// Runs a read, if need be several times, until it is known of what age its answer is, in milliseconds, and that its rows belong here.
+    async fn current<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        bound: &BoundPlan,
+        request: &StatementRequest,
+        touched: &Touches,
+        run: impl Fn() -> F,
+    ) -> Result<(T, u64), Failure> {
         let table = bound.schema.as_ref().map(|schema| schema.id).unwrap_or_default();
         let mut too_stale = None;
         for _ in 0..MAX_RUNS {
             self.prove(request.max_staleness_ms).await?;
             let changed = self.shared.owned_changed.load(Ordering::SeqCst);
-            covered(&self.shared.state(), table, &touched)?;
+            covered(&self.shared.state(), table, touched)?;
             self.applied(changed).await?;
             let Some(asked_ms) = self.proofs().proven_ms(self.shared.progress.watermark()) else { continue };
-            let mut answer = self.run(&bound, request).await?;
-            covered(&self.shared.state(), table, &touched)?;
+            let answer = run().await?;
+            covered(&self.shared.state(), table, touched)?;
             let age = age_ms(asked_ms, self.shared.log.now_ms());
             if request.max_staleness_ms.is_some_and(|most| age > most) {
                 too_stale = Some(age);
             } else if self.shared.owned_changed.load(Ordering::SeqCst) == changed {
                 metrics::histogram!("evenkeel_local_read_staleness_seconds").record(age as f64 / 1_000.0);
-                answer.staleness_ms = Some(age);
-                return Ok(answer);
+                return Ok((answer, age));
             }
         }
         Err(match too_stale {
@@ -163,23 +212,50 @@ impl LocalReads {
         })
     }
 
-    async fn run(&self, bound: &BoundPlan, request: &StatementRequest) -> Result<StatementReply, Failure> {
-        let (sql, added) = clipped(bound, request)?;
-        let _inside = self.gate.enter(weight(request))?;
+    async fn run(
+        &self,
+        bound: &BoundPlan,
+        request: &StatementRequest,
+        sql: &Arc<str>,
+        added: &[AddedParameter],
+        scans: bool,
+    ) -> Result<StatementReply, Failure> {
+        let bytes = weight(request);
+        let _inside = self.gate.enter(Kind::of(&request.sql, bytes), bytes)?;
         let started = Instant::now();
         let mut params = Parameters::new(&request.params);
-        params.extend(&added);
-        let refs = params.refs();
-        let place = self.next_session.fetch_add(1, Ordering::Relaxed) % self.sessions.len();
-        let executed = async {
-            let session = self.session(place).await?;
-            let prepared = session.prepare(&sql, bound.plan.returned()).await?;
-            let rows = session.run(&prepared, &refs).await?;
-            Ok::<_, StoreError>((prepared, rows))
+        params.extend(added);
+        let returned = bound.plan.returned();
+        let read = if scans {
+            self.scans.read(sql, returned, &params).await.map_err(none)?
+        } else {
+            let place = self.next_session.fetch_add(1, Ordering::Relaxed) % self.sessions.len();
+            let executed = async {
+                let session = self.session(place).await?;
+                let prepared = session.prepare(sql, returned).await?;
+                let rows = session.run(&prepared, &params.refs()).await?;
+                Ok::<_, StoreError>((prepared, rows))
+            };
+            executed.await
         };
-        let (prepared, rows) = executed.await.map_err(|error| group::lost(&error))?;
+        let (prepared, rows) = read.map_err(|error| group::lost(&error))?;
         metrics::histogram!("evenkeel_local_read_seconds").record(started.elapsed().as_secs_f64());
         Ok(reply(&prepared.columns, &rows, rows.len())?)
+    }
+
+    async fn run_piece(
+        &self,
+        bound: &BoundPlan,
+        request: &StatementRequest,
+        sql: &Arc<str>,
+        added: &[AddedParameter],
+    ) -> Result<Piece, Failure> {
+        let _inside = self.gate.enter(Kind::Large, weight(request))?;
+        let mut params = Parameters::new(&request.params);
+        params.extend(added);
+        let read = self.pieces.read_piece(sql, bound.plan.returned(), &params).await.map_err(none)?;
+        let (prepared, piece) = read.map_err(|error| group::lost(&error))?;
+        Ok(piece.told(&prepared, &bound.codec)?)
     }
 
     /// The session at this place: a new one if there was none, or if its backend has been ended (with a reign, R3).
@@ -193,6 +269,13 @@ impl LocalReads {
         let session = Arc::new(session);
         *slot = Some(session.clone());
         Ok(session)
+    }
+}
+
+fn none(error: NoSession) -> Failure {
+    match error {
+        NoSession::Full(failure) => failure,
+        NoSession::Failed(error) => group::lost(&error),
     }
 }
 

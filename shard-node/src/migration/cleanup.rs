@@ -7,13 +7,14 @@ use crate::leader::Leader;
 use crate::leader::reign::Outcome;
 use crate::store::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Rows of one piece, and bytes: applying it must not hold up what comes behind it.
-const PIECE_ROWS: usize = 1_000;
-const PIECE_BYTES: usize = 1 << 20;
-/// Between pieces, in milliseconds: cleaning up is never urgent.
-const PAUSE_MS: u64 = 5;
+/// Rows of one piece, and bytes of what they take in PostgreSQL: applying it must not hold up what comes behind it.
+const PIECE_ROWS: u64 = 2_000;
+const PIECE_BYTES: u64 = 2 << 20;
+/// Between pieces it rests for so many times what the last one took, and at least so many milliseconds: cleaning up is never urgent.
+const REST: u32 = 3;
+const LEAST_REST_MS: u64 = 5;
 
 /// Which rows go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +47,10 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
     let Some((table, mut rest)) = what.target(&state, operator) else { return };
     let Some(schema) = state.table(table).cloned() else { return };
     loop {
+        let begun = Instant::now();
         let piece = async {
             let mut snapshot = leader.shared().snapshots.take().await?;
-            let piece = snapshot.chunk(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await?;
+            let piece = snapshot.extent(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await?;
             leader.shared().snapshots.give_back(snapshot).await;
             Ok::<_, StoreError>(piece)
         };
@@ -68,6 +70,6 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
         if last {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(PAUSE_MS)).await;
+        tokio::time::sleep((begun.elapsed() * REST).max(Duration::from_millis(LEAST_REST_MS))).await;
     }
 }

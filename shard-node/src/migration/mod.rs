@@ -17,6 +17,8 @@
 pub mod cleanup;
 pub mod destination;
 pub mod fence;
+mod pace;
 pub mod peers;
 mod readiness;
 pub mod source;
+mod tail;

@@ -108,6 +108,8 @@ mod tests {
                     leads: self.number == 4,
                     leader: Some(4),
                     applied: 0,
+                    seeding: false,
+                    seeded_bytes: 0,
                     decided: 0,
                     first: 0,
                     postgres_pid: None,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{CancelToken, Client, Config, NoTls};
 
 /// How long connecting may take.
 const CONNECT_MS: u64 = 10_000;
@@ -89,6 +89,18 @@ impl Connector {
         };
         // Looked at when the session is there: only then is it known which start of the server it reached.
         if self.over.load(Ordering::SeqCst) { Err(StoreError::SessionLost) } else { Ok(client) }
+    }
+}
+
+impl Connector {
+    /// Has the statement cancelled that runs on a session. Best effort: it may have ended, and be followed by another, so the session is to
+    /// be closed afterwards.
+    pub async fn cancel(&self, token: CancelToken) {
+        // A simulation's session notices by itself that it is closed.
+        if let Way::Socket(_) = self.way {
+            let cancelled = tokio::time::timeout(Duration::from_millis(CONNECT_MS), token.cancel_query(NoTls)).await;
+            tracing::debug!(?cancelled, "a statement was cancelled");
+        }
     }
 }
 

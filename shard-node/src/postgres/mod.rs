@@ -24,19 +24,24 @@ mod find;
 mod layout;
 mod leftover;
 mod settings;
+mod sizing;
 
 pub use connector::{Connector, Role};
 pub(crate) use damage::{is_damage, is_illness};
 pub use error::PostgresError;
 pub use find::{Binaries, MIN_MAJOR, find};
+pub use sizing::Resources;
 
 use layout::Layout;
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use settings::WalCompression;
+use sizing::{Machine, Sizing};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -48,6 +53,8 @@ const START_MS: u64 = 120_000;
 const START_POLL_MS: u64 = 5;
 /// How long an orderly stop may take before it is made a disorderly one. It writes a checkpoint.
 const STOP_MS: u64 = 15_000;
+/// How long the server may take to read its configuration, in milliseconds; beyond it the plainest is used.
+const CONFIG_CHECK_MS: u64 = 5_000;
 /// How often a running server's log is looked at.
 const LOG_CHECK_MS: u64 = 60_000;
 /// How often a running server's data folder is looked at.
@@ -60,8 +67,8 @@ pub struct PostgresConfig {
     pub bin_dir: Option<PathBuf>,
     /// The node's data directory; the server's data goes into `postgres` below it.
     pub data_dir: PathBuf,
-    /// `shared_buffers`, in MiB.
-    pub shared_buffers_mib: u32,
+    /// Its share of the machine.
+    pub resources: Resources,
     /// `max_connections`.
     pub max_connections: u32,
 }
@@ -241,7 +248,13 @@ impl Drop for Postgres {
 /// Starts the server, beside which no other runs (R2), and waits until it takes sessions.
 async fn launch(config: &PostgresConfig, layout: &Layout, binaries: &Binaries) -> Result<Server, PostgresError> {
     layout.remove_stale_files()?;
-    layout.write_config("postgresql.conf", &settings::render(config, &layout.socket_dir))?;
+    let sizing = Sizing::choose(&config.resources, Machine::here(layout.free_bytes().ok()));
+    tracing::info!(?sizing, "PostgreSQL's share of the machine");
+    let render = |compression| settings::render(config, &sizing, compression, &layout.socket_dir);
+    layout.write_config("postgresql.conf", &render(WalCompression::Lz4))?;
+    if !accepts_configuration(layout, binaries).await {
+        layout.write_config("postgresql.conf", &render(WalCompression::Pglz))?;
+    }
     // What ALTER SYSTEM writes here would override it: `fsync`, for one.
     layout.write_config("postgresql.auto.conf", settings::AUTO)?;
     layout.write_config("pg_hba.conf", settings::HBA)?;
@@ -265,6 +278,16 @@ async fn launch(config: &PostgresConfig, layout: &Layout, binaries: &Binaries) -
     let server = Server { pid, process, down };
     wait_until_ready(&server, layout, said_before).await?;
     Ok(server)
+}
+
+/// Whether the server takes the configuration that has just been written. It says no to a compression that it was built without.
+async fn accepts_configuration(layout: &Layout, binaries: &Binaries) -> bool {
+    let mut command = layout.command(&binaries.program("postgres"));
+    command.args(["-C", "wal_compression", "-D"]).arg(&layout.pgdata);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = tokio::process::Command::from(command);
+    let asked = command.kill_on_drop(true).status();
+    timeout(Duration::from_millis(CONFIG_CHECK_MS), asked).await.is_ok_and(|status| status.is_ok_and(|s| s.success()))
 }
 
 /// Waits until the server says in `postmaster.pid` that it takes sessions. Asking by connecting instead would cost a

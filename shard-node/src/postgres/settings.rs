@@ -1,6 +1,7 @@
 //! The server's configuration, as text: pure, so that each setting and its reason can be read and tested in one place.
 
 use super::PostgresConfig;
+use super::sizing::Sizing;
 use std::path::Path;
 
 /// Who may connect: whoever can enter the socket's folder, which is the node alone.
@@ -9,15 +10,41 @@ pub(super) const HBA: &str = "local all all trust\n";
 /// `postgresql.auto.conf`, whole.
 pub(super) const AUTO: &str = "# Emptied by Evenkeel at every start; ALTER SYSTEM does not last.\n";
 
+/// How the server compresses the full pages of its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WalCompression {
+    /// Fast; not in every build.
+    Lz4,
+    /// In every build.
+    Pglz,
+}
+
 /// `postgresql.conf`, whole. It is written anew at every start.
-pub(super) fn render(config: &PostgresConfig, socket_dir: &Path) -> String {
+pub(super) fn render(
+    config: &PostgresConfig,
+    sizing: &Sizing,
+    compression: WalCompression,
+    socket_dir: &Path,
+) -> String {
     let mut text = String::from("# Written by Evenkeel at every start; changes are lost.\n");
-    let sockets = format!("'{}'", socket_dir.display());
-    let buffers = format!("{}MB", config.shared_buffers_mib);
-    let connections = config.max_connections.to_string();
-    let variable =
-        [("unix_socket_directories", &sockets), ("shared_buffers", &buffers), ("max_connections", &connections)];
-    for (name, value) in variable.into_iter().map(|(n, v)| (n, v.as_str())).chain(FIXED.iter().copied()) {
+    let mib = |mib: u64| format!("{mib}MB");
+    let compression = match compression {
+        WalCompression::Lz4 => "lz4",
+        WalCompression::Pglz => "on",
+    };
+    let variable = [
+        ("unix_socket_directories", format!("'{}'", socket_dir.display())),
+        ("max_connections", config.max_connections.to_string()),
+        ("shared_buffers", mib(sizing.shared_buffers_mib)),
+        ("effective_cache_size", mib(sizing.effective_cache_mib)),
+        ("maintenance_work_mem", mib(sizing.maintenance_work_mib)),
+        ("wal_buffers", mib(sizing.wal_buffers_mib)),
+        ("max_wal_size", mib(sizing.max_wal_mib)),
+        ("min_wal_size", mib(sizing.min_wal_mib)),
+        ("wal_compression", compression.to_string()),
+    ];
+    let fixed = FIXED.iter().map(|(name, value)| (*name, (*value).to_string()));
+    for (name, value) in variable.into_iter().chain(fixed) {
         text.push_str(&format!("{name} = {value}\n"));
     }
     text
@@ -33,15 +60,16 @@ const FIXED: &[(&str, &str)] = &[
     ("synchronous_commit", "off"),
     ("fsync", "on"),
     ("full_page_writes", "on"),
-    // Asynchronous commits reach the disk within three times this delay; each flush competes with the log's fsync.
+    // Asynchronous commits reach the disk within three times this delay, or once so much waits; each flush competes with the log's fsync.
     ("wal_writer_delay", "500ms"),
-    ("wal_writer_flush_after", "2MB"),
+    ("wal_writer_flush_after", "8MB"),
     // Replication is the log's work, not the server's.
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
     ("max_logical_replication_workers", "0"),
-    ("min_wal_size", "64MB"),
-    ("max_wal_size", "256MB"),
+    // Checkpoints come by the log's length (see `sizing`): each makes every page be logged whole once more, and its fsyncs stand
+    // before the log's.
+    ("checkpoint_timeout", "15min"),
     ("checkpoint_completion_target", "0.9"),
     // R7: a transaction that outlives its session would bypass the log.
     ("max_prepared_transactions", "0"),
@@ -103,19 +131,41 @@ COMMIT";
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::postgres::Resources;
 
     #[test]
     fn every_setting_is_made_once_and_the_variable_ones_are_in() {
-        let config =
-            PostgresConfig { bin_dir: None, data_dir: "/d".into(), shared_buffers_mib: 77, max_connections: 9 };
-        let text = render(&config, Path::new("/d/socket"));
+        let config = PostgresConfig {
+            bin_dir: None,
+            data_dir: "/d".into(),
+            resources: Resources::default(),
+            max_connections: 9,
+        };
+        let sizing = Sizing {
+            shared_buffers_mib: 77,
+            effective_cache_mib: 200,
+            maintenance_work_mib: 16,
+            wal_buffers_mib: 7,
+            max_wal_mib: 512,
+            min_wal_mib: 128,
+        };
+        let text = render(&config, &sizing, WalCompression::Lz4, Path::new("/d/socket"));
         let mut names: Vec<&str> = text.lines().skip(1).map(|line| line.split(" = ").next().unwrap()).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
-        for line in ["shared_buffers = 77MB", "max_connections = 9", "unix_socket_directories = '/d/socket'"] {
+        for line in [
+            "shared_buffers = 77MB",
+            "max_connections = 9",
+            "unix_socket_directories = '/d/socket'",
+            "wal_buffers = 7MB",
+            "max_wal_size = 512MB",
+            "wal_compression = lz4",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line}");
         }
+        let text = render(&config, &sizing, WalCompression::Pglz, Path::new("/d/socket"));
+        assert!(text.lines().any(|l| l == "wal_compression = on"));
     }
 }

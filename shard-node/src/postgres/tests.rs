@@ -8,7 +8,8 @@ use std::path::Path;
 use tempfile::TempDir;
 
 fn config(dir: &TempDir) -> PostgresConfig {
-    PostgresConfig { bin_dir: None, data_dir: dir.path().to_path_buf(), shared_buffers_mib: 16, max_connections: 20 }
+    let resources = Resources { shared_buffers_mib: Some(16), ..Resources::default() };
+    PostgresConfig { bin_dir: None, data_dir: dir.path().to_path_buf(), resources, max_connections: 20 }
 }
 
 async fn count(postgres: &Postgres, sql: &str) -> i64 {
@@ -285,5 +286,8 @@ async fn the_configuration_is_the_node_s() {
     std::fs::write(postgres.layout.pgdata.join("postgresql.conf"), "nonsense here").unwrap();
     postgres.restart().await.unwrap();
     assert_eq!(count(&postgres, "SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'on'").await, 1);
+    // This build's best compression, and not what keeps a server of another build from starting.
+    let compressed = "SELECT count(*) FROM pg_settings WHERE name = 'wal_compression' AND setting <> 'off'";
+    assert_eq!(count(&postgres, compressed).await, 1);
     postgres.stop().await.unwrap();
 }

@@ -11,7 +11,7 @@
 //! The leader's transactions commit concurrently and so out of order, which is why they need a record each; applied
 //! batches come one after another, and a position says all. Both tables are insert-only and pruned behind (R5: a
 //! snapshot that is held open makes updated rows slow and leaves inserts fast). A position's row can carry the
-//! replica's other state, as bytes that mean nothing here, and answers to be remembered (R14).
+//! replica's other state, as bytes that mean nothing here, answers to be remembered (R14), and which rows are still missing (R32).
 //!
 //! **Applying.** [`Store::apply`] runs a batch as one transaction whose statements are all sent before the first answer
 //! is read. The changes of one table are one multi-row statement; the caller has coalesced them per key (R15), since
@@ -24,7 +24,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `apply` | batches |
-//! | [`snapshot`] | reading a range as of one moment: chunks, checksums, sizes |
+//! | [`snapshot`] | reading a range as of one moment: chunks, checksums |
+//! | `sample` | how large ranges are, and where one can be split by size, from a sample of pages |
 //! | [`snapshots`] | sessions for that, kept ready |
 //! | `statements` | SQL text made from schemas (pure) |
 //! | [`raw`] | values in binary format, in and out, undecoded |
@@ -36,6 +37,7 @@ pub mod bind;
 mod errors;
 mod keys;
 pub mod raw;
+mod sample;
 pub mod snapshot;
 pub mod snapshots;
 mod statements;
@@ -43,12 +45,16 @@ mod statements;
 pub use bind::{Parameter, parameter};
 pub use errors::StoreError;
 pub use raw::{Raw, RawParameter};
-pub use snapshot::{Chunk, PinnedSnapshot};
+pub use sample::Sample;
+pub use snapshot::{Chunk, Extent, PinnedSnapshot, RowsOf};
 pub use snapshots::Snapshots;
 
+use crate::fold::CopiedRows;
+use crate::image::Columns;
 use crate::postgres::{Connector, Role};
 use apply::Tables;
 use bytes::Bytes;
+use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Key, KeyInterval, RowBatch, TableSchema};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -88,6 +94,8 @@ struct PositionRow {
 pub struct Recovered {
     /// All effective entries up to here are in; 0 if nothing was ever applied.
     pub position: u64,
+    /// Rows may be those of entries up to here; at least the position.
+    pub reached: u64,
     /// The term given with that position.
     pub term: u64,
     /// The latest state that a batch carried, and that batch's position.
@@ -96,6 +104,8 @@ pub struct Recovered {
     pub records: Vec<AppliedRecord>,
     /// What recent batches carried as answers, oldest first; empty ones are left out.
     pub answers: Vec<Bytes>,
+    /// What the last batch said of rows that are missing.
+    pub seeding: Option<Bytes>,
 }
 
 /// An entry that a leader's own transaction has applied.
@@ -116,12 +126,17 @@ pub struct ApplyBatch {
     pub operations: Vec<StoreOperation>,
     /// With them, all effective entries up to here are in. Never less than the batch's before.
     pub position: u64,
+    /// The batch has rows of entries up to here, if that is more than the position: then entries behind the position come again after a
+    /// restart (R12).
+    pub reached: u64,
     /// Kept with the position.
     pub term: u64,
     /// The replica's state as of the position, if it is to be kept now.
     pub state: Option<Bytes>,
     /// Answers to be remembered; may be empty.
     pub answers: Bytes,
+    /// Which rows are missing after this batch, if any are; bytes that mean nothing here.
+    pub seeding: Option<Bytes>,
     /// R16: wait until this batch, and with it all before, is on the disk.
     pub sync: bool,
     /// Entries, by (term, serial), that a *leader* applies by this batch. Its own transactions commit in any order, so
@@ -129,11 +144,25 @@ pub struct ApplyBatch {
     pub records: Vec<(u64, u64)>,
 }
 
+/// Rows of a copy that are not stored as the copy brought them. The batch is in all the same: what becomes of the copy is not for one
+/// replica to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Differing {
+    /// The copy, and what its source says of the rows.
+    pub copied: CopiedRows,
+    /// Where they lie.
+    pub interval: KeyInterval,
+    /// What this PostgreSQL says of them.
+    pub stored: RangeChecksum,
+}
+
 /// One step of a batch.
 #[derive(Debug, Clone)]
 pub enum StoreOperation {
     /// Makes a table by its `create_sql`.
     CreateTable(Arc<TableSchema>),
+    /// Drops a table, if it is there.
+    DropTable(Arc<TableSchema>),
     /// Changes rows of a table. A key is in at most one of the two lists, once (R15).
     Rows {
         /// The table.
@@ -143,6 +172,16 @@ pub enum StoreOperation {
         /// Keys of rows to delete; rows that are not there are fine.
         deletes: Vec<Key>,
     },
+    /// Sets columns of rows that are there; of a row that is not, nothing. A key is in one of the lists of a run of such operations
+    /// and of `Rows`, once (R15).
+    Update {
+        /// The table.
+        table: Arc<TableSchema>,
+        /// Which columns; none of the key.
+        columns: Columns,
+        /// Keys, and the new values, packed.
+        rows: Vec<(Key, Bytes)>,
+    },
     /// Makes `rows` all that is in an interval. The rows must lie in it.
     ReplaceInterval {
         /// The table.
@@ -151,6 +190,8 @@ pub enum StoreOperation {
         interval: KeyInterval,
         /// The rows: all columns.
         rows: RowBatch,
+        /// What the copy that brought them says of them: compared, in the transaction that stores them, with what is stored then.
+        copied: Option<CopiedRows>,
     },
     /// Deletes all rows in an interval.
     DeleteInterval {
@@ -170,7 +211,8 @@ CREATE SCHEMA evenkeel;
 CREATE TABLE evenkeel.applied (term bigint NOT NULL, serial bigint NOT NULL, answers bytea NOT NULL, PRIMARY KEY (term, serial))
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 ALTER TABLE evenkeel.applied ALTER answers SET STORAGE EXTERNAL;
-CREATE TABLE evenkeel.position (batch bigint PRIMARY KEY, index bigint NOT NULL, term bigint NOT NULL, state bytea, answers bytea NOT NULL)
+CREATE TABLE evenkeel.position (batch bigint PRIMARY KEY, index bigint NOT NULL, reached bigint NOT NULL, term bigint NOT NULL,
+    state bytea, answers bytea NOT NULL, seeding bytea)
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 ALTER TABLE evenkeel.position ALTER state SET STORAGE EXTERNAL, ALTER answers SET STORAGE EXTERNAL;
 GRANT USAGE ON SCHEMA evenkeel TO evenkeel_user;
@@ -220,7 +262,8 @@ impl Store {
         if found.is_none() {
             client.batch_execute(MAKE_SCHEMA).await?;
         }
-        let insert = "INSERT INTO evenkeel.position (batch, index, term, state, answers) VALUES ($1, $2, $3, $4, $5)";
+        let insert = "INSERT INTO evenkeel.position (batch, index, reached, term, state, answers, seeding)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)";
         let insert_position = client.prepare(insert).await?;
         let insert_record = client.prepare(RECORD_SQL).await?;
         let (positions, recovered) = recover(&client).await?;
@@ -327,11 +370,12 @@ impl Store {
 async fn recover(client: &Client) -> Result<(VecDeque<PositionRow>, Recovered), StoreError> {
     let mut recovered = Recovered::default();
     let mut positions = VecDeque::new();
-    let sql = "SELECT batch, index, term, state IS NOT NULL, answers FROM evenkeel.position ORDER BY batch";
+    let sql = "SELECT batch, index, term, state IS NOT NULL, answers, reached FROM evenkeel.position ORDER BY batch";
     for row in client.query(sql, &[]).await? {
         let index = row.try_get::<_, i64>(1)? as u64;
         positions.push_back(PositionRow { batch: row.try_get(0)?, index, has_state: row.try_get(3)? });
         (recovered.position, recovered.term) = (index, row.try_get::<_, i64>(2)? as u64);
+        recovered.reached = row.try_get::<_, i64>(5)? as u64;
         let Raw(answers) = row.try_get(4)?;
         if !answers.is_empty() {
             recovered.answers.push(Bytes::copy_from_slice(answers));
@@ -341,6 +385,10 @@ async fn recover(client: &Client) -> Result<(VecDeque<PositionRow>, Recovered), 
         let row = client.query_one("SELECT state FROM evenkeel.position WHERE batch = $1", &[&latest.batch]).await?;
         let Raw(state) = row.try_get(0)?;
         recovered.state = Some((latest.index, Bytes::copy_from_slice(state)));
+    }
+    if let Some(last) = positions.back() {
+        let row = client.query_one("SELECT seeding FROM evenkeel.position WHERE batch = $1", &[&last.batch]).await?;
+        recovered.seeding = row.try_get::<_, Option<Raw<'_>>>(0)?.map(|Raw(missing)| Bytes::copy_from_slice(missing));
     }
     for row in client.query("SELECT term, serial, answers FROM evenkeel.applied", &[]).await? {
         let Raw(answers) = row.try_get(2)?;

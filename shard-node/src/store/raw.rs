@@ -48,6 +48,11 @@ impl ToSql for RawParameter<'_> {
     to_sql_checked!();
 }
 
+/// What data in COPY's binary format begin with: the signature, no flags, nothing more to the header.
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// A null, packed.
+const NULL: [u8; 4] = (-1i32).to_be_bytes();
+
 /// The values of many rows, found once: for each, its packed form, the length included.
 #[derive(Debug)]
 pub(super) struct Packed<'a> {
@@ -83,6 +88,50 @@ impl<'a> Packed<'a> {
         Packed::of_buffer(&batch.data, width, batch.count as usize)
     }
 
+    /// Of rows whose first `left` values follow one another in one buffer and whose other `right` ones lie in a piece for each row.
+    pub fn joined<'r>(
+        buffer: &'a [u8],
+        left: usize,
+        rows: impl ExactSizeIterator<Item = &'a Bytes> + 'r,
+        right: usize,
+    ) -> Result<Packed<'a>, StoreError> {
+        let mut values = Vec::with_capacity(rows.len() * (left + right));
+        let mut rest = buffer;
+        for row in rows {
+            rest = split(rest, left, &mut values).ok_or_else(malformed)?;
+            if !split(row, right, &mut values).ok_or_else(malformed)?.is_empty() {
+                return Err(malformed());
+            }
+        }
+        if rest.is_empty() { Ok(Packed { width: left + right, values }) } else { Err(malformed()) }
+    }
+
+    /// The rows of up to `bytes` each, and those that are larger; both in the order they were in.
+    pub fn by_size(self, bytes: usize) -> (Packed<'a>, Packed<'a>) {
+        let width = self.width.max(1);
+        let size = |row: &[&[u8]]| row.iter().map(|value| value.len()).sum::<usize>();
+        let empty = |width| Packed { width, values: Vec::new() };
+        if self.values.chunks(width).all(|row| size(row) <= bytes) {
+            let none = empty(self.width);
+            return (self, none);
+        }
+        let (mut small, mut large) = (empty(self.width), empty(self.width));
+        for row in self.values.chunks(width) {
+            let side = if size(row) <= bytes { &mut small } else { &mut large };
+            side.values.extend_from_slice(row);
+        }
+        (small, large)
+    }
+
+    /// Those that are to travel in arrays, if the table's types have any, and those that are to travel one by one.
+    pub fn in_arrays(self, arrays: bool, max_row_bytes: usize, max_single: usize) -> (Packed<'a>, Packed<'a>) {
+        let none = Packed { width: self.width, values: Vec::new() };
+        if !arrays || self.rows() <= max_single {
+            return (none, self);
+        }
+        self.by_size(max_row_bytes)
+    }
+
     /// Rows.
     pub fn rows(&self) -> usize {
         self.values.len().checked_div(self.width).unwrap_or(0)
@@ -95,6 +144,23 @@ impl<'a> Packed<'a> {
         }
         let pieces = self.values.chunks((rows * self.width).max(1));
         pieces.map(|values| Packed { width: self.width, values: values.to_vec() }).collect()
+    }
+
+    /// The rows as COPY's binary format has them: each value is packed as it is here, behind the number of a row's values.
+    pub fn copied(&self) -> Bytes {
+        let bytes: usize = self.values.iter().map(|value| value.len()).sum();
+        let mut out = BytesMut::with_capacity(COPY_HEADER.len() + bytes + 2 * self.rows() + 2);
+        out.put_slice(COPY_HEADER);
+        for row in self.values.chunks(self.width.max(1)) {
+            // A table has at most 1,600 columns.
+            out.put_i16(self.width as i16);
+            for value in row {
+                out.put_slice(if is_null(value) { &NULL } else { value });
+            }
+        }
+        // The end.
+        out.put_i16(-1);
+        out.freeze()
     }
 
     /// A column, as an array parameter.
@@ -190,6 +256,40 @@ mod tests {
         assert_eq!(encode(&packed.column(1), &Type::TEXT_ARRAY), encode(&texts, &Type::TEXT_ARRAY));
         let pieces: Vec<usize> = packed.into_pieces(2).iter().map(Packed::rows).collect();
         assert_eq!(pieces, [2, 1]);
+    }
+
+    // E19: large values do not travel in arrays.
+    #[test]
+    fn rows_are_told_apart_by_their_size() {
+        let rows: Vec<Bytes> = [10, 5000, 20]
+            .map(|n| {
+                let mut out = BytesMut::new();
+                evenkeel_protocol::rows::put_value(&mut out, Some(&vec![b'x'; n]));
+                out.freeze()
+            })
+            .into();
+        let (small, large) = Packed::of_rows(&rows, 1).unwrap().by_size(2048);
+        assert_eq!((small.rows(), large.rows()), (2, 1));
+        assert_eq!(large.values[0].len(), 5004);
+        let (all, none) = Packed::of_rows(&rows, 1).unwrap().by_size(8192);
+        assert_eq!((all.rows(), none.rows()), (3, 0));
+        let joined = Packed::joined(&rows[0], 1, rows[1..2].iter(), 1).unwrap();
+        assert_eq!((joined.rows(), joined.values[0].len(), joined.values[1].len()), (1, 14, 5004));
+        assert!(Packed::joined(&rows[0], 1, rows[1..].iter(), 1).is_err(), "more rows than keys");
+    }
+
+    #[test]
+    fn rows_as_copy_takes_them() {
+        let batch = batch();
+        let copied = Packed::of_batch(&batch, 2).unwrap().copied();
+        let rows = [
+            &b"\0\x02\0\0\0\x08\0\0\0\0\0\0\0\x07\0\0\0\x02ab"[..],
+            b"\0\x02\0\0\0\x08\0\0\0\0\0\0\0\x08\xff\xff\xff\xff",
+            b"\0\x02\0\0\0\x08\0\0\0\0\0\0\0\x09\0\0\0\0",
+            b"\xff\xff",
+        ];
+        assert_eq!(copied, [COPY_HEADER, &rows.concat()].concat());
+        assert_eq!(COPY_HEADER.len(), 19);
     }
 
     #[test]

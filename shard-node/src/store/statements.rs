@@ -5,6 +5,8 @@
 
 use super::errors::StoreError;
 use super::keys::pack_key;
+use crate::fold::ROW_OVERHEAD_BYTES;
+use crate::image::Columns;
 use bytes::BytesMut;
 use evenkeel_protocol::rows::RowValues;
 use evenkeel_protocol::{KeyInterval, TableSchema};
@@ -62,6 +64,42 @@ pub(super) fn insert(schema: &TableSchema, source: Source, upsert: bool) -> Stri
     sql
 }
 
+/// Takes whole rows that are not there, in PostgreSQL's binary format for COPY.
+pub(super) fn copy_in(schema: &TableSchema) -> String {
+    format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table_name(schema), columns(schema))
+}
+
+/// Sets these columns of rows that are there, by their keys. Parameters: the key's columns, then the values.
+pub(super) fn update(schema: &TableSchema, columns: &Columns, source: Source) -> String {
+    let (name, width) = (table_name(schema), schema.key.len());
+    let set: Vec<&str> = columns.positions().filter_map(|at| schema.columns.get(at)).map(|c| c.name.as_str()).collect();
+    let assigned = |value: &dyn Fn(usize) -> String| {
+        let each: Vec<String> =
+            set.iter().enumerate().map(|(i, name)| format!("{} = {}", TableSchema::quote(name), value(i))).collect();
+        each.join(", ")
+    };
+    match source {
+        Source::One => {
+            let set = assigned(&|i| format!("${}", width + i + 1));
+            format!("UPDATE {name} SET {set} WHERE ({}) = ({})", key_columns(schema), parameters(1, width))
+        }
+        Source::Many => {
+            let given: Vec<String> =
+                (0..width).map(|i| format!("k{i}")).chain((0..set.len()).map(|i| format!("v{i}"))).collect();
+            let set = assigned(&|i| format!("given.v{i}"));
+            let given = format!("unnest({}) AS given({})", parameters(1, given.len()), given.join(", "));
+            format!("UPDATE {name} AS t SET {set} FROM {given} WHERE {}", key_is_given(schema))
+        }
+    }
+}
+
+/// Whether the row of `t` has the key that is `given`.
+fn key_is_given(schema: &TableSchema) -> String {
+    let columns = schema.key_columns().map(|c| format!("t.{}", TableSchema::quote(&c.name)));
+    let equal: Vec<String> = columns.enumerate().map(|(i, c)| format!("{c} = given.k{i}")).collect();
+    equal.join(" AND ")
+}
+
 /// Deletes rows by their keys.
 pub(super) fn delete(schema: &TableSchema, source: Source) -> String {
     let width = schema.key.len();
@@ -73,13 +111,10 @@ pub(super) fn delete(schema: &TableSchema, source: Source) -> String {
         Source::Many => {
             let given: Vec<String> = (0..width).map(|i| format!("k{i}")).collect();
             let given = given.join(", ");
-            let of_table: Vec<String> =
-                schema.key_columns().map(|c| format!("t.{}", TableSchema::quote(&c.name))).collect();
-            let equal: Vec<String> = of_table.iter().enumerate().map(|(i, c)| format!("{c} = given.k{i}")).collect();
             format!(
                 "DELETE FROM {name} AS t USING unnest({}) AS given({given}) WHERE {}",
                 parameters(1, width),
-                equal.join(" AND ")
+                key_is_given(schema)
             )
         }
     }
@@ -133,16 +168,52 @@ pub(super) fn where_in(schema: &TableSchema, shape: Shape) -> String {
     if sides.is_empty() { String::new() } else { format!(" WHERE {}", sides.join(" AND ")) }
 }
 
+/// What each column of a row takes where it lies, in bytes; values that lie elsewhere are not read for it.
+pub(super) fn column_sizes(schema: &TableSchema) -> String {
+    let sizes: Vec<String> =
+        schema.columns.iter().map(|column| format!("pg_column_size({})", TableSchema::quote(&column.name))).collect();
+    sizes.join(", ")
+}
+
+/// The number of an interval's rows, and the exact sum of their hashes as text.
+pub(super) fn checksum(schema: &TableSchema, shape: Shape) -> String {
+    let (hash, table, filter) = (row_hash(schema), table_name(schema), where_in(schema, shape));
+    format!("SELECT count(*), coalesce(sum({hash}), 0)::text FROM {table}{filter}")
+}
+
 /// The object ids of the parameters of [`where_in`].
 pub(super) fn where_types(schema: &TableSchema, shape: Shape) -> impl Iterator<Item = u32> {
     let of = |count: usize| schema.key_columns().take(count).map(|column| column.type_oid);
     of(shape.start).chain(of(shape.end))
 }
 
-/// `ROW(…)` over all columns: the row as one value, whatever the columns are called.
-pub(super) fn row(schema: &TableSchema) -> String {
-    format!("ROW({})", columns(schema))
+/// Types whose values' length stands in the row, or in the pointer that stands there, before compression: text, varchar, char and bytea.
+const OF_KNOWN_LENGTH: [u32; 4] = [25, 1043, 1042, 17];
+
+/// What a row's values take, uncompressed as far as that can be known without reading one that lies outside of its row, in bytes, and
+/// what PostgreSQL keeps beside them.
+pub(super) fn row_bytes(schema: &TableSchema) -> String {
+    let each = schema.columns.iter().map(|column| {
+        let of = if OF_KNOWN_LENGTH.contains(&column.type_oid) { "octet_length" } else { "pg_column_size" };
+        format!("coalesce({of}({}), 0)", TableSchema::quote(&column.name))
+    });
+    format!("{ROW_OVERHEAD_BYTES} + {}", each.collect::<Vec<_>>().join(" + "))
 }
+
+/// A 64-bit hash of a row's contents, the same on every server of one byte order. Values of types whose equality is identity are hashed as
+/// they are; of the others (`1.0` equals `1.00`, `-0` equals `0`; some have no hash at all) the text is.
+pub(super) fn row_hash(schema: &TableSchema) -> String {
+    let columns = schema.columns.iter().map(|column| {
+        let name = TableSchema::quote(&column.name);
+        if EQUAL_IS_SAME.contains(&column.type_oid) { name } else { format!("{name}::text") }
+    });
+    let columns: Vec<String> = columns.collect();
+    format!("hash_record_extended(ROW({}), 0)", columns.join(", "))
+}
+
+/// Types two of whose values are equal only if they are the same: boolean, bytea, "char", name, the integers, text, oid, char(n), varchar,
+/// date, time, timestamp, timestamptz, timetz, uuid.
+const EQUAL_IS_SAME: [u32; 17] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1042, 1043, 1082, 1083, 1114, 1184, 1266, 2950];
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -195,7 +266,25 @@ pub(super) mod tests {
             delete(&pair(), Source::Many),
             r#"DELETE FROM public."a""b" AS t USING unnest($1, $2) AS given(k0, k1) WHERE t."k2" = given.k0 AND t."k1" = given.k1"#
         );
+        let columns = Columns::new([1]);
+        assert_eq!(
+            update(&pair(), &columns, Source::Many),
+            r#"UPDATE public."a""b" AS t SET "v" = given.v0 FROM unnest($1, $2, $3) AS given(k0, k1, v0) WHERE t."k2" = given.k0 AND t."k1" = given.k1"#
+        );
+        assert_eq!(
+            update(&pair(), &columns, Source::One),
+            r#"UPDATE public."a""b" SET "v" = $3 WHERE ("k2", "k1") = ($1, $2)"#
+        );
+        assert_eq!(copy_in(&pair()), r#"COPY public."a""b" ("k1", "v", "k2") FROM STDIN (FORMAT binary)"#);
         assert_eq!(delete(&pair(), Source::One), r#"DELETE FROM public."a""b" WHERE ("k2", "k1") = ($1, $2)"#);
+    }
+
+    #[test]
+    fn sizes_are_taken_of_columns_so_that_no_large_value_is_fetched() {
+        assert_eq!(
+            row_bytes(&pair()),
+            r#"28 + coalesce(pg_column_size("k1"), 0) + coalesce(octet_length("v"), 0) + coalesce(octet_length("k2"), 0)"#
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::scrub::Compared;
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::sql::{Command, parse};
 use evenkeel_protocol::*;
@@ -28,7 +29,7 @@ struct Replica {
 pub struct Shard {
     pub info: ShardInfo,
     replicas: Vec<Replica>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// Free addresses below the range from which outgoing connections take theirs, each given out once.
@@ -75,7 +76,7 @@ impl Shard {
             toml::from_str(&text).unwrap()
         };
         let replicas = (1..=replicas as u64).map(|r| Replica { config: config(r), running: None }).collect();
-        let mut shard = Shard { info, replicas, _dir: dir };
+        let mut shard = Shard { info, replicas, dir };
         for replica in &mut shard.replicas {
             replica.start();
         }
@@ -91,6 +92,11 @@ impl Shard {
 
     pub async fn stop_replica(&mut self, replica: u64) {
         self.replicas[replica as usize - 1].stop().await;
+    }
+
+    /// Removes everything that a replica that is stopped has on its disk.
+    pub fn wipe_replica(&self, replica: u64) {
+        std::fs::remove_dir_all(&self.replicas[replica as usize - 1].config.data_dir).unwrap();
     }
 
     pub fn start_replica(&mut self, replica: u64) {
@@ -216,14 +222,60 @@ impl Shard {
         }
     }
 
-    /// Checksums of all replicas agree; gives (rows, sum) per range.
+    /// Compares all of the shard's ranges on all replicas.
+    pub async fn compared(&self) -> Compared {
+        let mut compared = Compared::default();
+        let mut left_behind = true;
+        loop {
+            let request = ControlRequest::Compare { from: compared.next.clone(), left_behind };
+            let ControlReply::Compared(found) = self.control(request).await else { panic!("not compared") };
+            compared.add(*found);
+            left_behind = false;
+            if compared.next.is_none() {
+                return compared;
+            }
+        }
+    }
+
+    /// What each replica holds without a reason to: the replica, and the key of the first row of each place.
+    pub async fn left_behind(&self) -> Vec<(u64, Key)> {
+        let compared = self.compared().await;
+        assert!(compared.silent.is_empty(), "{compared:?}");
+        compared.left_behind.into_iter().map(|(replica, _, key)| (replica, key)).collect()
+    }
+
+    /// Executes SQL in one replica's PostgreSQL, behind the store's back, once it holds all that was answered so far.
+    pub async fn behind_the_back(&self, replica: u64, sql: &str) {
+        self.caught_up(replica).await;
+        self.postgres(replica).await.batch_execute(sql).await.unwrap();
+    }
+
+    /// Waits until a replica's PostgreSQL holds all that the leader knows to be decided by now: a statement is answered
+    /// before followers have executed it.
+    async fn caught_up(&self, replica: u64) {
+        let leader = self.leader().await;
+        let decided = self.inspect(leader).await.expect("the leader answers").decided;
+        let begun = Instant::now();
+        while self.inspect(replica).await.is_none_or(|i| i.seeding || i.applied < decided) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "replica {replica} is not at {decided}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A session of one replica's PostgreSQL.
+    pub async fn postgres(&self, replica: u64) -> tokio_postgres::Client {
+        let socket = self.dir.path().join(format!("r{replica}")).join("socket");
+        let config = format!("host={} user=evenkeel dbname=postgres", socket.display());
+        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// All replicas hold the same; gives (rows, sum) per range.
     pub async fn checked_sums(&self) -> Vec<(RangeId, RangeChecksum)> {
-        let ControlReply::Checksums(all) = self.control(ControlRequest::Checksums).await else { panic!() };
-        let sums: Vec<_> = all.iter().map(|r| r.ranges.clone().unwrap()).collect();
-        assert_eq!(all.len(), self.replicas.len());
-        assert!(sums.windows(2).all(|w| w[0] == w[1]), "replicas differ: {all:?}");
-        assert!(all.windows(2).all(|w| w[0].index == w[1].index), "at different places: {all:?}");
-        sums[0].clone()
+        let compared = self.compared().await;
+        assert!(compared.differences.is_empty() && compared.silent.is_empty(), "{compared:?}");
+        compared.ranges.into_iter().collect()
     }
 }
 

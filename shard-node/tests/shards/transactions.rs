@@ -3,6 +3,7 @@
 use super::harness::{Shard, id, statement};
 use super::{TABLE, start_logging};
 use evenkeel_protocol::shard::*;
+use evenkeel_protocol::value::MAX_VALUE_BYTES;
 use evenkeel_protocol::*;
 use evenkeel_rpc::Connection;
 use std::time::{Duration, Instant};
@@ -54,16 +55,17 @@ fn code<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
     }
 }
 
-/// R12: what does not fit into an entry is refused as a whole, and whoever asked can go on.
+/// R12: a value or a transaction that is larger than it may be is refused as a whole, and whoever asked can go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_larger_than_an_entry_is_refused_and_the_session_goes_on() {
+async fn what_is_larger_than_allowed_is_refused_and_the_session_goes_on() {
     start_logging();
-    let shard = Shard::start(1, 3).await;
+    // A transaction may take half of the log's cap.
+    let shard = Shard::start_with(1, 3, "log_cap_bytes = 67108864\n").await;
     shard.create_table(TABLE, 1, 1).await;
     let insert = "INSERT INTO items VALUES ($1, 0, $2)";
     let count = async || shard.sql("SELECT id FROM items", &[]).await.unwrap().affected;
 
-    let (third, whole) = ("x".repeat(400 << 10), "x".repeat((1 << 20) + 1));
+    let (third, whole) = ("x".repeat(11 << 20), "x".repeat(MAX_VALUE_BYTES + 1));
     assert_eq!(code(shard.sql(insert, &[1i64.into(), whole.as_str().into()]).await), "54000");
     assert_eq!(count().await, 0);
 
@@ -87,7 +89,8 @@ async fn what_is_larger_than_an_entry_is_refused_and_the_session_goes_on() {
     let large = ["00000", "00000", "54000", "25P02", "40001", "0 rows"];
     assert_eq!(codes.await, [&large[..], &["00000"; 3]].concat());
     // Statements that share a batch are not refused because they do not fit into one entry together (R10).
-    let texts: Vec<[Value; 2]> = (10..26i64).map(|n| [n.into(), third.as_str().into()]).collect();
+    let part = "x".repeat(400 << 10);
+    let texts: Vec<[Value; 2]> = (10..26i64).map(|n| [n.into(), part.as_str().into()]).collect();
     let inserted = futures::future::join_all(texts.iter().map(|params| shard.sql(insert, params))).await;
     assert!(inserted.iter().all(Result::is_ok), "{inserted:?}");
     assert_eq!(shard.checked_sums().await[0].1.rows, 16);
@@ -257,5 +260,94 @@ async fn statements_of_transactions_count_towards_the_admission_limit() {
     assert_eq!(codes, ["00000"; STATEMENTS as usize]);
     let least = Duration::from_secs(1) * (STATEMENTS - 2) / PER_S;
     assert!(took >= least, "{STATEMENTS} statements took {took:?}, at {PER_S} a second");
+    shard.stop().await;
+}
+
+/// E10: breaks if a COMMIT that is refused at the door leaves its transaction open: clients whose clocks are wrong would take all sessions, and
+/// hold their rows for half a minute each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
+    start_logging();
+    let shard = Shard::start(1, 3).await;
+    shard.create_table(TABLE, 1, 1).await;
+    shard.sql("INSERT INTO items VALUES (1, 0, '')", &[]).await.unwrap();
+    let outcome = shard
+        .in_one_reign(async |connection| {
+            let mut codes = Vec::new();
+            for (number, ahead_ms) in [(1, 3_600_000i64), (2, -3_600_000)] {
+                let mut open = Transaction::new(&connection, number, false);
+                open.sql("UPDATE items SET n = n + 1 WHERE id = 1", &[]).await.unwrap();
+                let wrong = TxnId { first_sent_ms: id().first_sent_ms.saturating_add_signed(ahead_ms), ..id() };
+                let (transaction, durability) = (number, Durability::Disk);
+                let request = ShardRequest::Commit { transaction, id: wrong, key: None, durability };
+                codes.push(code(open.ask(request).await));
+                // Its row is free at once: no other statement has to wait for a lock.
+                codes.push(code(shard.sql("UPDATE items SET n = n + 10 WHERE id = 1", &[]).await));
+            }
+            codes
+        })
+        .await;
+    assert_eq!(outcome, ["40001", "00000", "40001", "00000"]);
+    shard.stop().await;
+}
+
+/// E5: breaks if a COMMIT takes effect after its client has been told, on another connection, that it was lost: the client has begun anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect() {
+    start_logging();
+    let shard = Shard::start(1, 3).await;
+    shard.create_table(TABLE, 1, 1).await;
+    shard.sql("INSERT INTO items VALUES (1, 0, '')", &[]).await.unwrap();
+    let outcome = shard
+        .in_one_reign(async |connection| {
+            let mut open = Transaction::new(&connection, 1, false);
+            open.sql("UPDATE items SET n = n + 1 WHERE id = 1", &[]).await.unwrap();
+            let (commit, durability) = (id(), Durability::Disk);
+            // The client has lost that connection and asks on another one; the server reads the first one late.
+            let elsewhere = shard.connect_to_leader().await;
+            let asking = Transaction::new(&elsewhere, 1, false);
+            let asked = asking.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
+            let late = open.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
+            let again = asking.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
+            [code(asked), code(late), code(again)]
+        })
+        .await;
+    assert_eq!(outcome, ["40001", "40001", "40001"]);
+    let changed = shard.sql("UPDATE items SET n = 7 WHERE id = 1 AND n = 0", &[]).await.unwrap();
+    assert_eq!(changed.affected, 1, "it did not take effect");
+    shard.stop().await;
+}
+
+/// E17: clients that idle in transactions do not keep out statements that run by themselves, and these do not take all sessions either.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_transactions_keep_no_statement_out() {
+    start_logging();
+    let shard = Shard::start_with(1, 3, "max_transactions = 3\n").await;
+    shard.create_table(TABLE, 1, 1).await;
+    shard.sql("INSERT INTO items VALUES (1, 0, ''), (2, 0, ''), (3, 0, '')", &[]).await.unwrap();
+    shard
+        .in_one_reign(async |connection| {
+            let begin = |transaction| ShardRequest::InTransaction {
+                transaction,
+                begin: Some(TransactionOptions::default()),
+                statement: statement("SELECT n FROM items WHERE id = 1", &[]),
+            };
+            let full = loop {
+                let number = id().sequence;
+                match connection.call(&begin(number)).await {
+                    Ok(ShardReply::Rows(_)) => {}
+                    other => break other,
+                }
+            };
+            let wanted = matches!(&full, Ok(ShardReply::Failed(Failure::Sql(error))) if error.code == "53300");
+            let several = statement("UPDATE items SET n = n + 1 WHERE id IN (1, 2)", &[]);
+            let written = connection.call(&ShardRequest::Statement(several)).await;
+            // In another reign there are other transactions.
+            let over = matches!(&written, Ok(ShardReply::Failed(Failure::NotLeader { .. })) | Err(_));
+            if wanted && !over {
+                assert!(matches!(&written, Ok(ShardReply::Rows(reply)) if reply.affected == 2), "{written:?}");
+            }
+        })
+        .await;
     shard.stop().await;
 }

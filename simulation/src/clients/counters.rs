@@ -4,7 +4,9 @@ use super::asking::{ANSWER_MS, Client, GIVE_UP_MS, Outcome, Step};
 use super::sessions::{Early, Write};
 use super::{ACCOUNTS, ADDITION, Event, LEADER, LOCAL, READ, TALLY, TRANSFER, wanted};
 use crate::process::{self, below, once_in};
-use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest, TransactionOptions};
+use evenkeel_protocol::shard::{
+    Durability, PieceRequest, ReadLevel, ShardReply, ShardRequest, StatementReply, StatementRequest, TransactionOptions,
+};
 use evenkeel_protocol::{Failure, TxnId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,8 +17,7 @@ const AGAIN_MS: u64 = 1_500;
 /// How long a transaction that looks twice pauses between the two, in milliseconds, at most.
 const LOOK_MS: u64 = 250;
 
-pub(super) const ADD: &str =
-    "INSERT INTO counters AS c (id, v) VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET v = c.v + 1 RETURNING c.v";
+pub(super) const ADD: &str = "INSERT INTO counters AS c (id, v, kept) VALUES ($1, 1, 'made') ON CONFLICT (id) DO UPDATE SET v = c.v + 1 RETURNING c.v";
 const UPDATE: &str = "UPDATE counters SET v = v + $2 WHERE id = $1 RETURNING v";
 const SCAN: &str = "SELECT id, v FROM counters WHERE id >= $1 AND id < $2";
 
@@ -54,7 +55,8 @@ impl Client {
             0..=7 => _ = self.add(key).await,
             8..=9 => _ = self.add(TALLY).await,
             10..=11 => self.read(key).await,
-            12..=13 => self.scan(key / 10 * 10).await,
+            12 => self.scan(key / 10 * 10).await,
+            13 => self.stream(key / 10 * 10).await,
             14..=15 => self.look_twice(key).await,
             _ => self.transfer().await,
         }
@@ -182,6 +184,48 @@ impl Client {
         for key in from..from + 10 {
             self.tell(key, "a scan", sent_ms, Some(rows.get(&key).copied().unwrap_or(0)));
         }
+    }
+
+    /// Reads ten counters a few at a time, each piece behind the one before, whatever happens between them.
+    async fn stream(&mut self, from: i64) {
+        let (mut next, end) = (from, from + 10);
+        while next < end {
+            let most = 1 + below(4);
+            let mut statement = Client::request(self.id(), SCAN, vec![from.into(), end.into()]);
+            statement.limit = Some(most);
+            let after = (next > from).then(|| self.key(next - 1));
+            let sent_ms = process::now_ms();
+            let Some(reply) = self.piece(PieceRequest { statement, after }, next).await else { return };
+            let rows: Vec<(i64, i64)> = (0..reply.rows.count as usize)
+                .filter_map(|row| Some((reply.rows.int(row, 0)?, reply.rows.int(row, 1)?)))
+                .collect();
+            if rows.iter().any(|(key, _)| *key < next) || !rows.is_sorted() || rows.len() as u64 > most {
+                let sentence = format!("a piece of at most {most} rows from {next} on has the rows {rows:?}");
+                return self.users.told.borrow_mut().wrong(sentence);
+            }
+            // Fewer than were asked for: there are no more.
+            let last = rows.last().filter(|_| rows.len() as u64 == most).map_or(end - 1, |(key, _)| *key);
+            let rows: BTreeMap<i64, i64> = rows.into_iter().collect();
+            for key in next..=last {
+                self.tell(key, "a stream", sent_ms, Some(rows.get(&key).copied().unwrap_or(0)));
+            }
+            next = last + 1;
+        }
+    }
+
+    /// Asks for a piece until it comes.
+    async fn piece(&mut self, piece: PieceRequest, key: i64) -> Option<StatementReply> {
+        let request = ShardRequest::Piece(piece);
+        let mut shard = self.route(key);
+        let deadline_ms = process::now_ms() + GIVE_UP_MS;
+        while process::now_ms() < deadline_ms {
+            match self.ask(&mut shard, &request, key).await {
+                Step::Answered(ShardReply::Piece(piece)) => return Some(piece.reply),
+                Step::Never => return None,
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Moves money from one account to another and counts it, in one transaction.

@@ -7,6 +7,7 @@ mod asking;
 mod counters;
 pub mod crowd;
 pub mod kv;
+pub mod large;
 mod sessions;
 
 pub use asking::Client;
@@ -47,7 +48,7 @@ const WATCH_MS: u64 = 12;
 /// Between two operations of a client, in milliseconds, at most.
 const THINK_MS: u64 = 40;
 /// The table.
-pub const CREATE: &str = "CREATE TABLE counters (id bigint PRIMARY KEY, v bigint)";
+pub const CREATE: &str = "CREATE TABLE counters (id bigint PRIMARY KEY, v bigint, kept text)";
 const PUT: &str = "INSERT INTO counters (id, v) VALUES ($1, 0) ON CONFLICT (id) DO NOTHING";
 const READ: &str = "SELECT v FROM counters WHERE id = $1";
 
@@ -139,6 +140,8 @@ pub struct Told {
     pub counts: BTreeMap<&'static str, u64>,
     /// What users of the coordination store saw.
     pub kv: kv::History,
+    /// What may be in the columns that hold large values.
+    pub filled: BTreeMap<i64, large::Filled>,
     /// Clients that have come in crowds so far.
     pub crowd: u64,
     /// The overload when all was well, if there was one.
@@ -218,11 +221,14 @@ pub async fn run(registry: Registry, told: Rc<RefCell<Told>>, site: site::Shared
     for number in 1..=SESSIONS {
         working.spawn_local(sessions::run(users.clone(), CLIENTS + WATCHERS + number));
     }
-    for number in 1..=KV_USERS {
-        working.spawn_local(kv::run(users.clone(), number));
-    }
-    for prefix in kv::PREFIXES {
-        tokio::task::spawn_local(kv::watch(users.clone(), prefix));
+    // A placement driver that is restored loses what was written to it since, and that is all there is to say of it.
+    if !users.site.borrow().restored {
+        for number in 1..=KV_USERS {
+            working.spawn_local(kv::run(users.clone(), number));
+        }
+        for prefix in kv::PREFIXES {
+            tokio::task::spawn_local(kv::watch(users.clone(), prefix));
+        }
     }
     if users.site.borrow().crowded {
         working.spawn_local(crowd::while_it_hurts(users.clone()));
@@ -239,7 +245,11 @@ pub async fn run(registry: Registry, told: Rc<RefCell<Told>>, site: site::Shared
 async fn work(users: Users, number: u64) {
     let mut client = Client::new(users.clone(), number);
     while users.told.borrow().healed_ms.is_none() {
-        client.something().await;
+        if users.site.borrow().large && once_in(3) {
+            large::fill(&mut client, number).await;
+        } else {
+            client.something().await;
+        }
         tokio::time::sleep(Duration::from_millis(below(THINK_MS))).await;
     }
     // Everything recovers: every key takes writes again.
@@ -295,6 +305,7 @@ async fn last_look(users: &Users, mut client: Client) {
             users.told.borrow_mut().waiting_for = trouble;
         }
     }
+    large::last_look(users, &mut client).await;
     let mut owners = Vec::new();
     for shard in 1..=users.shards {
         users.told.borrow_mut().waiting_for = format!("(shard {shard}'s leader)");
@@ -319,6 +330,7 @@ async fn settled(users: &Users) {
     };
     let mut purged = BTreeSet::new();
     while let Some(operator) = running(users) {
+        operators::register_strangers(users).await;
         operators::purge_copies(users, &mut purged).await;
         users.told.borrow_mut().waiting_for.clone_from(&operator);
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -42,6 +42,16 @@ pub(super) struct Transaction {
     read_only: bool,
     snapshot: Option<Tables>,
     commit: Commit,
+    cursors: BTreeMap<String, Cursor>,
+    /// What it had written at each savepoint. Locks stay, as PostgreSQL's may.
+    savepoints: Vec<BTreeMap<RowId, Option<Row>>>,
+}
+
+/// A cursor that is open.
+pub(super) struct Cursor {
+    /// Names and types of its columns.
+    pub columns: Vec<(String, u32)>,
+    rows: std::vec::IntoIter<Vec<Value>>,
 }
 
 /// One session's way to run statements.
@@ -57,7 +67,8 @@ pub(super) struct Runner {
 impl Runner {
     /// Runs a statement. `parameters` are in binary format.
     pub async fn run(&mut self, statement: &Statement, parameters: &[Value]) -> Result<Outcome, Failed> {
-        if self.transaction.failed && !matches!(statement, Statement::Commit | Statement::Rollback) {
+        let ends = matches!(statement, Statement::Commit | Statement::Rollback | Statement::RollbackTo);
+        if self.transaction.failed && !ends {
             return Err(Failed("25P02", "current transaction is aborted".into()));
         }
         let alone = !self.transaction.open;
@@ -80,7 +91,8 @@ impl Runner {
     fn hindered(&self, statement: &Statement) -> Option<Failed> {
         let mut state = self.engine.state();
         let is_user = state.sessions.get(&self.session).is_some_and(|session| session.is_user);
-        if state.cancels && is_user && !matches!(statement, Statement::Rollback) && process::once_in(CANCELLED_IN) {
+        let undoes = matches!(statement, Statement::Rollback | Statement::RollbackTo);
+        if state.cancels && is_user && !undoes && process::once_in(CANCELLED_IN) {
             return Some(Failed("57014", "canceling statement due to user request".into()));
         }
         let writes = match statement {
@@ -121,6 +133,15 @@ impl Runner {
             Statement::Commit if self.transaction.failed => self.roll_back(),
             Statement::Commit => self.commit().await,
             Statement::Rollback => self.roll_back(),
+            Statement::Savepoint if !self.transaction.open => {
+                return Err(Failed("25P01", "SAVEPOINT can only be used in transaction blocks".into()));
+            }
+            Statement::Savepoint => self.transaction.savepoints.push(self.transaction.commit.rows.clone()),
+            Statement::RollbackTo => {
+                let kept = self.transaction.savepoints.last().cloned();
+                self.transaction.commit.rows = kept.ok_or_else(|| Failed("3B001", "no savepoint".into()))?;
+                self.transaction.failed = false;
+            }
             Statement::SyncCommit => self.transaction.commit.sync = true,
             Statement::LockTimeout(ms) => self.lock_timeout_ms = *ms,
             Statement::Nothing => {}
@@ -130,6 +151,7 @@ impl Runner {
                 let rows = if found { vec![vec![int(1)]] } else { Vec::new() };
                 return Ok(Outcome { affected: rows.len() as u64, rows });
             }
+            Statement::RelationSize => return Ok(Outcome { affected: 1, rows: vec![vec![int(0)]] }),
             Statement::MakeSchema => self.make_schema().await,
             Statement::Clear => self.clear().await,
             Statement::ArrayTypes => return array_types(parameters),
@@ -142,11 +164,29 @@ impl Runner {
                 }
             }
             Statement::Insert { .. } => return self.insert(statement, parameters).await,
-            Statement::Update { table, set, filter, returning } => {
-                return self.update(table, set, filter, returning, parameters).await;
-            }
+            Statement::Update { .. } => return self.update(statement, parameters).await,
             Statement::Delete { table, given, filter, returning } => {
                 return self.delete(table, given, filter, returning, parameters).await;
+            }
+            Statement::Declare(name, select) => {
+                let Statement::Select { table, wanted: Wanted::Rows(exprs), filter, .. } = &**select else {
+                    return Err(Failed("42601", "a cursor over rows expected".into()));
+                };
+                let wanted = Wanted::Rows(exprs.clone());
+                let rows = self.select(table, &wanted, filter, None, false, parameters).await?.rows;
+                let columns = super::wire::named(&*self.known(table)?, exprs);
+                let cursor = Cursor { columns, rows: rows.into_iter() };
+                if !self.transaction.open || self.transaction.cursors.insert(name.clone(), cursor).is_some() {
+                    return Err(Failed("25P01", format!("cursor {name:?} cannot be declared here")));
+                }
+            }
+            Statement::Fetch(rows, name) => {
+                let Some(cursor) = self.transaction.cursors.get_mut(name) else { return Err(no_cursor(name)) };
+                let rows: Vec<Vec<Value>> = cursor.rows.by_ref().take(*rows).collect();
+                return Ok(Outcome { affected: rows.len() as u64, rows });
+            }
+            Statement::Close(name) => {
+                self.transaction.cursors.remove(name).ok_or_else(|| no_cursor(name))?;
             }
             Statement::Select { table, wanted, filter, limit, locks } => {
                 return self.select(table, wanted, filter, limit.as_ref(), *locks, parameters).await;
@@ -157,7 +197,15 @@ impl Runner {
 
     async fn make_schema(&mut self) {
         let applied = Table::new(&[("term", BIGINT), ("serial", BIGINT), ("answers", BYTEA)], &[0, 1]);
-        let columns = [("batch", BIGINT), ("index", BIGINT), ("term", BIGINT), ("state", BYTEA), ("answers", BYTEA)];
+        let columns = [
+            ("batch", BIGINT),
+            ("index", BIGINT),
+            ("reached", BIGINT),
+            ("term", BIGINT),
+            ("state", BYTEA),
+            ("answers", BYTEA),
+            ("seeding", BYTEA),
+        ];
         let position = Table::new(&columns, &[0]);
         let tables = vec![("evenkeel.applied".into(), Some(applied)), ("evenkeel.position".into(), Some(position))];
         self.transaction.commit = Commit { sync: true, tables, rows: BTreeMap::new() };
@@ -228,6 +276,12 @@ impl Runner {
             drop(state);
             self.engine.released.notify_waiters();
         }
+    }
+
+    /// A cursor's columns.
+    pub fn cursor_columns(&self, name: &str) -> Result<Vec<(String, u32)>, Failed> {
+        let cursor = self.transaction.cursors.get(name).ok_or_else(|| no_cursor(name))?;
+        Ok(cursor.columns.clone())
     }
 
     pub fn roll_back(&mut self) {
@@ -351,18 +405,19 @@ impl Runner {
             let key = table.key_of(&row).ok_or_else(|| Failed("23502", "null in the key".into()))?;
             self.lock(name, &key).await?;
             let now = self.known(name)?;
-            let new = match (self.row(name, &now, &key), conflict) {
+            let found = self.row(name, &now, &key);
+            let scope = Scope { locked: found.is_some(), parameters, ..Scope::default() };
+            let new = match (found, conflict) {
                 (None, _) => row,
                 (Some(_), OnConflict::Fail) => return Err(Failed("23505", format!("duplicate key in {name}"))),
                 (Some(_), OnConflict::Nothing) => continue,
                 (Some(old), OnConflict::Update(set)) => {
-                    let scope = Scope { row: Some(&old), excluded: Some(&row), parameters, given: None };
+                    let scope = Scope { row: Some(&old), excluded: Some(&row), ..scope };
                     changed(&table, &old, set, &scope)?
                 }
             };
             let new: Row = new.into();
-            let scope = Scope { row: Some(&new), parameters, ..Scope::default() };
-            outcome.rows.push(project(&table, returning, &scope)?);
+            outcome.rows.push(project(&table, returning, &Scope { row: Some(&new), ..scope })?);
             outcome.affected += 1;
             self.put(name, key, Some(new));
         }
@@ -372,31 +427,28 @@ impl Runner {
         Ok(outcome)
     }
 
-    async fn update(
-        &mut self,
-        name: &str,
-        set: &[(String, Expr)],
-        filter: &[Condition],
-        returning: &[Expr],
-        parameters: &[Value],
-    ) -> Result<Outcome, Failed> {
+    async fn update(&mut self, statement: &Statement, parameters: &[Value]) -> Result<Outcome, Failed> {
+        let Statement::Update { table: name, set, given, filter, returning } = statement else {
+            return Err(Failed("XX000", "no UPDATE".into()));
+        };
         let table = self.known(name)?;
-        let scope = Scope { parameters, ..Scope::default() };
         let mut outcome = Outcome::default();
-        for key in self.matching(name, &table, filter, &scope)? {
-            self.lock(name, &key).await?;
-            // Whoever held the lock may have changed the row.
-            let now = self.known(name)?;
-            let Some(old) = self.row(name, &now, &key) else { continue };
-            let scope = Scope { row: Some(&old), parameters, ..Scope::default() };
-            if !matches(&table, filter, &scope)? {
-                continue;
+        for joined in joined(given, parameters)? {
+            let scope = Scope { given: Some(&joined), parameters, ..Scope::default() };
+            for key in self.matching(name, &table, filter, &scope)? {
+                self.lock(name, &key).await?;
+                // Whoever held the lock may have changed the row.
+                let now = self.known(name)?;
+                let Some(old) = self.row(name, &now, &key) else { continue };
+                let scope = Scope { row: Some(&old), ..scope };
+                if !matches(&table, filter, &scope)? {
+                    continue;
+                }
+                let new: Row = changed(&table, &old, set, &scope)?.into();
+                outcome.rows.push(project(&table, returning, &Scope { row: Some(&new), ..scope })?);
+                outcome.affected += 1;
+                self.put(name, key, Some(new));
             }
-            let new: Row = changed(&table, &old, set, &scope)?.into();
-            let scope = Scope { row: Some(&new), parameters, ..Scope::default() };
-            outcome.rows.push(project(&table, returning, &scope)?);
-            outcome.affected += 1;
-            self.put(name, key, Some(new));
         }
         Ok(outcome)
     }
@@ -411,16 +463,9 @@ impl Runner {
     ) -> Result<Outcome, Failed> {
         let table = self.known(name)?;
         let mut keys = Vec::new();
-        if given.is_empty() {
-            keys = self.matching(name, &table, filter, &Scope { parameters, ..Scope::default() })?;
-        } else {
-            let arrays = given.iter().map(|(n, _)| unpack(parameters[*n].clone())).collect::<Result<Vec<_>, _>>()?;
-            for n in 0..arrays.first().map_or(0, Vec::len) {
-                let values = given.iter().zip(&arrays).map(|((_, name), array)| (name.as_str(), array[n].clone()));
-                let joined: BTreeMap<&str, Value> = values.collect();
-                let scope = Scope { given: Some(&joined), parameters, ..Scope::default() };
-                keys.extend(self.matching(name, &table, filter, &scope)?);
-            }
+        for joined in joined(given, parameters)? {
+            let scope = Scope { given: Some(&joined), parameters, ..Scope::default() };
+            keys.extend(self.matching(name, &table, filter, &scope)?);
         }
         let mut outcome = Outcome::default();
         for key in keys {
@@ -483,13 +528,29 @@ impl Runner {
     }
 }
 
+/// The rows of joined arrays; one without columns if there are none.
+fn joined<'a>(given: &'a [(usize, String)], parameters: &[Value]) -> Result<Vec<BTreeMap<&'a str, Value>>, Failed> {
+    if given.is_empty() {
+        return Ok(vec![BTreeMap::new()]);
+    }
+    let arrays = given.iter().map(|(n, _)| unpack(parameters[*n].clone())).collect::<Result<Vec<_>, _>>()?;
+    let row = |n: usize| given.iter().zip(&arrays).map(move |((_, name), array)| (name.as_str(), array[n].clone()));
+    Ok((0..arrays.first().map_or(0, Vec::len)).map(|n| row(n).collect()).collect())
+}
+
 /// What an expression can see.
 #[derive(Clone, Copy, Default)]
 struct Scope<'a> {
     row: Option<&'a Row>,
     excluded: Option<&'a [Value]>,
     given: Option<&'a BTreeMap<&'a str, Value>>,
+    /// Whether the row was there, and so has been locked before it was written.
+    locked: bool,
     parameters: &'a [Value],
+}
+
+fn no_cursor(name: &str) -> Failed {
+    Failed("34000", format!("cursor {name:?} does not exist"))
 }
 
 fn int(value: i64) -> Value {
@@ -507,6 +568,7 @@ fn eval(table: &Table, expr: &Expr, scope: &Scope<'_>) -> Result<Value, Failed> 
         _ => Err(Failed("42703", format!("column {name:?} does not exist here"))),
     };
     Ok(match expr {
+        Expr::Column(name) if name == "xmax" => Some(Bytes::copy_from_slice(&u32::from(scope.locked).to_be_bytes())),
         Expr::Column(name) => column(scope.row.map(|row| &**row), name)?,
         Expr::Excluded(name) => column(scope.excluded, name)?,
         Expr::Given(name) => scope.given.and_then(|given| given.get(name.as_str()).cloned()).flatten(),
@@ -524,6 +586,18 @@ fn eval(table: &Table, expr: &Expr, scope: &Scope<'_>) -> Result<Value, Failed> 
             (None, _) | (_, None) => None,
             (a, b) => int(as_int(&a)?.wrapping_sub(as_int(&b)?)),
         },
+        Expr::RowHash => match scope.row {
+            Some(row) => int(hash(row)),
+            None => return Err(Failed("42703", "no row to be hashed".into())),
+        },
+        Expr::RowSize => match scope.row {
+            Some(row) => int(row.iter().flatten().map(|value| value.len() as i64).sum()),
+            None => return Err(Failed("42703", "no row to be measured".into())),
+        },
+        Expr::Size(inner) => {
+            let size = eval(table, inner, scope)?.map(|raw| 1 + raw.len() as i32);
+            size.map(|size| Bytes::copy_from_slice(&size.to_be_bytes()))
+        }
         Expr::IsNotNull(inner) => Some(Bytes::copy_from_slice(&[u8::from(eval(table, inner, scope)?.is_some())])),
     })
 }
@@ -590,6 +664,7 @@ pub(super) fn type_of(table: &Table, expr: &Expr) -> u32 {
         Expr::Column(name) | Expr::Excluded(name) => table.column(name).map_or(BIGINT, |at| table.columns[at].1),
         Expr::Text(_) => TEXT,
         Expr::IsNotNull(_) => 16,
+        Expr::Size(_) => 23,
         _ => BIGINT,
     }
 }

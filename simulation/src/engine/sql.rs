@@ -7,7 +7,7 @@ pub enum Expr {
     Column(String),
     /// A column of the row that could not be inserted.
     Excluded(String),
-    /// A column of the arrays joined by DELETE.
+    /// A column of the arrays joined by UPDATE or DELETE.
     Given(String),
     /// A parameter, from 0.
     Parameter(usize),
@@ -21,6 +21,12 @@ pub enum Expr {
     Subtract(Box<Expr>, Box<Expr>),
     /// Whether it is not null.
     IsNotNull(Box<Expr>),
+    /// A hash of the whole row.
+    RowHash,
+    /// What a value takes, in bytes.
+    Size(Box<Expr>),
+    /// What the row takes, in bytes.
+    RowSize,
 }
 
 /// `(a, b) op (x, y)`.
@@ -72,6 +78,10 @@ pub enum Statement {
     Commit,
     /// ROLLBACK.
     Rollback,
+    /// SAVEPOINT; they all have the same name.
+    Savepoint,
+    /// ROLLBACK TO SAVEPOINT: to the last.
+    RollbackTo,
     /// `SET LOCAL synchronous_commit = on`.
     SyncCommit,
     /// `SET lock_timeout`, in milliseconds.
@@ -86,6 +96,8 @@ pub enum Statement {
     MakeSchema,
     /// Drops everything.
     Clear,
+    /// What a table takes on disk.
+    RelationSize,
     /// Array types of types.
     ArrayTypes,
     /// Ends all users' sessions, and tells which there were.
@@ -113,6 +125,8 @@ pub enum Statement {
         table: String,
         /// The changes.
         set: Vec<(String, Expr)>,
+        /// Arrays joined: their parameters and names.
+        given: Vec<(usize, String)>,
         /// Of which rows.
         filter: Vec<Condition>,
         /// What comes back.
@@ -129,6 +143,12 @@ pub enum Statement {
         /// What comes back.
         returning: Vec<Expr>,
     },
+    /// DECLARE CURSOR: its name and its SELECT.
+    Declare(String, Box<Statement>),
+    /// FETCH: so many rows of a cursor.
+    Fetch(usize, String),
+    /// CLOSE a cursor.
+    Close(String),
     /// SELECT.
     Select {
         /// Of which table.
@@ -233,6 +253,7 @@ pub fn parse_all(sql: &str) -> Result<Vec<Statement>, String> {
 pub fn parse(sql: &str) -> Result<Statement, String> {
     for (part, statement) in [
         ("pg_namespace", Statement::HasSchema),
+        ("pg_relation_size", Statement::RelationSize),
         ("pg_type", Statement::ArrayTypes),
         ("pg_terminate_backend", Statement::EndSessions),
         ("pg_current_snapshot", Statement::Pin),
@@ -319,7 +340,7 @@ impl Parser {
     }
 
     fn statement(&mut self, sql: &str) -> Result<Statement, String> {
-        if self.words("begin") {
+        if self.words("begin") || self.words("start transaction") {
             let repeatable = self.words("isolation level repeatable read");
             _ = self.words("isolation level read committed");
             let writes = if self.words("read write") { Some(true) } else { self.words("read only").then_some(false) };
@@ -328,8 +349,16 @@ impl Parser {
         if self.words("commit") {
             return Ok(Statement::Commit);
         }
+        if self.words("rollback to savepoint") {
+            _ = self.name()?;
+            return Ok(Statement::RollbackTo);
+        }
         if self.words("rollback") {
             return Ok(Statement::Rollback);
+        }
+        if self.words("savepoint") {
+            _ = self.name()?;
+            return Ok(Statement::Savepoint);
         }
         if self.words("set") {
             return self.set();
@@ -345,6 +374,24 @@ impl Parser {
         }
         if self.words("delete from") {
             return self.delete();
+        }
+        if self.words("declare") {
+            let name = self.name()?;
+            _ = self.words("no scroll");
+            if !self.words("cursor for select") {
+                return Err("CURSOR FOR SELECT expected".into());
+            }
+            return Ok(Statement::Declare(name, Box::new(self.select(sql)?)));
+        }
+        if self.words("fetch forward") {
+            let Some(Token::Number(rows)) = self.next() else { return Err("a number expected".into()) };
+            if !self.words("from") {
+                return Err("FROM expected".into());
+            }
+            return Ok(Statement::Fetch(rows.max(0) as usize, self.name()?));
+        }
+        if self.words("close") {
+            return Ok(Statement::Close(self.name()?));
         }
         if self.words("select") {
             if sql.trim() == "SELECT 1" {
@@ -447,8 +494,9 @@ impl Parser {
             return Err("SET expected".into());
         }
         let set = self.list(Parser::assignment)?;
+        let given = if self.words("from unnest") { self.given()? } else { Vec::new() };
         let filter = self.filter()?;
-        Ok(Statement::Update { table, set, filter, returning: self.returning()? })
+        Ok(Statement::Update { table, set, given, filter, returning: self.returning()? })
     }
 
     fn delete(&mut self) -> Result<Statement, String> {
@@ -456,28 +504,33 @@ impl Parser {
         if self.words("as") {
             self.name()?;
         }
-        let mut given = Vec::new();
-        if self.words("using unnest") {
-            let parameters = self.in_brackets(Parser::expr)?;
-            if !self.words("as given") {
-                return Err("given expected".into());
-            }
-            let names = self.in_brackets(Parser::name)?;
-            for (parameter, name) in parameters.into_iter().zip(names) {
-                let Expr::Parameter(parameter) = parameter else { return Err("a parameter expected".into()) };
-                given.push((parameter, name));
-            }
-        }
+        let given = if self.words("using unnest") { self.given()? } else { Vec::new() };
         let filter = self.filter()?;
         Ok(Statement::Delete { table, given, filter, returning: self.returning()? })
     }
 
+    /// The arrays of `unnest(…) AS given(…)`: their parameters and names.
+    fn given(&mut self) -> Result<Vec<(usize, String)>, String> {
+        let parameters = self.in_brackets(Parser::expr)?;
+        if !self.words("as given") {
+            return Err("given expected".into());
+        }
+        let names = self.in_brackets(Parser::name)?;
+        let given = parameters.into_iter().zip(names).map(|(parameter, name)| match parameter {
+            Expr::Parameter(parameter) => Ok((parameter, name)),
+            _ => Err("a parameter expected".to_string()),
+        });
+        given.collect()
+    }
+
     fn select(&mut self, sql: &str) -> Result<Statement, String> {
-        let wanted = if sql.contains("hashtextextended") || sql.contains("pg_column_size") {
+        let wanted = if sql.contains("count(*)") {
             while !matches!(self.peek(), Some(Token::Word(w)) if w == "from") && self.at < self.tokens.len() {
                 self.at += 1;
             }
-            if sql.contains("hashtextextended") { Wanted::Checksum } else { Wanted::Sizes }
+            if sql.contains("hash_record_extended") { Wanted::Checksum } else { Wanted::Sizes }
+        } else if sql.contains("TABLESAMPLE") {
+            Wanted::Rows(self.list(Parser::sampled)?)
         } else {
             Wanted::Rows(self.list(Parser::expr)?)
         };
@@ -485,6 +538,10 @@ impl Parser {
             return Err("FROM expected".into());
         }
         let table = self.table()?;
+        // Tables are so small here that every sample is all of them.
+        if self.words("tablesample system") {
+            self.skip_brackets()?;
+        }
         let filter = self.filter()?;
         if self.words("order by") {
             self.list(Parser::expr)?;
@@ -492,6 +549,31 @@ impl Parser {
         let limit = if self.words("limit") { Some(self.expr()?) } else { None };
         let locks = self.words("for update");
         Ok(Statement::Select { table, wanted, filter, limit, locks })
+    }
+
+    /// A column of a sample: one of the key, or what the row takes, which is all in brackets.
+    fn sampled(&mut self) -> Result<Expr, String> {
+        if !matches!(self.peek(), Some(Token::Sign(sign)) if sign == "(") {
+            return self.expr();
+        }
+        self.skip_brackets()?;
+        self.expect("::")?;
+        self.name()?;
+        Ok(Expr::RowSize)
+    }
+
+    fn skip_brackets(&mut self) -> Result<(), String> {
+        self.expect("(")?;
+        let mut open = 1;
+        while open > 0 {
+            match self.next() {
+                Some(Token::Sign(sign)) if sign == "(" => open += 1,
+                Some(Token::Sign(sign)) if sign == ")" => open -= 1,
+                Some(_) => {}
+                None => return Err("a bracket is open".into()),
+            }
+        }
+        Ok(())
     }
 
     fn returning(&mut self) -> Result<Vec<Expr>, String> {
@@ -574,6 +656,23 @@ impl Parser {
             Some(Token::Parameter(n)) => Expr::Parameter(n),
             Some(Token::Number(n)) => Expr::Int(n),
             Some(Token::Text(text)) => Expr::Text(text),
+            Some(Token::Word(name)) if name == "hash_record_extended" => {
+                self.expect("(")?;
+                if !self.words("row") {
+                    return Err("ROW expected".into());
+                }
+                self.in_brackets(Parser::expr)?;
+                self.expect(",")?;
+                self.expr()?;
+                self.expect(")")?;
+                Expr::RowHash
+            }
+            Some(Token::Word(name)) if name == "pg_column_size" => {
+                self.expect("(")?;
+                let value = self.expr()?;
+                self.expect(")")?;
+                Expr::Size(Box::new(value))
+            }
             Some(Token::Word(name) | Token::Name(name)) => {
                 if self.sign(".") {
                     let column = self.name()?;
@@ -614,16 +713,23 @@ mod tests {
     fn what_a_replica_sends_is_understood() {
         for sql in [
             r#"INSERT INTO public."t" ("id", "v") SELECT * FROM unnest($1, $2) ON CONFLICT ("id") DO UPDATE SET "v" = EXCLUDED."v""#,
-            r#"INSERT INTO "t" AS "x" ("id", "v") VALUES ($1, $2) ON CONFLICT ("id") DO UPDATE SET "v" = "x"."v" + "excluded"."v" RETURNING "x"."v", "id", "v""#,
+            r#"INSERT INTO "t" AS "x" ("id", "v") VALUES ($1, $2) ON CONFLICT ("id") DO UPDATE SET "v" = "x"."v" + "excluded"."v" RETURNING "x"."v", "id", "v", "xmax""#,
+            r#"UPDATE public."t" AS t SET "v" = given.v0 FROM unnest($1, $2) AS given(k0, v0) WHERE t."id" = given.k0"#,
+            r#"UPDATE public."t" SET "v" = $2 WHERE ("id") = ($1)"#,
             r#"DELETE FROM public."t" AS t USING unnest($1) AS given(k0) WHERE t."id" = given.k0"#,
             r#"DELETE FROM public."t" WHERE ("id") = ($1)"#,
             r#"DELETE FROM public."t" WHERE ("id") >= ($1) AND ("id") < ($2)"#,
             r#"SELECT "id", "v" FROM public."t" WHERE ("id") >= ($1) ORDER BY "id" LIMIT $2"#,
-            r#"SELECT count(*), coalesce(sum(hashtextextended(ROW("id", "v")::text, 0)), 0)::text FROM public."t""#,
+            r#"SELECT count(*), coalesce(sum(hash_record_extended(ROW("id", "v"::text), 0)), 0)::text FROM public."t""#,
+            r#"DECLARE evenkeel_chunk NO SCROLL CURSOR FOR SELECT "id", "v", hash_record_extended(ROW("id", "v"::text), 0) FROM public."t" WHERE ("id") >= ($1) ORDER BY "id""#,
+            r#"DECLARE evenkeel_chunk NO SCROLL CURSOR FOR SELECT "id", pg_column_size("id"), pg_column_size("v") FROM public."t" ORDER BY "id""#,
+            "FETCH FORWARD 64 FROM evenkeel_chunk",
+            "CLOSE evenkeel_chunk",
             r#"SELECT "v" FROM "t" WHERE "id" = $1 FOR UPDATE"#,
             r#"SELECT "id" FROM "t" WHERE ("id" >= $1 AND "id" < $2) AND "t"."id" >= $3::bigint LIMIT $4::bigint"#,
+            r#"SELECT "id", "v", "t"."id" FROM "t" WHERE ("id" >= $1) AND "t"."id" > $2::bigint ORDER BY "t"."id""#,
             "DELETE FROM evenkeel.applied AS a USING unnest($1::bigint[], $2::bigint[]) AS given(term, serial) WHERE a.term = given.term AND a.serial = given.serial",
-            "SELECT batch, index, term, state IS NOT NULL, answers FROM evenkeel.position ORDER BY batch",
+            "SELECT batch, index, term, state IS NOT NULL, answers, reached FROM evenkeel.position ORDER BY batch",
             r#"CREATE TABLE IF NOT EXISTS "t" ("id" bigint NOT NULL, "v" bigint, PRIMARY KEY ("id"))"#,
         ] {
             parse(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));

@@ -30,11 +30,19 @@ struct Prepared {
     columns: Vec<(String, u32)>,
 }
 
+/// A statement with its parameters.
+enum Portal {
+    /// It has not been run.
+    Bound(Prepared, Vec<Value>),
+    /// It has been run, and these rows have not been asked for yet.
+    Suspended(Prepared, std::vec::IntoIter<Vec<Value>>),
+}
+
 struct Connection {
     runner: Runner,
     statements: BTreeMap<String, Prepared>,
-    /// What the unnamed portal runs.
-    bound: Option<(Prepared, Vec<Value>)>,
+    /// By name; the unnamed one, too.
+    portals: BTreeMap<String, Portal>,
     /// After an error: everything up to the next Sync is passed over.
     skipping: bool,
     out: BytesMut,
@@ -58,8 +66,13 @@ pub(super) async fn serve(engine: Engine, start: u32, mut stream: DuplexStream) 
     let _ = stream.write_all(&welcome).await;
     let transaction = Transaction::default();
     let runner = Runner { engine: engine.clone(), session, transaction, lock_timeout_ms: 0, read_only };
-    let connection =
-        Connection { runner, statements: BTreeMap::new(), bound: None, skipping: false, out: BytesMut::new() };
+    let connection = Connection {
+        runner,
+        statements: BTreeMap::new(),
+        portals: BTreeMap::new(),
+        skipping: false,
+        out: BytesMut::new(),
+    };
     tokio::select! {
         biased;
         () = end.notified() => {
@@ -123,8 +136,9 @@ impl Connection {
             b'P' => self.parse(body),
             b'D' => self.describe(body),
             b'B' => self.bind(body),
-            b'E' => self.execute().await,
+            b'E' => self.execute(body).await,
             b'C' => {
+                self.close(body);
                 message(&mut self.out, b'3', |_| {});
                 Ok(())
             }
@@ -192,7 +206,7 @@ impl Connection {
         };
         let mut parameters = Parameters::default();
         let columns = match statement {
-            Statement::HasSchema | Statement::EndSessions => vec![("one".into(), 20)],
+            Statement::HasSchema | Statement::RelationSize | Statement::EndSessions => vec![("one".into(), 20)],
             Statement::ArrayTypes => {
                 parameters.is(0, OIDS);
                 vec![("oid".into(), 26), ("typarray".into(), 26)]
@@ -209,8 +223,9 @@ impl Connection {
                 }
                 named(&table, returning)
             }
-            Statement::Update { table: name, set, filter, returning } => {
+            Statement::Update { table: name, set, given, filter, returning } => {
                 let table = table(name)?;
+                given.iter().for_each(|(n, _)| parameters.is(*n, ARRAYS[0].1));
                 parameters.set(&table, set);
                 parameters.filter(&table, filter);
                 named(&table, returning)
@@ -221,6 +236,12 @@ impl Connection {
                 parameters.filter(&table, filter);
                 named(&table, returning)
             }
+            Statement::Declare(_, select) => {
+                let (declared, _) = self.types(select)?;
+                parameters = Parameters(declared);
+                Vec::new()
+            }
+            Statement::Fetch(_, name) => self.runner.cursor_columns(name)?,
             Statement::Select { table: name, wanted, filter, limit, .. } => {
                 let table = table(name)?;
                 parameters.filter(&table, filter);
@@ -268,7 +289,7 @@ impl Connection {
     }
 
     fn bind(&mut self, mut body: Bytes) -> Result<(), Failed> {
-        _ = c_string(&mut body)?;
+        let portal = c_string(&mut body)?;
         let prepared = self.statement(&c_string(&mut body)?)?;
         let count = body.get_u16();
         let formats: Vec<u16> = (0..count).map(|_| body.get_u16()).collect();
@@ -291,32 +312,60 @@ impl Connection {
                 raw
             }));
         }
-        self.bound = Some((prepared, values));
+        self.portals.insert(portal, Portal::Bound(prepared, values));
         message(&mut self.out, b'2', |_| {});
         Ok(())
     }
 
-    async fn execute(&mut self) -> Result<(), Failed> {
-        let Some((prepared, values)) = self.bound.take() else { return Err(Failed("34000", "no portal".into())) };
-        pause(&self.runner.engine).await;
-        let outcome = self.runner.run(&prepared.statement, &values).await?;
-        for row in &outcome.rows {
-            message(&mut self.out, b'D', |out| {
-                out.put_u16(row.len() as u16);
-                for value in row {
-                    match value {
-                        Some(raw) => {
-                            out.put_i32(raw.len() as i32);
-                            out.put_slice(raw);
-                        }
-                        None => out.put_i32(-1),
-                    }
-                }
-            });
+    fn close(&mut self, mut body: Bytes) {
+        let kind = body.get_u8();
+        if let (b'P', Ok(name)) = (kind, c_string(&mut body)) {
+            self.portals.remove(&name);
         }
-        complete(&mut self.out, &prepared.statement, &outcome);
+    }
+
+    async fn execute(&mut self, mut body: Bytes) -> Result<(), Failed> {
+        let name = c_string(&mut body)?;
+        // 0: all of them.
+        let most = Some(body.get_u32() as usize).filter(|most| *most > 0).unwrap_or(usize::MAX);
+        let (prepared, mut rows, outcome) = match self.portals.remove(&name) {
+            None => return Err(Failed("34000", "no portal".into())),
+            Some(Portal::Suspended(prepared, rows)) => (prepared, rows, Outcome::default()),
+            Some(Portal::Bound(prepared, values)) => {
+                pause(&self.runner.engine).await;
+                let mut outcome = self.runner.run(&prepared.statement, &values).await?;
+                (prepared, std::mem::take(&mut outcome.rows).into_iter(), outcome)
+            }
+        };
+        let mut given = 0;
+        for row in rows.by_ref().take(most) {
+            data_row(&mut self.out, &row);
+            given += 1;
+        }
+        // PostgreSQL does not look whether there are more.
+        if given == most {
+            message(&mut self.out, b's', |_| {});
+            self.portals.insert(name, Portal::Suspended(prepared, rows));
+        } else {
+            complete(&mut self.out, &prepared.statement, &outcome);
+        }
         Ok(())
     }
+}
+
+fn data_row(out: &mut BytesMut, row: &[Value]) {
+    message(out, b'D', |out| {
+        out.put_u16(row.len() as u16);
+        for value in row {
+            match value {
+                Some(raw) => {
+                    out.put_i32(raw.len() as i32);
+                    out.put_slice(raw);
+                }
+                None => out.put_i32(-1),
+            }
+        }
+    });
 }
 
 /// Types of parameters, by number.
@@ -358,7 +407,7 @@ impl Parameters {
     }
 }
 
-fn named(table: &Table, exprs: &[Expr]) -> Vec<(String, u32)> {
+pub(super) fn named(table: &Table, exprs: &[Expr]) -> Vec<(String, u32)> {
     let name = |expr: &Expr| match expr {
         Expr::Column(name) => name.clone(),
         _ => "value".into(),

@@ -9,4 +9,6 @@ pub mod moves_verified;
 pub mod one_owner;
 pub mod overload;
 pub mod replicas_equal;
+pub mod scrubbed;
+pub mod times;
 pub mod transfers;

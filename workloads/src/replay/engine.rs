@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::gates::Entry;
 use super::ledger::Ledger;
 use super::recorder::{Recorder, ReplayRecord, SecondSummary};
-use super::scheduler::{Scheduler, Ticket, WriteStep, check_scan, plain, write};
+use super::scheduler::{Scheduler, Ticket, WriteStep, check_row, plain, write};
 use super::{Answer, Failure, MAX_RUN_S, ReplayConfig, ReplayError, Statement, StatementKind, Target};
 use crate::operation::{Operation, OperationKind, Source};
 
@@ -303,8 +303,12 @@ impl<T: Target> Worker<T> {
         let floor = lock(&self.shared.scheduler).read_floor(key);
         match self.send(&plain(StatementKind::Read, key, 0)).await {
             Ok(Answer::Row(row)) => {
-                let check = lock(&self.shared.scheduler).check_read(key, floor, row.as_ref());
-                check.unwrap_or_else(|what| self.wrong(what));
+                let (seed, check) = {
+                    let scheduler = lock(&self.shared.scheduler);
+                    (scheduler.seed(), scheduler.check_read(key, floor, row.as_ref()))
+                };
+                let value = || row.as_ref().map_or(Ok(()), |row| check_row(seed, key, row));
+                check.and_then(|()| value()).unwrap_or_else(|what| self.wrong(what));
                 true
             }
             Ok(other) => {
@@ -316,10 +320,15 @@ impl<T: Target> Worker<T> {
     }
 
     async fn scan(&self, key: i64, limit_rows: u32) {
+        let began = lock(&self.shared.scheduler).scan_begins();
         match self.send(&plain(StatementKind::Scan, key, limit_rows)).await {
             Ok(Answer::Rows(rows)) => {
-                let seed = lock(&self.shared.scheduler).seed();
-                check_scan(seed, key, limit_rows, &rows).unwrap_or_else(|what| self.wrong(what));
+                let (seed, check) = {
+                    let scheduler = lock(&self.shared.scheduler);
+                    (scheduler.seed(), scheduler.check_scan(began, key, limit_rows, &rows))
+                };
+                let values = || rows.iter().try_for_each(|row| check_row(seed, row.key, row));
+                check.and_then(|()| values()).unwrap_or_else(|what| self.wrong(what));
             }
             Ok(other) => self.wrong(format!("scan from {key} was answered with {other:?}")),
             Err(_) => {}
@@ -335,9 +344,9 @@ impl<T: Target> Worker<T> {
             };
             step = lock(&self.shared.scheduler).resolved(operation, row.as_ref())?;
         }
-        if let WriteStep::Write { kind, version } = step {
+        if let WriteStep::Write { kind, issued } = step {
             let seed = lock(&self.shared.scheduler).seed();
-            let statement = write(seed, kind, operation.key, version, operation.value_bytes);
+            let statement = write(seed, kind, operation.key, issued, operation.value_bytes);
             let result = self.send(&statement).await;
             let check = lock(&self.shared.scheduler).written(operation.key, kind, &result);
             check.unwrap_or_else(|what| self.wrong(what));

@@ -3,11 +3,17 @@
 //! Because the engine lets one write per key be under way, versions of a key are issued, and settled, one after the
 //! other. A write settles in one of three ways: acknowledged (it must be found, unless a later one is), not applied (it
 //! must never be found), or unknown (it may be found or not). An acknowledged write makes older unknown ones
-//! impossible to find: targets write a version only over a smaller one, so an old write that arrives late changes nothing.
+//! impossible to find: targets write a version only over one that the ledger takes for possible ([`Issued::over`]), so an old
+//! write that arrives late changes nothing, and a write that finds something else finds that an acknowledged one is lost.
 //!
-//! A key takes 40 bytes here, and more only while outcomes are unknown; their number per key is limited, too.
+//! Beside the version each row counts the writes that made it, from its insert on. The count must be that of the acknowledged writes,
+//! and of none to all of those whose outcome is unknown: more is a write that was applied twice.
+//!
+//! A key takes 56 bytes here, and more only while outcomes are unknown; their number per key is limited, too. Keys are kept in order, so
+//! that what a scan must show can be listed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Unknown outcomes kept per key. Past it, every version issued since counts as possible, which can hide a phantom
 /// but never reports an intact key as lost.
@@ -16,10 +22,19 @@ const MAX_UNKNOWN_PER_KEY: usize = 16;
 /// What a write leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// A row of the write's version.
-    Present,
+    /// A new row of the write's version, whose count is 1.
+    Inserted,
+    /// A row of the write's version, whose count is one higher than before.
+    Updated,
     /// No row.
-    Absent,
+    Deleted,
+}
+
+impl Effect {
+    /// Whether it leaves a row.
+    fn leaves_row(self) -> bool {
+        self != Effect::Deleted
+    }
 }
 
 /// What is known about a row before it is written.
@@ -45,6 +60,32 @@ pub enum Verdict {
     },
     /// The version was never issued, or is of a write that was reported as not applied.
     NeverIssued,
+    /// The version is right and the count is not: a write was applied twice, or one that a later one covers not at all.
+    Miscounted {
+        /// The least that it may be.
+        least: u32,
+        /// The most that it may be.
+        most: u32,
+    },
+}
+
+/// What a row that was found says of its writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its version.
+    pub version: i64,
+    /// Its writes, from its insert on.
+    pub count: i64,
+}
+
+/// A version that was issued for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The new version.
+    pub version: u32,
+    /// The least version that the row may have until then. It may also have any up to the new one: those between are of unknown
+    /// outcome, and the new one itself is there if the write is executed a second time, which the count then tells.
+    pub over: u32,
 }
 
 /// More keys than the ledger may remember. A write that is not remembered could be lost unseen, so it is not sent.
@@ -69,17 +110,29 @@ struct KeyRecord {
     acknowledged: u32,
     /// Version of the last delete issued; 0 if none.
     last_delete: u32,
+    /// Version of the last insert issued; 0 if none.
+    last_insert: u32,
+    /// Writes counted in the row of the acknowledged version, at least.
+    least: u32,
+    /// The same, at most.
+    most: u32,
     touches: u32,
     /// Whether the acknowledged version left a row.
     present: bool,
     /// Whether version `issued` is under way.
     pending: bool,
+    /// The ledger's time at which the row was known to be there, since when no delete was acknowledged.
+    present_since: u64,
     unknown: Option<Box<UnknownWrites>>,
 }
 
 impl KeyRecord {
     fn pending_effect(&self) -> Effect {
-        if self.last_delete == self.issued { Effect::Absent } else { Effect::Present }
+        match self.issued {
+            version if version == self.last_delete => Effect::Deleted,
+            version if version == self.last_insert => Effect::Inserted,
+            _ => Effect::Updated,
+        }
     }
 
     /// Whether a write after the acknowledged one may have left this.
@@ -91,9 +144,40 @@ impl KeyRecord {
             unknown.writes.iter().any(|(version, effect)| wanted(*version, *effect))
                 || unknown.open_from.is_some_and(|from| {
                     (from..=self.issued)
-                        .any(|version| wanted(version, Effect::Present) || wanted(version, Effect::Absent))
+                        .any(|version| wanted(version, Effect::Updated) || wanted(version, Effect::Deleted))
                 })
         })
+    }
+
+    /// Writes of unknown outcome after the acknowledged version, the one under way included, up to `version`; `None` if they were too many
+    /// to be remembered.
+    fn unknown_until(&self, version: u32) -> Option<Vec<(u32, Effect)>> {
+        let pending = self.pending.then(|| (self.issued, self.pending_effect()));
+        let unknown = self.unknown.as_deref();
+        if unknown.is_some_and(|unknown| unknown.open_from.is_some()) {
+            return None;
+        }
+        let writes = unknown.into_iter().flat_map(|unknown| unknown.writes.iter().copied()).chain(pending);
+        Some(writes.filter(|(issued, _)| *issued <= version).collect())
+    }
+
+    /// What a row of `version`, from the acknowledged one on, may count.
+    fn counts(&self, version: u32) -> RangeInclusive<u32> {
+        if version <= self.acknowledged {
+            return self.least..=self.most;
+        }
+        let Some(writes) = self.unknown_until(version) else {
+            return 1..=self.most.saturating_add(version - self.acknowledged);
+        };
+        let inserted = writes.iter().rev().find(|(_, effect)| *effect == Effect::Inserted).map(|(version, _)| *version);
+        let updates_since = |from: u32| {
+            writes.iter().filter(|(issued, effect)| *issued > from && *effect == Effect::Updated).count() as u32
+        };
+        // The version found is itself one of them, so that one has happened for certain.
+        match inserted {
+            Some(insert) => 1 + u32::from(insert != version)..=1 + updates_since(insert),
+            None => self.least + 1..=self.most + updates_since(self.acknowledged),
+        }
     }
 }
 
@@ -107,16 +191,18 @@ pub struct ReadFloor {
 /// The promises made in one run.
 #[derive(Debug)]
 pub struct Ledger {
-    keys: HashMap<i64, KeyRecord>,
+    keys: BTreeMap<i64, KeyRecord>,
     max_keys: usize,
     seed: u64,
     touches: u64,
+    /// Its time: it goes on whenever a row becomes known to be there.
+    time: u64,
 }
 
 impl Ledger {
     /// An empty ledger for a run with `seed` (which decides the values) that may write to `max_keys` keys.
     pub fn new(seed: u64, max_keys: usize) -> Self {
-        Self { keys: HashMap::new(), max_keys, seed, touches: 0 }
+        Self { keys: BTreeMap::new(), max_keys, seed, touches: 0, time: 0 }
     }
 
     /// The seed that values are made from.
@@ -136,9 +222,28 @@ impl Ledger {
 
     /// The remembered keys in ascending order.
     pub fn sorted_keys(&self) -> Vec<i64> {
-        let mut keys: Vec<i64> = self.keys.keys().copied().collect();
-        keys.sort_unstable();
-        keys
+        self.keys.keys().copied().collect()
+    }
+
+    /// Its time now: what is present since then or longer was acknowledged before.
+    pub fn time(&self) -> u64 {
+        self.time
+    }
+
+    /// The first key of `between` that holds a row for certain, and has held it since the ledger's `time`.
+    pub fn surely_present(&self, between: RangeInclusive<i64>, time: u64) -> Option<i64> {
+        if between.is_empty() {
+            return None;
+        }
+        let sure = |record: &KeyRecord| {
+            record.present && record.present_since <= time && !record.possible(|_, effect| !effect.leaves_row())
+        };
+        self.keys.range(between).find(|(_, record)| sure(record)).map(|(key, _)| *key)
+    }
+
+    /// Whether a row of `key` may be there.
+    pub fn may_be_present(&self, key: i64) -> bool {
+        self.keys.get(&key).is_some_and(|record| record.present || record.possible(|_, effect| effect.leaves_row()))
     }
 
     /// Notes that an operation touches `key`.
@@ -158,8 +263,7 @@ impl Ledger {
     /// What is known about the row of `key`. A key never written is taken to be absent.
     pub fn presence(&self, key: i64) -> Presence {
         let Some(record) = self.keys.get(&key) else { return Presence::Absent };
-        let known = if record.present { Effect::Present } else { Effect::Absent };
-        if record.possible(|_, effect| effect != known) {
+        if record.possible(|_, effect| effect.leaves_row() != record.present) {
             Presence::Unknown
         } else if record.present {
             Presence::Present
@@ -168,8 +272,19 @@ impl Ledger {
         }
     }
 
+    /// What was known about the row of `key` before the write that is under way.
+    pub(super) fn presence_before(&self, key: i64) -> Presence {
+        let Some(record) = self.keys.get(&key) else { return Presence::Absent };
+        let other = |version, effect: Effect| version != record.issued && effect.leaves_row() != record.present;
+        match record.present {
+            _ if record.possible(other) => Presence::Unknown,
+            true => Presence::Present,
+            false => Presence::Absent,
+        }
+    }
+
     /// Issues the next version of `key` for a write that will leave `effect`. The write before must be settled.
-    pub fn issue(&mut self, key: i64, effect: Effect) -> Result<u32, LedgerFull> {
+    pub fn issue(&mut self, key: i64, effect: Effect) -> Result<Issued, LedgerFull> {
         if self.keys.len() >= self.max_keys && !self.keys.contains_key(&key) {
             return Err(LedgerFull { max_keys: self.max_keys });
         }
@@ -177,20 +292,31 @@ impl Ledger {
         debug_assert!(!record.pending, "two writes of key {key} under way");
         record.issued += 1;
         record.pending = true;
-        if effect == Effect::Absent {
-            record.last_delete = record.issued;
+        match effect {
+            Effect::Inserted => record.last_insert = record.issued,
+            Effect::Deleted => record.last_delete = record.issued,
+            Effect::Updated => {}
         }
-        Ok(record.issued)
+        Ok(Issued { version: record.issued, over: record.acknowledged })
     }
 
     /// The write of `key` that is under way was acknowledged.
     pub fn acknowledge(&mut self, key: i64) {
-        if let Some(record) = self.keys.get_mut(&key).filter(|record| record.pending) {
-            record.present = record.pending_effect() == Effect::Present;
-            record.acknowledged = record.issued;
-            record.pending = false;
-            record.unknown = None;
+        let Some(record) = self.keys.get_mut(&key).filter(|record| record.pending) else { return };
+        let effect = record.pending_effect();
+        let counts = record.counts(record.issued);
+        (record.least, record.most) = match effect {
+            Effect::Deleted => (0, 0),
+            _ => (*counts.start(), *counts.end()),
+        };
+        if effect.leaves_row() && (!record.present || effect == Effect::Inserted) {
+            self.time += 1;
+            record.present_since = self.time;
         }
+        record.present = effect.leaves_row();
+        record.acknowledged = record.issued;
+        record.pending = false;
+        record.unknown = None;
     }
 
     /// The write of `key` that is under way had no effect.
@@ -213,22 +339,22 @@ impl Ledger {
         }
     }
 
-    /// A linearizable read of `key` while no write of it was under way found `version` (`None`: no row). A version of
+    /// A linearizable read of `key` while no write of it was under way found this (`None`: no row). A version of
     /// unknown outcome that was seen is as good as acknowledged from then on.
-    pub fn observe(&mut self, key: i64, version: Option<i64>) {
-        let verdict = self.judge(key, version);
+    pub fn observe(&mut self, key: i64, found: Option<Found>) {
+        let verdict = self.judge(key, found);
         let Some(record) = self.keys.get_mut(&key) else { return };
         if verdict != Verdict::Intact || record.pending {
             return;
         }
         let unknown = record.unknown.as_deref_mut();
-        let seen = match version.and_then(|version| u32::try_from(version).ok()) {
+        let seen = match found.and_then(|found| u32::try_from(found.version).ok()) {
             Some(version) => version,
             None if !record.present => record.acknowledged,
             // No row: some delete of unknown outcome happened. The first of them is the least that this shows.
             None => {
                 let deletes = unknown.iter().flat_map(|unknown| &unknown.writes);
-                let first = deletes.filter(|(_, effect)| *effect == Effect::Absent).map(|(version, _)| *version).min();
+                let first = deletes.filter(|(_, effect)| *effect == Effect::Deleted).map(|(version, _)| *version).min();
                 first.unwrap_or(record.acknowledged)
             }
         };
@@ -241,8 +367,14 @@ impl Ledger {
                 record.unknown = None;
             }
         }
+        let count = found.map_or(0, |found| u32::try_from(found.count).unwrap_or(u32::MAX));
+        (record.least, record.most) = (count, count);
+        if found.is_some() && !record.present {
+            self.time += 1;
+            record.present_since = self.time;
+        }
         record.acknowledged = seen;
-        record.present = version.is_some();
+        record.present = found.is_some();
     }
 
     /// What a read that is sent now must at least return.
@@ -254,254 +386,49 @@ impl Ledger {
         }
     }
 
-    /// Whether a read may return `version`, given what was acknowledged before it was sent.
-    pub(super) fn read_allowed(&self, key: i64, floor: ReadFloor, version: Option<i64>) -> bool {
-        let Some(record) = self.keys.get(&key) else { return version.is_none() };
-        match version {
-            Some(version) => (i64::from(floor.acknowledged)..=i64::from(record.issued)).contains(&version),
-            None => !floor.present || record.last_delete > floor.acknowledged,
+    /// Whether a read may return this, given what was acknowledged before it was sent.
+    pub(super) fn read_allowed(&self, key: i64, floor: ReadFloor, found: Option<Found>) -> bool {
+        let Some(record) = self.keys.get(&key) else { return found.is_none() };
+        let Some(found) = found else { return !floor.present || record.last_delete > floor.acknowledged };
+        let Ok(version) = u32::try_from(found.version) else { return false };
+        if !(floor.acknowledged..=record.issued).contains(&version) {
+            return false;
         }
+        // What an older version's row counted is no longer known.
+        version < record.acknowledged || !record.present || holds(&record.counts(version), found.count)
     }
 
     /// Judges what is found at `key` once no write is sent any more.
-    pub fn judge(&self, key: i64, found: Option<i64>) -> Verdict {
+    pub fn judge(&self, key: i64, found: Option<Found>) -> Verdict {
         let Some(record) = self.keys.get(&key) else {
             return if found.is_none() { Verdict::Intact } else { Verdict::NeverIssued };
         };
         let acknowledged = record.acknowledged;
         let lost = Verdict::Lost { acknowledged };
-        let Some(version) = found else {
-            let may_be_absent = !record.present || record.possible(|_, effect| effect == Effect::Absent);
+        let Some(Found { version, count }) = found else {
+            let may_be_absent = !record.present || record.possible(|_, effect| !effect.leaves_row());
             return if may_be_absent { Verdict::Intact } else { lost };
         };
-        if acknowledged > 0 && version == i64::from(acknowledged) && record.present {
-            return Verdict::Intact;
-        }
-        if version <= i64::from(acknowledged) {
+        let is_acknowledged = acknowledged > 0 && version == i64::from(acknowledged) && record.present;
+        if !is_acknowledged && version <= i64::from(acknowledged) {
             return if version < 1 { Verdict::NeverIssued } else { lost };
         }
-        if record.possible(|possible, effect| i64::from(possible) == version && effect == Effect::Present) {
-            Verdict::Intact
-        } else {
-            Verdict::NeverIssued
+        let possible = || record.possible(|possible, effect| i64::from(possible) == version && effect.leaves_row());
+        if !is_acknowledged && !possible() {
+            return Verdict::NeverIssued;
         }
+        let counts = record.counts(version as u32);
+        if holds(&counts, count) {
+            return Verdict::Intact;
+        }
+        Verdict::Miscounted { least: *counts.start(), most: *counts.end() }
     }
+}
+
+fn holds(counts: &RangeInclusive<u32>, count: i64) -> bool {
+    u32::try_from(count).is_ok_and(|count| counts.contains(&count))
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LOST_TWO: Verdict = Verdict::Lost { acknowledged: 2 };
-
-    fn acknowledged(ledger: &mut Ledger, key: i64, effect: Effect) -> u32 {
-        let version = ledger.issue(key, effect).unwrap();
-        ledger.acknowledge(key);
-        version
-    }
-
-    #[test]
-    fn an_acknowledged_write_must_be_there() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        assert_eq!(acknowledged(&mut ledger, 7, Effect::Present), 2);
-        assert_eq!(ledger.judge(7, Some(2)), Verdict::Intact);
-        assert_eq!(ledger.judge(7, Some(1)), LOST_TWO);
-        assert_eq!(ledger.judge(7, None), LOST_TWO);
-        assert_eq!(ledger.judge(7, Some(3)), Verdict::NeverIssued);
-        assert_eq!(ledger.judge(7, Some(0)), Verdict::NeverIssued);
-        assert_eq!(ledger.judge(7, Some(i64::MAX)), Verdict::NeverIssued);
-        assert_eq!(ledger.judge(8, Some(1)), Verdict::NeverIssued);
-        assert_eq!(ledger.judge(8, None), Verdict::Intact);
-    }
-
-    #[test]
-    fn an_unknown_write_may_or_may_not_be_there_until_a_later_one_is_acknowledged() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        ledger.issue(7, Effect::Present).unwrap();
-        ledger.unknown(7);
-        for version in [1, 2] {
-            assert_eq!(ledger.judge(7, Some(version)), Verdict::Intact);
-        }
-        assert_eq!(ledger.judge(7, None), Verdict::Lost { acknowledged: 1 });
-        acknowledged(&mut ledger, 7, Effect::Present);
-        assert_eq!(ledger.judge(7, Some(2)), Verdict::Lost { acknowledged: 3 });
-        assert_eq!(ledger.judge(7, Some(3)), Verdict::Intact);
-    }
-
-    #[test]
-    fn a_write_reported_as_not_applied_must_not_appear() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        ledger.issue(7, Effect::Present).unwrap();
-        ledger.not_applied(7);
-        assert_eq!(ledger.judge(7, Some(1)), Verdict::Intact);
-        assert_eq!(ledger.judge(7, Some(2)), Verdict::NeverIssued);
-    }
-
-    #[test]
-    fn deletes_leave_nothing_and_unknown_ones_leave_it_open() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        ledger.issue(7, Effect::Absent).unwrap();
-        ledger.unknown(7);
-        assert_eq!(ledger.presence(7), Presence::Unknown);
-        assert_eq!(ledger.judge(7, None), Verdict::Intact);
-        assert_eq!(ledger.judge(7, Some(1)), Verdict::Intact);
-        assert_eq!(ledger.judge(7, Some(2)), Verdict::NeverIssued);
-        ledger.observe(7, None);
-        assert_eq!(ledger.presence(7), Presence::Absent);
-        assert_eq!(ledger.judge(7, Some(1)), LOST_TWO);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        assert_eq!(ledger.presence(7), Presence::Present);
-        assert_eq!(ledger.judge(7, None), Verdict::Lost { acknowledged: 3 });
-    }
-
-    #[test]
-    fn an_abandoned_write_counts_as_unknown() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        ledger.issue(7, Effect::Present).unwrap();
-        assert_eq!(ledger.judge(7, Some(1)), Verdict::Intact);
-        assert_eq!(ledger.judge(7, Some(2)), Verdict::Intact);
-    }
-
-    #[test]
-    fn unknown_outcomes_are_limited_and_never_turn_into_false_alarms() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        for _ in 0..100 {
-            ledger.issue(7, Effect::Present).unwrap();
-            ledger.unknown(7);
-        }
-        assert_eq!(ledger.keys[&7].unknown.as_ref().unwrap().writes.len(), MAX_UNKNOWN_PER_KEY);
-        for version in 1..=101 {
-            assert_eq!(ledger.judge(7, Some(version)), Verdict::Intact, "{version}");
-        }
-        assert_eq!(ledger.judge(7, Some(102)), Verdict::NeverIssued);
-        ledger.observe(7, Some(50));
-        assert_eq!(ledger.judge(7, Some(49)), Verdict::Lost { acknowledged: 50 });
-        assert_eq!(ledger.judge(7, Some(51)), Verdict::Intact, "it may still arrive");
-        acknowledged(&mut ledger, 7, Effect::Present);
-        assert_eq!(ledger.judge(7, Some(51)), Verdict::Lost { acknowledged: 102 });
-    }
-
-    #[test]
-    fn reads_are_checked_against_what_was_acknowledged_before_them() {
-        let mut ledger = Ledger::new(1, 10);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        let floor = ledger.read_floor(7);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        ledger.issue(7, Effect::Present).unwrap();
-        for (version, allowed) in [(Some(0), false), (Some(1), true), (Some(3), true), (Some(4), false), (None, false)]
-        {
-            assert_eq!(ledger.read_allowed(7, floor, version), allowed, "{version:?}");
-        }
-        ledger.acknowledge(7);
-        ledger.issue(7, Effect::Absent).unwrap();
-        assert!(ledger.read_allowed(7, floor, None), "a delete may have overtaken the read");
-        assert!(ledger.read_allowed(99, ledger.read_floor(99), None));
-        assert!(!ledger.read_allowed(99, ledger.read_floor(99), Some(1)));
-    }
-
-    #[test]
-    fn keys_are_limited() {
-        let mut ledger = Ledger::new(1, 1);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        assert_eq!(ledger.issue(8, Effect::Present), Err(LedgerFull { max_keys: 1 }));
-        assert_eq!(ledger.issue(7, Effect::Present), Ok(2));
-        assert_eq!(ledger.sorted_keys(), [7]);
-    }
-
-    #[test]
-    fn the_hottest_share_is_exact() {
-        let mut ledger = Ledger::new(1, 10);
-        assert_eq!(ledger.hottest_key_share(), 0.0);
-        acknowledged(&mut ledger, 7, Effect::Present);
-        for key in [7, 7, 7, 1] {
-            ledger.touch(key);
-        }
-        assert_eq!(ledger.hottest_key_share(), 0.75);
-    }
-
-    /// What becomes of a write in the store, and what the engine is told.
-    #[derive(Clone, Copy, Debug)]
-    enum Fate {
-        Acknowledged,
-        Refused,
-        UnknownApplied,
-        UnknownDropped,
-        /// Unknown, and applied only after this many more writes.
-        UnknownLate(usize),
-    }
-
-    fn fate() -> impl Strategy<Value = Fate> {
-        prop_oneof![
-            4 => Just(Fate::Acknowledged),
-            1 => Just(Fate::Refused),
-            1 => Just(Fate::UnknownApplied),
-            1 => Just(Fate::UnknownDropped),
-            2 => (1usize..5).prop_map(Fate::UnknownLate),
-        ]
-    }
-
-    /// One row of a correct store. Updates and deletes take effect only over smaller versions, as targets ask for.
-    fn apply(stored: &mut Option<u32>, version: u32, effect: Effect) -> bool {
-        let takes_effect = stored.is_none_or(|stored| stored < version);
-        if takes_effect {
-            *stored = (effect == Effect::Present).then_some(version);
-        }
-        takes_effect
-    }
-
-    proptest! {
-        /// A correct store is never called wrong, whatever arrives late; and undoing the last acknowledged write
-        /// never goes unseen.
-        #[test]
-        fn no_false_alarm_and_no_loss_unseen(writes in proptest::collection::vec((fate(), prop::bool::weighted(0.2)), 1..60)) {
-            let mut ledger = Ledger::new(1, 1);
-            let mut stored: Option<u32> = None;
-            let mut late: Vec<(usize, u32)> = Vec::new();
-            for (step, (fate, delete)) in writes.into_iter().enumerate() {
-                for (_, version) in late.extract_if(.., |(due, _)| *due <= step) {
-                    // Only updates arrive late here: there must be a row, and it must be older.
-                    if stored.is_some_and(|stored| stored < version) {
-                        stored = Some(version);
-                    }
-                }
-                if ledger.presence(7) == Presence::Unknown {
-                    ledger.observe(7, stored.map(i64::from));
-                }
-                let effect = if delete && stored.is_some() { Effect::Absent } else { Effect::Present };
-                let updates = effect == Effect::Present && stored.is_some();
-                let version = ledger.issue(7, effect).unwrap();
-                match fate {
-                    Fate::Acknowledged => {
-                        prop_assert!(apply(&mut stored, version, effect));
-                        ledger.acknowledge(7);
-                    }
-                    Fate::Refused => ledger.not_applied(7),
-                    Fate::UnknownApplied => {
-                        apply(&mut stored, version, effect);
-                        ledger.unknown(7);
-                    }
-                    Fate::UnknownLate(steps) if updates => {
-                        late.push((step + steps, version));
-                        ledger.unknown(7);
-                    }
-                    Fate::UnknownLate(_) | Fate::UnknownDropped => ledger.unknown(7),
-                }
-                prop_assert_eq!(ledger.judge(7, stored.map(i64::from)), Verdict::Intact, "after {:?}", fate);
-            }
-            let record = &ledger.keys[&7];
-            if record.acknowledged > 0 && record.present {
-                let older = i64::from(record.acknowledged) - 1;
-                prop_assert_ne!(ledger.judge(7, Some(older)), Verdict::Intact);
-            }
-        }
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

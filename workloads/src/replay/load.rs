@@ -74,8 +74,8 @@ fn next_batch(
     let mut bytes = 0;
     while batch.len() < options.batch_rows.max(1) && (batch.is_empty() || bytes < options.batch_bytes) {
         let Some((key, value_bytes)) = rows.next() else { break };
-        let version = ledger.issue(key, Effect::Present)?;
-        batch.push(write(ledger.seed(), StatementKind::Insert, key, version, value_bytes));
+        let issued = ledger.issue(key, Effect::Inserted)?;
+        batch.push(write(ledger.seed(), StatementKind::Insert, key, issued, value_bytes));
         bytes += value_bytes as usize;
     }
     Ok(batch)

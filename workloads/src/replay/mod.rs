@@ -7,8 +7,10 @@
 //!
 //! 1. **Writes of one key are in order.** At most one write per key is under way; the next waits behind it. So the
 //!    highest acknowledged version of a key is what must be found there, and the ledger needs a few words per key instead
-//!    of a history. Reads wait for nothing, and are checked too: a read must not return less than what was acknowledged
-//!    before it was sent (invariant 7; reads are linearizable by default).
+//!    of a history. Each write names the versions that it may find: one that finds another tells at once that an acknowledged write
+//!    is lost, also if it covers that. Each row counts its writes, which tells one that was applied twice. Reads wait for nothing, and
+//!    are checked too: a read must not return less than what was acknowledged before it was sent (invariant 7; reads are linearizable
+//!    by default), and a scan must not leave out a row that was there all the while.
 //! 2. **Latency counts from when an operation was due.** At a set rate, an operation that starts late because earlier
 //!    ones were slow has its waiting counted; otherwise a stall of one second would show up as one slow operation
 //!    instead of as every operation that should have run in it (coordinated omission).
@@ -33,7 +35,7 @@ mod value;
 mod verify;
 
 pub use engine::{Observer, Replay, ReplayControl, Replayed};
-pub use ledger::{Effect, Ledger, LedgerFull, Presence, Verdict};
+pub use ledger::{Effect, Found, Issued, Ledger, LedgerFull, Presence, Verdict};
 pub use load::{LoadOptions, load};
 pub use recorder::{
     LatencyHistogram, Recorder, ReplayRecord, SecondRecord, SecondSummary, Totals, imbalance, latency_histogram,
@@ -55,6 +57,8 @@ pub enum StatementKind {
     Delete,
     /// Read at most `limit_rows` rows in key order, from the key on.
     Scan,
+    /// The same, the rows' keys only.
+    Keys,
 }
 
 /// One statement for a target.
@@ -66,6 +70,8 @@ pub struct Statement {
     pub key: i64,
     /// The row's new version, for writes: per key, each is greater than all before. 0 otherwise.
     pub version: i64,
+    /// For updates and deletes: they change the row only if its version lies between this and `version`, both included. 0 otherwise.
+    pub over: i64,
     /// The row's new value, for inserts and updates.
     pub value: Option<Bytes>,
     /// Most rows to return, for scans; 0 otherwise.
@@ -79,6 +85,8 @@ pub struct StoredRow {
     pub key: i64,
     /// Its version.
     pub version: i64,
+    /// The writes that made it: 1 at its insert, one more with each update.
+    pub count: i64,
     /// Its value.
     pub value: Bytes,
 }
@@ -90,6 +98,8 @@ pub enum Answer {
     Row(Option<StoredRow>),
     /// To a scan: the rows, in key order.
     Rows(Vec<StoredRow>),
+    /// To a scan of keys: the keys, in order.
+    Keys(Vec<i64>),
     /// To a write: how many rows it changed.
     Written {
         /// Rows changed, 0 or 1.
@@ -117,6 +127,13 @@ pub struct Outcome {
     pub shard: Option<u32>,
     /// How often the target tried again before this outcome.
     pub retries: u32,
+}
+
+impl StoredRow {
+    /// What it says of its writes.
+    pub fn found(&self) -> Found {
+        Found { version: self.version, count: self.count }
+    }
 }
 
 /// Something that answers statements. Retries that are safe happen inside.

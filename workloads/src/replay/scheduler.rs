@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::gates::{Entry, Gates};
-use super::ledger::{Effect, Ledger, LedgerFull, Presence, ReadFloor};
+use super::ledger::{Effect, Issued, Ledger, LedgerFull, Presence, ReadFloor};
 use super::value::make_value;
 use super::{Answer, Failure, Pace, ReplayConfig, ReplayError, Statement, StatementKind, StoredRow, value_matches};
 use crate::operation::{Operation, OperationKind, Source};
@@ -27,7 +27,7 @@ pub(super) enum WriteStep {
     /// The row's presence is unknown: read it first, and report to [`Scheduler::resolved`].
     ReadFirst,
     /// Send this write, then report to [`Scheduler::written`].
-    Write { kind: StatementKind, version: u32 },
+    Write { kind: StatementKind, issued: Issued },
 }
 
 /// What was wrong with an answer; `Ok` if nothing.
@@ -158,13 +158,13 @@ impl Scheduler {
         self.ledger.read_floor(key)
     }
 
-    /// Judges a row that a read returned.
+    /// Judges the row that a read returned, except for its value.
     pub(super) fn check_read(&self, key: i64, floor: ReadFloor, row: Option<&StoredRow>) -> Check {
-        let version = row.map(|row| row.version);
-        if !self.ledger.read_allowed(key, floor, version) {
-            return Err(format!("read of {key} returned version {version:?}, acknowledged before it was {floor:?}"));
+        let found = row.map(StoredRow::found);
+        if self.ledger.read_allowed(key, floor, found) {
+            return Ok(());
         }
-        row.map_or(Ok(()), |row| check_row(self.ledger.seed(), key, row))
+        Err(format!("read of {key} returned {found:?}, acknowledged before it was {floor:?}"))
     }
 
     /// The first or next statement of a write that owns its gate.
@@ -179,38 +179,63 @@ impl Scheduler {
 
     /// The row that [`WriteStep::ReadFirst`] asked for, read without failure.
     pub(super) fn resolved(&mut self, operation: &Operation, row: Option<&StoredRow>) -> Result<WriteStep, LedgerFull> {
-        self.ledger.observe(operation.key, row.map(|row| row.version));
+        self.ledger.observe(operation.key, row.map(StoredRow::found));
         self.write(operation, row.is_some())
     }
 
     fn write(&mut self, operation: &Operation, present: bool) -> Result<WriteStep, LedgerFull> {
         let (kind, effect) = match (operation.kind, present) {
-            (OperationKind::Delete, _) => (StatementKind::Delete, Effect::Absent),
-            (_, true) => (StatementKind::Update, Effect::Present),
-            (_, false) => (StatementKind::Insert, Effect::Present),
+            (OperationKind::Delete, _) => (StatementKind::Delete, Effect::Deleted),
+            (_, true) => (StatementKind::Update, Effect::Updated),
+            (_, false) => (StatementKind::Insert, Effect::Inserted),
         };
-        let version = self.ledger.issue(operation.key, effect)?;
-        Ok(WriteStep::Write { kind, version })
+        let issued = self.ledger.issue(operation.key, effect)?;
+        Ok(WriteStep::Write { kind, issued })
     }
 
     /// The end of the write that [`WriteStep::Write`] asked for.
     pub(super) fn written(&mut self, key: i64, kind: StatementKind, result: &Result<Answer, Failure>) -> Check {
-        match result {
-            Ok(Answer::Written { affected_rows: 1 }) => self.ledger.acknowledge(key),
-            // There was nothing to delete: what was asked for holds.
-            Ok(Answer::Written { affected_rows: 0 }) if kind == StatementKind::Delete => self.ledger.acknowledge(key),
-            Ok(Answer::Written { affected_rows: 0 }) => {
-                self.ledger.not_applied(key);
-                return Err(format!("{kind:?} of {key} changed no row, though it was there"));
+        let before = self.ledger.presence_before(key);
+        match (result, before) {
+            (Ok(Answer::Written { affected_rows: 1 }), Presence::Absent) if kind == StatementKind::Delete => {
+                self.ledger.acknowledge(key);
+                return Err(format!("{kind:?} of {key} deleted a row that nobody wrote"));
             }
-            Ok(other) => {
+            (Ok(Answer::Written { affected_rows: 1 }), _) => self.ledger.acknowledge(key),
+            // There was nothing to delete: what was asked for holds.
+            (Ok(Answer::Written { affected_rows: 0 }), Presence::Absent) if kind == StatementKind::Delete => {
+                self.ledger.acknowledge(key);
+            }
+            // A delete of unknown outcome has come before it.
+            (Ok(Answer::Written { affected_rows: 0 }), Presence::Unknown) if kind != StatementKind::Insert => {
+                self.ledger.not_applied(key);
+            }
+            (Ok(Answer::Written { affected_rows: 0 }), _) => {
+                self.ledger.not_applied(key);
+                return Err(format!(
+                    "{kind:?} of {key} changed no row: what was acknowledged before it is lost, or it was applied twice"
+                ));
+            }
+            (Ok(other), _) => {
                 self.ledger.unknown(key);
                 return Err(format!("{kind:?} of {key} was answered with {other:?}"));
             }
-            Err(Failure::NotApplied(_)) => self.ledger.not_applied(key),
-            Err(Failure::Unknown(_)) => self.ledger.unknown(key),
+            (Err(Failure::NotApplied(_)), _) => self.ledger.not_applied(key),
+            (Err(Failure::Unknown(_)), _) => self.ledger.unknown(key),
         }
         Ok(())
+    }
+
+    /// The ledger's time, for [`Scheduler::check_scan`].
+    pub(super) fn scan_begins(&self) -> u64 {
+        self.ledger.time()
+    }
+
+    /// Checks the rows of a scan from `from` of at most `limit_rows` rows that was sent at `began` by the ledger's time, except for their
+    /// values: in order, each once, and none left out that was there before the scan and after it. Their versions may be any.
+    pub(super) fn check_scan(&self, began: u64, from: i64, limit_rows: u32, rows: &[StoredRow]) -> Check {
+        let mut keys = rows.iter().map(|row| row.key);
+        check_keys(&self.ledger, began, from, limit_rows, &mut keys).map(drop)
     }
 
     /// The seed that values are made from.
@@ -219,8 +244,8 @@ impl Scheduler {
     }
 }
 
-/// Checks that a row's value belongs to its key and version.
-fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
+/// Checks that a row's value belongs to its key and version. Takes time in proportion to the value's size.
+pub(super) fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
     if row.key != key {
         Err(format!("read of {key} returned the row of {}", row.key))
     } else if !value_matches(seed, key, row.version, &row.value) {
@@ -230,33 +255,49 @@ fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
     }
 }
 
-/// Checks the rows of a scan from `from` of at most `limit_rows` rows: in order, each once, each with its own value.
-/// Versions are not checked: a scan touches many keys, and what may change under it is not tracked per scan.
-pub(super) fn check_scan(seed: u64, from: i64, limit_rows: u32, rows: &[StoredRow]) -> Check {
-    if rows.len() > limit_rows as usize {
-        return Err(format!("scan from {from} of {limit_rows} rows returned {}", rows.len()));
-    }
-    let mut previous = None;
-    for row in rows {
-        if row.key < from || previous.is_some_and(|previous| row.key <= previous) {
-            return Err(format!("scan from {from} returned {} after {previous:?}", row.key));
+/// Checks the keys that a scan from `from` of at most `limit_rows` rows returned; `began` is the ledger's time before it. Fewer rows than asked
+/// for mean that there are no more. Returns how many there were.
+pub(super) fn check_keys(
+    ledger: &Ledger,
+    began: u64,
+    from: i64,
+    limit_rows: u32,
+    keys: &mut dyn Iterator<Item = i64>,
+) -> Result<u64, String> {
+    let (mut next, mut count) = (Some(from), 0);
+    let left_out = |between, count: u64| match ledger.surely_present(between, began) {
+        Some(key) => Err(format!("scan from {from} of {limit_rows} rows left out {key}, after {count} rows")),
+        None => Ok(()),
+    };
+    for key in keys {
+        let Some(least) = next.filter(|least| *least <= key) else {
+            return Err(format!("scan from {from} returned {key} where {next:?} was the least that it could be"));
+        };
+        if let Some(before) = key.checked_sub(1) {
+            left_out(least..=before, count)?;
         }
-        previous = Some(row.key);
-        check_row(seed, row.key, row)?;
+        count += 1;
+        next = key.checked_add(1);
     }
-    Ok(())
+    if count > u64::from(limit_rows) {
+        return Err(format!("scan from {from} of {limit_rows} rows returned {count}"));
+    }
+    if let Some(next) = next.filter(|_| count < u64::from(limit_rows)) {
+        left_out(next..=i64::MAX, count)?;
+    }
+    Ok(count)
 }
 
 /// A statement without a value.
 pub(super) fn plain(kind: StatementKind, key: i64, limit_rows: u32) -> Statement {
-    Statement { kind, key, version: 0, value: None, limit_rows }
+    Statement { kind, key, version: 0, over: 0, value: None, limit_rows }
 }
 
 /// A write of the run with `seed`.
-pub(super) fn write(seed: u64, kind: StatementKind, key: i64, version: u32, value_bytes: u32) -> Statement {
-    let version = i64::from(version);
+pub(super) fn write(seed: u64, kind: StatementKind, key: i64, issued: Issued, value_bytes: u32) -> Statement {
+    let version = i64::from(issued.version);
     let value = (kind != StatementKind::Delete).then(|| make_value(seed, key, version, value_bytes));
-    Statement { kind, key, version, value, limit_rows: 0 }
+    Statement { kind, key, version, over: issued.over.into(), value, limit_rows: 0 }
 }
 
 #[cfg(test)]
@@ -337,40 +378,81 @@ mod tests {
     #[test]
     fn a_write_becomes_what_the_row_needs() {
         let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let step = |kind, version, over| WriteStep::Write { kind, issued: Issued { version, over } };
         let written = |affected_rows| Ok(Answer::Written { affected_rows });
         let update = operation(OperationKind::Update, 5);
-        let first = scheduler.write_step(&update).unwrap();
-        assert_eq!(first, WriteStep::Write { kind: StatementKind::Insert, version: 1 });
+        assert_eq!(scheduler.write_step(&update).unwrap(), step(StatementKind::Insert, 1, 0));
         scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
         let insert = operation(OperationKind::Insert, 5);
-        let second = scheduler.write_step(&insert).unwrap();
-        assert_eq!(second, WriteStep::Write { kind: StatementKind::Update, version: 2 });
+        assert_eq!(scheduler.write_step(&insert).unwrap(), step(StatementKind::Update, 2, 1));
         let unknown = Err(Failure::Unknown("gone".to_owned()));
         scheduler.written(5, StatementKind::Update, &unknown).unwrap();
         let delete = operation(OperationKind::Delete, 5);
-        let third = scheduler.write_step(&delete).unwrap();
-        assert_eq!(third, WriteStep::Write { kind: StatementKind::Delete, version: 3 });
+        assert_eq!(scheduler.write_step(&delete).unwrap(), step(StatementKind::Delete, 3, 1));
         scheduler.written(5, StatementKind::Delete, &unknown).unwrap();
         // Now the row may be there or not.
         assert_eq!(scheduler.write_step(&update).unwrap(), WriteStep::ReadFirst);
-        let fourth = scheduler.resolved(&update, None).unwrap();
-        assert_eq!(fourth, WriteStep::Write { kind: StatementKind::Insert, version: 4 });
+        assert_eq!(scheduler.resolved(&update, None).unwrap(), step(StatementKind::Insert, 4, 3));
         scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
         // An update that finds nothing where there is a row has found a lost one.
         scheduler.write_step(&update).unwrap();
         let found = scheduler.written(5, StatementKind::Update, &written(0)).unwrap_err();
-        assert_eq!(found, "Update of 5 changed no row, though it was there");
+        assert!(found.starts_with("Update of 5 changed no row"), "{found}");
+        // A delete alike; where nothing was, there must be nothing to delete.
+        scheduler.write_step(&delete).unwrap();
+        assert!(scheduler.written(5, StatementKind::Delete, &written(0)).is_err());
+        let elsewhere = operation(OperationKind::Delete, 6);
+        scheduler.write_step(&elsewhere).unwrap();
+        assert_eq!(scheduler.written(6, StatementKind::Delete, &written(0)), Ok(()));
+        scheduler.write_step(&elsewhere).unwrap();
+        assert!(scheduler.written(6, StatementKind::Delete, &written(1)).is_err());
+    }
+
+    /// A delete of unknown outcome may still come after the read that found the row.
+    #[test]
+    fn a_late_delete_is_no_lost_write() {
+        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let (update, delete) = (operation(OperationKind::Update, 5), operation(OperationKind::Delete, 5));
+        scheduler.write_step(&update).unwrap();
+        scheduler.written(5, StatementKind::Insert, &Ok(Answer::Written { affected_rows: 1 })).unwrap();
+        scheduler.write_step(&delete).unwrap();
+        scheduler.written(5, StatementKind::Delete, &Err(Failure::Unknown("gone".to_owned()))).unwrap();
+        let row = StoredRow { key: 5, version: 1, count: 1, value: make_value(1, 5, 1, 8) };
+        scheduler.resolved(&update, Some(&row)).unwrap();
+        assert_eq!(scheduler.written(5, StatementKind::Update, &Ok(Answer::Written { affected_rows: 0 })), Ok(()));
+        assert_eq!(scheduler.write_step(&update).unwrap(), WriteStep::ReadFirst);
     }
 
     #[test]
     fn rows_are_checked_for_what_they_hold() {
-        let row = |key, version, of_version| StoredRow { key, version, value: make_value(1, key, of_version, 20) };
-        let good = [row(3, 1, 1), row(5, 2, 2)];
-        assert_eq!(check_scan(1, 3, 2, &good), Ok(()));
-        assert!(check_scan(1, 4, 2, &good).is_err(), "a row before the start");
-        assert!(check_scan(1, 3, 1, &good).is_err(), "too many");
-        assert!(check_scan(1, 3, 9, &[row(5, 2, 2), row(3, 1, 1)]).is_err(), "out of order");
-        assert!(check_scan(1, 3, 9, &[row(3, 1, 2)]).is_err(), "another version's value");
-        assert!(check_scan(2, 3, 9, &good).is_err(), "another run's values");
+        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        for key in [3, 5, 8] {
+            scheduler.write_step(&operation(OperationKind::Update, key)).unwrap();
+            scheduler.written(key, StatementKind::Insert, &Ok(Answer::Written { affected_rows: 1 })).unwrap();
+        }
+        let row = |key, version, of_version| StoredRow {
+            key,
+            version,
+            count: version,
+            value: make_value(1, key, of_version, 20),
+        };
+        let (three, five, eight) = (row(3, 1, 1), row(5, 2, 2), row(8, 1, 1));
+        let began = scheduler.scan_begins();
+        let check = |from, limit, rows: &[StoredRow]| scheduler.check_scan(began, from, limit, rows);
+        let (seed, other) = (scheduler.seed(), scheduler.seed() + 1);
+        assert_eq!(check_row(seed, 3, &three), Ok(()));
+        assert!(check_row(other, 3, &three).is_err(), "another run's value");
+        assert!(check_row(seed, 5, &three).is_err(), "another row");
+        let good = [three.clone(), five.clone()];
+        assert_eq!(check(3, 2, &good), Ok(()));
+        assert_eq!(check(3, 9, &[three.clone(), five.clone(), eight.clone()]), Ok(()));
+        assert!(check(4, 2, &good).is_err(), "a row before the start");
+        assert!(check(3, 1, &good).is_err(), "too many");
+        assert!(check(3, 9, &[five.clone(), three.clone(), eight.clone()]).is_err(), "out of order");
+        assert!(check_row(seed, 3, &row(3, 1, 2)).is_err(), "another version's value");
+        assert!(check(3, 9, &good).is_err(), "it ends early");
+        assert!(check(3, 2, &[three, eight]).is_err(), "one is left out");
+        assert!(check(3, 2, &[]).is_err(), "all are left out");
+        assert_eq!(check(9, 2, &[]), Ok(()));
     }
 }

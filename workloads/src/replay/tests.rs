@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::generators::Endless;
-use crate::operation::OperationKind;
+use crate::operation::{Operation, OperationKind, Source, TimedOperation};
 use crate::scenario::Scenario;
 
 /// What a store does to some statements.
@@ -21,6 +21,14 @@ enum Mischief {
     ApplyAndHide,
     /// Says that every seventh write's outcome is unknown, and does not carry it out.
     DropAndHide,
+    /// Acknowledges the hundredth write and forgets it; later ones of its key go on.
+    LosesOne,
+    /// Executes every fiftieth write twice.
+    Twice,
+    /// Scans leave out this key.
+    LeavesOut(i64),
+    /// Scans end before this key.
+    EndsBefore(i64),
     /// Reads return the row before the last write.
     StaleReads,
     /// Stores a wrong byte with every write of this key.
@@ -76,11 +84,13 @@ impl Memory {
         if corrupt {
             value[0] ^= 1;
         }
-        let row = StoredRow { key: statement.key, version: statement.version, value: value.into() };
-        let takes_effect = match statement.kind {
-            StatementKind::Insert => before.is_none(),
-            _ => before.is_some_and(|before| before.version < statement.version),
+        let takes_effect = match (statement.kind, &before) {
+            (StatementKind::Insert, before) => before.is_none(),
+            (_, Some(before)) => (statement.over..=statement.version).contains(&before.version),
+            (_, None) => false,
         };
+        let count = before.map_or(0, |before| before.count) + 1;
+        let row = StoredRow { key: statement.key, version: statement.version, count, value: value.into() };
         if takes_effect && statement.kind == StatementKind::Delete {
             rows.remove(&statement.key);
         } else if takes_effect {
@@ -97,14 +107,28 @@ impl Memory {
                 Ok(Answer::Row(previous.or_else(|| rows().get(&statement.key).cloned())))
             }
             StatementKind::Read => Ok(Answer::Row(rows().get(&statement.key).cloned())),
-            StatementKind::Scan => {
+            StatementKind::Scan | StatementKind::Keys => {
                 let found = rows();
-                let rows = found.range(statement.key..).take(statement.limit_rows as usize);
-                Ok(Answer::Rows(rows.map(|(_, row)| row.clone()).collect()))
+                let shown = |key: i64| match mischief {
+                    Mischief::LeavesOut(out) => key != out,
+                    Mischief::EndsBefore(end) => key < end,
+                    _ => true,
+                };
+                let rows = found.range(statement.key..).map(|(_, row)| row).filter(|row| shown(row.key));
+                let rows = rows.take(statement.limit_rows as usize);
+                match statement.kind {
+                    StatementKind::Scan => Ok(Answer::Rows(rows.cloned().collect())),
+                    _ => Ok(Answer::Keys(rows.map(|row| row.key).collect())),
+                }
             }
             _ => {
                 let number = self.writes.fetch_add(1, Ordering::SeqCst);
                 match mischief {
+                    Mischief::LosesOne if number == 100 => Ok(Answer::Written { affected_rows: 1 }),
+                    Mischief::Twice if number.is_multiple_of(50) => {
+                        self.apply(statement, false);
+                        Ok(Answer::Written { affected_rows: self.apply(statement, false) })
+                    }
                     Mischief::ForgetKey(key) if key == statement.key => Ok(Answer::Written { affected_rows: 1 }),
                     Mischief::ApplyAndHide if number.is_multiple_of(7) => {
                         self.apply(statement, false);
@@ -127,7 +151,7 @@ impl Target for Memory {
     async fn execute(&self, statement: &Statement) -> Outcome {
         let mischief = *self.mischief.lock().unwrap();
         let number = self.statements.fetch_add(1, Ordering::SeqCst);
-        let writes = !matches!(statement.kind, StatementKind::Read | StatementKind::Scan);
+        let writes = !matches!(statement.kind, StatementKind::Read | StatementKind::Scan | StatementKind::Keys);
         if writes {
             let mut under_way = self.under_way.lock().unwrap();
             let count = under_way.entry(statement.key).or_insert(0);
@@ -217,12 +241,88 @@ async fn a_key_that_lost_its_writes_is_one_lost_write() {
     let forgotten = Mischief::ForgetKey(first_updated_key("uniform"));
     let (record, verification, _) = replay("uniform", 2_000, forgotten).await;
     assert_eq!((verification.lost_writes, record.totals.failed), (1, 0), "{:?}", verification.findings);
-    assert!(verification.findings[0].what.contains("was acknowledged, found is version Some(1)"));
+    assert!(verification.findings[0].what.contains("was acknowledged, found is Some(Found { version: 1,"));
 
     // A hot key's loss shows up while the load runs, too.
     let (record, verification, _) = replay("zipf:2.0", 2_000, Mischief::ForgetKey(0)).await;
     assert!(record.totals.wrong_answers > 100, "{}", record.totals.wrong_answers);
     assert_eq!(verification.lost_writes, 1);
+}
+
+/// Breaks if updates do not name the version that they may find: the next write of the key covers the loss, and the end shows that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_write_that_a_later_one_would_cover_is_seen_at_the_later_one() {
+    // Ten rows, updated in turn; nothing is read.
+    struct Updates(i64);
+    impl Source for Updates {
+        fn next(&mut self, _now: Duration) -> Result<Option<TimedOperation>, SourceError> {
+            self.0 += 1;
+            let operation = Operation { kind: OperationKind::Update, key: self.0 % 10, value_bytes: 8 };
+            Ok(Some(TimedOperation { at: None, operation }))
+        }
+
+        fn hottest_key_share(&self) -> Option<f64> {
+            None
+        }
+    }
+    let target = Memory::new();
+    target.misbehave(Mischief::LosesOne);
+    let config = ReplayConfig { max_operations: Some(500), ..ReplayConfig::default() };
+    let replay = Replay::new(config, Box::new(Updates(0)), Ledger::new(7, 10)).unwrap();
+    let Replayed { record, .. } = replay.run(target, |_: &SecondSummary| {}).await.unwrap();
+    let told = |message: &String| message.contains("changed no row: what was acknowledged before it is lost");
+    assert!(record.messages.iter().any(told), "{:?}", record.messages);
+}
+
+/// Breaks if rows do not count their writes: each write is the same, however often it is executed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_was_applied_twice_is_seen_in_its_rows_count() {
+    let (record, verification, _) = replay("ycsb-a", 3_000, Mischief::Twice).await;
+    assert_eq!((record.totals.failed, verification.lost_writes), (0, 0), "{:?}", verification.findings);
+    assert!(verification.miscounted > 5, "{verification:?}");
+    assert!(verification.findings[0].what.contains("writes can have made the row"), "{:?}", verification.findings);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_that_leaves_rows_out_or_ends_early_is_seen() {
+    for mischief in [Mischief::LeavesOut(50), Mischief::EndsBefore(120)] {
+        let (record, verification, _) = replay("ycsb-e", 1_000, mischief).await;
+        assert!(record.totals.wrong_answers > 0, "{mischief:?}");
+        assert!(record.messages.iter().any(|message| message.contains("left out")), "{:?}", record.messages);
+        // Once it has stopped nothing is wrong any more.
+        assert_eq!((verification.lost_writes, verification.wrong_pages), (0, 0), "{:?}", verification.findings);
+    }
+}
+
+/// Breaks if only the keys that the run has written are looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_nobody_wrote_and_a_wrong_listing_are_found_at_the_end() {
+    let target = Memory::new();
+    let loaded = || async {
+        let mut ledger = Ledger::new(7, 30_000);
+        target.rows.lock().unwrap().clear();
+        let rows = (0..25_000).map(|key| (key * 2, 1));
+        load(&target, &mut ledger, rows, LoadOptions::default(), |_| {}).await.unwrap();
+        ledger
+    };
+    let verify = |ledger| verify(&target, ledger, VerifyOptions::default(), |_| {});
+    let good = verify(loaded().await).await.unwrap();
+    assert_eq!((good.listed_rows, good.unwritten_rows, good.wrong_pages), (25_000, 0, 0), "{:?}", good.findings);
+
+    let ledger = loaded().await;
+    let row = target.rows.lock().unwrap()[&2].clone();
+    target.rows.lock().unwrap().insert(49_999, StoredRow { key: 49_999, ..row });
+    let stray = verify(ledger).await.unwrap();
+    assert_eq!((stray.lost_writes, stray.unwritten_rows, stray.listed_rows), (0, 1, 25_001));
+    assert_eq!(stray.findings[0], Finding { key: 49_999, what: "it is there and was never written".to_owned() });
+
+    for mischief in [Mischief::LeavesOut(30_000), Mischief::EndsBefore(30_000)] {
+        let ledger = loaded().await;
+        target.misbehave(mischief);
+        let short = verify(ledger).await.unwrap();
+        target.misbehave(Mischief::None);
+        assert_eq!((short.lost_writes, short.wrong_pages), (0, 1), "{mischief:?}: {:?}", short.findings);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,9 @@
 //! After a run every key in the ledger is read and judged. A read that fails is tried again until a deadline, since the
 //! cluster may still be recovering from what was done to it; a key that cannot be read by then is reported as unread, never
 //! as intact.
+//!
+//! Then the keys of the whole table are listed once, a page at a time and without the values: rows that nobody wrote are found only so, and
+//! a listing that leaves rows out, or gives them out of order, is wrong although each row can be read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +16,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, Verdict};
-use super::scheduler::plain;
-use super::{Answer, ReplayError, StatementKind, StoredRow, Target, value_matches};
+use super::scheduler::{check_keys, plain};
+use super::{Answer, ReplayError, Statement, StatementKind, StoredRow, Target, value_matches};
 
 /// Findings that are kept in words.
 const MAX_FINDINGS: usize = 20;
+
+/// Keys of one page of the listing.
+const PAGE_ROWS: u32 = 10_000;
 
 /// How the rows are read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +60,15 @@ pub struct Verification {
     pub lost_writes: u64,
     /// Keys that could not be read.
     pub unread_keys: u64,
-    /// The first of the keys that are lost or unread.
+    /// Rows whose count of writes is not what was acknowledged: a write was applied twice, or one that a later one covers not at all.
+    pub miscounted: u64,
+    /// Rows in the listing of the whole table.
+    pub listed_rows: u64,
+    /// Rows of the listing that nobody wrote.
+    pub unwritten_rows: u64,
+    /// Pages of the listing that could not be read, left a row out, or were out of order.
+    pub wrong_pages: u64,
+    /// The first of what is wrong.
     pub findings: Vec<Finding>,
 }
 
@@ -69,6 +83,10 @@ impl Verification {
         self.verified_keys += other.verified_keys;
         self.lost_writes += other.lost_writes;
         self.unread_keys += other.unread_keys;
+        self.miscounted += other.miscounted;
+        self.listed_rows += other.listed_rows;
+        self.unwritten_rows += other.unwritten_rows;
+        self.wrong_pages += other.wrong_pages;
         for finding in other.findings {
             self.note(finding.key, finding.what);
         }
@@ -76,20 +94,25 @@ impl Verification {
 }
 
 /// Judges what was found at `key`; `None` if it is intact.
-fn fault(ledger: &Ledger, key: i64, row: Option<&StoredRow>) -> Option<String> {
-    let found = row.map(|row| row.version);
-    match ledger.judge(key, found) {
-        Verdict::Lost { acknowledged } => {
-            Some(format!("version {acknowledged} was acknowledged, found is version {found:?}"))
+fn fault(ledger: &Ledger, key: i64, row: Option<&StoredRow>) -> Option<(Verdict, String)> {
+    let found = row.map(StoredRow::found);
+    let verdict = ledger.judge(key, found);
+    let what = match verdict {
+        Verdict::Lost { acknowledged } => format!("version {acknowledged} was acknowledged, found is {found:?}"),
+        Verdict::NeverIssued => format!("{found:?} is there and was never written"),
+        Verdict::Miscounted { least, most } => {
+            format!("{least} to {most} writes can have made the row, and it counts otherwise: {found:?}")
         }
-        Verdict::NeverIssued => Some(format!("version {found:?} is there and was never written")),
-        Verdict::Intact => row
-            .filter(|row| row.key != key || !value_matches(ledger.seed(), key, row.version, &row.value))
-            .map(|row| format!("the value is not the one written as version {}", row.version)),
-    }
+        Verdict::Intact => {
+            let row =
+                row.filter(|row| row.key != key || !value_matches(ledger.seed(), key, row.version, &row.value))?;
+            format!("the value is not the one written as version {}", row.version)
+        }
+    };
+    Some((verdict, what))
 }
 
-/// Reads back every key of the ledger. `progress` is told the number of keys read so far.
+/// Reads back every key of the ledger, then lists the table. `progress` is told the number of keys read so far.
 pub async fn verify<T: Target>(
     target: &Arc<T>,
     ledger: Ledger,
@@ -106,8 +129,46 @@ pub async fn verify<T: Target>(
     while let Some(joined) = tasks.join_next().await {
         all.merge(joined.map_err(|error| ReplayError::Task(error.to_string()))?);
     }
+    all.merge(list(&**target, &shared.ledger, &options).await);
     all.findings.sort_by_key(|finding| finding.key);
     Ok(all)
+}
+
+/// Lists the keys of the whole table.
+async fn list<T: Target>(target: &T, ledger: &Ledger, options: &VerifyOptions) -> Verification {
+    let mut found = Verification::default();
+    let mut from = i64::MIN;
+    loop {
+        let page = plain(StatementKind::Keys, from, PAGE_ROWS);
+        let keys = match retried(target, &page, options).await {
+            Ok(Answer::Keys(keys)) => keys,
+            Ok(other) => {
+                found.wrong_pages += 1;
+                found.note(from, format!("the listing from here was answered with {other:?}"));
+                return found;
+            }
+            Err(problem) => {
+                found.wrong_pages += 1;
+                found.note(from, format!("the keys from here could not be listed: {problem}"));
+                return found;
+            }
+        };
+        found.listed_rows += keys.len() as u64;
+        if let Err(what) = check_keys(ledger, ledger.time(), from, PAGE_ROWS, &mut keys.iter().copied()) {
+            found.wrong_pages += 1;
+            found.note(from, what);
+        }
+        for key in keys.iter().filter(|key| !ledger.may_be_present(**key)) {
+            found.unwritten_rows += 1;
+            found.note(*key, "it is there and was never written".to_owned());
+        }
+        // A page out of order cannot be gone on from: what is smaller than its last key was seen, or was left out.
+        let last = keys.iter().max().copied().filter(|_| keys.len() >= PAGE_ROWS as usize);
+        match last.and_then(|last| last.checked_add(1)).filter(|next| *next > from) {
+            Some(next) => from = next,
+            None => return found,
+        }
+    }
 }
 
 struct Check {
@@ -139,8 +200,11 @@ async fn read_back<T: Target>(target: Arc<T>, check: Arc<Check>, options: Verify
             }
             Ok(row) => {
                 found.verified_keys += 1;
-                if let Some(what) = fault(&check.ledger, key, row.as_ref()) {
-                    found.lost_writes += 1;
+                if let Some((verdict, what)) = fault(&check.ledger, key, row.as_ref()) {
+                    match verdict {
+                        Verdict::Miscounted { .. } => found.miscounted += 1,
+                        _ => found.lost_writes += 1,
+                    }
                     found.note(key, what);
                 }
             }
@@ -150,11 +214,18 @@ async fn read_back<T: Target>(target: Arc<T>, check: Arc<Check>, options: Verify
 }
 
 async fn read_row<T: Target>(target: &T, key: i64, options: &VerifyOptions) -> Result<Option<StoredRow>, String> {
+    match retried(target, &plain(StatementKind::Read, key, 0), options).await? {
+        Answer::Row(row) => Ok(row),
+        other => Err(format!("answered with {other:?}")),
+    }
+}
+
+/// The answer to a read, asked for again until the time for that is over.
+async fn retried<T: Target>(target: &T, read: &Statement, options: &VerifyOptions) -> Result<Answer, String> {
     let deadline = Instant::now() + Duration::from_millis(options.unreadable_ms);
     loop {
-        let problem = match target.execute(&plain(StatementKind::Read, key, 0)).await.result {
-            Ok(Answer::Row(row)) => return Ok(row),
-            Ok(other) => format!("answered with {other:?}"),
+        let problem = match target.execute(read).await.result {
+            Ok(answer) => return Ok(answer),
             Err(failure) => failure.to_string(),
         };
         if Instant::now() >= deadline {

@@ -230,6 +230,14 @@ pub struct Report {
     pub verified_keys: u64,
     /// Keys that could not be read back: nothing is known about them.
     pub unread_keys: u64,
+    /// Rows whose count of writes is not what was acknowledged: a write was applied twice, or one that a later one covers not at all.
+    pub miscounted_rows: u64,
+    /// Rows in a listing of the whole table after the run.
+    pub listed_rows: u64,
+    /// Rows of it that nobody wrote.
+    pub unwritten_rows: u64,
+    /// Pages of it that could not be read, left a row out, or were out of order.
+    pub wrong_pages: u64,
     /// Answers during the run that contradict what was acknowledged before.
     pub wrong_answers: u64,
     /// Operations that were due and never started: the store did not keep up with the rate.
@@ -254,6 +262,9 @@ impl Report {
     pub fn is_good(&self) -> bool {
         self.lost_writes == 0
             && self.unread_keys == 0
+            && self.miscounted_rows == 0
+            && self.unwritten_rows == 0
+            && self.wrong_pages == 0
             && self.wrong_answers == 0
             && self.statements.failed == 0
             && self.differing_replicas == Some(0)

@@ -5,7 +5,11 @@ use serde::Serialize;
 use super::{PauseMs, Report};
 
 /// The load should be level within so many seconds.
-const LEVEL_WITHIN_S: u64 = 20;
+const LEVEL_WITHIN_S: u64 = 10;
+
+/// At the end the imbalance should be at most this many times its floor: less than what counts as level, since a balancer that has had time
+/// should have used it.
+const STEADY_FACTOR: f64 = 1.10;
 
 /// Of a hundred moves, 99 should let writes wait for no longer than this, in milliseconds.
 const PAUSE_P99_MS: f64 = 50.0;
@@ -40,6 +44,13 @@ pub(super) fn judge(report: &Report) -> Vec<Target> {
             report.level_s.is_some_and(|second| second <= LEVEL_WITHIN_S),
             format!("level within {LEVEL_WITHIN_S} s, to the end"),
             report.level_s.map_or("never level".to_owned(), |second| format!("{second} s")),
+        ),
+        target(
+            report.imbalance_final.is_some_and(|imbalance| imbalance <= STEADY_FACTOR * report.imbalance_floor),
+            format!("an imbalance of at most {STEADY_FACTOR:.2} times its floor at the end"),
+            report
+                .imbalance_final
+                .map_or("nothing was answered".to_owned(), |i| format!("{:.2} times", i / report.imbalance_floor)),
         ),
         none_of(Some(report.statements.failed), "statement failed"),
         none_of(Some(report.lost_writes), "acknowledged write lost"),

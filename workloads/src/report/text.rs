@@ -76,6 +76,11 @@ impl Report {
             or_unchecked(self.differing_replicas),
             or_unchecked(self.owners_wrong)
         )?;
+        writeln!(
+            out,
+            "  listed       {} rows: {} that nobody wrote, {} whose writes are miscounted; pages that are wrong: {}",
+            self.listed_rows, self.unwritten_rows, self.miscounted_rows, self.wrong_pages
+        )?;
         self.write_judgement(out)
     }
 

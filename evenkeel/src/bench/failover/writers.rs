@@ -21,7 +21,7 @@ pub struct Record {
 }
 
 impl Record {
-    fn new() -> Arc<Record> {
+    pub(crate) fn new() -> Arc<Record> {
         Arc::new(Record {
             epoch: Instant::now(),
             acks: Mutex::default(),
@@ -55,12 +55,12 @@ impl Record {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn acked(&self, writer: usize, sent_ms: f64) {
+    pub(crate) fn acked(&self, writer: usize, sent_ms: f64) {
         let ack = Ack { writer, sent_ms, acked_ms: self.now_ms() };
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).push(ack);
     }
 
-    fn fail(&self, error: String) {
+    pub(crate) fn fail(&self, error: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
@@ -73,6 +73,13 @@ pub struct Writers {
     /// How many there are.
     pub count: usize,
     _tasks: JoinSet<()>,
+}
+
+impl Writers {
+    /// `count` writers, which are these tasks and tell this record.
+    pub(crate) fn new(record: Arc<Record>, count: usize, tasks: JoinSet<()>) -> Writers {
+        Writers { record, count, _tasks: tasks }
+    }
 }
 
 /// Writers of `sql` (whose `$1` is the key), each through a client of its own on a key of its own, each `per_s` times a second.

@@ -2,13 +2,12 @@
 
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_protocol::report::{
-    OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
+    MoveProgress, OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
 };
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::shard::{
-    ControlReply, ControlRequest, RangeChecksum, ReplicaChecksums, ShardReply, ShardRequest,
-};
-use evenkeel_protocol::{Epoch, Failure, KeyInterval, OperatorId, RangeId, ShardId, TableId};
+use evenkeel_protocol::scrub::{Comparison, Difference, Place, ScrubReport};
+use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum, ShardReply, ShardRequest};
+use evenkeel_protocol::{Epoch, Failure, Key, KeyInterval, OperatorId, RangeId, ShardId, TableId};
 use evenkeel_rpc::{Connection, Replier, Service};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -53,12 +52,18 @@ pub struct World {
     pub hold_copies: bool,
     /// Moves fence without being adopted until this is off.
     pub hold_switches: bool,
-    /// Checksums of the two copies differ.
+    /// What destinations store differs from what they are sent.
     pub differ: bool,
+    /// What every comparison finds.
+    pub difference: Option<Difference>,
     /// Shards that answer and report nothing.
     pub dead: BTreeSet<ShardId>,
+    /// Shards that report, and answer nothing.
+    pub deaf: BTreeSet<ShardId>,
     /// Statements per second of each range; where none is named, none.
     pub loads: BTreeMap<RangeId, RangeLoad>,
+    /// Where each range can be split by size.
+    pub size_keys: BTreeMap<RangeId, Vec<Key>>,
     /// Every request, by the name of its kind.
     pub asked: Vec<(ShardId, String)>,
     sequence: u64,
@@ -108,17 +113,23 @@ impl World {
                 && let Some(out) = moving.out
             {
                 let phase = if out == Out::Open { OperatorPhase::Open } else { OperatorPhase::Fenced };
-                operators.push(OperatorReport { operator, range, phase });
+                operators.push(OperatorReport { operator, range, phase, progress: None });
             }
             if moving.to == shard && moving.incoming {
                 let phase = match moving.adopted {
                     Some(epoch) => OperatorPhase::Adopted { epoch, pause_us: 3000, rows: 10, bytes: 1000 },
                     None => OperatorPhase::Copying { attempt: 1, rows: 5, bytes: 500 },
                 };
-                operators.push(OperatorReport { operator, range, phase });
+                let differs = self.differ.then(|| "replica 1 has stored 9 rows, 10 were sent".to_string());
+                let progress = Some(MoveProgress { differs, ..MoveProgress::default() });
+                operators.push(OperatorReport { operator, range, phase, progress });
             }
         }
+        let differences = self.difference.clone().into_iter().collect();
         ShardReport {
+            clock_ms: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64,
+            highest: Default::default(),
+            tables: None,
             shard,
             leader: 1,
             term: 1,
@@ -129,6 +140,24 @@ impl World {
             capacity_per_s: None,
             ranges: ranges.collect(),
             operators,
+            scrub: ScrubReport { differences, ..ScrubReport::default() },
+        }
+    }
+
+    /// One range after the other, each in a comparison of its own.
+    fn compare(&self, shard: ShardId, from: Option<Place>) -> Comparison {
+        let place = |held: &Held| Place { table: held.table, key: held.interval.start.clone() };
+        let mut held: Vec<_> = self.ranges.get(&shard).into_iter().flatten().map(|(id, h)| (place(h), *id)).collect();
+        held.sort();
+        let mut rest = held.into_iter().filter(|(place, _)| from.as_ref().is_none_or(|from| place >= from));
+        let compared = rest.next().map(|(_, id)| (id, RangeChecksum { rows: 10, sum: id.0 })).into_iter().collect();
+        let differences = self.difference.clone().into_iter().filter(|_| from.is_none()).collect();
+        Comparison {
+            index: 1,
+            compared,
+            differences,
+            next: rest.next().map(|(place, _)| place),
+            ..Comparison::default()
         }
     }
 
@@ -156,7 +185,14 @@ impl World {
                     self.applied.insert(operator);
                 }
             }
-            ControlRequest::Merge { .. } | ControlRequest::ChangeReplicas { .. } => return refused("not-played"),
+            ControlRequest::SizeSplitKeys { range, .. } => {
+                let keys = self.size_keys.get(&range).cloned().unwrap_or_default();
+                return ControlReply::SplitKeys(keys);
+            }
+            ControlRequest::Merge { .. }
+            | ControlRequest::ChangeReplicas { .. }
+            | ControlRequest::DropTable { .. }
+            | ControlRequest::TakeBack { .. } => return refused("not-played"),
             ControlRequest::MoveOpen { operator, range, epoch, to } => {
                 if owned.get(&range).is_none_or(|h| h.epoch != epoch) && !self.moves.contains_key(&operator) {
                     return refused("wrong-epoch");
@@ -186,19 +222,12 @@ impl World {
             ControlRequest::IngestCancel { operator } | ControlRequest::MoveForget { operator } => {
                 self.moves.remove(&operator);
             }
-            ControlRequest::MoveChecksum { .. } => {
-                let sum = if self.differ { u64::from(shard.0) } else { 7 };
-                return ControlReply::Checksum(RangeChecksum { rows: 10, sum });
-            }
             ControlRequest::Purge { operator } => {
                 if let Some(moving) = self.moves.get_mut(&operator) {
                     moving.out = None;
                 }
             }
-            ControlRequest::Checksums => {
-                let sums = owned.keys().map(|id| (*id, RangeChecksum { rows: 10, sum: id.0 })).collect();
-                return ControlReply::Checksums(vec![ReplicaChecksums { replica: 1, index: 1, ranges: Ok(sums) }]);
-            }
+            ControlRequest::Compare { from, .. } => return ControlReply::Compared(Box::new(self.compare(shard, from))),
             ControlRequest::TransferLeadership { to } => {
                 if to.is_some_and(|to| to != 1) {
                     return refused("no-such-replica");
@@ -236,7 +265,9 @@ impl Service for Played {
         let reply = {
             let mut world = self.world.lock().unwrap();
             match request {
-                _ if world.dead.contains(&self.shard) => ShardReply::Failed(Failure::NotLeader { leader: None }),
+                _ if world.dead.contains(&self.shard) || world.deaf.contains(&self.shard) => {
+                    ShardReply::Failed(Failure::NotLeader { leader: None })
+                }
                 ShardRequest::Control(request) => ShardReply::Control(world.control(self.shard, request)),
                 _ => ShardReply::Failed(Failure::OutcomeUnknown { reason: "not played".into() }),
             }

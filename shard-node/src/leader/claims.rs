@@ -1,0 +1,173 @@
+//! Rows that entries have written between their proposal and the confirmation of their COMMIT (R4).
+//!
+//! Every statement claims what it writes, so this costs what the statement writes: one copy of each key, none for looking or for
+//! letting go, and nobody is woken if nobody waits.
+
+use crate::entry::Change;
+use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::{Key, TableId};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Claims {
+    claimed: Mutex<Claimed>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Claimed {
+    /// Each with the entry's serial.
+    keys: HashMap<TableId, HashMap<Key, u64>>,
+    /// Nobody waits any more.
+    closed: bool,
+}
+
+impl Claimed {
+    fn are_free_for(&self, serial: u64, changes: &[Change]) -> bool {
+        let owner = |change: &Change| self.keys.get(&change.table).and_then(|keys| keys.get(&change.key));
+        changes.iter().all(|change| owner(change).is_none_or(|owner| *owner == serial))
+    }
+
+    fn take(&mut self, serial: u64, changes: &[Change]) {
+        for change in changes {
+            self.keys.entry(change.table).or_default().insert(change.key.clone(), serial);
+        }
+    }
+
+    fn give_back(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Some(keys) = self.keys.get_mut(&change.table) {
+                keys.remove(&change.key);
+            }
+        }
+    }
+}
+
+/// The claims of a reign that is over.
+#[derive(Debug)]
+pub struct Closed;
+
+impl Default for Claims {
+    fn default() -> Claims {
+        Claims { claimed: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Claims {
+    fn claimed(&self) -> MutexGuard<'_, Claimed> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other entry has claimed one of these keys, then claims them for `serial`: whoever got a row lock that such an entry
+    /// released may have seen a state that is no more.
+    ///
+    /// # Errors
+    /// They have been closed.
+    pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Closed> {
+        self.once_free(serial, changes, |claimed| claimed.take(serial, changes)).await?;
+        Ok(Claim { claims: self, changes })
+    }
+
+    /// Waits until no entry has claimed one of these keys.
+    ///
+    /// # Errors
+    /// They have been closed.
+    pub async fn confirmed(&self, changes: &[Change]) -> Result<(), Closed> {
+        self.once_free(0, changes, |_| {}).await
+    }
+
+    async fn once_free(&self, serial: u64, changes: &[Change], then: impl Fn(&mut Claimed)) -> Result<(), Closed> {
+        let mut changed: Option<watch::Receiver<u64>> = None;
+        loop {
+            {
+                let mut claimed = self.claimed();
+                if deliberate(Bug::NoClaim) || claimed.are_free_for(serial, changes) {
+                    then(&mut claimed);
+                    return Ok(());
+                }
+                if claimed.closed {
+                    return Err(Closed);
+                }
+                // Under the lock: whoever gives the keys back afterwards finds that somebody waits.
+                changed.get_or_insert_with(|| self.changed.subscribe());
+            }
+            if let Some(changed) = &mut changed
+                && changed.changed().await.is_err()
+            {
+                return Err(Closed);
+            }
+        }
+    }
+
+    /// The reign is over: what is claimed is nobody's any more, and nobody waits.
+    pub fn close(&self) {
+        let mut claimed = self.claimed();
+        claimed.closed = true;
+        claimed.keys.clear();
+        drop(claimed);
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+/// Keys that are claimed, until the COMMIT that wrote them is confirmed or they were rolled back.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    claims: &'a Claims,
+    changes: &'a [Change],
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.claims.claimed().give_back(self.changes);
+        if self.claims.changed.receiver_count() > 0 {
+            self.claims.changed.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::image::Image;
+    use bytes::Bytes;
+    use futures::FutureExt;
+
+    fn writes(keys: &[u8]) -> Vec<Change> {
+        let change = |n: &u8| Change { table: TableId(1), key: Key(vec![*n].into()), image: Image::New(Bytes::new()) };
+        keys.iter().map(change).collect()
+    }
+
+    /// Breaks if a row can be built upon before the COMMIT that wrote it is confirmed (R4), or if a claim outlives that.
+    #[tokio::test]
+    async fn rows_are_claimed_until_they_are_given_back() {
+        let claims = Claims::default();
+        let (first, second, other) = (writes(&[1, 2]), writes(&[2, 3]), writes(&[4]));
+        let claim = claims.claim(1, &first).await.unwrap();
+        let mut waiting = Box::pin(claims.claim(2, &second));
+        assert!(waiting.as_mut().now_or_never().is_none(), "one of the two is claimed");
+        assert!(claims.confirmed(&second).now_or_never().is_none());
+        assert!(claims.claim(3, &other).now_or_never().is_some(), "another row");
+        assert!(claims.confirmed(&other).now_or_never().is_some(), "that one was given back");
+        drop(claim);
+        let claim = waiting.await.unwrap();
+        assert!(claims.claim(1, &first).now_or_never().is_none());
+        drop(claim);
+        assert!(claims.claimed().keys.values().all(HashMap::is_empty), "nothing stays behind");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_reign_that_is_over() {
+        let claims = Claims::default();
+        let rows = writes(&[1]);
+        std::mem::forget(claims.claim(1, &rows).await.unwrap());
+        let mut waiting = Box::pin(claims.claim(2, &rows));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        claims.close();
+        // What it proposes then is refused.
+        assert!(waiting.await.is_ok());
+    }
+}

@@ -1,0 +1,287 @@
+//! One comparison, by a shard's leader: it names pieces in the log, asks every replica what it holds of them, judges, and looks more closely
+//! at what differs.
+
+use super::Scrub;
+use super::judge::{Verdict, judge};
+use super::plan::Plan;
+use super::sums::{SUM_UP_MS, silent};
+use crate::entry::{Control, Purpose};
+use crate::leader::Leader;
+use crate::leader::reign::Outcome;
+use crate::members;
+use crate::migration::peers;
+use crate::store::StoreError;
+use evenkeel_protocol::scrub::{Comparison, Difference, Piece, Place, RangeChecksum, ReplicaSums};
+use evenkeel_protocol::shard::{ShardReply, ShardRequest};
+use evenkeel_protocol::value::key_text;
+use evenkeel_protocol::{Failure, Key, KeyInterval, TableId, TableSchema};
+use evenkeel_replicated_log::Membership;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How long a replica may take to tell its sums, in milliseconds.
+const TELL_MS: u64 = SUM_UP_MS + 500;
+/// Pieces that differ and are looked at more closely, of one comparison.
+const MAX_NARROWED: usize = 4;
+/// Into how many parts each look divides what differs, and how many looks there are at most: more than the rows of one comparison need.
+const PARTS: u64 = 16;
+const MAX_LOOKS: usize = 8;
+
+/// What the replicas said of the pieces of one checkpoint.
+struct Told {
+    index: u64,
+    members: usize,
+    sums: Vec<(u64, Vec<Option<RangeChecksum>>)>,
+    silent: Vec<(u64, String)>,
+    left_behind: Vec<(u64, TableId, Key)>,
+}
+
+impl Told {
+    fn verdict(&self, piece: usize) -> Verdict {
+        let of_piece: Vec<(u64, Option<RangeChecksum>)> =
+            self.sums.iter().map(|(replica, sums)| (*replica, sums.get(piece).copied().flatten())).collect();
+        judge(self.members, &of_piece)
+    }
+}
+
+impl Scrub {
+    /// Compares what the replicas hold of the shard's ranges, from a place on, as much as one comparison takes.
+    ///
+    /// # Errors
+    /// It was not compared: this replica does not lead any more, or is not at rest enough to be read.
+    pub async fn compare(&self, leader: &Leader, from: &Place, purpose: Purpose) -> Result<Comparison, Failure> {
+        let _alone = self.alone.lock().await;
+        let plan = plan(leader, from).await.map_err(|error| unread(&error))?;
+        if plan.pieces().is_empty() && purpose != Purpose::LeftBehind {
+            return Ok(Comparison::default());
+        }
+        let addresses = members::addresses(&leader.shared().log.membership().borrow());
+        let told = self.ask(leader, plan.pieces(), purpose, &addresses).await?;
+        if purpose == Purpose::Scrub && told.sums.len() < 2 {
+            let reason = "no other replica can be compared".into();
+            return Err(Failure::Busy { reason, retry_after_ms: 1_000 });
+        }
+        let mut found = Comparison {
+            index: told.index,
+            bytes: plan.bytes(),
+            next: plan.next(),
+            silent: told.silent.clone(),
+            left_behind: told.left_behind.clone(),
+            ..Comparison::default()
+        };
+        let mut compared = plan.pieces();
+        for (at, piece) in plan.pieces().iter().enumerate() {
+            match told.verdict(at) {
+                // It was split or moved before the checkpoint was in: from here on it is planned anew.
+                Verdict::NotOwned => {
+                    compared = &plan.pieces()[..at];
+                    found.next = Some(Place { table: piece.table, key: piece.interval.start.clone() });
+                    break;
+                }
+                Verdict::Equal(sum) => found.compared.push((piece.range, sum)),
+                Verdict::Differ { most, replicas, detail } => {
+                    found.compared.push((piece.range, most));
+                    let (range, table, interval) = (piece.range, piece.table, piece.interval.clone());
+                    let wide = Difference { range, table, interval, replicas, detail };
+                    let narrowed = found.differences.len() < MAX_NARROWED;
+                    found.differences.push(if narrowed { self.narrow(leader, piece, wide, &told).await } else { wide });
+                }
+            }
+        }
+        for difference in &mut found.differences {
+            self.raise_alarm(leader, difference);
+        }
+        self.status().compared(compared, &found);
+        self.count(&found);
+        Ok(found)
+    }
+
+    /// Has every replica sum up these pieces at one place in the log.
+    async fn ask(
+        &self,
+        leader: &Leader,
+        pieces: &[Piece],
+        purpose: Purpose,
+        addresses: &BTreeMap<u64, SocketAddr>,
+    ) -> Result<Told, Failure> {
+        let reign = &leader.reign;
+        let nonce = number(reign.term.0, reign.next_serial());
+        let entry = Control::Checkpoint { nonce, pieces: pieces.to_vec(), purpose };
+        let Outcome::Effective(index) = leader.control(entry).await? else {
+            return Err(Failure::NotLeader { leader: None });
+        };
+        let bound = Duration::from_millis(TELL_MS);
+        let asked = addresses.iter().map(|(replica, address)| async move {
+            if *replica == self.replica {
+                return self.sums_of(nonce, bound).await;
+            }
+            match peers::ask(*address, &ShardRequest::Checkpoint { nonce }, bound).await {
+                Ok(ShardReply::Sums(sums)) => *sums,
+                Ok(other) => silent(*replica, format!("{other:?}")),
+                Err(error) => silent(*replica, error.to_string()),
+            }
+        });
+        let answers = futures::future::join_all(asked).await;
+        Ok(sorted(index, members::addresses(&reign_members(leader)).len(), pieces.len(), answers))
+    }
+
+    /// Looks more closely at a piece that differs, part by part, as long as its first part that differs can be divided. Each look is a
+    /// comparison of its own, of fewer rows than the one before.
+    async fn narrow(&self, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
+        let mut addresses = members::addresses(&reign_members(leader));
+        addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
+        let mut piece = piece.clone();
+        for _ in 0..MAX_LOOKS {
+            let parts = match divide(leader, &piece).await {
+                Ok(parts) if parts.len() > 1 => parts,
+                _ => break,
+            };
+            let Ok(told) = self.ask(leader, &parts, Purpose::Look, &addresses).await else { break };
+            let differs = parts.iter().enumerate().find_map(|(at, part)| match told.verdict(at) {
+                Verdict::Differ { replicas, detail, .. } => Some((part, replicas, detail)),
+                _ => None,
+            });
+            let Some((part, replicas, detail)) = differs else { break };
+            wide.interval = part.interval.clone();
+            wide.detail = detail;
+            if !replicas.is_empty() {
+                wide.replicas = replicas;
+            }
+            piece = part.clone();
+        }
+        wide
+    }
+
+    /// Says that replicas differ, and what can be done.
+    fn raise_alarm(&self, leader: &Leader, difference: &mut Difference) {
+        let state = leader.shared().state();
+        let table = state.table(difference.table);
+        let name = table.map_or_else(|| difference.table.to_string(), |table| table.name.clone());
+        let from = shown(table.map(|t| &**t), &difference.interval.start);
+        let to = difference.interval.end.as_ref().map(|end| shown(table.map(|t| &**t), end));
+        let to = to.map_or_else(String::new, |to| format!(" to before {to}"));
+        difference.detail = format!("table {name}, keys from {from}{to}: {}", difference.detail);
+        let (shard, range, detail) = (self.shard, difference.range, &difference.detail);
+        let advice = match &difference.replicas[..] {
+            [] => "no majority holds the same, so nobody can say which is right".to_string(),
+            differing => {
+                let numbers: Vec<String> = differing.iter().map(u64::to_string).collect();
+                let who = numbers.join(", ");
+                format!("re-seed replica {who}: stop it, delete its data folder, and start it again")
+            }
+        };
+        tracing::error!(%shard, %range, replicas = ?difference.replicas, detail, advice, "REPLICAS DIFFER");
+        let shard = shard.to_string();
+        let blamed = difference.replicas.iter().map(u64::to_string);
+        let nobody = difference.replicas.is_empty().then(|| "unknown".to_string());
+        for replica in blamed.chain(nobody) {
+            metrics::counter!("evenkeel_scrub_differences_total", "shard" => shard.clone(), "replica" => replica)
+                .increment(1);
+        }
+    }
+
+    fn count(&self, found: &Comparison) {
+        let shard = self.shard.to_string();
+        metrics::counter!("evenkeel_scrub_pieces_total", "shard" => shard.clone())
+            .increment(found.compared.len() as u64);
+        metrics::counter!("evenkeel_scrub_bytes_total", "shard" => shard).increment(found.bytes);
+    }
+}
+
+/// A number for a checkpoint, as good as unique: terms are spread over all bits, of which serials use the lowest.
+fn number(term: u64, serial: u64) -> u64 {
+    term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial
+}
+
+fn reign_members(leader: &Leader) -> Membership {
+    leader.shared().log.membership().borrow().clone()
+}
+
+/// Tells what was told from what was not.
+fn sorted(index: u64, members: usize, pieces: usize, answers: Vec<ReplicaSums>) -> Told {
+    let mut told = Told { index, members, sums: Vec::new(), silent: Vec::new(), left_behind: Vec::new() };
+    for answer in answers {
+        let replica = answer.replica;
+        match answer.sums {
+            Ok(sums) if answer.index == index && sums.len() == pieces => {
+                told.sums.push((replica, sums));
+                told.left_behind.extend(answer.left_behind.into_iter().map(|(table, key)| (replica, table, key)));
+            }
+            Ok(_) => told.silent.push((replica, format!("it was summed up at {}, not at {index}", answer.index))),
+            Err(reason) => told.silent.push((replica, reason)),
+        }
+    }
+    told
+}
+
+/// Plans a comparison by what this replica holds: bounds and sizes, without reading large values.
+async fn plan(leader: &Leader, from: &Place) -> Result<Plan, StoreError> {
+    let state = leader.shared().state();
+    let mut plan = Plan::new(&state, from);
+    let snapshots = &leader.shared().snapshots;
+    let mut snapshot = snapshots.take().await?;
+    while let Some((piece, room)) = plan.wanted() {
+        let interval = piece.interval.clone();
+        match state.table(piece.table) {
+            Some(table) => {
+                let extent = snapshot.extent(table, &interval, u64::MAX, room).await?;
+                plan.measured(extent.covered, extent.rows, extent.bytes);
+            }
+            None => plan.measured(interval, 0, 0),
+        }
+    }
+    snapshots.give_back(snapshot).await;
+    Ok(plan)
+}
+
+/// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it holds at most one row there.
+async fn divide(leader: &Leader, piece: &Piece) -> Result<Vec<Piece>, StoreError> {
+    let state = leader.shared().state();
+    let Some(table) = state.table(piece.table) else { return Ok(Vec::new()) };
+    let snapshots = &leader.shared().snapshots;
+    let mut snapshot = snapshots.take().await?;
+    let (mut parts, mut rest) = (Vec::new(), piece.interval.clone());
+    let rows = snapshot.extent(table, &rest, u64::MAX, u64::MAX).await?.rows;
+    while parts.len() as u64 + 1 < PARTS && rows > 1 {
+        let extent = snapshot.extent(table, &rest, rows.div_ceil(PARTS), u64::MAX).await?;
+        let Some(end) = extent.covered.end.clone().filter(|_| !extent.last) else { break };
+        parts.push(Piece { interval: extent.covered, ..piece.clone() });
+        rest = KeyInterval::new(end, rest.end);
+    }
+    snapshots.give_back(snapshot).await;
+    parts.push(Piece { interval: rest, ..piece.clone() });
+    Ok(parts)
+}
+
+fn unread(error: &StoreError) -> Failure {
+    Failure::Busy { reason: format!("the rows cannot be read: {error}"), retry_after_ms: 100 }
+}
+
+/// A key as a user knows it.
+fn shown(table: Option<&TableSchema>, key: &Key) -> String {
+    if key.as_bytes().is_empty() {
+        return "the first".into();
+    }
+    table.map_or_else(|| key.to_hex(), |table| key_text(&table.codec(), key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What a replica says of another place in the log, or not at all, is no difference.
+    #[test]
+    fn only_what_was_summed_up_at_the_same_place_is_compared() {
+        let sum = |sum| Some(RangeChecksum { rows: 1, sum });
+        let answer = |replica, index, sums| ReplicaSums { replica, index, sums, left_behind: Vec::new() };
+        let told = sorted(
+            9,
+            3,
+            1,
+            vec![answer(1, 9, Ok(vec![sum(5)])), answer(2, 8, Ok(vec![sum(6)])), silent(3, "it is down".into())],
+        );
+        assert_eq!(told.verdict(0), Verdict::Equal(RangeChecksum { rows: 1, sum: 5 }));
+        assert_eq!(told.silent.iter().map(|(replica, _)| *replica).collect::<Vec<_>>(), [2, 3]);
+    }
+}
