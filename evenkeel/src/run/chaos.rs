@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How long a killed process stays away, in milliseconds: long enough that the others have to do without it.
 const AWAY_MS: u64 = 1_500;
+/// The oldest report by which a group is taken for whole: made while nobody of it had been away for longer.
+const FRESH: Duration = Duration::from_millis(AWAY_MS / 2);
 /// From this part of the run on, moves are asked for if there are none.
 const ASK_FROM: f64 = 0.4;
 /// A move that was asked for and is not seen after so many looks at the cluster was too short to be seen.
@@ -152,7 +154,7 @@ fn victim(
     };
     let shard = |id: ShardId| {
         let shard = seen.shards.iter().find(|s| s.info.id == id)?;
-        let whole = wait::is_whole(shard, shard.info.replicas.len()).is_ok();
+        let whole = wait::is_whole(shard, shard.info.replicas.len(), FRESH).is_ok();
         let none_down = !down.iter().any(|p| matches!(p, ProcessId::ShardNode(s, _) if *s == id.0));
         (whole && none_down).then_some(shard)
     };

@@ -405,7 +405,7 @@ impl<'a> Trials<'a> {
         done.map_err(|e| format!("{victim}: {e}"))?;
         let deadline = Instant::now() + PATIENCE;
         wait::placement_drivers_ready(self.cluster, deadline).await.map_err(|e| e.to_string())?;
-        wait::shards_ready(self.cluster, deadline).await.map_err(|e| e.to_string())
+        wait::shards_whole(self.cluster, deadline).await.map_err(|e| e.to_string())
     }
 }
 
