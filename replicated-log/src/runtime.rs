@@ -153,8 +153,8 @@ fn open_wal<D: Disk>(config: &GroupConfig, disk: D) -> Result<Wal<D>, StartError
     let founding = Membership { epoch, members: config.peers.clone(), ..Membership::default() };
     let Limits { segment_bytes, recent_bytes, sync_bytes, .. } = config.limits;
     let limits = WalLimits { segment_bytes, recent_bytes, sync_bytes: sync_bytes as u64 };
-    // The standard library seeds every RandomState differently: random enough to tell two disks apart.
-    let store_id = RandomState::new().build_hasher().finish();
+    // The standard library seeds every RandomState differently: random enough to tell two disks apart. 0 is none.
+    let store_id = RandomState::new().build_hasher().finish().max(1);
     Ok(Wal::open(disk, identity, founding, store_id, limits)?)
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Wire {
     LeaseRelease { ballot: Ballot },
     /// What is decided from the position `first` on, for one that is far behind.
     Decided { first: u64, items: Vec<Item> },
+    /// The disks that the sender has learned the members to have in this epoch, by replica (log rule 10).
+    Disks(Vec<(u64, u64)>),
 }
 
 /// Where a replica stands.

@@ -104,32 +104,6 @@ impl<D: Disk> Core<D> {
         Some(self.newer.as_ref().filter(names_me)?.began.0)
     }
 
-    /// Log rule 10: whether the peer has the disk that it must have in this epoch. With another one it has forgotten what it
-    /// promised and accepted.
-    pub(super) fn check_disk(&mut self, peer: u64, store_id: u64) -> bool {
-        let expected = self.wal.borrow_mut().peer_store(peer, store_id);
-        let let_in = expected == store_id || self.fault(Fault::LetAnyDiskIn);
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.other_disk = !let_in;
-            known.disk = Some(store_id);
-        }
-        let_in
-    }
-
-    /// A replica of an older epoch, or of none: one that missed a change, lost its disk, or is new.
-    pub(super) fn seen(&mut self, replica: u64, store_id: u64) {
-        const MAX_APPLICANTS: usize = 16;
-        let known = self.wal.borrow().known_peer_store(replica);
-        if let Some(peer) = self.peers.get_mut(&replica) {
-            if known.is_some_and(|known| known != store_id) {
-                peer.other_disk = true;
-                peer.disk = Some(store_id);
-            }
-        } else if self.applicants.contains_key(&replica) || self.applicants.len() < MAX_APPLICANTS {
-            self.applicants.insert(replica, store_id);
-        }
-    }
-
     /// A peer says that there is a newer epoch.
     pub(super) fn newer_epoch(&mut self, newer: Membership) {
         let known = self.newer.as_ref().map_or(self.membership.epoch, |known| known.epoch);

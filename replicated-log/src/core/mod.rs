@@ -17,6 +17,7 @@ mod aside;
 mod barrier;
 mod catch_up;
 mod clocks;
+mod disks;
 mod epoch;
 mod fresh;
 mod held;
@@ -102,6 +103,8 @@ pub(crate) enum Fault {
     CountWithoutState,
     /// Log rule 10: a replica that has lost its disk is let into the epoch in which it made promises.
     LetAnyDiskIn,
+    /// Log rule 10: nobody hears which disks the others know.
+    KeepDisksToOneself,
     /// Who is brought near with decided entries forgets what it has accepted behind them.
     ForgetAccepted,
     /// Who is brought near with decided entries accepts them in its promise's round.
@@ -421,6 +424,7 @@ impl<D: Disk> Core<D> {
         self.observe();
         // A leader knows the clocks of those that promise it (R14).
         self.tell_standing_to(peer);
+        self.tell_disks_to(peer);
         self.stand_eagerly();
     }
 
@@ -466,6 +470,7 @@ impl<D: Disk> Core<D> {
             Wire::LeaseAck { ballot, sent_ms } => self.lease_acked(peer, ballot, sent_ms),
             Wire::LeaseRelease { ballot } => self.lease_released(peer, ballot),
             Wire::Decided { first, items } => self.learn(first, items),
+            Wire::Disks(disks) => self.disks_told(disks),
         }
     }
 

@@ -16,6 +16,7 @@ mod catching_up;
 mod changes;
 mod clocks;
 mod disk;
+mod disks_lost;
 
 mod node;
 mod oracle;

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use crate::core::{CoreConfig, Fault, Input};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{BarrierError, Body, Limits, LogIndex, Role, Timing};
+use crate::types::{BarrierError, Body, Limits, LogIndex, PeerStatus, ReplicaId, Role, Timing};
 use crate::wire::Wire;
 
 use super::changes::members;
@@ -37,6 +37,8 @@ pub(super) struct Group {
     next_session: u64,
     /// Replicas that are up but hear nobody.
     pub(super) cut: BTreeSet<u64>,
+    /// Pairs of which neither hears the other, the lower one first.
+    pub(super) apart: BTreeSet<(u64, u64)>,
     held: bool,
     /// Reads that were answered, with what.
     answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
@@ -75,7 +77,7 @@ impl Group {
             };
             (id, node)
         });
-        let (wires, sessions, cut) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let (wires, sessions, cut, apart) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         let nodes = nodes.collect();
         Group {
             now_ms: 0,
@@ -84,6 +86,7 @@ impl Group {
             sessions,
             next_session: 1,
             cut,
+            apart,
             held: false,
             answers: Vec::new(),
             largest_message_bytes: 0,
@@ -101,9 +104,22 @@ impl Group {
         self.connect();
     }
 
+    /// It comes back with an empty disk.
+    pub(super) fn lose_disk(&mut self, id: u64) {
+        self.crash(id);
+        let node = self.nodes.get_mut(&id).unwrap();
+        (node.disk, node.durable, node.store) = (SimDisk::new(0, 0), State::default(), node.store + 100);
+        self.start(id);
+    }
+
     fn can_talk(&self, a: u64, b: u64) -> bool {
         let up = |id| self.nodes[&id].process.is_some() && !self.cut.contains(&id);
-        up(a) && up(b)
+        up(a) && up(b) && !self.apart.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// What a replica that is up knows of a peer.
+    pub(super) fn peer(&self, id: u64, peer: u64) -> PeerStatus {
+        self.nodes[&id].process.as_ref().unwrap().core.status().peers[&ReplicaId(peer)].clone()
     }
 
     /// Sessions follow who can talk.
@@ -115,19 +131,22 @@ impl Group {
                     let session = self.next_session;
                     self.next_session += 1;
                     self.sessions.insert(pair, session);
-                    self.feed(a, Input::SessionUp { peer: b, session, epoch: EPOCH, store_id: b });
-                    self.feed(b, Input::SessionUp { peer: a, session, epoch: EPOCH, store_id: a });
+                    let [of_a, of_b] = [a, b].map(|id| self.nodes[&id].store);
+                    self.feed(a, Input::SessionUp { peer: b, session, epoch: EPOCH, store_id: of_b });
+                    self.feed(b, Input::SessionUp { peer: a, session, epoch: EPOCH, store_id: of_a });
                 }
-                (false, Some(session)) => {
-                    self.sessions.remove(&pair);
-                    self.wires.remove(&(a, b));
-                    self.wires.remove(&(b, a));
-                    self.feed(a, Input::SessionDown { peer: b, session });
-                    self.feed(b, Input::SessionDown { peer: a, session });
-                }
+                (false, Some(_)) => self.disconnect(a, b),
                 _ => {}
             }
         }
+    }
+
+    fn disconnect(&mut self, a: u64, b: u64) {
+        let Some(session) = self.sessions.remove(&(a.min(b), a.max(b))) else { return };
+        self.wires.remove(&(a, b));
+        self.wires.remove(&(b, a));
+        self.feed(a, Input::SessionDown { peer: b, session });
+        self.feed(b, Input::SessionDown { peer: a, session });
     }
 
     pub(super) fn feed(&mut self, id: u64, input: Input) {
@@ -148,6 +167,7 @@ impl Group {
         }
         let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
         let mut turn = process.core.finish();
+        let refused = std::mem::take(&mut turn.refused);
         self.held |= !turn.held.is_empty();
         self.answers.append(&mut turn.early_barriers);
         self.answers.append(&mut turn.barriers);
@@ -164,6 +184,7 @@ impl Group {
             self.largest_message_bytes = self.largest_message_bytes.max(send.wire.size_bytes());
             self.wires.entry((id, send.peer)).or_default().push_back(send.wire);
         }
+        refused.into_iter().for_each(|(peer, _)| self.disconnect(id, peer));
     }
 
     pub(super) fn run_until(&mut self, what: &str, done: impl Fn(&Group) -> bool) {

@@ -76,6 +76,8 @@ pub(crate) struct WalLimits {
 
 /// Records that follow each other share one element of the index up to this many bytes.
 const MERGED_BYTES: usize = 64 << 10;
+/// In the place of a disk: the member has had two in one epoch. No disk has this mark.
+pub(crate) const DISPUTED: u64 = 0;
 
 /// Items that one record, or several that follow each other, hold on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +198,24 @@ impl<D: Disk> Wal<D> {
         })
     }
 
-    /// The disk that `peer` must have in this epoch, as far as that is known.
+    /// Somebody else has learned that `peer` has this disk. Whether that says anything new: of two that differ neither counts.
+    pub(crate) fn peer_store_told(&mut self, peer: u64, told: u64) -> bool {
+        let named = self.meta.membership.members.get(&ReplicaId(peer)).is_none_or(|member| member.disk != 0);
+        let known = self.meta.peer_stores.get(&peer).copied();
+        if named || known == Some(told) || known == Some(DISPUTED) {
+            return false;
+        }
+        self.meta.peer_stores.insert(peer, if known.is_some() { DISPUTED } else { told });
+        self.dirty.meta = true;
+        true
+    }
+
+    /// The disks of members that this epoch does not name, as far as they have been heard of.
+    pub(crate) fn learned_stores(&self) -> Vec<(u64, u64)> {
+        self.meta.peer_stores.iter().map(|(peer, store)| (*peer, *store)).collect()
+    }
+
+    /// The disk that `peer` must have in this epoch, as far as that is known; [`DISPUTED`] if it may have none.
     pub(crate) fn known_peer_store(&self, peer: u64) -> Option<u64> {
         let named = self.meta.membership.members.get(&ReplicaId(peer)).map(|member| member.disk);
         named.filter(|disk| *disk != 0).or(self.meta.peer_stores.get(&peer).copied())
