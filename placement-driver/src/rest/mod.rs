@@ -143,7 +143,10 @@ impl Api {
             self.lookups.increment(1);
             return match read::lookup(&self.shared, table, query) {
                 Ok(response) => response,
-                Err(error) => error.response(),
+                Err(error) => match self.known_elsewhere(error.into()) {
+                    Failure::Error(error) => error.response(),
+                    Failure::NeedsLeader => self.redirect(path, query),
+                },
             };
         }
         let response = match path {
@@ -152,7 +155,14 @@ impl Api {
             _ if kv::takes(path) => kv::get(self, path, query, known).await,
             _ => read::get(&self.shared, path, query, known).await,
         };
-        self.answer(path, query, response)
+        self.answer(path, query, response.map_err(|failure| self.known_elsewhere(failure)))
+    }
+
+    /// What is not known here may have been made a moment ago: only the leader can say that there is no such thing.
+    fn known_elsewhere(&self, failure: Failure) -> Failure {
+        let unknown = matches!(&failure, Failure::Error(e) if ["unknown-operator", "unknown-table"].contains(&e.code));
+        let leader = self.shared.leader().filter(|leader| *leader != self.shared.config.replica);
+        if unknown && leader.is_some() { Failure::NeedsLeader } else { failure }
     }
 
     /// Everything that is no GET, and the GETs whose headers cannot be read: the first filter lets them through, and they must not be taken
