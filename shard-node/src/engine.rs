@@ -4,6 +4,8 @@
 //! It decides nothing and promises what [`crate::postgres`] promises.
 
 use crate::postgres::{Connector, Postgres, PostgresConfig, PostgresError};
+use crate::progress::Progress;
+use crate::store::keep_clean;
 use evenkeel_host::Server;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -59,6 +61,14 @@ impl Engine {
                 server.halt();
                 Ok(())
             }
+        }
+    }
+
+    /// See [`keep_clean`]. A simulation's server keeps nothing that is deleted. Never returns.
+    pub async fn keep_clean(&self, progress: &Arc<Progress>) {
+        match self {
+            Engine::Postgres(postgres) => keep_clean(&postgres.connector(), progress).await,
+            Engine::Simulated { .. } => std::future::pending().await,
         }
     }
 

@@ -393,6 +393,7 @@ impl Node {
             _ = down.wait_for(|down| *down) => ApplyError::Reopen("the PostgreSQL server has exited".into()),
             reason = watch_pulse(&connector) => ApplyError::Reopen(reason),
             () = seeding => ApplyError::LogStopped,
+            () = postgres.keep_clean(&shared.progress) => ApplyError::LogStopped,
             () = self.come_back(&shared, postgres, relapses.rest()) => ApplyError::LogStopped,
             () = self.keep_house(lead) => ApplyError::LogStopped,
             () = members::claim_state(&self.log, recovered.position, Term(recovered.term)) => ApplyError::LogStopped,

@@ -81,12 +81,9 @@ const FIXED: &[(&str, &str)] = &[
     ("max_parallel_workers_per_gather", "0"),
     ("max_worker_processes", "2"),
     ("huge_pages", "off"),
-    // The record of what is applied is inserted and deleted all the time: clean up often, with little at once.
+    // At PostgreSQL's own pace, which users' tables want; the replica's own are seen to by `store::keep_clean`.
     ("autovacuum", "on"),
-    ("autovacuum_naptime", "10s"),
     ("autovacuum_max_workers", "2"),
-    ("autovacuum_vacuum_cost_limit", "400"),
-    ("autovacuum_vacuum_cost_delay", "2ms"),
     // R6: nothing in the server ends a statement or a session by itself; the node owns the time limits.
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),

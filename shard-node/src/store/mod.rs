@@ -36,6 +36,7 @@ mod apply;
 pub mod bind;
 mod errors;
 mod keys;
+mod own_tables;
 pub mod raw;
 mod sample;
 pub mod snapshot;
@@ -44,6 +45,7 @@ mod statements;
 
 pub use bind::{Parameter, parameter};
 pub use errors::StoreError;
+pub use own_tables::keep_clean;
 pub use raw::{Raw, RawParameter};
 pub use sample::Sample;
 pub use snapshot::{Chunk, Extent, PinnedSnapshot, RowsOf};
