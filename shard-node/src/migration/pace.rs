@@ -100,7 +100,7 @@ mod tests {
         assert!(crowded > 0.2e6, "it goes on: {crowded}");
     }
 
-    // Two thirds of the machine's throughput were lost beside copies that were content with 40 ms where 10 are the best.
+    // Nearly half of a saturated machine's statements were lost beside copies that were content with 40 ms where 10 are the best.
     #[test]
     fn a_copy_gives_way_by_what_it_took_at_best() {
         let mut pace = Pace::default();
