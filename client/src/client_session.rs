@@ -23,8 +23,8 @@ use crate::{Client, stats};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::RowBuilder;
 use evenkeel_protocol::shard::{StatementReply, TransactionOptions};
-use evenkeel_protocol::sql::{self, Command, SettingCommand, SettingName};
 use evenkeel_protocol::{Column, ReadLevel, ShardId, SqlError, Value};
+use evenkeel_sql::{self as sql, Command, SettingCommand, SettingName};
 use std::time::Duration;
 
 /// PostgreSQL's number of the type `text`.

@@ -16,9 +16,9 @@ use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{
     Durability, ReadLevel, ShardReply, ShardRequest, StatementReply, StatementRequest, TransactionOptions,
 };
-use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Failure, Key, ShardId, SqlError, TableId, TxnId};
 use evenkeel_rpc::{ReplyStream, RpcError};
+use evenkeel_sql::Touches;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::borrow::Cow;

@@ -1,7 +1,7 @@
 //! What a program chooses for its answers: per session, per transaction, per statement; the innermost choice wins.
 
-use evenkeel_protocol::sql::{Setting, SettingName};
 use evenkeel_protocol::{Durability, ReadLevel};
+use evenkeel_sql::{Setting, SettingName};
 
 /// How fresh reads are, and what writes have reached, when they are answered (R17, R28).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

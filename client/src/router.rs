@@ -8,8 +8,8 @@
 use crate::retry::Hint;
 use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::routing::{Route, RoutingTable};
-use evenkeel_protocol::sql::{Plan, PlanKind, Scan, Touches};
 use evenkeel_protocol::{Key, ShardId, SqlError, TableId};
+use evenkeel_sql::{Plan, PlanKind, Scan, Touches};
 
 /// What a statement may do when its keys lie on several shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

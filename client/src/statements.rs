@@ -7,7 +7,7 @@
 
 use evenkeel_protocol::TableId;
 use evenkeel_protocol::routing::RoutingTable;
-use evenkeel_protocol::sql::Plan;
+use evenkeel_sql::Plan;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -90,7 +90,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::router::tests::{schema, table};
-    use evenkeel_protocol::sql::{self, Command};
+    use evenkeel_sql::{self as sql, Command};
 
     fn statement(sql: &str) -> Arc<Statement> {
         let Command::Statement(parsed) = sql::parse(sql).unwrap() else { panic!("{sql}") };

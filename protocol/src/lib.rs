@@ -13,7 +13,6 @@
 //! | [`value`] | parameters and key values, and their JSON form |
 //! | [`rows`] | result rows, packed as PostgreSQL packs them |
 //! | [`schema`] | a table's columns and key |
-//! | [`sql`] | what a statement does and which keys it touches |
 //! | [`routing`] | the routing table, its versions and changes |
 //! | [`error`] | SQL errors and failures, by what must happen next |
 //! | [`shard`] | requests to a shard's replicas |
@@ -37,7 +36,6 @@ pub mod rows;
 pub mod schema;
 pub mod scrub;
 pub mod shard;
-pub mod sql;
 pub mod value;
 
 pub use error::{Failure, SqlError};

@@ -195,7 +195,7 @@ pub struct StatementReply {
 /// change, between two pieces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PieceRequest {
-    /// The SELECT: one that ranges can answer one after the other ([`crate::sql::Scan::RangeByRange`]). Its clip and its limit are those of
+    /// The SELECT: one that ranges can answer one after the other (`Scan::RangeByRange` of the SQL crate). Its clip and its limit are those of
     /// any statement.
     pub statement: StatementRequest,
     /// The last row that was received: only what comes behind it in the statement's direction is wanted.

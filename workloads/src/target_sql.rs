@@ -284,7 +284,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use evenkeel_protocol::SqlError;
     use evenkeel_protocol::rows::RowBuilder;
-    use evenkeel_protocol::sql::{self, Command, LimitExpr, Scan, Touches};
+    use evenkeel_sql::{self as sql, Command, LimitExpr, Scan, Touches};
 
     use super::*;
 

@@ -7,8 +7,8 @@ use evenkeel_protocol::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use evenkeel_protocol::rows::{Column, RowBuilder};
 use evenkeel_protocol::schema::{ColumnSchema, TableSchema};
 use evenkeel_protocol::shard::{Piece, PieceRequest, ShardReply, StatementReply, StatementRequest};
-use evenkeel_protocol::sql::{self, Command, Plan, PlanKind, Touches};
 use evenkeel_protocol::{Epoch, Failure, Key, KeyValue, RangeId, ShardId, SqlError, TableId, TxnId};
+use evenkeel_sql::{self as sql, Command, Plan, PlanKind, Touches};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 

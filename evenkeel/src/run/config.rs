@@ -3,7 +3,8 @@
 use super::workload::Workload;
 use crate::config::{ConfigError, Kind, Setting};
 use crate::outputs;
-use evenkeel_protocol::{TableSchema, sql};
+use evenkeel_protocol::TableSchema;
+use evenkeel_sql as sql;
 use evenkeel_workloads::Scenario;
 use evenkeel_workloads::replay::{MAX_IN_FLIGHT, MAX_RATE_PER_S, MAX_RUN_S, MIN_RATE_PER_S, Pace, ReplayConfig};
 use evenkeel_workloads::scenario::MAX_ROWS;

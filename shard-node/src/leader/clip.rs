@@ -5,8 +5,8 @@ use super::plans::BoundPlan;
 use bytes::Bytes;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{PieceRequest, StatementRequest};
-use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Failure, Key, KeyInterval, SqlError, Value};
+use evenkeel_sql::Touches;
 use std::sync::Arc;
 
 /// A parameter that the shard adds to a user's.

@@ -2,8 +2,8 @@
 
 use super::recent::{Found, Recent};
 use crate::fold::ShardState;
-use evenkeel_protocol::sql::{self, Command, Plan};
 use evenkeel_protocol::{Failure, KeyCodec, SqlError, TableSchema};
+use evenkeel_sql::{self as sql, Command, Plan};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 

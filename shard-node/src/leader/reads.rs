@@ -11,9 +11,9 @@ use super::session::{self, Parameters};
 use super::{Leader, group, weight};
 use crate::store::StoreError;
 use evenkeel_protocol::shard::{Piece, PieceRequest, ReadLevel, StatementReply, StatementRequest};
-use evenkeel_protocol::sql::{Scan, Touches};
 use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_rpc::Gone;
+use evenkeel_sql::{Scan, Touches};
 use std::future::Future;
 use std::time::Instant;
 

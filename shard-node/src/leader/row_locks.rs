@@ -9,8 +9,8 @@
 //!
 //! It is an optimisation with a net below it: a lock that is not known here is met in PostgreSQL, whose limit of time then ends the wait.
 
-use evenkeel_protocol::sql::Touches;
 use evenkeel_protocol::{Key, KeyInterval, TableId};
+use evenkeel_sql::Touches;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

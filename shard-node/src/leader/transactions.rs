@@ -458,7 +458,7 @@ impl Leader {
         let _under_way = self.enter(id)?;
         let _permit = match key {
             Some((table, key)) => {
-                let touches = evenkeel_protocol::sql::Touches::Keys(vec![key]);
+                let touches = evenkeel_sql::Touches::Keys(vec![key]);
                 Some(self.shared.admission.admit(table, &touches, &[]).await?)
             }
             None => None,

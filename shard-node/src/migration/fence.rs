@@ -143,8 +143,8 @@ mod tests {
     use crate::leader::admission::{Admission, Changed};
     use evenkeel_protocol::routing::ShardInfo;
     use evenkeel_protocol::schema::ColumnSchema;
-    use evenkeel_protocol::sql::Touches;
     use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId, TableSchema};
+    use evenkeel_sql::Touches;
     use futures::FutureExt;
     use std::collections::HashSet;
 

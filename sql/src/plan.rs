@@ -3,11 +3,11 @@
 use super::narrow::Narrow;
 use super::operand::{Bound, Operand, key_error, missing_parameter};
 use super::region::{KeyShape, Region};
-use crate::error::{SqlError, codes};
-use crate::ids::TableId;
-use crate::interval::KeyInterval;
-use crate::key::{Key, KeyError};
-use crate::value::Value;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::ids::TableId;
+use evenkeel_protocol::interval::KeyInterval;
+use evenkeel_protocol::key::{Key, KeyError};
+use evenkeel_protocol::value::Value;
 
 /// What a statement does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,9 +8,9 @@ use super::statement::{SelectBody, TableRef};
 use super::syntax::{parameter_index, peel};
 use super::types::Family;
 use super::{names, refuse};
-use crate::error::{SqlError, codes};
-use crate::key::{KeyCodec, KeyType};
-use crate::schema::TableSchema;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::key::{KeyCodec, KeyType};
+use evenkeel_protocol::schema::TableSchema;
 use sqlparser::ast::{
     CastKind, Distinct, Expr, LockClause, LockType, NonBlock, OrderByExpr, OrderBySort, SelectItem,
     SelectItemQualifiedWildcardKind, Value as Literal, WildcardAdditionalOptions,

@@ -14,9 +14,9 @@ use super::statement::{DeleteBody, InsertBody, TableRef, UpdateBody};
 use super::syntax::peel;
 use super::types::Family;
 use super::{names, parse};
-use crate::error::{SqlError, codes};
-use crate::key::{KeyCodec, KeyType};
-use crate::schema::{ColumnSchema, TableSchema};
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::key::{KeyCodec, KeyType};
+use evenkeel_protocol::schema::{ColumnSchema, TableSchema};
 use sqlparser::ast::{
     Assignment, AssignmentTarget, ConflictTarget, DoUpdate, Expr, OnConflict, OnConflictAction, SelectItem,
     Value as Literal,

@@ -6,8 +6,8 @@
 
 use super::operand::{as_cast_to, integer_limits};
 use super::syntax::{peel, string_value};
-use crate::error::{SqlError, codes};
-use crate::key::KeyType;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::key::KeyType;
 use sqlparser::ast::{BinaryOperator, Expr, UnaryOperator, Value as Literal};
 
 /// Decimal digits that a number may have here; more are left alone.

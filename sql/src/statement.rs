@@ -5,7 +5,7 @@
 
 use super::parse::syntax;
 use super::{names, refuse};
-use crate::error::SqlError;
+use evenkeel_protocol::error::SqlError;
 use sqlparser::ast::{
     Assignment, ConflictTarget, Delete, Distinct, Expr, FromTable, GroupByExpr, Insert, LimitClause, LockClause,
     ObjectName, OnConflict, OnInsert, OrderBy, OrderByExpr, OrderByKind, Query, Select, SelectFlavor, SelectItem,

@@ -1,7 +1,7 @@
 //! The column types that a table can have: PostgreSQL's built-in scalar types, whose object ids are the same on every
 //! server.
 
-use crate::error::SqlError;
+use evenkeel_protocol::error::SqlError;
 use sqlparser::ast::{CharacterLength, DataType, ExactNumberInfo, TimezoneInfo};
 
 /// A built-in type.

@@ -4,7 +4,7 @@
 //! that write, lock, sleep, signal other sessions, read the server's files or change settings, and a change that a
 //! function makes escapes capture (R7).
 
-use crate::error::SqlError;
+use evenkeel_protocol::error::SqlError;
 
 /// What calling a function means for the statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,9 +48,9 @@ mod types;
 pub use plan::{Capture, LimitExpr, Plan, PlanKind, RowEffect, Scan, Touches};
 pub use settings::{Setting, SettingCommand, SettingName};
 
-use crate::error::{SqlError, codes};
-use crate::schema::TableSchema;
-use crate::shard::TransactionOptions;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::schema::TableSchema;
+use evenkeel_protocol::shard::TransactionOptions;
 use statement::Body;
 
 /// The longest SQL text, in bytes.

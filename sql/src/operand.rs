@@ -6,9 +6,9 @@
 use super::constant::compared_integer;
 use super::syntax::{parameter_index, peel, string_value};
 use super::types::{Family, built_in};
-use crate::error::{SqlError, codes};
-use crate::key::{KeyError, KeyType, KeyValue};
-use crate::value::{Value, parse_text};
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::key::{KeyError, KeyType, KeyValue};
+use evenkeel_protocol::value::{Value, parse_text};
 use sqlparser::ast::{CastKind, Expr, UnaryOperator, Value as Literal};
 
 /// A constant beside a key column.

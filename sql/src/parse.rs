@@ -5,8 +5,8 @@
 //! parentheses but not a chain of operators, which is why the tokens between two commas are counted here.
 
 use super::{Command, MAX_SQL_BYTES, Parsed, create, refuse, settings, statement};
-use crate::error::{SqlError, codes};
-use crate::shard::TransactionOptions;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::shard::TransactionOptions;
 use sqlparser::ast::Statement;
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::{Parser, ParserError};

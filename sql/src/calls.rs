@@ -6,7 +6,7 @@ use super::parse::syntax;
 use super::syntax::{peel, shortened, string_value};
 use super::types::Family;
 use super::{names, refuse};
-use crate::error::SqlError;
+use evenkeel_protocol::error::SqlError;
 use sqlparser::ast::{
     CeilFloorKind, DateTimeField, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr,
     FunctionArgumentClause, FunctionArgumentList, FunctionArguments, OrderByExpr, OrderBySort, TrimWhereField,

@@ -8,11 +8,11 @@ use super::expr::Writer;
 use super::operand::{Bound, Operand, operand};
 use super::region::{KeyShape, Region};
 use super::syntax::peel;
-use crate::error::SqlError;
-use crate::interval::KeyInterval;
-use crate::key::{Key, KeyType, KeyValue};
-use crate::schema::TableSchema;
-use crate::value::Value;
+use evenkeel_protocol::error::SqlError;
+use evenkeel_protocol::interval::KeyInterval;
+use evenkeel_protocol::key::{Key, KeyType, KeyValue};
+use evenkeel_protocol::schema::TableSchema;
+use evenkeel_protocol::value::Value;
 use sqlparser::ast::{BinaryOperator, Expr, Value as Literal};
 
 /// The most keys that are told apart; a condition that names more is widened to intervals over the key's first columns.

@@ -10,8 +10,8 @@
 //! Other settings stay refused: statements of many sessions share one PostgreSQL session.
 
 use super::parse::syntax;
-use crate::error::{SqlError, codes};
-use crate::levels::{Durability, ReadLevel, parse_duration_ms};
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::levels::{Durability, ReadLevel, parse_duration_ms};
 use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 /// The name that all of them begin with.
@@ -157,7 +157,7 @@ fn text(token: &Token) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::sql::{Command, parse};
+    use crate::{Command, parse};
 
     fn read(sql: &str) -> SettingCommand {
         match parse(sql).unwrap() {

@@ -6,9 +6,9 @@
 
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::interval::KeyInterval;
-use crate::key::Key;
-use crate::value::{Value, key_to_json};
+use evenkeel_protocol::interval::KeyInterval;
+use evenkeel_protocol::key::Key;
+use evenkeel_protocol::value::{Value, key_to_json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -71,7 +71,7 @@ fn outcome(tables: &mut BTreeMap<String, TableSchema>, statement: &str, paramete
             // The placement driver reads the definition again before shards run it: it must find the same table.
             let again = parse(&schema.create_sql);
             assert!(matches!(&again, Ok(Command::CreateTable { schema: same, .. }) if *same == schema), "{again:?}");
-            schema.id = crate::ids::TableId(tables.len() as u32 + 1);
+            schema.id = evenkeel_protocol::ids::TableId(tables.len() as u32 + 1);
             tables.insert(schema.name.clone(), schema);
             return out;
         }

@@ -3,7 +3,7 @@
 use super::expr::MAX_PARAMETERS;
 use super::names;
 use super::parse::syntax;
-use crate::error::{SqlError, codes};
+use evenkeel_protocol::error::{SqlError, codes};
 use sqlparser::ast::{BinaryOperator, Expr, Ident, UnaryOperator, Value as Literal};
 
 /// An expression without the parentheses around it.

@@ -7,10 +7,10 @@
 use super::expr::{Purpose, Scope, Writer};
 use super::types::{BuiltIn, built_in};
 use super::{Command, names, parse, refuse};
-use crate::error::{SqlError, codes};
-use crate::ids::TableId;
-use crate::key::KeyType;
-use crate::schema::{ColumnSchema, MAX_COLUMNS, TableSchema};
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::ids::TableId;
+use evenkeel_protocol::key::KeyType;
+use evenkeel_protocol::schema::{ColumnSchema, MAX_COLUMNS, TableSchema};
 use sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
 use sqlparser::ast::{
     CheckConstraint, ColumnDef, ColumnOption, CreateTable, Expr, Ident, PrimaryKeyConstraint, TableConstraint,

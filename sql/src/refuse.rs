@@ -3,7 +3,7 @@
 //! It looks at words, not at a parsed statement, so that the answer to a statement this parser does not even know is still
 //! a clear refusal and not a syntax error.
 
-use crate::error::SqlError;
+use evenkeel_protocol::error::SqlError;
 
 /// What to answer to a statement that begins with these words (upper case), if it is one that is refused as a whole.
 pub(super) fn refusal(words: &[&str]) -> Option<SqlError> {

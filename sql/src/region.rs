@@ -4,9 +4,9 @@
 //! a key's first columns are completed with the smallest of the rest.
 
 use super::operand::key_error;
-use crate::error::SqlError;
-use crate::interval::KeyInterval;
-use crate::key::{Key, KeyCodec, KeyValue, least_value};
+use evenkeel_protocol::error::SqlError;
+use evenkeel_protocol::interval::KeyInterval;
+use evenkeel_protocol::key::{Key, KeyCodec, KeyValue, least_value};
 
 /// What encoding the first columns of a key takes.
 #[derive(Debug, Clone)]
@@ -177,7 +177,7 @@ fn intersect(left: &[KeyInterval], right: &[KeyInterval]) -> Vec<KeyInterval> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::key::KeyType;
+    use evenkeel_protocol::key::KeyType;
     use proptest::prelude::*;
 
     fn key(n: i64) -> Key {

@@ -5,8 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::key::{KeyType, KeyValue};
-use crate::value::Value;
+use evenkeel_protocol::key::{KeyType, KeyValue};
+use evenkeel_protocol::value::Value;
 use proptest::prelude::*;
 use std::cmp::Ordering;
 
@@ -336,7 +336,7 @@ fn evaluate(condition: &Condition, row: &Row) -> Option<bool> {
     }
 }
 
-fn contains(touches: &Touches, key: &crate::key::Key) -> bool {
+fn contains(touches: &Touches, key: &evenkeel_protocol::key::Key) -> bool {
     match touches {
         Touches::Nothing => false,
         Touches::Keys(keys) => keys.binary_search(key).is_ok(),

@@ -12,8 +12,8 @@ use super::syntax::{
     other_operator, parameter_index, peel, quote_text, says_when, shortened, string_value,
 };
 use super::types::{Family, built_in};
-use crate::error::{SqlError, codes};
-use crate::schema::TableSchema;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::schema::TableSchema;
 use sqlparser::ast::{BinaryOperator, CaseWhen, CastKind, DataType, Expr, Ident, UnaryOperator, Value as Literal};
 
 /// The most parameters of one statement; the protocol between the shard and PostgreSQL counts them in 16 bits.

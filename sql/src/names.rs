@@ -1,6 +1,6 @@
 //! Identifiers, as PostgreSQL folds and quotes them.
 
-use crate::error::{SqlError, codes};
+use evenkeel_protocol::error::{SqlError, codes};
 use sqlparser::ast::{Ident, ObjectName, ObjectNamePart};
 
 /// The longest name, in bytes. PostgreSQL cuts longer ones off silently, and two tables could become one.
