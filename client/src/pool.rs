@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_shared_and_made_anew_when_they_end() {
+    async fn connections_are_shared_and_made_again_when_they_end() {
         let (address, service, server) = start(([127, 0, 0, 1], 0).into()).await;
         let pool = Arc::new(Pool::new(2, 1_000));
         let ask = || async { pool.get(address).await?.call(&ShardRequest::WhoLeads).await };

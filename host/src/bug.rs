@@ -8,8 +8,8 @@
 pub enum Bug {
     /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
     NoOwnershipFence,
-    /// A reign goes on after its PostgreSQL was started anew (R1).
-    ReignSurvivesRestart,
+    /// A leadership goes on after its PostgreSQL was started again (R1).
+    LeadershipSurvivesRestart,
     /// Sessions of a killed node live on and commit later (R2).
     ZombieBackends,
     /// A disk that says it has written what it has not (log rule 1).
@@ -30,7 +30,7 @@ pub enum Bug {
     NoDrain,
     /// The source's changes after the copy do not travel (R21).
     NoTail,
-    /// A new leader serves before it has applied what came before its reign (invariant 4).
+    /// A new leader serves before it has applied what came before its leadership (invariant 4).
     LeaderNotWhole,
     /// What is acknowledged was only proposed (invariant 7).
     AnswerBeforeDecided,
@@ -74,7 +74,7 @@ impl Bug {
     /// All of them.
     pub const ALL: [Bug; 31] = [
         Bug::NoOwnershipFence,
-        Bug::ReignSurvivesRestart,
+        Bug::LeadershipSurvivesRestart,
         Bug::ZombieBackends,
         Bug::NoFsync,
         Bug::NoReadBarrier,

@@ -23,7 +23,7 @@ pub struct ShardReport {
     pub leader: u64,
     /// The leader's term; of two reports the one with the larger (term, sequence) is the later.
     pub term: u64,
-    /// Counts this reign's reports.
+    /// Counts this leadership's reports.
     pub sequence: u64,
     /// The last position of the log that the leader has applied.
     pub applied: u64,

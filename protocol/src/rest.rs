@@ -194,7 +194,7 @@ pub struct RangeBody {
     /// Where it is.
     #[serde(flatten)]
     pub route: RouteBody,
-    /// Its load, if its shard has reported in this reign of the placement driver.
+    /// Its load, if its shard has reported in this leadership of the placement driver.
     pub load: Option<LoadBody>,
     /// The operator working on it.
     pub operator: Option<OperatorId>,
@@ -251,7 +251,7 @@ pub struct ShardBody {
     /// Statements per second it admits at most, if limited.
     #[serde(default)]
     pub capacity_per_s: Option<f64>,
-    /// How old its last report is, in milliseconds; absent if it never reported in this reign.
+    /// How old its last report is, in milliseconds; absent if it never reported in this leadership.
     #[serde(default)]
     pub report_age_ms: Option<u64>,
     /// How far its leader's clock is from the median of all, in milliseconds: positive if it is fast. Absent if that cannot be judged.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct RouteVersion {
     /// Which life of the placement driver: in the upper 32 bits a number that its cluster drew when it was founded, in the lower ones how often it
-    /// was restored, from 1. So versions of another cluster, or of one that was founded anew, are never taken for its own.
+    /// was restored, from 1. So versions of another cluster, or of one that was founded again, are never taken for its own.
     pub incarnation: u64,
     /// Counts changes, from 0.
     pub number: u64,

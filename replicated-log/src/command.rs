@@ -35,7 +35,7 @@ pub(crate) enum Command {
         /// Told when it is held in a quorum's memory (R28); dropped if that will not be known.
         held: Option<oneshot::Sender<()>>,
     },
-    NewReign {
+    NewLeadership {
         current: Term,
     },
     Barrier(oneshot::Sender<Result<LogIndex, BarrierError>>),

@@ -35,12 +35,12 @@ impl LogHandle {
     }
 
     /// What this replica is, as it changes. A lost leadership shows at once; [`Role::Leader`] shows when the
-    /// reign's `LeaderStart` is in this replica's log, not yet decided.
+    /// leadership's `LeaderStart` is in this replica's log, not yet decided.
     pub fn role(&self) -> watch::Receiver<Role> {
         self.published.role.subscribe()
     }
 
-    /// Queues one entry for the reign `term`, without blocking and in the order of the calls.
+    /// Queues one entry for the leadership `term`, without blocking and in the order of the calls.
     ///
     /// `Ok` means queued, no more: the outcome is known when the entry, or a `LeaderStart` of a later term, comes
     /// out of the log. An entry that comes out void did not take effect and never will.
@@ -53,7 +53,7 @@ impl LogHandle {
 
     /// As [`LogHandle::propose`]; the receiver learns when the entry is in a quorum's memory, so that no single crash can
     /// lose it, which may be long before it is decided (R28). An error from the receiver says that this will not be known: the
-    /// reign has ended. Lost is such an entry only if two replicas crash before a majority has it on disk.
+    /// leadership has ended. Lost is such an entry only if two replicas crash before a majority has it on disk.
     ///
     /// # Errors
     /// As [`LogHandle::propose`].
@@ -82,7 +82,7 @@ impl LogHandle {
         Ok(told)
     }
 
-    /// Queues a change of the group's membership: a barrier that ends this epoch, and with it the reign. Behind it the next
+    /// Queues a change of the group's membership: a barrier that ends this epoch, and with it the leadership. Behind it the next
     /// epoch begins, with `next` as members; [`LogHandle::membership`] shows that. Members that have lost their disk, or come
     /// new, count once they have fetched the state; those that leave may be stopped when the new epoch has a leader.
     ///
@@ -158,15 +158,15 @@ impl LogHandle {
         }
     }
 
-    /// Begins a further reign of this replica if it still leads in `current` (R1): a new `LeaderStart` is
+    /// Begins a further leadership of this replica if it still leads in `current` (R1): a new `LeaderStart` is
     /// appended, [`LogHandle::role`] shows the new term, and whatever was proposed in `current` and comes later in
     /// the log is void.
     ///
     /// # Errors
     /// As [`LogHandle::propose`]; `Ok` means queued.
-    pub fn new_reign(&self, current: Term) -> Result<(), ProposeError> {
+    pub fn new_leadership(&self, current: Term) -> Result<(), ProposeError> {
         self.check_leading(current)?;
-        self.commands.send(Command::NewReign { current }).map_err(|_| ProposeError::Stopped)
+        self.commands.send(Command::NewLeadership { current }).map_err(|_| ProposeError::Stopped)
     }
 
     /// Returns a decided position that is at or after everything that anybody was told before the call. A read that
@@ -297,7 +297,7 @@ impl LogHandle {
         self.tell(Command::YieldLeadership);
     }
 
-    /// With `true`: this replica's application cannot serve. A reign of it ends, another one is asked to lead, and it begins none
+    /// With `true`: this replica's application cannot serve. A leadership of it ends, another one is asked to lead, and it begins none
     /// until it is told `false`; it votes and accepts as before. Told in the order of the calls.
     pub fn stand_aside(&self, stands: bool) {
         self.tell(Command::StandAside(stands));

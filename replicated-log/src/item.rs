@@ -1,7 +1,7 @@
 //! What is stored and sent: the log's items, the marker that stands for trimmed ones, and the term fence.
 //!
 //! An item is one kind byte, the term it was proposed in and the application's bytes. [`Fence`] is the state that
-//! judges items: which reign is in force, and whether the epoch has ended. The judgement is a fold over the log
+//! judges items: which leadership is in force, and whether the epoch has ended. The judgement is a fold over the log
 //! and nothing else, so every replica comes to the same one (invariant 1); the fence at the compaction point is
 //! stored and travels with state transfers, so that it also comes to the same one after a restart.
 
@@ -90,7 +90,7 @@ impl Item {
 /// The term fence at one place of the log (invariant 1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fence {
-    /// The reign in force.
+    /// The leadership in force.
     pub(crate) term: Term,
     /// Whether an effective `ConfigChange` came before: nothing counts any more (log rule 10).
     pub(crate) ended: bool,
@@ -101,7 +101,7 @@ impl Fence {
     pub(crate) fn admits(&self, item: &Item) -> bool {
         !self.ended
             && match item.kind {
-                // Reigns only follow each other upwards; a LeaderStart that does not is void like any other.
+                // Leaderships only follow each other upwards; a LeaderStart that does not is void like any other.
                 Kind::LeaderStart => item.term > self.term,
                 Kind::Data | Kind::ConfigChange => item.term == self.term && item.term != Term::NONE,
             }
@@ -181,13 +181,13 @@ mod tests {
         }
     }
 
-    // Invariant 1: only the reign in force has effect, whatever a deposed leader got into the log.
+    // Invariant 1: only the leadership in force has effect, whatever a deposed leader got into the log.
     #[test]
-    fn the_fence_admits_only_the_reign_in_force() {
+    fn the_fence_admits_only_the_leadership_in_force() {
         let old = Term::first_of(3, 1);
         let new = Term::first_of(4, 2);
         let fence = Fence::default();
-        assert!(!fence.admits(&data(old)), "nothing counts before a reign");
+        assert!(!fence.admits(&data(old)), "nothing counts before a leadership");
         assert!(!fence.admits(&data(Term::NONE)));
         let fence = fence.after(&Item::leader_start(old));
         assert!(fence.admits(&data(old)));
@@ -195,8 +195,8 @@ mod tests {
         assert!(!fence.admits(&data(old)));
         assert!(fence.admits(&data(new)));
         assert_eq!(fence.after(&Item::leader_start(old)), fence);
-        // R1: a further reign under the same ballot ends the one before.
-        let again = new.next_reign().unwrap();
+        // R1: a further leadership under the same ballot ends the one before.
+        let again = new.next_leadership().unwrap();
         let fence = fence.after(&Item::leader_start(again));
         assert!(!fence.admits(&data(new)));
         assert!(fence.admits(&data(again)));

@@ -6,7 +6,7 @@
 //! [`start`] opens the durable log, connects to the peers and runs the event loop on a thread of its own. Its owner
 //!
 //! - watches [`LogHandle::role`]; on [`Role::Leader`] it applies up to `start`, then serves (invariant 4),
-//! - calls [`LogHandle::propose`] with the reign's term and learns each outcome from the log,
+//! - calls [`LogHandle::propose`] with the leadership's term and learns each outcome from the log,
 //! - pulls decided entries from a [`Subscription`] and applies those that are `effective` (invariant 1),
 //! - calls [`LogHandle::read_barrier`] before it answers a linearizable read,
 //! - reads at any replica that knows by [`LogHandle::fresh`] how old its state can be,

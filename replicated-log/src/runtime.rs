@@ -5,7 +5,7 @@
 //! sends, answers, publication. It makes no choice of its own. Whatever piles up while the disk syncs becomes the
 //! next turn, so that one sync serves everything that waits (log rule 1).
 //!
-//! When another epoch begins, all sessions end and the transport is started anew under its tag (log rule 4); the handle,
+//! When another epoch begins, all sessions end and the transport is started again under its tag (log rule 4); the handle,
 //! the subscriptions and the positions go on.
 //!
 //! In a simulation the same loop is a task instead of a thread, on the simulation's disk and connections.
@@ -182,7 +182,7 @@ struct Meters {
     proposals: metrics::Counter,
     dropped: metrics::Counter,
     decided: metrics::Counter,
-    reigns: metrics::Counter,
+    leaderships: metrics::Counter,
     probes: metrics::Counter,
     sessions: metrics::Counter,
     payload_bytes: metrics::Counter,
@@ -200,7 +200,7 @@ impl Meters {
             dropped: metrics::counter!("evenkeel_log_late_proposals_total", "group" => group.clone()),
             decided: metrics::counter!("evenkeel_log_decided_total", "group" => group.clone()),
             probes: metrics::counter!("evenkeel_log_probes_total", "group" => group.clone()),
-            reigns: metrics::counter!("evenkeel_log_reigns_total", "group" => group.clone()),
+            leaderships: metrics::counter!("evenkeel_log_leaderships_total", "group" => group.clone()),
             sessions: metrics::counter!("evenkeel_log_sessions_total", "group" => group.clone()),
             payload_bytes: metrics::counter!("evenkeel_log_payload_bytes_total", "group" => group.clone()),
             disk_bytes: metrics::counter!("evenkeel_log_disk_bytes_total", "group" => group.clone()),
@@ -421,7 +421,7 @@ impl<D: Disk> EventLoop<D> {
                 core.feed(now_ms, Input::Barrier { id });
             }
             Command::Read { from, max_bytes, reply } => self.reads.push(OldRead { from, max_bytes, reply }),
-            Command::NewReign { current } => core.feed(now_ms, Input::NewReign { current }),
+            Command::NewLeadership { current } => core.feed(now_ms, Input::NewLeadership { current }),
             Command::AskFresh => core.feed(now_ms, Input::AskFresh),
             Command::Compact(index) => core.feed(now_ms, Input::Compact(index)),
             Command::RetainFrom(index) => core.feed(now_ms, Input::RetainFrom(index)),
@@ -503,7 +503,7 @@ impl<D: Disk> EventLoop<D> {
         self.meters.turns.increment(1);
         self.meters.proposals.increment(turn.proposed);
         self.meters.dropped.increment(turn.dropped);
-        self.meters.reigns.increment(turn.reigns);
+        self.meters.leaderships.increment(turn.leaderships);
         self.meters.probes.increment(turn.probes);
         if ticked {
             self.published.set_status(self.core.status());

@@ -42,43 +42,43 @@ impl fmt::Display for LogIndex {
     }
 }
 
-/// One reign of a leader. The order of terms is the order of reigns.
+/// One leadership of a leader. The order of terms is the order of leaderships.
 ///
 /// Packed so that one integer comparison suffices: the ballot's number in the high 32 bits, the leader's id in
-/// the next 8, and in the low 24 the counter of reigns under that ballot (R1: a leader that has to start over
-/// keeps its ballot and counts up). `Term(0)` is "no reign yet".
+/// the next 8, and in the low 24 the counter of leaderships under that ballot (R1: a leader that has to start over
+/// keeps its ballot and counts up). `Term(0)` is "no leadership yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Term(pub u64);
 
 impl Term {
-    /// No reign: what is in force before the first `LeaderStart`.
+    /// No leadership: what is in force before the first `LeaderStart`.
     pub const NONE: Term = Term(0);
     const COUNTER_BITS: u32 = 24;
     const COUNTER_MASK: u64 = (1 << Self::COUNTER_BITS) - 1;
 
-    /// The first reign of replica `pid` under ballot number `ballot`.
+    /// The first leadership of replica `pid` under ballot number `ballot`.
     pub(crate) fn first_of(ballot: u32, pid: u64) -> Term {
         debug_assert!(pid <= 0xff, "replica ids fit in eight bits");
         Term((u64::from(ballot) << 32) | ((pid & 0xff) << Self::COUNTER_BITS))
     }
 
-    /// The reign after this one under the same ballot, or `None` once the 24-bit counter is used up.
-    pub(crate) fn next_reign(self) -> Option<Term> {
+    /// The leadership after this one under the same ballot, or `None` once the 24-bit counter is used up.
+    pub(crate) fn next_leadership(self) -> Option<Term> {
         (self.counter() < Self::COUNTER_MASK).then_some(Term(self.0 + 1))
     }
 
-    /// The replica whose reign this is (`ReplicaId(0)` for [`Term::NONE`]).
+    /// The replica whose leadership this is (`ReplicaId(0)` for [`Term::NONE`]).
     pub fn replica(&self) -> ReplicaId {
         ReplicaId((self.0 >> Self::COUNTER_BITS) & 0xff)
     }
 
-    /// The number of the OmniPaxos ballot under which the leader reigns.
+    /// The number of the OmniPaxos ballot under which the leader leaderships.
     pub fn ballot(&self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// Which reign under that ballot this is, counted from 0.
+    /// Which leadership under that ballot this is, counted from 0.
     pub fn counter(&self) -> u64 {
         self.0 & Self::COUNTER_MASK
     }
@@ -96,9 +96,9 @@ pub enum Role {
     /// Won the ballot and appended its `LeaderStart`. The owner serves only once it has itself applied the entry
     /// at `start` (log rule 8, invariant 4).
     Leader {
-        /// The reign; every proposal carries it.
+        /// The leadership; every proposal carries it.
         term: Term,
-        /// Where this reign's `LeaderStart` is in the log.
+        /// Where this leadership's `LeaderStart` is in the log.
         start: LogIndex,
     },
     /// Follows `leader`, if one is known.
@@ -117,7 +117,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The reign if this replica leads.
+    /// The leadership if this replica leads.
     pub fn leading(&self) -> Option<Term> {
         match self {
             Role::Leader { term, .. } => Some(*term),
@@ -131,9 +131,9 @@ impl Role {
 pub struct Entry {
     /// Its position.
     pub index: LogIndex,
-    /// The reign in which it was proposed.
+    /// The leadership in which it was proposed.
     pub term: Term,
-    /// Whether it counts. A void entry (proposed by a reign that had ended at this place of the log) changes
+    /// Whether it counts. A void entry (proposed by a leadership that had ended at this place of the log) changes
     /// nothing but is delivered, so that its proposer learns its fate.
     pub effective: bool,
     /// What it says.
@@ -145,7 +145,7 @@ pub struct Entry {
 pub enum Body {
     /// The application's bytes; the log never looks inside.
     Data(Bytes),
-    /// The reign `Entry::term` of `leader` begins here.
+    /// The leadership `Entry::term` of `leader` begins here.
     LeaderStart {
         /// The new leader.
         leader: ReplicaId,
@@ -190,7 +190,7 @@ pub struct Timing {
     pub barrier_timeout_ms: u64,
     /// A peer silent for this long no longer holds up compaction (log rule 10).
     pub forget_peer_ms: u64,
-    /// A session on which nothing arrives for this long is closed and opened anew.
+    /// A session on which nothing arrives for this long is closed and opened again.
     pub session_idle_ms: u64,
     /// The pause between attempts to open a session.
     pub redial_ms: u64,
@@ -354,7 +354,7 @@ pub struct LogStatus {
     pub log_bytes: u64,
     /// The leader this replica follows, itself included.
     pub leader: Option<ReplicaId>,
-    /// The reign in force at the decided position.
+    /// The leadership in force at the decided position.
     pub term: Term,
     /// The other members.
     pub peers: BTreeMap<ReplicaId, PeerStatus>,

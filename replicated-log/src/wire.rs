@@ -43,7 +43,7 @@ pub(crate) enum Wire {
     LeaseRequest { ballot: Ballot, sent_ms: u64 },
     /// The sender does so from now on; `sent_ms` is the request's.
     LeaseAck { ballot: Ballot, sent_ms: u64 },
-    /// The sender's reign with this ballot is over, and with it what was promised for it.
+    /// The sender's leadership with this ballot is over, and with it what was promised for it.
     LeaseRelease { ballot: Ballot },
     /// What is decided from the position `first` on, for one that is far behind.
     Decided { first: u64, items: Vec<Item> },

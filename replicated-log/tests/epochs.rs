@@ -119,7 +119,7 @@ impl Group {
         }
     }
 
-    /// Proposes until exactly `more` have been counted by all replicas that run, through whatever reigns there are meanwhile.
+    /// Proposes until exactly `more` have been counted by all replicas that run, through whatever leaderships there are meanwhile.
     async fn write(&self, more: u64) {
         let wanted = self.counted().await.2 + more;
         loop {
@@ -132,7 +132,7 @@ impl Group {
                     break;
                 }
             }
-            // Until they have come out, or their reign is over and what is missing is void.
+            // Until they have come out, or their leadership is over and what is missing is void.
             let (mut count, mut role) = (self.running[&leader.me()].count.clone(), leader.role());
             let settled = async {
                 tokio::select! {
@@ -163,7 +163,7 @@ impl Group {
                 asked = asked.or_else(|| Some(Instant::now()));
                 if leader.change_members(term, &next).is_ok() {
                     let mut role = leader.role();
-                    // A reign that ends first may have taken the change with it.
+                    // A leadership that ends first may have taken the change with it.
                     tokio::select! {
                         _ = membership.wait_for(|m| m.epoch >= epoch) => return asked,
                         _ = role.wait_for(|role| role.leading() != Some(term)) => {}

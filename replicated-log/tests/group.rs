@@ -118,7 +118,7 @@ fn payload(i: u64) -> Bytes {
     Bytes::copy_from_slice(&i.to_le_bytes())
 }
 
-/// Proposes `from..to` and waits until the leader has them, in this order. When a reign ends on the way (on a busy
+/// Proposes `from..to` and waits until the leader has them, in this order. When a leadership ends on the way (on a busy
 /// machine a leader can seem dead), what did not make it is proposed again in the next one, as owners do.
 async fn propose_all(group: &Group, from: u64, to: u64) {
     let mut next = from;
@@ -175,7 +175,7 @@ async fn a_stopped_leader_is_replaced_and_comes_back() {
     group.stop(first).await;
     let (second, second_term, _) = group.leader().await;
     assert_ne!(first, second);
-    assert!(second_term > first_term, "the order of terms is the order of reigns");
+    assert!(second_term > first_term, "the order of terms is the order of leaderships");
     propose_all(&group, 100, 200).await;
     group.start(first);
     let expected: Vec<_> = (0..200).map(payload).collect();
@@ -230,20 +230,20 @@ async fn leadership_moves_on_request() {
     group.shutdown().await;
 }
 
-// R1, invariant 1: what was proposed in a reign and comes after the next one's LeaderStart is void, everywhere.
+// R1, invariant 1: what was proposed in a leadership and comes after the next one's LeaderStart is void, everywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_further_reign_ends_the_one_before() {
+async fn a_further_leadership_ends_the_one_before() {
     let group = Group::new(3, Limits::default());
     // On a busy machine somebody else may win an election meanwhile: then once more.
-    while !further_reign(&group).await {}
+    while !further_leadership(&group).await {}
     group.shutdown().await;
 }
 
-async fn further_reign(group: &Group) -> bool {
+async fn further_leadership(group: &Group) -> bool {
     let (leader, term, _) = group.leader().await;
     let node = &group.nodes[&leader];
     let mut log = node.subscribe(node.status().decided.next());
-    if node.propose(term, payload(1)).is_err() || node.new_reign(term).is_err() {
+    if node.propose(term, payload(1)).is_err() || node.new_leadership(term).is_err() {
         return false;
     }
     let mut role = node.role();
@@ -452,14 +452,14 @@ async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
     timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
     let (second, ..) = group.leader().await;
     assert_ne!(second, first);
-    assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its reign is over");
+    assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its leadership is over");
     // The majority now needs the vote of the one that stands aside, and its acceptance.
     group.stop(second).await;
     let (third, term, _) = group.leader().await;
     assert!(third != first && third != second);
     group.nodes[&third].propose(term, payload(2)).unwrap();
     assert_eq!(effective_data(&group.nodes[&first], 1).await, [payload(2)]);
-    // All who are left stand aside: nobody leads until one comes back, in a reign of its own.
+    // All who are left stand aside: nobody leads until one comes back, in a leadership of its own.
     group.nodes[&third].stand_aside(true);
     let mut role = group.nodes[&third].role();
     timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. }))).await.unwrap().unwrap();

@@ -14,7 +14,7 @@ pub const MAX_TRANSACTIONS_PER_CONNECTION: usize = 1_000;
 /// Ends remembered for transactions that have not begun. As many requests may run at once, so none of them is forgotten too early.
 const MAX_ENDS: usize = evenkeel_rpc::MAX_REQUESTS_PER_CONNECTION;
 
-/// A transaction and the reign it belongs to.
+/// A transaction and the leadership it belongs to.
 pub type Opened = (Arc<Leader>, Arc<TransactionHandle>);
 
 /// See the module.

@@ -1,4 +1,4 @@
-//! What a leader does by itself while it reigns: drives the moves that come in, learns what became of those that went out, deletes
+//! What a leader does by itself while it leaderships: drives the moves that come in, learns what became of those that went out, deletes
 //! what must go, corrects the sizes of its ranges, brings replicas back that lost their disks, compares what the replicas hold, and
 //! reports.
 //!
@@ -53,10 +53,10 @@ impl Running {
     }
 }
 
-/// Looks after a reign until it ends.
+/// Looks after a leadership until it ends.
 pub async fn keep_house(leader: Arc<Leader>, config: Arc<Config>, checks: Arc<Checks>) {
     let (report, wanted) = mpsc::channel(1);
-    let mut ended = leader.reign.ended();
+    let mut ended = leader.leadership.ended();
     tokio::select! {
         _ = ended.wait_for(|ended| *ended) => {}
         () = look_after_moves(leader.clone(), checks.clone(), report) => {}
@@ -94,7 +94,7 @@ async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc
                         running.start(operator, "ask", ask_settled(leader.clone(), operator));
                     }
                 }
-                // A purge that an earlier reign began.
+                // A purge that an earlier leadership began.
                 OutPhase::Purging => start_clean_up(&running, &leader, operator, What::Left),
                 OutPhase::Open | OutPhase::HandedOver => {}
             }

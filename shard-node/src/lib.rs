@@ -14,7 +14,7 @@
 //! | [`leader`] | executing statements | does |
 //! | [`apply`] | following the log | does |
 //! | [`migration`] | moving ranges | does |
-//! | [`housekeeping`] | what a reign does by itself | does |
+//! | [`housekeeping`] | what a leadership does by itself | does |
 //! | [`scrub`] | comparing what the replicas hold | decides, and does |
 //! | [`checks`], [`report`] | what was checked of moves, reports | does |
 //! | [`engine`], [`postgres`], [`store`] | the server, and what a replica keeps in it | does |

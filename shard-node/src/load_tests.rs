@@ -137,7 +137,7 @@ fn a_point_does_not_keep_the_request_alive() {
 }
 
 #[test]
-fn pieces_report_their_part_at_once_and_start_to_be_observed_anew() {
+fn pieces_report_their_part_at_once_and_start_to_be_observed_again() {
     let mut meter = RangeMeter::new(0);
     let mut random = uniform();
     let now = run(&mut meter, 0, 40, 1000, || (random() * 1000.0) as u32);

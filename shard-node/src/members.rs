@@ -90,7 +90,7 @@ pub async fn mend(leader: Arc<Leader>) {
             tracing::warn!(replicas = ?lost.keys(), "came back with another disk; a new epoch lets them in");
             metrics::counter!("evenkeel_replicas_reseeded_total").increment(lost.len() as u64);
             let members = log.membership().borrow().members.clone();
-            let reply = propose(log, leader.reign.term, &members).await;
+            let reply = propose(log, leader.leadership.term, &members).await;
             tracing::info!(?reply, "asked for the same members with other disks");
         }
         before = lost;

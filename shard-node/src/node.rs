@@ -96,7 +96,7 @@ pub struct Current {
     pub shared: Shared,
     /// The way to the applier.
     pub requests: mpsc::Sender<Request>,
-    /// The reign that serves, if any.
+    /// The leadership that serves, if any.
     pub leading: watch::Receiver<Option<Arc<Leader>>>,
     /// Reads at level `local`.
     pub local: Arc<LocalReads>,
@@ -209,7 +209,7 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
         }
         () = shutdown => Ok(()),
     };
-    node.end_reign();
+    node.end_leadership();
     stop.send_replace(true);
     let _ = service.await;
     log.shutdown().await;
@@ -252,17 +252,17 @@ impl Node {
             let ended = self.incarnate(postgres, spent, relapses).await;
             let leading = self.log.role().borrow().leading();
             // R1: this term is over on this replica, whatever becomes of the leadership.
-            if !deliberate(Bug::ReignSurvivesRestart) {
+            if !deliberate(Bug::LeadershipSurvivesRestart) {
                 spent = leading.or(spent);
                 self.log.stand_aside(true);
             }
-            self.end_reign();
+            self.end_leadership();
             relapses.failed_after(begun.elapsed());
             match ended {
                 ApplyError::Diverged(reason) => return Err(RunError::Diverged(reason)),
                 ApplyError::LogStopped => return Err(RunError::LogStopped),
                 ApplyError::Reopen(reason) => {
-                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, reason, "opens PostgreSQL anew");
+                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, reason, "opens PostgreSQL again");
                     metrics::counter!("evenkeel_postgres_reopened_total").increment(1);
                     self.bring_up(postgres).await;
                 }
@@ -277,11 +277,11 @@ impl Node {
         }
     }
 
-    fn end_reign(&self) {
+    fn end_leadership(&self) {
         if let Some(current) = self.current.send_replace(None)
             && let Some(leader) = &*current.leading.borrow()
         {
-            leader.reign.end();
+            leader.leadership.end();
         }
     }
 
@@ -294,7 +294,7 @@ impl Node {
             match taken.await {
                 Ok(()) => return,
                 Err(transfer::TransferError::Store(error)) => {
-                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, %error, "opens PostgreSQL anew");
+                    tracing::warn!(shard = %self.config.shard, replica = self.config.replica, %error, "opens PostgreSQL again");
                     if matches!(error, StoreError::Damaged(_)) {
                         self.rebuild(postgres).await;
                     }
@@ -418,7 +418,7 @@ impl Node {
         }
     }
 
-    /// Runs each reign's housekeeping. Never returns.
+    /// Runs each leadership's housekeeping. Never returns.
     async fn keep_house(&self, mut leading: watch::Receiver<Option<Arc<Leader>>>) {
         loop {
             let leader = leading.borrow_and_update().clone();

@@ -1,7 +1,7 @@
 //! Entries larger than the log takes at once (R12): cut into parts where they are proposed, put together where they are folded.
 //!
 //! Nothing else knows of parts. An entry takes effect as a whole, at the position of its last part and by what holds there; parts before
-//! that mean nothing. Those of a reign that ended before the last one are dropped by the next reign's beginning: none of them comes any more.
+//! that mean nothing. Those of a leadership that ended before the last one are dropped by the next leadership's beginning: none of them comes any more.
 //!
 //! Parts are kept in memory and nowhere else. So a replica must not record, and the log must not forget, a position between the first part
 //! of an entry and its last ([`Unfinished::recordable`]): after a restart the parts come out of the log again. That holds for an entry that

@@ -40,7 +40,7 @@ pub fn build_report(leader: &Leader, config: &Config, checks: &Checks, sequence:
     ShardReport {
         shard: config.shard,
         leader: config.replica,
-        term: leader.reign.term.0,
+        term: leader.leadership.term.0,
         sequence,
         applied: shared.progress.watermark(),
         clock_ms: shared.log.unix_ms(),

@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long a statement waits for a reign that is about to begin here, in milliseconds.
+/// How long a statement waits for a leadership that is about to begin here, in milliseconds.
 const READY_MS: u64 = 500;
 
 impl Service for Node {
@@ -135,10 +135,10 @@ impl Node {
         self.current().filter(|current| current.shared.is_whole())
     }
 
-    /// The reign that serves, or where to go instead.
+    /// The leadership that serves, or where to go instead.
     pub fn leader(&self) -> Result<Arc<Leader>, Failure> {
         let serving = self.current().and_then(|current| current.leading.borrow().clone());
-        if let Some(leader) = serving.filter(|leader| !leader.reign.has_ended()) {
+        if let Some(leader) = serving.filter(|leader| !leader.leadership.has_ended()) {
             return Ok(leader);
         }
         Err(match &*self.log.role().borrow() {
@@ -152,7 +152,7 @@ impl Node {
         })
     }
 
-    /// The same for statements: waits a little for a reign that is about to begin here, so that clients that were sent on to
+    /// The same for statements: waits a little for a leadership that is about to begin here, so that clients that were sent on to
     /// the new leader need not ask again and again.
     async fn leader_soon(&self) -> Result<Arc<Leader>, Failure> {
         let soon = async {
@@ -160,7 +160,7 @@ impl Node {
             let mut current = self.current.subscribe();
             while matches!(*role.borrow_and_update(), Role::Leader { .. }) {
                 let Some(mut leading) = current.borrow_and_update().as_ref().map(|c| c.leading.clone()) else { break };
-                if leading.borrow_and_update().as_ref().is_some_and(|leader| !leader.reign.has_ended()) {
+                if leading.borrow_and_update().as_ref().is_some_and(|leader| !leader.leadership.has_ended()) {
                     break;
                 }
                 // Whichever changes, the next look tells; the end of a sender is the end of this replica.
@@ -291,7 +291,7 @@ impl Node {
             ControlRequest::ChangeReplicas { remove, add } => {
                 // What the membership shows may have been decided without a deposed leader: it is a read.
                 leader.barrier().await?;
-                Ok(members::change(&self.log, leader.reign.term, remove, add.as_ref()).await)
+                Ok(members::change(&self.log, leader.leadership.term, remove, add.as_ref()).await)
             }
             ControlRequest::Report => {
                 let report = build_report(&leader, &self.config, &self.checks, 0, now_ms());

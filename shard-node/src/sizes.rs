@@ -43,7 +43,7 @@ impl Rests {
     }
 }
 
-/// Corrects sizes until the reign ends.
+/// Corrects sizes until the leadership ends.
 pub async fn correct(leader: Arc<Leader>) {
     let mut rests = Rests::default();
     loop {

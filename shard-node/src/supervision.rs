@@ -2,17 +2,17 @@
 //!
 //! A replica is its log and its PostgreSQL. The log votes and accepts by itself, whatever becomes of PostgreSQL, because what it promised
 //! lies on its own disk. PostgreSQL can die, be refused its start, run out of room or lose its data; it is a fold of the log
-//! (invariant 3) and can be brought forward, or made anew. Meanwhile the replica *stands aside*: it does not serve, and
+//! (invariant 3) and can be brought forward, or made again. Meanwhile the replica *stands aside*: it does not serve, and
 //! it does not lead, so that a replica whose PostgreSQL is well does.
 //!
 //! | what happened | what is done |
 //! |---|---|
-//! | the server or a session with something at stake ended (R1) | started anew, as often as it takes |
+//! | the server or a session with something at stake ended (R1) | started again, as often as it takes |
 //! | the disk is full | the server rests until [`MIN_FREE_BYTES`] are free |
 //! | the start is refused | tried again, ever less often, until it works; the reason is in the log |
-//! | the data is gone | made anew: empty, then from the log, or from a peer if the log has been compacted |
-//! | the data is damaged | put aside after `DAMAGE_TRIES` starts, if it can be had elsewhere, and made anew |
-//! | the server does not answer for `PULSE_BOUND_MS` | killed, and started anew |
+//! | the data is gone | made again: empty, then from the log, or from a peer if the log has been compacted |
+//! | the data is damaged | put aside after `DAMAGE_TRIES` starts, if it can be had elsewhere, and made again |
+//! | the server does not answer for `PULSE_BOUND_MS` | killed, and started again |
 //!
 //! The replica comes back once PostgreSQL holds everything that the log had decided when it was opened; later, if it has failed again
 //! and again lately ([`Relapses`]).
@@ -70,8 +70,8 @@ impl Relapses {
 }
 
 impl Node {
-    /// Starts PostgreSQL, anew if it runs, and returns when it takes sessions, however long that takes. The replica stands aside, and its
-    /// reign is over (R1).
+    /// Starts PostgreSQL, again if it runs, and returns when it takes sessions, however long that takes. The replica stands aside, and its
+    /// leadership is over (R1).
     pub(crate) async fn bring_up(&self, postgres: &mut Engine) {
         let (mut failures, mut damaged) = (0u32, 0u32);
         loop {
@@ -122,7 +122,7 @@ impl Node {
         match postgres.discard().await {
             Ok(()) => {
                 metrics::counter!("evenkeel_postgres_rebuilt_total").increment(1);
-                tracing::warn!(shard = %self.config.shard, replica = self.config.replica, "makes PostgreSQL's data anew");
+                tracing::warn!(shard = %self.config.shard, replica = self.config.replica, "makes PostgreSQL's data again");
                 true
             }
             Err(error) => {

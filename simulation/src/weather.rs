@@ -12,7 +12,7 @@ const BETWEEN_MS: u64 = 900;
 const LASTS_MS: u64 = 2_500;
 /// Between two changes of a link that comes and goes, in milliseconds, at most.
 const FLAP_MS: u64 = 150;
-/// A process whose clock was off by more than this when it started is started anew in the end, in milliseconds, unless it is the only one of
+/// A process whose clock was off by more than this when it started is started again in the end, in milliseconds, unless it is the only one of
 /// its shard: then the others' clocks count, and it must serve as it is (R14).
 const CLOCK_OFF_MS: u64 = 5_000;
 

@@ -6,7 +6,7 @@
 //!
 //! It promises three things.
 //!
-//! * **What runs is what was analysed.** PostgreSQL never sees the user's text, only SQL that was written anew from the
+//! * **What runs is what was analysed.** PostgreSQL never sees the user's text, only SQL that was written again from the
 //!   parsed tree: names quoted and checked against the schema, functions from an allow-list, operands in parentheses. What is
 //!   not understood, or what PostgreSQL would read differently, is refused with SQLSTATE 0A000 and a hint.
 //! * **A statement never reads or writes a row outside of what it touches** (R9). Conditions narrow only as far as they
@@ -18,7 +18,7 @@
 //! |---|---|
 //! | `parse`, `refuse`, `statement` | text to one statement over one table; what is refused as a whole |
 //! | `names`, `types`, `functions`, `syntax` | what PostgreSQL knows about identifiers, types, functions, expressions |
-//! | `expr`, `calls` | write expressions anew |
+//! | `expr`, `calls` | write expressions again |
 //! | `operand`, `narrow`, `region` | constants, what a condition says about keys, sets of keys |
 //! | `select`, `dml`, `create` | bind each kind of statement |
 //! | `settings` | `SET` and `SHOW` of what a session chooses for its answers |

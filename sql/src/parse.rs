@@ -165,7 +165,7 @@ fn transaction(words: &[String]) -> Result<Command, SqlError> {
         "BEGIN" | "START" => transaction_modes(rest).map(Command::Begin),
         _ if rest.first() == Some(&"TO") => Err(SqlError::unsupported(
             "savepoints are not supported yet",
-            "end the transaction with ROLLBACK and begin it anew",
+            "end the transaction with ROLLBACK and begin it again",
         )),
         _ if rest.first() == Some(&"PREPARED") => Err(SqlError::unsupported(
             "prepared transactions are not supported, because they bypass the log",

@@ -41,7 +41,7 @@ pub(super) fn refusal(words: &[&str]) -> Option<SqlError> {
             "send the statement with parameters; the client caches its plan",
         ),
         "SAVEPOINT" | "RELEASE" => {
-            ("savepoints are not supported yet", "end the transaction with ROLLBACK and begin it anew")
+            ("savepoints are not supported yet", "end the transaction with ROLLBACK and begin it again")
         }
         "DECLARE" | "FETCH" | "MOVE" | "CLOSE" => {
             ("cursors are not supported", "read in pages: WHERE key > the last one, ORDER BY key, LIMIT")

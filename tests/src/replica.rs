@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Config, NoTls};
 
 /// How long a replica may take to answer, in milliseconds.
 const ASK_MS: u64 = 5_000;
-/// In so many reigns, one after the other, something that takes a few seconds should find one that lasts.
+/// In so many leaderships, one after the other, something that takes a few seconds should find one that lasts.
 const MOST_REIGNS: usize = 5;
 
 /// A replica of a shard.
@@ -141,8 +141,8 @@ impl World {
         .await
     }
 
-    /// The replica that leads a shard, and the term of its reign.
-    pub async fn reign(&self, shard: u32) -> Result<(Replica, u64), Failure> {
+    /// The replica that leads a shard, and the term of its leadership.
+    pub async fn leadership(&self, shard: u32) -> Result<(Replica, u64), Failure> {
         self.until(&format!("shard {shard} to report"), PATIENCE, async || {
             let leader = self.serving(shard).await.map_err(|e| e.to_string())?;
             Ok((leader, leader.report(self).await?.term))
@@ -151,16 +151,16 @@ impl World {
     }
 
     /// Does something that sessions are not spared if leadership changes under them, which on a busy machine it may unasked: what failed is
-    /// done anew if the reign has changed meanwhile. What fails within one reign has failed.
-    pub async fn within_one_reign(&self, shard: u32, mut act: impl AsyncFnMut() -> Outcome) -> Outcome {
+    /// done again if the leadership has changed meanwhile. What fails within one leadership has failed.
+    pub async fn within_one_leadership(&self, shard: u32, mut act: impl AsyncFnMut() -> Outcome) -> Outcome {
         let mut outcome = Ok(());
         for _ in 0..MOST_REIGNS {
-            let before = self.reign(shard).await?;
+            let before = self.leadership(shard).await?;
             outcome = act().await;
-            if outcome.is_ok() || self.reign(shard).await? == before {
+            if outcome.is_ok() || self.leadership(shard).await? == before {
                 return outcome;
             }
-            println!("    (leadership has changed: anew)");
+            println!("    (leadership has changed: again)");
         }
         outcome
     }

@@ -1,7 +1,7 @@
 //! Runs scenarios one after another on one cluster, and reports as `cargo test` does: one line each, then the counts.
 //!
 //! Arguments are those of `cargo test`: a part of a name, `--exact`, `--skip PART`, `--list`; others are accepted and change
-//! nothing. The cluster is started with the first scenario that runs, and anew after one that failed.
+//! nothing. The cluster is started with the first scenario that runs, and again after one that failed.
 //!
 //! With `EVENKEEL_TEST_DATA_DIR` the clusters' folders, logs included, are kept there, each under the name of its first scenario;
 //! `EVENKEEL_TEST_LOG` says what the processes log (as `RUST_LOG`).

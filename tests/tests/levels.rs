@@ -65,7 +65,7 @@ async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Fail
 /// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads anywhere and writes at the leader.
 async fn settings_are_the_session_s_own(world: &World) -> Outcome {
     table(world, "settings").await?;
-    world.within_one_reign(1, async || settings(world).await).await?;
+    world.within_one_leadership(1, async || settings(world).await).await?;
     by_command_line(world).await?;
     world.nothing_is_wrong().await
 }
@@ -277,7 +277,7 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
         session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
         Ok(session.settled().await?)
     };
-    world.within_one_reign(1, begin).await?;
+    world.within_one_leadership(1, begin).await?;
     let (_, followers) = world.alone(1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
@@ -338,7 +338,7 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
         }
         Ok(session.settled().await?)
     };
-    world.within_one_reign(1, begin).await?;
+    world.within_one_leadership(1, begin).await?;
     let (leader, followers) = world.alone(1).await?;
     let leader = leader.id();
     followers.iter().try_for_each(|id| world.kill(*id))?;

@@ -67,7 +67,7 @@ async fn a_move_is_cancelled_before_its_fence(world: &World) -> Outcome {
     // Enough rows that the copy takes a while.
     let mut counters = Counters::make(world, "cancelled", 1, 20_000, 400).await?;
     counters.start(world, 8, 40).await?;
-    // One that is over before the cancellation comes, on a machine that is busy elsewhere, is asked for anew.
+    // One that is over before the cancellation comes, on a machine that is busy elsewhere, is asked for again.
     let (before, operator) = loop {
         let before = world.only_range("cancelled").await?.route;
         let operator = world.move_range(before.range, before.shard.0 % 3 + 1).await?;

@@ -29,15 +29,15 @@ fn main() -> ExitCode {
         scenarios![
             a_killed_postgresql_costs_nothing,
             one_killed_backend_costs_nothing,
-            a_session_that_ends_between_proposal_and_commit_ends_the_reign,
+            a_session_that_ends_between_proposal_and_commit_ends_the_leadership,
             cancelled_statements_are_executed_once,
             a_leader_without_room_steps_aside_and_comes_back,
             a_follower_without_room_catches_up_later,
             a_log_without_room_ends_its_process_with_one_line,
-            data_deleted_under_a_running_leader_is_made_anew,
-            data_deleted_while_stopped_is_made_anew_from_a_peer,
+            data_deleted_under_a_running_leader_is_made_again,
+            data_deleted_while_stopped_is_made_again_from_a_peer,
             a_refused_start_leaves_a_replica_that_votes,
-            damaged_data_is_made_anew,
+            damaged_data_is_made_again,
             exhausted_connections_move_the_leadership,
             transactions_given_up_as_they_begin_hold_nothing,
             answers_are_bounded,
@@ -110,7 +110,7 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
                 drop(kill_process_9(victim));
             }
             counters.wait_for_answers(200).await?;
-            // The end of a reader alone is not the server's, nor the reign's.
+            // The end of a reader alone is not the server's, nor the leadership's.
             let restarted = if orderly { None } else { server };
             world.caught_up(replica, restarted).await?;
         }
@@ -120,7 +120,7 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
 }
 
 /// R1, R6. The followers stand still, so that what the leader has proposed stays undecided as long as this takes.
-async fn a_session_that_ends_between_proposal_and_commit_ends_the_reign(world: &World) -> Outcome {
+async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> Outcome {
     let counters = counting(world, "between").await?;
     let (leader, others) = world.alone(1).await?;
     let server = leader.inspect(world).await?.postgres_pid;
@@ -147,7 +147,7 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_reign(world: &
     ended?;
     counters.wait_for_answers(200).await?;
     world.caught_up(leader, server).await?;
-    ensure!(log.says("a COMMIT failed")?, "{} does not say why its reign ended", leader.id());
+    ensure!(log.says("a COMMIT failed")?, "{} does not say why its leadership ended", leader.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
@@ -161,7 +161,7 @@ async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
     let mut cancelled = 0u64;
     let cancelling = async {
         loop {
-            // A cancelled COMMIT ends the reign, and the server that this session is with: the next one is looked for.
+            // A cancelled COMMIT ends the leadership, and the server that this session is with: the next one is looked for.
             let Ok(replica) = world.serving(1).await else { continue };
             let Ok(client) = replica.intrude(world).await else { continue };
             while let Ok(row) = client.query_one(cancel, &[]).await {
@@ -265,7 +265,7 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
 }
 
 /// The log is intact, so that the replica votes; its PostgreSQL is a fold of the log, or of a peer's state, again.
-async fn data_deleted_under_a_running_leader_is_made_anew(world: &World) -> Outcome {
+async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> Outcome {
     let counters = counting(world, "deleted").await?;
     let replica = world.serving(1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
@@ -278,7 +278,7 @@ async fn data_deleted_under_a_running_leader_is_made_anew(world: &World) -> Outc
     lead(world, replica).await
 }
 
-async fn data_deleted_while_stopped_is_made_anew_from_a_peer(world: &World) -> Outcome {
+async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> Outcome {
     // More than the log keeps, so that it does not reach back to the beginning.
     let counters = counting_rows(world, "stopped", 200, 4_000).await?;
     let replica = world.follower(1).await?;
@@ -322,12 +322,12 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
     give(owner.uid(), owner.gid())?;
     outcome?;
     world.caught_up(replica, None).await?;
-    ensure!(!log.says("makes PostgreSQL's data anew")?, "good data was thrown away");
+    ensure!(!log.says("makes PostgreSQL's data again")?, "good data was thrown away");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn damaged_data_is_made_anew(world: &World) -> Outcome {
+async fn damaged_data_is_made_again(world: &World) -> Outcome {
     let counters = counting(world, "damaged").await?;
     each_role(world, async |replica| {
         let log = replica.log(world)?;
@@ -336,7 +336,7 @@ async fn damaged_data_is_made_anew(world: &World) -> Outcome {
         let server = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
         world.caught_up(replica, Some(server)).await?;
-        ensure!(log.says("makes PostgreSQL's data anew")?, "{} still has it", replica.id());
+        ensure!(log.says("makes PostgreSQL's data again")?, "{} still has it", replica.id());
         let aside = replica.pgdata(world)?.with_extension("damaged");
         world
             .until("the damaged data to be deleted", PATIENCE, async || {
@@ -360,7 +360,7 @@ async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
         taken.push(client);
     }
     ensure!(taken.len() > 3, "only {} connections were to be had", taken.len());
-    // With what is open the reign goes on; without it there is none.
+    // With what is open the leadership goes on; without it there is none.
     counters.wait_for_answers(100).await?;
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
     world

@@ -55,7 +55,7 @@ async fn follower(world: &World) -> Result<u64, Failure> {
     other.ok_or_else(|| Failure::new(format!("{shard:?}")))
 }
 
-// Log rule 10: it must not rejoin its epoch; its shard lets it in anew, by itself, and gives it the state.
+// Log rule 10: it must not rejoin its epoch; its shard lets it in again, by itself, and gives it the state.
 async fn a_shard_s_replica_loses_its_disk(world: &World) -> Outcome {
     let counters = counting(world, "wiped").await?;
     let replica = follower(world).await?;
@@ -124,7 +124,7 @@ async fn members(world: &World) -> Result<Vec<u64>, String> {
 async fn change_members(world: &World, body: &Value, wanted: &[u64]) -> Outcome {
     world
         .until(&format!("the placement driver to have the replicas {wanted:?}"), PATIENCE, async || {
-            // Its leader's reign may end under the request: then it is asked again.
+            // Its leader's leadership may end under the request: then it is asked again.
             let answer = world.rest().post::<_, Value>("/v1/members", body).await;
             let found = members(world).await?;
             if answer.is_ok() && found == wanted { Ok(()) } else { Err(format!("{found:?}, {answer:?}")) }

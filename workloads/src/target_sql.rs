@@ -6,7 +6,7 @@
 //! twice finds its own version, takes effect again, and leaves a count of writes that is one too high.
 //!
 //! What is retried here and what is not: the client follows redirects and repeats under one id by itself. An answer of
-//! class 40 says that nothing happened and that the statement may be sent anew; that is done here, a bounded number of
+//! class 40 says that nothing happened and that the statement may be sent again; that is done here, a bounded number of
 //! times. Everything else is the statement's end.
 
 use std::time::Duration;
@@ -18,13 +18,13 @@ use evenkeel_protocol::{RowBatch, TableSchema};
 
 use crate::replay::{Answer, Failure, Outcome, Statement, StatementKind, StoredRow, Target};
 
-/// How often a statement that was rolled back is sent anew.
+/// How often a statement that was rolled back is sent again.
 const MAX_RERUNS: u32 = 20;
 
-/// Wait before the first time a statement is sent anew, in milliseconds; it doubles up to [`MAX_RERUN_WAIT_MS`].
+/// Wait before the first time a statement is sent again, in milliseconds; it doubles up to [`MAX_RERUN_WAIT_MS`].
 const MIN_RERUN_WAIT_MS: u64 = 1;
 
-/// The longest wait before a statement is sent anew, in milliseconds.
+/// The longest wait before a statement is sent again, in milliseconds.
 const MAX_RERUN_WAIT_MS: u64 = 100;
 
 /// Names that [`SqlTarget::create_new`] tries.
@@ -162,7 +162,7 @@ impl SqlTarget {
         &self.client
     }
 
-    /// Sends a statement, and anew after an answer of class 40.
+    /// Sends a statement, and again after an answer of class 40.
     async fn send(&self, text: &str, parameters: &[Value]) -> (Result<evenkeel_client::Answer, ClientError>, u32) {
         let mut reruns = 0;
         let mut wait_ms = MIN_RERUN_WAIT_MS;

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The pause before a watch that broke off is opened anew, in milliseconds.
+/// The pause before a watch that broke off is opened again, in milliseconds.
 const WATCH_AGAIN_MS: u64 = 200;
 /// A watch is not ended by this side: one year.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,4 +1,4 @@
-//! What has been heard of a shard in this reign: its latest report, since when it reports, its tables, and what was wrong.
+//! What has been heard of a shard in this leadership: its latest report, since when it reports, its tables, and what was wrong.
 
 use super::clocks::{ahead_ms, latest_ms};
 use super::validation::Fault;
@@ -17,7 +17,7 @@ const LOG_FAULT_EVERY_MS: u64 = 10_000;
 /// What is known of a shard.
 #[derive(Debug, Clone)]
 pub struct ShardView {
-    /// Its first report in this reign, in milliseconds of the state machine's time.
+    /// Its first report in this leadership, in milliseconds of the state machine's time.
     pub first_ms: u64,
     /// Its latest report came then.
     pub last_ms: u64,
@@ -27,7 +27,7 @@ pub struct ShardView {
     pub clock_ahead_ms: i64,
     /// The latest report, without the tables.
     pub report: Arc<ShardReport>,
-    /// Whether it has said in this reign which tables it has.
+    /// Whether it has said in this leadership which tables it has.
     pub tables_heard: bool,
     /// Of its tables those that are not known here.
     pub unknown_tables: Arc<Vec<TableSchema>>,

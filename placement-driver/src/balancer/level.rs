@@ -116,7 +116,7 @@ pub fn measure(state: &State, picture: &Picture, config: &BalancerConfig, now_ms
 pub enum NotReady {
     /// There are fewer than two shards to balance between.
     TooFewShards,
-    /// R29: this shard has not reported for a full window in this reign.
+    /// R29: this shard has not reported for a full window in this leadership.
     NotReported(ShardId),
     /// This shard has a new leader, or was silent, less than a window ago.
     Unsteady(ShardId),
@@ -139,7 +139,7 @@ impl fmt::Display for NotReady {
     }
 }
 
-/// R29: every shard that was there when this reign began, also one that has fallen silent since, must have spoken for a window.
+/// R29: every shard that was there when this leadership began, also one that has fallen silent since, must have spoken for a window.
 ///
 /// One that was added since and never spoke is merely silent. So is one that owns nothing and that nothing is going to: no load of it
 /// can be missing, and it may not be there at all.

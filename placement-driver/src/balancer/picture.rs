@@ -5,7 +5,7 @@
 //! range's *proportion* to the others, not its rate: while load ramps up, or a relieved shard serves more, all rates change, and the
 //! expected ones follow the measured ones. An expectation ends when the shard has measured that (range, epoch) for a full window (R29).
 //!
-//! The picture belongs to one reign of the placement driver's leader and begins empty. It is deterministic: time comes in with every call.
+//! The picture belongs to one leadership of the placement driver's leader and begins empty. It is deterministic: time comes in with every call.
 
 use super::clocks;
 use super::heard::{FaultView, Observed, ShardView};
@@ -93,13 +93,13 @@ impl RangeView {
 /// The picture.
 #[derive(Debug, Clone, Default)]
 pub struct Picture {
-    /// Shards that have reported in this reign.
+    /// Shards that have reported in this leadership.
     pub shards: BTreeMap<ShardId, ShardView>,
-    /// Shards that have reported in this reign and are not registered, at most [`MAX_SHARDS`].
+    /// Shards that have reported in this leadership and are not registered, at most [`MAX_SHARDS`].
     pub strangers: BTreeMap<ShardId, ShardView>,
-    /// When this reign began, in milliseconds of the state machine's time.
+    /// When this leadership began, in milliseconds of the state machine's time.
     pub since_ms: Option<u64>,
-    /// The latest faults in reports, of shards of which there was any in this reign.
+    /// The latest faults in reports, of shards of which there was any in this leadership.
     pub faults: BTreeMap<ShardId, FaultView>,
     /// Ranges, as of the last update.
     pub ranges: BTreeMap<RangeId, RangeView>,
@@ -120,11 +120,11 @@ pub struct Picture {
     /// Whether the balancer is bringing the load to its goal. Begins when the imbalance has persisted, ends when the goal is reached
     /// or nothing more can be done.
     pub acting: bool,
-    /// Whether the load has been level in this reign. From then on the balancer is slower to act: a stall and the burst after it look like
+    /// Whether the load has been level in this leadership. From then on the balancer is slower to act: a stall and the burst after it look like
     /// imbalance for a few seconds.
     pub been_level: bool,
     totals: VecDeque<(u64, f64)>,
-    /// The shards that existed when this reign began: R29 waits for each of them.
+    /// The shards that existed when this leadership began: R29 waits for each of them.
     pub founders: Option<BTreeSet<ShardId>>,
 }
 
@@ -396,7 +396,7 @@ impl Picture {
             self.acting |= lasts;
         } else {
             self.uneven_since_ms = None;
-            // What is expected has to be confirmed: correcting it now is better than beginning anew later.
+            // What is expected has to be confirmed: correcting it now is better than beginning again later.
             let confirmed = !self.expects();
             self.been_level |= confirmed;
             self.acting &= ratio > enough || !confirmed || state.running().next().is_some();

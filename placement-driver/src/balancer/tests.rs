@@ -174,7 +174,7 @@ fn what_has_long_been_cold_is_merged_and_not_split_again() {
 
 /// R29: a placement driver that has just taken over plans nothing until every shard has reported for a window.
 #[test]
-fn a_new_reign_waits_for_a_full_window_of_every_shard() {
+fn a_new_leadership_waits_for_a_full_window_of_every_shard() {
     let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
     simulation.apply(Command::SetBalancer { enabled: false });
     let at = vec![super::testing::key(90_000)];
@@ -200,7 +200,7 @@ fn a_new_reign_waits_for_a_full_window_of_every_shard() {
 
 /// R29: what is silent and owns nothing carries no load either. Whoever was mistyped must not hold everything up for ever.
 #[test]
-fn a_new_reign_does_not_wait_for_a_silent_shard_that_owns_nothing() {
+fn a_new_leadership_does_not_wait_for_a_silent_shard_that_owns_nothing() {
     let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));
     simulation.add_shard(9);
     simulation.silent = vec![ShardId(9)];
@@ -211,7 +211,7 @@ fn a_new_reign_does_not_wait_for_a_silent_shard_that_owns_nothing() {
     assert_ne!(shard_for_new_range(&simulation.state, &simulation.picture), Some(ShardId(9)), "only to who speaks");
 }
 
-/// R29: a drain is planned as everything else is. At the beginning of a reign whoever speaks first would get all of it.
+/// R29: a drain is planned as everything else is. At the beginning of a leadership whoever speaks first would get all of it.
 #[test]
 fn a_drain_waits_for_a_full_window_of_every_shard() {
     let mut simulation = Simulation::new(3, 2000, 1, Box::new(|random, _| random.below(100_000) as i64));

@@ -31,7 +31,7 @@ impl Event {
     }
 }
 
-/// The changes after the revision asked for are no longer all there. Whoever watches has to read anew.
+/// The changes after the revision asked for are no longer all there. Whoever watches has to read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("changes are remembered after revision {oldest} only")]
 pub struct Compacted {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// How long an id is remembered at least, in milliseconds. Between two reigns the state machine's time stands still.
+/// How long an id is remembered at least, in milliseconds. Between two leaderships the state machine's time stands still.
 pub const REMEMBER_MS: u64 = 60_000;
 /// The most ids remembered. Above it requests with an id are refused, since forgetting one early could apply it twice.
 pub const MAX_IDS: usize = 16_384;

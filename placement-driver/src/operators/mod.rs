@@ -1,6 +1,6 @@
 //! Driving operators: from the replicated state and what shards say to the next request or the next transition.
 //!
-//! [`Driver`] is synchronous and deterministic; time comes in with every call. It belongs to one reign of the placement driver's leader and
+//! [`Driver`] is synchronous and deterministic; time comes in with every call. It belongs to one leadership of the placement driver's leader and
 //! remembers only what may be forgotten: which requests are under way and when to try again. Everything else is in the log, so that a
 //! successor goes on from the last transition by sending the same request once more; every request carries the operator's number and is
 //! idempotent.
@@ -57,7 +57,7 @@ const MAX_DOUBLINGS: u32 = 5;
 pub const STUCK_AFTER_MS: u64 = 30_000;
 /// What an ended operator left at a shard is asked to go at most this often, in milliseconds.
 const SWEEP_EVERY_MS: u64 = 3_000;
-/// A shard that has not spoken for so long since a reign began is taken for one that is not there, in milliseconds: one that is reports
+/// A shard that has not spoken for so long since a leadership began is taken for one that is not there, in milliseconds: one that is reports
 /// several times a second.
 const UNHEARD_MS: u64 = 10_000;
 /// The most sweeping requests under way at once.

@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// to come to rest, in milliseconds since it leads.
 pub const GRACE_MS: u64 = 60_000;
 
-/// How long a new reign waits for the shards it has found before it gives numbers, in milliseconds: they report several times a second.
+/// How long a new leadership waits for the shards it has found before it gives numbers, in milliseconds: they report several times a second.
 pub const FIRST_REPORTS_MS: u64 = 2_000;
 
-/// Whether a reign may give numbers: once the shards that were registered when it began have reported, for then they show whether the state is an
+/// Whether a leadership may give numbers: once the shards that were registered when it began have reported, for then they show whether the state is an
 /// old copy, and it has taken that in; or some time has passed. Who is silent for longer may bring numbers that were given twice: shards refuse them.
 pub fn may_number(state: &State, picture: &Picture, first: &BTreeSet<ShardId>, now_ms: u64) -> bool {
     let waited = picture.since_ms.is_some_and(|since_ms| since_ms + FIRST_REPORTS_MS <= now_ms);

@@ -9,7 +9,7 @@ use crate::state::{Action, Effect, Found, Proposal, Refusal, SKIPPED_NUMBERS, St
 use evenkeel_protocol::report::{HighestNumbers, OperatorPhase, OperatorReport, ShardReport};
 use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, TableId, TableSchema};
 
-/// A state as a copy has it: three shards, one table, one operator so far. And a reign that has just begun on it.
+/// A state as a copy has it: three shards, one table, one operator so far. And a leadership that has just begun on it.
 struct Restored {
     state: State,
     picture: Picture,
@@ -326,9 +326,9 @@ fn a_move_that_its_source_does_not_know_is_given_up() {
     assert!(given_up(&restored, &mut driver), "it was opened long ago");
 }
 
-/// Breaks if a reign numbers before it can know that its state is an old copy: two shards would get a range of the same number.
+/// Breaks if a leadership numbers before it can know that its state is an old copy: two shards would get a range of the same number.
 #[test]
-fn a_new_reign_gives_no_numbers_before_the_shards_have_shown_what_they_have_seen() {
+fn a_new_leadership_gives_no_numbers_before_the_shards_have_shown_what_they_have_seen() {
     let mut restored = Restored::new();
     let first = restored.state.shards.keys().copied().collect();
     let may = |restored: &Restored| may_number(&restored.state, &restored.picture, &first, restored.now_ms);

@@ -9,7 +9,7 @@ use crate::state::{Action, Effect, Proposal, Refusal, Status};
 use evenkeel_protocol::report::{MoveProgress, OperatorPhase, OperatorReport, ShardReport};
 use evenkeel_protocol::{Epoch, KeyInterval, RangeId, TableId};
 
-/// The state, a reign, and its clock.
+/// The state, a leadership, and its clock.
 struct World {
     state: State,
     picture: Picture,

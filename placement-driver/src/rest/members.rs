@@ -2,7 +2,7 @@
 //! `/v1/members`.
 //!
 //! Both are idempotent, and both answer when the new epoch has begun. In between a request may be told to come again: the change of the
-//! placement driver's own members ends its leader's reign.
+//! placement driver's own members ends its leader's leadership.
 
 use super::{Error, Failure, json_with};
 use crate::server::{NewDriver, REST, RPC, Shared, contacts, next_members};
@@ -116,7 +116,7 @@ pub(super) async fn change_shard(shared: &Arc<Shared>, id: ShardId, change: Shar
     }
 }
 
-/// Changes the placement driver's own replicas. To take out what is not there is done: the change ends the reign in which it is asked for, so that
+/// Changes the placement driver's own replicas. To take out what is not there is done: the change ends the leadership in which it is asked for, so that
 /// it is usual for the next leader to be asked again.
 pub(super) async fn change_driver(shared: &Arc<Shared>, change: DriverChange) -> Result<Response, Failure> {
     if change.remove.is_empty() && change.add.is_empty() {

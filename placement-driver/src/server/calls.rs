@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// How long a connection may take, in milliseconds.
 const CONNECT_MS: u64 = 500;
-/// Connections kept open; addresses beyond that connect anew each time.
+/// Connections kept open; addresses beyond that connect again each time.
 const MAX_CONNECTIONS: usize = 4096;
 
 type ShardConnection = Connection<ShardRequest, ShardReply>;

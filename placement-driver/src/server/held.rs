@@ -1,4 +1,4 @@
-//! Proposals that need numbers, and wait until a new reign may give them (R30): [`crate::operators::may_number`].
+//! Proposals that need numbers, and wait until a new leadership may give them (R30): [`crate::operators::may_number`].
 
 use super::shared::ProposeFailure;
 use super::waiters::Answer;
@@ -40,7 +40,7 @@ impl Held {
         held
     }
 
-    /// The reign is over: nothing was done.
+    /// The leadership is over: nothing was done.
     pub fn end(&mut self) {
         for (_, answer) in self.0.drain(..) {
             answer.send(Err(ProposeFailure::NotLeader)).ok();

@@ -7,8 +7,8 @@
 //!                                        +--> shared: state, routing view (read by REST)
 //! ```
 //!
-//! One task, the node, owns the order of things: whatever changes the state or the reign goes through it. Only the leader plans and drives, and it
-//! stops at once when it loses its reign: requests under way end as they end, since each is idempotent and names its operator.
+//! One task, the node, owns the order of things: whatever changes the state or the leadership goes through it. Only the leader plans and drives, and it
+//! stops at once when it loses its leadership: requests under way end as they end, since each is idempotent and names its operator.
 
 mod calls;
 mod held;
@@ -166,7 +166,7 @@ impl Replica {
                 Err(RunError::Stopped(format!("{what} since epoch {epoch}; once there is a leader its folder can go")))
             }
         };
-        shared.end_reign();
+        shared.end_leadership();
         // An error would mean that nobody listens any more.
         stop.send(true).ok();
         let patience = Duration::from_millis(SHUTDOWN_MS);

@@ -1,4 +1,4 @@
-//! The node: the one task through which everything passes that changes the state or the reign.
+//! The node: the one task through which everything passes that changes the state or the leadership.
 //!
 //! A turn takes in whatever has come (decided entries, reports, answers, proposals), then lets the pure parts say what to do, and does it. It never waits for a
 //! shard or a disk: calls and snapshots run beside it and come back as messages.
@@ -205,14 +205,14 @@ impl Node {
         Ok(())
     }
 
-    /// Follows the log's role: loses the reign at once, begins one only after its own `LeaderStart` is applied (invariant 4).
+    /// Follows the log's role: loses the leadership at once, begins one only after its own `LeaderStart` is applied (invariant 4).
     fn follow_role(&mut self) {
         let role = self.role.borrow_and_update().clone();
         let (index, term) = {
             let applied = self.shared.applied();
             (applied.index, applied.term)
         };
-        let reigning = self.shared.leading().as_ref().map(|leading| leading.term);
+        let leadershiping = self.shared.leading().as_ref().map(|leading| leading.term);
         match role {
             Role::Leader { term: mine, start } => {
                 let begun = index >= start && term == mine;
@@ -221,19 +221,19 @@ impl Node {
                     self.quorum.begin(mine, now_ms);
                     self.confirm(now_ms);
                 }
-                match reigning {
+                match leadershiping {
                     Some(term) if term == mine && self.quorum.stands(now_ms) => return,
                     Some(term) if term == mine => tracing::warn!(%term, "no majority confirms that this replica leads"),
                     _ => {}
                 }
-                self.shared.end_reign();
+                self.shared.end_leadership();
                 if begun && self.quorum.stands(now_ms) {
-                    self.begin_reign(mine);
+                    self.begin_leadership(mine);
                 }
             }
-            Role::Follower { .. } => self.shared.end_reign(),
+            Role::Follower { .. } => self.shared.end_leadership(),
             Role::Behind { trimmed, leader } => {
-                self.shared.end_reign();
+                self.shared.end_leadership();
                 if index >= trimmed {
                     // The state is here already: the process ended between fetching it and saying so.
                     self.shared.log.installed(index, term).ok();
@@ -261,7 +261,7 @@ impl Node {
         self.shared.applied().state.time_ms() + self.clock.now_ms().saturating_sub(self.state_since_ms)
     }
 
-    fn begin_reign(&mut self, term: Term) {
+    fn begin_leadership(&mut self, term: Term) {
         tracing::info!(%term, "leading the placement driver");
         // The same term can be led in twice, if no majority confirmed it for a while: its time goes on.
         if self.proposed.is_none_or(|(of, _)| of != term) {

@@ -1,9 +1,9 @@
-//! Whether a majority still confirms the leader's reign.
+//! Whether a majority still confirms the leader's leadership.
 //!
 //! A leader that is cut off from the other replicas need not learn that they have elected another. It would go on taking in reports of
 //! shards that reach it still, and its successor would wait for them in vain. So a leader asks now and then, and one that has not been
-//! confirmed for a while reigns no more, for as long as it takes. A reign here is nothing but memory of reports and calls; the same term may
-//! reign again later.
+//! confirmed for a while leaderships no more, for as long as it takes. A leadership here is nothing but memory of reports and calls; the same term may
+//! leadership again later.
 
 use evenkeel_replicated_log::Term;
 
@@ -49,7 +49,7 @@ impl Quorum {
         }
     }
 
-    /// Whether `term`, which has begun, may reign.
+    /// Whether `term`, which has begun, may leadership.
     pub(super) fn stands(&self, now_ms: u64) -> bool {
         now_ms <= self.confirmed_ms + GOOD_FOR_MS
     }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reign_stands_for_as_long_as_it_is_confirmed() {
+    fn a_leadership_stands_for_as_long_as_it_is_confirmed() {
         let mut quorum = Quorum::default();
         assert!(!quorum.ask(10_000), "nobody leads");
         quorum.begin(Term(7), 10_000);
@@ -86,6 +86,6 @@ mod tests {
         quorum.answered(Term(7), true);
         assert!(!quorum.ask(21_200) && !quorum.stands(22_700));
         quorum.begin(Term(9), 22_700);
-        assert!(!quorum.stands(22_700), "the same reign does not begin twice");
+        assert!(!quorum.stands(22_700), "the same leadership does not begin twice");
     }
 }

@@ -47,7 +47,7 @@ pub(super) enum Message {
     Sized(RangeId, Epoch, Result<ControlReply, String>),
     /// A snapshot is durable, or could not be written.
     Written(Result<LogIndex, String>),
-    /// Whether a majority has confirmed the reign of this term.
+    /// Whether a majority has confirmed the leadership of this term.
     Confirmed(Term, bool),
     /// Another replica's state is durable here, or could not be had.
     Fetched(Result<Box<Snapshot>, String>),
@@ -72,7 +72,7 @@ impl Leading {
     }
 }
 
-/// What a leader has beyond the state, for as long as its reign lasts.
+/// What a leader has beyond the state, for as long as its leadership lasts.
 #[derive(Debug)]
 pub struct Leading {
     /// Its term.
@@ -167,8 +167,8 @@ impl Shared {
         self.leading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the reign here at once.
-    pub fn end_reign(&self) {
+    /// Ends the leadership here at once.
+    pub fn end_leadership(&self) {
         if self.leading().take().is_some() {
             self.view().leaders.clear();
         }
@@ -238,7 +238,7 @@ impl Shared {
         answer.await.unwrap_or(Err(ProposeFailure::Unknown))
     }
 
-    /// The replicas that lead shards, as far as they have reported in this reign.
+    /// The replicas that lead shards, as far as they have reported in this leadership.
     pub fn shard_leaders(&self) -> BTreeMap<ShardId, u64> {
         let leading = self.leading();
         let shards = leading.iter().flat_map(|leading| &leading.picture.shards);

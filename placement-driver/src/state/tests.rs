@@ -397,7 +397,7 @@ fn a_restored_state_allocates_nothing_before_it_is_reconciled() {
     assert!(state.ranges.contains_key(&RangeId(41)));
 }
 
-/// A cluster that was founded anew begins to count again: its versions must not look like those of before.
+/// A cluster that was founded again begins to count again: its versions must not look like those of before.
 #[test]
 fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
     let founded = |cluster| {
@@ -405,9 +405,9 @@ fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
         must(&mut state, 1, Command::NameCluster(cluster));
         state
     };
-    let (mut before, anew) = (founded(7), founded(8));
-    assert_eq!(before.version.number, anew.version.number);
-    assert_ne!(before.version.incarnation, anew.version.incarnation);
+    let (mut before, again) = (founded(7), founded(8));
+    assert_eq!(before.version.number, again.version.number);
+    assert_ne!(before.version.incarnation, again.version.incarnation);
     assert!(
         before.changes.since(0, before.version.number).is_none(),
         "what was served without the number is told whole"

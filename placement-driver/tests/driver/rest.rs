@@ -59,7 +59,7 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let (_, operators) = cluster.get("/v1/operators").await;
     assert_eq!(operators.as_array().unwrap().len(), 3);
     assert_eq!(operators[0]["kind"], "move", "newest first");
-    // A reign that has just begun has nothing to say yet.
+    // A leadership that has just begun has nothing to say yet.
     eventually("the balancer to say why it does nothing", || async {
         let (_, decisions) = cluster.get("/v1/decisions").await;
         decisions["now"].as_array().is_some_and(|now| !now.is_empty()).then_some(())

@@ -1,10 +1,10 @@
 //! Linearizable reads without a log entry (log rule 9), when no lease serves them ([`super::lease`]): while leases
-//! are off, while too few followers hold one, and at a reign's beginning.
+//! are off, while too few followers hold one, and at a leadership's beginning.
 //!
 //! A read that arrives waits for a probe started after it. The probe remembers the decided position and asks all
 //! peers for their promise. Once a majority, this replica included, has answered that its promise is not above
 //! this leader's ballot, no later leader can have decided anything before the read arrived: it would have needed
-//! a promise from one of them. Whatever earlier leaders decided lies before this reign's `LeaderStart`, so the
+//! a promise from one of them. Whatever earlier leaders decided lies before this leadership's `LeaderStart`, so the
 //! position given is at least that one, and it is given only once it is decided (log rule 8).
 //!
 //! One probe serves every read that waits when it starts; reads that come meanwhile share the next one, which
@@ -67,7 +67,7 @@ pub(super) struct Barriers {
 
 impl<D: Disk> Core<D> {
     pub(super) fn barrier(&mut self, id: u64) {
-        if self.reign.is_none() {
+        if self.leadership.is_none() {
             self.turn.barriers.push((id, self.not_leader()));
             return;
         }
@@ -95,7 +95,7 @@ impl<D: Disk> Core<D> {
         Err(BarrierError::NotLeader { leader: (id != 0 && id != self.config.me).then_some(ReplicaId(id)) })
     }
 
-    /// The reign is over: nothing can be confirmed any more.
+    /// The leadership is over: nothing can be confirmed any more.
     pub(super) fn fail_barriers(&mut self) {
         let answer = self.not_leader();
         let waiting = std::mem::take(&mut self.barriers.waiting);
@@ -113,7 +113,7 @@ impl<D: Disk> Core<D> {
     pub(super) fn start_probe(&mut self) {
         self.settle_probes();
         self.answer_fresh_by_lease();
-        if self.barriers.waiting.is_empty() || self.reign.is_none() || self.barriers.probes.len() >= MAX_PROBES {
+        if self.barriers.waiting.is_empty() || self.leadership.is_none() || self.barriers.probes.len() >= MAX_PROBES {
             return;
         }
         let id = self.barriers.next_probe;
@@ -136,11 +136,11 @@ impl<D: Disk> Core<D> {
     }
 
     pub(super) fn probe_reply(&mut self, peer: u64, id: u64, promise: Ballot) {
-        let Some(reign) = self.reign else {
+        let Some(leadership) = self.leadership else {
             return;
         };
         // log rule 9: an answer counts only if its promise is not above the ballot.
-        if promise > reign.ballot {
+        if promise > leadership.ballot {
             return;
         }
         if let Some(probe) = self.barriers.probes.iter_mut().find(|p| p.id == id)
@@ -152,24 +152,24 @@ impl<D: Disk> Core<D> {
 
     /// Answers the waiters of every probe that a majority has confirmed.
     fn settle_probes(&mut self) {
-        let Some(reign) = self.reign else {
+        let Some(leadership) = self.leadership else {
             return;
         };
         // This replica is one of the majority: `observe` has just made sure that its promise is the ballot.
-        debug_assert!(self.omni.get_promise() <= reign.ballot, "log rule 9");
+        debug_assert!(self.omni.get_promise() <= leadership.ballot, "log rule 9");
         let decided = self.omni.get_decided_idx() as u64;
         let needed = self.majority() - 1;
         let free = self.fault(Fault::ReadWithoutProbe);
         let early = self.fault(Fault::ReadBeforeStart);
-        // log rule 8: not before this reign's LeaderStart is decided.
-        if decided < reign.start && !early {
+        // log rule 8: not before this leadership's LeaderStart is decided.
+        if decided < leadership.start && !early {
             return;
         }
         let settled = |probe: &Probe| free || probe.loyal.len() >= needed;
         let (done, kept) = std::mem::take(&mut self.barriers.probes).into_iter().partition(settled);
         self.barriers.probes = kept;
         for probe in Vec::<Probe>::from(done) {
-            let floor = if early { 0 } else { reign.start };
+            let floor = if early { 0 } else { leadership.start };
             let index = LogIndex(probe.decided.max(floor));
             for waiter in probe.waiters {
                 match waiter.who {

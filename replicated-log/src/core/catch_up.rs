@@ -176,7 +176,7 @@ impl<D: Disk> Core<D> {
             self.wal.borrow_mut().set_accepted_round(self.omni.get_promise());
         }
         self.turn.learned += 1;
-        // What it has to send is still true; after that it begins anew, on what the log is now.
+        // What it has to send is still true; after that it starts over, on what the log is now.
         self.take_outgoing();
         match epoch::build(&self.config, &self.membership, &self.wal) {
             Ok(omni) => self.omni = omni,

@@ -3,12 +3,12 @@
 //! A barrier, an ordinary entry, names the members of the next epoch. From when it is in a leader's log nothing more is
 //! appended there; with the barrier decided the epoch is over, and each replica goes over to the next one by itself:
 //!
-//! 1. It has everything up to the barrier. It ends its reign, if it has one, and shows that its lease has ended before it
+//! 1. It has everything up to the barrier. It ends its leadership, if it has one, and shows that its lease has ended before it
 //!    tells anybody.
 //! 2. It tells its peers how far it has come, and stays until those that are connected have come as far: else they would need
 //!    a copy of the state. It does not wait for long.
 //! 3. One record in the durable log makes the next epoch current, and a fresh OmniPaxos instance takes the place of the
-//!    old one. Sessions are opened anew, under the new epoch's tag (log rule 4).
+//!    old one. Sessions are opened again, under the new epoch's tag (log rule 4).
 //!
 //! Who has missed that, and who joins with an empty disk, hears of the newer epoch from a peer. It goes over once the application has
 //! the state at or after its beginning, and so does not count before.
@@ -136,7 +136,7 @@ impl<D: Disk> Core<D> {
         true
     }
 
-    /// Ends the reign as soon as the epoch is over, and lets the peers know.
+    /// Ends the leadership as soon as the epoch is over, and lets the peers know.
     pub(super) fn notice_barrier(&mut self) {
         if self.left_since_ms.is_some() || self.barrier_decided().is_none() {
             return;
@@ -199,7 +199,7 @@ impl<D: Disk> Core<D> {
         self.peers = peers_of(&next, self.config.me).collect();
         self.peers.iter_mut().for_each(|(id, peer)| peer.clock = clocks.get(id).copied().flatten());
         self.held.clear();
-        if self.reign.take().is_some() {
+        if self.leadership.take().is_some() {
             self.fail_barriers();
         }
         self.forget_holdings();

@@ -32,7 +32,7 @@ impl<D: Disk> Core<D> {
     /// This replica wants to know how fresh it is.
     pub(super) fn ask_fresh(&mut self) {
         let asked_ms = self.now_ms;
-        if self.reign.is_some() {
+        if self.leadership.is_some() {
             self.fresh_asked(Asker { from: None, asked_ms });
             return;
         }
@@ -44,7 +44,7 @@ impl<D: Disk> Core<D> {
     pub(super) fn fresh_asked(&mut self, asker: Asker) {
         let same = |who: &Who| matches!(who, Who::Fresh(other) if other.from == asker.from);
         let waiting = self.fresh_waiting().filter(|who| same(who)).count();
-        if self.reign.is_some() && waiting < MAX_WAITING_PER_PEER {
+        if self.leadership.is_some() && waiting < MAX_WAITING_PER_PEER {
             self.wait_for_barrier(Who::Fresh(asker));
         }
     }

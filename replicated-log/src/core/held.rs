@@ -29,7 +29,7 @@ use super::{Core, Fault};
 pub(super) struct Holdings {
     /// Length of the log up to and including the entry, and its number; growing.
     waiting: VecDeque<(u64, u64)>,
-    /// By peer, how much of this reign's log it holds.
+    /// By peer, how much of this leadership's log it holds.
     held: BTreeMap<u64, u64>,
     /// The length that peers were last asked about.
     asked: u64,
@@ -44,7 +44,7 @@ impl<D: Disk> Core<D> {
         self.holdings.waiting.push_back((length, id));
     }
 
-    /// The ballot's reign is over: whether what waits was held will not be known.
+    /// The ballot's leadership is over: whether what waits was held will not be known.
     pub(super) fn forget_holdings(&mut self) {
         let Holdings { waiting, .. } = std::mem::take(&mut self.holdings);
         self.turn.unheld.extend(waiting.into_iter().map(|(_, id)| id));
@@ -62,7 +62,7 @@ impl<D: Disk> Core<D> {
     }
 
     pub(super) fn hold_told(&mut self, peer: u64, ballot: Ballot, length: u64) {
-        if self.reign.is_some_and(|r| r.ballot == ballot) {
+        if self.leadership.is_some_and(|r| r.ballot == ballot) {
             let held = self.holdings.held.entry(peer).or_default();
             *held = length.max(*held);
         }
@@ -71,14 +71,14 @@ impl<D: Disk> Core<D> {
     /// At the end of a turn's input: asks, answers, and says what is held.
     pub(super) fn settle_holdings(&mut self) {
         self.tell_holding();
-        let Some(reign) = self.reign else { return };
+        let Some(leadership) = self.leadership else { return };
         if let Some((last, _)) = self.holdings.waiting.back().copied()
             && last > self.holdings.asked
         {
             self.holdings.asked = last;
             let peers: Vec<u64> = self.peers.keys().copied().collect();
             for peer in peers {
-                self.early_control(peer, Wire::HoldAsk { ballot: reign.ballot, length: last });
+                self.early_control(peer, Wire::HoldAsk { ballot: leadership.ballot, length: last });
             }
         }
         let held = self.held_length().max(self.omni.get_decided_idx() as u64);

@@ -15,7 +15,7 @@
 //! - so at most from the `n - 1 - a` others and from `c`, which is less than a majority if `a > n - majority`.
 //!
 //! With three replicas both followers must hold, with five three of the four. One down among three: no lease, and the
-//! probes of [`super::barrier`] serve. What earlier leaders acknowledged lies before this reign's `LeaderStart`, which
+//! probes of [`super::barrier`] serve. What earlier leaders acknowledged lies before this leadership's `LeaderStart`, which
 //! must be decided before the lease counts (log rule 8).
 //!
 //! Clocks are compared with themselves only. The leader counts from the moment before it asked, a follower from a
@@ -23,7 +23,7 @@
 //! (0.9 / 0.95 < 1 / 1.05), less a margin for whole milliseconds. A process that was frozen sees on waking that its
 //! lease is over, for whoever reads looks at the clock after the lease.
 //!
-//! When a reign ends its leader says so ([`Wire::LeaseRelease`]): it never rules with that ballot again, and nobody need
+//! When a leadership ends its leader says so ([`Wire::LeaseRelease`]): it never rules with that ballot again, and nobody need
 //! wait for the rest of the period. That keeps planned moves of the leadership (log rule 15) fast.
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ use crate::item::Item;
 use crate::wal::Disk;
 use crate::wire::{Wire, size_of_message};
 
-use super::{Core, Fault, Reign};
+use super::{Core, Fault, Leadership};
 
 /// Both ends round their clocks down to whole milliseconds.
 const MARGIN_MS: u64 = 2;
@@ -52,7 +52,7 @@ const WAITING_BYTES: usize = 1 << 20;
 pub(crate) struct Lease {
     /// On this replica's clock; 0 is none.
     pub(crate) until_ms: u64,
-    /// What is decided, the reign's `LeaderStart` included: no read is answered at a position before it. Others may hear
+    /// What is decided, the leadership's `LeaderStart` included: no read is answered at a position before it. Others may hear
     /// of it from this turn's messages, before subscribers here do.
     pub(crate) floor: u64,
 }
@@ -76,7 +76,7 @@ struct Waiting {
 pub(super) struct Leases {
     hold: Option<Hold>,
     waiting: BTreeMap<u64, Waiting>,
-    /// By peer, when the latest request that it has answered in this reign was made.
+    /// By peer, when the latest request that it has answered in this leadership was made.
     acked_ms: BTreeMap<u64, u64>,
     next_request_ms: u64,
 }
@@ -94,12 +94,13 @@ impl<D: Disk> Core<D> {
     /// On each tick: the leader asks now and then.
     pub(super) fn request_lease(&mut self) {
         let lease_ms = self.config.timing.lease_ms;
-        let Some(reign) = self.reign.filter(|_| lease_ms > 0 && self.now_ms >= self.leases.next_request_ms) else {
+        let Some(leadership) = self.leadership.filter(|_| lease_ms > 0 && self.now_ms >= self.leases.next_request_ms)
+        else {
             return;
         };
         self.leases.next_request_ms = self.now_ms + lease_ms / REQUESTS_PER_PERIOD;
         // The ballot has been promised by a majority, this replica among them, in an earlier turn.
-        let request = Wire::LeaseRequest { ballot: reign.ballot, sent_ms: self.now_ms };
+        let request = Wire::LeaseRequest { ballot: leadership.ballot, sent_ms: self.now_ms };
         let peers: Vec<u64> = self.peers.keys().copied().collect();
         for peer in peers {
             self.early_control(peer, request.clone());
@@ -127,7 +128,7 @@ impl<D: Disk> Core<D> {
     }
 
     pub(super) fn lease_acked(&mut self, peer: u64, ballot: Ballot, sent_ms: u64) {
-        if self.reign.is_some_and(|r| r.ballot == ballot) && sent_ms <= self.now_ms {
+        if self.leadership.is_some_and(|r| r.ballot == ballot) && sent_ms <= self.now_ms {
             let acked_ms = self.leases.acked_ms.entry(peer).or_default();
             *acked_ms = sent_ms.max(*acked_ms);
         }
@@ -141,7 +142,7 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// The reign with `ballot` is over, for good. The message goes out with the turn, hence after the lease's end
+    /// The leadership with `ballot` is over, for good. The message goes out with the turn, hence after the lease's end
     /// has been shown to readers.
     pub(super) fn release_lease(&mut self, ballot: Ballot) {
         self.leases.acked_ms.clear();
@@ -162,8 +163,8 @@ impl<D: Disk> Core<D> {
     pub(super) fn lease(&self) -> Lease {
         let decided = self.omni.get_decided_idx() as u64;
         // log rule 8: what earlier leaders acknowledged is known once LeaderStart is decided.
-        let valid = |r: Reign| decided >= r.start && r.ballot == self.omni.get_promise();
-        if !self.reign.is_some_and(valid) {
+        let valid = |r: Leadership| decided >= r.start && r.ballot == self.omni.get_promise();
+        if !self.leadership.is_some_and(valid) {
             return Lease::default();
         }
         let needed = match self.fault(Fault::LeaseOfMajority) {

@@ -1,4 +1,4 @@
-//! The replica as a pure state machine: OmniPaxos on the durable log, the reigns, the read barrier, compaction.
+//! The replica as a pure state machine: OmniPaxos on the durable log, the leaderships, the read barrier, compaction.
 //!
 //! It does no I/O beyond its [`Disk`], reads no clock and draws no random numbers. A turn of the event loop is
 //!
@@ -139,7 +139,7 @@ pub(crate) enum Input {
         /// To be told of, under this number, in some [`Turn::held`] or [`Turn::unheld`].
         tracked: Option<u64>,
     },
-    NewReign {
+    NewLeadership {
         current: Term,
     },
     /// Answered in some [`Turn::barriers`] under the same id.
@@ -169,7 +169,7 @@ pub(crate) enum Input {
     StandAside(bool),
     /// The clock has moved on by one tick.
     Tick,
-    /// An entry of an ended reign gets into the log, as it would through OmniPaxos's forwarding.
+    /// An entry of an ended leadership gets into the log, as it would through OmniPaxos's forwarding.
     #[cfg(test)]
     Rogue {
         term: Term,
@@ -204,19 +204,19 @@ pub(crate) struct Turn {
     pub(crate) early_barriers: Vec<(u64, Result<LogIndex, BarrierError>)>,
     /// Tracked proposals that are held in a quorum's memory (R28).
     pub(crate) held: Vec<u64>,
-    /// Tracked proposals of which it will not be known: not appended, or their ballot's reign has ended.
+    /// Tracked proposals of which it will not be known: not appended, or their ballot's leadership has ended.
     pub(crate) unheld: Vec<u64>,
     /// What became known about this replica's freshness (R17).
     pub(crate) fresh: Vec<Fresh>,
     pub(crate) role: Option<Role>,
     /// Entries appended to the log on this replica's initiative.
     pub(crate) proposed: u64,
-    /// Proposals that came too late: their reign was over.
+    /// Proposals that came too late: their leadership was over.
     pub(crate) dropped: u64,
     /// Probes sent for reads that no lease could serve.
     pub(crate) probes: u64,
-    /// Reigns begun.
-    pub(crate) reigns: u64,
+    /// Leaderships begun.
+    pub(crate) leaderships: u64,
     /// Pieces of decided entries taken in.
     pub(crate) learned: u64,
     /// Candidates not promised since they are far behind.
@@ -227,9 +227,9 @@ pub(crate) struct Turn {
     pub(crate) entered: bool,
 }
 
-/// This replica's reign.
+/// This replica's leadership.
 #[derive(Clone, Copy, Debug)]
-struct Reign {
+struct Leadership {
     ballot: Ballot,
     term: Term,
     /// The number of items up to and including its `LeaderStart`.
@@ -276,7 +276,7 @@ pub(crate) struct Core<D: Disk> {
     peers: BTreeMap<u64, Peer>,
     /// Taken from OmniPaxos and not yet handed out.
     held: Vec<Message<Item>>,
-    reign: Option<Reign>,
+    leadership: Option<Leadership>,
     role: Role,
     barriers: Barriers,
     leases: Leases,
@@ -327,7 +327,7 @@ impl<D: Disk> Core<D> {
             omni,
             peers,
             held: Vec::new(),
-            reign: None,
+            leadership: None,
             role: Role::Follower { leader: None },
             barriers: Barriers::default(),
             leases: Leases::default(),
@@ -376,7 +376,7 @@ impl<D: Disk> Core<D> {
             Input::SessionDown { peer, session } => self.session_down(peer, session),
             Input::Message { peer, session, wire } => self.message(peer, session, wire),
             Input::Propose { kind, term, payload, tracked } => self.propose(Item { kind, term, payload }, tracked),
-            Input::NewReign { current } => self.new_reign(current),
+            Input::NewLeadership { current } => self.new_leadership(current),
             Input::Barrier { id } => self.barrier(id),
             Input::AskFresh => self.ask_fresh(),
             Input::Compact(index) => self.permitted = self.permitted.max(index.0),
@@ -516,30 +516,30 @@ impl<D: Disk> Core<D> {
         self.omni.get_current_leader() == Some((self.pid(self.config.me), true))
     }
 
-    /// Begins or ends this replica's reign as OmniPaxos's leadership has changed.
+    /// Begins or ends this replica's leadership as OmniPaxos's leadership has changed.
     fn observe(&mut self) {
         let ballot = self.omni.get_promise();
-        // log rule 10: with the epoch its reigns are over.
+        // log rule 10: with the epoch its leaderships are over.
         let over = self.newer.is_some() || self.barrier_decided().is_some();
         let holds = self.holds_ballot() && !over;
-        if let Some(ended) = self.reign.take_if(|r| !holds || r.ballot != ballot) {
+        if let Some(ended) = self.leadership.take_if(|r| !holds || r.ballot != ballot) {
             self.led_until_barrier = over && ended.ballot == ballot;
             self.release_lease(ended.ballot);
             self.forget_holdings();
             self.fail_barriers();
         }
         // log rule 10: who comes to lead with an undecided barrier in its log has nothing to do but to decide it.
-        if holds && self.reign.is_none() && !self.behind_barrier() {
+        if holds && self.leadership.is_none() && !self.behind_barrier() {
             self.enter_office(ballot);
         }
     }
 
-    /// Log rule 8: a reign begins with its `LeaderStart`, whose place is remembered.
-    fn begin_reign(&mut self, ballot: Ballot, term: Term) {
+    /// Log rule 8: a leadership begins with its `LeaderStart`, whose place is remembered.
+    fn begin_leadership(&mut self, ballot: Ballot, term: Term) {
         if self.append(Item::leader_start(term)) {
             let start = self.omni.get_accepted_idx() as u64;
-            self.reign = Some(Reign { ballot, term, start });
-            self.turn.reigns += 1;
+            self.leadership = Some(Leadership { ballot, term, start });
+            self.turn.leaderships += 1;
         }
     }
 
@@ -555,9 +555,9 @@ impl<D: Disk> Core<D> {
     }
 
     fn propose(&mut self, item: Item, tracked: Option<u64>) {
-        // log rule 7, invariant 1: the term of the entry is the reign's, or the entry is not appended at all.
+        // log rule 7, invariant 1: the term of the entry is the leadership's, or the entry is not appended at all.
         // Nothing is proposed behind the end of an epoch (log rule 10).
-        let leads = self.reign.is_some_and(|r| r.term == item.term);
+        let leads = self.leadership.is_some_and(|r| r.term == item.term);
         if leads && !self.behind_barrier() && self.append(item) {
             self.turn.proposed += 1;
             if let Some(id) = tracked {
@@ -570,15 +570,15 @@ impl<D: Disk> Core<D> {
     }
 
     /// R1: the owner has to start over; what it proposed so far and what comes later must not mix.
-    fn new_reign(&mut self, current: Term) {
-        let Some(reign) = self.reign.filter(|r| r.term == current) else {
+    fn new_leadership(&mut self, current: Term) {
+        let Some(leadership) = self.leadership.filter(|r| r.term == current) else {
             return;
         };
-        match current.next_reign() {
-            Some(term) if !self.behind_barrier() => self.begin_reign(reign.ballot, term),
-            // The epoch is ending, and the reign with it.
+        match current.next_leadership() {
+            Some(term) if !self.behind_barrier() => self.begin_leadership(leadership.ballot, term),
+            // The epoch is ending, and the leadership with it.
             Some(_) => {}
-            // Sixteen million reigns under one ballot: take a new one.
+            // Sixteen million leaderships under one ballot: take a new one.
             None => self.omni.try_become_leader(),
         }
         self.observe();
@@ -628,11 +628,11 @@ impl<D: Disk> Core<D> {
 
     fn show_role(&mut self) {
         let leader = Some(self.id(self.omni.get_promise().pid))
-            .filter(|id| *id != 0 && (*id != self.config.me || self.reign.is_some()))
+            .filter(|id| *id != 0 && (*id != self.config.me || self.leadership.is_some()))
             .map(ReplicaId);
         let trimmed = self.awaited_state().or(self.wal.borrow().needs_state());
-        let role = match (self.reign, trimmed) {
-            (Some(reign), _) => Role::Leader { term: reign.term, start: LogIndex(reign.start) },
+        let role = match (self.leadership, trimmed) {
+            (Some(leadership), _) => Role::Leader { term: leadership.term, start: LogIndex(leadership.start) },
             (None, Some(trimmed)) => Role::Behind { trimmed: LogIndex(trimmed), leader },
             (None, None) => Role::Follower { leader },
         };
@@ -685,7 +685,7 @@ impl<D: Disk> Core<D> {
 
     /// Elected although it needs a state transfer.
     pub(crate) fn leads_behind(&self) -> bool {
-        self.holds_ballot() && self.reign.is_none()
+        self.holds_ballot() && self.leadership.is_none()
     }
 
     /// Whether the log has been replaced by a trimmed one that the application has not caught up with.

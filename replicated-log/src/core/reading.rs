@@ -45,7 +45,7 @@ impl<D: Disk> Core<D> {
                 index = index.next();
                 let mut entry = item.deliver(index, fence);
                 entry.effective |= self.fault(Fault::NoFence);
-                // Behind a barrier that was passed the fold begins anew (see `Wal::begin_epoch`).
+                // Behind a barrier that was passed the fold starts over (see `Wal::begin_epoch`).
                 fence = match item.kind {
                     Kind::ConfigChange => wal.fence_at(index.0),
                     _ => fence.after(item),

@@ -61,7 +61,7 @@ impl<D: Disk> Core<D> {
         let ballot = self.omni.get_promise();
         let now_ms = self.now_ms;
         let connected = |peer: &super::Peer| peer.session.is_some();
-        // Without a majority at hand the higher promise is somebody else's reign: then this one is deposed.
+        // Without a majority at hand the higher promise is somebody else's leadership: then this one is deposed.
         let loyal =
             self.peers.values().filter(|p| connected(p) && p.standing.is_some_and(|s| s.promise <= ballot)).count();
         let followed = loyal + 1 >= self.majority();

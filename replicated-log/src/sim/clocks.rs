@@ -1,4 +1,4 @@
-//! Wall clocks (R14): in most runs one replica's is an hour off, and whoever reigns must not go by it.
+//! Wall clocks (R14): in most runs one replica's is an hour off, and whoever leaderships must not go by it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,11 +24,11 @@ pub(super) fn drawn(seed: u64, n: u64, id: u64) -> u64 {
     }
 }
 
-/// With one clock off, nobody who reigns takes it to be later than it is.
+/// With one clock off, nobody who leaderships takes it to be later than it is.
 pub(super) fn check(id: u64, core: &Core<SimDisk>, now_ms: u64) -> Checked<()> {
     let told_ms = core.told_ms();
-    let reigns = matches!(core.role(), Role::Leader { .. });
-    ensure(!reigns || told_ms <= TRUE_MS + now_ms + BOUND_MS, || {
+    let leaderships = matches!(core.role(), Role::Leader { .. });
+    ensure(!leaderships || told_ms <= TRUE_MS + now_ms + BOUND_MS, || {
         format!("replica {id} leads and is {} ms ahead", told_ms.saturating_sub(TRUE_MS + now_ms))
     })
 }

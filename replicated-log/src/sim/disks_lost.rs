@@ -38,7 +38,7 @@ fn who_has_not_met_a_member_knows_its_disk_from_the_others() {
 }
 
 // Log rule 10: 1 was cut off from both, and so takes the second disk for the first. As soon as it hears from 3 nobody counts 2 any
-// more, whoever leads, and it can be let in anew.
+// more, whoever leads, and it can be let in again.
 #[test]
 fn a_member_with_two_disks_is_shut_out_by_all() {
     let mut group = Group::limited(&[], 50, Limits::default());

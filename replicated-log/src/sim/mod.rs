@@ -2,8 +2,8 @@
 //!
 //! A seed determines a run: 3 or 5 replicas that are replaced, join and leave, and lose their disks, partitions (also one-way), sessions lost with a random suffix of their
 //! messages, stopped, frozen and slow processes, clocks that drift, crashes at every point of a turn on a disk that forgets and tears what was
-//! not synced, compaction past live replicas, state transfers, reads, leadership moves, further reigns, entries of
-//! ended reigns, replicas that stand aside. Then everything heals, and the group must recover by itself.
+//! not synced, compaction past live replicas, state transfers, reads, leadership moves, further leaderships, entries of
+//! ended leaderships, replicas that stand aside. Then everything heals, and the group must recover by itself.
 //!
 //! Checked throughout: all replicas deliver the same entries, judged alike (invariant 1); an acknowledged write is
 //! in that log; a read never misses what a client knew before it began (log rule 9); states, also transferred

@@ -73,7 +73,7 @@ const EXPECTED: [&str; 29] = [
     "sessions lost",
     "partitions",
     "one-way cuts",
-    "reigns",
+    "leaderships",
     "compactions",
     "state transfers",
     "leaders behind",

@@ -486,12 +486,12 @@ impl World {
                 inputs.push(change);
             }
             if chance(rng, 0.004) {
-                inputs.push(Input::NewReign { current: term });
+                inputs.push(Input::NewLeadership { current: term });
                 // Proposed by an owner that has not noticed yet.
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(0, rng), tracked: None });
             }
             if chance(rng, 0.01) {
-                // As a forwarded proposal of an ended reign would come in; the log must judge it void.
+                // As a forwarded proposal of an ended leadership would come in; the log must judge it void.
                 let old = Term(term.0.wrapping_sub(rng.random_range(1..1 << 26)));
                 inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
             }
@@ -545,7 +545,7 @@ impl World {
     }
 
     fn outcomes(&mut self, id: u64, turn: Turn) -> Checked<()> {
-        self.stats.count("reigns", turn.reigns);
+        self.stats.count("leaderships", turn.leaderships);
         self.stats.count("pieces of decided entries", turn.learned);
         self.stats.count("candidates far behind", turn.refusals);
         self.stats.count("dropped proposals", turn.dropped);
@@ -559,8 +559,10 @@ impl World {
         let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
         let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
         clocks::check(id, &process.core, self.now_ms)?;
-        let reigns = matches!(process.core.role(), Role::Leader { .. });
-        ensure(!(reigns && process.core.stands_aside()), || format!("replica {id} reigns while it stands aside"))?;
+        let leaderships = matches!(process.core.role(), Role::Leader { .. });
+        ensure(!(leaderships && process.core.stands_aside()), || {
+            format!("replica {id} leaderships while it stands aside")
+        })?;
         // R17: before what this turn decides, and hence what clients know by it, is added.
         let drift = node.drift_permille;
         for fresh in turn.fresh {

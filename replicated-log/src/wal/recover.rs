@@ -92,7 +92,7 @@ impl<D: Disk> Wal<D> {
             && self.segments.back().is_some_and(|segment| segment.bytes == SEGMENT_HEADER_BYTES as u64)
         {
             // The very first record is torn: nobody has heard of this log.
-            tracing::info!(segment = only.seal.segment, "a log whose first record is torn begins anew");
+            tracing::info!(segment = only.seal.segment, "a log whose first record is torn starts over");
             self.segments.clear();
             return Ok(());
         }

@@ -7,7 +7,7 @@
 
 use super::{Applier, ApplyError};
 use crate::entry::{Control, Purpose};
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use crate::scrub::plan::Asked;
 use crate::scrub::sums::{At, Snapshot};
 use evenkeel_host::{Bug, deliberate};

@@ -1,10 +1,10 @@
-//! The ends and beginnings of reigns, as the log tells them.
+//! The ends and beginnings of leaderships, as the log tells them.
 
 use super::{Applier, ApplyError};
 use crate::entry::MAX_ENTRY_BYTES;
 use crate::leader::Leader;
 use crate::leader::admission::Changed;
-use crate::leader::reign::Reign;
+use crate::leader::leadership::Leadership;
 use crate::parts::MAX_TRANSACTION_BYTES;
 use crate::postgres::Role as SessionRole;
 use evenkeel_host::{Bug, deliberate};
@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long the sessions of an ended reign may take to commit or roll back, in milliseconds. They only wait for PostgreSQL.
+/// How long the sessions of an ended leadership may take to commit or roll back, in milliseconds. They only wait for PostgreSQL.
 const END_MS: u64 = 10_000;
-/// How long PostgreSQL may apply nothing of what it is to hold before a reign begins, in milliseconds.
+/// How long PostgreSQL may apply nothing of what it is to hold before a leadership begins, in milliseconds.
 const STANDSTILL_MS: u64 = 10_000;
 /// An entry takes at most this part of the log's cap.
 const LOG_PARTS: u64 = 2;
@@ -30,9 +30,9 @@ impl Applier {
         leader: ReplicaId,
     ) -> Result<(), ApplyError> {
         self.flush(None).await?;
-        self.end_reign().await?;
+        self.end_leadership().await?;
         self.term = term;
-        // R12: no further part of an earlier reign's entries comes.
+        // R12: no further part of an earlier leadership's entries comes.
         self.unfinished.forget();
         self.export_waiting().await?;
         self.forget_earlier_records(position, term);
@@ -44,9 +44,9 @@ impl Applier {
         let current = self.shared.log.role().borrow().leading();
         // One that lacks rows stands aside, so that it is not elected; it must not serve whatever happens.
         if leader == self.me && current == Some(term) && self.spent != Some(term) && self.seeding.is_none() {
-            // Records of this reign are judged against this position.
+            // Records of this leadership are judged against this position.
             self.flush(Some(position)).await?;
-            self.begin_reign(term).await?;
+            self.begin_leadership(term).await?;
         } else {
             // This replica may be the next to lead.
             self.spares.prepare();
@@ -55,7 +55,7 @@ impl Applier {
     }
 
     /// Waits until PostgreSQL holds everything up to `position`, and the snapshots that were asked for are taken (R24): nobody may
-    /// write before. However long that takes: only a PostgreSQL that stands still is opened anew.
+    /// write before. However long that takes: only a PostgreSQL that stands still is opened again.
     async fn whole(&self, position: u64) -> Result<(), ApplyError> {
         let whole = async {
             self.shared.progress.reached(position).await;
@@ -67,14 +67,14 @@ impl Applier {
         }
     }
 
-    /// R3: a deposed reign's transactions are rolled back unless their entries came before this place in the log.
-    async fn end_reign(&mut self) -> Result<(), ApplyError> {
+    /// R3: a deposed leadership's transactions are rolled back unless their entries came before this place in the log.
+    async fn end_leadership(&mut self) -> Result<(), ApplyError> {
         let Some(leader) = self.leader.take() else { return Ok(()) };
         self.leading.send_replace(None);
-        leader.reign.depose();
+        leader.leadership.depose();
         let bound = Duration::from_millis(END_MS);
-        if tokio::time::timeout(bound, leader.reign.without_doubt()).await.is_err() {
-            return Err(ApplyError::Reopen("a session of the last reign neither commits nor rolls back".into()));
+        if tokio::time::timeout(bound, leader.leadership.without_doubt()).await.is_err() {
+            return Err(ApplyError::Reopen("a session of the last leadership neither commits nor rolls back".into()));
         }
         self.terminate_sessions().await
     }
@@ -94,20 +94,21 @@ impl Applier {
         };
         match tokio::time::timeout(Duration::from_millis(TERMINATE_MS), end_all).await {
             Ok(ended) => Ok(ended?),
-            Err(_) => Err(ApplyError::Reopen("sessions of the last reign do not end".into())),
+            Err(_) => Err(ApplyError::Reopen("sessions of the last leadership do not end".into())),
         }
     }
 
-    async fn begin_reign(&mut self, term: Term) -> Result<(), ApplyError> {
+    async fn begin_leadership(&mut self, term: Term) -> Result<(), ApplyError> {
         self.not_yet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.publish(Changed::All);
         self.shared.admission.measure_afresh();
         // As long as an entry is unfinished the log keeps all from its first part on; most of it is others' to write meanwhile.
         let most = (self.config.log_cap_bytes / LOG_PARTS) as usize;
-        let reign = Reign::new(term, self.shared.log.clone(), most.clamp(MAX_ENTRY_BYTES, MAX_TRANSACTION_BYTES));
-        let leader = Leader::begin(reign, self.shared.clone(), &self.config, self.spares.take().await?);
+        let leadership =
+            Leadership::new(term, self.shared.log.clone(), most.clamp(MAX_ENTRY_BYTES, MAX_TRANSACTION_BYTES));
+        let leader = Leader::begin(leadership, self.shared.clone(), &self.config, self.spares.take().await?);
         tracing::info!(shard = %self.config.shard, replica = self.config.replica, %term, "leads");
-        metrics::counter!("evenkeel_reigns_total").increment(1);
+        metrics::counter!("evenkeel_leaderships_total").increment(1);
         tokio::spawn(end_with_role(leader.clone()));
         self.leader = Some(leader.clone());
         self.leading.send_replace(Some(leader));
@@ -135,16 +136,16 @@ async fn unless_still<T>(
     }
 }
 
-/// Stops a reign as soon as the log knows better, before the next `LeaderStart` says so.
+/// Stops a leadership as soon as the log knows better, before the next `LeaderStart` says so.
 async fn end_with_role(leader: Arc<Leader>) {
     let mut role = leader.shared().log.role();
-    let mut ended = leader.reign.ended();
-    let mut stuck = leader.reign.stuck();
-    let term = leader.reign.term;
+    let mut ended = leader.leadership.ended();
+    let mut stuck = leader.leadership.stuck();
+    let term = leader.leadership.term;
     tokio::select! {
         _ = role.wait_for(|role| role.leading() != Some(term)) => {
             tracing::info!(%term, "no longer leads");
-            leader.reign.end();
+            leader.leadership.end();
         }
         _ = ended.wait_for(|ended| *ended) => {}
         _ = stuck.wait_for(|stuck| *stuck) => leader.break_down("an entry will not get its last part"),

@@ -1,11 +1,11 @@
 //! The applier: takes what the log has decided, folds it, and sees to it that PostgreSQL follows (invariant 3).
 //!
 //! On a follower, and on a leader before its own `LeaderStart`, changes are gathered and applied as row images, many entries to
-//! a PostgreSQL transaction; the position goes in with them. On a leader, an entry of its own reign is held by the session that proposed
+//! a PostgreSQL transaction; the position goes in with them. On a leader, an entry of its own leadership is held by the session that proposed
 //! it: the applier only says what became of it, and the session commits. What a leader applies itself (rows coming in, purges,
 //! new tables) is recorded entry by entry, because its sessions commit in any order (R5).
 //!
-//! Every `LeaderStart` ends the reign before it: what had not come out of the log by then never will (invariant 4), and all of its
+//! Every `LeaderStart` ends the leadership before it: what had not come out of the log by then never will (invariant 4), and all of its
 //! sessions are gone before anything later is applied (R3).
 
 pub mod batch;
@@ -13,8 +13,8 @@ pub mod keeper;
 pub mod tap;
 
 mod checkpoint;
+mod leadership_changes;
 mod records;
-mod reigns;
 mod seeding;
 mod upkeep;
 
@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::entry::{Body, Changes, Control, Entry};
 use crate::fold::{Effect, RangeSize, Refusal, ShardState};
 use crate::leader::admission::Changed;
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use crate::leader::spares::Spares;
 use crate::leader::{Leader, Shared};
 use crate::parts::{Added, Part, Payload, Unfinished};
@@ -61,10 +61,10 @@ const UPKEEP_MS: u64 = 500;
 /// Why the applier ended.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApplyError {
-    /// PostgreSQL must be opened anew.
-    #[error("PostgreSQL must be opened anew: {0}")]
+    /// PostgreSQL must be opened again.
+    #[error("PostgreSQL must be opened again: {0}")]
     Reopen(String),
-    /// PostgreSQL's data is damaged: it must be made anew from a peer's.
+    /// PostgreSQL's data is damaged: it must be made again from a peer's.
     #[error("PostgreSQL's data is damaged: {0}")]
     Damaged(String),
     /// The log has stopped.
@@ -295,8 +295,8 @@ impl Applier {
 
     /// R12: parts mean nothing until the last one, with which their entry takes effect.
     async fn part(&mut self, position: u64, term: Term, part: &Part) -> Result<(), ApplyError> {
-        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.reign.term == term) {
-            leader.reign.part_decided(part.serial);
+        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.leadership.term == term) {
+            leader.leadership.part_decided(part.serial);
         }
         match self.unfinished.add(position, part).map_err(|error| ApplyError::Diverged(error.to_string()))? {
             Added::Waits => self.shared.progress.pass(position),
@@ -339,8 +339,8 @@ impl Applier {
     }
 
     fn settle(&self, term: Term, serial: u64, outcome: Outcome) {
-        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.reign.term == term) {
-            leader.reign.settle(serial, outcome);
+        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.leadership.term == term) {
+            leader.leadership.settle(serial, outcome);
         }
     }
 
@@ -348,14 +348,14 @@ impl Applier {
         self.shared.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
         self.taps.changes(position, &changes);
         self.kept.written(self.shared.admission.count(&changes.changes));
-        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.reign.term == term) {
-            if !leader.reign.is_awaited(serial) {
+        if let Some(leader) = self.leader.as_ref().filter(|leader| leader.leadership.term == term) {
+            if !leader.leadership.is_awaited(serial) {
                 // R1: its session has ended other than by COMMIT.
-                return Err(ApplyError::Reopen(format!("nobody holds entry {position} of this reign")));
+                return Err(ApplyError::Reopen(format!("nobody holds entry {position} of this leadership")));
             }
             self.records.write(position, (term.0, serial));
             self.shared.progress.expect(position);
-            leader.reign.settle(serial, Outcome::Effective(position));
+            leader.leadership.settle(serial, Outcome::Effective(position));
         } else if self.meet(position, term, serial) {
             self.shared.progress.pass(position);
         } else {
@@ -396,7 +396,7 @@ impl Applier {
         // Before anything that waits for ranges: a range must not be admitted before its rows are in.
         self.hide_until_stored(control);
         self.publish(Changed::Keys(self.state.changed_hands()));
-        let leads = self.leader.as_ref().is_some_and(|leader| leader.reign.term == term);
+        let leads = self.leader.as_ref().is_some_and(|leader| leader.leadership.term == term);
         let stored = self.meet(position, term, serial);
         if leads {
             self.control_as_leader(position, term, serial, control, effects).await?;
@@ -451,7 +451,7 @@ impl Applier {
                 shared.admission.follow(&state, &not_yet, Changed::Keys(keys.as_slice()));
             }
             if let Some(leader) = leader {
-                leader.reign.settle(serial, Outcome::Effective(position));
+                leader.leadership.settle(serial, Outcome::Effective(position));
             }
         };
         // An entry that moves no rows and no tables need not wait for those of other entries.
@@ -516,14 +516,14 @@ impl Applier {
         self.shared.owned_changed.store(together, Ordering::SeqCst);
     }
 
-    /// Whether PostgreSQL may hold entries behind the one that is being folded: those of a reign on this replica before PostgreSQL was
-    /// opened anew, whose records have not been met yet, or those that were applied while an earlier one was unfinished (R12). Over at the latest with the next reign's beginning, which comes, because the
+    /// Whether PostgreSQL may hold entries behind the one that is being folded: those of a leadership on this replica before PostgreSQL was
+    /// opened again, whose records have not been met yet, or those that were applied while an earlier one was unfinished (R12). Over at the latest with the next leadership's beginning, which comes, because the
     /// one before has ended.
     fn holds_later(&self) -> bool {
         self.records.are_ahead() || self.ahead > 0 || self.seeding.is_some()
     }
 
-    /// A reign begins: no entry of an earlier one comes any more (invariant 1), so their records are of entries before this position.
+    /// A leadership begins: no entry of an earlier one comes any more (invariant 1), so their records are of entries before this position.
     fn forget_earlier_records(&mut self, position: u64, term: Term) {
         let ahead = self.holds_later();
         self.records.begin_term(position, term);
@@ -601,12 +601,12 @@ impl Applier {
     }
 }
 
-/// However it ends: nobody will tell the outcome of what its reign has proposed any more.
+/// However it ends: nobody will tell the outcome of what its leadership has proposed any more.
 impl Drop for Applier {
     fn drop(&mut self) {
         self.leading.send_replace(None);
         if let Some(leader) = self.leader.take() {
-            leader.reign.abandon();
+            leader.leadership.abandon();
         }
     }
 }

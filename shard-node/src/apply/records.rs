@@ -2,7 +2,7 @@
 //!
 //! A record may go only once a durable position covers its entry (R16): an entry that was applied behind that position, and whose record is
 //! gone, would be applied again after a crash, on top of later ones whose records are still there. Where a record's entry lies is known
-//! when it is written in this reign; of one that was found at the start, when its entry comes out of the log, or can come no more.
+//! when it is written in this leadership; of one that was found at the start, when its entry comes out of the log, or can come no more.
 
 use evenkeel_replicated_log::Term;
 use std::collections::{HashSet, VecDeque};

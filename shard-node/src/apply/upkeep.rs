@@ -16,7 +16,7 @@ const DURABLE_MS: u64 = 2_000;
 /// second.
 const STATE_MS: u64 = 500;
 const STATE_BYTES_PER_S: u64 = 4 << 20;
-/// After how many bytes of changes the sizes of ranges are stored anew: a replica that stops loses no more than that of them.
+/// After how many bytes of changes the sizes of ranges are stored again: a replica that stops loses no more than that of them.
 const SIZES_BYTES: u64 = 16 << 20;
 /// Records that one round deletes at most.
 const PRUNE_RECORDS: usize = 10_000;
@@ -168,7 +168,7 @@ impl Applier {
 mod tests {
     use super::*;
 
-    // R12, invariant 3: a replica that starts anew folds on from a position and the state machine that belongs to it.
+    // R12, invariant 3: a replica that starts again folds on from a position and the state machine that belongs to it.
     #[test]
     fn no_position_is_recorded_without_its_state_machine() {
         let mut kept = Kept::at(10, 1, 10);
@@ -203,7 +203,7 @@ mod tests {
         assert!(kept.state_due > Instant::now() + Duration::from_millis(STATE_MS), "a large one, more rarely");
         assert!(
             kept.record(1_000, 1, 1_000, true),
-            "what is to be durable, or a reign's beginning, needs its position"
+            "what is to be durable, or a leadership's beginning, needs its position"
         );
         assert_eq!(kept.position, 1_000);
         kept.state_stored(0);

@@ -32,7 +32,7 @@ const WAIT_MS: u64 = 1_000;
 pub struct Slot {
     /// The range.
     pub range: OwnedRange,
-    /// The generation of [`Admission`] in which it was adopted; 0 if it has been here since before this reign (R25).
+    /// The generation of [`Admission`] in which it was adopted; 0 if it has been here since before this leadership (R25).
     pub adopted_in: u64,
     /// Statements that a fence waits for.
     in_flight: AtomicUsize,
@@ -245,7 +245,7 @@ impl Admission {
         bytes
     }
 
-    /// A reign begins: what was measured before is no load of this leader's.
+    /// A leadership begins: what was measured before is no load of this leader's.
     pub fn measure_afresh(&self) {
         let now_ms = super::now_ms();
         self.slots().iter().for_each(|slot| *slot.meter() = RangeMeter::new(now_ms));

@@ -211,7 +211,7 @@ impl Leader {
         steps: &[Step],
         serial: u64,
     ) -> Vec<Result<Vec<Row>, StoreError>> {
-        let (term, serial, no_answers) = (self.reign.term.0 as i64, serial as i64, &[] as &[u8]);
+        let (term, serial, no_answers) = (self.leadership.term.0 as i64, serial as i64, &[] as &[u8]);
         let of_steps: Vec<Option<Parameters<'_>>> = steps
             .iter()
             .map(|step| match step {

@@ -46,7 +46,7 @@ impl Claimed {
     }
 }
 
-/// The claims of a reign that is over.
+/// The claims of a leadership that is over.
 #[derive(Debug)]
 pub struct Closed;
 
@@ -102,7 +102,7 @@ impl Claims {
         }
     }
 
-    /// The reign is over: what is claimed is nobody's any more, and nobody waits.
+    /// The leadership is over: what is claimed is nobody's any more, and nobody waits.
     pub fn close(&self) {
         let mut claimed = self.claimed();
         claimed.closed = true;
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_reign_that_is_over() {
+    async fn nobody_waits_for_a_leadership_that_is_over() {
         let claims = Claims::default();
         let rows = writes(&[1]);
         std::mem::forget(claims.claim(1, &rows).await.unwrap());

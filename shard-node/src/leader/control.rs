@@ -2,7 +2,7 @@
 //! what it wanted done and says so.
 
 use super::Leader;
-use super::reign::Outcome;
+use super::leadership::Outcome;
 use crate::entry::{Body, Control, Entry};
 use crate::fold::{InPhase, OutPhase, ShardState, Work};
 use crate::store::{StoreError, try_table};
@@ -19,8 +19,8 @@ const OUTCOME_MS: u64 = 5_000;
 impl Leader {
     /// Proposes a control entry.
     pub async fn propose_control(&self, control: Control) -> Result<oneshot::Receiver<Outcome>, Failure> {
-        let entry = Entry { serial: self.reign.next_serial(), body: Body::Control(control) };
-        self.reign.propose(&entry).await
+        let entry = Entry { serial: self.leadership.next_serial(), body: Body::Control(control) };
+        self.leadership.propose(&entry).await
     }
 
     /// Proposes a control entry and waits until it has been folded and stored here.

@@ -9,7 +9,7 @@
 //! | `local` | it is executed, captured and proposed here | this leader dies or is deposed |
 //! | `memory` | a quorum has it in memory, so that any one crash is survived | two replicas crash |
 
-use super::reign::Outcome;
+use super::leadership::Outcome;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Durability;
 use evenkeel_protocol::shard::StatementReply;

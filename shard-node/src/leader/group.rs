@@ -13,8 +13,8 @@ use super::admission::Permit;
 use super::batch::{Done, ExecuteError, Executed, Ready};
 use super::early::{Early, EarlyReply};
 use super::kept::answered;
+use super::leadership::{Outcome, too_large};
 use super::plans::BoundPlan;
-use super::reign::{Outcome, too_large};
 use super::session::{Capturer, UserSession};
 use crate::entry::{Body, Entry, MAX_ENTRY_BYTES};
 use crate::store::StoreError;
@@ -92,7 +92,7 @@ impl Leader {
             let guarded_from = order(&mut ready, alone, tries);
             tries += 1;
             let started = Instant::now();
-            let serial = self.reign.next_serial();
+            let serial = self.leadership.next_serial();
             let (index, error) = match self.execute(session, &ready, guarded_from, serial).await {
                 Ok(executed) => {
                     let spent = started.elapsed();
@@ -212,7 +212,7 @@ impl Leader {
         let size = changes.size_bytes();
         metrics::histogram!("evenkeel_batch_bytes").record(size as f64);
         // Several go into one entry or none of them: one that needs parts is sent by itself, and in nobody's way.
-        let limit = if alone { self.reign.max_entry_bytes() } else { MAX_ENTRY_BYTES };
+        let limit = if alone { self.leadership.max_entry_bytes() } else { MAX_ENTRY_BYTES };
         if size > limit {
             match session.simple("ROLLBACK").await {
                 Err(error) => {
@@ -251,10 +251,10 @@ impl Leader {
         let Body::Changes(changes) = &entry.body else {
             return Err(CommitError::RolledBack(SqlError::new("XX000", "not a change").into()));
         };
-        let _doubt = self.reign.doubt();
+        let _doubt = self.leadership.doubt();
         let proposed = async {
-            let claim = self.reign.claim(entry.serial, &changes.changes).await?;
-            let (outcome, held) = self.reign.propose_held(&entry, early.wants_memory()).await?;
+            let claim = self.leadership.claim(entry.serial, &changes.changes).await?;
+            let (outcome, held) = self.leadership.propose_held(&entry, early.wants_memory()).await?;
             Ok::<_, Failure>((claim, outcome, held))
         };
         let (claim, outcome, held) = match proposed.await {

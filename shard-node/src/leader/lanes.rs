@@ -33,12 +33,12 @@ pub fn lane_of(table: TableId, key: &Key, lanes: usize) -> usize {
     (hash % lanes as u64) as usize
 }
 
-/// Runs a lane until the reign ends.
+/// Runs a lane until the leadership ends.
 pub async fn run(leader: Arc<Leader>, mut session: UserSession, mut queue: mpsc::Receiver<Job>) {
-    let mut ended = leader.reign.ended();
+    let mut ended = leader.leadership.ended();
     // Taken from the queue, and not run yet.
     let mut waiting: VecDeque<Job> = VecDeque::new();
-    while !leader.reign.has_ended() {
+    while !leader.leadership.has_ended() {
         if waiting.is_empty() {
             let first = tokio::select! {
                 biased;
@@ -104,7 +104,7 @@ fn aside(leader: &Arc<Leader>, job: Job, alone: bool) {
         let since = if alone { Instant::now() } else { job.arrived };
         let deadline = since + Duration::from_millis(ROW_WAIT_MS);
         let key = job.key.clone().unwrap_or_default();
-        let mut ended = leader.reign.ended();
+        let mut ended = leader.leadership.ended();
         let turn = tokio::select! {
             biased;
             _ = ended.wait_for(|ended| *ended) => return job.answer(Err(Failure::NotLeader { leader: None })),
@@ -125,7 +125,7 @@ fn aside(leader: &Arc<Leader>, job: Job, alone: bool) {
 
 /// A new session after one was lost without harm: nothing that it had proposed was open.
 async fn reopen(leader: &Leader) -> Option<UserSession> {
-    if leader.reign.has_ended() {
+    if leader.leadership.has_ended() {
         return None;
     }
     let opened = async {

@@ -1,6 +1,6 @@
-//! One reign: what this leader has proposed in its term, who waits for the outcome, and which keys are on their way.
+//! One leadership: what this leader has proposed in its term, who waits for the outcome, and which keys are on their way.
 //!
-//! An entry's outcome is known only when the log delivers it (log rule 7). A reign that ends leaves its waiters waiting: they are
+//! An entry's outcome is known only when the log delivers it (log rule 7). A leadership that ends leaves its waiters waiting: they are
 //! told by the next `LeaderStart` in the log that what has not come by then never will (R3, invariant 4).
 
 use super::claims::{Claim, Claims};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// How often a part that the log has no room for is proposed again, and for how long, in milliseconds. A log that is full stays full
-/// as long as an entry is unfinished, so that the reign must end then.
+/// as long as an entry is unfinished, so that the leadership must end then.
 const PART_AGAIN_MS: u64 = 5;
 const PART_BOUND_MS: u64 = 20_000;
 
@@ -62,7 +62,7 @@ impl Waiter {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Reign {
+pub struct Leadership {
     /// Its term.
     pub term: Term,
     log: LogHandle,
@@ -79,10 +79,10 @@ pub struct Reign {
     in_doubt: watch::Sender<usize>,
 }
 
-impl Reign {
-    /// A reign that begins, whose entries take at most `max_entry_bytes` each.
-    pub fn new(term: Term, log: LogHandle, max_entry_bytes: usize) -> Reign {
-        Reign {
+impl Leadership {
+    /// A leadership that begins, whose entries take at most `max_entry_bytes` each.
+    pub fn new(term: Term, log: LogHandle, max_entry_bytes: usize) -> Leadership {
+        Leadership {
             term,
             log,
             max_entry_bytes,
@@ -99,7 +99,7 @@ impl Reign {
     /// Marks the time from before a proposal until its session has committed or rolled back.
     pub fn doubt(&self) -> InDoubt<'_> {
         self.in_doubt.send_modify(|n| *n += 1);
-        InDoubt { reign: self }
+        InDoubt { leadership: self }
     }
 
     /// Waits until no session is between a proposal and its end (R3).
@@ -123,7 +123,7 @@ impl Reign {
         self.max_entry_bytes
     }
 
-    /// Turns true if an entry will never get its last part in this reign. Only a new one helps: it drops those that are there, and lets
+    /// Turns true if an entry will never get its last part in this leadership. Only a new one helps: it drops those that are there, and lets
     /// the log forget them.
     pub fn stuck(&self) -> watch::Receiver<bool> {
         self.stuck.subscribe()
@@ -160,7 +160,7 @@ impl Reign {
     }
 
     /// Few at a time are on their way, so that small entries pass between them and no follower is flooded. The last part carries the
-    /// entry's effect: one that is not proposed leaves nothing behind but parts that the next reign drops.
+    /// entry's effect: one that is not proposed leaves nothing behind but parts that the next leadership drops.
     async fn propose_parts(
         &self,
         serial: u64,
@@ -176,7 +176,7 @@ impl Reign {
         for (number, payload) in payloads.enumerate() {
             match under_way.acquire().await {
                 Ok(place) => place.forget(),
-                // The reign is over; the outcome says how.
+                // The leadership is over; the outcome says how.
                 Err(_) => {
                     unsent.forget();
                     return Ok((outcome, None));
@@ -244,7 +244,7 @@ impl Reign {
         }
     }
 
-    /// Whether somebody waits for this entry: then a session of this reign holds its changes and will commit them.
+    /// Whether somebody waits for this entry: then a session of this leadership holds its changes and will commit them.
     pub fn is_awaited(&self, serial: u64) -> bool {
         self.waiters().get(&serial).is_some_and(|waiter| !waiter.outcome.is_closed())
     }
@@ -258,8 +258,8 @@ impl Reign {
         self.claims.close();
     }
 
-    /// The reign's PostgreSQL is given up (R1), and with it the applier that would say what became of its entries: nobody here will ever
-    /// know. What the log holds is applied anew from the log; clients learn the outcome by asking again under the same id.
+    /// The leadership's PostgreSQL is given up (R1), and with it the applier that would say what became of its entries: nobody here will ever
+    /// know. What the log holds is applied again from the log; clients learn the outcome by asking again under the same id.
     pub fn abandon(&self) {
         self.end();
         // Dropping the senders tells everyone who waits.
@@ -272,7 +272,7 @@ impl Reign {
         self.ended.send_replace(true);
     }
 
-    /// Turns true at the end of the reign.
+    /// Turns true at the end of the leadership.
     pub fn ended(&self) -> watch::Receiver<bool> {
         self.ended.subscribe()
     }
@@ -294,11 +294,11 @@ impl Reign {
     }
 }
 
-/// Parts of an entry are in the log, and the last is not: as long as this reign lasts, the log keeps them.
-struct Unsent<'a>(Option<&'a Reign>);
+/// Parts of an entry are in the log, and the last is not: as long as this leadership lasts, the log keeps them.
+struct Unsent<'a>(Option<&'a Leadership>);
 
 impl Unsent<'_> {
-    /// All are in the log, or the reign is over.
+    /// All are in the log, or the leadership is over.
     fn forget(mut self) {
         self.0 = None;
     }
@@ -306,20 +306,20 @@ impl Unsent<'_> {
 
 impl Drop for Unsent<'_> {
     fn drop(&mut self) {
-        if let Some(reign) = self.0 {
-            reign.stuck.send_replace(true);
+        if let Some(leadership) = self.0 {
+            leadership.stuck.send_replace(true);
         }
     }
 }
 
-/// See [`Reign::doubt`].
+/// See [`Leadership::doubt`].
 pub struct InDoubt<'a> {
-    reign: &'a Reign,
+    leadership: &'a Leadership,
 }
 
 impl Drop for InDoubt<'_> {
     fn drop(&mut self) {
-        self.reign.in_doubt.send_modify(|n| *n -= 1);
+        self.leadership.in_doubt.send_modify(|n| *n -= 1);
     }
 }
 

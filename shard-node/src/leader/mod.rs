@@ -1,14 +1,14 @@
 //! The leader's side of a shard: executing users' statements and proposing what they changed.
 //!
-//! A [`Leader`] is one reign on one start of PostgreSQL (R1). It is made when the replica has applied its own `LeaderStart`
+//! A [`Leader`] is one leadership on one start of PostgreSQL (R1). It is made when the replica has applied its own `LeaderStart`
 //! (invariant 4, log rule 8) and never outlives its term.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | [`admission`] | who may touch which keys now (R9), holds for fences |
-//! | [`reign`] | proposals and their outcomes, keys on their way (R4) |
+//! | [`leadership`] | proposals and their outcomes, keys on their way (R4) |
 //! | [`session`] | sessions with PostgreSQL, capture of what they wrote |
-//! | [`spares`] | sessions that are ready before a reign begins |
+//! | [`spares`] | sessions that are ready before a leadership begins |
 //! | [`plans`] | statements parsed and bound |
 //! | `recent` | what was used lately, by a statement's text |
 //! | [`group`] | one PostgreSQL transaction, one entry, in the order that is safe |
@@ -45,12 +45,12 @@ pub mod gate;
 pub mod group;
 mod kept;
 pub mod lanes;
+pub mod leadership;
 pub mod plans;
 pub mod pressure;
 pub mod readers;
 pub mod reads;
 mod recent;
-pub mod reign;
 pub mod row_locks;
 pub mod scans;
 pub mod session;
@@ -76,10 +76,10 @@ use evenkeel_rpc::Gone;
 use evenkeel_sql::Touches;
 use gate::{Gate, Kind};
 use group::Job;
+use leadership::Leadership;
 use plans::{BoundPlan, Plans};
 use pressure::Pressure;
 use readers::Readers;
-use reign::Reign;
 use row_locks::RowLocks;
 use scans::{SCAN_SESSIONS, Scans};
 use spares::Sessions;
@@ -99,7 +99,7 @@ pub fn now_ms() -> u64 {
 /// The latest state machine, for readers beside the applier that folds it.
 pub type SharedState = Arc<RwLock<Arc<ShardState>>>;
 
-/// What a reign shares with the rest of the replica.
+/// What a leadership shares with the rest of the replica.
 #[derive(Clone)]
 pub struct Shared {
     /// The log.
@@ -120,7 +120,7 @@ pub struct Shared {
     pub snapshots: Snapshots,
     /// Whether PostgreSQL has all rows: not while the replica is being re-seeded.
     pub whole: Arc<watch::Sender<bool>>,
-    /// Says that the reign must end and PostgreSQL be opened anew (R1), or made anew, and why.
+    /// Says that the leadership must end and PostgreSQL be opened again (R1), or made again, and why.
     pub broken: mpsc::UnboundedSender<ApplyError>,
 }
 
@@ -148,8 +148,8 @@ struct Texts {
 
 /// See the module.
 pub struct Leader {
-    /// The reign.
-    pub reign: Arc<Reign>,
+    /// The leadership.
+    pub leadership: Arc<Leadership>,
     shared: Shared,
     progress: Arc<Progress>,
     plans: Plans,
@@ -173,9 +173,9 @@ pub struct Leader {
     making_tables: tokio::sync::Mutex<()>,
 }
 
-/// Looks, for as long as the reign lasts, at how far the replicas are.
+/// Looks, for as long as the leadership lasts, at how far the replicas are.
 async fn watch_replicas(leader: Arc<Leader>) {
-    let mut ended = leader.reign.ended();
+    let mut ended = leader.leadership.ended();
     let mut look = tokio::time::interval(Duration::from_millis(pressure::LOOK_MS));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -199,8 +199,8 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Leader {
-    /// Begins a reign on these sessions: starts its lanes.
-    pub fn begin(reign: Reign, shared: Shared, config: &Config, sessions: Sessions) -> Arc<Leader> {
+    /// Begins a leadership on these sessions: starts its lanes.
+    pub fn begin(leadership: Leadership, shared: Shared, config: &Config, sessions: Sessions) -> Arc<Leader> {
         let Sessions { writers, readers } = sessions;
         let readers = Readers::new(&shared.connector, readers);
         let mut lanes = Vec::new();
@@ -211,7 +211,7 @@ impl Leader {
             queues.push((session, queue));
         }
         let leader = Arc::new(Leader {
-            reign: Arc::new(reign),
+            leadership: Arc::new(leadership),
             progress: shared.progress.clone(),
             plans: Plans::default(),
             lanes,
@@ -321,7 +321,7 @@ impl Leader {
     }
 
     fn check_open(&self) -> Result<(), Failure> {
-        if self.reign.has_ended() { Err(Failure::NotLeader { leader: None }) } else { Ok(()) }
+        if self.leadership.has_ended() { Err(Failure::NotLeader { leader: None }) } else { Ok(()) }
     }
 
     async fn write(
@@ -355,7 +355,7 @@ impl Leader {
             rows.may_hold(table, &touches);
             self.run_alone(job).await;
         }
-        answered.await.unwrap_or_else(|_| Err(group::unknown("the reign ended")))
+        answered.await.unwrap_or_else(|_| Err(group::unknown("the leadership ended")))
     }
 
     /// Hands a job to the lane of its row: statements on the same row go through the same lane, so that they never wait for each other's
@@ -422,13 +422,13 @@ impl Leader {
         kept.map(|kept| kept::reply_again(&kept)).transpose()
     }
 
-    /// Ends the reign and has PostgreSQL opened anew (R1).
+    /// Ends the leadership and has PostgreSQL opened again (R1).
     pub(crate) fn break_down(&self, reason: &str) {
         self.give_up(ApplyError::Reopen(reason.to_string()));
     }
 
     /// A session that is not to be had although it was counted in when PostgreSQL was configured: somebody else has taken its place, or the
-    /// server is going. There is no reign without sessions.
+    /// server is going. There is no leadership without sessions.
     pub(crate) fn no_session(&self, error: &StoreError) -> Failure {
         self.break_down(&format!("a session cannot be opened: {error}"));
         group::busy("the leader's PostgreSQL takes no more sessions")
@@ -442,17 +442,17 @@ impl Leader {
     }
 
     fn give_up(&self, error: ApplyError) {
-        self.reign.end();
-        // Nobody listens any more if the reign's PostgreSQL has been given up already.
+        self.leadership.end();
+        // Nobody listens any more if the leadership's PostgreSQL has been given up already.
         let _ = self.shared.broken.send(error);
     }
 
-    /// What a session's error means beyond its statement. If it says that this PostgreSQL is unwell, the reign ends, so that a
+    /// What a session's error means beyond its statement. If it says that this PostgreSQL is unwell, the leadership ends, so that a
     /// replica whose PostgreSQL is well leads; the statement, of which nothing has happened, is sent again there.
     pub(crate) fn examine(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Refused(error) if is_illness(&error.code) => {
-                tracing::error!(%error, "PostgreSQL is unwell; the reign ends");
+                tracing::error!(%error, "PostgreSQL is unwell; the leadership ends");
                 let reason = error.to_string();
                 self.give_up(if is_damage(&error.code) {
                     ApplyError::Damaged(reason)

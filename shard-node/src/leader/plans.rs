@@ -7,7 +7,7 @@ use evenkeel_sql::{self as sql, Command, Plan};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-/// Plans kept: those used lately; others are made anew as needed.
+/// Plans kept: those used lately; others are made again as needed.
 const MAX_PLANS: usize = 4096;
 
 /// A plan that PostgreSQL has refused is distrusted for so many executions.

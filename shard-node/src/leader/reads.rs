@@ -84,7 +84,7 @@ impl Leader {
         let fresh = async {
             match level {
                 ReadLevel::Linearizable => self.barrier().await,
-                // `local` is served beside the reign (see `crate::local`); here it is at least as fresh.
+                // `local` is served beside the leadership (see `crate::local`); here it is at least as fresh.
                 ReadLevel::Leader | ReadLevel::Local => self.check_open(),
             }
         };

@@ -1,6 +1,6 @@
 //! Sessions with PostgreSQL that run users' statements, and what is captured from them.
 //!
-//! A session belongs to one reign (R1) and is used by one thing at a time: a lane, a transaction, or (for reads, each of which is a
+//! A session belongs to one leadership (R1) and is used by one thing at a time: a lane, a transaction, or (for reads, each of which is a
 //! transaction of its own) by many at once, pipelined.
 
 use super::clip::AddedParameter;
@@ -24,7 +24,7 @@ use std::task::Poll;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{CancelToken, Client, Row, Statement};
 
-/// Prepared statements kept per session: those used lately; others are prepared anew as needed.
+/// Prepared statements kept per session: those used lately; others are prepared again as needed.
 const MAX_PREPARED: usize = 256;
 /// What a value takes in an answer beside its own bytes, at most.
 const VALUE_OVERHEAD_BYTES: usize = 5;

@@ -1,8 +1,8 @@
-//! PostgreSQL sessions opened ahead of a reign, so that it need not begin by opening them.
+//! PostgreSQL sessions opened ahead of a leadership, so that it need not begin by opening them.
 //!
-//! Opening a session costs PostgreSQL a process, and a reign needs a session for each lane: together the longest part of a planned
-//! hand-over of leadership. So a follower keeps the sessions of its next reign ready. Nothing has been executed on a spare,
-//! so it belongs to no reign before one takes it (R1); one that has ended meanwhile is not used. The owner is the applier, so
+//! Opening a session costs PostgreSQL a process, and a leadership needs a session for each lane: together the longest part of a planned
+//! hand-over of leadership. So a follower keeps the sessions of its next leadership ready. Nothing has been executed on a spare,
+//! so it belongs to no leadership before one takes it (R1); one that has ended meanwhile is not used. The owner is the applier, so
 //! spares live and end with one start of PostgreSQL.
 
 use super::session::UserSession;
@@ -14,7 +14,7 @@ use futures::future::try_join_all;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// The sessions of one reign.
+/// The sessions of one leadership.
 pub struct Sessions {
     /// One for each lane of writes, with [`lanes::SESSION_SETTINGS`].
     pub writers: Vec<UserSession>,
@@ -70,7 +70,7 @@ impl Spares {
         });
     }
 
-    /// Sessions for a reign: those that are ready, else new ones.
+    /// Sessions for a leadership: those that are ready, else new ones.
     pub async fn take(&self) -> Result<Sessions, StoreError> {
         let ready = self.ready.lock().await.take();
         match ready.filter(Sessions::all_open) {

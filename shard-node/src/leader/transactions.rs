@@ -1,14 +1,14 @@
 //! Transactions of several statements, on one shard.
 //!
 //! A transaction holds a PostgreSQL session, and a permit for every range it has touched, until it ends: by COMMIT, by ROLLBACK,
-//! with its connection, with the reign, or because it was idle or in the way of a move for too long.
+//! with its connection, with the leadership, or because it was idle or in the way of a move for too long.
 
 use super::admission::{Permit, Slot};
 use super::early::{Early, EarlyReply};
 use super::gate::Kind;
 use super::group::{CommitError, capture, lost};
 use super::kept::answered;
-use super::reign::too_large;
+use super::leadership::too_large;
 use super::row_locks::HeldRows;
 use super::session::{Capturer, Parameters, UserSession, reply};
 use super::{Leader, UnderWay, WrittenKey, touches};
@@ -188,7 +188,7 @@ impl TransactionHandle {
 }
 
 /// Ids whose COMMIT this leader has said to be lost. A COMMIT may still lie in a connection that is read late; it must find here that
-/// it comes too late, because its client has begun anew.
+/// it comes too late, because its client has begun again.
 #[derive(Default)]
 pub struct Buried(HashMap<(u64, u64), u64>);
 
@@ -210,7 +210,7 @@ impl Buried {
     }
 }
 
-/// All open transactions of a reign, for what must end them.
+/// All open transactions of a leadership, for what must end them.
 #[derive(Default)]
 pub struct Registry {
     next: AtomicU64,
@@ -335,14 +335,14 @@ impl Leader {
         let rows = rows.map_err(lost)?;
         let before = transaction.captured.len();
         let key = capture(&mut transaction.captured, &bound, &rows)?;
-        let (size, limit) = (transaction.captured.size_bytes(), self.reign.max_entry_bytes());
+        let (size, limit) = (transaction.captured.size_bytes(), self.leadership.max_entry_bytes());
         if size > limit {
             return Err(too_large(size, limit));
         }
         // R4: a row lock may have been got from a COMMIT that PostgreSQL has not confirmed yet.
         let written = transaction.captured.last_keys(transaction.captured.len() - before);
         transaction.rows.holds(written.iter().map(|change| (change.table, &change.key)));
-        self.reign.confirmed(&written).await?;
+        self.leadership.confirmed(&written).await?;
         if let (Some(key), None) = (key, &transaction.first_key) {
             transaction.first_key = Some((table, key));
         }
@@ -412,8 +412,8 @@ impl Leader {
         transaction: &OpenTransaction,
         early: Early,
     ) -> Result<(), CommitError> {
-        let serial = self.reign.next_serial();
-        let (term, recorded) = (self.reign.term.0 as i64, serial as i64);
+        let serial = self.leadership.next_serial();
+        let (term, recorded) = (self.leadership.term.0 as i64, serial as i64);
         let record = async {
             // What PostgreSQL checks only at COMMIT is checked now (invariant 5); the record before the proposal (R5).
             session.simple("SET CONSTRAINTS ALL IMMEDIATE").await?;
@@ -468,7 +468,7 @@ impl Leader {
         if known {
             return Ok(());
         }
-        // This leader is whole (invariant 4) and no session of an earlier reign is left (R3): it was not committed. If its COMMIT still
+        // This leader is whole (invariant 4) and no session of an earlier leadership is left (R3): it was not committed. If its COMMIT still
         // lies in a connection, it must find that it comes too late.
         let too_old = |first_sent_ms| !self.shared.window().can_tell(first_sent_ms, self.shared.log.unix_ms());
         if !self.buried.lock().unwrap_or_else(PoisonError::into_inner).insert(id, too_old) {
@@ -516,9 +516,9 @@ impl Leader {
     }
 }
 
-/// Ends transactions whose clients have gone quiet, until the reign ends.
+/// Ends transactions whose clients have gone quiet, until the leadership ends.
 pub async fn reap(leader: Arc<Leader>) {
-    let mut ended = leader.reign.ended();
+    let mut ended = leader.leadership.ended();
     loop {
         let pause = tokio::time::sleep(Duration::from_millis(REAP_MS));
         tokio::select! {

@@ -258,7 +258,7 @@ impl LocalReads {
         Ok(piece.told(&prepared, &bound.codec)?)
     }
 
-    /// The session at this place: a new one if there was none, or if its backend has been ended (with a reign, R3).
+    /// The session at this place: a new one if there was none, or if its backend has been ended (with a leadership, R3).
     async fn session(&self, place: usize) -> Result<Arc<UserSession>, StoreError> {
         let mut slot = self.sessions[place].lock().await;
         if let Some(session) = slot.as_ref().filter(|session| !session.is_closed()) {

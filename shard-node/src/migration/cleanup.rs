@@ -4,7 +4,7 @@
 use crate::entry::Control;
 use crate::fold::ShardState;
 use crate::leader::Leader;
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use crate::store::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
 use std::time::{Duration, Instant};

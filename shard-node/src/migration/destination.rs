@@ -1,6 +1,6 @@
 //! The destination's side of a move: its leader drives copy, catch-up, fence and adoption.
 //!
-//! One [`drive`] runs per move that is coming in, on the leader, from the moment it is opened (or the leader's reign begins) until it is
+//! One [`drive`] runs per move that is coming in, on the leader, from the moment it is opened (or the leader's leadership begins) until it is
 //! settled. It keeps nothing: an attempt that fails is followed by another, which starts the copy afresh (R21). After the fence the source's
 //! copy is frozen, and any of its replicas can serve it, so an attempt can still succeed whoever has died (R23).
 //!
@@ -13,7 +13,7 @@ use crate::checks::Checks;
 use crate::entry::Control;
 use crate::fold::{InPhase, MoveIn};
 use crate::leader::Leader;
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyLeft, CopyRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, OperatorId};
@@ -63,7 +63,7 @@ enum AttemptError {
     Cancelled,
 }
 
-/// Drives a move in until it is settled or the reign ends. `report` asks for a report to the placement driver.
+/// Drives a move in until it is settled or the leadership ends. `report` asks for a report to the placement driver.
 pub async fn drive(leader: Arc<Leader>, checks: Arc<Checks>, operator: OperatorId, report: mpsc::Sender<()>) {
     let mut failures = 0;
     loop {
@@ -101,7 +101,7 @@ fn pause(failures: usize, urgent: bool) -> Duration {
 }
 
 fn coming_in(leader: &Leader, operator: OperatorId) -> Option<MoveIn> {
-    if leader.reign.has_ended() {
+    if leader.leadership.has_ended() {
         return None;
     }
     leader.shared().state().move_in(operator).filter(|m| m.phase == InPhase::Copying).cloned()
@@ -273,7 +273,7 @@ impl Incoming<'_> {
                     entries.finish().await?;
                     return Ok(true);
                 }
-                // Looked at anew for every try: what held up one may have let the lag grow (R22).
+                // Looked at again for every try: what held up one may have let the lag grow (R22).
                 let ready = self.all_chunks && entries.has_stored_chunks() && !more && caught_up(left);
                 if ready && self.may_ask().await? {
                     self.ask_for_fence(entries.copied);
@@ -339,7 +339,9 @@ impl Incoming<'_> {
             loop {
                 match readiness::stored_by_majority(self.leader, self.checks, attempt, copied).await {
                     readiness::Stored::Ready => break,
-                    readiness::Stored::NotYet if self.leader.reign.has_ended() => return Err(AttemptError::Deposed),
+                    readiness::Stored::NotYet if self.leader.leadership.has_ended() => {
+                        return Err(AttemptError::Deposed);
+                    }
                     readiness::Stored::NotYet => tokio::time::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await,
                     readiness::Stored::Differs(detail) => return Err(AttemptError::Differs(detail)),
                 }
@@ -424,7 +426,7 @@ async fn wait_for_replicas(leader: &Leader) {
             position.saturating_add(MAX_REPLICA_LAG) >= status.decided.0
                 && progress.bytes_after(position) <= MAX_REPLICA_LAG_BYTES
         };
-        if (near(slowest) && near(progress.watermark())) || leader.reign.has_ended() {
+        if (near(slowest) && near(progress.watermark())) || leader.leadership.has_ended() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -8,7 +8,7 @@ use crate::entry::Control;
 use crate::fold::{OutPhase, ShardState};
 use crate::leader::Leader;
 use crate::leader::admission::Hold;
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, OperatorId};
 use std::collections::HashMap;
@@ -121,7 +121,7 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
 }
 
 /// Holds the range until it is known what became of its fence, whoever waits for it here. What was held is then redirected, because
-/// the range has gone; or goes on, because the fence is void, or because nobody will learn it here: then the reign is over.
+/// the range has gone; or goes on, because the fence is void, or because nobody will learn it here: then the leadership is over.
 fn keep_until_known(hold: Hold, outcome: oneshot::Receiver<Outcome>) -> oneshot::Receiver<Outcome> {
     let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reign_that_ends_without_an_answer_lets_go() {
+    async fn a_leadership_that_ends_without_an_answer_lets_go() {
         let admission: Arc<Admission> = Arc::default();
         admission.follow(&open(), &HashSet::new(), Changed::All);
         let (log, outcome) = oneshot::channel();

@@ -1,6 +1,6 @@
 //! Telling damaged data from a server that is merely kept from starting: by what the server says. Pure.
 //!
-//! The difference decides what must happen next. Damage does not go away by itself: the data has to be made anew from a peer's. A full
+//! The difference decides what must happen next. Damage does not go away by itself: the data has to be made again from a peer's. A full
 //! disk, a folder with the wrong owner or a lack of memory does go away, and the data is as good as ever; throwing it away would
 //! be harm. So what is not known to be damage is not taken for it. (`lc_messages` is `C` from the start: `postgres` and
 //! `initdb` run with `LC_ALL=C`.)

@@ -26,7 +26,7 @@ pub enum PostgresError {
         /// One sentence, saying what to do where that is known.
         reason: String,
     },
-    /// Its data is not what the server wrote: it has to be made anew from a peer's.
+    /// Its data is not what the server wrote: it has to be made again from a peer's.
     #[error("PostgreSQL's data is damaged: {detail}")]
     Damaged {
         /// What the server said.

@@ -6,7 +6,7 @@
 //!   as long as the [`Postgres`] lives, and leftover processes of a killed node are stopped before the new server
 //!   starts.
 //! - **R1 is possible.** The end of the server process is told at once ([`Postgres::down`]); the server never restarts
-//!   itself inside. Whoever holds sessions ends the reign and calls [`Postgres::restart`].
+//!   itself inside. Whoever holds sessions ends the leadership and calls [`Postgres::restart`].
 //! - **Data that is gone is not served.** A server whose data folder has been removed would go on, from files that only it
 //!   still has open, until it needs another one. It is ended within [`DATA_CHECK_MS`].
 //! - **R6.** Users' sessions ([`Role::User`]) are not superusers: they can change rows of tables in `public` and
@@ -123,7 +123,7 @@ impl Postgres {
     }
 
     /// Stops what is left of the old server (or of a killed node's, R2), at once and whatever it is doing, makes the data if there is
-    /// none, and starts the server. The caller has ended the reign (R1).
+    /// none, and starts the server. The caller has ended the leadership (R1).
     ///
     /// # Errors
     /// See [`PostgresError`]. The server is down then; call it again.
@@ -162,7 +162,7 @@ impl Postgres {
         self.layout.free_bytes()
     }
 
-    /// Puts damaged data out of the way, so that the next start makes it anew; what was put there before goes.
+    /// Puts damaged data out of the way, so that the next start makes it again; what was put there before goes.
     ///
     /// # Errors
     /// See [`PostgresError`]; the data is where it was.

@@ -19,7 +19,7 @@ pub(super) enum WalCompression {
     Pglz,
 }
 
-/// `postgresql.conf`, whole. It is written anew at every start.
+/// `postgresql.conf`, whole. It is written again at every start.
 pub(super) fn render(
     config: &PostgresConfig,
     sizing: &Sizing,
@@ -74,7 +74,7 @@ const FIXED: &[(&str, &str)] = &[
     // R7: a transaction that outlives its session would bypass the log.
     ("max_prepared_transactions", "0"),
     // R1: a crash of one backend takes back commits that other sessions have seen. The server must not hide that by
-    // restarting within: it ends, the supervisor sees it, the reign ends.
+    // restarting within: it ends, the supervisor sees it, the leadership ends.
     ("restart_after_crash", "off"),
     // Short statements on keys gain nothing from either and pay for both.
     ("jit", "off"),

@@ -230,7 +230,7 @@ async fn a_folder_the_server_cannot_reach_is_named() {
 /// A server whose data is removed under it goes on with the files that it has open. It must not: what it confirms is not
 /// kept.
 #[tokio::test]
-async fn a_server_whose_data_is_gone_is_ended_and_makes_it_anew() {
+async fn a_server_whose_data_is_gone_is_ended_and_makes_it_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut postgres = Postgres::start(config(&dir)).await.unwrap();
     let client = postgres.connector().connect(Role::Admin).await.unwrap();

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::sums::{SUM_UP_MS, silent};
 use crate::entry::{Control, Purpose};
 use crate::leader::Leader;
-use crate::leader::reign::Outcome;
+use crate::leader::leadership::Outcome;
 use crate::members;
 use crate::migration::peers;
 use crate::store::StoreError;
@@ -73,7 +73,7 @@ impl Scrub {
         let mut compared = plan.pieces();
         for (at, piece) in plan.pieces().iter().enumerate() {
             match told.verdict(at) {
-                // It was split or moved before the checkpoint was in: from here on it is planned anew.
+                // It was split or moved before the checkpoint was in: from here on it is planned again.
                 Verdict::NotOwned => {
                     compared = &plan.pieces()[..at];
                     found.next = Some(Place { table: piece.table, key: piece.interval.start.clone() });
@@ -105,8 +105,8 @@ impl Scrub {
         purpose: Purpose,
         addresses: &BTreeMap<u64, SocketAddr>,
     ) -> Result<Told, Failure> {
-        let reign = &leader.reign;
-        let nonce = number(reign.term.0, reign.next_serial());
+        let leadership = &leader.leadership;
+        let nonce = number(leadership.term.0, leadership.next_serial());
         let entry = Control::Checkpoint { nonce, pieces: pieces.to_vec(), purpose };
         let Outcome::Effective(index) = leader.control(entry).await? else {
             return Err(Failure::NotLeader { leader: None });
@@ -123,13 +123,13 @@ impl Scrub {
             }
         });
         let answers = futures::future::join_all(asked).await;
-        Ok(sorted(index, members::addresses(&reign_members(leader)).len(), pieces.len(), answers))
+        Ok(sorted(index, members::addresses(&leadership_members(leader)).len(), pieces.len(), answers))
     }
 
     /// Looks more closely at a piece that differs, part by part, as long as its first part that differs can be divided. Each look is a
     /// comparison of its own, of fewer rows than the one before.
     async fn narrow(&self, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
-        let mut addresses = members::addresses(&reign_members(leader));
+        let mut addresses = members::addresses(&leadership_members(leader));
         addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
         let mut piece = piece.clone();
         for _ in 0..MAX_LOOKS {
@@ -194,7 +194,7 @@ fn number(term: u64, serial: u64) -> u64 {
     term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial
 }
 
-fn reign_members(leader: &Leader) -> Membership {
+fn leadership_members(leader: &Leader) -> Membership {
     leader.shared().log.membership().borrow().clone()
 }
 

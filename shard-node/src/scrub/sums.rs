@@ -35,7 +35,7 @@ impl Scrub {
         tokio::spawn(async move {
             let read = async {
                 if at.holds_later {
-                    return Err("it was opened anew or lacks rows, and is not at one place in the log yet".to_string());
+                    return Err("it was opened again or lacks rows, and is not at one place in the log yet".to_string());
                 }
                 let mut snapshot = snapshot.await?;
                 let read = read(&mut snapshot, asked).await.map_err(|error| error.to_string())?;

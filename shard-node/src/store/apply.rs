@@ -46,7 +46,7 @@ impl Store {
     /// came. Not to be dropped before it is done; a session whose apply was dropped is given up at the next call.
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`]: open the store anew, which tells whether the batch is in. [`StoreError::Refused`]:
+    /// [`StoreError::SessionLost`]: open the store again, which tells whether the batch is in. [`StoreError::Refused`]:
     /// it is not in; try again. [`StoreError::Diverged`]: the replica must stop (invariant 5).
     pub async fn apply(&mut self, batch: &ApplyBatch) -> Result<Vec<Differing>, StoreError> {
         if batch.records.is_empty() && batch.position < self.position() {

@@ -10,14 +10,14 @@ use tokio_postgres::error::Severity;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The session is gone, and with it what it had open; whether a COMMIT under way took place is unknown. R1: the
-    /// reign ends. Why is in the log.
+    /// leadership ends. Why is in the log.
     #[error("the session with PostgreSQL is lost")]
     SessionLost,
     /// PostgreSQL refused the statement, or a parameter does not fit. The session lives; its transaction, if it has
     /// one, has failed. For a user's statement this is the answer; an apply can be tried again.
     #[error(transparent)]
     Refused(SqlError),
-    /// PostgreSQL finds its own data damaged: it has to be made anew from a peer's.
+    /// PostgreSQL finds its own data damaged: it has to be made again from a peer's.
     #[error("PostgreSQL's data is damaged: {0}")]
     Damaged(String),
     /// What the log decided cannot be applied, or what is in PostgreSQL is not what the replica wrote (invariants 3 and

@@ -252,7 +252,7 @@ pub async fn try_table(connector: &Connector, schema: &Arc<TableSchema>) -> Resu
 
 impl Store {
     /// Opens the session, makes the schema if it is missing, and reads what is in (R2: after the server was started
-    /// anew).
+    /// again).
     ///
     /// # Errors
     /// [`StoreError::SessionLost`] and [`StoreError::Refused`] can be tried again; after [`StoreError::Diverged`] the

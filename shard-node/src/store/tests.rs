@@ -378,7 +378,7 @@ async fn a_lost_session_is_told_and_so_is_a_dropped_apply() {
     assert!(futures::FutureExt::now_or_never(store.apply(&create)).is_none());
     assert_eq!(store.apply(&create).await, Err(StoreError::SessionLost), "nobody knows what became of the first");
     drop(store);
-    // R2: whoever opens the store anew must have seen the end of the session before.
+    // R2: whoever opens the store again must have seen the end of the session before.
     while !admin.query("SELECT FROM pg_stat_activity WHERE pid = $1", &[&first]).await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }

@@ -50,7 +50,7 @@ impl Missing {
         }
     }
 
-    /// The rows that have come may hold entries up to this position: it was applied before PostgreSQL was opened anew.
+    /// The rows that have come may hold entries up to this position: it was applied before PostgreSQL was opened again.
     pub fn may_hold(&mut self, position: u64) {
         self.holds_to = self.holds_to.max(position);
     }

@@ -148,20 +148,23 @@ impl Shard {
         }
     }
 
-    /// A connection to the leader, which stays to one reign.
+    /// A connection to the leader, which stays to one leadership.
     pub async fn connect_to_leader(&self) -> Connection<ShardRequest, ShardReply> {
         let address = self.info.replicas[&self.leader().await];
         Connection::connect(address, Duration::from_secs(5)).await.unwrap()
     }
 
-    /// The term of the reign that serves.
+    /// The term of the leadership that serves.
     pub async fn term(&self) -> u64 {
         let ControlReply::Report(report) = self.control(ControlRequest::Report).await else { panic!("no report") };
         report.term
     }
 
-    /// Runs a scene that wants one reign, and again if there was another: on a busy machine one may begin at any time.
-    pub async fn in_one_reign<T>(&self, mut scene: impl AsyncFnMut(Connection<ShardRequest, ShardReply>) -> T) -> T {
+    /// Runs a scene that wants one leadership, and again if there was another: on a busy machine one may begin at any time.
+    pub async fn in_one_leadership<T>(
+        &self,
+        mut scene: impl AsyncFnMut(Connection<ShardRequest, ShardReply>) -> T,
+    ) -> T {
         let begun = Instant::now();
         loop {
             let term = self.term().await;
@@ -169,7 +172,7 @@ impl Shard {
             if self.term().await == term {
                 return outcome;
             }
-            assert!(begun.elapsed() < Duration::from_secs(120), "no reign lasts");
+            assert!(begun.elapsed() < Duration::from_secs(120), "no leadership lasts");
         }
     }
 

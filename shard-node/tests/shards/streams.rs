@@ -175,7 +175,7 @@ async fn a_read_that_nobody_waits_for_is_ended() {
     shard.sql("INSERT INTO items VALUES (1, 1, 'x')", &[]).await.unwrap();
     let sql = "SELECT id, n FROM items";
     // Whoever is looked at must be the leader all the time.
-    let never = shard.in_one_reign(async |_| not_ended(&shard, sql).await.err()).await;
+    let never = shard.in_one_leadership(async |_| not_ended(&shard, sql).await.err()).await;
     assert_eq!(never, None, "so many reads were never seen");
     assert_eq!(shard.sql(sql, &[]).await.unwrap().rows.count, 1);
     shard.stop().await;

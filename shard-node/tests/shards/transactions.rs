@@ -1,4 +1,4 @@
-//! Transactions and batches: what does not fit, what comes too late, what must not outlive its reign.
+//! Transactions and batches: what does not fit, what comes too late, what must not outlive its leadership.
 
 use super::harness::{Shard, id, statement};
 use super::{TABLE, start_logging};
@@ -69,7 +69,7 @@ async fn what_is_larger_than_allowed_is_refused_and_the_session_goes_on() {
     assert_eq!(code(shard.sql(insert, &[1i64.into(), whole.as_str().into()]).await), "54000");
     assert_eq!(count().await, 0);
 
-    let codes = shard.in_one_reign(async |connection| {
+    let codes = shard.in_one_leadership(async |connection| {
         let mut codes = Vec::new();
         let mut large = Transaction::new(&connection, 1, false);
         for (n, text) in [(1i64, &*third), (2, &*third), (3, &*third), (4, "small")] {
@@ -106,7 +106,7 @@ async fn a_statement_that_fails_takes_no_other_of_its_batch_with_it() {
     let insert = "INSERT INTO items VALUES ($1, 1, NULL)";
     let mut base = 0i64;
     let (codes, held) = shard
-        .in_one_reign(async |connection| {
+        .in_one_leadership(async |connection| {
             base += 1_000;
             // Every fourth row is there already, and one is held.
             for n in (0..200).step_by(4) {
@@ -135,15 +135,15 @@ async fn a_statement_that_fails_takes_no_other_of_its_batch_with_it() {
     shard.stop().await;
 }
 
-/// R3: a transaction ends with its reign, so that what the next one decides finds no lock of it.
+/// R3: a transaction ends with its leadership, so that what the next one decides finds no lock of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_ends_with_its_reign() {
+async fn a_transaction_ends_with_its_leadership() {
     start_logging();
     let shard = Shard::start(1, 3).await;
     shard.create_table(TABLE, 1, 1).await;
     shard.sql("INSERT INTO items VALUES (1, 0, NULL)", &[]).await.unwrap();
     let (connection, old) = shard
-        .in_one_reign(async |connection| {
+        .in_one_leadership(async |connection| {
             let mut transaction = Transaction::new(&connection, 1, false);
             drop(transaction.sql("UPDATE items SET n = 1 WHERE id = 1", &[]).await);
             (connection, shard.leader().await)
@@ -184,9 +184,9 @@ async fn a_transaction_ends_with_its_reign() {
 async fn a_snapshot_sees_no_range_that_was_adopted_after_it() {
     start_logging();
     let (source, destination) = tokio::join!(Shard::start(1, 3), Shard::start(2, 3));
-    // A table for each reign that this may take.
+    // A table for each leadership that this may take.
     let mut table = 0;
-    let seen = destination.in_one_reign(async |connection| {
+    let seen = destination.in_one_leadership(async |connection| {
         table += 1;
         let seen = snapshot_beside_a_move(&source, &destination, &connection, table).await;
         seen.map(|seen| seen.map_or_else(|failure| code::<()>(Err(failure)), |reply| reply.affected.to_string()))
@@ -246,7 +246,7 @@ async fn statements_of_transactions_count_towards_the_admission_limit() {
     start_logging();
     let shard = Shard::start_with(1, 3, &format!("capacity_per_s = {PER_S}\n")).await;
     shard.create_table(TABLE, 1, 1).await;
-    let executed = shard.in_one_reign(async |connection| {
+    let executed = shard.in_one_leadership(async |connection| {
         let mut transaction = Transaction::new(&connection, 1, false);
         let (begun, mut codes) = (Instant::now(), Vec::new());
         for n in 0..STATEMENTS {
@@ -272,7 +272,7 @@ async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
     shard.create_table(TABLE, 1, 1).await;
     shard.sql("INSERT INTO items VALUES (1, 0, '')", &[]).await.unwrap();
     let outcome = shard
-        .in_one_reign(async |connection| {
+        .in_one_leadership(async |connection| {
             let mut codes = Vec::new();
             for (number, ahead_ms) in [(1, 3_600_000i64), (2, -3_600_000)] {
                 let mut open = Transaction::new(&connection, number, false);
@@ -291,7 +291,7 @@ async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
     shard.stop().await;
 }
 
-/// E5: breaks if a COMMIT takes effect after its client has been told, on another connection, that it was lost: the client has begun anew.
+/// E5: breaks if a COMMIT takes effect after its client has been told, on another connection, that it was lost: the client has begun again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect() {
     start_logging();
@@ -299,7 +299,7 @@ async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect()
     shard.create_table(TABLE, 1, 1).await;
     shard.sql("INSERT INTO items VALUES (1, 0, '')", &[]).await.unwrap();
     let outcome = shard
-        .in_one_reign(async |connection| {
+        .in_one_leadership(async |connection| {
             let mut open = Transaction::new(&connection, 1, false);
             open.sql("UPDATE items SET n = n + 1 WHERE id = 1", &[]).await.unwrap();
             let (commit, durability) = (id(), Durability::Disk);
@@ -326,7 +326,7 @@ async fn idle_transactions_keep_no_statement_out() {
     shard.create_table(TABLE, 1, 1).await;
     shard.sql("INSERT INTO items VALUES (1, 0, ''), (2, 0, ''), (3, 0, '')", &[]).await.unwrap();
     shard
-        .in_one_reign(async |connection| {
+        .in_one_leadership(async |connection| {
             let begin = |transaction| ShardRequest::InTransaction {
                 transaction,
                 begin: Some(TransactionOptions::default()),
@@ -342,7 +342,7 @@ async fn idle_transactions_keep_no_statement_out() {
             let wanted = matches!(&full, Ok(ShardReply::Failed(Failure::Sql(error))) if error.code == "53300");
             let several = statement("UPDATE items SET n = n + 1 WHERE id IN (1, 2)", &[]);
             let written = connection.call(&ShardRequest::Statement(several)).await;
-            // In another reign there are other transactions.
+            // In another leadership there are other transactions.
             let over = matches!(&written, Ok(ShardReply::Failed(Failure::NotLeader { .. })) | Err(_));
             if wanted && !over {
                 assert!(matches!(&written, Ok(ShardReply::Rows(reply)) if reply.affected == 2), "{written:?}");

@@ -95,7 +95,7 @@ pub struct Loss {
     pub told_ms: u64,
     /// Who said so for certain.
     pub told_by: Replica,
-    /// Whether who answered it said that its reign was over before it was decided.
+    /// Whether who answered it said that its leadership was over before it was decided.
     pub deposed: bool,
 }
 

@@ -46,7 +46,7 @@ pub(super) enum Early {
 /// What became of a write.
 enum Fate {
     Kept,
-    /// Whether who answered it has said that its reign was over.
+    /// Whether who answered it has said that its leadership was over.
     Lost {
         deposed: bool,
     },

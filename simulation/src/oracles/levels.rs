@@ -5,7 +5,7 @@
 //! [`super::counters`]: what anybody has seen there obliges every later addition.
 //!
 //! **Reads at `leader`.** A deposed leader may answer without what its successors did. But it never goes back behind what it has told
-//! itself; and once it has said that it does not lead, it answers only in a later reign, which holds everything that was acknowledged
+//! itself; and once it has said that it does not lead, it answers only in a later leadership, which holds everything that was acknowledged
 //! by then (invariant 4).
 
 use crate::clients::{Denial, Event, LEADER, LOCAL, Loss, Replica};
@@ -114,7 +114,7 @@ mod tests {
         assert!(leader_reads(&[successor, behind], &[]).is_empty());
         assert_eq!(leader_reads(&[event("an addition", (1, 1), 10, 7), behind], &[]).len(), 1, "its own");
         let denial = |asked_ms, answered_ms| Denial { by: (1, 1), asked_ms, answered_ms };
-        assert_eq!(leader_reads(&[successor, behind], &[denial(20, 22)]).len(), 1, "a later reign is whole");
+        assert_eq!(leader_reads(&[successor, behind], &[denial(20, 22)]).len(), 1, "a later leadership is whole");
         assert!(leader_reads(&[successor, behind], &[denial(12, 22), denial(31, 33)]).is_empty());
     }
 }
