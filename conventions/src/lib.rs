@@ -8,11 +8,13 @@
 //! | [`modules`] | the modules of a crate, what each defines, imports and mentions |
 //! | [`imports`] | which file needs which other file of its crate |
 //! | [`circles`] | groups of files that need each other |
+//! | [`documents`] | what documents name, and whether it is there |
 //!
 //! Not done: macros are not expanded (paths are read from the tokens of their calls), and a method call does not lead to the file of its
 //! `impl`. Both would need the compiler.
 
 pub mod circles;
+pub mod documents;
 pub mod imports;
 pub mod modules;
 pub mod workspace;
