@@ -243,7 +243,7 @@ impl LogHandle {
         let unix_ms =
             crate::unix_ms().saturating_add_signed(self.published.clock_correction_ms.load(Ordering::Acquire));
         if let Some(simulation) = evenkeel_host::simulation() {
-            simulation.told_time(unix_ms);
+            simulation.report_group_time(unix_ms);
         }
         unix_ms
     }

@@ -109,7 +109,7 @@ async fn reply_early<T>(
             executed
                 .await
                 .map(|_| ShardReply::Done)
-                .or_else(|lost| if deliberate(Bug::LossNotTold) { Ok(ShardReply::Done) } else { Err(lost) })
+                .or_else(|lost| if deliberate(Bug::LossNotReported) { Ok(ShardReply::Done) } else { Err(lost) })
         }
         Err(_) => executed.await.map(whole),
     };

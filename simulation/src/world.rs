@@ -171,7 +171,7 @@ impl Simulation for Hardware {
         process::unix_ms()
     }
 
-    fn told_time(&self, unix_ms: u64) {
+    fn report_group_time(&self, unix_ms: u64) {
         self.times().told(process::machine(), unix_ms, process::true_unix_ms(), process::now_ms());
     }
 

@@ -57,7 +57,7 @@ impl Early {
         mut outcome: oneshot::Receiver<Outcome>,
         held: Option<oneshot::Receiver<()>>,
     ) -> Result<Outcome, RecvError> {
-        let unheld = deliberate(Bug::MemoryUnheld);
+        let unheld = deliberate(Bug::MemoryUnacknowledged);
         self.answer(if unheld { Durability::Memory } else { Durability::Local });
         if let Some(held) = held {
             tokio::select! {

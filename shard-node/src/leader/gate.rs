@@ -284,7 +284,7 @@ impl Gate {
         let entered = self.house(kind).enter(self.now_ms(), bytes);
         match entered {
             Ok(stay) => Ok(Ticket { gate: self.clone(), kind, stay }),
-            Err(_) if deliberate(Bug::NoGate) => {
+            Err(_) if deliberate(Bug::NoAdmissionControl) => {
                 let stay = Stay { bytes, entered_ms: self.now_ms(), done_before: 0 };
                 Ok(Ticket { gate: self.clone(), kind, stay })
             }

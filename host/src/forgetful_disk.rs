@@ -1,16 +1,18 @@
-//! A disk that forgets what was not synced, for simulations.
+//! A simulated disk that loses unsynced writes.
 
-use crate::Disk;
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::disk::Disk;
 
 #[derive(Debug, Default)]
 struct SimFile {
     data: Vec<u8>,
     durable: Vec<u8>,
-    /// Where `data` may differ from `durable`.
+    /// The part in which `data` may differ from `durable`.
     dirty: Option<(usize, usize)>,
 }
 
@@ -18,26 +20,27 @@ struct SimFile {
 struct Platter {
     files: BTreeMap<u64, SimFile>,
     syncs: u64,
-    /// Every so-many-th sync does nothing, if not 0.
+    /// Each sync whose number is a multiple of this does nothing; 0 turns this off.
     skip_every: u64,
-    /// Zeros that a new segment comes with, if there is none to be used again.
+    /// The zeros of a new segment, if there is none to recycle.
     prepared_bytes: usize,
-    /// What removed segments held: the next new ones begin as that.
-    spares: Vec<Vec<u8>>,
+    /// The contents of removed segments, which the next new segments begin with.
+    recycled: Vec<Vec<u8>>,
 }
 
-/// Removed segments that are kept to be used again.
-const MAX_SPARES: usize = 2;
+/// Removed segments that are kept for recycling.
+const MAX_RECYCLED: usize = 2;
 
-/// Survives the process that uses it: clones are the same disk.
+/// A disk that survives the process that uses it. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
 pub struct ForgetfulDisk(Arc<Mutex<Platter>>);
 
-/// What is written or lost together.
+/// The unit that is written or lost as a whole, in bytes.
 const SECTOR_BYTES: usize = 64;
 
 impl ForgetfulDisk {
-    /// A disk whose every `skip_every`-th sync does nothing (0: none), and whose new segments come with `prepared_bytes` zeros.
+    /// An empty disk. Every `skip_every`-th sync does nothing (0: every sync works), and new segments
+    /// begin with `prepared_bytes` zeros.
     pub fn new(skip_every: u64, prepared_bytes: usize) -> ForgetfulDisk {
         let disk = ForgetfulDisk::default();
         disk.platter().skip_every = skip_every;
@@ -49,18 +52,19 @@ impl ForgetfulDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another disk, which holds what is durable on this one now.
+    /// Another disk with a copy of the durable contents.
     pub fn copy(&self) -> ForgetfulDisk {
         let platter = self.platter();
         let file = |file: &SimFile| SimFile { data: file.durable.clone(), durable: file.durable.clone(), dirty: None };
         let files = platter.files.iter().map(|(segment, of)| (*segment, file(of))).collect();
         let (skip_every, prepared_bytes) = (platter.skip_every, platter.prepared_bytes);
-        let copy = Platter { files, syncs: platter.syncs, skip_every, prepared_bytes, spares: platter.spares.clone() };
+        let copy =
+            Platter { files, syncs: platter.syncs, skip_every, prepared_bytes, recycled: platter.recycled.clone() };
         ForgetfulDisk(Arc::new(Mutex::new(copy)))
     }
 
-    /// Power is lost: of what was not synced nothing stays, or a beginning, or any sectors of it. `draw` gives a number below its
-    /// argument.
+    /// Loses power. Of the unsynced writes nothing stays, or all, or a beginning, or any sectors. `draw`
+    /// returns a number below its argument.
     pub fn crash(&self, draw: &mut dyn FnMut(usize) -> usize) {
         for file in self.platter().files.values_mut() {
             let Some((from, to)) = file.dirty.take() else {
@@ -91,7 +95,7 @@ impl ForgetfulDisk {
         let mut platter = self.platter();
         if let Some(last) = platter.files.keys().next_back().copied()
             && draw(2) == 0
-            && let Some(remains) = platter.spares.pop()
+            && let Some(remains) = platter.recycled.pop()
         {
             platter.files.insert(last + 1, SimFile { data: remains.clone(), durable: remains, dirty: None });
         }
@@ -117,7 +121,7 @@ impl Disk for ForgetfulDisk {
         let mut platter = self.platter();
         if !platter.files.contains_key(&segment) {
             let zeros = vec![0; platter.prepared_bytes];
-            let data = platter.spares.pop().unwrap_or(zeros);
+            let data = platter.recycled.pop().unwrap_or(zeros);
             platter.files.insert(segment, SimFile { data: data.clone(), durable: data, dirty: None });
         }
         Ok(())
@@ -164,9 +168,9 @@ impl Disk for ForgetfulDisk {
     fn remove(&mut self, segment: u64) -> io::Result<()> {
         let mut platter = self.platter();
         if let Some(removed) = platter.files.remove(&segment)
-            && platter.spares.len() < MAX_SPARES
+            && platter.recycled.len() < MAX_RECYCLED
         {
-            platter.spares.push(removed.durable);
+            platter.recycled.push(removed.durable);
         }
         Ok(())
     }
