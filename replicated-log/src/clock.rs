@@ -26,7 +26,7 @@ pub fn unix_ms() -> u64 {
         return simulation.unix_ms();
     }
     let boot_ms = now_ms();
-    let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::hindrance::wall_ms(), boot_ms));
+    let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::fault_hook::wall_ms(), boot_ms));
     wall_ms + boot_ms.saturating_sub(then_ms)
 }
 

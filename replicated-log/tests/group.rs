@@ -447,7 +447,7 @@ async fn what_cannot_start_says_why() {
 async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
     let mut group = Group::new(3, Limits::default());
     let (first, term, _) = group.leader().await;
-    group.nodes[&first].stand_aside(true);
+    group.nodes[&first].set_ineligible(true);
     let mut role = group.nodes[&first].role();
     timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
     let (second, ..) = group.leader().await;
@@ -460,10 +460,10 @@ async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
     group.nodes[&third].propose(term, payload(2)).unwrap();
     assert_eq!(effective_data(&group.nodes[&first], 1).await, [payload(2)]);
     // All who are left stand aside: nobody leads until one comes back, in a leadership of its own.
-    group.nodes[&third].stand_aside(true);
+    group.nodes[&third].set_ineligible(true);
     let mut role = group.nodes[&third].role();
     timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. }))).await.unwrap().unwrap();
-    group.nodes[&third].stand_aside(false);
+    group.nodes[&third].set_ineligible(false);
     let (again, later, _) = group.leader().await;
     assert!(again == third && later > term, "{again} leads in {later}, before {term}");
     group.shutdown().await;

@@ -28,7 +28,7 @@ pub fn addresses(membership: &Membership) -> BTreeMap<u64, SocketAddr> {
 pub fn reported(log: &LogHandle) -> ShardMembers {
     let membership = log.membership();
     let membership = membership.borrow();
-    ShardMembers { epoch: membership.epoch, replicas: addresses(&membership) }
+    ShardMembers { epoch: membership.configuration, replicas: addresses(&membership) }
 }
 
 /// A member as the log knows it.

@@ -183,7 +183,7 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
         timing: log_timing(),
         limits: log_limits(config.log_cap_bytes),
     })?;
-    log.stand_aside(true);
+    log.set_ineligible(true);
     let checks = Arc::new(Checks::new(config.shard, config.replica));
     let node = Arc::new(Node {
         config: Arc::new(config),
@@ -254,7 +254,7 @@ impl Node {
             // R1: this term is over on this replica, whatever becomes of the leadership.
             if !deliberate(Bug::LeadershipSurvivesRestart) {
                 spent = leading.or(spent);
-                self.log.stand_aside(true);
+                self.log.set_ineligible(true);
             }
             self.end_leadership();
             relapses.failed_after(begun.elapsed());

@@ -158,7 +158,7 @@ impl Node {
         if let Err(error) = postgres.forget_discarded().await {
             tracing::warn!(%error, "damaged data stays where it was put");
         }
-        self.log.stand_aside(false);
+        self.log.set_ineligible(false);
         std::future::pending().await
     }
 }

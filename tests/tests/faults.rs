@@ -8,7 +8,7 @@ use evenkeel::rest::Rest;
 use evenkeel_client::Value;
 use evenkeel_protocol::TxnId;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest};
-use evenkeel_replicated_log::hindrance::{CLOCK_OFFSET_MS, SYNC_DELAY_MS};
+use evenkeel_replicated_log::fault_hook::{CLOCK_OFFSET_MS, SYNC_DELAY_MS};
 use evenkeel_rpc::Connection;
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::registers::Registers;

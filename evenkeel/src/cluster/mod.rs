@@ -316,7 +316,7 @@ impl Cluster {
     }
 
     /// Hinders a process (needs [`ClusterOptions::links`]): writes `value` to `file`, one of those in
-    /// [`evenkeel_replicated_log::hindrance`].
+    /// [`evenkeel_replicated_log::fault_hook`].
     pub fn hinder(&self, id: ProcessId, file: &str, value: i64) -> Result<(), ClusterError> {
         let path = self.data_dir(id).ok_or(ClusterError::NoSuchProcess(id))?.join(file);
         std::fs::write(&path, value.to_string()).map_err(ClusterError::io(format!("writing {}", path.display())))

@@ -66,7 +66,7 @@ impl Process {
             }
         }
         if self.hindrance {
-            command.env(evenkeel_replicated_log::hindrance::FOLDER_VARIABLE, &self.spec.data_dir);
+            command.env(evenkeel_replicated_log::fault_hook::FOLDER_VARIABLE, &self.spec.data_dir);
         }
         command.env("RUST_LOG", &self.log).stdin(Stdio::piped()).stdout(second).stderr(log);
         // A group of its own: Ctrl-C is for this process alone, which then ends the others in good order.

@@ -152,7 +152,11 @@ pub(super) fn body(membership: &Membership) -> MembersBody {
         rpc: rpc.get(&id.0).copied(),
         log: member.log,
     };
-    MembersBody { epoch: membership.epoch, leader: None, members: membership.members.iter().map(member).collect() }
+    MembersBody {
+        epoch: membership.configuration,
+        leader: None,
+        members: membership.members.iter().map(member).collect(),
+    }
 }
 
 /// As [`body`], with who leads.

@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(next_members(&other, &[1, 2], &[]), Ok(None));
         let elsewhere = NewDriver { log: new(9).log, ..new(4) };
         assert!(next_members(&five, &[], &[elsewhere]).is_err());
-        let membership = Membership { epoch: 2, members: five, ..Membership::default() };
+        let membership = Membership { configuration: 2, members: five, ..Membership::default() };
         assert_eq!(contacts(&membership, REST)[&4], new(4).rest);
         assert_eq!(contacts(&membership, RPC)[&4], new(4).rpc);
     }

@@ -4,10 +4,13 @@
 
 use bytes::Bytes;
 
-use crate::command::OldEntries;
+use crate::config::Limits;
 use crate::core::{Fault, Input};
+use crate::entry::{Body, Entry};
+use crate::ids::LogIndex;
 use crate::item::Kind;
-use crate::types::{Body, Entry, Limits, LogIndex, Role};
+use crate::old_entries::OldEntries;
+use crate::role::Role;
 
 use super::schedules::Group;
 

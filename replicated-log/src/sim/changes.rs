@@ -11,15 +11,16 @@ use std::net::SocketAddr;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::core::{Input, Turn};
+use crate::core::{AfterSync, Input};
+use crate::ids::ReplicaId;
 use crate::item::Kind;
 use crate::membership::{self, Members, Membership};
-use crate::types::{ReplicaId, Role};
+use crate::role::Role;
 
-use super::disk::SimDisk;
-use super::node::{Node, Process};
 use super::oracle::{Checked, State, ensure};
+use super::simulated_replica::{Node, Process};
 use super::world::World;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// The most replicas there ever are in a run, members or not.
 const MAX_REPLICAS: u64 = 9;
@@ -34,7 +35,7 @@ impl World {
         self.oracle.epochs.last().map_or(&self.founding.members, |(_, members)| members)
     }
 
-    pub(super) fn newest_epoch(&self) -> u32 {
+    pub(super) fn newest_configuration(&self) -> u32 {
         self.oracle.epochs.len() as u32 + 1
     }
 
@@ -49,16 +50,16 @@ impl World {
     }
 
     /// The epoch in which two replicas may have a session. If one is in a newer epoch the other hears of it instead.
-    pub(super) fn common_epoch(&mut self, low: u64, high: u64) -> Option<u32> {
-        let (a, b) = (self.nodes[&low].epoch()?.clone(), self.nodes[&high].epoch()?.clone());
-        if a.epoch == b.epoch {
+    pub(super) fn common_configuration(&mut self, low: u64, high: u64) -> Option<u32> {
+        let (a, b) = (self.nodes[&low].membership()?.clone(), self.nodes[&high].membership()?.clone());
+        if a.configuration == b.configuration {
             let both = a.has(ReplicaId(high)) && b.has(ReplicaId(low));
-            return both.then_some(a.epoch);
+            return both.then_some(a.configuration);
         }
-        let (older, newer, known) = if a.epoch < b.epoch { (low, high, b) } else { (high, low, a) };
+        let (older, newer, known) = if a.configuration < b.configuration { (low, high, b) } else { (high, low, a) };
         let store_id = self.nodes[&older].store;
         self.tell(newer, Input::Seen { replica: older, store_id });
-        self.tell(older, Input::NewerEpoch(known));
+        self.tell(older, Input::NewerConfiguration(known));
         None
     }
 
@@ -69,21 +70,22 @@ impl World {
     }
 
     /// What the turn says about sessions: those of an epoch that is over, and those with a peer whose disk is not the one it had.
-    pub(super) fn over(&mut self, id: u64, turn: &Turn) -> Checked<()> {
-        for (peer, _) in &turn.refused {
+    pub(super) fn over(&mut self, id: u64, ready: &AfterSync) -> Checked<()> {
+        for (peer, _) in &ready.refused {
             let peer = *peer;
             let lost_once = self.nodes[&peer].store != peer;
             ensure(lost_once, || format!("replica {id} refuses replica {peer} with the disk that it always had"))?;
             self.lose_session((id.min(peer), id.max(peer)));
         }
-        if turn.entered {
-            let began = self.nodes[&id].epoch().map_or(0, |epoch| epoch.began.0);
+        if ready.entered {
+            let began = self.nodes[&id].membership().map_or(0, |membership| membership.began.0);
             let transferred = self.nodes[&id].process.as_ref().is_some_and(|p| p.core.status().compacted.0 == began);
             if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
                 // What a lease was to keep may be gone with the whole log.
                 process.lease = process.lease.filter(|_| !transferred);
             }
-            self.stats.count(if transferred { "epochs entered by transfer" } else { "epochs entered" }, 1);
+            self.stats
+                .count(if transferred { "configurations entered by transfer" } else { "configurations entered" }, 1);
             let keys: Vec<_> = self.sessions.keys().copied().filter(|(a, b)| *a == id || *b == id).collect();
             keys.into_iter().for_each(|key| self.lose_session(key));
         }
@@ -123,7 +125,7 @@ impl World {
         // A barrier names the disks.
         let named = self.newest()[&ReplicaId(id)].disk == store;
         let others = self.newest().keys().filter(|other| other.0 != id);
-        named || (self.newest_epoch() == 1 && others.copied().all(|other| seen(&self.nodes[&other.0])))
+        named || (self.newest_configuration() == 1 && others.copied().all(|other| seen(&self.nodes[&other.0])))
     }
 
     /// A replica that waits to be let in.
@@ -137,7 +139,7 @@ impl World {
             id,
             disk: SimDisk::new(skip_every, prepared_bytes),
             config,
-            founding: Membership { epoch: 0, members: asked, ..Membership::default() },
+            founding: Membership { configuration: 0, members: asked, ..Membership::default() },
             store: id,
             process: None,
             durable: State::default(),
@@ -152,7 +154,7 @@ impl World {
     /// Somebody may want other members: then one more replica is started, so that there is one to let in.
     pub(super) fn prepare_changes(&mut self) {
         let waiting = self.nodes.keys().filter(|id| !self.is_member(**id)).count();
-        if waiting < 2 && (self.nodes.len() as u64) < MAX_REPLICAS && self.rng.random_bool(self.weather.change) {
+        if waiting < 2 && (self.nodes.len() as u64) < MAX_REPLICAS && self.rng.random_bool(self.rates.change) {
             self.add_replica();
         }
     }

@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::config::Limits;
 use crate::core::Core;
-use crate::types::{Limits, Role};
+use crate::role::Role;
 
-use super::disk::SimDisk;
 use super::oracle::{Checked, ensure};
 use super::schedules::Group;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// The true wall clock when a run begins, in milliseconds since the Unix epoch.
 const TRUE_MS: u64 = 1_800_000_000_000;
@@ -26,16 +27,16 @@ pub(super) fn drawn(seed: u64, n: u64, id: u64) -> u64 {
 
 /// With one clock off, nobody who leaderships takes it to be later than it is.
 pub(super) fn check(id: u64, core: &Core<SimDisk>, now_ms: u64) -> Checked<()> {
-    let told_ms = core.told_ms();
-    let leaderships = matches!(core.role(), Role::Leader { .. });
-    ensure(!leaderships || told_ms <= TRUE_MS + now_ms + BOUND_MS, || {
-        format!("replica {id} leads and is {} ms ahead", told_ms.saturating_sub(TRUE_MS + now_ms))
+    let shown_ms = core.corrected_clock_ms();
+    let leads = matches!(core.role(), Role::Leader { .. });
+    ensure(!leads || shown_ms <= TRUE_MS + now_ms + BOUND_MS, || {
+        format!("replica {id} leads and is {} ms ahead", shown_ms.saturating_sub(TRUE_MS + now_ms))
     })
 }
 
 fn off_ms(group: &Group, id: u64) -> i64 {
     let core = &group.nodes[&id].process.as_ref().unwrap().core;
-    core.told_ms() as i64 - (TRUE_MS + group.now_ms) as i64
+    core.corrected_clock_ms() as i64 - (TRUE_MS + group.now_ms) as i64
 }
 
 // Whoever leads first, and at once; a replica that is away is remembered.

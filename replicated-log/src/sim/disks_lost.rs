@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::config::Limits;
 use crate::core::Fault;
-use crate::types::Limits;
 
 use super::schedules::Group;
 
@@ -32,7 +32,7 @@ fn who_has_not_met_a_member_knows_its_disk_from_the_others() {
     let group = met(unmet(&[]));
     let seen = group.peer(1, 2);
     assert!(seen.other_disk && !seen.connected, "{seen:?}");
-    let group = met(unmet(&[Fault::KeepDisksToOneself]));
+    let group = met(unmet(&[Fault::WithholdDisks]));
     let seen = group.peer(1, 2);
     assert!(seen.connected, "it is counted, which this test must notice: {seen:?}");
 }

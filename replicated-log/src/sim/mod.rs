@@ -15,13 +15,11 @@
 mod catching_up;
 mod changes;
 mod clocks;
-mod disk;
 mod disks_lost;
-
-mod node;
+mod fault_injector;
 mod oracle;
 mod schedules;
-mod weather;
+mod simulated_replica;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::core::Fault;
-use weather::{Options, Stats};
+use fault_injector::{Options, Stats};
 use world::World;
 
 /// Seeds run by default: a good half minute on two busy cores, without optimisation.
@@ -231,7 +229,7 @@ fn clocks_that_drift_too_far_are_noticed() {
 // Log rule 10: the barrier counts when it is decided, and not before.
 #[test]
 fn leaving_an_epoch_early_is_noticed() {
-    let options = Options { fault: Some(Fault::LeaveEarly), ..Options::default() };
+    let options = Options { fault: Some(Fault::ChangeBeforeDecided), ..Options::default() };
     must_be_noticed("going over before the barrier is decided", &options);
 }
 
@@ -245,14 +243,14 @@ fn passing_the_barrier_is_noticed() {
 // Log rule 10: whoever counts holds everything before the epoch.
 #[test]
 fn counting_without_the_state_is_noticed() {
-    let options = Options { fault: Some(Fault::CountWithoutState), ..Options::default() };
+    let options = Options { fault: Some(Fault::VoteWithoutState), ..Options::default() };
     must_be_noticed("replicas that count before they have the state", &options);
 }
 
 // Log rule 10: an empty disk never rejoins the epoch in which another one made promises.
 #[test]
 fn letting_any_disk_in_is_noticed() {
-    let options = Options { fault: Some(Fault::LetAnyDiskIn), ..Options::default() };
+    let options = Options { fault: Some(Fault::AcceptAnyDisk), ..Options::default() };
     must_be_noticed("letting a replica rejoin its epoch with an empty disk", &options);
 }
 
@@ -266,14 +264,14 @@ fn leaving_out_the_term_fence_is_noticed() {
 // R17: a leader that has been replaced knows nothing of what others have acknowledged since.
 #[test]
 fn a_proof_of_freshness_by_a_deposed_leader_is_noticed() {
-    let options = Options { fault: Some(Fault::FreshWithoutProof), leases: true, ..Options::default() };
+    let options = Options { fault: Some(Fault::StalenessBoundWithoutProof), leases: true, ..Options::default() };
     must_be_noticed("telling how fresh others are without a lease or a probe", &options);
 }
 
 // R17: what an answer says was true when it was asked for, not when it came.
 #[test]
 fn a_proof_of_freshness_dated_by_its_arrival_is_noticed() {
-    let options = Options { fault: Some(Fault::FreshWhenAnswered), ..Options::default() };
+    let options = Options { fault: Some(Fault::StalenessBoundWhenAnswered), ..Options::default() };
     must_be_noticed("dating proofs of freshness by their arrival", &options);
 }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use crate::entry::{Body, Entry};
+use crate::ids::{LogIndex, Term};
 use crate::membership::Members;
-use crate::types::{Body, Entry, LogIndex, Term};
 
 /// A promise was broken.
 #[derive(Debug)]
@@ -52,13 +53,13 @@ pub(super) struct Oracle {
     states: Vec<State>,
     /// The highest position that a client knows of: by an acknowledged write or by a completed read.
     pub(super) known: u64,
-    pub(super) void_entries: u64,
+    pub(super) rejected_entries: u64,
     /// Where the epochs after the first began, and with which members.
     pub(super) epochs: Vec<(u64, Members)>,
     /// Writes that wait to be held in memory and have not taken effect (R28), and who has crashed since they were proposed.
     tracked: BTreeMap<u64, BTreeSet<u64>>,
     /// Writes held in memory, whatever became of them.
-    held: BTreeSet<u64>,
+    acknowledged: BTreeSet<u64>,
 }
 
 impl Oracle {
@@ -72,8 +73,8 @@ impl Oracle {
     }
 
     /// That client was told that it is done.
-    pub(super) fn held(&mut self, write: u64) {
-        self.held.insert(write);
+    pub(super) fn acknowledged_in_memory(&mut self, write: u64) {
+        self.acknowledged.insert(write);
     }
 
     pub(super) fn crashed(&mut self, id: u64) {
@@ -85,7 +86,7 @@ impl Oracle {
     /// At the end of a run: how many writes held in memory are not in the log. R28: each of them had two replicas crash
     /// since it was proposed.
     pub(super) fn lost_from_memory(&self) -> Checked<u64> {
-        let lost: Vec<_> = self.tracked.iter().filter(|(write, _)| self.held.contains(write)).collect();
+        let lost: Vec<_> = self.tracked.iter().filter(|(write, _)| self.acknowledged.contains(write)).collect();
         let wrong = lost.iter().find(|(_, crashed)| crashed.len() < 2);
         ensure(wrong.is_none(), || format!("held in memory and lost: {wrong:?} (write, crashed since)"))?;
         Ok(lost.len() as u64)
@@ -115,7 +116,7 @@ impl Oracle {
             _ => entry.term == state.term && entry.term != Term::NONE,
         };
         ensure(entry.effective == effective, || format!("replica {by} misjudges {entry:?} in term {}", state.term))?;
-        self.void_entries += u64::from(!effective);
+        self.rejected_entries += u64::from(!effective);
         if let (Body::ConfigChange(barrier), true) = (&entry.body, effective) {
             let members = postcard::from_bytes(barrier).map_err(|e| Violation(format!("{entry:?}: {e}")))?;
             self.epochs.push((index, members));

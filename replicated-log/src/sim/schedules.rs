@@ -9,23 +9,28 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::config::{Limits, Timing};
 use crate::core::{CoreConfig, Fault, Input};
+use crate::entry::Body;
+use crate::error::BarrierError;
+use crate::ids::{LogIndex, ReplicaId};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{BarrierError, Body, Limits, LogIndex, PeerStatus, ReplicaId, Role, Timing};
+use crate::role::Role;
+use crate::status::PeerStatus;
 use crate::wire::Wire;
 
 use super::changes::members;
-use super::disk::SimDisk;
-use super::node::Node;
 use super::oracle::State;
+use super::simulated_replica::Node;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 const ENTRY: &[u8] = b"entry in question";
 /// Simulated time for whatever must happen.
 const PATIENCE_MS: u64 = 5_000;
 
 /// The founding epoch, which is the only one here.
-const EPOCH: u32 = 1;
+const FOUNDING: u32 = 1;
 
 pub(super) struct Group {
     pub(super) now_ms: u64,
@@ -39,7 +44,7 @@ pub(super) struct Group {
     pub(super) cut: BTreeSet<u64>,
     /// Pairs of which neither hears the other, the lower one first.
     pub(super) apart: BTreeSet<(u64, u64)>,
-    held: bool,
+    acknowledged: bool,
     /// Reads that were answered, with what.
     answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
     /// The largest message sent and the most written in one turn, in bytes.
@@ -61,7 +66,7 @@ impl Group {
             let timing = Timing { election_timeout_ms, status_ms: 20, lease_ms: 0, ..Timing::default() };
             let config =
                 CoreConfig { me: id, unix_at_boot_ms: 0, timing, limits: limits.clone(), faults: faults.to_vec() };
-            let founding = Membership { epoch: EPOCH, members: members(1..=3), ..Membership::default() };
+            let founding = Membership { configuration: FOUNDING, members: members(1..=3), ..Membership::default() };
             let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
             let node = Node {
                 id,
@@ -87,7 +92,7 @@ impl Group {
             next_session: 1,
             cut,
             apart,
-            held: false,
+            acknowledged: false,
             answers: Vec::new(),
             largest_message_bytes: 0,
             largest_write_bytes: 0,
@@ -132,8 +137,8 @@ impl Group {
                     self.next_session += 1;
                     self.sessions.insert(pair, session);
                     let [of_a, of_b] = [a, b].map(|id| self.nodes[&id].store);
-                    self.feed(a, Input::SessionUp { peer: b, session, epoch: EPOCH, store_id: of_b });
-                    self.feed(b, Input::SessionUp { peer: a, session, epoch: EPOCH, store_id: of_a });
+                    self.feed(a, Input::SessionUp { peer: b, session, configuration: FOUNDING, store_id: of_b });
+                    self.feed(b, Input::SessionUp { peer: a, session, configuration: FOUNDING, store_id: of_a });
                 }
                 (false, Some(_)) => self.disconnect(a, b),
                 _ => {}
@@ -166,21 +171,29 @@ impl Group {
             }
         }
         let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
-        let mut turn = process.core.finish();
-        let refused = std::mem::take(&mut turn.refused);
-        self.held |= !turn.held.is_empty();
-        self.answers.append(&mut turn.early_barriers);
-        self.answers.append(&mut turn.barriers);
-        if let Some(role) = turn.role.take() {
+        let mut ready = process.core.finish();
+        let before = std::mem::take(&mut ready.before_sync);
+        self.acknowledged |= !before.acknowledged.is_empty();
+        self.answers.extend(before.barriers);
+        if let Some(role) = before.role {
             process.role = role;
         }
+        let mut sends = before.sends;
+        let mut refused = Vec::new();
         if sync {
-            let before = process.core.written().disk_bytes;
-            process.core.sync().unwrap();
-            self.largest_write_bytes = self.largest_write_bytes.max(process.core.written().disk_bytes - before);
+            let before_bytes = process.core.written().disk_bytes;
+            let after = ready.synced(process.core.sync().unwrap());
+            let written_bytes = process.core.written().disk_bytes - before_bytes;
+            self.largest_write_bytes = self.largest_write_bytes.max(written_bytes);
             process.core.newly_decided();
+            self.answers.extend(after.barriers);
+            if let Some(role) = after.role {
+                process.role = role;
+            }
+            sends.extend(after.sends);
+            refused = after.refused;
         }
-        for send in turn.sends.into_iter().filter(|send| send.early || sync) {
+        for send in sends {
             self.largest_message_bytes = self.largest_message_bytes.max(send.wire.size_bytes());
             self.wires.entry((id, send.peer)).or_default().push_back(send.wire);
         }
@@ -233,7 +246,8 @@ impl Group {
         self.run_until("a leader afterwards", |group| group.leader().is_some());
         let leader = self.leader().unwrap();
         let core = &self.nodes[&leader].process.as_ref().unwrap().core;
-        let crate::command::OldEntries::Entries(entries) = core.old_entries(LogIndex(1), usize::MAX).unwrap() else {
+        let crate::old_entries::OldEntries::Entries(entries) = core.old_entries(LogIndex(1), usize::MAX).unwrap()
+        else {
             panic!("nothing is compacted here")
         };
         entries.iter().any(|e| e.effective && matches!(&e.body, Body::Data(bytes) if bytes == ENTRY))
@@ -248,7 +262,7 @@ fn what_was_held_in_memory_is_lost_when_its_holders_crash_together() {
     let (leader, followers) = group.propose();
     followers.iter().for_each(|id| group.turn(*id, false));
     group.turn(leader, true);
-    assert!(group.held, "both followers have told that they hold it");
+    assert!(group.acknowledged, "both followers have told that they hold it");
     (1..=3).for_each(|id| group.crash(id));
     followers.iter().for_each(|id| group.start(*id));
     assert!(!group.kept());
@@ -263,7 +277,7 @@ fn what_was_held_in_memory_survives_any_one_crash() {
         group.turn(first, false);
         group.turn(second, false);
         group.turn(leader, true);
-        assert!(group.held);
+        assert!(group.acknowledged);
         let who = [leader, first, second];
         group.crash(who[crashed]);
         group.start(who[crashed]);
@@ -282,14 +296,14 @@ fn memory_of_a_mere_majority_is_noticed() {
         group.wires.remove(&(leader, second));
         group.turn(first, false);
         group.turn(leader, true);
-        let held = group.held;
+        let held = group.acknowledged;
         group.crash(first);
         group.start(first);
         group.cut.insert(leader);
         (held, group.kept())
     };
     assert_eq!(schedule(&[]), (false, false), "not acknowledged, so it may be lost");
-    assert_eq!(schedule(&[Fault::HeldByMajority]), (true, false), "acknowledged and lost");
+    assert_eq!(schedule(&[Fault::MemoryOfMajority]), (true, false), "acknowledged and lost");
 }
 
 // R28: `disk` is answered when the entry is decided. Then it survives what `memory` does not.

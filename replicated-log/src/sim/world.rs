@@ -7,25 +7,27 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::core::{CoreConfig, Input, Send, Turn};
+use crate::core::{AfterSync, BarrierAnswer, CoreConfig, Input, Ready, Send};
+use crate::error::BarrierError;
+use crate::ids::{LogIndex, Term};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{BarrierError, LogIndex, Role, Term};
+use crate::role::Role;
 use crate::wire::Wire;
 
 use super::changes::{self, members};
 use super::clocks;
-use super::disk::SimDisk;
-use super::node::{Frozen, Node, Process};
+use super::fault_injector::{FaultRates, Options, Stats, pairs, settings};
 use super::oracle::{Checked, Oracle, State, Violation, ensure};
-use super::weather::{Options, Stats, Weather, pairs, settings};
+use super::simulated_replica::{Frozen, Node, Process};
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// A connection between two replicas, `low < high`.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) number: u64,
     /// The epoch that both ends are in.
-    pub(super) epoch: u32,
+    pub(super) configuration: u32,
     /// Per end, whether its event loop has been told of it.
     pub(super) told: [bool; 2],
     /// Messages on their way to `low` and to `high`, with their time of arrival.
@@ -41,7 +43,7 @@ pub(super) struct World {
     pub(super) ends: VecDeque<(u64, u64, u64)>,
     /// From whom to whom nothing gets through.
     pub(super) cut: BTreeMap<(u64, u64), ()>,
-    pub(super) weather: Weather,
+    pub(super) rates: FaultRates,
     pub(super) calm: bool,
     /// Crashes come in clusters: what one replica lost, a second must not lose too. When, and whom.
     pub(super) aftershock: Option<(u64, u64)>,
@@ -68,11 +70,11 @@ impl World {
     pub(super) fn new(seed: u64, options: &Options) -> Checked<World> {
         let mut rng = StdRng::seed_from_u64(seed);
         let n = if rng.random_bool(0.3) && !options.storm { 5 } else { 3 };
-        let weather = Weather::draw(&mut rng, options);
+        let rates = FaultRates::draw(&mut rng, options);
         let (timing, limits) = settings(&mut rng, options);
         let prepared_bytes = if rng.random_bool(0.5) { rng.random_range(0..4_000) } else { 0 };
         let mut nodes = BTreeMap::new();
-        let founding = Membership { epoch: 1, members: members(1..=n), ..Membership::default() };
+        let founding = Membership { configuration: 1, members: members(1..=n), ..Membership::default() };
         for id in 1..=n {
             let config = CoreConfig {
                 me: id,
@@ -106,7 +108,7 @@ impl World {
             sessions: BTreeMap::new(),
             ends: VecDeque::new(),
             cut: BTreeMap::new(),
-            weather,
+            rates,
             calm: false,
             aftershock: None,
             next_session: 1,
@@ -124,14 +126,14 @@ impl World {
     }
 
     pub(super) fn run(mut self) -> Checked<Stats> {
-        while self.now_ms < self.weather.chaos_ms {
+        while self.now_ms < self.rates.chaos_ms {
             self.step()?;
         }
         self.calm = true;
         self.cut.clear();
-        if self.weather.lose_message > 0.0 {
+        if self.rates.lose_message > 0.0 {
             // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions bring them back.
-            self.weather.lose_message = 0.0;
+            self.rates.lose_message = 0.0;
             let keys: Vec<_> = self.sessions.keys().copied().collect();
             keys.into_iter().for_each(|key| self.lose_session(key));
         }
@@ -141,12 +143,12 @@ impl World {
             self.step()?;
             ensure(self.now_ms < healed_ms + RECOVERY_MS, || format!("not recovered: {}", self.describe()))?;
             if self.now_ms > healed_ms + 200 {
-                self.weather.write = 0.01;
-                self.weather.read = 0.0;
+                self.rates.write = 0.01;
+                self.rates.read = 0.0;
             }
         }
         self.stats.count("entries", self.oracle.len());
-        self.stats.count("void entries", self.oracle.void_entries);
+        self.stats.count("rejected entries", self.oracle.rejected_entries);
         self.stats.count("writes lost from memory", self.oracle.lost_from_memory()?);
         Ok(self.stats)
     }
@@ -158,7 +160,7 @@ impl World {
             let Some(process) = &node.process else {
                 return false;
             };
-            if process.core.membership().epoch != self.newest_epoch() {
+            if process.core.membership().configuration != self.newest_configuration() {
                 return false;
             }
             if let Some(term) = process.serves()
@@ -167,8 +169,8 @@ impl World {
                 return false;
             }
             // Nothing is on its way either: what becomes of every write is known.
-            let settled = process.core.status().accepted.0 == self.oracle.len();
-            let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && settled;
+            let resolved = process.core.status().accepted.0 == self.oracle.len();
+            let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && resolved;
             if !whole || matches!(process.role, Role::Behind { .. }) {
                 return false;
             }
@@ -180,10 +182,10 @@ impl World {
     fn describe(&self) -> String {
         let lines = self.nodes.values().map(|node| match &node.process {
             Some(p) => format!(
-                "\n  {} in epoch {} of {}: {:?}, applied {} of {}, {} reads wait, {:?}",
+                "\n  {} in configuration {} of {}: {:?}, applied {} of {}, {} reads wait, {:?}",
                 node.id,
-                p.core.membership().epoch,
-                self.newest_epoch(),
+                p.core.membership().configuration,
+                self.newest_configuration(),
                 p.role,
                 p.state.applied,
                 self.oracle.len(),
@@ -199,7 +201,7 @@ impl World {
         self.now_ms += STEP_MS;
         if !self.calm {
             self.misfortune();
-            if self.rng.random_bool(self.weather.power_cut) {
+            if self.rng.random_bool(self.rates.power_cut) {
                 let up: Vec<u64> = self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect();
                 up.into_iter().try_for_each(|id| self.crash(id, "crashes in a power cut"))?;
             }
@@ -250,10 +252,11 @@ impl World {
                     self.lose_session(key);
                 }
             } else if both_up && !cut && self.rng.random_bool(0.2) {
-                let Some(epoch) = self.common_epoch(low, high) else { continue };
+                let Some(configuration) = self.common_configuration(low, high) else { continue };
                 let number = self.next_session;
                 self.next_session += 1;
-                let session = Session { number, epoch, told: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
+                let session =
+                    Session { number, configuration, told: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
                 self.sessions.insert(key, session);
             }
         }
@@ -267,12 +270,12 @@ impl World {
         let inputs = match frozen {
             Some(Frozen::Before(inputs)) => inputs,
             Some(Frozen::Fed) => return self.finish_turn(id),
-            Some(Frozen::Syncing { late, turn, inputs }) => {
+            Some(Frozen::Syncing { ready, lost_role, inputs }) => {
                 let point = self.crash_point(id);
                 if point < 2 {
                     return self.crash(id, "crashes before the sync");
                 }
-                self.sync_and_send(id, late, *turn, point)?;
+                self.sync_and_send(id, *ready, lost_role, point)?;
                 if let Some(process) = self.node(id)?.process.as_mut() {
                     inputs.into_iter().for_each(|(now_ms, input)| process.core.feed(now_ms, input));
                 }
@@ -299,7 +302,7 @@ impl World {
     }
 
     fn freezes(&mut self) -> bool {
-        !self.calm && self.rng.random_bool(self.weather.freeze)
+        !self.calm && self.rng.random_bool(self.rates.freeze)
     }
 
     fn freeze(&mut self, id: u64, at: Frozen, what: &'static str) -> Checked<()> {
@@ -318,7 +321,7 @@ impl World {
     /// Log rule 9: reads answered without a message, while the lease that readers see holds by the replica's clock.
     fn leased_reads(&mut self, id: u64) -> Checked<()> {
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
-        let asked = self.rng.random_bool(self.weather.read);
+        let asked = self.rng.random_bool(self.rates.read);
         let known = self.oracle.known;
         let process = self.process(id)?;
         if !asked || now_ms >= process.read_lease.until_ms {
@@ -333,46 +336,50 @@ impl World {
     fn finish_turn(&mut self, id: u64) -> Checked<()> {
         let point = self.crash_point(id);
         let process = self.process(id)?;
-        let mut turn = process.core.finish();
-        process.read_lease = turn.lease;
-        let (early, late): (Vec<_>, Vec<_>) = std::mem::take(&mut turn.sends).into_iter().partition(|s| s.early);
+        let mut ready = process.core.finish();
+        let ordinary = ready.is_ordinary();
+        let before = std::mem::take(&mut ready.before_sync);
+        process.read_lease = before.lease;
         if point == 0 {
             return self.crash(id, "crashes before the sync");
         }
-        self.send(id, early);
-        // R28: what is held in memory is told of before the sync.
-        self.held(id, &mut turn)?;
-        self.answered(id, std::mem::take(&mut turn.early_barriers))?;
+        self.send(id, before.sends);
+        // R28: memory acknowledgements do not wait for the sync.
+        self.acknowledged(id, before.acknowledged, before.unacknowledged)?;
+        self.answered(id, before.barriers)?;
         if self.shown(id)? {
             self.stats.count("entries shown before a sync", 1);
         }
         // Requests for old entries are answered after the sync, but for the rest there is no difference.
-        if turn.role.is_none() && !turn.entered && self.rng.random_bool(0.5) {
+        if ordinary && self.rng.random_bool(0.5) {
             self.apply(id)?;
         }
         if point == 1 {
             return self.crash(id, "crashes before the sync");
         }
-        if !self.calm && self.rng.random_bool(self.weather.slow_sync) {
-            let slow = Frozen::Syncing { late, turn: Box::new(turn), inputs: VecDeque::new() };
+        if !self.calm && self.rng.random_bool(self.rates.slow_sync) {
+            let slow = Frozen::Syncing { ready: Box::new(ready), lost_role: before.role, inputs: VecDeque::new() };
             return self.freeze(id, slow, "slow syncs");
         }
-        self.sync_and_send(id, late, turn, point)
+        self.sync_and_send(id, ready, before.role, point)
     }
 
     /// Where in this turn the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4 not at all.
     fn crash_point(&mut self, id: u64) -> usize {
         let now_ms = self.now_ms;
         let doomed = self.aftershock.take_if(|(at_ms, who)| *at_ms <= now_ms && *who == id).is_some();
-        let crash = !self.calm && (doomed || self.rng.random_bool(self.weather.crash));
+        let crash = !self.calm && (doomed || self.rng.random_bool(self.rates.crash));
         if crash && !doomed && self.rng.random_bool(0.5) {
             self.aftershock = Some((now_ms + self.rng.random_range(2..60), self.any()));
         }
         if crash { self.rng.random_range(if self.storm { 1..3 } else { 0..4 }) } else { 4 }
     }
 
-    fn sync_and_send(&mut self, id: u64, late: Vec<Send>, turn: Turn, point: usize) -> Checked<()> {
-        self.process(id)?.core.sync().map_err(|e| Violation(format!("replica {id}: {e}")))?;
+    fn sync_and_send(&mut self, id: u64, ready: Ready, lost_role: Option<Role>, point: usize) -> Checked<()> {
+        let synced = self.process(id)?.core.sync().map_err(|e| Violation(format!("replica {id}: {e}")))?;
+        let mut after = ready.synced(synced);
+        let late = std::mem::take(&mut after.sends);
+        after.role = lost_role.or(after.role);
         if point < 4 {
             // Some of the messages get out.
             let sent = self.rng.random_range(0..=late.len());
@@ -380,21 +387,21 @@ impl World {
             return self.crash(id, "crashes after the sync");
         }
         self.send(id, late);
-        self.outcomes(id, turn)?;
+        self.outcomes(id, after)?;
         self.leased_reads(id)
     }
 
-    fn held(&mut self, id: u64, turn: &mut Turn) -> Checked<()> {
+    fn acknowledged(&mut self, id: u64, acknowledged: Vec<u64>, unacknowledged: Vec<u64>) -> Checked<()> {
         let World { nodes, oracle, stats, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
         let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
-        for write in turn.unheld.drain(..) {
+        for write in unacknowledged {
             process.tracked.remove(&write);
         }
-        for write in turn.held.drain(..) {
-            ensure(process.tracked.remove(&write).is_some(), || format!("write {write} is held twice"))?;
-            oracle.held(write);
-            stats.count("writes held in memory", 1);
+        for write in acknowledged {
+            ensure(process.tracked.remove(&write).is_some(), || format!("write {write} is acknowledged twice"))?;
+            oracle.acknowledged_in_memory(write);
+            stats.count("writes acknowledged in memory", 1);
         }
         Ok(())
     }
@@ -440,8 +447,9 @@ impl World {
                     continue;
                 }
                 session.told[end] = true;
-                let (session, epoch, store_id) = (session.number, session.epoch, self.nodes[&peer].store);
-                inputs.push(Input::SessionUp { peer, session, epoch, store_id });
+                let (session, configuration, store_id) =
+                    (session.number, session.configuration, self.nodes[&peer].store);
+                inputs.push(Input::SessionUp { peer, session, configuration, store_id });
             }
             let most = self.rng.random_range(1..40);
             while inputs.len() < most + 40
@@ -464,12 +472,12 @@ impl World {
     }
 
     fn owner_calls(&mut self, id: u64, inputs: &mut Vec<Input>) {
-        let World { rng, nodes, oracle, weather, next_id, calm, stats, .. } = self;
+        let World { rng, nodes, oracle, rates, next_id, calm, stats, .. } = self;
         let chance = |rng: &mut StdRng, p: f64| rng.random_bool(p);
         let Some(node) = nodes.get_mut(&id) else { return };
         let Some(process) = node.process.as_mut() else { return };
         if let Some(term) = process.serves() {
-            while chance(rng, weather.write) {
+            while chance(rng, rates.write) {
                 let write = *next_id;
                 *next_id += 1;
                 process.writes.insert(write, ());
@@ -480,7 +488,7 @@ impl World {
                 }
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(write, rng), tracked });
             }
-            let changing = if *calm { 0.0 } else { weather.change };
+            let changing = if *calm { 0.0 } else { rates.change };
             if let Some(change) = changes::wanted(id, process, rng, changing) {
                 stats.count("membership changes", 1);
                 inputs.push(change);
@@ -496,22 +504,22 @@ impl World {
                 inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
             }
         }
-        if matches!(process.role, Role::Leader { .. }) && chance(rng, weather.read) {
+        if matches!(process.role, Role::Leader { .. }) && chance(rng, rates.read) {
             let read = *next_id;
             *next_id += 1;
             process.barriers.insert(read, oracle.known);
             inputs.push(Input::Barrier { id: read });
         }
-        if chance(rng, weather.read / 2.0) {
-            inputs.push(Input::AskFresh);
+        if chance(rng, rates.read / 2.0) {
+            inputs.push(Input::AskStalenessBound);
         }
         if !*calm && chance(rng, 0.002) {
             inputs.push(if rng.random_bool(0.5) { Input::TryLead } else { Input::YieldLeadership });
         }
-        let aside = process.core.stands_aside();
-        if (aside && (*calm || chance(rng, 0.02))) || (!aside && !*calm && chance(rng, weather.aside)) {
-            stats.count("standing aside", u64::from(!aside));
-            inputs.push(Input::StandAside(!aside));
+        let ineligible = process.core.is_ineligible();
+        if (ineligible && (*calm || chance(rng, 0.02))) || (!ineligible && !*calm && chance(rng, rates.ineligible)) {
+            stats.count("ineligible replicas", u64::from(!ineligible));
+            inputs.push(Input::SetIneligible(!ineligible));
         }
         inputs.push(Input::Applied(process.state.applied));
         if self.compaction && chance(rng, 0.05) {
@@ -529,11 +537,11 @@ impl World {
 
     fn send(&mut self, from: u64, sends: Vec<Send>) {
         for Send { peer, session, wire, .. } in sends {
-            if self.weather.lose_message > 0.0 && self.rng.random_bool(self.weather.lose_message) {
+            if self.rates.lose_message > 0.0 && self.rng.random_bool(self.rates.lose_message) {
                 continue;
             }
             let key = (from.min(peer), from.max(peer));
-            let latency_ms = self.rng.random_range(0..=self.weather.latency_ms);
+            let latency_ms = self.rng.random_range(0..=self.rates.latency_ms);
             let arrival_ms = self.now_ms + latency_ms;
             if let Some(open) = self.sessions.get_mut(&key).filter(|s| s.number == session) {
                 let queue = &mut open.to[usize::from(peer > from)];
@@ -544,32 +552,30 @@ impl World {
         }
     }
 
-    fn outcomes(&mut self, id: u64, turn: Turn) -> Checked<()> {
-        self.stats.count("leaderships", turn.leaderships);
-        self.stats.count("pieces of decided entries", turn.learned);
-        self.stats.count("candidates far behind", turn.refusals);
-        self.stats.count("dropped proposals", turn.dropped);
-        ensure(turn.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", turn.overflowed))?;
-        self.over(id, &turn)?;
-        if let Some(role) = turn.role {
+    fn outcomes(&mut self, id: u64, ready: AfterSync) -> Checked<()> {
+        self.stats.count("leaderships", ready.counts.leaderships);
+        self.stats.count("pieces of decided entries", ready.counts.learned);
+        self.stats.count("candidates far behind", ready.counts.refusals);
+        self.stats.count("dropped proposals", ready.counts.dropped);
+        ensure(ready.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", ready.overflowed))?;
+        self.over(id, &ready)?;
+        if let Some(role) = ready.role {
             self.process(id)?.role = role;
         }
-        self.answered(id, turn.barriers)?;
+        self.answered(id, ready.barriers)?;
         let World { nodes, stats, known_by, .. } = self;
         let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
         let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
         clocks::check(id, &process.core, self.now_ms)?;
-        let leaderships = matches!(process.core.role(), Role::Leader { .. });
-        ensure(!(leaderships && process.core.stands_aside()), || {
-            format!("replica {id} leaderships while it stands aside")
-        })?;
+        let leads = matches!(process.core.role(), Role::Leader { .. });
+        ensure(!(leads && process.core.is_ineligible()), || format!("replica {id} leads while it is ineligible"))?;
         // R17: before what this turn decides, and hence what clients know by it, is added.
         let drift = node.drift_permille;
-        for fresh in turn.fresh {
-            stats.count("proofs of freshness", 1);
-            let known = known_before(known_by, drift, fresh.asked_ms);
-            ensure(fresh.index.0 >= known, || {
-                format!("replica {id}: {fresh:?}, but a client had already seen {known} by then")
+        for bound in ready.staleness_bounds {
+            stats.count("staleness bounds", 1);
+            let known = known_before(known_by, drift, bound.asked_ms);
+            ensure(bound.index.0 >= known, || {
+                format!("replica {id}: {bound:?}, but a client had already seen {known} by then")
             })?;
         }
         self.shown(id)?;
@@ -615,7 +621,7 @@ impl World {
     }
 
     /// Reads that have been answered, before or after the sync.
-    fn answered(&mut self, id: u64, answers: Vec<(u64, Result<LogIndex, BarrierError>)>) -> Checked<()> {
+    fn answered(&mut self, id: u64, answers: Vec<BarrierAnswer>) -> Checked<()> {
         let World { nodes, stats, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
         let process = process.ok_or_else(|| Violation("gone".to_owned()))?;

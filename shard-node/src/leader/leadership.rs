@@ -222,9 +222,9 @@ impl Leadership {
     /// What is `further` continues an entry whose beginning is in the log already.
     fn propose_payload(&self, payload: Bytes, tell_held: bool, further: bool) -> Result<Held, ProposeError> {
         match (tell_held, further) {
-            (true, false) => self.log.propose_held(self.term, payload).map(Some),
+            (true, false) => self.log.propose_tracked(self.term, payload).map(Some),
             (false, false) => self.log.propose(self.term, payload).map(|()| None),
-            (true, true) => self.log.propose_further_held(self.term, payload).map(Some),
+            (true, true) => self.log.propose_further_tracked(self.term, payload).map(Some),
             (false, true) => self.log.propose_further(self.term, payload).map(|()| None),
         }
     }

@@ -85,8 +85,11 @@ impl Pressure {
 
     /// Looks at how far the replicas are, this one included.
     pub fn look(&self, status: &LogStatus) {
-        let lags =
-            status.peers.values().filter(|peer| peer.connected && !peer.behind && !peer.aside).map(|peer| peer.lag);
+        let lags = status
+            .peers
+            .values()
+            .filter(|peer| peer.connected && !peer.behind && !peer.ineligible)
+            .map(|peer| peer.lag);
         let share = admitted_share(majority_lag(lags.chain([status.lag]), status.peers.len() + 1));
         metrics::gauge!("evenkeel_admitted_share").set(share);
         self.dosage().share = share;

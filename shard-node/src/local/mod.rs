@@ -163,7 +163,7 @@ impl LocalReads {
     /// Waits until the state is proven to be no older than asked for, asking the leader as needed.
     async fn prove(&self, bound_ms: Option<u64>) -> Result<(), Failure> {
         let log = &self.shared.log;
-        let (mut fresh, mut applied) = (log.fresh(), self.shared.progress.watch());
+        let (mut fresh, mut applied) = (log.staleness_bound(), self.shared.progress.watch());
         let wanted_ms = bound_ms.unwrap_or(GOOD_MS);
         let began_ms = log.now_ms();
         loop {
@@ -181,7 +181,7 @@ impl LocalReads {
                 (age, ask, proofs.unanswered_since_ms().unwrap_or(began_ms).min(began_ms))
             };
             if ask {
-                log.ask_fresh();
+                log.ask_staleness_bound();
             }
             if age.is_some_and(|age| age <= wanted_ms) {
                 return Ok(());

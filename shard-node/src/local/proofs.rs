@@ -1,10 +1,10 @@
 //! How old this replica's state can be: pure bookkeeping of proofs, with time passed in (R17).
 //!
-//! A [`Fresh`] says that everything acknowledged before this replica asked lies at or before a position of the log. Once
+//! A [`StalenessBound`] says that everything acknowledged before this replica asked lies at or before a position of the log. Once
 //! PostgreSQL holds everything up to there, its state is at most as old as the question. Proofs come faster than changes are
 //! applied, so several may wait for their position.
 
-use evenkeel_replicated_log::{CLOCK_DRIFT_PERCENT, Fresh};
+use evenkeel_replicated_log::{CLOCK_DRIFT_PERCENT, StalenessBound};
 use std::collections::VecDeque;
 
 /// Proofs that may wait for their position.
@@ -16,7 +16,7 @@ pub const ASK_AGAIN_MS: u64 = 20;
 #[derive(Debug, Default)]
 pub struct Proofs {
     /// Growing in both parts.
-    waiting: VecDeque<Fresh>,
+    waiting: VecDeque<StalenessBound>,
     /// When the question was asked of the latest proof whose position has been applied.
     proven_ms: Option<u64>,
     last_asked_ms: Option<u64>,
@@ -40,7 +40,7 @@ impl Proofs {
     }
 
     /// Takes in the latest proof; the same one again changes nothing.
-    pub fn learn(&mut self, fresh: Fresh) {
+    pub fn learn(&mut self, fresh: StalenessBound) {
         let last_ms = self.waiting.back().map(|last| last.asked_ms).max(self.proven_ms);
         if last_ms.is_some_and(|last| fresh.asked_ms <= last) {
             return;
@@ -79,8 +79,8 @@ mod tests {
     use super::*;
     use evenkeel_replicated_log::LogIndex;
 
-    fn fresh(asked_ms: u64, index: u64) -> Fresh {
-        Fresh { asked_ms, index: LogIndex(index) }
+    fn fresh(asked_ms: u64, index: u64) -> StalenessBound {
+        StalenessBound { asked_ms, index: LogIndex(index) }
     }
 
     #[test]
