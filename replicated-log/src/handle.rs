@@ -73,7 +73,7 @@ impl LogHandle {
     }
 
     /// As [`LogHandle::propose`], for an entry that continues an earlier one. Until it is in the log, the
-    /// application does not permit compaction past the earlier entry; waiting for space under the log's
+    /// application does not allow compaction past the earlier entry; waiting for space under the log's
     /// cap would therefore never end. The caller bounds the excess over the cap.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 /// Far longer than anything here takes, even on a busy machine: a hang fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A replica with an application that counts what is effective. Its state is how much that is.
+/// A replica with an application that counts effective entries. Its state is the count.
 struct Replica {
     log: LogHandle,
     dir: TempDir,
@@ -132,15 +132,15 @@ impl Group {
                     break;
                 }
             }
-            // Until they have come out, or their leadership is over and what is missing is void.
+            // Until they are delivered, or their leadership has ended and the missing ones are rejected.
             let (mut count, mut role) = (self.running[&leader.me()].count.clone(), leader.role());
-            let settled = async {
+            let resolved = async {
                 tokio::select! {
                     _ = count.wait_for(|(_, counted)| *counted >= wanted) => {}
                     _ = role.wait_for(|role| role.leading() != Some(term)) => {}
                 }
             };
-            timeout(PATIENCE, settled).await.expect("neither counted nor deposed");
+            timeout(PATIENCE, resolved).await.expect("neither counted nor deposed");
         }
         for replica in self.running.values() {
             let mut count = replica.count.clone();
@@ -149,15 +149,16 @@ impl Group {
         }
     }
 
-    /// Asks for these members until there is the epoch, and waits until it has a leader. Gives the pause.
-    async fn change(&self, ids: &[u64], epoch: u32) -> Duration {
+    /// Asks for these members until the configuration has begun, and waits until it has a leader. Returns
+    /// the pause.
+    async fn change(&self, ids: &[u64], configuration: u32) -> Duration {
         let next = self.members(ids);
         let changing = async {
             let mut asked = None;
             loop {
                 let (leader, term) = self.leader().await;
                 let mut membership = leader.membership();
-                if membership.borrow().configuration >= epoch {
+                if membership.borrow().configuration >= configuration {
                     return asked;
                 }
                 asked = asked.or_else(|| Some(Instant::now()));
@@ -165,14 +166,14 @@ impl Group {
                     let mut role = leader.role();
                     // A leadership that ends first may have taken the change with it.
                     tokio::select! {
-                        _ = membership.wait_for(|m| m.configuration >= epoch) => return asked,
+                        _ = membership.wait_for(|m| m.configuration >= configuration) => return asked,
                         _ = role.wait_for(|role| role.leading() != Some(term)) => {}
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let asked = timeout(PATIENCE, changing).await.expect("no new epoch");
+        let asked = timeout(PATIENCE, changing).await.expect("no new configuration");
         self.leader().await;
         asked.map_or(Duration::ZERO, |asked| asked.elapsed())
     }
@@ -225,7 +226,7 @@ async fn a_new_machine_takes_the_place_of_a_dead_one() {
     group.write(10).await;
 }
 
-// Log rule 10: a replica that lost its disk does not rejoin its epoch, and is back after one change.
+// Log rule 10: a replica that lost its disk does not rejoin its configuration, and is back after one change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_disk_comes_back_by_a_change() {
     let mut group = Group::new(3);

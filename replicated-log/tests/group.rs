@@ -230,7 +230,7 @@ async fn leadership_moves_on_request() {
     group.shutdown().await;
 }
 
-// R1, invariant 1: what was proposed in a leadership and comes after the next one's LeaderStart is void, everywhere.
+// R1, invariant 1: entries of a leadership behind the next one's LeaderStart are rejected, everywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_further_leadership_ends_the_one_before() {
     let group = Group::new(3, Limits::default());
@@ -339,7 +339,7 @@ async fn a_replica_that_was_away_too_long_needs_a_state_transfer() {
     group.shutdown().await;
 }
 
-// Log rule 10: a replica with an empty disk must not rejoin the epoch in which it has made promises.
+// Log rule 10: a replica with an empty disk must not rejoin the configuration in which it has made promises.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_disk_is_not_let_in() {
     let mut group = Group::new(3, Limits::default());
@@ -444,7 +444,7 @@ async fn what_cannot_start_says_why() {
 /// A replica whose application cannot serve is not waited for: another one leads, and it never does, whoever else fails. It
 /// votes, so that the group has its majority.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
+async fn an_ineligible_replica_votes_and_does_not_lead() {
     let mut group = Group::new(3, Limits::default());
     let (first, term, _) = group.leader().await;
     group.nodes[&first].set_ineligible(true);
@@ -453,13 +453,13 @@ async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
     let (second, ..) = group.leader().await;
     assert_ne!(second, first);
     assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its leadership is over");
-    // The majority now needs the vote of the one that stands aside, and its acceptance.
+    // The majority now needs the ineligible replica's vote, and its acceptance.
     group.stop(second).await;
     let (third, term, _) = group.leader().await;
     assert!(third != first && third != second);
     group.nodes[&third].propose(term, payload(2)).unwrap();
     assert_eq!(effective_data(&group.nodes[&first], 1).await, [payload(2)]);
-    // All who are left stand aside: nobody leads until one comes back, in a leadership of its own.
+    // All remaining replicas are ineligible: none leads until one is eligible again, in a new leadership.
     group.nodes[&third].set_ineligible(true);
     let mut role = group.nodes[&third].role();
     timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. }))).await.unwrap().unwrap();

@@ -31,7 +31,7 @@ use super::peers::Peers;
 /// Replicas outside of the configuration that may ask to join at one time.
 const MAX_APPLICANTS: usize = 16;
 
-/// The replicas that ask to join, with their disks. What is known about members is in the durable log.
+/// The replicas that ask to join, with their disks. The disks of members are in the durable log.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
     applicants: BTreeMap<u64, u64>,

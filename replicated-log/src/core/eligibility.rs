@@ -8,7 +8,7 @@
 //! another one has taken over, or this replica is eligible again, the group has no leadership.
 //!
 //! A leadership that is given up stays ended: its lease is released, so its ballot must not lead again
-//! ([`super::lease`]). A replica that becomes eligible while it still holds that ballot takes a new one.
+//! ([`super::leader_lease`]). A replica that becomes eligible while it still holds that ballot takes a new one.
 
 use omnipaxos::ballot_leader_election::Ballot;
 

@@ -5,7 +5,7 @@ use omnipaxos::ballot_leader_election::Ballot;
 use crate::error::BarrierError;
 use crate::ids::Term;
 
-use super::lease::LeaderLease;
+use super::leader_lease::LeaderLease;
 use super::memory_acknowledgement::{MemoryAcknowledgement, MemoryQuestion};
 use super::outgoing::Outgoing;
 use super::read_barriers::ReadBarriers;

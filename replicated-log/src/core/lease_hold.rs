@@ -1,5 +1,5 @@
 //! Leader leases, the follower's side: the *hold*, a promise to promise nothing to other candidates
-//! (log rule 9; [`super::lease`] says why this is enough).
+//! (log rule 9; [`super::leader_lease`] says why this is enough).
 //!
 //! A `Prepare` that arrives during a hold waits, with every later message of Sequence Paxos on that
 //! session (log rule 3). A hold is only ever extended, never while a `Prepare` waits, so it delays an

@@ -25,10 +25,12 @@
 //!
 //! | file | contents | rules |
 //! |---|---|---|
-//! | `replica_core` | [`Core`]: feeds each input to its part | 1, 3, 7, 8 |
+//! | `replica_core` | [`Core`]: feeds each input to its part | 1, 3 |
+//! | `turn_context` | what every part may use | |
+//! | `role_machine` | when this replica leads | 7, 8, 10, 12 |
 //! | `paxos` | the OmniPaxos instance and its messages | 1, 2, 5, 6, 10 |
 //! | `leadership` | the role, with the state that exists only in it | 8 |
-//! | `lease`, `lease_hold` | reads without messages: leader, follower | 9 |
+//! | `leader_lease`, `lease_hold` | reads without messages: leader, follower | 9 |
 //! | `read_barriers` | reads by probe | 8, 9 |
 //! | `staleness_bound` | how old a `local` read may be | R17 |
 //! | `memory_acknowledgement` | durability level `memory` | R28 |
@@ -37,8 +39,8 @@
 //! | `catch_up` | synchronisation in pieces | 10 |
 //! | `eligibility`, `stuck_peers` | who leads | 10, 11, 15 |
 //! | `group_clock`, `applied` | wall clocks (R14), lag of the application | |
-//! | `log_view` | entries with their verdicts | 8, 10 |
-//! | `input`, `ready`, `outgoing`, `peers`, `config`, `fault` | leaf types | |
+//! | `log_view`, `log_status` | entries with their verdicts, the status | 8, 10 |
+//! | `input`, `lease`, `ready`, `outgoing`, `peers`, `config`, `fault` | leaf types | |
 //!
 //! Not done: the core does not know what entries mean, and does not transfer the application's state.
 
@@ -52,9 +54,11 @@ mod eligibility;
 mod fault;
 mod group_clock;
 mod input;
+mod leader_lease;
 mod leadership;
 mod lease;
 mod lease_hold;
+mod log_status;
 mod log_view;
 mod memory_acknowledgement;
 mod outgoing;
@@ -64,8 +68,10 @@ mod peers;
 mod read_barriers;
 mod ready;
 mod replica_core;
+mod role_machine;
 mod staleness_bound;
 mod stuck_peers;
+mod turn_context;
 
 pub(crate) use config::CoreConfig;
 #[cfg(test)]

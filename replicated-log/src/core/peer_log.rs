@@ -1,6 +1,6 @@
 //! Size of the logs that store an entry proposed now.
 //!
-//! The cap holds for followers' logs too, although a follower's application may permit compaction
+//! The cap holds for followers' logs too, although a follower's application may allow compaction
 //! later than the leader's (log rule 10). Each replica reports the size of its log. The bytes written
 //! here since the report are on their way to it and are added, so that the sum is never too small
 //! between two reports. A compaction not yet reported makes it too large.

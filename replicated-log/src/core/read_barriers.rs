@@ -1,5 +1,5 @@
 //! Read barriers: linearizable reads without a log entry (log rule 9), when no lease serves them
-//! ([`super::lease`]). That is while leases are off, while too few followers hold, and at the beginning
+//! ([`super::leader_lease`]). That is while leases are off, while too few followers hold, and at the beginning
 //! of a leadership.
 //!
 //! A read that arrives waits for a probe started after it. The probe remembers the decided position

@@ -1,9 +1,11 @@
 //! Membership changes and lost disks in the simulated world.
 //!
-//! Leaders propose memberships: one replaced, two more, fewer, or the same replicas with a disk that one of them has lost. A disk is
-//! lost only where the group must survive that: a minority of the newest epoch's members, only once that epoch has decided
-//! something (until then the disks of the epoch before are still needed), and not while a change is under way. In the founding epoch everybody must have seen the
-//! disk before (see the notes on the membership in `docs/decisions/replicated-log.md`).
+//! Leaders propose memberships: one replica replaced, two more, fewer, or the same replicas with a new
+//! disk of one of them. A disk is lost only where the group must survive that: for a minority of the
+//! newest configuration's members, once that configuration has decided an entry (until then the disks of
+//! the previous one are needed), and not during a change. In the founding configuration every replica
+//! must have seen the disk before (see the notes on the membership in
+//! `docs/decisions/replicated-log.md`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,7 +19,7 @@ use crate::item::Kind;
 use crate::membership::{self, Members, Membership};
 use crate::role::Role;
 
-use super::oracle::{Checked, State, ensure};
+use super::oracle::{AppState, Checked, ensure};
 use super::simulated_replica::{Node, Process};
 use super::world::World;
 use evenkeel_host::ForgetfulDisk as SimDisk;
@@ -32,11 +34,11 @@ pub(super) fn members(ids: impl IntoIterator<Item = u64>) -> Members {
 
 impl World {
     fn newest(&self) -> &Members {
-        self.oracle.epochs.last().map_or(&self.founding.members, |(_, members)| members)
+        self.oracle.configurations.last().map_or(&self.founding.members, |(_, members)| members)
     }
 
     pub(super) fn newest_configuration(&self) -> u32 {
-        self.oracle.epochs.len() as u32 + 1
+        self.oracle.configurations.len() as u32 + 1
     }
 
     pub(super) fn is_member(&self, id: u64) -> bool {
@@ -49,7 +51,8 @@ impl World {
         }
     }
 
-    /// The epoch in which two replicas may have a session. If one is in a newer epoch the other hears of it instead.
+    /// The configuration in which two replicas may have a session. If one is in a newer configuration, the
+    /// other learns it instead.
     pub(super) fn common_configuration(&mut self, low: u64, high: u64) -> Option<u32> {
         let (a, b) = (self.nodes[&low].membership()?.clone(), self.nodes[&high].membership()?.clone());
         if a.configuration == b.configuration {
@@ -69,8 +72,9 @@ impl World {
         }
     }
 
-    /// What the turn says about sessions: those of an epoch that is over, and those with a peer whose disk is not the one it had.
-    pub(super) fn over(&mut self, id: u64, ready: &AfterSync) -> Checked<()> {
+    /// Ends the sessions that the turn closes: those of an ended configuration, and those with a peer that
+    /// has another disk.
+    pub(super) fn end_sessions(&mut self, id: u64, ready: &AfterSync) -> Checked<()> {
         for (peer, _) in &ready.refused {
             let peer = *peer;
             let lost_once = self.nodes[&peer].store != peer;
@@ -81,7 +85,7 @@ impl World {
             let began = self.nodes[&id].membership().map_or(0, |membership| membership.began.0);
             let transferred = self.nodes[&id].process.as_ref().is_some_and(|p| p.core.status().compacted.0 == began);
             if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
-                // What a lease was to keep may be gone with the whole log.
+                // The retained entries may be gone with the whole log.
                 process.lease = process.lease.filter(|_| !transferred);
             }
             self.stats
@@ -94,13 +98,13 @@ impl World {
 
     /// Replaces a replica's disk by an empty one, if the group must survive that.
     pub(super) fn lose_disk(&mut self, id: u64) {
-        let began = self.oracle.epochs.last().map_or(0, |(began, _)| *began);
+        let began = self.oracle.configurations.last().map_or(0, |(began, _)| *began);
         let n = self.newest().len();
         let has_lost = |other: u64, disk: u64| self.nodes[&other].store != if disk == 0 { other } else { disk };
         let others = self.newest().iter().filter(|(other, _)| other.0 != id);
         let lost = others.filter(|(other, member)| has_lost(other.0, member.disk)).count();
         let enough = lost < n - (n / 2 + 1);
-        // With a change under way the group has less to spare than it seems.
+        // During a change the group tolerates fewer failures.
         let steady = |node: &Node| node.process.as_ref().is_some_and(|p| p.frozen.is_none() && !p.core.has_barrier());
         let changing = !self.nodes.values().all(steady) || self.oracle.len() <= began;
         if !self.is_member(id) || !enough || changing || !self.all_have_seen_the_disk_of(id) {
@@ -128,7 +132,7 @@ impl World {
         named || (self.newest_configuration() == 1 && others.copied().all(|other| seen(&self.nodes[&other.0])))
     }
 
-    /// A replica that waits to be let in.
+    /// Adds a replica that asks to join.
     pub(super) fn add_replica(&mut self) -> u64 {
         let id = self.nodes.len() as u64 + 1;
         let (skip_every, prepared_bytes) = self.disks;
@@ -142,7 +146,7 @@ impl World {
             founding: Membership { configuration: 0, members: asked, ..Membership::default() },
             store: id,
             process: None,
-            durable: State::default(),
+            durable: AppState::default(),
             up_at_ms: self.now_ms,
             drift_permille: self.rng.random_range(-50..=50),
             told: Default::default(),
@@ -151,7 +155,7 @@ impl World {
         id
     }
 
-    /// Somebody may want other members: then one more replica is started, so that there is one to let in.
+    /// Starts one more replica now and then, so that a change can add it.
     pub(super) fn prepare_changes(&mut self) {
         let waiting = self.nodes.keys().filter(|id| !self.is_member(**id)).count();
         if waiting < 2 && (self.nodes.len() as u64) < MAX_REPLICAS && self.rng.random_bool(self.rates.change) {
@@ -160,7 +164,8 @@ impl World {
     }
 }
 
-/// The members that a leader asks for, now and then; `always` if some replica has come with another disk.
+/// The members that a leader asks for: with probability `chance`, or more often if some replica has come
+/// with another disk.
 pub(super) fn wanted(id: u64, process: &Process, rng: &mut StdRng, chance: f64) -> Option<Input> {
     let Role::Leader { term, .. } = process.role else { return None };
     let status = process.core.status();

@@ -1,4 +1,4 @@
-//! What a run is like, and what goes wrong in it.
+//! The fault injector: options of a run, the rates of its faults, and their injection.
 
 use std::collections::BTreeMap;
 
@@ -14,24 +14,26 @@ use super::world::World;
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) fault: Option<Fault>,
-    /// Every so-many-th sync does nothing, if not 0.
+    /// Each sync whose number is a multiple of this does nothing; 0 turns this off.
     pub(super) skip_sync_every: u64,
     pub(super) compaction: bool,
-    /// Single messages get lost too, against log rule 3, and are sent again sooner. What is safe must stay so.
+    /// Single messages get lost too, against log rule 3, and are sent again sooner. Safety must hold all
+    /// the same.
     pub(super) lossy: bool,
-    /// Segments so large that there is only one: damage then shows in what replicas do, not when they start.
+    /// Segments so large that there is only one: damage then shows in the replicas' behaviour, not at
+    /// their start.
     pub(super) one_segment: bool,
-    /// Nothing but crashes and cuts, for what takes several of them at once to show.
+    /// Only crashes and cuts, for violations that take several of them at once.
     pub(super) storm: bool,
-    /// Long leases, many reads, leaders cut off and processes that come back at once: what leases must survive.
+    /// Long leases, many reads, leaders that are cut off and processes that restart at once.
     pub(super) leases: bool,
     /// Members come and go, and lose their disks.
     pub(super) changes: bool,
-    /// Syncs that take long, and crashes of one or all meanwhile: what memory alone can lose.
+    /// Slow syncs, and crashes of one or all replicas meanwhile.
     pub(super) slow_disks: bool,
-    /// How far clocks may be off, either way. The period of leases allows for 50.
+    /// The largest drift of clocks, either way. The period of leases allows for 50.
     pub(super) drift_permille: i64,
-    /// Replicas that were away for a moment are far behind, and nobody forgets the log that they need.
+    /// Replicas that were away for a moment are far behind, and no replica drops the log that they need.
     pub(super) far: bool,
 }
 
@@ -53,7 +55,7 @@ impl Default for Options {
     }
 }
 
-/// How much of everything happened.
+/// Counts of events.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stats {
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -108,7 +110,7 @@ impl Stats {
     }
 }
 
-/// How bad this run is.
+/// The rates of a run's faults and of its load.
 #[derive(Clone, Debug)]
 pub(super) struct FaultRates {
     pub(super) crash: f64,
@@ -124,7 +126,7 @@ pub(super) struct FaultRates {
     pub(super) power_cut: f64,
     pub(super) change: f64,
     pub(super) wipe: f64,
-    /// How often a sync takes long.
+    /// The rate of slow syncs.
     pub(super) slow_sync: f64,
     /// An application stops being able to serve.
     pub(super) ineligible: f64,
@@ -222,7 +224,8 @@ pub(super) fn settings(rng: &mut StdRng, options: &Options) -> (Timing, Limits) 
 }
 
 impl World {
-    pub(super) fn misfortune(&mut self) {
+    /// Injects the faults of one step.
+    pub(super) fn inject_faults(&mut self) {
         if self.rng.random_bool(self.rates.cut) {
             self.rearrange_cuts();
         }
@@ -282,16 +285,16 @@ impl World {
         }
     }
 
-    /// A session goes down with a random suffix of what was on its way; the ends hear of it at different times.
+    /// Ends a session and loses a random suffix of its messages. The ends learn it at different times.
     pub(super) fn lose_session(&mut self, key: (u64, u64)) {
         if let Some(mut session) = self.sessions.remove(&key) {
             self.stats.count("sessions lost", 1);
             for end in 0..2 {
                 let (me, peer) = if end == 0 { key } else { (key.1, key.0) };
-                if !session.told[end] {
+                if !session.reported[end] {
                     continue;
                 }
-                // Some of it may still arrive: what is in the receiver's buffers.
+                // Messages in the receiver's buffers may still arrive.
                 let kept = self.rng.random_range(0..=session.to[end].len());
                 let rest = std::mem::take(&mut session.to[end]);
                 let Some(node) = self.nodes.get_mut(&me) else { continue };

@@ -1,5 +1,6 @@
-//! Chosen schedules, where the others are drawn: what durability level `memory` promises and what it can lose (R28), with three
-//! replicas, one entry, and crashes while the followers have it in memory only; and reads over long ways (log rule 9).
+//! Chosen schedules with three replicas: the promises of durability level `memory` and what it can lose
+//! (R28), with crashes while the followers have an entry in memory only; reads over slow links (log
+//! rule 9); and a slow disk (log rule 1).
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,15 +22,15 @@ use crate::status::PeerStatus;
 use crate::wire::Wire;
 
 use super::changes::members;
-use super::oracle::State;
+use super::oracle::AppState;
 use super::simulated_replica::Node;
 use evenkeel_host::ForgetfulDisk as SimDisk;
 
 const ENTRY: &[u8] = b"entry in question";
-/// Simulated time for whatever must happen.
+/// Simulated time within which an awaited event must happen, in milliseconds.
 const PATIENCE_MS: u64 = 5_000;
 
-/// The founding epoch, which is the only one here.
+/// The founding configuration, the only one here.
 const FOUNDING: u32 = 1;
 
 pub(super) struct Group {
@@ -37,7 +38,7 @@ pub(super) struct Group {
     pub(super) nodes: BTreeMap<u64, Node>,
     /// Messages on their way, by sender and receiver.
     wires: BTreeMap<(u64, u64), VecDeque<Wire>>,
-    /// Sessions that are up, from both ends' view.
+    /// Open sessions.
     sessions: BTreeMap<(u64, u64), u64>,
     next_session: u64,
     /// Replicas that are up but hear nobody.
@@ -45,7 +46,7 @@ pub(super) struct Group {
     /// Pairs of which neither hears the other, the lower one first.
     pub(super) apart: BTreeSet<(u64, u64)>,
     acknowledged: bool,
-    /// Reads that were answered, with what.
+    /// Answered reads, with their answers.
     answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
     /// The largest message sent and the most written in one turn, in bytes.
     pub(super) largest_message_bytes: usize,
@@ -67,7 +68,7 @@ impl Group {
             let config =
                 CoreConfig { me: id, unix_at_boot_ms: 0, timing, limits: limits.clone(), faults: faults.to_vec() };
             let founding = Membership { configuration: FOUNDING, members: members(1..=3), ..Membership::default() };
-            let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
+            let (disk, durable, told) = (SimDisk::new(0, 0), AppState::default(), VecDeque::new());
             let node = Node {
                 id,
                 disk,
@@ -113,7 +114,7 @@ impl Group {
     pub(super) fn lose_disk(&mut self, id: u64) {
         self.crash(id);
         let node = self.nodes.get_mut(&id).unwrap();
-        (node.disk, node.durable, node.store) = (SimDisk::new(0, 0), State::default(), node.store + 100);
+        (node.disk, node.durable, node.store) = (SimDisk::new(0, 0), AppState::default(), node.store + 100);
         self.start(id);
     }
 
@@ -127,7 +128,7 @@ impl Group {
         self.nodes[&id].process.as_ref().unwrap().core.status().peers[&ReplicaId(peer)].clone()
     }
 
-    /// Sessions follow who can talk.
+    /// Opens and ends sessions by which replicas can talk.
     pub(super) fn connect(&mut self) {
         for pair in [(1, 2), (1, 3), (2, 3)] {
             let (a, b) = pair;
@@ -161,7 +162,8 @@ impl Group {
         }
     }
 
-    /// One turn: all that waits comes in. Without `sync` the disk is still at it when the turn's early messages have left.
+    /// One turn with every waiting message. Without `sync` the disk is slow: only the part before the sync
+    /// is carried out.
     pub(super) fn turn(&mut self, id: u64, sync: bool) {
         for from in (1..=3).filter(|from| *from != id) {
             let session = self.sessions.get(&(id.min(from), id.max(from))).copied();
@@ -254,23 +256,24 @@ impl Group {
     }
 }
 
-// R28: both followers have the entry in memory only, and it counts as held. All three crash, and the followers are back before
-// the leader, the only one whose disk had it: it is lost. That is what the level can cost.
+// R28: both followers have the entry in memory only, and it is acknowledged. All three crash, and the
+// followers are back before the leader, the only one whose disk had it: the entry is lost.
 #[test]
-fn what_was_held_in_memory_is_lost_when_its_holders_crash_together() {
+fn a_write_acknowledged_in_memory_is_lost_when_all_replicas_crash_together() {
     let mut group = Group::new(&[]);
     let (leader, followers) = group.propose();
     followers.iter().for_each(|id| group.turn(*id, false));
     group.turn(leader, true);
-    assert!(group.acknowledged, "both followers have told that they hold it");
+    assert!(group.acknowledged, "both followers have answered that they have it");
     (1..=3).for_each(|id| group.crash(id));
     followers.iter().for_each(|id| group.start(*id));
     assert!(!group.kept());
 }
 
-// R28: of the three holders one crashes and a second is cut off; the third alone remembers, and that is enough.
+// R28: of the three replicas one crashes and a second is cut off; the third alone has the entry, and that
+// is enough.
 #[test]
-fn what_was_held_in_memory_survives_any_one_crash() {
+fn a_write_acknowledged_in_memory_survives_any_one_crash() {
     for (crashed, cut) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
         let mut group = Group::new(&[]);
         let (leader, [first, second]) = group.propose();
@@ -286,7 +289,7 @@ fn what_was_held_in_memory_survives_any_one_crash() {
     }
 }
 
-// R28: with a mere majority of holders the same crash loses it, which is why a majority is not enough.
+// R28: with the memory of a majority the same crash loses the entry, so a majority is not enough.
 #[test]
 fn memory_of_a_mere_majority_is_noticed() {
     let schedule = |faults: &[Fault]| {
@@ -306,7 +309,7 @@ fn memory_of_a_mere_majority_is_noticed() {
     assert_eq!(schedule(&[Fault::MemoryOfMajority]), (true, false), "acknowledged and lost");
 }
 
-// R28: `disk` is answered when the entry is decided. Then it survives what `memory` does not.
+// R28: level `disk` is answered when the entry is decided. Then the entry survives the crash of all.
 #[test]
 fn what_was_decided_survives_the_crash_of_all() {
     let mut group = Group::new(&[]);

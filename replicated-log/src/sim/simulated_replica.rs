@@ -1,4 +1,5 @@
-//! One simulated replica: its disk, which outlives it, its process, and an application that folds the log.
+//! One simulated replica: its disk, which outlives its process, the process, and an application that
+//! applies the log.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,57 +13,57 @@ use crate::old_entries::OldEntries;
 use crate::role::Role;
 use crate::wal::{Identity, Wal, WalLimits};
 
-use super::oracle::{Checked, Oracle, State, Violation, ensure};
+use super::oracle::{AppState, Checked, Oracle, Violation, ensure};
 use evenkeel_host::ForgetfulDisk as SimDisk;
 
 pub(super) struct Node {
     pub(super) id: u64,
     pub(super) disk: SimDisk,
     pub(super) config: CoreConfig,
-    /// What it was started with: the founding epoch, or none.
+    /// Its configuration at the first start: the founding one, or 0.
     pub(super) founding: Membership,
-    /// The mark of its disk.
+    /// The identity of its disk.
     pub(super) store: u64,
     /// Lost in a crash.
     pub(super) process: Option<Process>,
     /// The application's state as it would be after a crash.
-    pub(super) durable: State,
+    pub(super) durable: AppState,
     pub(super) up_at_ms: u64,
     /// How much faster its clock runs than real time.
     pub(super) drift_permille: i64,
-    /// What it has heard from replicas of other epochs.
+    /// Inputs from replicas of other configurations.
     pub(super) told: VecDeque<Input>,
 }
 
-/// Where in a turn a process was frozen.
+/// The point of a turn at which a process was frozen.
 pub(super) enum Frozen {
     /// The inputs have come and the clock has been read.
     Before(VecDeque<(u64, Input)>),
     /// The core has taken them in.
     Fed,
-    /// What may go out before the sync has gone out, and the disk is slow. What came meanwhile waits.
+    /// The part before the sync has been carried out, and the disk is slow. Later inputs wait.
     Syncing { ready: Box<Ready>, lost_role: Option<Role>, inputs: VecDeque<(u64, Input)> },
 }
 
-/// What a crash takes away.
+/// State that a crash destroys.
 pub(super) struct Process {
     pub(super) core: Core<SimDisk>,
     pub(super) store: u64,
     pub(super) role: Role,
-    pub(super) state: State,
+    pub(super) state: AppState,
     pub(super) next_tick_ms: u64,
     pub(super) paused_until_ms: u64,
     pub(super) frozen: Option<Frozen>,
-    /// What readers see of the lease and of the log's end.
+    /// The published lease and decided position.
     pub(super) read_lease: Lease,
     pub(super) shown_decided: u64,
     /// Own writes that wait for their outcome.
     pub(super) writes: BTreeMap<u64, ()>,
-    /// Own writes whose hold in memory is waited for.
+    /// Own writes that wait for a memory acknowledgement.
     pub(super) tracked: BTreeMap<u64, ()>,
-    /// Reads asked for: what a client knew before, and when.
+    /// Waiting reads, with the position that a client knew before each.
     pub(super) barriers: BTreeMap<u64, u64>,
-    /// Reads confirmed that wait for the state to get there.
+    /// Confirmed reads that wait until their position is applied.
     pub(super) reads: Vec<u64>,
     pub(super) lease: Option<u64>,
     pub(super) compacted: u64,
@@ -112,7 +113,7 @@ impl Node {
         self.process = None;
         self.disk = empty;
         self.store = store;
-        self.durable = State::default();
+        self.durable = AppState::default();
         self.up_at_ms = up_at_ms;
     }
 
@@ -151,7 +152,7 @@ impl Node {
             }
         }
         ensure(process.state == oracle.state_at(process.state.applied), || {
-            format!("replica {}: {:?} is not a fold of the log", self.id, process.state)
+            format!("replica {}: {:?} is not a state of the log", self.id, process.state)
         })?;
         let applied = process.state.applied;
         process.reads.retain(|read| {

@@ -1,4 +1,4 @@
-//! Time, network, clients and misfortune around the simulated replicas.
+//! The world of a run: time, network, clients and faults around the simulated replicas.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,7 +18,7 @@ use crate::wire::Wire;
 use super::changes::{self, members};
 use super::clocks;
 use super::fault_injector::{FaultRates, Options, Stats, pairs, settings};
-use super::oracle::{Checked, Oracle, State, Violation, ensure};
+use super::oracle::{AppState, Checked, Oracle, Violation, ensure};
 use super::simulated_replica::{Frozen, Node, Process};
 use evenkeel_host::ForgetfulDisk as SimDisk;
 
@@ -26,10 +26,10 @@ use evenkeel_host::ForgetfulDisk as SimDisk;
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) number: u64,
-    /// The epoch that both ends are in.
+    /// The configuration of both ends.
     pub(super) configuration: u32,
-    /// Per end, whether its event loop has been told of it.
-    pub(super) told: [bool; 2],
+    /// Per end, whether its event loop has received it.
+    pub(super) reported: [bool; 2],
     /// Messages on their way to `low` and to `high`, with their time of arrival.
     pub(super) to: [VecDeque<(u64, Wire)>; 2],
 }
@@ -39,31 +39,32 @@ pub(super) struct World {
     pub(super) now_ms: u64,
     pub(super) nodes: BTreeMap<u64, Node>,
     pub(super) sessions: BTreeMap<(u64, u64), Session>,
-    /// Ends of lost sessions that have not been told yet: replica, peer, number.
+    /// Ends of lost sessions that have not been delivered yet: replica, peer, number.
     pub(super) ends: VecDeque<(u64, u64, u64)>,
-    /// From whom to whom nothing gets through.
+    /// Links that deliver nothing: sender and receiver.
     pub(super) cut: BTreeMap<(u64, u64), ()>,
     pub(super) rates: FaultRates,
     pub(super) calm: bool,
-    /// Crashes come in clusters: what one replica lost, a second must not lose too. When, and whom.
+    /// Time and replica of a crash that follows another one: a second replica must not lose what the first
+    /// has lost.
     pub(super) aftershock: Option<(u64, u64)>,
     pub(super) next_session: u64,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
     pub(super) stats: Stats,
-    /// When clients first knew of a position, in real time: at the latest then.
+    /// `(time, position)`: clients knew the position at that real time at the latest.
     pub(super) known_by: Vec<(u64, u64)>,
     pub(super) compaction: bool,
     pub(super) storm: bool,
     pub(super) leases: bool,
-    /// What an empty disk is like.
+    /// The arguments of an empty disk.
     pub(super) disks: (u64, usize),
     pub(super) next_store: u64,
     pub(super) founding: Membership,
 }
 
 const STEP_MS: u64 = 2;
-/// A healed group must have recovered after this: forty election timeouts.
+/// The time within which a healed group must recover: forty election timeouts, in milliseconds.
 const RECOVERY_MS: u64 = 2_000;
 
 impl World {
@@ -86,7 +87,7 @@ impl World {
             let founding = founding.clone();
             let disk = SimDisk::new(options.skip_sync_every, prepared_bytes);
             let drift_permille = rng.random_range(-options.drift_permille..=options.drift_permille);
-            let durable = State::default();
+            let durable = AppState::default();
             let node = Node {
                 id,
                 disk,
@@ -138,7 +139,7 @@ impl World {
             keys.into_iter().for_each(|key| self.lose_session(key));
         }
         let healed_ms = self.now_ms;
-        // Writes go on for a moment, then the group must come to rest, whole.
+        // Writes continue for a moment, then every replica must reach the same state.
         while self.now_ms < healed_ms + 200 || !self.recovered() {
             self.step()?;
             ensure(self.now_ms < healed_ms + RECOVERY_MS, || format!("not recovered: {}", self.describe()))?;
@@ -153,7 +154,7 @@ impl World {
         Ok(self.stats)
     }
 
-    /// One leader that serves, whom all follow; all have applied everything, nobody is behind, no read waits.
+    /// Whether one leader serves, all replicas have applied everything, none is behind, and no read waits.
     fn recovered(&self) -> bool {
         let mut leader = None;
         for node in self.nodes.values().filter(|node| self.is_member(node.id)) {
@@ -168,7 +169,7 @@ impl World {
             {
                 return false;
             }
-            // Nothing is on its way either: what becomes of every write is known.
+            // Nothing is on its way either: the outcome of every write is known.
             let resolved = process.core.status().accepted.0 == self.oracle.len();
             let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && resolved;
             if !whole || matches!(process.role, Role::Behind { .. }) {
@@ -200,7 +201,7 @@ impl World {
     fn step(&mut self) -> Checked<()> {
         self.now_ms += STEP_MS;
         if !self.calm {
-            self.misfortune();
+            self.inject_faults();
             if self.rng.random_bool(self.rates.power_cut) {
                 let up: Vec<u64> = self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect();
                 up.into_iter().try_for_each(|id| self.crash(id, "crashes in a power cut"))?;
@@ -216,7 +217,7 @@ impl World {
         for id in ids {
             let node = &self.nodes[&id];
             match &node.process {
-                // Whoever is no longer a member is stopped when the others can do without it.
+                // A removed replica is stopped when the others do not need it any more.
                 _ if self.calm && !self.is_member(id) => self.retire(id),
                 None if self.now_ms >= node.up_at_ms || self.calm => self.start(id)?,
                 Some(p) if self.now_ms >= p.paused_until_ms && self.rng.random_bool(0.8) => self.turn(id)?,
@@ -239,7 +240,7 @@ impl World {
         self.rng.random_range(1..=self.nodes.len() as u64)
     }
 
-    /// Opens sessions wherever both ends are up and nothing is cut; a cut one is given up after a while.
+    /// Opens sessions where both ends are up and not cut; a cut session is lost after a while.
     fn connect(&mut self) {
         let n = self.nodes.len() as u64;
         for (low, high) in pairs(n).filter(|(a, b)| a < b) {
@@ -256,15 +257,15 @@ impl World {
                 let number = self.next_session;
                 self.next_session += 1;
                 let session =
-                    Session { number, configuration, told: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
+                    Session { number, configuration, reported: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
                 self.sessions.insert(key, session);
             }
         }
     }
 
-    /// One turn of a replica's event loop, frozen or crashing somewhere in it perhaps.
+    /// One turn of a replica's event loop. It may freeze or crash anywhere in it.
     fn turn(&mut self, id: u64) -> Checked<()> {
-        // Readers run beside the event loop, which may just have woken up inside of a turn.
+        // Readers run beside the event loop, which may have been frozen inside a turn.
         self.leased_reads(id)?;
         let frozen = self.process(id)?.frozen.take();
         let inputs = match frozen {
@@ -318,7 +319,8 @@ impl World {
         self.node(id)?.process.as_mut().ok_or_else(|| Violation(format!("replica {id} is down")))
     }
 
-    /// Log rule 9: reads answered without a message, while the lease that readers see holds by the replica's clock.
+    /// Log rule 9: reads answered without a message, while the published lease holds by the replica's
+    /// clock.
     fn leased_reads(&mut self, id: u64) -> Checked<()> {
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
         let asked = self.rng.random_bool(self.rates.read);
@@ -350,7 +352,7 @@ impl World {
         if self.shown(id)? {
             self.stats.count("entries shown before a sync", 1);
         }
-        // Requests for old entries are answered after the sync, but for the rest there is no difference.
+        // The runtime answers requests for old entries after the sync; that makes no difference here.
         if ordinary && self.rng.random_bool(0.5) {
             self.apply(id)?;
         }
@@ -364,7 +366,8 @@ impl World {
         self.sync_and_send(id, ready, before.role, point)
     }
 
-    /// Where in this turn the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4 not at all.
+    /// The point of this turn at which the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4
+    /// not at all.
     fn crash_point(&mut self, id: u64) -> usize {
         let now_ms = self.now_ms;
         let doomed = self.aftershock.take_if(|(at_ms, who)| *at_ms <= now_ms && *who == id).is_some();
@@ -420,8 +423,8 @@ impl World {
         Ok(())
     }
 
-    /// What waits for the replica: ends and beginnings of sessions, messages that have arrived, the owner's calls
-    /// and the clock, in an order in which they could come.
+    /// The waiting inputs of the replica: ends and beginnings of sessions, arrived messages, the owner's
+    /// calls and the clock, in a possible order.
     fn inputs(&mut self, id: u64) -> Vec<Input> {
         let mut inputs = Vec::new();
         let now_ms = self.now_ms;
@@ -441,12 +444,12 @@ impl World {
                 (low, high) if high == id => (1, low),
                 _ => continue,
             };
-            if !session.told[end] {
-                // The dialling end hears of it after the accepting one.
-                if (end == 0 && !session.told[1]) || self.rng.random_bool(0.3) {
+            if !session.reported[end] {
+                // The dialling end receives it after the accepting one.
+                if (end == 0 && !session.reported[1]) || self.rng.random_bool(0.3) {
                     continue;
                 }
-                session.told[end] = true;
+                session.reported[end] = true;
                 let (session, configuration, store_id) =
                     (session.number, session.configuration, self.nodes[&peer].store);
                 inputs.push(Input::SessionUp { peer, session, configuration, store_id });
@@ -495,11 +498,11 @@ impl World {
             }
             if chance(rng, 0.004) {
                 inputs.push(Input::NewLeadership { current: term });
-                // Proposed by an owner that has not noticed yet.
+                // Proposed by an owner that has not noticed the new leadership yet.
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(0, rng), tracked: None });
             }
             if chance(rng, 0.01) {
-                // As a forwarded proposal of an ended leadership would come in; the log must judge it void.
+                // As a forwarded proposal of an ended leadership would come in; the log must reject it.
                 let old = Term(term.0.wrapping_sub(rng.random_range(1..1 << 26)));
                 inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
             }
@@ -558,7 +561,7 @@ impl World {
         self.stats.count("candidates far behind", ready.counts.refusals);
         self.stats.count("dropped proposals", ready.counts.dropped);
         ensure(ready.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", ready.overflowed))?;
-        self.over(id, &ready)?;
+        self.end_sessions(id, &ready)?;
         if let Some(role) = ready.role {
             self.process(id)?.role = role;
         }
@@ -588,11 +591,11 @@ impl World {
             stats.count("compactions", 1);
         }
         if process.core.was_reset() {
-            // What a lease was to keep is gone with the whole log; the group's other replicas have moved on.
+            // The retained entries are gone with the whole log.
             process.lease = None;
         }
         ensure(process.lease.is_none_or(|lease| status.compacted.0 < lease), || {
-            format!("replica {id} broke the lease {:?}: {status:?}", process.lease)
+            format!("replica {id} broke the retention {:?}: {status:?}", process.lease)
         })?;
         if rng.random_bool(0.7) {
             self.apply(id)?;
@@ -600,7 +603,8 @@ impl World {
         self.transfer(id)
     }
 
-    /// What a replica shows as decided, before or after its sync; whether that was anything.
+    /// Checks the entries that a replica shows as decided, before or after its sync. Returns whether there
+    /// were any.
     fn shown(&mut self, id: u64) -> Checked<bool> {
         let World { nodes, oracle, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
@@ -644,7 +648,7 @@ impl World {
         Ok(())
     }
 
-    /// The application of a replica that is behind fetches the state from another one, sometime.
+    /// The application of a replica that is behind fetches the state from another one, now and then.
     fn transfer(&mut self, id: u64) -> Checked<()> {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };
@@ -666,7 +670,7 @@ impl World {
         self.stats.count("state transfers", 1);
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
         let node = self.node(id)?;
-        // The copy is durable before the log hears of it.
+        // The copy is durable before the log is notified.
         node.durable = state;
         if let Some(process) = &mut node.process {
             process.state = state;
@@ -676,7 +680,7 @@ impl World {
     }
 }
 
-/// What clients knew before a clock with this drift first showed `clock_ms`.
+/// The position that clients knew before a clock with this drift first showed `clock_ms`.
 fn known_before(known_by: &[(u64, u64)], drift_permille: i64, clock_ms: u64) -> u64 {
     // In whole milliseconds the clock shows it from this real time on.
     let since_ms = (clock_ms as i64 * 1_000).div_euclid(1_000 + drift_permille) as u64;

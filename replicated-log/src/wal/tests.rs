@@ -1,4 +1,4 @@
-//! The durable log by itself: what survives, what is cut off, what is refused.
+//! Tests of the durable log: recovery, torn writes, damage, compaction and configurations.
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -87,7 +87,7 @@ fn a_torn_last_record_is_cut_off_at_every_length() {
             let mut wal = open(&dir, 1 << 20).unwrap();
             assert_eq!(wal.end(), 1, "cut to {len} of {whole}");
             assert_eq!(wal.log_bytes(), sound);
-            // Whatever the remains are, what is written in their place is what counts.
+            // The new records replace the remains, whatever those are.
             wal.append(vec![data(1, 3)]);
             let _ = wal.sync().unwrap();
             drop(wal);
@@ -325,7 +325,7 @@ fn compaction_deletes_segments_and_keeps_the_fence() {
     }
 }
 
-// Breaks if a record that is larger than what is retained stays: nothing more is proposed then, so that nothing comes behind it.
+// Breaks if a record larger than the retention stays: then no entry is proposed, so no record follows it.
 #[test]
 fn a_synchronisation_as_large_as_the_log_is_compacted_away() {
     let dir = TempDir::new().unwrap();
@@ -438,7 +438,7 @@ fn second_configuration(began: u64) -> Membership {
     Membership { configuration: 2, began: crate::LogIndex(began), term: term(3), members: members.into() }
 }
 
-/// A log with a barrier at 12, and with what its first epoch leaves behind.
+/// A log with a barrier at 12 at the end of its first configuration.
 fn at_its_end(dir: &TempDir) -> Wal<FileDisk> {
     let mut wal = open(dir, 1 << 20).unwrap();
     wal.append(vec![Item::leader_start(term(3))]);
@@ -453,9 +453,9 @@ fn at_its_end(dir: &TempDir) -> Wal<FileDisk> {
     wal
 }
 
-// Log rule 10: an epoch begins as a whole or not at all, and with a fresh instance's memory.
+// Log rule 10: a configuration begins as a whole or not at all, with the memory of a new instance.
 #[test]
-fn an_epoch_begins_with_one_record() {
+fn a_configuration_begins_with_one_record() {
     let dir = TempDir::new().unwrap();
     let mut wal = at_its_end(&dir);
     let before = wal.index.segments.back().unwrap().bytes;
@@ -472,7 +472,7 @@ fn an_epoch_begins_with_one_record() {
     assert_eq!((wal.index.meta.promise, wal.index.meta.accepted_round, wal.peer_store(2)), (None, None, None));
     assert_eq!((0..=wal.end()).map(|i| wal.fence_at(i)).collect::<Vec<_>>(), fences);
     drop(wal);
-    // A crash at any byte of the record leaves the first epoch as it was.
+    // A crash at any byte of the record leaves the first configuration as it was.
     let file = dir.path().join(format!("{:016x}.log", 1));
     let whole = std::fs::read(&file).unwrap();
     for cut in (before..after).step_by(7) {
@@ -485,7 +485,7 @@ fn an_epoch_begins_with_one_record() {
 
 // Log rule 10: who fetched the state has a log that begins there.
 #[test]
-fn an_epoch_entered_with_a_copy_of_the_state_begins_behind_it() {
+fn a_configuration_entered_with_a_copy_of_the_state_begins_behind_it() {
     let dir = TempDir::new().unwrap();
     let mut wal = at_its_end(&dir);
     wal.begin_configuration(second_configuration(40), true);
