@@ -1,4 +1,5 @@
-//! Names of the deliberate bugs, with which a simulation shows that its checks detect a broken rule.
+//! Names of the deliberate bugs, with which a simulation shows that its checks detect a broken
+//! rule.
 //!
 //! Each bug is at the line that obeys the rule, in whichever crate that is, behind
 //! [`crate::deliberate`]. This module is only the list of names: it depends on nothing. Without a
@@ -7,7 +8,8 @@
 /// A deliberate bug. `docs/testing.md` says which check detects each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
+    /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run
+    /// there (R9).
     NoOwnershipFence,
     /// A leadership continues after a new server start of its PostgreSQL (R1).
     LeadershipSurvivesRestart,
@@ -50,7 +52,8 @@ pub enum Bug {
     LeaderReadAnywhere,
     /// A linearizable read of the coordination store does not pass the read barrier (log rule 9).
     KvNoBarrier,
-    /// A sequential read of the coordination store does not wait for the revision that its client has seen.
+    /// A sequential read of the coordination store does not wait for the revision that its client
+    /// has seen.
     KvGoesBack,
     /// The coordination store's leader evaluates conditions before the log orders them.
     KvJudgedBeforeTheLog,

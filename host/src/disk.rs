@@ -8,13 +8,15 @@ use bytes::Bytes;
 
 /// A folder of segments.
 ///
-/// The interface is narrow so that a simulator can implement a disk that loses unsynced writes and tears
-/// the last write. Segments are numbered files that are written from front to back. Segments are
-/// recycled: the part not written yet may be zeros, the remains of a removed segment, or missing.
+/// The interface is narrow so that a simulator can implement a disk that loses unsynced writes and
+/// tears the last write. Segments are numbered files that are written from front to back. Segments
+/// are recycled: the part not written yet may be zeros, the remains of a removed segment, or
+/// missing.
 pub trait Disk {
     /// The existing segments in ascending order, possibly with one that was prepared and not begun.
     fn segments(&self) -> io::Result<Vec<u64>>;
-    /// Creates a segment durably, or takes the one prepared under this number. Its contents are undefined.
+    /// Creates a segment durably, or takes the one prepared under this number. Its contents are
+    /// undefined.
     fn create(&mut self, segment: u64) -> io::Result<()>;
     /// Announces that `segment` will be created next: the disk may prepare it in the background.
     fn expect(&mut self, _segment: u64) {}
@@ -26,7 +28,8 @@ pub trait Disk {
     fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes everything written to the segment durable.
     fn sync(&mut self, segment: u64) -> io::Result<()>;
-    /// Announces that no more is written to the segment: the disk may make it durable in the background.
+    /// Announces that no more is written to the segment: the disk may make it durable in the
+    /// background.
     fn seal(&mut self, _segment: u64) {}
     /// The bytes `offset..offset + len` of a segment; an error if it is shorter.
     fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes>;

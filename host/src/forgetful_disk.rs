@@ -39,8 +39,8 @@ pub struct ForgetfulDisk(Arc<Mutex<Platter>>);
 const SECTOR_BYTES: usize = 64;
 
 impl ForgetfulDisk {
-    /// An empty disk. Every `skip_every`-th sync does nothing (0: every sync works), and new segments
-    /// begin with `prepared_bytes` zeros.
+    /// An empty disk. Every `skip_every`-th sync does nothing (0: every sync works), and new
+    /// segments begin with `prepared_bytes` zeros.
     pub fn new(skip_every: u64, prepared_bytes: usize) -> ForgetfulDisk {
         let disk = ForgetfulDisk::default();
         disk.platter().skip_every = skip_every;
@@ -63,8 +63,8 @@ impl ForgetfulDisk {
         ForgetfulDisk(Arc::new(Mutex::new(copy)))
     }
 
-    /// Loses power. Of the unsynced writes nothing stays, or all, or a beginning, or any sectors. `draw`
-    /// returns a number below its argument.
+    /// Loses power. Of the unsynced writes nothing stays, or all, or a beginning, or any sectors.
+    /// `draw` returns a number below its argument.
     pub fn crash(&self, draw: &mut dyn FnMut(usize) -> usize) {
         for file in self.platter().files.values_mut() {
             let Some((from, to)) = file.dirty.take() else {

@@ -38,8 +38,8 @@ const KEEPALIVE_INTERVAL_S: u64 = 10;
 /// A connection ends after this number of unanswered probes.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Turns on keep-alive probes. Without them a connection whose other end lost its power lives for ever.
-/// A machine that does not support them may still connect.
+/// Turns on keep-alive probes. Without them a connection whose other end lost its power lives for
+/// ever. A machine that does not support them may still connect.
 fn keep_alive(stream: &TcpStream) {
     use rustix::net::sockopt;
     let _ = sockopt::set_socket_keepalive(stream, true)
@@ -147,7 +147,8 @@ impl Stream {
 }
 
 impl WriteHalf {
-    /// Writes as much as the connection takes at once; [`io::ErrorKind::WouldBlock`] if that is nothing.
+    /// Writes as much as the connection takes at once; [`io::ErrorKind::WouldBlock`] if that is
+    /// nothing.
     ///
     /// # Errors
     /// The system's.

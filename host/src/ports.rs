@@ -1,9 +1,10 @@
 //! Free ports that stay free.
 //!
-//! A port from `bind(0)` comes from the kernel's ephemeral range. Once its process has been killed, any
-//! outgoing connection may take the port before the process is started again. [`reserve`] therefore
-//! takes ports from below that range and tests them by binding. It starts at a random port, so that
-//! processes that search at the same time do not meet, and then continues behind the last port found.
+//! A port from `bind(0)` comes from the kernel's ephemeral range. Once its process has been killed,
+//! any outgoing connection may take the port before the process is started again. [`reserve`]
+//! therefore takes ports from below that range and tests them by binding. It starts at a random
+//! port, so that processes that search at the same time do not meet, and then continues behind the
+//! last port found.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +13,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The first port: above the well-known ones. The last is below Linux's ephemeral ones (32768 and up).
+/// The first port: above the well-known ones. The last is below Linux's ephemeral ones (32768 and
+/// up).
 const FIRST: u16 = 12_000;
 const COUNT: u16 = 20_000;
 

@@ -1,7 +1,7 @@
 //! The simulation that may replace the machine, and the deliberate bugs that it enables.
 //!
-//! This module owns the process's only state in this crate: the installed [`Simulation`], if there is
-//! one.
+//! This module owns the process's only state in this crate: the installed [`Simulation`], if there
+//! is one.
 
 use std::future::Future;
 use std::io;
@@ -19,8 +19,8 @@ use crate::duplex::{Accept, Duplex};
 /// A connection being made.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>;
 
-/// The interface of a simulated machine. The simulation knows the calling process, since it steps one
-/// process at a time.
+/// The interface of a simulated machine. The simulation knows the calling process, since it steps
+/// one process at a time.
 pub trait Simulation: Send + Sync {
     /// Opens a connection.
     fn connect(&self, to: SocketAddr) -> Connecting;
@@ -28,12 +28,13 @@ pub trait Simulation: Send + Sync {
     fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Accept>>;
     /// The disk under a folder, in the state that its last process left.
     fn disk(&self, folder: &Path, segment_bytes: u64) -> io::Result<Box<dyn Disk>>;
-    /// The database server under a folder, in the state that its last process left: it may still run.
+    /// The database server under a folder, in the state that its last process left: it may still
+    /// run.
     fn server(&self, folder: &Path) -> Arc<dyn Server>;
     /// See [`crate::boot_ms`].
     fn boot_ms(&self) -> u64;
-    /// Milliseconds since the Unix epoch: this machine's wall clock at the start of the process, plus the
-    /// time since then by [`crate::boot_ms`].
+    /// Milliseconds since the Unix epoch: this machine's wall clock at the start of the process,
+    /// plus the time since then by [`crate::boot_ms`].
     fn unix_ms(&self) -> u64;
     /// This machine's replica reports its group's time, in milliseconds since the Unix epoch.
     fn report_group_time(&self, unix_ms: u64);
@@ -45,8 +46,8 @@ pub trait Simulation: Send + Sync {
 
 /// A database server that speaks PostgreSQL's protocol.
 pub trait Server: Send + Sync {
-    /// Ends everything that an earlier start left (R2) and starts. It then holds at least its durable
-    /// data. Returns the number of this start.
+    /// Ends everything that an earlier start left (R2) and starts. It then holds at least its
+    /// durable data. Returns the number of this start.
     ///
     /// # Errors
     /// The reason why it does not start.
@@ -63,8 +64,8 @@ pub trait Server: Send + Sync {
 
 static INSTALLED: OnceLock<Box<dyn Simulation>> = OnceLock::new();
 
-/// Replaces the machine by a simulation for the rest of the process's life. Returns `false` if one is
-/// installed already.
+/// Replaces the machine by a simulation for the rest of the process's life. Returns `false` if one
+/// is installed already.
 pub fn install(simulation: Box<dyn Simulation>) -> bool {
     INSTALLED.set(simulation).is_ok()
 }

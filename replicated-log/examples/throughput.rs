@@ -1,5 +1,6 @@
-//! Three replicas on loopback, each with its own durable log: how many small proposals a second they decide, and
-//! how long one takes, alone and with others waiting. A read barrier is timed the same way.
+//! Three replicas on loopback, each with its own durable log: how many small proposals a second
+//! they decide, and how long one takes, alone and with others waiting. A read barrier is timed the
+//! same way.
 //!
 //! `cargo run --release -p evenkeel-replicated-log --example throughput [folder]`
 
@@ -48,7 +49,8 @@ async fn leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
     }
 }
 
-/// As [`leader`], once it has led for a second: replicas that start one after the other change places at first.
+/// As [`leader`], once it has led for a second: replicas that start one after the other change
+/// places at first.
 async fn stable_leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
     loop {
         let (node, term, start) = leader(nodes).await;

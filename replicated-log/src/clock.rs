@@ -1,10 +1,10 @@
 //! The clock that leases are measured with.
 //!
-//! It must not stop while the machine is suspended: a leader that was suspended must detect afterwards
-//! that its lease is over. It is therefore the time since boot with suspended time counted, in whole
-//! milliseconds. It is read at the edges only and passed into the core. Log rule 9 relies on it running at
-//! most 5 % faster or slower than real time. The clock of a virtual machine that is paused and resumed
-//! must be corrected before its processes continue.
+//! It must not stop while the machine is suspended: a leader that was suspended must detect
+//! afterwards that its lease is over. It is therefore the time since boot with suspended time
+//! counted, in whole milliseconds. It is read at the edges only and passed into the core. Log rule
+//! 9 relies on it running at most 5 % faster or slower than real time. The clock of a virtual
+//! machine that is paused and resumed must be corrected before its processes continue.
 
 use std::sync::OnceLock;
 
@@ -16,11 +16,11 @@ pub(crate) fn now_ms() -> u64 {
     evenkeel_host::boot_ms()
 }
 
-/// Milliseconds since the Unix epoch: the wall clock at the first call of the process, plus the time
-/// since then. It never goes back, and setting the machine's clock does not make it jump. Entries kept
-/// for a time (R14) must neither be dropped at once nor kept for ever because an administrator set a
-/// clock. Clocks of different machines differ, and so do those of processes started before and after a
-/// clock was set.
+/// Milliseconds since the Unix epoch: the wall clock at the first call of the process, plus the
+/// time since then. It never goes back, and setting the machine's clock does not make it jump.
+/// Entries kept for a time (R14) must neither be dropped at once nor kept for ever because an
+/// administrator set a clock. Clocks of different machines differ, and so do those of processes
+/// started before and after a clock was set.
 pub fn unix_ms() -> u64 {
     static ANCHOR: OnceLock<(u64, u64)> = OnceLock::new();
     if let Some(simulation) = evenkeel_host::simulation() {

@@ -14,15 +14,16 @@ pub struct Timing {
     /// The length of one heartbeat round. A dead leader is replaced after two to three rounds
     /// (log rule 15).
     pub election_timeout_ms: u64,
-    /// After this time unanswered Prepare, Promise and PrepareReq messages are sent again. It must be
-    /// far above the time that the largest log synchronisation takes (log rule 5).
+    /// After this time unanswered Prepare, Promise and PrepareReq messages are sent again. It must
+    /// be far above the time that the largest log synchronisation takes (log rule 5).
     pub resend_ms: u64,
-    /// The period at which replicas send each other their promise and positions (log rules 10 and 11).
+    /// The period at which replicas send each other their promise and positions (log rules 10 and
+    /// 11).
     pub status_ms: u64,
-    /// The period of leader leases (log rule 9); 0 turns them off. While a lease holds, read barriers
-    /// cost no message. A leader that dies is replaced no sooner than this time after its last
-    /// message. The value is the same on all replicas, and a replica must not be restarted within
-    /// the old period after the value was reduced.
+    /// The period of leader leases (log rule 9); 0 turns them off. While a lease holds, read
+    /// barriers cost no message. A leader that dies is replaced no sooner than this time after its
+    /// last message. The value is the same on all replicas, and a replica must not be restarted
+    /// within the old period after the value was reduced.
     pub lease_ms: u64,
     /// A read barrier not confirmed within this time fails with
     /// [`BarrierError::TimedOut`](crate::BarrierError::TimedOut).
@@ -60,11 +61,13 @@ impl Default for Timing {
 pub struct Limits {
     /// The largest payload of one entry.
     pub max_entry_bytes: usize,
-    /// The total of proposals that wait for the event loop; above it `propose` returns `Overloaded`.
+    /// The total of proposals that wait for the event loop; above it `propose` returns
+    /// `Overloaded`.
     pub queue_bytes: usize,
     /// The input of one turn of the event loop before it syncs (log rule 5).
     pub turn_bytes: usize,
-    /// Entries kept in memory: by the log for its peers, and again (sharing the bytes) for subscribers.
+    /// Entries kept in memory: by the log for its peers, and again (sharing the bytes) for
+    /// subscribers.
     pub recent_bytes: usize,
     /// The size of a segment file. Segments grow under heavy writes, see
     /// [`Limits::largest_segment_bytes`]. The next segment is always prepared.
@@ -85,8 +88,8 @@ pub struct Limits {
     /// Messages received and not yet processed, per session; above it the socket is not read.
     pub inbound_bytes: usize,
     /// The largest frame accepted from a peer. Synchronisation takes more than a few times
-    /// [`Limits::sync_bytes`] in one case only: a candidate that is far behind and the only one that
-    /// can be elected. Then it takes up to the cap of the log.
+    /// [`Limits::sync_bytes`] in one case only: a candidate that is far behind and the only one
+    /// that can be elected. Then it takes up to the cap of the log.
     pub max_frame_bytes: usize,
     /// The most that one read of old entries from disk returns to a subscriber.
     pub read_bytes: usize,

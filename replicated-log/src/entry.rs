@@ -14,8 +14,9 @@ pub struct Entry {
     pub index: LogIndex,
     /// The leadership in which it was proposed.
     pub term: Term,
-    /// Whether it takes effect. A rejected entry was proposed by a leadership that had ended at this
-    /// position. It changes nothing, but it is delivered so that its proposer learns the outcome.
+    /// Whether it takes effect. A rejected entry was proposed by a leadership that had ended at
+    /// this position. It changes nothing, but it is delivered so that its proposer learns the
+    /// outcome.
     pub effective: bool,
     /// Its contents.
     pub body: Body,
@@ -31,8 +32,8 @@ pub enum Body {
         /// The new leader.
         leader: ReplicaId,
     },
-    /// The membership of the group changes here. If the entry is effective, all later entries of its
-    /// configuration are rejected (log rule 10); the next entry is the first of the next
+    /// The membership of the group changes here. If the entry is effective, all later entries of
+    /// its configuration are rejected (log rule 10); the next entry is the first of the next
     /// configuration. The payload belongs to the log.
     ConfigChange(Bytes),
 }

@@ -66,7 +66,8 @@ pub enum BarrierError {
 #[error("the log has stopped")]
 pub struct LogStopped;
 
-/// Why a log could not start. All are for the administrator: a retry without a change does not help.
+/// Why a log could not start. All are for the administrator: a retry without a change does not
+/// help.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration contradicts itself.

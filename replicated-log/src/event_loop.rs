@@ -1,9 +1,10 @@
 //! The event loop: a thread that owns the core and carries out its output.
 //!
-//! It blocks until an input or the next tick, takes in every waiting input (up to a bound), lets the
-//! core finish the turn, and carries the turn out in the order that [`crate::core`] prescribes: output
-//! that does not need the disk, one sync, the rest. It makes no choice of its own. Inputs that arrive
-//! while the disk syncs become the next turn, so that one sync serves all of them (log rule 1).
+//! It blocks until an input or the next tick, takes in every waiting input (up to a bound), lets
+//! the core finish the turn, and carries the turn out in the order that [`crate::core`] prescribes:
+//! output that does not need the disk, one sync, the rest. It makes no choice of its own. Inputs
+//! that arrive while the disk syncs become the next turn, so that one sync serves all of them (log
+//! rule 1).
 //!
 //! When another configuration begins, all sessions end and the transport is started again under its
 //! number (log rule 4). The handle, the subscriptions and the positions continue.
@@ -175,8 +176,8 @@ impl<D: Disk> EventLoop<D> {
         self.published.set_lease(ready.lease);
         self.send(ready.sends);
         self.acknowledge(&ready.acknowledged, &ready.unacknowledged);
-        // Entries decided and synced by earlier turns do not wait for this sync. A lost leadership shows
-        // first.
+        // Entries decided and synced by earlier turns do not wait for this sync. A lost leadership
+        // shows first.
         self.show_role(ready.role);
         self.answer_barriers(ready.barriers);
         self.publish();
@@ -187,8 +188,8 @@ impl<D: Disk> EventLoop<D> {
         let mut bytes = 0;
         let mut next = first;
         while let Some(command) = next {
-            // log rule 9: the clock is read after each command has arrived. A question that arrives while
-            // this process is frozen must not be answered by an earlier clock value.
+            // log rule 9: the clock is read after each command has arrived. A question that arrives
+            // while this process is frozen must not be answered by an earlier clock value.
             bytes += self.take(clock::now_ms(), command);
             if bytes >= self.turn_bytes || !self.shutdown.is_empty() {
                 return;
@@ -387,8 +388,8 @@ impl<D: Disk> EventLoop<D> {
         }
     }
 
-    /// An orderly end: everything is durable and every waiting call answered. Returns the callers that
-    /// wait for the end, and the transport to close first.
+    /// An orderly end: everything is durable and every waiting call answered. Returns the callers
+    /// that wait for the end, and the transport to close first.
     fn end(mut self) -> (Vec<oneshot::Sender<()>>, Transport) {
         if let Err(error) = self.core.sync_all() {
             fatal::abort_on(&error);

@@ -1,6 +1,7 @@
 //! The end of the process when the durable log fails (log rule 13).
 //!
-//! After a failed sync the durable state is unknown. A replica that continued could break a promise.
+//! After a failed sync the durable state is unknown. A replica that continued could break a
+//! promise.
 
 use crate::wal::WalError;
 

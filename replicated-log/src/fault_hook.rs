@@ -1,10 +1,10 @@
-//! Fault hooks: faults that tests inject into a running process and no other process could cause. They
-//! are a disk that is slow to sync, and a wall clock that is wrong.
+//! Fault hooks: faults that tests inject into a running process and no other process could cause.
+//! They are a disk that is slow to sync, and a wall clock that is wrong.
 //!
-//! The hooks do nothing unless the process was started with [`FOLDER_VARIABLE`] in its environment. Then
-//! the folder named there may hold [`SYNC_DELAY_MS`] and [`CLOCK_OFFSET_MS`], each with one number. The
-//! files are read at every use, so a disk can become slow and a clock jump while the process runs. A
-//! file that is missing, or holds no number, has no effect.
+//! The hooks do nothing unless the process was started with [`FOLDER_VARIABLE`] in its environment.
+//! Then the folder named there may hold [`SYNC_DELAY_MS`] and [`CLOCK_OFFSET_MS`], each with one
+//! number. The files are read at every use, so a disk can become slow and a clock jump while the
+//! process runs. A file that is missing, or holds no number, has no effect.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;

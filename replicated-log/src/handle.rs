@@ -42,27 +42,29 @@ impl LogHandle {
         self.me
     }
 
-    /// The role of this replica, as it changes. A lost leadership shows at once; [`Role::Leader`] shows
-    /// when the leadership's `LeaderStart` is in this replica's log, not yet decided.
+    /// The role of this replica, as it changes. A lost leadership shows at once; [`Role::Leader`]
+    /// shows when the leadership's `LeaderStart` is in this replica's log, not yet decided.
     pub fn role(&self) -> watch::Receiver<Role> {
         self.published.role.subscribe()
     }
 
     /// Queues one entry for the leadership `term`, without blocking and in the order of the calls.
     ///
-    /// `Ok` means queued, no more: the outcome is known when the entry, or a `LeaderStart` of a later
-    /// term, is delivered. A rejected entry never takes effect.
+    /// `Ok` means queued, no more: the outcome is known when the entry, or a `LeaderStart` of a
+    /// later term, is delivered. A rejected entry never takes effect.
     ///
     /// # Errors
-    /// The entry is not queued. [`ProposeError`] says whether to redirect, to retry, to refuse or to stop.
+    /// The entry is not queued. [`ProposeError`] says whether to redirect, to retry, to refuse or
+    /// to stop.
     pub fn propose(&self, term: Term, payload: Bytes) -> Result<(), ProposeError> {
         self.queue(Kind::Data, term, payload, None, true)
     }
 
-    /// As [`LogHandle::propose`], with a memory acknowledgement: the receiver is notified when enough
-    /// replicas have the entry in memory that no single crash can lose it, which may be long before it
-    /// is decided (R28). The entry is lost only if two replicas crash before a majority has it on disk.
-    /// An error from the receiver means that there will be no acknowledgement: the leadership has ended.
+    /// As [`LogHandle::propose`], with a memory acknowledgement: the receiver is notified when
+    /// enough replicas have the entry in memory that no single crash can lose it, which may be long
+    /// before it is decided (R28). The entry is lost only if two replicas crash before a majority
+    /// has it on disk. An error from the receiver means that there will be no acknowledgement: the
+    /// leadership has ended.
     ///
     /// # Errors
     /// As [`LogHandle::propose`].
@@ -72,9 +74,9 @@ impl LogHandle {
         Ok(notified)
     }
 
-    /// As [`LogHandle::propose`], for an entry that continues an earlier one. Until it is in the log, the
-    /// application does not allow compaction past the earlier entry; waiting for space under the log's
-    /// cap would therefore never end. The caller bounds the excess over the cap.
+    /// As [`LogHandle::propose`], for an entry that continues an earlier one. Until it is in the
+    /// log, the application does not allow compaction past the earlier entry; waiting for space
+    /// under the log's cap would therefore never end. The caller bounds the excess over the cap.
     ///
     /// # Errors
     /// As [`LogHandle::propose`].
@@ -92,22 +94,22 @@ impl LogHandle {
         Ok(notified)
     }
 
-    /// Queues a change of the group's membership: a barrier that ends this configuration, and with it
-    /// the leadership. The next configuration begins behind it, with `next` as members;
-    /// [`LogHandle::membership`] shows it. New members, and members that have lost their disk, vote once
-    /// they have fetched the state. Removed members may be stopped when the new configuration has a
-    /// leader.
+    /// Queues a change of the group's membership: a barrier that ends this configuration, and with
+    /// it the leadership. The next configuration begins behind it, with `next` as members;
+    /// [`LogHandle::membership`] shows it. New members, and members that have lost their disk, vote
+    /// once they have fetched the state. Removed members may be stopped when the new configuration
+    /// has a leader.
     ///
     /// # Errors
     /// The change is not queued: [`ChangeError::Impossible`] if there can be no such group,
-    /// [`ChangeError::Refused`] if too few of the new members have the state yet, or one is unknown; else
-    /// as [`LogHandle::propose`].
+    /// [`ChangeError::Refused`] if too few of the new members have the state yet, or one is
+    /// unknown; else as [`LogHandle::propose`].
     pub fn change_members(&self, term: Term, next: &Members) -> Result<(), ChangeError> {
         self.change_members_lacking(term, next, &BTreeSet::new())
     }
 
-    /// As [`LogHandle::change_members`]. `lacking` are members whose application does not have all of its
-    /// state yet: a majority of `next` must have it without them.
+    /// As [`LogHandle::change_members`]. `lacking` are members whose application does not have all
+    /// of its state yet: a majority of `next` must have it without them.
     ///
     /// # Errors
     /// As for [`LogHandle::change_members`].
@@ -122,8 +124,8 @@ impl LogHandle {
         Ok(self.queue(Kind::ConfigChange, term, Membership::barrier(&next), None, false)?)
     }
 
-    /// The newest membership that this replica knows. It may be one that this replica cannot enter yet
-    /// (then it is [`Role::Behind`]), or that does not include it.
+    /// The newest membership that this replica knows. It may be one that this replica cannot enter
+    /// yet (then it is [`Role::Behind`]), or that does not include it.
     pub fn membership(&self) -> watch::Receiver<Membership> {
         self.published.membership.subscribe()
     }
@@ -143,9 +145,10 @@ impl LogHandle {
         self.check_leading(term)?;
         let charged_bytes = payload.len() + QUEUED_OVERHEAD_BYTES;
         let queued = &self.published.queued_bytes;
-        // The cap holds even if compaction is blocked: proposals wait for it, here and at a majority. A
-        // membership change does not wait, since it may unblock compaction. The cap is one of files:
-        // beside the records there are the rest of the current segment, the next one, footers and headers.
+        // The cap holds even if compaction is blocked: proposals wait for it, here and at a
+        // majority. A membership change does not wait, since it may unblock compaction. The cap is
+        // one of files: beside the records there are the rest of the current segment, the next one,
+        // footers and headers.
         let segment_bytes = self.limits.largest_segment_bytes();
         let space_bytes = self.limits.log_cap_bytes.saturating_sub(2 * segment_bytes + segment_bytes / 4);
         let log_bytes = self.published.majority_log_bytes.load(Ordering::Acquire);
@@ -183,12 +186,12 @@ impl LogHandle {
         self.commands.send(Command::NewLeadership { current }).map_err(|_| ProposeError::Stopped)
     }
 
-    /// Returns a decided position at or after every write acknowledged before the call. A read of a state
-    /// that has applied that position is linearizable (log rule 9).
+    /// Returns a decided position at or after every write acknowledged before the call. A read of a
+    /// state that has applied that position is linearizable (log rule 9).
     ///
-    /// While this replica's lease holds ([`crate::Timing::lease_ms`]) this takes no message and wakes no
-    /// task. Otherwise a majority confirms that this replica still leads, by a probe that starts after
-    /// the call and serves all waiting calls.
+    /// While this replica's lease holds ([`crate::Timing::lease_ms`]) this takes no message and
+    /// wakes no task. Otherwise a majority confirms that this replica still leads, by a probe that
+    /// starts after the call and serves all waiting calls.
     ///
     /// # Errors
     /// [`BarrierError`] says whether to redirect, to retry or to stop.
@@ -212,15 +215,15 @@ impl LogHandle {
 
     /// Members that came back with another disk than they had in this configuration, with their new
     /// disks. They are refused; a change to the same members readmits them
-    /// ([`LogHandle::change_members`]). A connected member has its disk; then another process uses its
-    /// number, and the member is left out.
+    /// ([`LogHandle::change_members`]). A connected member has its disk; then another process uses
+    /// its number, and the member is left out.
     pub fn lost_disks(&self) -> BTreeMap<ReplicaId, Option<u64>> {
         let peers = self.status().peers.into_iter();
         peers.filter(|(_, peer)| peer.other_disk && !peer.connected).map(|(id, peer)| (id, peer.disk)).collect()
     }
 
-    /// Completes when this replica stops being a member, with the number of the configuration without it.
-    /// Never completes for a replica that waits to join.
+    /// Completes when this replica stops being a member, with the number of the configuration
+    /// without it. Never completes for a replica that waits to join.
     pub async fn removed(&self) -> u32 {
         let mut membership = self.membership();
         let removed = async {
@@ -235,8 +238,8 @@ impl LogHandle {
         }
     }
 
-    /// Asks the leader for a staleness bound. The answer shows in [`LogHandle::staleness_bound`], if one
-    /// comes: it takes a reachable leader that can prove that it leads.
+    /// Asks the leader for a staleness bound. The answer shows in [`LogHandle::staleness_bound`],
+    /// if one comes: it takes a reachable leader that can prove that it leads.
     pub fn ask_staleness_bound(&self) {
         self.notify(Command::AskStalenessBound);
     }
@@ -254,8 +257,8 @@ impl LogHandle {
     }
 
     /// Milliseconds since the Unix epoch, for stamps in the log (R14): this process's clock
-    /// ([`unix_ms`](crate::unix_ms)), or the time that a majority of the members' clocks have reached if
-    /// the two are more than two seconds apart. May go back when that becomes known.
+    /// ([`unix_ms`](crate::unix_ms)), or the time that a majority of the members' clocks have
+    /// reached if the two are more than two seconds apart. May go back when that becomes known.
     pub fn unix_ms(&self) -> u64 {
         let unix_ms =
             crate::unix_ms().saturating_add_signed(self.published.clock_correction_ms.load(Ordering::Acquire));
@@ -265,8 +268,8 @@ impl LogHandle {
         unix_ms
     }
 
-    /// Delivers decided entries from `from` on, in order. May be called any number of times, also for
-    /// positions delivered before.
+    /// Delivers decided entries from `from` on, in order. May be called any number of times, also
+    /// for positions delivered before.
     pub fn subscribe(&self, from: LogIndex) -> Subscription {
         Subscription::new(from, self.published.clone(), self.commands.clone(), self.limits.read_bytes)
     }
@@ -278,22 +281,24 @@ impl LogHandle {
     }
 
     /// The application has applied everything up to `index`. Replicas report this to each other
-    /// ([`PeerStatus::lag`](crate::PeerStatus)), and a planned move of the leadership goes to the replica
-    /// that has applied most. Costs one atomic operation.
+    /// ([`PeerStatus::lag`](crate::PeerStatus)), and a planned move of the leadership goes to the
+    /// replica that has applied most. Costs one atomic operation.
     pub fn applied(&self, index: LogIndex) {
         self.published.applied.fetch_max(index.0, Ordering::AcqRel);
     }
 
-    /// A retention of the application: entries at and after `index` are kept until another call. `None`
-    /// ends the retention.
+    /// A retention of the application: entries at and after `index` are kept until another call.
+    /// `None` ends the retention.
     pub fn retain_from(&self, index: Option<LogIndex>) {
         self.notify(Command::RetainFrom(index));
     }
 
-    /// After a state transfer: the application's state, durable, is the one at `index`, where `term` was in force.
+    /// After a state transfer: the application's state, durable, is the one at `index`, where
+    /// `term` was in force.
     ///
-    /// [`LogHandle::role`] leaves [`Role::Behind`] when `index` covers what was trimmed. Call it again after a
-    /// restart that comes up as `Behind` although the state is there (the process died in between).
+    /// [`LogHandle::role`] leaves [`Role::Behind`] when `index` covers what was trimmed. Call it
+    /// again after a restart that comes up as `Behind` although the state is there (the process
+    /// died in between).
     ///
     /// # Errors
     /// [`LogStopped`] if the log has shut down.
@@ -304,20 +309,22 @@ impl LogHandle {
         self.commands.send(Command::Installed { index, term }).map_err(|_| LogStopped)
     }
 
-    /// Tries to become the leader (log rule 15). The outcome shows in [`LogHandle::role`], if at all.
+    /// Tries to become the leader (log rule 15). The outcome shows in [`LogHandle::role`], if at
+    /// all.
     pub fn try_lead(&self) {
         self.notify(Command::TryLead);
     }
 
-    /// Asks a live, up-to-date follower to take over the leadership. Best effort: this replica leads until
-    /// the other one has won.
+    /// Asks a live, up-to-date follower to take over the leadership. Best effort: this replica
+    /// leads until the other one has won.
     pub fn yield_leadership(&self) {
         self.notify(Command::YieldLeadership);
     }
 
-    /// Sets whether this replica is ineligible to lead because its application cannot serve. With `true`
-    /// its leadership ends, another replica is asked to lead, and this one begins no leadership until
-    /// a call with `false`. It votes and accepts entries as before. Calls take effect in their order.
+    /// Sets whether this replica is ineligible to lead because its application cannot serve. With
+    /// `true` its leadership ends, another replica is asked to lead, and this one begins no
+    /// leadership until a call with `false`. It votes and accepts entries as before. Calls take
+    /// effect in their order.
     pub fn set_ineligible(&self, ineligible: bool) {
         self.notify(Command::SetIneligible(ineligible));
     }
@@ -327,8 +334,8 @@ impl LogHandle {
         self.published.status()
     }
 
-    /// Ends the log. When this returns, everything accepted is durable and every waiting call has been
-    /// answered. A second call has no effect.
+    /// Ends the log. When this returns, everything accepted is durable and every waiting call has
+    /// been answered. A second call has no effect.
     pub async fn shutdown(&self) {
         let (reply, done) = oneshot::channel();
         if self.commands.send(Command::Shutdown(reply)).is_ok() {

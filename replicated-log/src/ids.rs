@@ -19,7 +19,8 @@ impl fmt::Display for ReplicaId {
     }
 }
 
-/// The position of an entry in the group's log. The first entry is 1; `LogIndex(0)` means "nothing yet".
+/// The position of an entry in the group's log. The first entry is 1; `LogIndex(0)` means "nothing
+/// yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LogIndex(pub u64);

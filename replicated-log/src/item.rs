@@ -1,10 +1,10 @@
 //! Items, the stored and transmitted form of log entries, and the term fence that judges them.
 //!
 //! An item is one kind byte, the term in which it was proposed and the application's bytes.
-//! [`Fence`] holds the leadership in force and whether the configuration has ended. The verdict on an
-//! item depends only on the log before it, so every replica reaches the same verdict (invariant 1).
-//! The fence at the compaction point is stored and travels with state transfers; the verdicts are
-//! therefore the same after a restart. [`Trimmed`] is the marker for a compacted part of a log.
+//! [`Fence`] holds the leadership in force and whether the configuration has ended. The verdict on
+//! an item depends only on the log before it, so every replica reaches the same verdict (invariant
+//! 1). The fence at the compaction point is stored and travels with state transfers; the verdicts
+//! are therefore the same after a restart. [`Trimmed`] is the marker for a compacted part of a log.
 
 use bytes::{Buf, BufMut, Bytes};
 use omnipaxos::storage::{Entry as PaxosEntry, Snapshot};
@@ -124,7 +124,8 @@ impl Fence {
 /// state, only the fence at the end of the trimmed part.
 ///
 /// `transferred` is `None` in markers that the library makes for local compaction (the durable log
-/// knows the fence there), and `Some` in markers that this crate puts into synchronisation messages.
+/// knows the fence there), and `Some` in markers that this crate puts into synchronisation
+/// messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trimmed {
     pub(crate) transferred: Option<Fence>,
@@ -184,7 +185,8 @@ mod tests {
         }
     }
 
-    // Invariant 1: only items of the leadership in force are effective, whatever a deposed leader appended.
+    // Invariant 1: only items of the leadership in force are effective, whatever a deposed leader
+    // appended.
     #[test]
     fn the_fence_admits_only_the_leadership_in_force() {
         let old = Term::first_of(3, 1);

@@ -1,14 +1,15 @@
 //! A durable replicated log on OmniPaxos 0.2.4, for one group per process: a shard's replica or a
 //! placement-driver replica. The log carries bytes and does not interpret them.
 //!
-//! It owns the folder of the durable log, the sessions with the peers and one thread. It promises that
-//! all replicas deliver the same entries in the same order with the same verdicts (invariant 1), that a
-//! delivered entry is on a majority's disks, and that reads behind a read barrier are linearizable.
+//! It owns the folder of the durable log, the sessions with the peers and one thread. It promises
+//! that all replicas deliver the same entries in the same order with the same verdicts (invariant
+//! 1), that a delivered entry is on a majority's disks, and that reads behind a read barrier are
+//! linearizable.
 //!
 //! # Use
 //!
-//! [`start`] opens the durable log, connects to the peers and runs the event loop on a thread of its
-//! own. Its owner
+//! [`start`] opens the durable log, connects to the peers and runs the event loop on a thread of
+//! its own. Its owner
 //!
 //! - watches [`LogHandle::role`]; on [`Role::Leader`] it applies up to `start`, then serves
 //!   (invariant 4),
@@ -19,7 +20,8 @@
 //! - reads at any replica within the staleness bound of [`LogHandle::staleness_bound`],
 //! - reports its durably applied position ([`LogHandle::compact`]), and fetches a copy of the state
 //!   from a peer when it is [`Role::Behind`],
-//! - changes the membership with [`LogHandle::change_members`] and follows [`LogHandle::membership`].
+//! - changes the membership with [`LogHandle::change_members`] and follows
+//!   [`LogHandle::membership`].
 //!
 //! # Inside
 //!
@@ -31,12 +33,12 @@
 //!  transport (tokio: one ordered session per peer) --events--> event_loop
 //! ```
 //!
-//! `core` is a pure state machine: time comes in with the inputs, and each turn returns its output in
-//! phases. The simulator in `sim` runs thousands of schedules over it with a disk that forgets
+//! `core` is a pure state machine: time comes in with the inputs, and each turn returns its output
+//! in phases. The simulator in `sim` runs thousands of schedules over it with a disk that forgets
 //! unsynced writes.
 //!
-//! Fifteen rules keep OmniPaxos 0.2.4 correct. Comments cite them as `log rule N` at the code that obeys
-//! them.
+//! Fifteen rules keep OmniPaxos 0.2.4 correct. Comments cite them as `log rule N` at the code that
+//! obeys them.
 //!
 //! Not done: connections are not encrypted, and the log does not transfer the application's state.
 

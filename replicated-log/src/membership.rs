@@ -1,18 +1,19 @@
 //! The membership of a group, configuration by configuration.
 //!
 //! A configuration is a numbered set of voters. It changes by an ordinary log entry, the *barrier*,
-//! which names the members of the next configuration (log rule 10). Once the barrier is decided, the
-//! configuration has ended, and the next one begins directly behind it: in a new OmniPaxos instance,
-//! at the same place of the same log. Positions and terms therefore keep growing (log rule 12).
+//! which names the members of the next configuration (log rule 10). Once the barrier is decided,
+//! the configuration has ended, and the next one begins directly behind it: in a new OmniPaxos
+//! instance, at the same place of the same log. Positions and terms therefore keep growing (log
+//! rule 12).
 //!
-//! A barrier also names the *disks* of its members, by identities drawn when their logs were created.
-//! A replica that lost its disk has forgotten its promises and accepted entries. It must not vote
-//! again in that configuration, however recent its copy of the state is. The founding configuration
-//! has no barrier; there the first disk seen counts (see `core::disks`).
+//! A barrier also names the *disks* of its members, by identities drawn when their logs were
+//! created. A replica that lost its disk has forgotten its promises and accepted entries. It must
+//! not vote again in that configuration, however recent its copy of the state is. The founding
+//! configuration has no barrier; there the first disk seen counts (see `core::disks`).
 //!
-//! A replica keeps its number for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a new
-//! number. OmniPaxos numbers replicas 1..=n without gaps (log rule 6): these are places in the ordered
-//! list of a configuration's members.
+//! A replica keeps its number for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a
+//! new number. OmniPaxos numbers replicas 1..=n without gaps (log rule 6): these are places in the
+//! ordered list of a configuration's members.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -35,8 +36,8 @@ pub struct Member {
     pub log: SocketAddr,
     /// The application's own addresses, in an order of its choice; the log only stores them.
     pub contacts: Vec<SocketAddr>,
-    /// The identity of its disk, filled in by the log when the change is proposed. 0 in the founding
-    /// configuration: not known yet.
+    /// The identity of its disk, filled in by the log when the change is proposed. 0 in the
+    /// founding configuration: not known yet.
     pub disk: u64,
 }
 
@@ -52,8 +53,8 @@ pub type Members = BTreeMap<ReplicaId, Member>;
 /// The members of one configuration, and the position at which it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
-    /// The number of the configuration, from 1. A replica in configuration 0 belongs to no group yet:
-    /// it waits until a membership change adds it.
+    /// The number of the configuration, from 1. A replica in configuration 0 belongs to no group
+    /// yet: it waits until a membership change adds it.
     pub configuration: u32,
     /// The barrier that ended the previous configuration; this configuration's entries follow it.
     /// Every voter of this configuration has all entries up to here.
@@ -77,12 +78,13 @@ impl Membership {
 
     /// The payload of the barrier that proposes `members`.
     pub(crate) fn barrier(members: &Members) -> Bytes {
-        // Maps of numbers and addresses always encode; an empty barrier is rejected when it is read.
+        // Maps of numbers and addresses always encode; an empty barrier is rejected when it is
+        // read.
         postcard::to_stdvec(members).map(Bytes::from).unwrap_or_default()
     }
 
-    /// The configuration that begins behind the barrier at `began`, or `None` if the barrier names no
-    /// valid group.
+    /// The configuration that begins behind the barrier at `began`, or `None` if the barrier names
+    /// no valid group.
     pub(crate) fn next(&self, began: LogIndex, term: Term, barrier: &[u8]) -> Option<Membership> {
         let members: Members = postcard::from_bytes(barrier).ok()?;
         check(&members).ok()?;

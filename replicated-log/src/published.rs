@@ -75,8 +75,8 @@ impl Published {
         })
     }
 
-    /// Publishes decided entries up to `decided`; `entries` are the newest of them that are in memory,
-    /// possibly none.
+    /// Publishes decided entries up to `decided`; `entries` are the newest of them that are in
+    /// memory, possibly none.
     pub(crate) fn publish(&self, entries: Vec<Entry>, decided: LogIndex) {
         let bytes = entries.iter().map(entry_bytes).sum();
         let (ring, capacity) = &mut *locked(&self.ring);
@@ -90,16 +90,16 @@ impl Published {
         self.tip.borrow().decided
     }
 
-    /// Publishes the lease. The floor only grows, so a reader that pairs an older lease with a newer
-    /// floor reads at a later position than necessary, never at an earlier one.
+    /// Publishes the lease. The floor only grows, so a reader that pairs an older lease with a
+    /// newer floor reads at a later position than necessary, never at an earlier one.
     pub(crate) fn set_lease(&self, lease: Lease) {
         self.lease_floor.fetch_max(lease.floor, Ordering::SeqCst);
         self.lease_until_ms.store(lease.until_ms, Ordering::SeqCst);
     }
 
-    /// Log rule 9: the decided position, if the lease holds. It held when it was loaded, because the clock
-    /// is read after that: a thread that sleeps in between finds the lease expired, or the lease held
-    /// before it slept.
+    /// Log rule 9: the decided position, if the lease holds. It held when it was loaded, because
+    /// the clock is read after that: a thread that sleeps in between finds the lease expired, or
+    /// the lease held before it slept.
     pub(crate) fn leased_position(&self) -> Option<LogIndex> {
         let until_ms = self.lease_until_ms.load(Ordering::SeqCst);
         let floor = LogIndex(self.lease_floor.load(Ordering::SeqCst));
@@ -148,8 +148,8 @@ impl Published {
         self.role.borrow().leader()
     }
 
-    /// At least one and about `max_bytes` of the recent entries from `from` on; `None` if the ring does
-    /// not hold `from`.
+    /// At least one and about `max_bytes` of the recent entries from `from` on; `None` if the ring
+    /// does not hold `from`.
     pub(crate) fn recent(&self, from: LogIndex, max_bytes: usize) -> Option<Vec<Entry>> {
         locked(&self.ring).0.take(from, max_bytes)
     }

@@ -1,7 +1,7 @@
 //! The ring of recent decided entries, bounded by bytes.
 //!
-//! The ring holds about [`RING_MS`] of log, within bounds: a consumer that stalls for a moment need not
-//! read the disk.
+//! The ring holds about [`RING_MS`] of log, within bounds: a consumer that stalls for a moment need
+//! not read the disk.
 
 use std::collections::VecDeque;
 
@@ -80,8 +80,8 @@ impl Ring {
         }
     }
 
-    /// At least one and about `max_bytes` of the entries from `from` on; `None` if `from` is not in the
-    /// ring.
+    /// At least one and about `max_bytes` of the entries from `from` on; `None` if `from` is not in
+    /// the ring.
     pub(crate) fn take(&self, from: LogIndex, max_bytes: usize) -> Option<Vec<Entry>> {
         let first = self.entries.front()?.index;
         if from < first || from > self.tip {

@@ -5,8 +5,8 @@ use crate::ids::{LogIndex, ReplicaId, Term};
 /// The current role of this replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// This replica won the ballot and appended its `LeaderStart`. The owner serves only once it has
-    /// applied the entry at `start` (log rule 8, invariant 4).
+    /// This replica won the ballot and appended its `LeaderStart`. The owner serves only once it
+    /// has applied the entry at `start` (log rule 8, invariant 4).
     Leader {
         /// The leadership; every proposal carries it.
         term: Term,
@@ -19,8 +19,8 @@ pub enum Role {
         leader: Option<ReplicaId>,
     },
     /// The group has trimmed its log past the position that this replica's application has applied.
-    /// The application needs a copy of the state at or after `trimmed`. Such a replica neither serves
-    /// nor leads (log rule 10).
+    /// The application needs a copy of the state at or after `trimmed`. Such a replica neither
+    /// serves nor leads (log rule 10).
     Behind {
         /// The copy must cover at least this position.
         trimmed: LogIndex,

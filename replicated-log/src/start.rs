@@ -1,5 +1,5 @@
-//! Starting a log: checks the configuration, opens the durable log, connects to the peers, and starts
-//! the event loop.
+//! Starting a log: checks the configuration, opens the durable log, connects to the peers, and
+//! starts the event loop.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, mpsc};
@@ -20,12 +20,12 @@ use crate::published::Published;
 use crate::transport::TransportFactory;
 use crate::wal::{Disk, FileDisk, Identity, Wal, WalError, WalLimits};
 
-/// Opens the durable log in `config.dir`, connects to the peers and starts the event loop on a thread of its own.
-/// Must be called from within a tokio runtime, which carries the sessions.
+/// Opens the durable log in `config.dir`, connects to the peers and starts the event loop on a
+/// thread of its own. Must be called from within a tokio runtime, which carries the sessions.
 ///
 /// # Errors
-/// [`StartError`]: a configuration that contradicts itself, a durable log that cannot be used, a socket or thread
-/// that cannot be created.
+/// [`StartError`]: a configuration that contradicts itself, a durable log that cannot be used, a
+/// socket or thread that cannot be created.
 pub fn start(config: GroupConfig) -> Result<LogHandle, StartError> {
     check(&config)?;
     if let Some(simulation) = evenkeel_host::simulation() {
@@ -112,8 +112,8 @@ fn check(config: &GroupConfig) -> Result<(), StartError> {
         return wrong("tick_ms is at least 1 and election_timeout_ms at least one tick".to_owned());
     }
     let limits = &config.limits;
-    // Proposals wait from two of the largest segments below the cap, and compaction drops whole segments
-    // from half of the cap on.
+    // Proposals wait from two of the largest segments below the cap, and compaction drops whole
+    // segments from half of the cap on.
     if limits.log_cap_bytes < 4 * limits.segment_bytes {
         return wrong(format!(
             "a log's cap is at least four segments: {} bytes is less than 4 of {}",
@@ -140,8 +140,8 @@ fn open_wal<D: Disk>(config: &GroupConfig, disk: D) -> Result<Wal<D>, StartError
     let founding = Membership { configuration, members: config.peers.clone(), ..Membership::default() };
     let Limits { segment_bytes, recent_bytes, sync_bytes, .. } = config.limits;
     let limits = WalLimits { segment_bytes, recent_bytes, sync_bytes: sync_bytes as u64 };
-    // The standard library seeds every RandomState differently: random enough to distinguish disks. 0 is
-    // not an identity.
+    // The standard library seeds every RandomState differently: random enough to distinguish disks.
+    // 0 is not an identity.
     let store_id = RandomState::new().build_hasher().finish().max(1);
     Ok(Wal::open(disk, identity, founding, store_id, limits)?)
 }

@@ -1,7 +1,7 @@
 //! The state of the log and of its peers, for display, health checks and placement.
 //!
-//! All values are snapshots. A status is at most one tick old; a peer's values are those of its last
-//! message.
+//! All values are snapshots. A status is at most one tick old; a peer's values are those of its
+//! last message.
 
 use std::collections::BTreeMap;
 

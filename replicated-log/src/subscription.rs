@@ -1,9 +1,9 @@
 //! Subscriptions: readers of decided entries.
 //!
-//! A [`Subscription`] pulls entries from the ring while it keeps up. When it has fallen behind the ring
-//! it asks the event loop where the entries are and reads them itself, on another thread, each record
-//! once. A slow consumer therefore costs nothing but its own delay, and memory stays bounded without a
-//! queue per consumer.
+//! A [`Subscription`] pulls entries from the ring while it keeps up. When it has fallen behind the
+//! ring it asks the event loop where the entries are and reads them itself, on another thread, each
+//! record once. A slow consumer therefore costs nothing but its own delay, and memory stays bounded
+//! without a queue per consumer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ use crate::wal::WalError;
 
 /// A reader of decided entries, in order, from a chosen position on.
 ///
-/// Several subscriptions can run side by side; each has its own position. Dropping one frees everything.
+/// Several subscriptions can run side by side; each has its own position. Dropping one frees
+/// everything.
 #[derive(Debug)]
 pub struct Subscription {
     next: LogIndex,
@@ -58,8 +59,8 @@ impl Subscription {
 
     /// Waits for decided entries and takes at least one and about `max_bytes` of them.
     ///
-    /// Cancel-safe: dropping the future loses nothing. After [`Delivery::NeedState`] the subscription stays where
-    /// it is; make a new one behind the installed state.
+    /// Cancel-safe: dropping the future loses nothing. After [`Delivery::NeedState`] the
+    /// subscription stays where it is; make a new one behind the installed state.
     ///
     /// # Errors
     /// [`LogStopped`] once the log has shut down.

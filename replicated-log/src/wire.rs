@@ -5,9 +5,9 @@
 //! message = shell length u32 | shell (postcard) | item count u32 | items
 //! ```
 //!
-//! A frame holds one turn's messages for one peer. A message's log items travel beside its shell: they
-//! are already encoded, and the receiver's items share the frame's memory instead of being copied one
-//! by one (log rule 14). Every frame carries its group and configuration (log rule 4).
+//! A frame holds one turn's messages for one peer. A message's log items travel beside its shell:
+//! they are already encoded, and the receiver's items share the frame's memory instead of being
+//! copied one by one (log rule 14). Every frame carries its group and configuration (log rule 4).
 //!
 //! The order of variants and fields is the format.
 
@@ -33,7 +33,8 @@ pub(crate) enum Wire {
     StalenessAsk { asked_ms: u64 },
     /// The answer: every write acknowledged before `asked_ms` lies at or before `index`.
     StalenessAnswer { asked_ms: u64, index: u64 },
-    /// Asks for a reply as soon as `length` items of this ballot's log are in the receiver's memory (R28).
+    /// Asks for a reply as soon as `length` items of this ballot's log are in the receiver's memory
+    /// (R28).
     MemoryAsk { ballot: Ballot, length: u64 },
     /// The answer: they are. It says nothing about the disk.
     MemoryAnswer { ballot: Ballot, length: u64 },
@@ -41,8 +42,8 @@ pub(crate) enum Wire {
     Status(Standing),
     /// Asks the receiver to become the leader (log rule 15).
     TryLead,
-    /// Asks the receiver to promise nothing to other candidates for one period (log rule 9). `sent_ms`
-    /// is the leader's clock.
+    /// Asks the receiver to promise nothing to other candidates for one period (log rule 9).
+    /// `sent_ms` is the leader's clock.
     LeaseRequest { ballot: Ballot, sent_ms: u64 },
     /// The answer: the sender does so from now on; `sent_ms` is the request's.
     LeaseAck { ballot: Ballot, sent_ms: u64 },

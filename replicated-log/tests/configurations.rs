@@ -1,5 +1,6 @@
-//! Memberships that change, over real sockets and folders: a replica that is replaced, one that lost its disk, three that become five
-//! and three again. The simulator shows that nothing is lost on the way; this shows that the sessions follow.
+//! Memberships that change, over real sockets and folders: a replica that is replaced, one that
+//! lost its disk, three that become five and three again. The simulator shows that nothing is lost
+//! on the way; this shows that the sessions follow.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -119,7 +120,8 @@ impl Group {
         }
     }
 
-    /// Proposes until exactly `more` have been counted by all replicas that run, through whatever leaderships there are meanwhile.
+    /// Proposes until exactly `more` have been counted by all replicas that run, through whatever
+    /// leaderships there are meanwhile.
     async fn write(&self, more: u64) {
         let wanted = self.counted().await.2 + more;
         loop {
@@ -132,7 +134,8 @@ impl Group {
                     break;
                 }
             }
-            // Until they are delivered, or their leadership has ended and the missing ones are rejected.
+            // Until they are delivered, or their leadership has ended and the missing ones are
+            // rejected.
             let (mut count, mut role) = (self.running[&leader.me()].count.clone(), leader.role());
             let resolved = async {
                 tokio::select! {
@@ -149,8 +152,8 @@ impl Group {
         }
     }
 
-    /// Asks for these members until the configuration has begun, and waits until it has a leader. Returns
-    /// the pause.
+    /// Asks for these members until the configuration has begun, and waits until it has a leader.
+    /// Returns the pause.
     async fn change(&self, ids: &[u64], configuration: u32) -> Duration {
         let next = self.members(ids);
         let changing = async {
@@ -201,7 +204,8 @@ async fn transfer(
     }
 }
 
-// Log rules 10 and 12: an empty machine takes the place of one that is gone, and positions and terms go on.
+// Log rules 10 and 12: an empty machine takes the place of one that is gone, and positions and
+// terms go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_machine_takes_the_place_of_a_dead_one() {
     let mut group = Group::new(3);
@@ -226,7 +230,8 @@ async fn a_new_machine_takes_the_place_of_a_dead_one() {
     group.write(10).await;
 }
 
-// Log rule 10: a replica that lost its disk does not rejoin its configuration, and is back after one change.
+// Log rule 10: a replica that lost its disk does not rejoin its configuration, and is back after
+// one change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_disk_comes_back_by_a_change() {
     let mut group = Group::new(3);

@@ -1,8 +1,8 @@
-//! The distance from the decided position to the applied position of the application, in bytes and in
-//! time.
+//! The distance from the decided position to the applied position of the application, in bytes and
+//! in time.
 //!
-//! A replica whose application lags needs that much longer to serve once it leads. Each replica reports
-//! its lag in its standing; the leader's owner decides what to do about it.
+//! A replica whose application lags needs that much longer to serve once it leads. Each replica
+//! reports its lag in its standing; the leader's owner decides what to do about it.
 
 use std::collections::VecDeque;
 

@@ -2,39 +2,39 @@
 //!
 //! OmniPaxos synchronises two logs with one message that holds everything one of them lacks: a
 //! leader's AcceptSync to a follower that was away, and the Promise to a new leader that was. That
-//! message cannot be split: it makes the receiver report that it has accepted in the message's round, so
-//! the preparer of a later round takes its log for the newest. A part of the chosen entries before that
-//! round, accepted in it, would be lost that way.
+//! message cannot be split: it makes the receiver report that it has accepted in the message's
+//! round, so the preparer of a later round takes its log for the newest. A part of the chosen
+//! entries before that round, accepted in it, would be lost that way.
 //!
-//! *Decided* entries can come in pieces ([`Wire::Decided`]), because they are the same everywhere and
-//! always. They leave the accepted round as it is:
+//! *Decided* entries can come in pieces ([`Wire::Decided`]), because they are the same everywhere
+//! and always. They leave the accepted round as it is:
 //!
 //! - A leader that receives a Promise from a replica that is far behind keeps the Promise from
 //!   OmniPaxos and answers with the next piece.
-//! - The receiver writes it into its log, starts a new OmniPaxos instance on that, as after a restart
-//!   that has lost nothing, and so asks to be prepared again. Its next Promise states its new position;
-//!   the leader keeps no state about it.
-//! - A candidate that is itself far behind gets no Promise. The replica that would have had to send it
-//!   so much stands for election instead, and synchronises it as above. The candidate with the newest
-//!   log is refused by no replica. If only a candidate that is behind can be elected (the hub of a star
-//!   of cuts), it is promised after [`REFUSING_ELECTIONS`].
+//! - The receiver writes it into its log, starts a new OmniPaxos instance on that, as after a
+//!   restart that has lost nothing, and so asks to be prepared again. Its next Promise states its
+//!   new position; the leader keeps no state about it.
+//! - A candidate that is itself far behind gets no Promise. The replica that would have had to send
+//!   it so much stands for election instead, and synchronises it as above. The candidate with the
+//!   newest log is refused by no replica. If only a candidate that is behind can be elected (the
+//!   hub of a star of cuts), it is promised after [`REFUSING_ELECTIONS`].
 //!
 //! # Why it is safe
 //!
 //! Let a replica whose log was accepted in round `a` learn the decided entries up to `p`. Where its
 //! accepted entries differ from them it drops the rest of its log, and keeps it otherwise. If round
-//! `a`'s leader had all these entries in its log, then the replica has accepted a longer part of that
-//! log than before, which it might have at any time. If not, the first entry that is missing there was
-//! decided in a round `b > a`, because an entry decided in a round is in the logs of all later ones. Then
-//! a majority has accepted in `b` or later, every majority that promises anything later has one of it,
-//! and this log is never the newest of those. Nor is anything dropped that was chosen with this
-//! replica: in round `a` nothing was chosen at or behind the place where that log differs from the
-//! decided entries, and entries chosen before `a` are in that log.
+//! `a`'s leader had all these entries in its log, then the replica has accepted a longer part of
+//! that log than before, which it might have at any time. If not, the first entry that is missing
+//! there was decided in a round `b > a`, because an entry decided in a round is in the logs of all
+//! later ones. Then a majority has accepted in `b` or later, every majority that promises anything
+//! later has one of it, and this log is never the newest of those. Nor is anything dropped that was
+//! chosen with this replica: in round `a` nothing was chosen at or behind the place where that log
+//! differs from the decided entries, and entries chosen before `a` are in that log.
 //!
 //! A leader compares the rounds in which a follower and its newest predecessor accepted, and would
-//! begin a synchronisation where their logs part *in that round*. A follower that has learned more than
-//! that has nothing undecided: its Promise is fed without its round, so that the synchronisation begins
-//! at its decided position.
+//! begin a synchronisation where their logs part *in that round*. A follower that has learned more
+//! than that has nothing undecided: its Promise is fed without its round, so that the
+//! synchronisation begins at its decided position.
 
 use omnipaxos::ballot_leader_election::Ballot;
 use omnipaxos::messages::sequence_paxos::{AcceptSync, Prepare, Promise};
@@ -70,8 +70,8 @@ pub(super) struct CatchUp {
 }
 
 impl CatchUp {
-    /// Whether the Promise to this candidate would be too large. Then this replica stands for election
-    /// itself.
+    /// Whether the Promise to this candidate would be too large. Then this replica stands for
+    /// election itself.
     pub(super) fn refuses<D: Disk>(
         &mut self,
         config: &CoreConfig,
@@ -116,8 +116,8 @@ fn lacks_much<D: Disk>(config: &CoreConfig, prepare: Prepare, paxos: &Paxos<D>) 
     wal.bytes_between(from as u64, wal.end()) > far_bytes(config)
 }
 
-/// Whether the promising replica receives a piece instead. If not, its Promise may have been changed:
-/// see the module's page.
+/// Whether the promising replica receives a piece instead. If not, its Promise may have been
+/// changed: see the module's page.
 pub(super) fn sends_piece<D: Disk>(
     config: &CoreConfig,
     peer: u64,
@@ -153,8 +153,9 @@ pub(super) fn sends_piece<D: Disk>(
     }
 }
 
-/// Removes the part of a synchronisation that is decided here, which must not change. Returns whether
-/// the rest can be used: the log of a leader that lacks decided entries belongs to a deposed leader.
+/// Removes the part of a synchronisation that is decided here, which must not change. Returns
+/// whether the rest can be used: the log of a leader that lacks decided entries belongs to a
+/// deposed leader.
 pub(super) fn skip_decided(sync: &mut AcceptSync<Item>, decided: u64) -> bool {
     let log = &mut sync.log_sync;
     let decided = decided as usize;
@@ -194,7 +195,8 @@ pub(super) fn learn<D: Disk>(
         let promise = paxos.promise();
         paxos.wal_mut().set_accepted_round(promise);
     }
-    // The pending messages are still true. After them the instance starts over on the log as it is now.
+    // The pending messages are still true. After them the instance starts over on the log as it is
+    // now.
     paxos.take_outgoing(peers);
     paxos.restart(config);
     true

@@ -1,9 +1,9 @@
 //! Compaction: how far the log may be dropped (log rule 10).
 //!
-//! Each replica compacts by itself, up to the position that its application has durably applied (R16),
-//! minus a retention, not past a position that the application retains, and not past a live replica.
-//! A replica that has been silent for long does not delay compaction, and above half of its cap a log
-//! waits for no other replica.
+//! Each replica compacts by itself, up to the position that its application has durably applied
+//! (R16), minus a retention, not past a position that the application retains, and not past a live
+//! replica. A replica that has been silent for long does not delay compaction, and above half of
+//! its cap a log waits for no other replica.
 
 use evenkeel_host::Disk;
 
@@ -31,8 +31,8 @@ impl Compaction {
         self.retain_from = position;
     }
 
-    /// The position up to which to compact now, if that is worth it. `started_ms` is the start of this
-    /// process.
+    /// The position up to which to compact now, if that is worth it. `started_ms` is the start of
+    /// this process.
     pub(super) fn point<D: Disk>(
         &self,
         config: &CoreConfig,
@@ -45,8 +45,8 @@ impl Compaction {
         if wal.log_bytes() <= limits.retention_bytes || self.durably_applied <= wal.compacted() {
             return None;
         }
-        // The other half of the cap is for entries that arrive until compaction has its effect: whole
-        // segments are dropped, and only entries that the application has made durable.
+        // The other half of the cap is for entries that arrive until compaction has its effect:
+        // whole segments are dropped, and only entries that the application has made durable.
         let full = wal.log_bytes() > limits.log_cap_bytes / 2;
         let mut to = self.durably_applied.min(wal.decided()).min(wal.compaction_point(limits.retention_bytes));
         if let Some(retained) = self.retain_from {

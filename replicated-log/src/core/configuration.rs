@@ -1,33 +1,34 @@
 //! Configurations: the change of a group's membership (log rule 10).
 //!
-//! A barrier, an ordinary entry, names the members of the next configuration. Once it is in a leader's
-//! log, the leader appends nothing more. With the barrier decided the configuration has ended, and each
-//! replica begins the next one by itself:
+//! A barrier, an ordinary entry, names the members of the next configuration. Once it is in a
+//! leader's log, the leader appends nothing more. With the barrier decided the configuration has
+//! ended, and each replica begins the next one by itself:
 //!
-//! 1. It has everything up to the barrier. It ends its leadership, if it has one, and publishes the end
-//!    of its lease before it sends any message.
+//! 1. It has everything up to the barrier. It ends its leadership, if it has one, and publishes the
+//!    end of its lease before it sends any message.
 //! 2. It reports its position to its peers, and waits until the connected ones have come as far;
 //!    otherwise they would need a copy of the state. It waits for a limited time.
-//! 3. One record in the durable log makes the next configuration current, and a new OmniPaxos instance
-//!    replaces the old one. Sessions are opened again, under the new configuration (log rule 4).
+//! 3. One record in the durable log makes the next configuration current, and a new OmniPaxos
+//!    instance replaces the old one. Sessions are opened again, under the new configuration (log
+//!    rule 4).
 //!
-//! A replica that missed the change, or joins with an empty disk, learns the newer configuration from a
-//! peer. It enters once the application has the state at or after the configuration's beginning, and
-//! does not vote before.
+//! A replica that missed the change, or joins with an empty disk, learns the newer configuration
+//! from a peer. It enters once the application has the state at or after the configuration's
+//! beginning, and does not vote before.
 //!
 //! # Why nothing is lost or contradicted
 //!
-//! *Every voter of a configuration has all entries of earlier configurations, durably.* So a majority
-//! of the new members has them before anything is decided in it, and each of its logs begins alike. *No
-//! replica enters before the barrier is decided.* A leader of the old configuration that may still
-//! decide entries has the barrier in its log and appends nothing behind it. *No leader of the old
-//! configuration answers reads once a replica may have entered the new one.* It learns that the barrier
-//! is decided before any other replica, or is deposed. In the latter case a majority has promised above
-//! its ballot, which no probe survives, and no promise was given before its lease had ended (log
-//! rule 9).
+//! *Every voter of a configuration has all entries of earlier configurations, durably.* So a
+//! majority of the new members has them before anything is decided in it, and each of its logs
+//! begins alike. *No replica enters before the barrier is decided.* A leader of the old
+//! configuration that may still decide entries has the barrier in its log and appends nothing
+//! behind it. *No leader of the old configuration answers reads once a replica may have entered the
+//! new one.* It learns that the barrier is decided before any other replica, or is deposed. In the
+//! latter case a majority has promised above its ballot, which no probe survives, and no promise
+//! was given before its lease had ended (log rule 9).
 //!
-//! Not done: until the new configuration has decided an entry, the disks of removed replicas are still
-//! needed.
+//! Not done: until the new configuration has decided an entry, the disks of removed replicas are
+//! still needed.
 
 use crate::ids::{LogIndex, ReplicaId};
 use crate::item::Kind;
@@ -60,16 +61,18 @@ impl ConfigurationChange {
         self.newer.as_ref()
     }
 
-    /// The beginning of the newer configuration that this replica cannot enter without the state there.
+    /// The beginning of the newer configuration that this replica cannot enter without the state
+    /// there.
     pub(super) fn awaited_state<D: Disk>(&self, config: &CoreConfig, paxos: &Paxos<D>) -> Option<u64> {
-        // If the newer configuration names another disk of this replica, this replica took part in it
-        // and has forgotten that: it waits for one more change.
+        // If the newer configuration names another disk of this replica, this replica took part in
+        // it and has forgotten that: it waits for one more change.
         let (me, disk) = (ReplicaId(config.me), paxos.wal().store_id());
         let names_me = |newer: &&Membership| newer.has_disk(me, disk) || config.fault(Fault::AcceptAnyDisk);
         Some(self.newer.as_ref().filter(names_me)?.began.0)
     }
 
-    /// A peer announces a configuration. Returns whether it is newer than all known ones, and valid.
+    /// A peer announces a configuration. Returns whether it is newer than all known ones, and
+    /// valid.
     pub(super) fn announce(&mut self, newer: Membership, current: &Membership) -> bool {
         let known = self.newer.as_ref().map_or(current.configuration, |known| known.configuration);
         if newer.configuration <= known || membership::check(&newer.members).is_err() {
@@ -110,8 +113,8 @@ impl ConfigurationChange {
         !(self.removed || (waits && lingers && self.newer.is_none()))
     }
 
-    /// The next configuration does not include this replica. It stays in its configuration without a
-    /// vote: its disk may still be needed.
+    /// The next configuration does not include this replica. It stays in its configuration without
+    /// a vote: its disk may still be needed.
     pub(super) fn set_removed(&mut self) {
         self.removed = true;
     }
@@ -122,9 +125,9 @@ impl ConfigurationChange {
         *self = ConfigurationChange { newer, stands_eagerly: self.led_until_barrier, ..ConfigurationChange::default() };
     }
 
-    /// Whether this replica stands for election now, with a connected majority. The leader until the
-    /// barrier stands for the first election at once, so that the group need not wait for a timeout
-    /// (log rule 15).
+    /// Whether this replica stands for election now, with a connected majority. The leader until
+    /// the barrier stands for the first election at once, so that the group need not wait for a
+    /// timeout (log rule 15).
     pub(super) fn take_eager_election(&mut self, has_majority: bool) -> bool {
         let stands = self.stands_eagerly && has_majority;
         self.stands_eagerly &= !stands;

@@ -1,20 +1,21 @@
-//! Identity of the members' disks (log rule 10). A replica with another disk has forgotten its promises
-//! and accepted entries.
+//! Identity of the members' disks (log rule 10). A replica with another disk has forgotten its
+//! promises and accepted entries.
 //!
-//! A barrier names the disks of the configuration that it begins. In a group's founding configuration
-//! no disk is named: the first disk with which a member is seen is its disk. Two replicas may first see
-//! a third at different times, so each reports what it knows, when it learns it and when a session
-//! begins. Otherwise a replica that has not met a member would accept it as new after the member lost
-//! its disk, and count its vote, although the member had already promised and accepted for others.
+//! A barrier names the disks of the configuration that it begins. In a group's founding
+//! configuration no disk is named: the first disk with which a member is seen is its disk. Two
+//! replicas may first see a third at different times, so each reports what it knows, when it learns
+//! it and when a session begins. Otherwise a replica that has not met a member would accept it as
+//! new after the member lost its disk, and count its vote, although the member had already promised
+//! and accepted for others.
 //!
-//! Two replicas that know different disks of a member prove that the member lost one. Then neither disk
-//! is accepted, by any replica, until a configuration names the member's current disk. Knowledge about a
-//! disk goes only from none over one disk to [`DISPUTED`], in whatever order reports arrive, and it is
-//! durable before it is reported.
+//! Two replicas that know different disks of a member prove that the member lost one. Then neither
+//! disk is accepted, by any replica, until a configuration names the member's current disk.
+//! Knowledge about a disk goes only from none over one disk to [`DISPUTED`], in whatever order
+//! reports arrive, and it is durable before it is reported.
 //!
 //! Not done: a replica without contact to any replica that met a member cannot know that the member
-//! lost its disk. So nothing is promised for disks lost before all replicas of a new group have been
-//! connected once.
+//! lost its disk. So nothing is promised for disks lost before all replicas of a new group have
+//! been connected once.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +49,8 @@ impl Disks {
         self.applicants.clear();
     }
 
-    /// A replica of an older configuration, or of none: it missed a change, lost its disk, or is new.
+    /// A replica of an older configuration, or of none: it missed a change, lost its disk, or is
+    /// new.
     pub(super) fn seen<D: Disk>(&mut self, replica: u64, store_id: u64, paxos: &Paxos<D>, peers: &mut Peers) {
         let known = paxos.wal().peer_store(replica);
         if let Some(peer) = peers.get_mut(replica) {

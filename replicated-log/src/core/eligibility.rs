@@ -1,14 +1,16 @@
-//! Eligibility to lead. A replica whose application cannot serve votes and accepts entries, but does
-//! not lead.
+//! Eligibility to lead. A replica whose application cannot serve votes and accepts entries, but
+//! does not lead.
 //!
 //! A leader needs more than its log: a shard's leader executes statements in its PostgreSQL. While
-//! that is down, the replica's log works as before, so the replica promises and accepts, and its group
-//! keeps its majority. It begins no leadership. Elections do not consider eligibility; an ineligible
-//! replica that is elected asks another one to lead, at once and again with each status message. Until
-//! another one has taken over, or this replica is eligible again, the group has no leadership.
+//! that is down, the replica's log works as before, so the replica promises and accepts, and its
+//! group keeps its majority. It begins no leadership. Elections do not consider eligibility; an
+//! ineligible replica that is elected asks another one to lead, at once and again with each status
+//! message. Until another one has taken over, or this replica is eligible again, the group has no
+//! leadership.
 //!
-//! A leadership that is given up stays ended: its lease is released, so its ballot must not lead again
-//! ([`super::leader_lease`]). A replica that becomes eligible while it still holds that ballot takes a new one.
+//! A leadership that is given up stays ended: its lease is released, so its ballot must not lead
+//! again ([`super::leader_lease`]). A replica that becomes eligible while it still holds that
+//! ballot takes a new one.
 
 use omnipaxos::ballot_leader_election::Ballot;
 
@@ -56,8 +58,8 @@ impl Eligibility {
         *self = Eligibility { ineligible: self.ineligible, ..Eligibility::default() };
     }
 
-    /// Decides what to do with `ballot`. `needs_state`: the replica waits for a state transfer, so it
-    /// must not lead (log rule 10).
+    /// Decides what to do with `ballot`. `needs_state`: the replica waits for a state transfer, so
+    /// it must not lead (log rule 10).
     pub(super) fn use_of(&mut self, ballot: Ballot, needs_state: bool) -> BallotUse {
         if self.ineligible || needs_state {
             match self.passed_on.replace(ballot) == Some(ballot) {

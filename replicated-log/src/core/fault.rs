@@ -1,4 +1,5 @@
-//! Deliberate bugs: rules that the simulator leaves out to show that its checks detect the omission.
+//! Deliberate bugs: rules that the simulator leaves out to show that its checks detect the
+//! omission.
 
 /// A rule to leave out. One of them is switched by the simulation of the whole system too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,7 +9,8 @@ pub(crate) enum Fault {
     PromiseWithoutTaking,
     /// Log rule 9, first half: reads are answered without asking a majority.
     ReadWithoutProbe,
-    /// Log rule 9, second half (log rule 8): a new leader answers before its `LeaderStart` is decided.
+    /// Log rule 9, second half (log rule 8): a new leader answers before its `LeaderStart` is
+    /// decided.
     ReadBeforeStart,
     /// Log rule 8, invariant 1: every entry is effective, whatever its term.
     NoFence,

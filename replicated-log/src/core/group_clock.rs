@@ -1,17 +1,17 @@
 //! The group's time: the time that a majority of the members' wall clocks have reached.
 //!
-//! A leader stamps its entries, and the application's time is the latest stamp (R14). A single clock
-//! that is an hour ahead would therefore move the application's time by an hour, for later leaders too.
-//! So replicas send their clocks with their standings. A clock value in a message gets older on its
-//! way, never younger: the latest value shown counts, less the possible drift since. It stays known
-//! while its replica is away. A new session may mean a new process with another clock; then only later
-//! values count.
+//! A leader stamps its entries, and the application's time is the latest stamp (R14). A single
+//! clock that is an hour ahead would therefore move the application's time by an hour, for later
+//! leaders too. So replicas send their clocks with their standings. A clock value in a message gets
+//! older on its way, never younger: the latest value shown counts, less the possible drift since.
+//! It stays known while its replica is away. A new session may mean a new process with another
+//! clock; then only later values count.
 //!
-//! The group's time is the latest that a majority of the members have reached, as far as is known; an
-//! unknown clock counts as one that has not. While the clocks of a majority are right, the group's time
-//! is never ahead of all right clocks. If all clocks are known, it is not behind all of them either. A
-//! replica whose clock is within [`OFF_MS`] of the group's time uses its own clock, another one uses
-//! the group's time.
+//! The group's time is the latest that a majority of the members have reached, as far as is known;
+//! an unknown clock counts as one that has not. While the clocks of a majority are right, the
+//! group's time is never ahead of all right clocks. If all clocks are known, it is not behind all
+//! of them either. A replica whose clock is within [`OFF_MS`] of the group's time uses its own
+//! clock, another one uses the group's time.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ const OFF_MS: u64 = 2_000;
 /// Clocks run within one in twenty of real time (log rule 9).
 const DRIFT: u64 = 20;
 
-/// Clocks beyond this are ignored, in milliseconds since the Unix epoch: some time in the year 10889.
+/// Clocks beyond this are ignored, in milliseconds since the Unix epoch: some time in the year
+/// 10889.
 const MAX_CLOCK_MS: u64 = 1 << 48;
 
 /// A peer's wall clock as far as it is known.
@@ -51,8 +52,8 @@ impl PeerClock {
     }
 }
 
-/// The difference of the group's time to the own clock, given the differences of the known clocks of
-/// others; `None` while too few are known.
+/// The difference of the group's time to the own clock, given the differences of the known clocks
+/// of others; `None` while too few are known.
 fn group_ahead_ms(others: impl Iterator<Item = i64>, majority: usize) -> Option<i64> {
     let mut ahead: Vec<i64> = others.chain([0]).collect();
     ahead.sort_unstable_by(|a, b| b.cmp(a));
@@ -131,7 +132,8 @@ mod tests {
         assert_eq!(ahead(&[0, -HOUR_MS, -HOUR_MS, -HOUR_MS - 5], 3), Some(-HOUR_MS));
     }
 
-    // An unknown clock may be right: no clock is followed into a future that no majority has reached.
+    // An unknown clock may be right: no clock is followed into a future that no majority has
+    // reached.
     #[test]
     fn an_unknown_clock_counts_as_late() {
         assert_eq!(ahead(&[], 2), None);

@@ -30,8 +30,8 @@ pub(crate) enum Input {
         kind: Kind,
         term: Term,
         payload: Bytes,
-        /// The number under which a later turn reports the memory acknowledgement, or that there will
-        /// be none.
+        /// The number under which a later turn reports the memory acknowledgement, or that there
+        /// will be none.
         tracked: Option<u64>,
     },
     NewLeadership {

@@ -1,8 +1,8 @@
 //! Leader leases, the leader's side: linearizable reads that cost no message (log rule 9).
 //!
-//! A follower that answers a leader's [`Wire::LeaseRequest`] *holds*: for `lease_ms` of its own clock
-//! it promises nothing to any other candidate ([`super::lease_hold`]). The leader's lease is valid
-//! while enough followers hold.
+//! A follower that answers a leader's [`Wire::LeaseRequest`] *holds*: for `lease_ms` of its own
+//! clock it promises nothing to any other candidate ([`super::lease_hold`]). The leader's lease is
+//! valid while enough followers hold.
 //!
 //! # Why a leader with a lease may answer alone
 //!
@@ -17,21 +17,22 @@
 //! - so at most from the `n - 1 - a` others and from `c`, which is less than a majority if
 //!   `a > n - majority`.
 //!
-//! With three replicas both followers must hold, with five three of the four. With one of three down
-//! there is no lease, and the probes of [`super::read_barriers`] serve. Writes acknowledged by earlier
-//! leaders lie before this leadership's `LeaderStart`, which must be decided before the lease is valid
-//! (log rule 8).
+//! With three replicas both followers must hold, with five three of the four. With one of three
+//! down there is no lease, and the probes of [`super::read_barriers`] serve. Writes acknowledged by
+//! earlier leaders lie before this leadership's `LeaderStart`, which must be decided before the
+//! lease is valid (log rule 8).
 //!
 //! # Clocks
 //!
 //! Clocks are compared with themselves only. The leader counts from the moment before it asked, a
 //! follower from a moment after it was asked. The leader counts nine tenths of the period, which
-//! allows for 5 % of drift either way (0.9 / 0.95 < 1 / 1.05), less a margin for whole milliseconds. A
-//! process that was frozen detects that its lease is over: readers read the clock after the lease.
+//! allows for 5 % of drift either way (0.9 / 0.95 < 1 / 1.05), less a margin for whole
+//! milliseconds. A process that was frozen detects that its lease is over: readers read the clock
+//! after the lease.
 //!
-//! When a leadership ends, its leader says so ([`Wire::LeaseRelease`]). It never leads with that ballot
-//! again, so followers need not wait for the rest of the period. Planned moves of the leadership (log
-//! rule 15) are therefore fast.
+//! When a leadership ends, its leader says so ([`Wire::LeaseRelease`]). It never leads with that
+//! ballot again, so followers need not wait for the rest of the period. Planned moves of the
+//! leadership (log rule 15) are therefore fast.
 
 use std::collections::BTreeMap;
 
@@ -86,8 +87,8 @@ impl LeaderLease {
         }
     }
 
-    /// The lease among `members` replicas, with `decided` as its floor. See the module's page for the
-    /// number of holders.
+    /// The lease among `members` replicas, with `decided` as its floor. See the module's page for
+    /// the number of holders.
     pub(super) fn lease(&self, config: &CoreConfig, members: usize, majority: usize, decided: u64) -> Lease {
         let needed = match config.fault(Fault::LeaseOfMajority) {
             true => majority - 1,

@@ -19,8 +19,8 @@ pub(super) struct Leadership {
     pub(super) start: u64,
 }
 
-/// The state of a leader. It lasts as long as the leader's ballot: further leaderships under the same
-/// ballot (R1) only replace `leadership`.
+/// The state of a leader. It lasts as long as the leader's ballot: further leaderships under the
+/// same ballot (R1) only replace `leadership`.
 #[derive(Debug)]
 pub(super) struct Leader {
     pub(super) leadership: Leadership,

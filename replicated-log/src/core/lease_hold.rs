@@ -2,9 +2,10 @@
 //! (log rule 9; [`super::leader_lease`] says why this is enough).
 //!
 //! A `Prepare` that arrives during a hold waits, with every later message of Sequence Paxos on that
-//! session (log rule 3). A hold is only ever extended, never while a `Prepare` waits, so it delays an
-//! election by one period at most. Only a replica whose promise is exactly the leader's ballot holds. A
-//! restarted replica has forgotten its hold, so it holds against every candidate for one period.
+//! session (log rule 3). A hold is only ever extended, never while a `Prepare` waits, so it delays
+//! an election by one period at most. Only a replica whose promise is exactly the leader's ballot
+//! holds. A restarted replica has forgotten its hold, so it holds against every candidate for one
+//! period.
 
 use std::collections::BTreeMap;
 
@@ -36,16 +37,9 @@ struct WaitingMessages {
     bytes: usize,
 }
 
-/// The treatment of a message during a hold.
-#[derive(Debug)]
-pub(super) enum HoldVerdict {
-    /// Process it now.
-    Pass(Message<Item>),
-    /// It waits.
-    Waits,
-    /// Too many bytes wait: close the session.
-    Overflow,
-}
+/// Too many bytes wait behind a `Prepare`: the session must be closed (log rule 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HoldOverflow;
 
 /// The hold of this replica, and the messages that wait for its end.
 #[derive(Debug, Default)]
@@ -75,8 +69,8 @@ impl LeaseHold {
         now_ms: u64,
     ) -> bool {
         let lease_ms = config.timing.lease_ms;
-        // Exactly the ballot: a replica with a lower promise has not synchronised with this leader, one
-        // with a higher promise must not hold.
+        // Exactly the ballot: a replica with a lower promise has not synchronised with this leader,
+        // one with a higher promise must not hold.
         let follows = ballot.pid == pid && promise == ballot;
         // A waiting Prepare is an election. The current hold delays it, and no later one.
         let election = !self.waiting.is_empty();
@@ -88,8 +82,8 @@ impl LeaseHold {
         true
     }
 
-    /// The leadership of `pid` with `ballot` has ended. Only that leader ends its hold early. Returns
-    /// whether there was such a hold.
+    /// The leadership of `pid` with `ballot` has ended. Only that leader ends its hold early.
+    /// Returns whether there was such a hold.
     pub(super) fn release(&mut self, pid: u64, ballot: Ballot) -> bool {
         let released = ballot.pid == pid && self.hold.is_some_and(|h| h.leader == Some(ballot));
         if released {
@@ -104,9 +98,12 @@ impl LeaseHold {
         self.hold.is_some_and(holds) && !config.fault(Fault::NoHold)
     }
 
-    /// Passes a message, or keeps it until the hold ends: a Prepare that would be promised, and every
-    /// later message of Sequence Paxos (log rule 3). Heartbeats and control messages need no order and
-    /// pass.
+    /// Passes a message, or keeps it (`None`) until the hold ends: a Prepare that would be promised, and
+    /// every later message of Sequence Paxos (log rule 3). Heartbeats and control messages need no order
+    /// and pass.
+    ///
+    /// # Errors
+    /// Too many bytes wait. The waiting messages of the session are dropped.
     pub(super) fn filter(
         &mut self,
         config: &CoreConfig,
@@ -114,23 +111,23 @@ impl LeaseHold {
         message: Message<Item>,
         promise: Ballot,
         now_ms: u64,
-    ) -> HoldVerdict {
+    ) -> Result<Option<Message<Item>>, HoldOverflow> {
         let Message::SequencePaxos(paxos) = &message else {
-            return HoldVerdict::Pass(message);
+            return Ok(Some(message));
         };
         let promising = matches!(&paxos.msg, PaxosMsg::Prepare(p) if p.n > promise);
         let waits = self.waiting.contains_key(&peer) || (promising && self.is_against(config, pid, now_ms));
         if !waits {
-            return HoldVerdict::Pass(message);
+            return Ok(Some(message));
         }
         let waiting = self.waiting.entry(peer).or_default();
         waiting.bytes += size_of_message(&message);
         waiting.messages.push(message);
         if waiting.bytes <= WAITING_BYTES {
-            return HoldVerdict::Waits;
+            return Ok(None);
         }
         self.forget(peer);
-        HoldVerdict::Overflow
+        Err(HoldOverflow)
     }
 
     /// Drops the messages of a session that has ended (log rule 3).

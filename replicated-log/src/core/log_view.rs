@@ -12,11 +12,11 @@ use super::fault::Fault;
 /// The positions up to which entries may be shown.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shown {
-    /// The decided position of this configuration: entries behind its barrier are rejected, and are not
-    /// even shown (log rule 10).
+    /// The decided position of this configuration: entries behind its barrier are rejected, and are
+    /// not even shown (log rule 10).
     pub(super) decided: u64,
-    /// The beginning of a newer configuration that this replica has missed. It is shown as decided, and
-    /// the entries before it are missing.
+    /// The beginning of a newer configuration that this replica has missed. It is shown as decided,
+    /// and the entries before it are missing.
     pub(super) awaited_state: Option<u64>,
 }
 
@@ -32,9 +32,9 @@ impl LogView {
         LogView { published: compacted }
     }
 
-    /// Entries decided since the last call, as far as they are in memory, and the decided position. An
-    /// entry is shown only once it is durable here: before the sync of a turn these are the entries
-    /// that earlier turns have synced, after it all.
+    /// Entries decided since the last call, as far as they are in memory, and the decided position.
+    /// An entry is shown only once it is durable here: before the sync of a turn these are the
+    /// entries that earlier turns have synced, after it all.
     pub(super) fn newly_decided<D: Disk>(
         &mut self,
         config: &CoreConfig,
@@ -95,7 +95,8 @@ fn judge<'a, D: Disk>(
             index = index.next();
             let mut entry = item.deliver(index, fence);
             entry.effective |= config.fault(Fault::NoFence);
-            // Behind a barrier that was passed the fence starts over (see `Wal::begin_configuration`).
+            // Behind a barrier that was passed the fence starts over (see
+            // `Wal::begin_configuration`).
             fence = match item.kind {
                 Kind::ConfigChange => wal.fence_at(index.0),
                 _ => fence.after(item),

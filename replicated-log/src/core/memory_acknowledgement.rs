@@ -1,20 +1,21 @@
 //! Memory acknowledgement: a quorum has an entry in memory, for durability level `memory` (R28).
 //!
 //! A tracked proposal is *acknowledged in memory* once enough replicas have it in memory, synced or
-//! not, that the crash of any one of them cannot lose it. This runs beside OmniPaxos: the leader asks
-//! in the message behind the entries, and a replica answers as soon as it has them, before its sync. The
-//! answer is never an Accepted, and nothing is decided by it.
+//! not, that the crash of any one of them cannot lose it. This runs beside OmniPaxos: the leader
+//! asks in the message behind the entries, and a replica answers as soon as it has them, before its
+//! sync. The answer is never an Accepted, and nothing is decided by it.
 //!
-//! **Which entries.** A replica that has promised exactly ballot `b`, and accepted in it, has a prefix
-//! of the log of `b`'s leader; so (ballot, length) says which entries it has. The leader counts itself.
+//! **Which entries.** A replica that has promised exactly ballot `b`, and accepted in it, has a
+//! prefix of the log of `b`'s leader; so (ballot, length) says which entries it has. The leader
+//! counts itself.
 //!
 //! **How many replicas.** A majority is not enough. Say replicas 1 and 2 of three have an entry; 1
-//! crashes and restarts without it, and is elected, or votes, together with 3 before 2 is heard: the
-//! entry is lost by a single crash. Therefore `n - majority + 2` must have it. Then every majority
-//! includes one of them that did not crash, and a new leader takes over the longest log of the highest
-//! round among those who promise. With three replicas that is all three, with five it is four. If
-//! fewer are up, or one is slow, the entry is acknowledged when it is decided: then it is on a
-//! majority's disks.
+//! crashes and restarts without it, and is elected, or votes, together with 3 before 2 is heard:
+//! the entry is lost by a single crash. Therefore `n - majority + 2` must have it. Then every
+//! majority includes one of them that did not crash, and a new leader takes over the longest log of
+//! the highest round among those who promise. With three replicas that is all three, with five it
+//! is four. If fewer are up, or one is slow, the entry is acknowledged when it is decided: then it
+//! is on a majority's disks.
 //!
 //! An acknowledged entry is lost only if two different replicas crash between its proposal and a
 //! majority's sync.
@@ -54,8 +55,8 @@ impl MemoryAcknowledgement {
         out.unacknowledged.extend(self.waiting.into_iter().map(|(_, id)| id));
     }
 
-    /// The peer's session has ended or begun: its memory may be lost with its process, and it is asked
-    /// again.
+    /// The peer's session has ended or begun: its memory may be lost with its process, and it is
+    /// asked again.
     pub(super) fn doubt(&mut self, peer: u64) {
         self.lengths.remove(&peer);
         self.asked = 0;

@@ -1,27 +1,27 @@
 //! The replica as a pure state machine: consensus, leaderships, reads, membership and compaction.
 //!
-//! [`Core`] runs OmniPaxos on the durable log and adds the rules that OmniPaxos leaves out, named `log
-//! rule 1` to `log rule 15` where the code obeys them. It is the only owner of its group (log rule 1).
-//! It does no I/O beyond its [`Disk`](crate::wal::Disk), reads no clock and draws no random numbers:
-//! time comes in with the inputs. The same inputs give the same outputs.
+//! [`Core`] runs OmniPaxos on the durable log and adds the rules that OmniPaxos leaves out, named
+//! `log rule 1` to `log rule 15` where the code obeys them. It is the only owner of its group (log
+//! rule 1). It does no I/O beyond its [`Disk`](crate::wal::Disk), reads no clock and draws no
+//! random numbers: time comes in with the inputs. The same inputs give the same outputs.
 //!
 //! # A turn
 //!
 //! 1. [`Core::feed`] for every waiting input.
 //! 2. [`Core::finish`], which returns a [`Ready`].
-//! 3. Its part [`BeforeSync`]: the lease is published to readers before any message is sent; then the
-//!    messages and answers that do not depend on this turn's disk write, and the newly decided entries
-//!    that earlier turns have synced.
+//! 3. Its part [`BeforeSync`]: the lease is published to readers before any message is sent; then
+//!    the messages and answers that do not depend on this turn's disk write, and the newly decided
+//!    entries that earlier turns have synced.
 //! 4. [`Core::sync`], once. It returns the proof of the sync.
-//! 5. In exchange for the proof the part [`AfterSync`]: the other messages, answers and newly decided
-//!    entries.
+//! 5. In exchange for the proof the part [`AfterSync`]: the other messages, answers and newly
+//!    decided entries.
 //!
 //! The runtime does this on a thread, the simulator in a loop; neither makes a choice.
 //!
 //! # Parts
 //!
-//! Each part is one file with one type and its own state. It gets what it needs as arguments and adds
-//! its output to `Outgoing`; only `replica_core` knows all parts.
+//! Each part is one file with one type and its own state. It gets what it needs as arguments and
+//! adds its output to `Outgoing`; only `replica_core` knows all parts.
 //!
 //! | file | contents | rules |
 //! |---|---|---|
@@ -42,7 +42,8 @@
 //! | `log_view`, `log_status` | entries with their verdicts, the status | 8, 10 |
 //! | `input`, `lease`, `ready`, `outgoing`, `peers`, `config`, `fault` | leaf types | |
 //!
-//! Not done: the core does not know what entries mean, and does not transfer the application's state.
+//! Not done: the core does not know what entries mean, and does not transfer the application's
+//! state.
 
 mod applied;
 mod catch_up;

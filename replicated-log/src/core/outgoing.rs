@@ -69,8 +69,8 @@ impl Outgoing {
         of_paxos
     }
 
-    /// Ends the turn. `durable` is the position that earlier turns have synced: a read barrier at or
-    /// before it is answered before the sync.
+    /// Ends the turn. `durable` is the position that earlier turns have synced: a read barrier at
+    /// or before it is answered before the sync.
     pub(super) fn finish(&mut self, sends: Sends, lease: Lease, durable: u64) -> Ready {
         let mut out = std::mem::take(self);
         let is_durable = |(_, answer): &mut BarrierAnswer| match answer {

@@ -1,9 +1,9 @@
 //! The OmniPaxos instance of the current configuration, over the durable log.
 //!
-//! [`Paxos`] owns the library's instance, translates replica numbers (log rule 6), is the only place
-//! that appends (log rule 7), and takes the outgoing messages. It replaces synchronisation messages
-//! that reach below the trim point (log rule 10), and decides which messages may precede the sync
-//! (log rule 1). A new configuration gets a new instance.
+//! [`Paxos`] owns the library's instance, translates replica numbers (log rule 6), is the only
+//! place that appends (log rule 7), and takes the outgoing messages. It replaces synchronisation
+//! messages that reach below the trim point (log rule 10), and decides which messages may precede
+//! the sync (log rule 1). A new configuration gets a new instance.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
@@ -50,7 +50,8 @@ fn instance_of<D: Disk>(
     let ticks = |ms: u64| (ms / config.timing.tick_ms.max(1)).max(1);
     OmniPaxosConfig {
         cluster_config: ClusterConfig {
-            // Every frame carries the configuration; within an instance one id is enough (log rule 4).
+            // Every frame carries the configuration; within an instance one id is enough (log rule
+            // 4).
             configuration_id: 1,
             nodes: (1..=membership.members.len() as u64).collect(),
             flexible_quorum: None,
@@ -58,8 +59,8 @@ fn instance_of<D: Disk>(
         server_config: ServerConfig {
             pid: place(membership, config.me),
             election_tick_timeout: ticks(config.timing.election_timeout_ms),
-            // log rule 5: early resends multiply AcceptSyncs, batching in the library makes followers
-            // withhold acknowledgements, and its default buffer takes 20 MB a group.
+            // log rule 5: early resends multiply AcceptSyncs, batching in the library makes
+            // followers withhold acknowledgements, and its default buffer takes 20 MB a group.
             resend_message_tick_timeout: ticks(config.timing.resend_ms),
             batch_size: 1,
             buffer_size: 64,
@@ -190,7 +191,8 @@ impl<D: Disk> Paxos<D> {
         self.wal_mut().patching = false;
     }
 
-    /// Drops messages to a peer whose session has been replaced, and makes up for them (log rule 3).
+    /// Drops messages to a peer whose session has been replaced, and makes up for them (log rule
+    /// 3).
     pub(super) fn reconnected(&mut self, peer: u64) {
         let pid = self.pid(peer);
         self.pending.retain(|m| m.get_receiver() != pid);
@@ -253,10 +255,11 @@ impl<D: Disk> Paxos<D> {
         self.pending.append(&mut taken);
     }
 
-    /// Log rule 10. A synchronisation that should begin below the trim point holds only the retained
-    /// items (see `get_suffix`). It becomes a Complete marker at its first item, with the term fence
-    /// there. The receiver then needs a state transfer. `end` is the end of the suffix; by default the
-    /// log's end, which is right for new messages. A repeated Promise states its own.
+    /// Log rule 10. A synchronisation that should begin below the trim point holds only the
+    /// retained items (see `get_suffix`). It becomes a Complete marker at its first item, with the
+    /// term fence there. The receiver then needs a state transfer. `end` is the end of the suffix;
+    /// by default the log's end, which is right for new messages. A repeated Promise states its
+    /// own.
     fn patch(&self, sync: &mut LogSync<Item>, end: Option<u64>) {
         let wal = self.wal();
         if sync.sync_idx as u64 >= wal.compacted() {
@@ -272,11 +275,12 @@ impl<D: Disk> Paxos<D> {
 
     /// The messages taken so far, by phase.
     ///
-    /// Heartbeats, and the leader's AcceptDecides and Decides, may precede the sync. Log rule 1 keeps
-    /// the latter behind the sync because the leader counts its own copy at once. But it counts in order
-    /// to decide when an Accepted is fed, and an Accepted that answers this message is fed in a later
-    /// turn at the earliest, behind this turn's sync. The leader's disk therefore works while the
-    /// followers' do. A message behind one that must wait waits too: the order per peer is kept.
+    /// Heartbeats, and the leader's AcceptDecides and Decides, may precede the sync. Log rule 1
+    /// keeps the latter behind the sync because the leader counts its own copy at once. But it
+    /// counts in order to decide when an Accepted is fed, and an Accepted that answers this message
+    /// is fed in a later turn at the earliest, behind this turn's sync. The leader's disk therefore
+    /// works while the followers' do. A message behind one that must wait waits too: the order per
+    /// peer is kept.
     pub(super) fn take_sends(&mut self, config: &CoreConfig, peers: &Peers) -> Sends {
         let all_early = config.fault(Fault::SendBeforeSync);
         let mut sends = Sends::default();

@@ -1,9 +1,9 @@
 //! Size of the logs that store an entry proposed now.
 //!
 //! The cap holds for followers' logs too, although a follower's application may allow compaction
-//! later than the leader's (log rule 10). Each replica reports the size of its log. The bytes written
-//! here since the report are on their way to it and are added, so that the sum is never too small
-//! between two reports. A compaction not yet reported makes it too large.
+//! later than the leader's (log rule 10). Each replica reports the size of its log. The bytes
+//! written here since the report are on their way to it and are added, so that the sum is never too
+//! small between two reports. A compaction not yet reported makes it too large.
 
 /// Size of another member's log, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,8 +21,9 @@ impl PeerLog {
     }
 }
 
-/// The smallest size that the logs of some majority do not exceed, this replica's among them; `peers`
-/// are the connected ones. One replica that cannot compact does not stop a majority that can.
+/// The smallest size that the logs of some majority do not exceed, this replica's among them;
+/// `peers` are the connected ones. One replica that cannot compact does not stop a majority that
+/// can.
 pub(super) fn majority_bytes(own: u64, mut peers: Vec<u64>, majority: usize) -> u64 {
     peers.sort_unstable();
     let needed = peers.iter().take(majority.saturating_sub(1));

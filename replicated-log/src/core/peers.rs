@@ -16,14 +16,15 @@ pub(super) struct Peer {
     pub(super) standing: Option<Standing>,
     /// The size of its log, as of the standing.
     pub(super) log: PeerLog,
-    /// The start of the log that this replica sent it, behind the items that it had. It needs a state
-    /// transfer, whatever it reported before.
+    /// The start of the log that this replica sent it, behind the items that it had. It needs a
+    /// state transfer, whatever it reported before.
     pub(super) trimmed: Option<u64>,
     /// It has another disk than before in this configuration.
     pub(super) other_disk: bool,
     /// Its most recent disk.
     pub(super) disk: Option<u64>,
-    /// The time since its promise is above the ballot of a leader that a majority follows (log rule 11).
+    /// The time since its promise is above the ballot of a leader that a majority follows (log rule
+    /// 11).
     pub(super) stuck_since_ms: Option<u64>,
 }
 

@@ -1,17 +1,17 @@
 //! Read barriers: linearizable reads without a log entry (log rule 9), when no lease serves them
-//! ([`super::leader_lease`]). That is while leases are off, while too few followers hold, and at the beginning
-//! of a leadership.
+//! ([`super::leader_lease`]). That is while leases are off, while too few followers hold, and at
+//! the beginning of a leadership.
 //!
 //! A read that arrives waits for a probe started after it. The probe remembers the decided position
-//! and asks all peers for their promise. Once a majority, this replica included, has answered that its
-//! promise is not above this leader's ballot, no later leader can have decided anything before the
-//! read arrived: it would have needed a promise from one of them. Everything that earlier leaders
-//! decided lies before this leadership's `LeaderStart`, so the position given is at least that one,
-//! and it is given only once it is decided (log rule 8).
+//! and asks all peers for their promise. Once a majority, this replica included, has answered that
+//! its promise is not above this leader's ballot, no later leader can have decided anything before
+//! the read arrived: it would have needed a promise from one of them. Everything that earlier
+//! leaders decided lies before this leadership's `LeaderStart`, so the position given is at least
+//! that one, and it is given only once it is decided (log rule 8).
 //!
 //! One probe serves every read that waits when it starts. Later reads share the next probe, which
-//! starts in the turn that confirms the previous one. A read thus waits for two round trips at most.
-//! Overlapping probes would save part of the second round trip, but every probe wakes three
+//! starts in the turn that confirms the previous one. A read thus waits for two round trips at
+//! most. Overlapping probes would save part of the second round trip, but every probe wakes three
 //! processes, and under load that costs more reads than it speeds up.
 
 use std::collections::VecDeque;
@@ -29,12 +29,12 @@ use super::staleness_bound::StalenessQuestion;
 /// Probes under way at one time.
 const MAX_PROBES: usize = 1;
 
-/// Peers that have not answered a probe for this many ticks are asked again: its messages may have been
-/// lost with a session. It stays the same probe, so that slower answers count.
+/// Peers that have not answered a probe for this many ticks are asked again: its messages may have
+/// been lost with a session. It stays the same probe, so that slower answers count.
 const RESEND_TICKS: u64 = 5;
 
-/// Staleness questions of one peer that may wait for a probe; further ones are not answered. One at a
-/// time is usual.
+/// Staleness questions of one peer that may wait for a probe; further ones are not answered. One at
+/// a time is usual.
 const MAX_QUESTIONS_PER_PEER: usize = 16;
 
 /// The call that waits for a probe.
@@ -127,8 +127,8 @@ impl ReadBarriers {
         }
     }
 
-    /// If the lease held when the clock was last read, which was after every question came, no other
-    /// leader can have decided anything by then.
+    /// If the lease held when the clock was last read, which was after every question came, no
+    /// other leader can have decided anything by then.
     fn answer_questions_by_lease(
         &mut self,
         config: &CoreConfig,

@@ -1,9 +1,9 @@
 //! The output of a turn, in phases.
 //!
-//! A [`Ready`] (the term of raft-rs) has two parts. [`BeforeSync`] says nothing that needs this turn's
-//! disk write: the caller carries it out at once. [`AfterSync`] is inaccessible until the caller gives
-//! [`Synced`], which only the sync of the durable log makes (log rule 1). A message or an answer that
-//! needs the disk can therefore not leave before the sync.
+//! A [`Ready`] (the term of raft-rs) has two parts. [`BeforeSync`] says nothing that needs this
+//! turn's disk write: the caller carries it out at once. [`AfterSync`] is inaccessible until the
+//! caller gives [`Synced`], which only the sync of the durable log makes (log rule 1). A message or
+//! an answer that needs the disk can therefore not leave before the sync.
 
 use crate::error::BarrierError;
 use crate::ids::LogIndex;

@@ -22,7 +22,7 @@ use super::disks::{self, Disks};
 use super::fault::Fault;
 use super::group_clock::GroupClock;
 use super::input::Input;
-use super::lease_hold::{HoldVerdict, LeaseHold};
+use super::lease_hold::{HoldOverflow, LeaseHold};
 use super::log_status;
 use super::log_view::{self, LogView, Shown};
 use super::memory_acknowledgement::MemoryQuestion;
@@ -93,7 +93,8 @@ impl<D: Disk> Core<D> {
         self.ctx.now_ms = now_ms;
         self.process_due();
         match input {
-            // log rule 4: of this configuration only; events of another one may still have been queued.
+            // log rule 4: of this configuration only; events of another one may still have been
+            // queued.
             Input::SessionUp { peer, session, configuration, store_id } => {
                 if configuration == self.membership().configuration {
                     self.session_up(peer, session, store_id);
@@ -144,7 +145,8 @@ impl<D: Disk> Core<D> {
 
     fn set_ineligible(&mut self, ineligible: bool) {
         if self.role.set_ineligible(&mut self.ctx, ineligible) {
-            // A replica that looks for a successor needs this now, not with the next status message.
+            // A replica that looks for a successor needs this now, not with the next status
+            // message.
             self.send_standing();
             self.observe();
         }
@@ -244,8 +246,9 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// A restarted replica holds against every candidate, so the hold itself need not be durable. But a
-    /// replica that had promised nothing does not hold after a restart: a first promise must be durable.
+    /// A restarted replica holds against every candidate, so the hold itself need not be durable.
+    /// But a replica that had promised nothing does not hold after a restart: a first promise must
+    /// be durable.
     fn acknowledge_lease(&mut self, peer: u64, ack: Wire) {
         if self.ctx.paxos.wal().promise_is_durable() {
             self.ctx.out.send_before_sync(&self.ctx.peers, peer, ack);
@@ -257,10 +260,10 @@ impl<D: Disk> Core<D> {
     fn paxos_message(&mut self, peer: u64, message: Message<Item>) {
         let (pid, promise) = (self.ctx.paxos.pid(peer), self.ctx.paxos.promise());
         match self.lease_hold.filter(&self.ctx.config, (peer, pid), message, promise, self.ctx.now_ms) {
-            HoldVerdict::Pass(message) => self.feed_paxos(peer, message),
-            HoldVerdict::Waits => {}
+            Ok(Some(message)) => self.feed_paxos(peer, message),
+            Ok(None) => {}
             // log rule 3: a whole session or nothing.
-            HoldVerdict::Overflow => {
+            Err(HoldOverflow) => {
                 if let Some(session) = self.ctx.peers.get_mut(peer).and_then(|p| p.session.take()) {
                     self.ctx.out.overflowed.push((peer, session));
                 }
@@ -278,15 +281,16 @@ impl<D: Disk> Core<D> {
         let syncs = match &message {
             Message::BLE(_) => false,
             Message::SequencePaxos(paxos) => match &paxos.msg {
-                // log rules 7 and 10: no replica of this crate sends these; they must have no effect.
+                // log rules 7 and 10: no replica of this crate sends these; they must have no
+                // effect.
                 PaxosMsg::ProposalForward(_)
                 | PaxosMsg::ForwardStopSign(_)
                 | PaxosMsg::AcceptStopSign(_)
                 | PaxosMsg::Compaction(_) => return,
                 PaxosMsg::Promise(_) => {
-                    // log rule 2: otherwise an AcceptSync leaves the pending AcceptDecide slot in place,
-                    // and later entries are added to a message in front of it: a silent hole in the
-                    // follower's log.
+                    // log rule 2: otherwise an AcceptSync leaves the pending AcceptDecide slot in
+                    // place, and later entries are added to a message in front of it: a silent hole
+                    // in the follower's log.
                     if !self.ctx.config.fault(Fault::PromiseWithoutTaking) {
                         self.ctx.paxos.take_outgoing(&mut self.ctx.peers);
                     }
@@ -457,7 +461,8 @@ impl<D: Disk> Core<D> {
     }
 
     fn stand_eagerly(&mut self) {
-        // Every replica begins with a ballot of the first round; among them the highest number would win.
+        // Every replica begins with a ballot of the first round; among them the highest number
+        // would win.
         const FIRST_ROUND: u32 = 1;
         let has_majority = self.ctx.peers.connected().count() + 1 >= self.ctx.paxos.majority();
         if self.change.take_eager_election(has_majority) {
@@ -479,7 +484,8 @@ impl<D: Disk> Core<D> {
         }
     }
 
-    /// Periodic work: status messages, stuck peers, a successor if this replica may not lead, compaction.
+    /// Periodic work: status messages, stuck peers, a successor if this replica may not lead,
+    /// compaction.
     fn maintain(&mut self) {
         self.send_standing();
         self.free_stuck_peers();
@@ -692,7 +698,8 @@ impl<D: Disk> Core<D> {
         self.ctx.paxos.holds_ballot() && self.role.leadership().is_none()
     }
 
-    /// Whether the log has been replaced by a trimmed one that the application has not caught up with.
+    /// Whether the log has been replaced by a trimmed one that the application has not caught up
+    /// with.
     pub(crate) fn was_reset(&self) -> bool {
         self.ctx.paxos.wal().needs_state().is_some()
     }

@@ -1,8 +1,8 @@
 //! Elections and leaderships of this replica.
 //!
-//! [`RoleMachine`] begins a leadership when OmniPaxos makes this replica the leader, and ends it when
-//! that is over, when the configuration ends, or when the application cannot serve. It routes questions
-//! and answers to the state of the current role.
+//! [`RoleMachine`] begins a leadership when OmniPaxos makes this replica the leader, and ends it
+//! when that is over, when the configuration ends, or when the application cannot serve. It routes
+//! questions and answers to the state of the current role.
 
 use omnipaxos::ballot_leader_election::Ballot;
 
@@ -65,8 +65,8 @@ impl RoleMachine {
         }
     }
 
-    /// Ends the leadership for good. The release of the lease is sent after the sync, hence after the
-    /// end of the lease has been published to readers.
+    /// Ends the leadership for good. The release of the lease is sent after the sync, hence after
+    /// the end of the lease has been published to readers.
     fn end_leadership<D: Disk>(&mut self, ctx: &mut TurnContext<D>, ended: Leadership) {
         if ctx.config.timing.lease_ms > 0 {
             ctx.out.send_to_all(&ctx.peers, &Wire::LeaseRelease { ballot: ended.ballot });
@@ -109,8 +109,8 @@ impl RoleMachine {
 
     /// Appends `item` if this replica leads in its term.
     pub(super) fn propose<D: Disk>(&mut self, ctx: &mut TurnContext<D>, item: Item, tracked: Option<u64>) {
-        // log rule 7, invariant 1: an item is appended only in the leadership of its term. Nothing is
-        // appended behind a barrier (log rule 10).
+        // log rule 7, invariant 1: an item is appended only in the leadership of its term. Nothing
+        // is appended behind a barrier (log rule 10).
         let leads = self.role.leadership().is_some_and(|l| l.term == item.term);
         if leads && !ctx.paxos.behind_barrier(&ctx.config) && ctx.paxos.append(item) {
             ctx.out.counts.proposed += 1;
@@ -143,7 +143,8 @@ impl RoleMachine {
         self.observe(ctx, change);
     }
 
-    /// Whether a leadership of this replica could serve. Log rule 10 forbids it during a state transfer.
+    /// Whether a leadership of this replica could serve. Log rule 10 forbids it during a state
+    /// transfer.
     pub(super) fn may_lead<D: Disk>(&self, ctx: &TurnContext<D>) -> bool {
         !self.eligibility.is_ineligible() && ctx.paxos.wal().needs_state().is_none()
     }
@@ -198,7 +199,8 @@ impl RoleMachine {
     /// The lease as of now.
     pub(super) fn lease<D: Disk>(&self, ctx: &TurnContext<D>) -> Lease {
         let decided = ctx.paxos.decided();
-        // log rule 8: the writes acknowledged by earlier leaders are known once LeaderStart is decided.
+        // log rule 8: the writes acknowledged by earlier leaders are known once LeaderStart is
+        // decided.
         let valid = |l: Leadership| decided >= l.start && l.ballot == ctx.paxos.promise();
         match self.role.leader().filter(|leader| valid(leader.leadership)) {
             Some(leader) => {

@@ -1,8 +1,8 @@
 //! Freeing stuck replicas (log rule 11).
 //!
-//! A replica that crashed after it raised its ballot ignores a leader below that ballot, and no other
-//! replica has a reason for an election. A leader that a majority follows therefore raises its ballot
-//! above the stuck replica's.
+//! A replica that crashed after it raised its ballot ignores a leader below that ballot, and no
+//! other replica has a reason for an election. A leader that a majority follows therefore raises
+//! its ballot above the stuck replica's.
 
 use omnipaxos::ballot_leader_election::Ballot;
 
@@ -17,8 +17,8 @@ pub(super) fn highest_stuck_promise(
     majority: usize,
     now_ms: u64,
 ) -> Option<Ballot> {
-    // Without a connected majority the higher promise is that of another leadership: then this one is
-    // deposed.
+    // Without a connected majority the higher promise is that of another leadership: then this one
+    // is deposed.
     let loyal = peers.connected().filter(|p| p.standing.is_some_and(|s| s.promise <= ballot)).count();
     let followed = loyal + 1 >= majority;
     let patience_ms = config.timing.election_timeout_ms * 2;

@@ -1,10 +1,10 @@
 //! Membership changes and lost disks in the simulated world.
 //!
-//! Leaders propose memberships: one replica replaced, two more, fewer, or the same replicas with a new
-//! disk of one of them. A disk is lost only where the group must survive that: for a minority of the
-//! newest configuration's members, once that configuration has decided an entry (until then the disks of
-//! the previous one are needed), and not during a change. In the founding configuration every replica
-//! must have seen the disk before (see the notes on the membership in
+//! Leaders propose memberships: one replica replaced, two more, fewer, or the same replicas with a
+//! new disk of one of them. A disk is lost only where the group must survive that: for a minority
+//! of the newest configuration's members, once that configuration has decided an entry (until then
+//! the disks of the previous one are needed), and not during a change. In the founding
+//! configuration every replica must have seen the disk before (see the notes on the membership in
 //! `docs/decisions/replicated-log.md`).
 
 use std::collections::BTreeSet;
@@ -51,8 +51,8 @@ impl World {
         }
     }
 
-    /// The configuration in which two replicas may have a session. If one is in a newer configuration, the
-    /// other learns it instead.
+    /// The configuration in which two replicas may have a session. If one is in a newer
+    /// configuration, the other learns it instead.
     pub(super) fn common_configuration(&mut self, low: u64, high: u64) -> Option<u32> {
         let (a, b) = (self.nodes[&low].membership()?.clone(), self.nodes[&high].membership()?.clone());
         if a.configuration == b.configuration {
@@ -72,8 +72,8 @@ impl World {
         }
     }
 
-    /// Ends the sessions that the turn closes: those of an ended configuration, and those with a peer that
-    /// has another disk.
+    /// Ends the sessions that the turn closes: those of an ended configuration, and those with a
+    /// peer that has another disk.
     pub(super) fn end_sessions(&mut self, id: u64, ready: &AfterSync) -> Checked<()> {
         for (peer, _) in &ready.refused {
             let peer = *peer;
@@ -164,8 +164,8 @@ impl World {
     }
 }
 
-/// The members that a leader asks for: with probability `chance`, or more often if some replica has come
-/// with another disk.
+/// The members that a leader asks for: with probability `chance`, or more often if some replica has
+/// come with another disk.
 pub(super) fn wanted(id: u64, process: &Process, rng: &mut StdRng, chance: f64) -> Option<Input> {
     let Role::Leader { term, .. } = process.role else { return None };
     let status = process.core.status();

@@ -1,4 +1,5 @@
-//! Wall clocks (R14): in most runs one replica's clock is an hour off, and a leader must not use it.
+//! Wall clocks (R14): in most runs one replica's clock is an hour off, and a leader must not use
+//! it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,8 @@ const HOUR_MS: u64 = 3_600_000;
 /// The largest difference of a leader's clock from the true time: its own tolerance, and drift.
 const BOUND_MS: u64 = 2_000 + 500;
 
-/// The wall clock that one of `n` replicas begins with: in two thirds of all runs one of them is off.
+/// The wall clock that one of `n` replicas begins with: in two thirds of all runs one of them is
+/// off.
 pub(super) fn drawn(seed: u64, n: u64, id: u64) -> u64 {
     match (seed % 3, seed % n + 1 == id) {
         (1, true) => TRUE_MS + HOUR_MS,

@@ -38,8 +38,8 @@ fn a_replica_that_has_not_met_a_member_knows_its_disk_from_the_others() {
     assert!(seen.connected, "it is accepted, which this test must notice: {seen:?}");
 }
 
-// Log rule 10: 1 was cut off from both, and so takes the second disk for the first. As soon as it hears
-// from 3, no replica accepts 2 any more, whichever leads, and a change can readmit it.
+// Log rule 10: 1 was cut off from both, and so takes the second disk for the first. As soon as it
+// hears from 3, no replica accepts 2 any more, whichever leads, and a change can readmit it.
 #[test]
 fn a_member_with_two_disks_is_refused_by_all() {
     let mut group = Group::limited(&[], 50, Limits::default());

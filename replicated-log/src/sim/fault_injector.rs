@@ -17,11 +17,11 @@ pub(super) struct Options {
     /// Each sync whose number is a multiple of this does nothing; 0 turns this off.
     pub(super) skip_sync_every: u64,
     pub(super) compaction: bool,
-    /// Single messages get lost too, against log rule 3, and are sent again sooner. Safety must hold all
-    /// the same.
+    /// Single messages get lost too, against log rule 3, and are sent again sooner. Safety must
+    /// hold all the same.
     pub(super) lossy: bool,
-    /// Segments so large that there is only one: damage then shows in the replicas' behaviour, not at
-    /// their start.
+    /// Segments so large that there is only one: damage then shows in the replicas' behaviour, not
+    /// at their start.
     pub(super) one_segment: bool,
     /// Only crashes and cuts, for violations that take several of them at once.
     pub(super) storm: bool,
@@ -33,7 +33,8 @@ pub(super) struct Options {
     pub(super) slow_disks: bool,
     /// The largest drift of clocks, either way. The period of leases allows for 50.
     pub(super) drift_permille: i64,
-    /// Replicas that were away for a moment are far behind, and no replica drops the log that they need.
+    /// Replicas that were away for a moment are far behind, and no replica drops the log that they
+    /// need.
     pub(super) far: bool,
 }
 
@@ -196,8 +197,8 @@ pub(super) fn settings(rng: &mut StdRng, options: &Options) -> (Timing, Limits) 
     let timing = Timing {
         tick_ms: 10,
         election_timeout_ms: 50,
-        // Never within a run, as good as never in practice (log rule 5): nothing may depend on it while whole
-        // sessions are lost.
+        // Never within a run, as good as never in practice (log rule 5): nothing may depend on it
+        // while whole sessions are lost.
         resend_ms: if options.lossy { 60 } else { 1_000_000 },
         status_ms: 20,
         lease_ms: match rng.random_range(0..5) {
@@ -285,7 +286,8 @@ impl World {
         }
     }
 
-    /// Ends a session and loses a random suffix of its messages. The ends learn it at different times.
+    /// Ends a session and loses a random suffix of its messages. The ends learn it at different
+    /// times.
     pub(super) fn lose_session(&mut self, key: (u64, u64)) {
         if let Some(mut session) = self.sessions.remove(&key) {
             self.stats.count("sessions lost", 1);

@@ -1,17 +1,17 @@
 //! The randomised simulator: groups of [`Core`](crate::core::Core)s in one thread, under faults.
 //!
 //! A seed determines a run. There are 3 or 5 replicas, which are replaced, join and leave, and lose
-//! their disks. The faults are partitions (also one-way), sessions lost with a random suffix of their
-//! messages, stopped, frozen and slow processes, drifting clocks, crashes at every point of a turn on a
-//! disk that loses and tears unsynced writes, compaction past live replicas, entries of ended
-//! leaderships, and ineligible replicas. The load is writes, reads, state transfers, and moves of the
-//! leadership. Then all faults end, and the group must recover by itself.
+//! their disks. The faults are partitions (also one-way), sessions lost with a random suffix of
+//! their messages, stopped, frozen and slow processes, drifting clocks, crashes at every point of a
+//! turn on a disk that loses and tears unsynced writes, compaction past live replicas, entries of
+//! ended leaderships, and ineligible replicas. The load is writes, reads, state transfers, and
+//! moves of the leadership. Then all faults end, and the group must recover by itself.
 //!
 //! The checks throughout a run: all replicas deliver the same entries with the same verdicts
-//! (invariant 1); an acknowledged write is in that log; a read never misses a position that a client
-//! knew before it began (log rule 9); states, also transferred ones, are results of the log
-//! (invariant 3); leases hold; staleness bounds are true (R17); a write acknowledged in memory is lost
-//! only with two crashes (R28). Runs with a deliberate bug show that the checks detect it.
+//! (invariant 1); an acknowledged write is in that log; a read never misses a position that a
+//! client knew before it began (log rule 9); states, also transferred ones, are results of the log
+//! (invariant 3); leases hold; staleness bounds are true (R17); a write acknowledged in memory is
+//! lost only with two crashes (R28). Runs with a deliberate bug show that the checks detect it.
 //!
 //! `EVENKEEL_SEEDS=N` runs N seeds, `EVENKEEL_SEED=S` runs one.
 
@@ -36,7 +36,8 @@ use world::World;
 /// Seeds run by default: a good half minute on two busy cores, without optimisation.
 const DEFAULT_SEEDS: u64 = 500;
 
-/// Runs one seed. `Err` says what was violated, be it a check here or an assertion in the code under test.
+/// Runs one seed. `Err` says what was violated, be it a check here or an assertion in the code
+/// under test.
 fn run(seed: u64, options: &Options) -> Result<Stats, String> {
     let run = AssertUnwindSafe(|| World::new(seed, options).and_then(World::run));
     match catch_unwind(run) {
@@ -119,8 +120,9 @@ fn leases_hold_among_restarts_and_cuts() {
     promises_hold("leases_hold_among_restarts_and_cuts", 4, &Options { leases: true, ..Options::default() });
 }
 
-// R28: a write acknowledged in memory is lost only if two replicas crash before it is on disk; the oracle
-// checks each such write. `schedules` shows what can be lost, and that a majority's memory is not enough.
+// R28: a write acknowledged in memory is lost only if two replicas crash before it is on disk; the
+// oracle checks each such write. `schedules` shows what can be lost, and that a majority's memory
+// is not enough.
 #[test]
 fn memory_survives_one_crash_on_slow_disks() {
     promises_hold("memory_survives_one_crash_on_slow_disks", 2, &Options { slow_disks: true, ..Options::default() });
@@ -167,14 +169,16 @@ fn a_skipped_sync_is_noticed() {
     must_be_noticed("one sync in three left out", &options);
 }
 
-// Log rule 1: only the leader's own AcceptDecides (and what is never durable) may overtake the sync.
+// Log rule 1: only the leader's own AcceptDecides (and messages that are never durable) may
+// overtake the sync.
 #[test]
 fn answering_before_the_sync_is_noticed() {
     let options = Options { fault: Some(Fault::SendBeforeSync), one_segment: true, storm: true, ..Options::default() };
     must_be_noticed("sending every message before the sync", &options);
 }
 
-// Log rule 2. Whole sessions lost as log rule 3 wants it do not bring the schedule about; single messages lost do.
+// Log rule 2. Whole sessions lost as log rule 3 wants it do not bring the schedule about; single
+// messages lost do.
 #[test]
 fn leaving_out_rule_2_is_noticed() {
     let lossy = Options { compaction: false, lossy: true, ..Options::default() };

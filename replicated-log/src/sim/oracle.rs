@@ -56,7 +56,8 @@ pub(super) struct Oracle {
     pub(super) rejected_entries: u64,
     /// The beginnings of later configurations, and their members.
     pub(super) configurations: Vec<(u64, Members)>,
-    /// Tracked writes that are not effective yet (R28), and the replicas that crashed since their proposal.
+    /// Tracked writes that are not effective yet (R28), and the replicas that crashed since their
+    /// proposal.
     tracked: BTreeMap<u64, BTreeSet<u64>>,
     /// Writes acknowledged in memory.
     acknowledged: BTreeSet<u64>,
@@ -83,8 +84,8 @@ impl Oracle {
         });
     }
 
-    /// At the end of a run: the number of writes acknowledged in memory that are not in the log. R28: since
-    /// the proposal of each at least two replicas crashed.
+    /// At the end of a run: the number of writes acknowledged in memory that are not in the log.
+    /// R28: since the proposal of each at least two replicas crashed.
     pub(super) fn lost_from_memory(&self) -> Checked<u64> {
         let lost: Vec<_> = self.tracked.iter().filter(|(write, _)| self.acknowledged.contains(write)).collect();
         let wrong = lost.iter().find(|(_, crashed)| crashed.len() < 2);
@@ -100,8 +101,8 @@ impl Oracle {
         }
     }
 
-    /// A replica delivered an entry: it must be the one that all others deliver there, with the same
-    /// verdict, and the verdict must be that of the term fence (invariant 1).
+    /// A replica delivered an entry: it must be the one that all others deliver there, with the
+    /// same verdict, and the verdict must be that of the term fence (invariant 1).
     pub(super) fn delivered(&mut self, by: u64, entry: &Entry) -> Checked<()> {
         let LogIndex(index) = entry.index;
         if let Some(first) = self.chosen.get(index as usize - 1) {

@@ -1,6 +1,6 @@
-//! Chosen schedules with three replicas: the promises of durability level `memory` and what it can lose
-//! (R28), with crashes while the followers have an entry in memory only; reads over slow links (log
-//! rule 9); and a slow disk (log rule 1).
+//! Chosen schedules with three replicas: the promises of durability level `memory` and what it can
+//! lose (R28), with crashes while the followers have an entry in memory only; reads over slow links
+//! (log rule 9); and a slow disk (log rule 1).
 
 #![allow(clippy::unwrap_used)]
 
@@ -162,8 +162,8 @@ impl Group {
         }
     }
 
-    /// One turn with every waiting message. Without `sync` the disk is slow: only the part before the sync
-    /// is carried out.
+    /// One turn with every waiting message. Without `sync` the disk is slow: only the part before
+    /// the sync is carried out.
     pub(super) fn turn(&mut self, id: u64, sync: bool) {
         for from in (1..=3).filter(|from| *from != id) {
             let session = self.sessions.get(&(id.min(from), id.max(from))).copied();
@@ -256,8 +256,8 @@ impl Group {
     }
 }
 
-// R28: both followers have the entry in memory only, and it is acknowledged. All three crash, and the
-// followers are back before the leader, the only one whose disk had it: the entry is lost.
+// R28: both followers have the entry in memory only, and it is acknowledged. All three crash, and
+// the followers are back before the leader, the only one whose disk had it: the entry is lost.
 #[test]
 fn a_write_acknowledged_in_memory_is_lost_when_all_replicas_crash_together() {
     let mut group = Group::new(&[]);
@@ -270,8 +270,8 @@ fn a_write_acknowledged_in_memory_is_lost_when_all_replicas_crash_together() {
     assert!(!group.kept());
 }
 
-// R28: of the three replicas one crashes and a second is cut off; the third alone has the entry, and that
-// is enough.
+// R28: of the three replicas one crashes and a second is cut off; the third alone has the entry,
+// and that is enough.
 #[test]
 fn a_write_acknowledged_in_memory_survives_any_one_crash() {
     for (crashed, cut) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
@@ -309,7 +309,8 @@ fn memory_of_a_mere_majority_is_noticed() {
     assert_eq!(schedule(&[Fault::MemoryOfMajority]), (true, false), "acknowledged and lost");
 }
 
-// R28: level `disk` is answered when the entry is decided. Then the entry survives the crash of all.
+// R28: level `disk` is answered when the entry is decided. Then the entry survives the crash of
+// all.
 #[test]
 fn what_was_decided_survives_the_crash_of_all() {
     let mut group = Group::new(&[]);
@@ -324,8 +325,9 @@ fn what_was_decided_survives_the_crash_of_all() {
     assert!(group.kept());
 }
 
-// Log rule 9: with one of three away there is no lease, and every read asks the other one. An answer counts though it takes longer than
-// it takes to ask again, which is for messages that were lost.
+// Log rule 9: with one of three away there is no lease, and every read asks the other one. An
+// answer counts though it takes longer than it takes to ask again, which is for messages that were
+// lost.
 #[test]
 fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
     const ONE_WAY_MS: u64 = 40;
@@ -354,8 +356,8 @@ fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
     assert!(matches!(group.answers[..], [(7, Ok(_))]), "{:?} after {} ms", group.answers, group.now_ms - began_ms);
 }
 
-// Log rule 1: whatever this turn has to sync, what earlier ones have synced is shown, and reads are answered. What has not been synced
-// is neither shown nor said to be there.
+// Log rule 1: whatever this turn has to sync, what earlier ones have synced is shown, and reads are
+// answered. What has not been synced is neither shown nor said to be there.
 #[test]
 fn a_slow_disk_holds_up_only_what_it_has_to_store() {
     let mut group = Group::new(&[]);

@@ -1,5 +1,5 @@
-//! One simulated replica: its disk, which outlives its process, the process, and an application that
-//! applies the log.
+//! One simulated replica: its disk, which outlives its process, the process, and an application
+//! that applies the log.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -45,8 +45,8 @@ pub(super) struct World {
     pub(super) cut: BTreeMap<(u64, u64), ()>,
     pub(super) rates: FaultRates,
     pub(super) calm: bool,
-    /// Time and replica of a crash that follows another one: a second replica must not lose what the first
-    /// has lost.
+    /// Time and replica of a crash that follows another one: a second replica must not lose what
+    /// the first has lost.
     pub(super) aftershock: Option<(u64, u64)>,
     pub(super) next_session: u64,
     pub(super) next_id: u64,
@@ -133,7 +133,8 @@ impl World {
         self.calm = true;
         self.cut.clear();
         if self.rates.lose_message > 0.0 {
-            // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions bring them back.
+            // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions
+            // bring them back.
             self.rates.lose_message = 0.0;
             let keys: Vec<_> = self.sessions.keys().copied().collect();
             keys.into_iter().for_each(|key| self.lose_session(key));
@@ -154,7 +155,8 @@ impl World {
         Ok(self.stats)
     }
 
-    /// Whether one leader serves, all replicas have applied everything, none is behind, and no read waits.
+    /// Whether one leader serves, all replicas have applied everything, none is behind, and no read
+    /// waits.
     fn recovered(&self) -> bool {
         let mut leader = None;
         for node in self.nodes.values().filter(|node| self.is_member(node.id)) {
@@ -319,8 +321,8 @@ impl World {
         self.node(id)?.process.as_mut().ok_or_else(|| Violation(format!("replica {id} is down")))
     }
 
-    /// Log rule 9: reads answered without a message, while the published lease holds by the replica's
-    /// clock.
+    /// Log rule 9: reads answered without a message, while the published lease holds by the
+    /// replica's clock.
     fn leased_reads(&mut self, id: u64) -> Checked<()> {
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
         let asked = self.rng.random_bool(self.rates.read);
@@ -352,7 +354,8 @@ impl World {
         if self.shown(id)? {
             self.stats.count("entries shown before a sync", 1);
         }
-        // The runtime answers requests for old entries after the sync; that makes no difference here.
+        // The runtime answers requests for old entries after the sync; that makes no difference
+        // here.
         if ordinary && self.rng.random_bool(0.5) {
             self.apply(id)?;
         }
@@ -366,8 +369,8 @@ impl World {
         self.sync_and_send(id, ready, before.role, point)
     }
 
-    /// The point of this turn at which the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4
-    /// not at all.
+    /// The point of this turn at which the replica crashes: 0 and 1 before the sync, 2 and 3 after
+    /// it, 4 not at all.
     fn crash_point(&mut self, id: u64) -> usize {
         let now_ms = self.now_ms;
         let doomed = self.aftershock.take_if(|(at_ms, who)| *at_ms <= now_ms && *who == id).is_some();
@@ -423,8 +426,8 @@ impl World {
         Ok(())
     }
 
-    /// The waiting inputs of the replica: ends and beginnings of sessions, arrived messages, the owner's
-    /// calls and the clock, in a possible order.
+    /// The waiting inputs of the replica: ends and beginnings of sessions, arrived messages, the
+    /// owner's calls and the clock, in a possible order.
     fn inputs(&mut self, id: u64) -> Vec<Input> {
         let mut inputs = Vec::new();
         let now_ms = self.now_ms;
@@ -502,7 +505,8 @@ impl World {
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(0, rng), tracked: None });
             }
             if chance(rng, 0.01) {
-                // As a forwarded proposal of an ended leadership would come in; the log must reject it.
+                // As a forwarded proposal of an ended leadership would come in; the log must reject
+                // it.
                 let old = Term(term.0.wrapping_sub(rng.random_range(1..1 << 26)));
                 inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
             }
@@ -603,8 +607,8 @@ impl World {
         self.transfer(id)
     }
 
-    /// Checks the entries that a replica shows as decided, before or after its sync. Returns whether there
-    /// were any.
+    /// Checks the entries that a replica shows as decided, before or after its sync. Returns
+    /// whether there were any.
     fn shown(&mut self, id: u64) -> Checked<bool> {
         let World { nodes, oracle, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
@@ -635,7 +639,8 @@ impl World {
             match answer {
                 Ok(LogIndex(index)) => {
                     stats.count("reads", 1);
-                    // Log rule 9: the state at `index` holds everything that anybody knew when the read began.
+                    // Log rule 9: the state at `index` holds everything that anybody knew when the
+                    // read began.
                     ensure(index >= known, || {
                         format!("replica {id}: a read at {index}, a client had already seen {known}")
                     })?;
@@ -648,7 +653,8 @@ impl World {
         Ok(())
     }
 
-    /// The application of a replica that is behind fetches the state from another one, now and then.
+    /// The application of a replica that is behind fetches the state from another one, now and
+    /// then.
     fn transfer(&mut self, id: u64) -> Checked<()> {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };

@@ -1,4 +1,5 @@
-//! Connections of a replica: listening, dialling, inquiring, and running one session per connection.
+//! Connections of a replica: listening, dialling, inquiring, and running one session per
+//! connection.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -35,8 +36,8 @@ struct TransportTasks {
 }
 
 impl TransportTasks {
-    /// Makes the session the peer's current one and closes the previous one. The event loop receives
-    /// sessions in the order in which they became current.
+    /// Makes the session the peer's current one and closes the previous one. The event loop
+    /// receives sessions in the order in which they became current.
     fn begin(&self, peer: Greeting, session: u64, sender: SessionSender) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, old)) = current.insert(peer.from, (session, sender.clone())) {
@@ -98,7 +99,8 @@ impl Transport {
         Transport { stop, tasks }
     }
 
-    /// Ends every session and waits until the port is free. Not to be called on a thread of the tokio runtime.
+    /// Ends every session and waits until the port is free. Not to be called on a thread of the
+    /// tokio runtime.
     pub(crate) fn close(self) {
         let Transport { stop, mut tasks } = self;
         drop(stop);
@@ -206,8 +208,8 @@ async fn inquire(shared: Arc<TransportTasks>, peer: u64, address: SocketAddr) {
     }
 }
 
-/// Handles two ends in different configurations: the newer end sends its membership, and the connection
-/// ends. Returns whether this was the case.
+/// Handles two ends in different configurations: the newer end sends its membership, and the
+/// connection ends. Returns whether this was the case.
 async fn exchange_newer(shared: &TransportTasks, stream: &mut Stream, peer: &Greeting) -> io::Result<bool> {
     let config = &shared.config;
     match config.tag.configuration.cmp(&peer.tag.configuration) {

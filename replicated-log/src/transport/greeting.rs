@@ -67,8 +67,8 @@ impl Greeting {
         Ok(())
     }
 
-    /// Accepts a session with the sender in this configuration. `dialled` is the peer if this end opened
-    /// the connection.
+    /// Accepts a session with the sender in this configuration. `dialled` is the peer if this end
+    /// opened the connection.
     pub(super) fn check(&self, config: &TransportConfig, dialled: Option<u64>) -> io::Result<()> {
         let expected_side = match dialled {
             Some(peer) => self.from == peer,

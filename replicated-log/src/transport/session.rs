@@ -39,8 +39,8 @@ pub(crate) struct SessionSender {
     pub(super) tag: Tag,
     pub(super) socket: Arc<WriteHalf>,
     pub(super) queue: mpsc::UnboundedSender<Batch>,
-    /// Bytes queued or being written by the session's task. Zero means that the task does not use the
-    /// socket.
+    /// Bytes queued or being written by the session's task. Zero means that the task does not use
+    /// the socket.
     pub(super) queued_bytes: Arc<AtomicUsize>,
     pub(super) limit_bytes: usize,
     pub(super) close: Arc<Notify>,
@@ -66,10 +66,11 @@ const DIRECT_BYTES: usize = 32 << 10;
 impl SessionSender {
     /// Queues one turn's messages for the peer, without blocking.
     ///
-    /// If too many bytes wait already, the whole session is closed: the loss of a single message would
-    /// go unnoticed (log rule 3). A batch that finds the queue empty always fits and is charged at most
-    /// half of the limit. Otherwise the heartbeats behind a log synchronisation above the limit would
-    /// end the session, and the next session would begin with the same synchronisation.
+    /// If too many bytes wait already, the whole session is closed: the loss of a single message
+    /// would go unnoticed (log rule 3). A batch that finds the queue empty always fits and is
+    /// charged at most half of the limit. Otherwise the heartbeats behind a log synchronisation
+    /// above the limit would end the session, and the next session would begin with the same
+    /// synchronisation.
     pub(crate) fn send(&self, messages: Vec<Wire>) {
         let bytes: usize = messages.iter().map(Wire::size_bytes).sum();
         let before = self.queued_bytes.load(Ordering::Acquire);
@@ -97,8 +98,8 @@ impl SessionSender {
         self.queue.send(Batch { contents, charged_bytes: charged_bytes.max(1) }).ok();
     }
 
-    /// Writes as much as the socket takes at once and returns the rest. Only called while nothing is
-    /// queued.
+    /// Writes as much as the socket takes at once and returns the rest. Only called while nothing
+    /// is queued.
     fn write_now(&self, messages: Vec<Wire>) -> io::Result<Option<Vec<u8>>> {
         let mut frame = Vec::new();
         encode_frame(&mut frame, self.tag, messages).map_err(io::Error::other)?;

@@ -14,8 +14,8 @@ pub enum WalError {
         /// The system's error.
         source: io::Error,
     },
-    /// Stop: synced data is damaged. The log never repairs it silently, since a lost durable tail is
-    /// disk loss.
+    /// Stop: synced data is damaged. The log never repairs it silently, since a lost durable tail
+    /// is disk loss.
     #[error("the durable log is damaged: {0}")]
     Damaged(String),
     /// Stop: the log belongs to another group or replica, or another process uses it.

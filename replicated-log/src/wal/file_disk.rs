@@ -25,11 +25,11 @@ const RECYCLED: &str = "spare-";
 
 /// Segments as files `NNNNNNNNNNNNNNNN.log` in a folder, which is locked while this lives.
 ///
-/// A sync that neither extends a file nor allocates a block does not wait for the file system's journal,
-/// for which every other writer on the machine waits too. Measured on ext4 beside other writers, nine
-/// syncs in ten took 0.13 ms instead of 4 to 8 ms. Therefore a segment's blocks exist before its use: a
-/// segment is a removed one under a new name, or a file filled with zeros. A thread of its own prepares
-/// the next segment, with a durable name, while the current one fills.
+/// A sync that neither extends a file nor allocates a block does not wait for the file system's
+/// journal, for which every other writer on the machine waits too. Measured on ext4 beside other
+/// writers, nine syncs in ten took 0.13 ms instead of 4 to 8 ms. Therefore a segment's blocks exist
+/// before its use: a segment is a removed one under a new name, or a file filled with zeros. A
+/// thread of its own prepares the next segment, with a durable name, while the current one fills.
 #[derive(Debug)]
 pub(crate) struct FileDisk {
     least_bytes: u64,
@@ -53,8 +53,8 @@ struct Segment {
 }
 
 impl FileDisk {
-    /// Opens the folder, and creates it if it does not exist. Segments have `least_bytes`, and up to
-    /// `most_bytes` under heavy writes.
+    /// Opens the folder, and creates it if it does not exist. Segments have `least_bytes`, and up
+    /// to `most_bytes` under heavy writes.
     ///
     /// `Err` of kind [`io::ErrorKind::WouldBlock`] means that another process uses it.
     pub(crate) fn open(dir: &Path, least_bytes: u64, most_bytes: u64) -> io::Result<FileDisk> {
@@ -258,8 +258,8 @@ struct Folder {
     dir: PathBuf,
     recycled: Vec<PathBuf>,
     named: u64,
-    /// Larger segments are not recycled, in bytes: one that took a whole synchronisation would make later
-    /// ones as large.
+    /// Larger segments are not recycled, in bytes: one that took a whole synchronisation would make
+    /// later ones as large.
     most_bytes: u64,
 }
 
@@ -298,7 +298,8 @@ impl Folder {
         Ok(Segment { file: Arc::new(file), room_bytes: there_bytes.max(bytes) })
     }
 
-    /// Keeps the segment for recycling, unless there are enough, it is too large or it is being read.
+    /// Keeps the segment for recycling, unless there are enough, it is too large or it is being
+    /// read.
     fn remove(&mut self, segment: u64, file: Arc<File>) -> io::Result<()> {
         let path = path(&self.dir, segment);
         let fits = file.metadata()?.len() <= self.most_bytes + self.most_bytes / 8 + FOOTER_BYTES;
@@ -353,7 +354,8 @@ mod tests {
         std::fs::read_dir(dir.path()).unwrap().filter(|f| f.as_ref().unwrap().file_name() != "lock").count()
     }
 
-    // Each byte of the log is written once: after the first few segments no file is created any more.
+    // Each byte of the log is written once: after the first few segments no file is created any
+    // more.
     #[test]
     fn removed_segments_are_recycled() {
         let dir = TempDir::new().unwrap();

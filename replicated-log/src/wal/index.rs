@@ -1,8 +1,8 @@
 //! The in-memory index of the durable log: where items lie on disk, and the term fence at each
 //! position.
 //!
-//! [`WalIndex`] is the part of the log that recovery rebuilds and that appends extend. The index has
-//! one element per [`MERGED_BYTES`] or record, not per item. It does no I/O.
+//! [`WalIndex`] is the part of the log that recovery rebuilds and that appends extend. The index
+//! has one element per [`MERGED_BYTES`] or record, not per item. It does no I/O.
 
 use std::collections::VecDeque;
 
@@ -40,8 +40,8 @@ pub(super) struct WalIndex {
     pub(super) meta: Meta,
     pub(super) chunks: VecDeque<Chunk>,
     pub(super) segments: VecDeque<Segment>,
-    /// `(position, fence)`: the fence in force from that position on, ascending; before the first one
-    /// `meta.fence` holds.
+    /// `(position, fence)`: the fence in force from that position on, ascending; before the first
+    /// one `meta.fence` holds.
     pub(super) fences: VecDeque<(u64, Fence)>,
     /// Summaries of the last segment's records, for its footer.
     pub(super) summaries: Vec<Summary>,
@@ -98,9 +98,9 @@ impl WalIndex {
             .ok_or_else(|| WalError::Damaged(format!("no record holds item {position}")))
     }
 
-    /// The position up to which compaction may go so that about `retained_bytes` of records stay, and
-    /// no more. One record may be as large as the whole log (a synchronisation is one record). A log
-    /// that kept such a record because it is the last one would stay at its cap.
+    /// The position up to which compaction may go so that about `retained_bytes` of records stay,
+    /// and no more. One record may be as large as the whole log (a synchronisation is one record).
+    /// A log that kept such a record because it is the last one would stay at its cap.
     pub(super) fn compaction_point(&self, retained_bytes: u64) -> u64 {
         let mut kept = 0;
         for chunk in self.chunks.iter().rev() {

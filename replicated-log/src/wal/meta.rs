@@ -11,8 +11,8 @@ use crate::ids::ReplicaId;
 use crate::item::Fence;
 use crate::membership::Membership;
 
-/// In the place of a disk's identity: the member has had two disks in one configuration. No disk has
-/// this identity.
+/// In the place of a disk's identity: the member has had two disks in one configuration. No disk
+/// has this identity.
 pub(crate) const DISPUTED: u64 = 0;
 
 /// The owner of a log. A log of another owner is refused (part of log rule 4).
@@ -27,8 +27,8 @@ pub(crate) struct Identity {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
     pub(crate) identity: Identity,
-    /// The current configuration. `peer_stores`, `promise`, `accepted_round` and `decided` belong to
-    /// it.
+    /// The current configuration. `peer_stores`, `promise`, `accepted_round` and `decided` belong
+    /// to it.
     pub(crate) membership: Membership,
     /// The identity of this disk, drawn when the log was created. Peers remember it and so detect a
     /// replica that lost its disk (log rule 10).
@@ -41,15 +41,16 @@ pub(crate) struct Meta {
     pub(crate) compacted: u64,
     /// The term fence at `compacted`.
     pub(crate) fence: Fence,
-    /// The end of the log. It is stored because an emptied suffix leaves no item that would show it.
+    /// The end of the log. It is stored because an emptied suffix leaves no item that would show
+    /// it.
     pub(crate) end: u64,
     /// The application's state must be replaced by one at or after this position (log rule 10).
     pub(crate) needs_state: Option<u64>,
 }
 
 impl Meta {
-    /// The disk that `peer` must have in this configuration, if known; [`DISPUTED`] if no disk of it
-    /// is accepted.
+    /// The disk that `peer` must have in this configuration, if known; [`DISPUTED`] if no disk of
+    /// it is accepted.
     pub(super) fn peer_store(&self, peer: u64) -> Option<u64> {
         let named = self.membership.members.get(&ReplicaId(peer)).map(|member| member.disk);
         named.filter(|disk| *disk != 0).or(self.peer_stores.get(&peer).copied())

@@ -2,15 +2,15 @@
 //!
 //! It owns the files of one folder, through a [`Disk`]. It promises:
 //!
-//! - *Atomic turns.* Everything that a turn changes is one record. A crash before the sync undoes the
-//!   whole turn. A torn last record is cut off when the log is opened.
+//! - *Atomic turns.* Everything that a turn changes is one record. A crash before the sync undoes
+//!   the whole turn. A torn last record is cut off when the log is opened.
 //! - *No silent loss.* Damage anywhere else is an error, because a lost durable tail is disk loss
 //!   (log rule 13).
-//! - *Verdicts without reads.* The log keeps the term fence at every position and so knows which items
-//!   are effective (invariant 1).
-//! - *Constant work.* Compaction drops items and recycles segments that hold nothing else: each byte
-//!   is written once, and no turn waits for a new file. A full segment ends with a footer, a summary
-//!   of its records. Opening a log reads footers and the records of the last segment.
+//! - *Verdicts without reads.* The log keeps the term fence at every position and so knows which
+//!   items are effective (invariant 1).
+//! - *Constant work.* Compaction drops items and recycles segments that hold nothing else: each
+//!   byte is written once, and no turn waits for a new file. A full segment ends with a footer, a
+//!   summary of its records. Opening a log reads footers and the records of the last segment.
 //!
 //! | file | contents |
 //! |---|---|

@@ -6,12 +6,12 @@
 //! fence  = term u64 | ended u8
 //! ```
 //!
-//! A record holds everything that a turn changed, so a turn is atomic on disk. Every record carries the
-//! whole [`Meta`], which is small: any segment alone tells the positions of the log, and old segments
-//! can be deleted.
+//! A record holds everything that a turn changed, so a turn is atomic on disk. Every record carries
+//! the whole [`Meta`], which is small: any segment alone tells the positions of the log, and old
+//! segments can be deleted.
 //!
-//! Segments are recycled, so old records lie behind the last new one. The mark and the checksum depend
-//! on the segment and the log ([`Seal`]): a record of another segment is never accepted.
+//! Segments are recycled, so old records lie behind the last new one. The mark and the checksum
+//! depend on the segment and the log ([`Seal`]): a record of another segment is never accepted.
 
 use bytes::{Buf, BufMut, Bytes};
 use serde::{Deserialize, Serialize};
@@ -41,16 +41,16 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    /// The first bytes of each record of the segment. It is not secret; it finds records among remains
-    /// without a checksum at every byte.
+    /// The first bytes of each record of the segment. It is not secret; it finds records among
+    /// remains without a checksum at every byte.
     pub(crate) fn mark(&self) -> u32 {
         const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
         (self.segment.wrapping_add(1).wrapping_mul(MIX) >> 32) as u32
     }
 
-    /// The checksum covers the disk's identity and the segment's number. Records with equal bodies in
-    /// segments with different numbers never have the same checksum: a checksum of 32 bits detects
-    /// every difference that fits into 32 bits.
+    /// The checksum covers the disk's identity and the segment's number. Records with equal bodies
+    /// in segments with different numbers never have the same checksum: a checksum of 32 bits
+    /// detects every difference that fits into 32 bits.
     pub(crate) fn checksum(&self, body: &[u8]) -> u32 {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&self.store_id.to_le_bytes());
@@ -197,8 +197,8 @@ pub(crate) fn fence_changes<'a>(
     changes
 }
 
-/// The footer of a sealed segment: summaries of its records, so that a replay need not read them. It
-/// is not synced when it is written; if it is missing, the records are replayed.
+/// The footer of a sealed segment: summaries of its records, so that a replay need not read them.
+/// It is not synced when it is written; if it is missing, the records are replayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footer {
     pub(crate) records: Vec<Summary>,

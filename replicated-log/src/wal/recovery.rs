@@ -1,7 +1,7 @@
 //! Opening a durable log: replay the records, drop a torn last record, refuse every other damage.
 //!
-//! Of a sealed segment only the footer is read, of the last segment every record. A segment without a
-//! header of its own has not been begun: it was prepared, or its first record is torn, or it was
+//! Of a sealed segment only the footer is read, of the last segment every record. A segment without
+//! a header of its own has not been begun: it was prepared, or its first record is torn, or it was
 //! removed and a crash brought its name back.
 
 use std::collections::VecDeque;
@@ -77,8 +77,8 @@ impl<D: Disk> Recovery<'_, D> {
         if let Some(last) = self.index.segments.back() {
             self.disk.sync(last.number).map_err(failed("sync"))?;
         }
-        // The first segments may have been removed. The log begins at the first record found, until a
-        // later record states its start.
+        // The first segments may have been removed. The log begins at the first record found, until
+        // a later record states its start.
         if self.stated_compacted < self.index.meta.compacted {
             return Err(WalError::Damaged(format!(
                 "the log begins at {}, the oldest item found is {}",
@@ -110,7 +110,8 @@ impl<D: Disk> Recovery<'_, D> {
         Ok(SegmentHeader::decode(segment, bytes))
     }
 
-    /// Accepts a folder without segment headers only if it is that of a log whose first record is torn.
+    /// Accepts a folder without segment headers only if it is that of a log whose first record is
+    /// torn.
     fn refuse_beheaded(&self, numbers: &[u64]) -> Result<(), WalError> {
         for segment in numbers {
             let seal = Seal { store_id: 0, segment: *segment };
@@ -196,8 +197,8 @@ impl<D: Disk> Recovery<'_, D> {
                         s.bytes = offset;
                     }
                 }
-                // The segment was sealed and the next one not begun. Or the rest was never written: the
-                // remains of an older segment.
+                // The segment was sealed and the next one not begun. Or the rest was never written:
+                // the remains of an older segment.
                 Err(NotARecord::Footer) => return Ok(()),
                 Err(NotARecord::Torn) if !self.record_follows(seal, offset)? => return Ok(()),
                 Err(_) => return Err(WalError::Damaged(format!("segment {}, offset {offset}", seal.segment))),
@@ -222,8 +223,9 @@ impl<D: Disk> Recovery<'_, D> {
         Ok(record::announced_bytes(seal, &header).filter(|bytes| *bytes as u64 <= len - offset))
     }
 
-    /// Whether a sound record of this segment lies anywhere behind `offset`, where there is none. At
-    /// most one record is written and not synced, so a later one proves damage, not a torn write.
+    /// Whether a sound record of this segment lies anywhere behind `offset`, where there is none.
+    /// At most one record is written and not synced, so a later one proves damage, not a torn
+    /// write.
     fn record_follows(&self, seal: Seal, offset: u64) -> Result<bool, WalError> {
         const STEP_BYTES: u64 = 1 << 20;
         const MARK_BYTES: u64 = 4;
@@ -251,8 +253,8 @@ impl<D: Disk> Recovery<'_, D> {
     /// Applies one record, in the order of writing.
     ///
     /// The oldest record found need not be the log's first: earlier segments were deleted because a
-    /// later record compacts their items away. Until that record, `meta.compacted` is the oldest item
-    /// found.
+    /// later record compacts their items away. Until that record, `meta.compacted` is the oldest
+    /// item found.
     fn apply(&mut self, record: Summary, segment: u64, offset: u64) -> Result<(), WalError> {
         let damaged = |what: String| Err(WalError::Damaged(format!("{what} (segment {segment}, offset {offset})")));
         let (first, first_fence) = match record.place {

@@ -1,11 +1,11 @@
 //! The durable log as OmniPaxos's storage.
 //!
-//! OmniPaxos owns its storage, and the core must sync it and read from it, so both share the log. They
-//! run on one thread, one after the other; the log is therefore in a `RefCell`, and no borrow is held
-//! across a call of the library.
+//! OmniPaxos owns its storage, and the core must sync it and read from it, so both share the log.
+//! They run on one thread, one after the other; the log is therefore in a `RefCell`, and no borrow
+//! is held across a call of the library.
 //!
-//! Writes only change memory and cannot fail. A failing read makes the library panic, which ends the
-//! process (log rule 13).
+//! Writes only change memory and cannot fail. A failing read makes the library panic, which ends
+//! the process (log rule 13).
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -100,8 +100,8 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
 
     fn get_entries(&self, from: usize, to: usize) -> StorageResult<Vec<Item>> {
         if self.0.borrow().compacting {
-            // The library wants to summarise the items that compaction drops. The marker needs none of
-            // them, and reading megabytes back would stall the event loop.
+            // The library wants to summarise the items that compaction drops. The marker needs none
+            // of them, and reading megabytes back would stall the event loop.
             return Ok(Vec::new());
         }
         self.read(from, to as u64)
@@ -131,7 +131,8 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
     }
 
     fn get_promise(&self) -> StorageResult<Option<Ballot>> {
-        // The library stores a default ballot when it starts on an empty log; recovery means a real one.
+        // The library stores a default ballot when it starts on an empty log; recovery means a real
+        // one.
         let promise = self.0.borrow().promise();
         Ok(promise.filter(|b| *b != Ballot::default()))
     }

@@ -179,7 +179,8 @@ fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
     }
 }
 
-// Where a footer was lost in a crash, or is damaged, the records are replayed; where one is there they are not even read.
+// Where a footer was lost in a crash, or is damaged, the records are replayed; where one is there
+// they are not even read.
 #[test]
 fn a_log_opens_the_same_with_and_without_its_footers() {
     let dir = TempDir::new().unwrap();
@@ -248,7 +249,8 @@ fn a_removed_segment_that_a_crash_brings_back_is_left_out() {
     assert!(!file(1).exists() && !file(3).exists());
 }
 
-// Log rule 13: a lost durable tail is disk loss, so damage in front of sound records stops the replica.
+// Log rule 13: a lost durable tail is disk loss, so damage in front of sound records stops the
+// replica.
 #[test]
 fn damage_to_synced_records_is_refused() {
     let dir = TempDir::new().unwrap();
@@ -325,7 +327,8 @@ fn compaction_deletes_segments_and_keeps_the_fence() {
     }
 }
 
-// Breaks if a record larger than the retention stays: then no entry is proposed, so no record follows it.
+// Breaks if a record larger than the retention stays: then no entry is proposed, so no record
+// follows it.
 #[test]
 fn a_synchronisation_as_large_as_the_log_is_compacted_away() {
     let dir = TempDir::new().unwrap();
@@ -386,7 +389,8 @@ fn reads_are_bounded_and_bring_at_least_one_item() {
     assert_eq!(wal.read(100, 120, usize::MAX).unwrap().len(), 0);
 }
 
-// The event loop only says where entries are. What it says stays true while the log goes on without them.
+// The event loop only says where entries are. What it says stays true while the log goes on without
+// them.
 #[test]
 fn entries_are_read_and_judged_away_from_the_event_loop() {
     let dir = TempDir::new().unwrap();

@@ -1,8 +1,8 @@
 //! The durable log: an append-only sequence of items on a [`Disk`].
 //!
 //! Changes take effect in memory at once and become durable together with [`Wal::sync`]. A crash
-//! before the sync undoes the whole turn, never a part of it. The newest items stay in memory, bounded
-//! by bytes; older ones are read from their records.
+//! before the sync undoes the whole turn, never a part of it. The newest items stay in memory,
+//! bounded by bytes; older ones are read from their records.
 
 use omnipaxos::ballot_leader_election::Ballot;
 
@@ -184,8 +184,8 @@ impl<D: Disk> Wal<D> {
         self.index.meta.peer_stores.iter().map(|(peer, store)| (*peer, *store)).collect()
     }
 
-    /// The disk that `peer` must have in this configuration: the one that the barrier named, or in the
-    /// founding configuration the first one seen. `found` is recorded if none was known.
+    /// The disk that `peer` must have in this configuration: the one that the barrier named, or in
+    /// the founding configuration the first one seen. `found` is recorded if none was known.
     pub(crate) fn peer_store_or_insert(&mut self, peer: u64, found: u64) -> u64 {
         if let Some(known) = self.index.meta.peer_store(peer) {
             return known;
@@ -302,8 +302,8 @@ impl<D: Disk> Wal<D> {
         self.dirty.meta = true;
     }
 
-    /// Replaces the whole log by a trimmed one that begins at `at`, where `fence` is in force. This is
-    /// the receiving end of a state transfer (log rule 10).
+    /// Replaces the whole log by a trimmed one that begins at `at`, where `fence` is in force. This
+    /// is the receiving end of a state transfer (log rule 10).
     pub(crate) fn reset(&mut self, at: u64, fence: Fence) {
         self.recent = RecentItems::none_at(at);
         self.index.restart_at(at, fence);
@@ -316,7 +316,8 @@ impl<D: Disk> Wal<D> {
         &self.index.meta.membership
     }
 
-    /// The number of items up to and including the barrier that ends the configuration, decided or not.
+    /// The number of items up to and including the barrier that ends the configuration, decided or
+    /// not.
     pub(crate) fn barrier(&self) -> Option<u64> {
         match self.index.fences.back() {
             Some((at, fence)) => fence.ended.then_some(*at),
@@ -324,10 +325,10 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// Begins the configuration `next` with one record, hence atomically (log rule 10). The promise and
-    /// the accepted round of the previous configuration are dropped, with the items behind its
-    /// barrier. Everything up to the barrier is decided: either the items are here, or the application
-    /// has a state at or after the barrier (`transferred`) and the log begins there.
+    /// Begins the configuration `next` with one record, hence atomically (log rule 10). The promise
+    /// and the accepted round of the previous configuration are dropped, with the items behind its
+    /// barrier. Everything up to the barrier is decided: either the items are here, or the
+    /// application has a state at or after the barrier (`transferred`) and the log begins there.
     pub(crate) fn begin_configuration(&mut self, next: Membership, transferred: bool) {
         let at = next.began.0;
         let fence = Fence { term: next.term, ended: false };
@@ -432,8 +433,8 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    /// The segment and offset of the next record, and whether the segment is new: the last segment, or
-    /// a new one if that is full.
+    /// The segment and offset of the next record, and whether the segment is new: the last segment,
+    /// or a new one if that is full.
     fn place_for(&mut self, record_bytes: u64) -> Result<(u64, u64, bool), WalError> {
         let Some(last) = self.index.segments.back().copied() else {
             return self.begin_segment(1, 0, 0);
@@ -471,8 +472,8 @@ impl<D: Disk> Wal<D> {
         self.written
     }
 
-    /// Removes segments without a retained item. The record of the compaction is durable at this point,
-    /// and in the last segment.
+    /// Removes segments without a retained item. The record of the compaction is durable at this
+    /// point, and in the last segment.
     fn drop_segments(&mut self) -> Result<(), WalError> {
         let needed = match (self.index.chunks.front(), self.index.segments.back()) {
             (Some(chunk), _) => chunk.segment,
@@ -488,10 +489,12 @@ impl<D: Disk> Wal<D> {
         Ok(())
     }
 
-    /// The items `from..to`, at least one and about `max_bytes` of them; empty only if `from >= to`.
+    /// The items `from..to`, at least one and about `max_bytes` of them; empty only if `from >=
+    /// to`.
     ///
     /// # Errors
-    /// [`WalError::Trimmed`] below the compaction point (log rule 13); a read error or damage is fatal.
+    /// [`WalError::Trimmed`] below the compaction point (log rule 13); a read error or damage is
+    /// fatal.
     pub(crate) fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Item>, WalError> {
         if from < self.index.meta.compacted {
             let compacted = self.index.meta.compacted;
@@ -542,8 +545,8 @@ impl<D: Disk> Wal<D> {
         decode_chunk(seal, chunk, bytes)
     }
 
-    /// A plan to read the items `from..to`, or the first of them that take about `max_bytes`. `None` if
-    /// the first item is in memory, or only the event loop can read this disk.
+    /// A plan to read the items `from..to`, or the first of them that take about `max_bytes`.
+    /// `None` if the first item is in memory, or only the event loop can read this disk.
     ///
     /// # Errors
     /// As [`Wal::read`].
