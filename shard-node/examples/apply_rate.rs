@@ -14,7 +14,7 @@ use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{Key, KeyInterval, KeyValue, TableId, TableSchema};
 use evenkeel_shard_node::load::RangeMeter;
 use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Resources, Role};
-use evenkeel_shard_node::store::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
+use evenkeel_shard_node::storage::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
 use rand::Rng;
 use std::collections::BTreeSet;
 use std::sync::Arc;

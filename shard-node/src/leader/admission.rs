@@ -12,9 +12,9 @@
 //! What is admitted follows the state machine as far as PostgreSQL has followed it: a range that was adopted is admitted only
 //! once all of its rows are in.
 
-use crate::entry::Change;
-use crate::fold::{InPhase, OwnedRange, RangeSize, ShardState};
 use crate::load::RangeMeter;
+use crate::log_entry::Change;
+use crate::state_machine::{InPhase, OwnedRange, RangeSize, ShardState};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Epoch, Failure, Key, KeyInterval, RangeId, ShardId, TableId};
 use evenkeel_sql::Touches;
@@ -203,7 +203,7 @@ impl Admission {
         }
         inner.gone = state
             .moves_out()
-            .filter(|m| m.phase != crate::fold::OutPhase::Open)
+            .filter(|m| m.phase != crate::state_machine::OutPhase::Open)
             .map(|m| Gone {
                 table: m.table,
                 interval: m.interval.clone(),
@@ -212,7 +212,7 @@ impl Admission {
                 epoch: m.epoch.next(),
             })
             .collect();
-        let coming = |m: &&crate::fold::MoveIn| m.phase == InPhase::Copying || not_yet.contains(&m.range);
+        let coming = |m: &&crate::state_machine::MoveIn| m.phase == InPhase::Copying || not_yet.contains(&m.range);
         inner.incoming = state.moves_in().filter(coming).map(|m| (m.table, m.interval.clone())).collect();
         inner.sizes.retain(|range, _| state.moves_out().any(|m| m.range == *range));
         drop(inner);

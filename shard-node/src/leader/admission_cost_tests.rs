@@ -2,7 +2,7 @@
 //! What a control entry costs here, and that following what has changed comes to the same as looking at everything.
 
 use super::*;
-use crate::entry::Control;
+use crate::log_entry::Control;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::shard::RangeChecksum;

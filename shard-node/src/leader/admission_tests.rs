@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::entry::Control;
-use crate::image::Image;
+use crate::log_entry::Control;
+use crate::log_entry::image::Image;
 use bytes::{Bytes, BytesMut};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::rows::{RowBuilder, put_value};

@@ -11,8 +11,8 @@
 use super::Leader;
 use super::group::{Job, capture};
 use super::session::{Capturer, Parameters, Prepared, UserSession, pipeline, reply};
-use crate::entry::MAX_ENTRY_BYTES;
-use crate::store::StoreError;
+use crate::log_entry::MAX_ENTRY_BYTES;
+use crate::storage::StoreError;
 use evenkeel_protocol::error::codes::IN_FAILED_TRANSACTION;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{Key, SqlError};

@@ -3,7 +3,7 @@
 //! Every statement claims what it writes, so this costs what the statement writes: one copy of each key, none for looking or for
 //! letting go, and nobody is woken if nobody waits.
 
-use crate::entry::Change;
+use crate::log_entry::Change;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Key, TableId};
 use std::collections::HashMap;
@@ -132,7 +132,7 @@ impl Drop for Claim<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::image::Image;
+    use crate::log_entry::image::Image;
     use bytes::Bytes;
     use futures::FutureExt;
 

@@ -3,9 +3,9 @@
 
 use super::Leader;
 use super::leadership::Outcome;
-use crate::entry::{Body, Control, Entry};
-use crate::fold::{InPhase, OutPhase, ShardState, Work};
-use crate::store::{StoreError, try_table};
+use crate::log_entry::{Body, Control, Entry};
+use crate::state_machine::{InPhase, OutPhase, ShardState, Work};
+use crate::storage::{StoreError, size_split_keys, try_table};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{Epoch, Failure, OperatorId, RangeId, SqlError, TableSchema};
@@ -101,7 +101,7 @@ impl Leader {
         };
         let keys = async {
             let snapshot = self.shared().snapshots.take().await?;
-            let keys = snapshot.size_split_keys(table, &owned.interval, pieces as usize).await?;
+            let keys = size_split_keys(&snapshot, table, &owned.interval, pieces as usize).await?;
             self.shared().snapshots.give_back(snapshot).await;
             Ok(keys)
         };

@@ -118,17 +118,17 @@ fn a_source_that_asks_late_is_told_that_its_range_was_not_adopted() {
     };
     let mut state = ShardState::default();
     let operator = OperatorId(500);
-    assert_eq!(state.settled(operator), None, "it may be on its way");
+    assert_eq!(state.resolved(operator), None, "it may be on its way");
     state.control(1, &incoming(500)).unwrap();
-    assert_eq!(state.settled(operator), None);
+    assert_eq!(state.resolved(operator), None);
     state.control(2, &Control::IngestCancel { operator }).unwrap();
-    assert_eq!(state.settled(operator), Some(false));
+    assert_eq!(state.resolved(operator), Some(false));
     state.control(3, &Control::Discard { operator, interval: KeyInterval::ALL, last: true }).unwrap();
-    assert_eq!(state.settled(operator), Some(false), "also when all of it is deleted");
+    assert_eq!(state.resolved(operator), Some(false), "also when all of it is deleted");
     assert_eq!(state.control(4, &incoming(500)).unwrap_err().code, "stale-operator", "and so it stays");
     // One that was cancelled before it was opened here never will be.
     state.control(5, &Control::IngestCancel { operator: OperatorId(501) }).unwrap();
-    assert_eq!(state.settled(OperatorId(501)), Some(false));
+    assert_eq!(state.resolved(OperatorId(501)), Some(false));
     assert_eq!(state.control(6, &incoming(501)).unwrap_err().code, "stale-operator");
 }
 

@@ -1,6 +1,6 @@
 //! What the retry window keeps of an answer (R14), and the answer made of it again.
 
-use crate::entry::{Answered, KeptReply};
+use crate::log_entry::{Answered, KeptReply};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{Failure, Key, SqlError, TableId, TxnId};

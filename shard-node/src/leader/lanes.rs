@@ -131,7 +131,7 @@ async fn reopen(leader: &Leader) -> Option<UserSession> {
     let opened = async {
         let session = UserSession::new(leader.shared.connector.connect(crate::postgres::Role::User).await?);
         session.simple(SESSION_SETTINGS).await?;
-        Ok::<_, crate::store::StoreError>(session)
+        Ok::<_, crate::storage::StoreError>(session)
     };
     match opened.await {
         Ok(session) => Some(session),

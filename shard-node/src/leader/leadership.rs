@@ -4,9 +4,9 @@
 //! told by the next `LeaderStart` in the log that what has not come by then never will (R3, invariant 4).
 
 use super::claims::{Claim, Claims};
-use crate::entry::{Change, Entry};
-use crate::fold::Refusal;
-use crate::parts::{self, PARTS_UNDER_WAY};
+use crate::log_entry::parts::{self, PARTS_UNDER_WAY};
+use crate::log_entry::{Change, Entry};
+use crate::state_machine::Refusal;
 use bytes::Bytes;
 use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::{LogHandle, ProposeError, Term};

@@ -57,13 +57,13 @@ pub mod session;
 pub mod spares;
 pub mod transactions;
 
-use crate::apply::ApplyError;
+pub use crate::clock::now_ms;
 use crate::config::Config;
-use crate::fold::{RetryWindow, ShardState};
-use crate::postgres::{Connector, is_damage, is_illness};
+use crate::error::ApplyError;
+use crate::postgres::{is_damage, is_illness};
 use crate::progress::Progress;
-use crate::store::{Snapshots, StoreError};
-use admission::Admission;
+use crate::replica::ReplicaHandles;
+use crate::storage::StoreError;
 use capacity::Capacity;
 use clip::touches;
 use early::EarlyReply;
@@ -71,7 +71,7 @@ use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{StatementReply, StatementRequest};
 use evenkeel_protocol::{Failure, Key, SqlError, TableId, TxnId, Value};
-use evenkeel_replicated_log::{BarrierError, LogHandle};
+use evenkeel_replicated_log::BarrierError;
 use evenkeel_rpc::Gone;
 use evenkeel_sql::Touches;
 use gate::{Gate, Kind};
@@ -84,62 +84,10 @@ use row_locks::RowLocks;
 use scans::{SCAN_SESSIONS, Scans};
 use spares::Sessions;
 use std::collections::HashSet;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use transactions::{Buried, NoSession, RESERVED_SESSIONS, SessionPool};
-
-/// Milliseconds since the Unix epoch by this process's own clock, for what is compared with nobody else's: the log's stamps and what is
-/// judged by them go by [`LogHandle::unix_ms`].
-pub fn now_ms() -> u64 {
-    evenkeel_replicated_log::unix_ms()
-}
-
-/// The latest state machine, for readers beside the applier that folds it.
-pub type SharedState = Arc<RwLock<Arc<ShardState>>>;
-
-/// What a leadership shares with the rest of the replica.
-#[derive(Clone)]
-pub struct Shared {
-    /// The log.
-    pub log: LogHandle,
-    /// What this replica knows of its log's meaning, as of what it has folded.
-    pub state: SharedState,
-    /// The retry window.
-    pub window: Arc<Mutex<RetryWindow>>,
-    /// The last position at which what is owned changed; set before the state machine shows it.
-    pub owned_changed: Arc<AtomicU64>,
-    /// How far PostgreSQL has followed.
-    pub progress: Arc<Progress>,
-    /// Who may touch which keys.
-    pub admission: Arc<Admission>,
-    /// Ways into PostgreSQL.
-    pub connector: Connector,
-    /// Sessions for snapshots of it.
-    pub snapshots: Snapshots,
-    /// Whether PostgreSQL has all rows: not while the replica is being re-seeded.
-    pub whole: Arc<watch::Sender<bool>>,
-    /// Says that the leadership must end and PostgreSQL be opened again (R1), or made again, and why.
-    pub broken: mpsc::UnboundedSender<ApplyError>,
-}
-
-impl Shared {
-    /// The latest state machine.
-    pub fn state(&self) -> Arc<ShardState> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether PostgreSQL has all rows.
-    pub fn is_whole(&self) -> bool {
-        *self.whole.borrow()
-    }
-
-    /// The retry window.
-    pub fn window(&self) -> MutexGuard<'_, RetryWindow> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 struct Texts {
     begin: Arc<str>,
@@ -150,7 +98,7 @@ struct Texts {
 pub struct Leader {
     /// The leadership.
     pub leadership: Arc<Leadership>,
-    shared: Shared,
+    shared: ReplicaHandles,
     progress: Arc<Progress>,
     plans: Plans,
     lanes: Vec<mpsc::Sender<Job>>,
@@ -200,7 +148,7 @@ impl Drop for UnderWay<'_> {
 
 impl Leader {
     /// Begins a leadership on these sessions: starts its lanes.
-    pub fn begin(leadership: Leadership, shared: Shared, config: &Config, sessions: Sessions) -> Arc<Leader> {
+    pub fn begin(leadership: Leadership, shared: ReplicaHandles, config: &Config, sessions: Sessions) -> Arc<Leader> {
         let Sessions { writers, readers } = sessions;
         let readers = Readers::new(&shared.connector, readers);
         let mut lanes = Vec::new();
@@ -224,7 +172,7 @@ impl Leader {
             capacity: config.capacity_per_s.map(Capacity::new),
             gate: Gate::new(config.max_transactions + RESERVED_SESSIONS),
             pressure: Pressure::default(),
-            texts: Texts { begin: "BEGIN READ WRITE".into(), record: crate::store::RECORD_SQL.into() },
+            texts: Texts { begin: "BEGIN READ WRITE".into(), record: crate::storage::RECORD_SQL.into() },
             row_locks: Arc::default(),
             alone: Semaphore::new(config.write_lanes.max(1) * lanes::ALONE_PER_LANE),
             open_transactions: Arc::default(),
@@ -240,7 +188,7 @@ impl Leader {
     }
 
     /// What it shares with the replica.
-    pub fn shared(&self) -> &Shared {
+    pub fn shared(&self) -> &ReplicaHandles {
         &self.shared
     }
 

@@ -1,7 +1,7 @@
 //! Statements that have been parsed and bound to their table, by their text.
 
 use super::recent::{Found, Recent};
-use crate::fold::ShardState;
+use crate::state_machine::ShardState;
 use evenkeel_protocol::{Failure, KeyCodec, SqlError, TableSchema};
 use evenkeel_sql::{self as sql, Command, Plan};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

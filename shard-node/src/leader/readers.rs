@@ -6,7 +6,7 @@
 
 use super::session::UserSession;
 use crate::postgres::{Connector, Role};
-use crate::store::StoreError;
+use crate::storage::StoreError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -9,7 +9,7 @@ use super::gate::Kind;
 use super::plans::BoundPlan;
 use super::session::{self, Parameters};
 use super::{Leader, group, weight};
-use crate::store::StoreError;
+use crate::storage::StoreError;
 use evenkeel_protocol::shard::{Piece, PieceRequest, ReadLevel, StatementReply, StatementRequest};
 use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_rpc::Gone;

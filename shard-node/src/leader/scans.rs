@@ -11,7 +11,7 @@ use super::readers;
 use super::session::{Parameters, PieceRows, Prepared, UserSession};
 use super::transactions::NoSession;
 use crate::postgres::Connector;
-use crate::store::StoreError;
+use crate::storage::StoreError;
 use evenkeel_protocol::Failure;
 use evenkeel_protocol::error::codes;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,9 +5,9 @@
 
 use super::clip::AddedParameter;
 use super::recent::Recent;
-use crate::entry::{Change, Changes, Malformed};
-use crate::image::{Columns, Image, Part};
-use crate::store::{Parameter, Raw, RawParameter, StoreError, parameter};
+use crate::log_entry::image::{Columns, Image, Part};
+use crate::log_entry::{Change, Changes, Malformed};
+use crate::storage::{Parameter, Raw, RawParameter, StoreError, parameter};
 use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::{RowBuilder, put_value};

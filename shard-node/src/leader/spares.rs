@@ -9,7 +9,7 @@ use super::session::UserSession;
 use super::{lanes, readers};
 use crate::config::Config;
 use crate::postgres::{Connector, Role};
-use crate::store::StoreError;
+use crate::storage::StoreError;
 use futures::future::try_join_all;
 use std::sync::Arc;
 use tokio::sync::Mutex;

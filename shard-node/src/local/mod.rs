@@ -16,7 +16,6 @@
 
 pub mod proofs;
 
-use crate::fold::ShardState;
 use crate::leader::clip::{AddedParameter, Narrowed, clipped, touches};
 use crate::leader::gate::{Gate, Kind};
 use crate::leader::plans::{BoundPlan, Plans};
@@ -24,9 +23,11 @@ use crate::leader::reads::{check_piecewise, unless_gone};
 use crate::leader::scans::Scans;
 use crate::leader::session::{Parameters, UserSession, reply};
 use crate::leader::transactions::NoSession;
-use crate::leader::{Shared, group, weight};
+use crate::leader::{group, weight};
 use crate::postgres::Role;
-use crate::store::StoreError;
+use crate::replica::ReplicaHandles;
+use crate::state_machine::ShardState;
+use crate::storage::StoreError;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{Piece, PieceRequest, StatementReply, StatementRequest};
 use evenkeel_protocol::{Failure, Key, SqlError, TableId};
@@ -51,7 +52,7 @@ const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 
 /// See the module. Lives as long as one start of PostgreSQL.
 pub struct LocalReads {
-    shared: Shared,
+    shared: ReplicaHandles,
     gate: Arc<Gate>,
     plans: Plans,
     sessions: Vec<tokio::sync::Mutex<Option<Arc<UserSession>>>>,
@@ -63,7 +64,7 @@ pub struct LocalReads {
 
 impl LocalReads {
     /// Reads over this many sessions, opened when first needed.
-    pub fn new(shared: Shared, sessions: usize) -> LocalReads {
+    pub fn new(shared: ReplicaHandles, sessions: usize) -> LocalReads {
         let sessions: Vec<_> = (0..sessions.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
         LocalReads {
             scans: Scans::new(&shared.connector, LOCAL_SCAN_SESSIONS),
@@ -310,7 +311,7 @@ fn elsewhere(state: &ShardState, table: TableId, key: &Key) -> Failure {
     }
     let gone = state
         .moves_out()
-        .filter(|m| m.phase != crate::fold::OutPhase::Open && m.table == table && m.interval.contains(key))
+        .filter(|m| m.phase != crate::state_machine::OutPhase::Open && m.table == table && m.interval.contains(key))
         .max_by_key(|m| m.epoch);
     Failure::Moved { to: gone.map(|m| m.to.id), range: gone.map(|m| (m.range, m.epoch.next())) }
 }

@@ -1,11 +1,11 @@
 //! Deleting rows that must not stay, by logged, bounded entries (R24): what a source left behind, and what had come in of a
 //! move that came to nothing.
 
-use crate::entry::Control;
-use crate::fold::ShardState;
 use crate::leader::Leader;
 use crate::leader::leadership::Outcome;
-use crate::store::StoreError;
+use crate::log_entry::Control;
+use crate::state_machine::ShardState;
+use crate::storage::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
 use std::time::{Duration, Instant};
 

@@ -9,11 +9,11 @@
 //! not verified (R24).
 
 use super::{peers, readiness};
-use crate::checks::Checks;
-use crate::entry::Control;
-use crate::fold::{InPhase, MoveIn};
 use crate::leader::Leader;
 use crate::leader::leadership::Outcome;
+use crate::log_entry::Control;
+use crate::move_observations::MoveObservations;
+use crate::state_machine::{InPhase, MoveIn};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyLeft, CopyRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, OperatorId};
@@ -64,7 +64,7 @@ enum AttemptError {
 }
 
 /// Drives a move in until it is settled or the leadership ends. `report` asks for a report to the placement driver.
-pub async fn drive(leader: Arc<Leader>, checks: Arc<Checks>, operator: OperatorId, report: mpsc::Sender<()>) {
+pub async fn drive(leader: Arc<Leader>, checks: Arc<MoveObservations>, operator: OperatorId, report: mpsc::Sender<()>) {
     let mut failures = 0;
     loop {
         let Some(movement) = coming_in(&leader, operator) else { return };
@@ -109,7 +109,7 @@ fn coming_in(leader: &Leader, operator: OperatorId) -> Option<MoveIn> {
 
 async fn attempt(
     leader: &Arc<Leader>,
-    checks: &Arc<Checks>,
+    checks: &Arc<MoveObservations>,
     movement: &MoveIn,
     failures: usize,
     urgent: &mut bool,
@@ -228,7 +228,7 @@ impl Incopy {
 
 struct Incoming<'a> {
     leader: &'a Arc<Leader>,
-    checks: &'a Arc<Checks>,
+    checks: &'a Arc<MoveObservations>,
     movement: &'a MoveIn,
     attempt: u64,
     /// The last request for the fence; it gives whether the source has logged it.

@@ -3,12 +3,12 @@
 //! Nothing is admitted to the range from the hold until it is certain what became of the fence, however long that takes: a fence that
 //! is decided and not folded here yet lets the destination acknowledge writes, which a statement admitted here would not see.
 
-use crate::checks::now_us;
-use crate::entry::Control;
-use crate::fold::{OutPhase, ShardState};
+use crate::clock::now_us;
 use crate::leader::Leader;
 use crate::leader::admission::Hold;
 use crate::leader::leadership::Outcome;
+use crate::log_entry::Control;
+use crate::state_machine::{OutPhase, ShardState};
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, OperatorId};
 use std::collections::HashMap;
@@ -139,8 +139,8 @@ fn keep_until_known(hold: Hold, outcome: oneshot::Receiver<Outcome>) -> oneshot:
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::fold::ShardState;
     use crate::leader::admission::{Admission, Changed};
+    use crate::state_machine::ShardState;
     use evenkeel_protocol::routing::ShardInfo;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId, TableSchema};

@@ -5,9 +5,9 @@
 //! And each of them has compared what it stored with what the source says of it (R24).
 
 use super::peers;
-use crate::checks::Checks;
 use crate::leader::Leader;
-use crate::members;
+use crate::move_observations::MoveObservations;
+use crate::replica::membership;
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use futures::StreamExt;
@@ -35,14 +35,19 @@ pub enum Stored {
 
 /// Whether the PostgreSQL of a majority of this shard's replicas holds everything up to `copied`, as the copy brought it, and nearly all
 /// that is decided.
-pub async fn stored_by_majority(leader: &Leader, checks: &Checks, of: (OperatorId, u64), copied: u64) -> Stored {
+pub async fn stored_by_majority(
+    leader: &Leader,
+    checks: &MoveObservations,
+    of: (OperatorId, u64),
+    copied: u64,
+) -> Stored {
     let (log, progress) = (&leader.shared().log, &leader.shared().progress);
     if let Some(detail) = checks.differing(of.0, of.1) {
         return Stored::Differs(detail);
     }
     let decided = log.status().decided.0;
     let is_ready = |applied: u64| near(applied, copied, decided, progress.bytes_after(applied));
-    let replicas = members::addresses(&log.membership().borrow());
+    let replicas = membership::addresses(&log.membership().borrow());
     let others = replicas.iter().filter(|(replica, _)| **replica != log.me().0);
     let mut asked: FuturesUnordered<_> = others.map(|(_, address)| stored(*address, of)).collect();
     let majority = replicas.len() / 2 + 1;

@@ -10,9 +10,9 @@
 use super::pace::{CHUNK_BYTES, MOST_BYTES, Pace};
 use super::tail::Pending;
 use crate::apply::Request;
-use crate::apply::tap::{MAX_TAP_BYTES, TapItem, TapLost, TapReader};
-use crate::leader::Shared;
-use crate::store::StoreError;
+use crate::apply::{ChangeStream, MAX_STREAM_BYTES, StreamItem, StreamLost};
+use crate::replica::ReplicaHandles;
+use crate::storage::StoreError;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyLeft, CopyRequest, ShardReply};
 use evenkeel_protocol::{Failure, Key, KeyInterval};
@@ -53,7 +53,7 @@ enum CopyError {
     #[error("the range's table is not known here")]
     NoTable,
     #[error(transparent)]
-    TapLost(#[from] TapLost),
+    StreamLost(#[from] StreamLost),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -159,14 +159,14 @@ impl Window {
 
 /// Streams a copy and what happens meanwhile, until the fence, the move's cancellation, or the end of the connection.
 pub async fn serve_copy(
-    shared: Shared,
+    shared: ReplicaHandles,
     requests: mpsc::Sender<Request>,
     copies: &Copies,
     request: CopyRequest,
     mut replier: Replier<ShardReply>,
 ) {
     let (reply, tap) = oneshot::channel();
-    let asked = requests.send(Request::Tap(request.operator, reply)).await;
+    let asked = requests.send(Request::OpenStream(request.operator, reply)).await;
     let tap = match (asked, tap.await) {
         (Ok(()), Ok(Some(tap))) => tap,
         _ => {
@@ -188,8 +188,8 @@ pub async fn serve_copy(
 
 /// Gives the last item.
 async fn stream(
-    shared: &Shared,
-    mut tap: TapReader,
+    shared: &ReplicaHandles,
+    mut tap: ChangeStream,
     copy: OpenCopy<'_>,
     replier: &mut Replier<ShardReply>,
 ) -> Result<CopyItem, CopyError> {
@@ -223,9 +223,9 @@ async fn stream(
 }
 
 struct Copying<'a> {
-    shared: &'a Shared,
+    shared: &'a ReplicaHandles,
     replier: &'a mut Replier<ShardReply>,
-    tap: TapReader,
+    tap: ChangeStream,
     copy: OpenCopy<'a>,
     /// What has come out of the tap and has not been sent.
     pending: Pending,
@@ -294,16 +294,16 @@ impl Copying<'_> {
         if self.replier.is_closed() { Err(CopyError::Gone) } else { Ok(()) }
     }
 
-    fn absorb(&mut self, item: TapItem) -> Result<(), CopyError> {
+    fn absorb(&mut self, item: StreamItem) -> Result<(), CopyError> {
         match item {
-            TapItem::Entry { position, changes } => self.pending.absorb(position, changes),
-            TapItem::Fenced { position, epoch, held_since_us } => {
+            StreamItem::Entry { position, changes } => self.pending.absorb(position, changes),
+            StreamItem::Fenced { position, epoch, held_since_us } => {
                 self.end = Some(CopyItem::Fenced { position, epoch, held_since_us });
             }
-            TapItem::Cancelled => self.end = Some(CopyItem::Cancelled),
+            StreamItem::Cancelled => self.end = Some(CopyItem::Cancelled),
         }
         let waiting = self.pending.size_bytes();
-        if waiting > MAX_TAP_BYTES {
+        if waiting > MAX_STREAM_BYTES {
             metrics::counter!("evenkeel_taps_overflowed_total").increment(1);
             return Err(CopyError::TooMuch(waiting));
         }

@@ -5,7 +5,7 @@
 //! A destination whose copy stands at a position may so lack an image of before it; it has a later one by the fence, and nobody
 //! reads before that.
 
-use crate::entry::{Change, Changes, TailEntry};
+use crate::log_entry::{Change, Changes, TailEntry};
 use bytes::Bytes;
 use evenkeel_protocol::Key;
 use std::collections::{BTreeMap, HashMap};
@@ -135,8 +135,8 @@ fn split_off(changes: &mut Changes, max_bytes: usize) -> Option<Changes> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::entry::{Answered, KeptReply};
-    use crate::image::{Columns, Image, Part};
+    use crate::log_entry::image::{Columns, Image, Part};
+    use crate::log_entry::{Answered, KeptReply};
     use evenkeel_protocol::{TableId, TxnId};
 
     fn key(n: u8) -> Key {

@@ -1,6 +1,6 @@
 //! Ways into the server.
 
-use crate::store::StoreError;
+use super::store_error::StoreError;
 use evenkeel_host::{Bug, Server, deliberate};
 use std::path::PathBuf;
 use std::sync::Arc;

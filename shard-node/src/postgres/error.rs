@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// Its programs are nowhere.
-    #[error("PostgreSQL {min} or newer was not found; set postgres_bin to the folder that holds postgres and initdb. Looked in: {}", list(looked), min = super::find::MIN_MAJOR)]
+    #[error("PostgreSQL {min} or newer was not found; set postgres_bin to the folder that holds postgres and initdb. Looked in: {}", list(looked), min = super::config::MIN_MAJOR)]
     NotFound {
         /// Each folder, and why it will not do.
         looked: Vec<(PathBuf, String)>,

@@ -7,14 +7,12 @@
 //! Which folders are candidates, and in which order, is a pure function ([`candidates`]) of what the edge has
 //! collected.
 
+use super::config::MIN_MAJOR;
 use super::error::PostgresError;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// The oldest major version that works: the privileges on `public` and the server's settings are those of 15.
-pub const MIN_MAJOR: u32 = 15;
 
 /// PostgreSQL's programs, all of one installation.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The server's configuration, as text: pure, so that each setting and its reason can be read and tested in one place.
 
-use super::PostgresConfig;
+use super::config::PostgresConfig;
 use super::sizing::Sizing;
 use std::path::Path;
 
@@ -81,7 +81,7 @@ const FIXED: &[(&str, &str)] = &[
     ("max_parallel_workers_per_gather", "0"),
     ("max_worker_processes", "2"),
     ("huge_pages", "off"),
-    // At PostgreSQL's own pace, which users' tables want; the replica's own are seen to by `store::keep_clean`.
+    // At PostgreSQL's own pace, which users' tables want; the replica's own are seen to by `store::keep_vacuumed`.
     ("autovacuum", "on"),
     ("autovacuum_max_workers", "2"),
     // R6: nothing in the server ends a statement or a session by itself; the node owns the time limits.
@@ -127,8 +127,8 @@ COMMIT";
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::sizing::Resources;
     use super::*;
-    use crate::postgres::Resources;
 
     #[test]
     fn every_setting_is_made_once_and_the_variable_ones_are_in() {

@@ -11,60 +11,20 @@
 //! | [`judge`] | what the replicas' sums say | decides, purely |
 //! | [`pace`] | when the next comparison is due | decides, purely |
 //! | [`status`] | what has been compared and found | values |
-//! | [`sums`] | a replica's own sums | does |
+//! | [`checkpoint_sums`] | a replica's own sums | does |
 //! | [`compare`] | one comparison, by the leader | does |
 //! | [`round`] | the background rounds of a leader | does |
 //!
 //! It owns this replica's sums of the latest checkpoints, and what this replica has compared as a leader. It promises that a difference is
 //! one: at one place in the log two replicas held something else. What becomes of a replica that differs is left to who runs the cluster.
 
+pub mod checkpoint_sums;
 pub mod compare;
 pub mod judge;
 pub mod pace;
 pub mod plan;
 pub mod round;
+mod scrubber;
 pub mod status;
-pub mod sums;
 
-use evenkeel_protocol::ShardId;
-use evenkeel_protocol::scrub::ReplicaSums;
-use status::Status;
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
-
-/// See the module.
-#[derive(Debug)]
-pub struct Scrub {
-    shard: ShardId,
-    replica: u64,
-    status: Mutex<Status>,
-    /// This replica's sums of the latest checkpoints, with their numbers, the oldest first.
-    kept: Mutex<VecDeque<(u64, ReplicaSums)>>,
-    changed: watch::Sender<u64>,
-    /// One comparison after the other.
-    alone: tokio::sync::Mutex<()>,
-}
-
-impl Scrub {
-    /// For this replica of this shard.
-    pub fn new(shard: ShardId, replica: u64) -> Scrub {
-        Scrub {
-            shard,
-            replica,
-            status: Mutex::default(),
-            kept: Mutex::default(),
-            changed: watch::Sender::new(0),
-            alone: tokio::sync::Mutex::default(),
-        }
-    }
-
-    /// What has been compared.
-    pub fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(u64, ReplicaSums)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub use scrubber::Scrub;

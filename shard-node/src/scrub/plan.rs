@@ -1,6 +1,6 @@
 //! Which pieces are compared next, and which of them a replica sums up. Pure.
 
-use crate::fold::ShardState;
+use crate::state_machine::ShardState;
 use evenkeel_protocol::scrub::{MAX_COMPARED_BYTES, MAX_PIECES, Piece, Place};
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ impl Plan {
             let end = range.interval.end.as_ref();
             range.table > from.table || range.table == from.table && end.is_none_or(|end| *end > from.key)
         });
-        let piece = |range: &crate::fold::OwnedRange| {
+        let piece = |range: &crate::state_machine::OwnedRange| {
             let mut interval = range.interval.clone();
             if range.table == from.table && interval.start < from.key {
                 interval.start = from.key.clone();
@@ -95,7 +95,7 @@ impl Asked {
         let gaps = state
             .tables()
             .filter(|_| left_behind)
-            .flat_map(|table| state.without_reason(table.id).into_iter().map(|interval| (table.clone(), interval)));
+            .flat_map(|table| state.unclaimed(table.id).into_iter().map(|interval| (table.clone(), interval)));
         Asked { pieces: pieces.collect(), gaps: gaps.collect() }
     }
 }
@@ -104,7 +104,7 @@ impl Asked {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::entry::Control;
+    use crate::log_entry::Control;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, TableId};
 

@@ -1,11 +1,12 @@
 //! A leader's rounds in the background: over all ranges, piece by piece, at the configured pace, for as long as it leads.
 
-use super::Scrub;
+use super::compare::compare;
 use super::pace::{Load, Pace};
+use super::scrubber::Scrub;
 use crate::config::Config;
-use crate::entry::Purpose;
-use crate::fold::InPhase;
 use crate::leader::Leader;
+use crate::log_entry::Purpose;
+use crate::state_machine::InPhase;
 use std::time::{Duration, Instant};
 
 /// A new leader has other things to do first, for so long, in milliseconds.
@@ -34,7 +35,7 @@ pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
             continue;
         }
         let (began_ms, place) = (now_ms(), scrub.status().place.clone());
-        match scrub.compare(leader, &place, Purpose::Scrub).await {
+        match compare(scrub, leader, &place, Purpose::Scrub).await {
             Ok(found) => {
                 pace.compared(began_ms, now_ms(), found.bytes);
                 match found.next {

@@ -5,14 +5,14 @@ use evenkeel_protocol::scrub::{Comparison, Difference, MAX_DIFFERENCES, Piece, P
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Status {
+pub struct ScrubStatus {
     /// Where the round goes on. Every replica follows it, so that the next leader goes on from there.
     pub place: Place,
     /// What is told.
     pub report: ScrubReport,
 }
 
-impl Status {
+impl ScrubStatus {
     /// A leadership begins: what an earlier one found may have been repaired since. The place stays.
     pub fn begin(&mut self) {
         self.report = ScrubReport::default();
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_told_until_its_keys_are_found_equal() {
-        let mut status = Status::default();
+        let mut status = ScrubStatus::default();
         let (left, right) = (piece(0, 10), piece(10, 20));
         let narrow = piece(4, 5);
         let found = Comparison { differences: vec![difference(&narrow)], ..Comparison::default() };

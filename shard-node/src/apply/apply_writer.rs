@@ -1,0 +1,201 @@
+//! The one task that writes decided things into PostgreSQL, in order.
+//!
+//! The applier folds and the keeper stores, so that a leader's own entries are not held up behind the rows of a range that is
+//! coming in. What is asked of the keeper is done in the order it was asked; a snapshot asked for between two batches lies between them.
+
+use crate::error::ApplyError;
+use crate::move_observations::MoveObservations;
+use crate::progress::Progress;
+use crate::storage::{ApplyBatch, PinnedSnapshot, Snapshots, Store, StoreError};
+use evenkeel_protocol::OperatorId;
+use evenkeel_replicated_log::{LogHandle, LogIndex};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// Commands that wait, and bytes of batches among them; the applier waits beyond either.
+const QUEUE_COMMANDS: usize = 64;
+const QUEUE_BYTES: usize = 64 << 20;
+/// Bytes are counted in units, so that they fit a semaphore's range.
+const UNIT_BYTES: usize = 1 << 10;
+const QUEUE_UNITS: usize = QUEUE_BYTES / UNIT_BYTES;
+/// How often an apply that PostgreSQL refuses for the moment is tried, and how long between tries, in milliseconds.
+const TRIES: usize = 20;
+const BETWEEN_TRIES_MS: u64 = 50;
+
+/// What the keeper is asked to do.
+pub enum Command {
+    /// Apply a batch.
+    Apply {
+        /// The batch.
+        batch: Box<ApplyBatch>,
+        /// Positions that PostgreSQL holds then.
+        confirms: Vec<u64>,
+        /// How many bytes of rows it brings, about.
+        bytes: usize,
+    },
+    /// The range that this attempt brought is adopted: it must be stored here as it was sent.
+    Verify {
+        /// The move.
+        operator: OperatorId,
+        /// The attempt.
+        attempt: u64,
+    },
+    /// Run this once everything asked for before is stored.
+    Then(Box<dyn FnOnce() + Send>),
+    /// Take a snapshot of what is stored now.
+    Snapshot(oneshot::Sender<Result<PinnedSnapshot, StoreError>>),
+    /// Delete records and positions that are no longer needed.
+    Prune {
+        /// Records of a leader's own entries.
+        records: Vec<(u64, u64)>,
+        /// Positions below this.
+        positions_below: u64,
+    },
+    /// Everything up to here is durable once the last batch asked for is (it was synchronous): let the log forget (R16).
+    Compact(u64),
+    /// Take another replica's state: drop everything first.
+    Clear(oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// A way to the keeper.
+#[derive(Clone)]
+pub struct ApplyWriter {
+    commands: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+}
+
+/// A command and the room that it takes while it waits and is carried out.
+struct Waiting {
+    command: Command,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The keeper has stopped; why has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the keeper has stopped")]
+pub struct ApplyWriterStopped;
+
+impl From<ApplyWriterStopped> for ApplyError {
+    fn from(_: ApplyWriterStopped) -> ApplyError {
+        ApplyError::Reopen("the apply writer has stopped".into())
+    }
+}
+
+impl ApplyWriter {
+    /// Starts a keeper. `failed` is told the error that stops it.
+    pub fn start(
+        store: Store,
+        snapshots: Snapshots,
+        progress: Arc<Progress>,
+        log: LogHandle,
+        checks: Arc<MoveObservations>,
+        failed: mpsc::UnboundedSender<StoreError>,
+    ) -> ApplyWriter {
+        let (commands, queue) = mpsc::channel(QUEUE_COMMANDS);
+        tokio::spawn(async move {
+            let mut task = Task { store, snapshots, progress, log, checks };
+            if let Err(error) = task.run(queue).await {
+                // The receiver is the replica; if it has gone, so has the reason to tell it.
+                let _ = failed.send(error);
+            }
+        });
+        ApplyWriter { commands, room: Arc::new(Semaphore::new(QUEUE_UNITS)) }
+    }
+
+    /// Asks for something; waits while too much is waiting already.
+    pub async fn ask(&self, command: Command) -> Result<(), ApplyWriterStopped> {
+        let bytes = if let Command::Apply { bytes, .. } = &command { *bytes } else { 0 };
+        let units = (bytes / UNIT_BYTES).min(QUEUE_UNITS) as u32;
+        let room = self.room.clone().acquire_many_owned(units).await.map_err(|_| ApplyWriterStopped)?;
+        self.commands.send(Waiting { command, _room: room }).await.map_err(|_| ApplyWriterStopped)
+    }
+
+    /// Bytes of batches that wait or are being stored.
+    pub fn waiting_bytes(&self) -> usize {
+        (QUEUE_UNITS - self.room.available_permits().min(QUEUE_UNITS)) * UNIT_BYTES
+    }
+
+    /// Waits until everything asked for before is done.
+    pub async fn idle(&self) -> Result<(), ApplyWriterStopped> {
+        let (sender, receiver) = oneshot::channel();
+        let then = move || {
+            // Whoever gave up waiting need not know.
+            let _ = sender.send(());
+        };
+        self.ask(Command::Then(Box::new(then))).await?;
+        receiver.await.map_err(|_| ApplyWriterStopped)
+    }
+
+    /// A snapshot of what everything asked for before leaves behind.
+    pub async fn snapshot(&self) -> Result<oneshot::Receiver<Result<PinnedSnapshot, StoreError>>, ApplyWriterStopped> {
+        let (sender, receiver) = oneshot::channel();
+        self.ask(Command::Snapshot(sender)).await?;
+        Ok(receiver)
+    }
+}
+
+struct Task {
+    store: Store,
+    snapshots: Snapshots,
+    progress: Arc<Progress>,
+    log: LogHandle,
+    checks: Arc<MoveObservations>,
+}
+
+impl Task {
+    async fn run(&mut self, mut queue: mpsc::Receiver<Waiting>) -> Result<(), StoreError> {
+        while let Some(Waiting { command, _room }) = queue.recv().await {
+            match command {
+                Command::Apply { batch, confirms, .. } => {
+                    self.apply(&batch).await?;
+                    for position in confirms {
+                        self.progress.confirm(position);
+                    }
+                    self.log.applied(LogIndex(self.progress.watermark()));
+                }
+                Command::Verify { operator, attempt } => {
+                    // A majority has it right, or it would not have been adopted; this replica takes their state.
+                    if let Some(detail) = self.checks.differing(operator, attempt) {
+                        return Err(StoreError::Damaged(detail));
+                    }
+                }
+                Command::Then(run) => run(),
+                Command::Snapshot(reply) => {
+                    let _ = reply.send(self.snapshots.take().await);
+                }
+                Command::Prune { records, positions_below } => self.store.prune(&records, positions_below).await?,
+                Command::Compact(position) => self.log.compact(LogIndex(position)),
+                Command::Clear(reply) => {
+                    let cleared = self.store.clear().await;
+                    let failed = cleared.as_ref().err().cloned();
+                    let _ = reply.send(cleared);
+                    if let Some(error) = failed {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, batch: &ApplyBatch) -> Result<(), StoreError> {
+        let started = Instant::now();
+        let mut tries = 0;
+        loop {
+            match self.store.apply(batch).await {
+                Ok(differing) => {
+                    differing.iter().for_each(|differing| self.checks.differs(differing));
+                    metrics::histogram!("evenkeel_apply_seconds").record(started.elapsed().as_secs_f64());
+                    return Ok(());
+                }
+                Err(StoreError::Refused(error)) if tries < TRIES => {
+                    tracing::warn!(%error, "PostgreSQL refuses an apply for the moment");
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

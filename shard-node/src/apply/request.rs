@@ -1,0 +1,29 @@
+//! Requests to the applier, which it serves between two deliveries of the log.
+
+use super::change_stream::ChangeStream;
+use crate::state_transfer::Piece;
+use bytes::Bytes;
+use evenkeel_protocol::OperatorId;
+use tokio::sync::oneshot;
+
+/// A state transfer's beginning: what a replica has beside its rows, at one position.
+pub struct Export {
+    /// The position.
+    pub index: u64,
+    /// The term in force there.
+    pub term: u64,
+    /// The encoded [`SavedState`].
+    pub machine: Bytes,
+    /// The retry window.
+    pub window: Bytes,
+}
+
+/// What is asked of the applier between two deliveries.
+pub enum Request {
+    /// Open a change stream of a move out.
+    OpenStream(OperatorId, oneshot::Sender<Option<ChangeStream>>),
+    /// Export everything but the rows.
+    Export(oneshot::Sender<Export>),
+    /// Take rows that are missing here. Answered with whether they were taken: if not, they are too old.
+    Seeded(Box<Piece>, oneshot::Sender<bool>),
+}

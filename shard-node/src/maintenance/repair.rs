@@ -1,0 +1,29 @@
+//! Repair of replicas that have lost their disks: a configuration with the same members and their present disks.
+
+use crate::leader::Leader;
+use crate::replica::membership;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a leader looks for replicas that have lost their disks, in milliseconds. It acts when it has seen one twice: what
+/// comes and goes is more likely a mistake in somebody's configuration.
+const LOOK_MS: u64 = 500;
+
+/// Brings replicas back that have lost their disks: by a change to the same members, with the disks that they have now.
+pub async fn repair_replicas(leader: Arc<Leader>) {
+    let log = &leader.shared().log;
+    let mut before = BTreeMap::new();
+    loop {
+        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        let lost = log.lost_disks();
+        if !lost.is_empty() && lost == before {
+            tracing::warn!(replicas = ?lost.keys(), "came back with another disk; a new epoch lets them in");
+            metrics::counter!("evenkeel_replicas_reseeded_total").increment(lost.len() as u64);
+            let members = log.membership().borrow().members.clone();
+            let reply = membership::propose(log, leader.leadership.term, &members).await;
+            tracing::info!(?reply, "asked for the same members with other disks");
+        }
+        before = lost;
+    }
+}
