@@ -1,9 +1,11 @@
-//! The clock of this process. Times that are compared with another machine's come from the log's clock instead.
+//! The clock of this process. Times that are compared with another machine's come from the log's
+//! clock instead.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the Unix epoch by this process's own clock, for times that are compared with no other machine's. The
-/// log's stamps, and what is judged by them, go by [`evenkeel_replicated_log::LogHandle::unix_ms`].
+/// Milliseconds since the Unix epoch by this process's own clock, for times that are compared with
+/// no other machine's. The log's stamps, and decisions based on them, use
+/// [`evenkeel_replicated_log::LogHandle::unix_ms`].
 pub fn now_ms() -> u64 {
     evenkeel_replicated_log::unix_ms()
 }

@@ -1,8 +1,9 @@
 //! A shard's replica: stock PostgreSQL, kept identical with its peers through a replicated log.
 //!
-//! The leader executes users' statements in its own PostgreSQL and proposes the row images that they produced. Once the
-//! log has decided an entry, the leader commits and answers, and the followers apply the row images. Ranges are created,
-//! split, merged and moved by entries of the same log.
+//! The leader executes users' statements in its own PostgreSQL and proposes the row images that
+//! they produced. Once the log has decided an entry, the leader commits and answers, and the
+//! followers apply the row images. Ranges are created, split, merged and moved by entries of the
+//! same log.
 //!
 //! | module | holds | kind |
 //! |---|---|---|

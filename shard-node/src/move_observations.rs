@@ -1,5 +1,8 @@
-//! What is known of the rows that moves bring in: whether they are stored as they were sent (R24), and how long a hand-over paused. And the
-//! way to what is compared between replicas ([`crate::scrub`]).
+//! What a replica has observed of moves: chunks that are not stored as they were sent (R24), failed
+//! attempts, and the pause of each hand-over.
+//!
+//! The observations are of this replica and this process: they are lost when it ends. A bounded
+//! number is kept.
 
 use crate::clock::now_us;
 use crate::storage::Differing;
@@ -9,19 +12,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many adoptions' results are kept.
 const KEPT_ADOPTIONS: usize = 256;
-/// After so many attempts of which something else was stored than was sent, a move cannot be done.
+/// Attempts with differing checksums after which a move cannot be done.
 const MAX_DIFFERING_ATTEMPTS: u32 = 3;
 
-/// What is known of an adoption on this replica.
+/// The adoption of a range, as this replica observed it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Adoption {
-    /// From the source's hold to the rows' being in here, in microseconds by the two machines' clocks.
+    /// From the source's write block until the rows are stored here, in microseconds by the two
+    /// machines' clocks.
     pub pause_us: u64,
-    /// Whether the rows are on their way into PostgreSQL still: then nobody is served yet.
+    /// Whether PostgreSQL still lacks some rows: then no statement is served yet.
     pub pending: bool,
 }
 
-/// How what came in with an attempt differs from what was sent.
+/// A difference between the stored and the sent rows of an attempt.
 #[derive(Debug, Clone)]
 struct Differs {
     attempt: u64,
@@ -34,7 +38,8 @@ struct Observed {
     differing: BTreeMap<OperatorId, Differs>,
     /// By move: why the last attempt that this replica drove failed.
     troubles: BTreeMap<OperatorId, String>,
-    /// By move: how many attempts that this replica drove ended because something else was stored than was sent, and the last time so.
+    /// By move: how many attempts that this replica drove ended because something else was stored
+    /// than was sent, and the last time so.
     differing_attempts: BTreeMap<OperatorId, (u32, String)>,
     adoptions: BTreeMap<OperatorId, Adoption>,
 }
@@ -61,7 +66,8 @@ impl MoveObservations {
         self.keep(operator, |adoption| adoption.pending = true);
     }
 
-    /// The rows of an adopted range are in here. The source began to hold statements then, in microseconds since the Unix epoch.
+    /// The rows of an adopted range are in here. The source began to hold statements then, in
+    /// microseconds since the Unix epoch.
     pub fn adopted(&self, operator: OperatorId, held_since_us: u64) {
         let pause_us = now_us().saturating_sub(held_since_us);
         self.keep(operator, |adoption| (adoption.pending, adoption.pause_us) = (false, pause_us));
@@ -84,7 +90,7 @@ impl MoveObservations {
         }
     }
 
-    /// How what is stored here of an attempt differs from what was sent, in one sentence.
+    /// The difference between the stored and the sent rows of an attempt, in one sentence.
     pub fn differing(&self, operator: OperatorId, attempt: u64) -> Option<String> {
         let inner = self.inner();
         inner
@@ -103,7 +109,8 @@ impl MoveObservations {
         }
     }
 
-    /// An attempt that this replica drove has ended because something else was stored than was sent.
+    /// An attempt that this replica drove has ended because something else was stored than was
+    /// sent.
     pub fn attempt_differed(&self, operator: OperatorId, detail: &str) {
         let mut inner = self.inner();
         let attempts = inner.differing_attempts.entry(operator).or_default();
@@ -133,7 +140,7 @@ impl MoveObservations {
         }
     }
 
-    /// What is known of an adoption.
+    /// An adoption, if it was observed.
     pub fn adoption(&self, operator: OperatorId) -> Option<Adoption> {
         self.inner().adoptions.get(&operator).copied()
     }

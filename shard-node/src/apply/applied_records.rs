@@ -1,8 +1,11 @@
-//! AppliedRecords of single entries (R5): which PostgreSQL holds, and which of them a recorded position makes superfluous. Pure.
+//! Records of single entries (R5): which entries PostgreSQL holds, and which records may be
+//! deleted. Pure.
 //!
-//! A record may go only once a durable position covers its entry (R16): an entry that was applied behind that position, and whose record is
-//! gone, would be applied again after a crash, on top of later ones whose records are still there. Where a record's entry lies is known
-//! when it is written in this leadership; of one that was found at the start, when its entry comes out of the log, or can come no more.
+//! A record may be deleted only once a durable position covers its entry (R16). Otherwise the entry
+//! would be applied again after a crash, over later entries whose records still exist. The position
+//! of a recorded entry is known when this leadership writes the record. For a record that was found
+//! at the start, it is known when the log delivers the entry, or when a new term shows that it
+//! cannot be delivered any more.
 
 use evenkeel_replicated_log::Term;
 use std::collections::{HashSet, VecDeque};
@@ -20,7 +23,8 @@ pub struct AppliedRecords {
 }
 
 impl AppliedRecords {
-    /// Those that PostgreSQL held when it held everything up to `position`, where `term` was in force.
+    /// Those that PostgreSQL held when it held everything up to `position`, where `term` was in
+    /// force.
     pub fn found(records: HashSet<Record>, position: u64, term: Term) -> AppliedRecords {
         // Those of earlier terms have not been deleted yet: their entries lie before the position.
         let (unmet, earlier): (HashSet<Record>, HashSet<Record>) =
@@ -42,8 +46,8 @@ impl AppliedRecords {
         self.placed.push_back((position, record));
     }
 
-    /// At `position` a term begins: no entry of an earlier one comes any more (invariant 1), so that those that were not met lie before the
-    /// position that was recorded at the start.
+    /// At `position` a term begins: no entry of an earlier one comes any more (invariant 1), so
+    /// that those that were not met lie before the position that was recorded at the start.
     pub fn begin_term(&mut self, position: u64, term: Term) {
         let over: Vec<Record> = self.unmet.extract_if(|(recorded, _)| *recorded < term.0).collect();
         self.placed.extend(over.into_iter().map(|record| (position, record)));
@@ -54,7 +58,8 @@ impl AppliedRecords {
         !self.unmet.is_empty()
     }
 
-    /// Takes up to `most` records out that are superfluous once everything up to `durable` is on the disk.
+    /// Takes up to `most` records out that are superfluous once everything up to `durable` is on
+    /// the disk.
     pub fn covered(&mut self, durable: u64, most: usize) -> Vec<Record> {
         let count = self.placed.iter().take(most).take_while(|(position, _)| *position <= durable).count();
         self.placed.drain(..count).map(|(_, record)| record).collect()
@@ -65,8 +70,9 @@ impl AppliedRecords {
 mod tests {
     use super::*;
 
-    /// Breaks if the records found at a start are taken for those of entries before the position: the ones of later entries would be deleted as
-    /// soon as any position is durable, and after the next crash their entries be applied again, on top of what came later.
+    /// Breaks if the records found at a start are taken for those of entries before the position:
+    /// the ones of later entries would be deleted as soon as any position is durable, and after the
+    /// next crash their entries be applied again, on top of what came later.
     #[test]
     fn a_record_stays_until_its_own_entry_is_covered() {
         let mut records = AppliedRecords::found(HashSet::from([(3, 9), (4, 1), (4, 2), (4, 3)]), 100, Term(4));

@@ -38,7 +38,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Bytes taken from the log at a time.
 const TAKE_BYTES: usize = 1 << 20;
-/// How long PostgreSQL may apply nothing of what it is to hold before a leadership begins, in milliseconds.
+/// How long PostgreSQL may apply nothing of what it is to hold before a leadership begins, in
+/// milliseconds.
 const STANDSTILL_MS: u64 = 10_000;
 
 /// See the module.
@@ -98,8 +99,8 @@ impl Applier {
     pub async fn run(mut self, mut subscription: Subscription, mut requests: mpsc::Receiver<Request>) -> ApplyError {
         let mut checkpoint = tokio::time::interval(Duration::from_millis(CHECKPOINT_MS));
         checkpoint.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // Perhaps no row is missing: there is no table, or the process ended just before it recorded that. No entry or
-        // piece need come then.
+        // Perhaps no row is missing: there is no table, or the process ended just before it
+        // recorded that. No entry or piece need come then.
         if let Err(error) = self.persistence.end_seeding(&self.applied).await {
             return error;
         }
@@ -155,7 +156,8 @@ impl Applier {
                     self.handles.progress.weigh(position, payload.len() as u64);
                     let decoded = Payload::decode(payload).map_err(|error| ApplyError::Diverged(error.to_string()))?;
                     match decoded {
-                        // Invariant 1. The entry may be one that this replica proposed before it was deposed.
+                        // Invariant 1. The entry may be one that this replica proposed before it
+                        // was deposed.
                         decoded if !entry.effective => {
                             self.leaderships.resolve(entry.term, decoded.serial(), Outcome::Deposed);
                             self.handles.progress.pass(position);
@@ -184,11 +186,13 @@ impl Applier {
         self.export_waiting().await?;
         self.persistence.begin_term(position, term);
         self.handles.progress.pass(position);
-        // Everything before, and every session's end, is in PostgreSQL before anything after is (R3).
+        // Everything before, and every session's end, is in PostgreSQL before anything after is
+        // (R3).
         if !deliberate(Bug::LeaderNotWhole) {
             self.stored_up_to(position).await?;
         }
-        // A replica that lacks rows is ineligible to lead, so that it is not elected; it must not serve in any case.
+        // A replica that lacks rows is ineligible to lead, so that it is not elected; it must not
+        // serve in any case.
         if self.leaderships.may_begin(term, leader) && self.persistence.seeding.is_none() {
             // AppliedRecords of this leadership are judged against this position.
             self.persistence.flush(&self.applied, Some(position)).await?;
@@ -202,8 +206,9 @@ impl Applier {
         Ok(())
     }
 
-    /// Waits until PostgreSQL holds everything up to `position` and pending snapshots are taken (R24): nobody may write
-    /// before. There is no limit as long as PostgreSQL makes progress; at a standstill PostgreSQL is opened again.
+    /// Waits until PostgreSQL holds everything up to `position` and pending snapshots are taken
+    /// (R24): nobody may write before. There is no limit as long as PostgreSQL makes progress; at a
+    /// standstill PostgreSQL is opened again.
     async fn stored_up_to(&self, position: u64) -> Result<(), ApplyError> {
         let stored = async {
             self.handles.progress.reached(position).await;
@@ -285,10 +290,12 @@ impl Applier {
         let EntryId { position, term, serial } = id;
         self.persistence.recorded.state_changed_at = position;
         if !self.applied.state.changed_hands().is_empty() {
-            // Before the state shows it: a `local` read that sees either, sees that it must look again (R9).
+            // Before the state shows it: a `local` read that sees either, sees that it must look
+            // again (R9).
             self.persistence.ownership_changed(position);
         }
-        // Before anything that waits for ranges: a range must not be admitted before its rows are in.
+        // Before anything that waits for ranges: a range must not be admitted before its rows are
+        // in.
         if let (Some(range), true) = (hidden_range(control, &self.applied.state), self.leaderships.leads()) {
             self.publication.hide(range);
         }
@@ -325,8 +332,8 @@ impl Applier {
         } else {
             self.persistence.apply_own(&self.applied.state, position, (term.0, serial), batch).await?;
         }
-        // The proposer learns the outcome once the entry, and everything before it, is stored; and only then is a new
-        // range admitted.
+        // The proposer learns the outcome once the entry, and everything before it, is stored; and
+        // only then is a new range admitted.
         let hidden = hidden_range(control, &self.applied.state);
         let show = hidden.map(|range| self.publication.show(range));
         let leader = self.leaderships.of_term(term).cloned();
@@ -385,7 +392,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Takes part in a checkpoint for comparing replicas. It changes nothing, so that nothing is stored or published for it.
+    /// Takes part in a checkpoint for comparing replicas. It changes nothing, so that nothing is
+    /// stored or published for it.
     async fn checksum_checkpoint(&mut self, id: EntryId, control: &Control) -> Result<(), ApplyError> {
         let Control::Checkpoint { nonce, pieces, purpose } = control else { return Ok(()) };
         let position = id.position;
@@ -429,8 +437,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Answers pending exports, unless an entry is unfinished: its first parts would lie before the exported position
-    /// and its last part behind it.
+    /// Answers pending exports, unless an entry is unfinished: its first parts would lie before the
+    /// exported position and its last part behind it.
     async fn export_waiting(&mut self) -> Result<(), ApplyError> {
         if self.persistence.unfinished.first().is_some() {
             return Ok(());

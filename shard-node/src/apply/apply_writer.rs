@@ -1,7 +1,11 @@
-//! The one task that writes decided things into PostgreSQL, in order.
+//! The apply writer: the one task that writes decided entries to PostgreSQL, in order.
 //!
-//! The applier folds and the keeper stores, so that a leader's own entries are not held up behind the rows of a range that is
-//! coming in. What is asked of the keeper is done in the order it was asked; a snapshot asked for between two batches lies between them.
+//! The applier updates the state machine; the apply writer writes to PostgreSQL in a separate task.
+//! A leader's own entries therefore do not wait for the rows of an incoming range.
+//!
+//! Promises: commands run in the order in which they were queued. A snapshot that is queued between
+//! two batches shows the first batch and not the second. The queue is bounded in commands and in
+//! bytes.
 
 use crate::error::ApplyError;
 use crate::move_observations::MoveObservations;
@@ -13,17 +17,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-/// Commands that wait, and bytes of batches among them; the applier waits beyond either.
+/// Commands in the queue, and bytes of their batches; the applier waits beyond either.
 const QUEUE_COMMANDS: usize = 64;
 const QUEUE_BYTES: usize = 64 << 20;
 /// Bytes are counted in units, so that they fit a semaphore's range.
 const UNIT_BYTES: usize = 1 << 10;
 const QUEUE_UNITS: usize = QUEUE_BYTES / UNIT_BYTES;
-/// How often an apply that PostgreSQL refuses for the moment is tried, and how long between tries, in milliseconds.
+/// Attempts for a batch that PostgreSQL rejects for the moment, and the pause between two, in
+/// milliseconds.
 const TRIES: usize = 20;
 const BETWEEN_TRIES_MS: u64 = 50;
 
-/// What the keeper is asked to do.
+/// A command to the apply writer.
 pub enum Command {
     /// Apply a batch.
     Apply {
@@ -41,9 +46,9 @@ pub enum Command {
         /// The attempt.
         attempt: u64,
     },
-    /// Run this once everything asked for before is stored.
+    /// Run this once all earlier commands are done.
     Then(Box<dyn FnOnce() + Send>),
-    /// Take a snapshot of what is stored now.
+    /// Take a snapshot of the stored rows.
     Snapshot(oneshot::Sender<Result<PinnedSnapshot, StoreError>>),
     /// Delete records and positions that are no longer needed.
     Prune {
@@ -52,28 +57,29 @@ pub enum Command {
         /// Positions below this.
         positions_below: u64,
     },
-    /// Everything up to here is durable once the last batch asked for is (it was synchronous): let the log forget (R16).
+    /// Everything up to here is durable once the last batch asked for is (it was synchronous): let
+    /// the log forget (R16).
     Compact(u64),
     /// Take another replica's state: drop everything first.
     Clear(oneshot::Sender<Result<(), StoreError>>),
 }
 
-/// A way to the keeper.
+/// Queues commands for the apply writer.
 #[derive(Clone)]
 pub struct ApplyWriter {
     commands: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
 }
 
-/// A command and the room that it takes while it waits and is carried out.
+/// A command and its share of the queue, which it keeps until it is done.
 struct Waiting {
     command: Command,
     _room: OwnedSemaphorePermit,
 }
 
-/// The keeper has stopped; why has been told.
+/// The apply writer has stopped; the replica has received the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the keeper has stopped")]
+#[error("the apply writer has stopped")]
 pub struct ApplyWriterStopped;
 
 impl From<ApplyWriterStopped> for ApplyError {
@@ -83,7 +89,7 @@ impl From<ApplyWriterStopped> for ApplyError {
 }
 
 impl ApplyWriter {
-    /// Starts a keeper. `failed` is told the error that stops it.
+    /// Starts an apply writer. `failed` receives the error that stops it.
     pub fn start(
         store: Store,
         snapshots: Snapshots,
@@ -96,14 +102,14 @@ impl ApplyWriter {
         tokio::spawn(async move {
             let mut task = Task { store, snapshots, progress, log, checks };
             if let Err(error) = task.run(queue).await {
-                // The receiver is the replica; if it has gone, so has the reason to tell it.
+                // The receiver is the replica. If it has gone, no one needs the reason.
                 let _ = failed.send(error);
             }
         });
         ApplyWriter { commands, room: Arc::new(Semaphore::new(QUEUE_UNITS)) }
     }
 
-    /// Asks for something; waits while too much is waiting already.
+    /// Queues a command; waits while the queue is full.
     pub async fn ask(&self, command: Command) -> Result<(), ApplyWriterStopped> {
         let bytes = if let Command::Apply { bytes, .. } = &command { *bytes } else { 0 };
         let units = (bytes / UNIT_BYTES).min(QUEUE_UNITS) as u32;
@@ -116,18 +122,18 @@ impl ApplyWriter {
         (QUEUE_UNITS - self.room.available_permits().min(QUEUE_UNITS)) * UNIT_BYTES
     }
 
-    /// Waits until everything asked for before is done.
+    /// Waits until all earlier commands are done.
     pub async fn idle(&self) -> Result<(), ApplyWriterStopped> {
         let (sender, receiver) = oneshot::channel();
         let then = move || {
-            // Whoever gave up waiting need not know.
+            // The caller may have given up waiting.
             let _ = sender.send(());
         };
         self.ask(Command::Then(Box::new(then))).await?;
         receiver.await.map_err(|_| ApplyWriterStopped)
     }
 
-    /// A snapshot of what everything asked for before leaves behind.
+    /// A snapshot of the rows after all earlier commands.
     pub async fn snapshot(&self) -> Result<oneshot::Receiver<Result<PinnedSnapshot, StoreError>>, ApplyWriterStopped> {
         let (sender, receiver) = oneshot::channel();
         self.ask(Command::Snapshot(sender)).await?;
@@ -155,7 +161,8 @@ impl Task {
                     self.log.applied(LogIndex(self.progress.watermark()));
                 }
                 Command::Verify { operator, attempt } => {
-                    // A majority has it right, or it would not have been adopted; this replica takes their state.
+                    // A majority has it right, or it would not have been adopted; this replica
+                    // takes their state.
                     if let Some(detail) = self.checks.differing(operator, attempt) {
                         return Err(StoreError::Damaged(detail));
                     }
@@ -190,7 +197,7 @@ impl Task {
                     return Ok(());
                 }
                 Err(StoreError::Refused(error)) if tries < TRIES => {
-                    tracing::warn!(%error, "PostgreSQL refuses an apply for the moment");
+                    tracing::warn!(%error, "PostgreSQL rejects a batch for the moment; it is tried again");
                     tries += 1;
                     tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
                 }

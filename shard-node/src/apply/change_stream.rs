@@ -1,8 +1,9 @@
-//! ChangeStreams: the changes of a moving range, handed to the copies that are being made of it.
+//! Change streams: the changes of a moving range, for the copy at its destination.
 //!
-//! A stream gets what is folded, not what PostgreSQL has applied: the tail of a move is as fresh as the log. A copy empties its stream all the
-//! while (`migration::tail`), so that a stream holds what the log brings between two looks. One that is not emptied in time is
-//! dropped all the same, and its copy starts afresh (R21).
+//! A stream delivers entries as they are applied to the state machine, before PostgreSQL holds
+//! them: the tail of a move is as recent as the log. The copy reads its stream continuously
+//! (`migration::tail`). A stream holds at most [`MAX_STREAM_BYTES`]; one that would hold more is
+//! dropped, and its copy starts again (R21).
 
 use crate::log_entry::{Answered, Change, Changes, KeptReply};
 use crate::state_machine::{MoveOut, OutPhase, RangeAnswers, RetryWindow, ShardState};
@@ -12,17 +13,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 
-/// What a stream may hold that was not taken yet, in bytes.
+/// The most that a stream holds, in bytes.
 pub const MAX_STREAM_BYTES: usize = 64 << 20;
 
-/// What comes out of a stream.
+/// An item of a change stream.
 #[derive(Debug)]
 pub enum StreamItem {
-    /// An entry that did something in the range.
+    /// An entry that changed the range.
     Entry {
         /// Its position.
         position: u64,
-        /// What it did there. Copied: it keeps nothing else of the log in memory.
+        /// Its changes there, copied: they keep no other bytes of the log in memory.
         changes: Changes,
     },
     /// The fence.
@@ -31,24 +32,24 @@ pub enum StreamItem {
         position: u64,
         /// The range's epoch from there on.
         epoch: Epoch,
-        /// When statements began to be held, in microseconds since the Unix epoch.
+        /// When the source began to hold statements, in microseconds since the Unix epoch.
         held_since_us: u64,
     },
     /// The move was cancelled.
     Cancelled,
 }
 
-/// The stream has been dropped: it overflowed, or its replica stops following the log.
+/// The stream was dropped: it overflowed, or its replica stopped following the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the stream overflowed or was dropped")]
+#[error("the change stream overflowed or was dropped")]
 pub struct StreamLost;
 
-/// The taker's end of a stream.
+/// The reading end of a change stream.
 #[derive(Debug)]
 pub struct ChangeStream {
-    /// The move, as it was when the stream was set.
+    /// The move, as it was when the stream was opened.
     pub movement: MoveOut,
-    /// The stream gives everything after this position.
+    /// The stream delivers every change after this position.
     pub start: u64,
     /// The range's part of the retry window at `start`.
     pub window: Option<RangeAnswers>,
@@ -83,8 +84,9 @@ impl ChangeStream {
         }
     }
 
-    /// The position up to which everything is in the stream, or has come out of it. Whoever wants to say that it has come out reads this
-    /// first, and then takes until nothing is there.
+    /// The position up to which every change is in the stream or was taken from it. To learn that
+    /// all changes up to a position were taken, read this first and then take until the stream is
+    /// empty.
     pub fn reached(&self) -> u64 {
         self.reached.load(Ordering::Acquire)
     }
@@ -135,42 +137,43 @@ impl OpenStream {
     fn send(&self, item: StreamItem) -> bool {
         let size = size_bytes(&item);
         if self.bytes.fetch_add(size, Ordering::AcqRel) + size > MAX_STREAM_BYTES {
-            tracing::warn!(operator = %self.operator, "a copy takes the changes of its range too slowly");
-            metrics::counter!("evenkeel_taps_overflowed_total").increment(1);
+            tracing::warn!(operator = %self.operator, "a copy reads the change stream of its range too slowly");
+            metrics::counter!("evenkeel_change_streams_overflowed_total").increment(1);
             return false;
         }
         self.items.send(item).is_ok()
     }
 }
 
-/// All streams of a replica; the applier's.
+/// All change streams of a replica.
 #[derive(Default)]
 pub struct ChangeStreams {
     streams: Vec<OpenStream>,
 }
 
 impl ChangeStreams {
-    /// Sets a stream on a move out, at the last position folded and the time of the log's stamps. `None` if there is no such move here (yet).
+    /// Opens a stream of a move out, at the last applied position and the time of the log's stamps.
+    /// `None` if no such move is open here.
     pub fn open(
         &mut self,
         operator: OperatorId,
         state: &ShardState,
         window: &RetryWindow,
-        (folded, now_ms): (u64, u64),
+        (applied, now_ms): (u64, u64),
     ) -> Option<ChangeStream> {
         let movement = state.move_out(operator)?.clone();
         let (sender, items) = mpsc::unbounded_channel();
         let bytes = Arc::new(AtomicUsize::new(0));
         let (table, interval) = (movement.table, movement.interval.clone());
         let window = Some(window.of_range(table, &interval, now_ms));
-        let reached = Arc::new(AtomicU64::new(folded));
+        let reached = Arc::new(AtomicU64::new(applied));
         let stream =
             OpenStream { operator, table, interval, items: sender, bytes: bytes.clone(), reached: reached.clone() };
         if let OutPhase::Fenced { position, held_since_us } = movement.phase {
             stream.send(StreamItem::Fenced { position, epoch: movement.epoch.next(), held_since_us });
         }
         self.streams.push(stream);
-        Some(ChangeStream { movement, start: folded, window, items, bytes, reached })
+        Some(ChangeStream { movement, start: applied, window, items, bytes, reached })
     }
 
     /// An effective entry of changes.
@@ -194,7 +197,7 @@ impl ChangeStreams {
         self.streams.retain(|stream| stream.operator != operator || stream.send(item()));
     }
 
-    /// Everything up to here has been folded.
+    /// Everything up to here has been applied.
     pub fn reached(&mut self, position: u64) {
         self.streams.retain(|stream| {
             stream.reached.store(position, Ordering::Release);
@@ -238,9 +241,10 @@ mod tests {
         state
     }
 
-    /// Breaks if a copy goes on with a hole in its changes: a stream that overflows says so once what it holds has come out.
+    /// Breaks if a copy goes on with a hole in its changes: a stream that overflows says so once
+    /// what it holds has come out.
     #[test]
-    fn a_tap_that_overflows_is_lost_and_says_so() {
+    fn a_stream_that_overflows_is_lost_and_says_so() {
         let (mut streams, state) = (ChangeStreams::default(), open_move());
         let mut reader = streams.open(OP, &state, &RetryWindow::default(), (2, 0)).unwrap();
         let image = Image::Whole(Bytes::from(vec![7; 1 << 20]));
@@ -248,7 +252,7 @@ mod tests {
         let changes = Changes { changes, ..Changes::default() };
         for position in 3..50 {
             streams.changes(position, &changes);
-            assert!(matches!(reader.try_next(), Ok(Some(StreamItem::Entry { .. }))), "what is taken makes room");
+            assert!(matches!(reader.try_next(), Ok(Some(StreamItem::Entry { .. }))), "taking an item makes room");
         }
         streams.reached(50);
         assert_eq!(reader.reached(), 50);

@@ -4,13 +4,14 @@ use crate::state_machine::RETRY_WINDOW_MS;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How often what is recorded is also made durable, and the log allowed to forget, in milliseconds.
+/// How often a recorded position is made durable and the log is compacted, in milliseconds.
 const DURABLE_MS: u64 = 2_000;
-/// How often the state machine is stored while it changes, in milliseconds; and not so often that it takes more than this many bytes a
-/// second.
+/// How often the state machine is stored while it changes, in milliseconds; and not so often that
+/// it takes more than this many bytes a second.
 const STATE_MS: u64 = 500;
 const STATE_BYTES_PER_S: u64 = 4 << 20;
-/// After how many bytes of changes the sizes of ranges are stored again: a replica that stops loses no more than that of them.
+/// After how many bytes of changes the sizes of ranges are stored again: a replica that stops loses
+/// no more than that of them.
 const SIZES_BYTES: u64 = 16 << 20;
 
 /// The position that PostgreSQL records, and the state machine recorded with it.
@@ -49,13 +50,15 @@ impl RecordedPosition {
         }
     }
 
-    /// PostgreSQL will hold entries up to `reached`, and all up to `recordable`, where `term` is in force: records what of that can be.
-    /// Gives whether the state machine, as it is now, is to be recorded with it.
+    /// PostgreSQL will hold entries up to `reached`, and all up to `recordable`, where `term` is in
+    /// force: records what of that can be. Gives whether the state machine, as it is now, is to be
+    /// recorded with it.
     ///
-    /// A position is recorded only if the state machine at that position is, too. There is only the present one: it may have changed
-    /// behind the position while an entry is unfinished (R12), and then the last position that was recorded is recorded again. So it is, too,
-    /// while the state machine has changed and need not be stored yet, unless the position is wanted `now`: the state machine is as large as
-    /// what the shard owns, and may change with each entry.
+    /// A position is recorded only if the state machine at that position is, too. There is only the
+    /// present one: it may have changed behind the position while an entry is unfinished (R12), and
+    /// then the last position that was recorded is recorded again. So it is, too, while the state
+    /// machine has changed and need not be stored yet, unless the position is wanted `now`: the
+    /// state machine is as large as what the shard owns, and may change with each entry.
     pub(super) fn record(&mut self, recordable: u64, term: u64, reached: u64, now: bool) -> bool {
         self.reached = self.reached.max(reached);
         if recordable < self.position || self.state_changed_at > recordable {
@@ -69,12 +72,12 @@ impl RecordedPosition {
         changed || (self.written_bytes >= SIZES_BYTES && Instant::now() >= self.state_due)
     }
 
-    /// Rows have changed, by so many bytes.
+    /// Rows have changed, by this many bytes.
     pub(super) fn written(&mut self, bytes: u64) {
         self.written_bytes += bytes;
     }
 
-    /// The state machine is stored with the position recorded last, and takes so many bytes.
+    /// The state machine, of this many bytes, is stored with the position recorded last.
     pub(super) fn state_stored(&mut self, bytes: usize) {
         self.state_at = self.position;
         self.written_bytes = 0;
@@ -82,7 +85,8 @@ impl RecordedPosition {
         self.state_due = Instant::now() + Duration::from_millis(ms);
     }
 
-    /// Whether the next batch should be durable. A log that is far towards its cap must be compacted sooner.
+    /// Whether the next batch should be durable. A log that is far towards its cap must be
+    /// compacted sooner.
     pub(super) fn is_durable_due(&self, log_is_large: bool, reached: u64) -> bool {
         let due = log_is_large || self.durable_at.elapsed() >= Duration::from_millis(DURABLE_MS);
         due && reached > self.durable_position
@@ -94,7 +98,8 @@ impl RecordedPosition {
         self.durable_position = reached;
     }
 
-    /// The last recorded position whose answers the retry window no longer needs; 0 if there is none. It is forgotten here.
+    /// The last recorded position whose answers the retry window no longer needs; 0 if there is
+    /// none. It is forgotten here.
     pub(super) fn outlived(&mut self) -> u64 {
         let window = Duration::from_millis(RETRY_WINDOW_MS);
         let mut positions_below = 0;
@@ -111,13 +116,15 @@ impl RecordedPosition {
 mod tests {
     use super::*;
 
-    // R12, invariant 3: a replica that starts again folds on from a position and the state machine that belongs to it.
+    // R12, invariant 3: a replica that starts again continues from a position and the state machine
+    // that belongs to it.
     #[test]
     fn no_position_is_recorded_without_its_state_machine() {
         let mut kept = RecordedPosition::at(10, 1, 10);
         assert!(!kept.record(20, 1, 20, true), "nothing but rows");
         assert_eq!((kept.position, kept.term, kept.reached), (20, 1, 20));
-        // An entry is unfinished from 45 on, and the state machine changes at 40 and at 50, behind its first part.
+        // An entry is unfinished from 45 on, and the state machine changes at 40 and at 50, behind
+        // its first part.
         kept.state_changed_at = 50;
         assert!(!kept.record(44, 2, 60, true));
         assert_eq!((kept.position, kept.term, kept.reached), (20, 1, 60), "neither the state of 44 nor of 20 is there");
@@ -129,7 +136,8 @@ mod tests {
         assert!(!kept.record(75, 2, 75, true));
         assert_eq!(kept.reached, 90, "what PostgreSQL may hold grows");
     }
-    // E8: a follower records a position every 20 ms, and during a move the state machine changes each time.
+    // E8: a follower records a position every 20 ms, and during a move the state machine changes
+    // each time.
     #[test]
     fn a_state_machine_that_changes_often_is_stored_now_and_then() {
         let mut kept = RecordedPosition::at(10, 1, 10);
@@ -146,7 +154,7 @@ mod tests {
         assert!(kept.state_due > Instant::now() + Duration::from_millis(STATE_MS), "a large one, more rarely");
         assert!(
             kept.record(1_000, 1, 1_000, true),
-            "what is to be durable, or a leadership's beginning, needs its position"
+            "a durable batch, or the beginning of a leadership, needs its position"
         );
         assert_eq!(kept.position, 1_000);
         kept.state_stored(0);

@@ -1,9 +1,12 @@
-//! Checkpoints: places in the log at which every replica sums up the same pieces of its rows (R31).
+//! Snapshots at a position of the log, for comparing replicas (R31).
 //!
-//! The applier only sees to it that a snapshot is taken at exactly this place; the rows are read beside it. On a follower that is the store's
-//! queue: what was asked for before is in the snapshot and what comes later is not, and nobody waits. On a leader it waits until what came
-//! before is in PostgreSQL; what comes later is not told to commit before the snapshot is taken. In the background it waits for a moment only,
-//! and is not compared if that is too short: a leader that is always busy is compared rarely, its replicas with each other all the same.
+//! At a checkpoint every replica computes checksums of the same pieces of its rows. The applier
+//! only takes the snapshot at exactly that position; other tasks read the rows. On a follower the
+//! snapshot is queued with the apply writer: it shows everything that was queued before and nothing
+//! that is queued later. A leader waits until everything before the checkpoint is in PostgreSQL,
+//! and lets no session commit a later entry before the snapshot is taken. For a background
+//! comparison the leader waits [`BACKGROUND_WAIT_MS`] and then takes no part: a leader that is
+//! always busy is compared rarely, its replicas are compared with each other all the same.
 
 use super::applied_state::AppliedState;
 use super::persistence::Persistence;
@@ -18,8 +21,9 @@ use std::time::Duration;
 /// How long a leader waits for its own entries before a background comparison, in milliseconds.
 const BACKGROUND_WAIT_MS: u64 = 10;
 
-/// Whether PostgreSQL holds everything before `position` at once, or almost. A leader applies nothing while it waits for
-/// that: no statement ends, no move proceeds and the log is not compacted. A background comparison does without it then.
+/// Whether PostgreSQL holds everything before `position` at once, or almost. A leader applies
+/// nothing while it waits for that: no statement ends, no move proceeds and the log is not
+/// compacted. A background comparison does without it then.
 pub(super) async fn is_there_soon(
     persistence: &Persistence,
     handles: &ReplicaHandles,

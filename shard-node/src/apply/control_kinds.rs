@@ -4,7 +4,8 @@ use crate::log_entry::Control;
 use crate::state_machine::ShardState;
 use evenkeel_protocol::RangeId;
 
-/// The range that an entry brings under this shard's ownership with rows or a table that must be stored first.
+/// The range that an entry brings under this shard's ownership with rows or a table that must be
+/// stored first.
 pub(super) fn hidden_range(control: &Control, state: &ShardState) -> Option<RangeId> {
     match control {
         Control::CreateTable { range, .. } => Some(*range),

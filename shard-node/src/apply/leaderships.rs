@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long the sessions of an ended leadership may take to commit or roll back, in milliseconds. They only wait for PostgreSQL.
+/// How long the sessions of an ended leadership may take to commit or roll back, in milliseconds.
+/// They only wait for PostgreSQL.
 const END_MS: u64 = 10_000;
 /// An entry takes at most this part of the log's cap.
 const LOG_PARTS: u64 = 2;
@@ -72,7 +73,8 @@ impl Leaderships {
         self.warm_sessions.prepare();
     }
 
-    /// R3: a deposed leadership's transactions are rolled back unless their entries came before this place in the log.
+    /// R3: a deposed leadership's transactions are rolled back unless their entries came before
+    /// this place in the log.
     pub(super) async fn end(&mut self) -> Result<(), ApplyError> {
         let Some(leader) = self.leader.take() else { return Ok(()) };
         self.leading.send_replace(None);
@@ -84,7 +86,8 @@ impl Leaderships {
         self.terminate_sessions().await
     }
 
-    /// Ends what is left of users' sessions: idle transactions, statements that wait for locks, reads.
+    /// Ends the remaining users' sessions: idle transactions, statements that wait for locks,
+    /// reads.
     async fn terminate_sessions(&self) -> Result<(), ApplyError> {
         let admin = self.handles.connector.connect(SessionRole::Admin).await?;
         let end_all = async {
@@ -105,7 +108,8 @@ impl Leaderships {
 
     /// Begins the leadership of `term`.
     pub(super) async fn begin(&mut self, term: Term) -> Result<(), ApplyError> {
-        // While an entry is unfinished, the log keeps everything from its first part on; other entries need most of that room.
+        // While an entry is unfinished, the log keeps everything from its first part on; other
+        // entries need most of that room.
         let most = (self.config.log_cap_bytes / LOG_PARTS) as usize;
         let leadership =
             Leadership::new(term, self.handles.log.clone(), most.clamp(MAX_ENTRY_BYTES, MAX_TRANSACTION_BYTES));
@@ -120,7 +124,8 @@ impl Leaderships {
     }
 }
 
-/// However the applier ends, no one learns the outcome of the leadership's pending proposals here any more.
+/// However the applier ends, no one learns the outcome of the leadership's pending proposals here
+/// any more.
 impl Drop for Leaderships {
     fn drop(&mut self) {
         self.leading.send_replace(None);
@@ -130,7 +135,8 @@ impl Drop for Leaderships {
     }
 }
 
-/// Ends a leadership as soon as the log shows another role, before the next `LeaderStart` is decided.
+/// Ends a leadership as soon as the log shows another role, before the next `LeaderStart` is
+/// decided.
 async fn end_with_role(leader: Arc<Leader>) {
     let mut role = leader.shared().log.role();
     let mut ended = leader.leadership.ended();

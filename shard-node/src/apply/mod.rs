@@ -1,7 +1,8 @@
 //! The applier: applies decided entries to the state machine and to PostgreSQL (invariant 3).
 //!
-//! The log delivers decided entries in order. The applier applies each to the state machine at once; a separate task, the
-//! apply writer, writes to PostgreSQL. A leader's own entries therefore do not wait for the rows of an incoming range.
+//! The log delivers decided entries in order. The applier applies each to the state machine at
+//! once; a separate task, the apply writer, writes to PostgreSQL. A leader's own entries therefore
+//! do not wait for the rows of an incoming range.
 //!
 //! | module | defines |
 //! |---|---|
@@ -18,15 +19,17 @@
 //! | `seeding` | following the log while rows are missing (R32) |
 //! | `request`, `start`, `saved_state`, `applied_state`, `control_kinds`, `progress_bound` | values and helpers |
 //!
-//! **Follower, or leader before its own `LeaderStart`.** Changes are collected and applied as row images, many entries to a
-//! PostgreSQL transaction. The position is recorded in the same transaction.
+//! **Follower, or leader before its own `LeaderStart`.** Changes are collected and applied as row
+//! images, many entries to a PostgreSQL transaction. The position is recorded in the same
+//! transaction.
 //!
-//! **Leader.** The session that proposed an entry holds its changes; the applier resolves the proposal and the session
-//! commits. Entries that the leader applies itself (incoming rows, purges, new tables) are recorded one by one, because
-//! sessions commit in any order (R5).
+//! **Leader.** The session that proposed an entry holds its changes; the applier resolves the
+//! proposal and the session commits. Entries that the leader applies itself (incoming rows, purges,
+//! new tables) are recorded one by one, because sessions commit in any order (R5).
 //!
-//! **Change of leadership.** Every `LeaderStart` ends the leadership before it: a proposal that has not been delivered by
-//! then never will be (invariant 4), and all of its sessions end before any later entry is applied (R3).
+//! **Change of leadership.** Every `LeaderStart` ends the leadership before it: a proposal that has
+//! not been delivered by then never will be (invariant 4), and all of its sessions end before any
+//! later entry is applied (R3).
 //!
 //! Promises: PostgreSQL holds exactly the effective entries that its record names, after any crash.
 //!

@@ -1,8 +1,9 @@
-//! The part of the applied log that PostgreSQL holds, that is on its way there, and that is recorded.
+//! The part of the applied log that PostgreSQL holds, that is on its way there, and that is
+//! recorded.
 //!
-//! On a follower, changes are collected in a write batch and applied as row images, many entries to a PostgreSQL
-//! transaction; the position is recorded in that transaction (invariant 3). On a leader, sessions commit in any order, so
-//! each entry is recorded by itself (R5).
+//! On a follower, changes are collected in a write batch and applied as row images, many entries to
+//! a PostgreSQL transaction; the position is recorded in that transaction (invariant 3). On a
+//! leader, sessions commit in any order, so each entry is recorded by itself (R5).
 
 use super::applied_records::AppliedRecords;
 use super::applied_state::AppliedState;
@@ -26,8 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Bytes collected before they are applied at once: while PostgreSQL keeps up, and while it is behind. A replica that is
-/// behind needs larger transactions.
+/// Bytes collected before they are applied at once: while PostgreSQL keeps up, and while it is
+/// behind. A replica that is behind needs larger transactions.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_BYTES_BEHIND: usize = 4 << 20;
 /// PostgreSQL is behind from this many waiting bytes on.
@@ -92,15 +93,17 @@ impl Persistence {
         }
     }
 
-    /// Whether PostgreSQL may hold entries after the one that is being applied: entries of an earlier leadership on this
-    /// replica whose records have not been met yet, or entries that were applied while an earlier one was unfinished
-    /// (R12). This ends at the latest when the next leadership begins.
+    /// Whether PostgreSQL may hold entries after the one that is being applied: entries of an
+    /// earlier leadership on this replica whose records have not been met yet, or entries that were
+    /// applied while an earlier one was unfinished (R12). This ends at the latest when the next
+    /// leadership begins.
     pub(super) fn holds_later(&self) -> bool {
         self.records.are_ahead() || self.ahead > 0 || self.seeding.is_some()
     }
 
-    /// From this position on, PostgreSQL's rows and the state machine's ownership belong together (R9). They do not while
-    /// PostgreSQL is ahead: rows that are owned here may already be purged in it.
+    /// From this position on, PostgreSQL's rows and the state machine's ownership belong together
+    /// (R9). They do not while PostgreSQL is ahead: rows that are owned here may already be purged
+    /// in it.
     pub(super) fn ownership_changed(&self, position: u64) {
         let together = if self.holds_later() { u64::MAX } else { position };
         self.handles.owned_changed.store(together, Ordering::SeqCst);
@@ -115,8 +118,8 @@ impl Persistence {
         stored
     }
 
-    /// A leadership begins: no entry of an earlier one comes any more (invariant 1), so their records are of entries
-    /// before this position.
+    /// A leadership begins: no entry of an earlier one comes any more (invariant 1), so their
+    /// records are of entries before this position.
     pub(super) fn begin_term(&mut self, position: u64, term: Term) {
         let ahead = self.holds_later();
         self.records.begin_term(position, term);
@@ -180,8 +183,8 @@ impl Persistence {
         }
     }
 
-    /// When the batch is due. While PostgreSQL is behind, batches end by size: waiting in the queue takes longer than
-    /// any collecting.
+    /// When the batch is due. While PostgreSQL is behind, batches end by size: waiting in the queue
+    /// takes longer than any collecting.
     pub(super) fn due(&self) -> Option<Instant> {
         let collect_ms = if self.is_behind() { CHECKPOINT_MS } else { COLLECT_MS };
         self.collecting_since.map(|since| since + Duration::from_millis(collect_ms))
@@ -196,7 +199,8 @@ impl Persistence {
         self.writer.waiting_bytes() >= BEHIND_BYTES
     }
 
-    /// Hands the batch to the apply writer. With `at`, the position is recorded up to there even if the batch is empty.
+    /// Hands the batch to the apply writer. With `at`, the position is recorded up to there even if
+    /// the batch is empty.
     pub(super) async fn flush(&mut self, applied: &AppliedState, at: Option<u64>) -> Result<(), ApplyError> {
         self.collecting_since = None;
         let span = self.span.take();
@@ -209,8 +213,8 @@ impl Persistence {
         Ok(())
     }
 
-    /// A batch that records `position`, the state machine if that has changed, and the answers since the last batch. An
-    /// [`Urgency::Any`] batch may record a position a little further back.
+    /// A batch that records `position`, the state machine if that has changed, and the answers
+    /// since the last batch. An [`Urgency::Any`] batch may record a position a little further back.
     fn positioned(
         &mut self,
         applied: &AppliedState,
@@ -240,8 +244,8 @@ impl Persistence {
     }
 
     fn encoded_state(&self, applied: &AppliedState) -> Option<Bytes> {
-        // An error here shows at the next state transfer too; the recorded state stays, and entries are applied to it
-        // again.
+        // An error here shows at the next state transfer too; the recorded state stays, and entries
+        // are applied to it again.
         self.saved_state(applied).encode().ok()
     }
 
@@ -260,7 +264,8 @@ impl Persistence {
         Ok(())
     }
 
-    /// AppliedRecords positions, makes them durable, lets the log be compacted, and deletes records that are no longer needed.
+    /// AppliedRecords positions, makes them durable, lets the log be compacted, and deletes records
+    /// that are no longer needed.
     pub(super) async fn checkpoint(&mut self, applied: &AppliedState) -> Result<(), ApplyError> {
         // A leader collects nothing; a busy follower always does.
         self.flush(applied, None).await?;
@@ -268,7 +273,8 @@ impl Persistence {
         let watermark = self.handles.progress.watermark();
         let reached = self.unfinished.recordable(watermark).max(self.recorded.position);
         self.handles.log.applied(LogIndex(self.handles.progress.watermark()));
-        // The state machine is ahead of PostgreSQL: a position and the state machine recorded with it must belong together.
+        // The state machine is ahead of PostgreSQL: a position and the state machine recorded with
+        // it must belong together.
         if self.recorded.state_changed_at > reached {
             return Ok(());
         }
@@ -288,8 +294,8 @@ impl Persistence {
     }
 
     async fn prune(&mut self, reached: u64) -> Result<(), ApplyError> {
-        // Only what a *durable* position covers may lose its record: after a crash PostgreSQL may be back at that
-        // position (R16).
+        // Only what a *durable* position covers may lose its record: after a crash PostgreSQL may
+        // be back at that position (R16).
         let covered = reached.min(self.recorded.durable_position);
         let records = self.records.covered(covered, PRUNE_RECORDS);
         let positions_below = self.recorded.outlived();
@@ -299,7 +305,8 @@ impl Persistence {
         Ok(())
     }
 
-    /// Takes rows that were missing, if they hold everything that has been applied (R32). Returns whether they do.
+    /// Takes rows that were missing, if they hold everything that has been applied (R32). Returns
+    /// whether they do.
     pub(super) async fn take_piece(&mut self, applied: &AppliedState, piece: Piece) -> Result<bool, ApplyError> {
         if self.seeding.is_none() {
             return Ok(false);
@@ -330,7 +337,8 @@ impl Persistence {
         Ok(true)
     }
 
-    /// Ends the re-seeding once no row is missing and everything that a piece may hold beyond its position is applied.
+    /// Ends the re-seeding once no row is missing and everything that a piece may hold beyond its
+    /// position is applied.
     pub(super) async fn end_seeding(&mut self, applied: &AppliedState) -> Result<(), ApplyError> {
         let position = self.handles.progress.applied();
         if !self.seeding.as_ref().is_some_and(|seeding| seeding.is_done(position)) {

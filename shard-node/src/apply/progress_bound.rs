@@ -16,7 +16,7 @@ pub(super) async fn unless_still<T>(
             result = &mut done => return Some(result),
             moved = tokio::time::timeout(patience, progress.changed()) => match moved {
                 Ok(Ok(())) => {}
-                // Whoever shows progress is gone, or there is none.
+                // The sender of progress is gone, or there is no progress.
                 Ok(Err(_)) | Err(_) => return None,
             },
         }

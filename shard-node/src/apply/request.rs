@@ -6,7 +6,7 @@ use bytes::Bytes;
 use evenkeel_protocol::OperatorId;
 use tokio::sync::oneshot;
 
-/// A state transfer's beginning: what a replica has beside its rows, at one position.
+/// The first step of a state transfer: the state beside the rows, at one position.
 pub struct Export {
     /// The position.
     pub index: u64,
@@ -18,12 +18,12 @@ pub struct Export {
     pub window: Bytes,
 }
 
-/// What is asked of the applier between two deliveries.
+/// A request to the applier, served between two deliveries.
 pub enum Request {
     /// Open a change stream of a move out.
     OpenStream(OperatorId, oneshot::Sender<Option<ChangeStream>>),
     /// Export everything but the rows.
     Export(oneshot::Sender<Export>),
-    /// Take rows that are missing here. Answered with whether they were taken: if not, they are too old.
+    /// Take rows that are missing here. The answer is `false` if the rows are too old.
     Seeded(Box<Piece>, oneshot::Sender<bool>),
 }

@@ -23,18 +23,21 @@ impl Seeding {
         let _ = self.limit.watch().wait_for(|limit| position <= *limit).await;
     }
 
-    /// The last position that may be applied: a piece that is under way might lack a later entry (R32).
+    /// The last position that may be applied: a piece that is under way might lack a later entry
+    /// (R32).
     pub(super) fn limit(&self) -> u64 {
         *self.limit.watch().borrow()
     }
 
-    /// The changes without those of missing rows: these rows come later, with the changes in them (R32).
+    /// The changes without those of missing rows: these rows come later, with the changes in them
+    /// (R32).
     pub(super) fn without_missing(&self, mut changes: Changes) -> Changes {
         changes.changes.retain(|change| !self.missing.lacks(change.table, &change.key));
         changes
     }
 
-    /// Whether nothing is missing and everything that a piece may hold beyond its position has been applied.
+    /// Whether nothing is missing and everything that a piece may hold beyond its position has been
+    /// applied.
     pub(super) fn is_done(&self, applied: u64) -> bool {
         self.missing.is_nothing() && applied >= self.missing.holds_to()
     }

@@ -1,4 +1,7 @@
-//! Gathering decided changes into few, large applies (R15): per table, the last image of each key.
+//! Write batches: the changes of many entries as few statements (R15).
+//!
+//! A batch keeps the last image of each key, per table. Operations that change whole intervals or
+//! tables close the rows that were collected before them.
 
 use crate::log_entry::image::{Columns, Merged};
 use crate::log_entry::{Change, Changes};
@@ -9,22 +12,22 @@ use evenkeel_protocol::{Key, TableId};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-/// Changes gathered in the log's order.
+/// Changes in the log's order.
 #[derive(Default)]
 pub struct WriteBatch {
     done: Vec<StoreOperation>,
-    /// What the images of each key come to since the last operation that is not a row's.
+    /// The merged images of each key since the last operation on an interval or a table.
     rows: BTreeMap<TableId, HashMap<Key, Merged>>,
     bytes: usize,
 }
 
 impl WriteBatch {
-    /// Whether nothing was gathered.
+    /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.done.is_empty() && self.rows.is_empty()
     }
 
-    /// Bytes gathered, about.
+    /// Its size, approximately, in bytes.
     pub fn size_bytes(&self) -> usize {
         self.bytes
     }
@@ -41,7 +44,7 @@ impl WriteBatch {
         }
     }
 
-    /// Adds what a control entry does to rows and tables.
+    /// Adds the effect of a control entry on rows and tables.
     pub fn add_effect(&mut self, effect: Effect, state: &ShardState) {
         match effect {
             Effect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
@@ -75,7 +78,8 @@ impl WriteBatch {
         for (table, rows) in std::mem::take(&mut self.rows) {
             // A change is effective only in an owned range, whose table is known.
             let Some(table) = state.table(table).cloned() else { continue };
-            // In key order, as they were inserted where keys ascend: pages of the index fill up instead of being split in the middle.
+            // In key order, as they were inserted where keys ascend: pages of the index fill up
+            // instead of being split in the middle.
             let mut rows: Vec<(Key, Merged)> = rows.into_iter().collect();
             rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
             let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
@@ -100,7 +104,7 @@ impl WriteBatch {
         }
     }
 
-    /// What was gathered, as operations.
+    /// Empties the batch and returns its operations.
     pub fn take(&mut self, state: &ShardState) -> Vec<StoreOperation> {
         self.close_rows(state);
         self.bytes = 0;
@@ -144,10 +148,11 @@ mod tests {
         Image::Part(Part::new(Columns::new(columns.iter().copied()), packed(values)).unwrap())
     }
 
-    // R15, E13, E19: one operation per kind, rows in the order of their keys, parts merged into what they change.
+    // R15, E13, E19: one operation per kind, rows in the order of their keys, parts merged into
+    // what they change.
     #[test]
     fn rows_are_coalesced_and_come_in_the_order_of_their_keys() {
-        let mut gathered = WriteBatch::default();
+        let mut batch = WriteBatch::default();
         for (n, image) in [
             (9, Image::New(packed(&["9", "a", "b"]))),
             (3, Image::Whole(packed(&["3", "a", "b"]))),
@@ -160,9 +165,9 @@ mod tests {
             (6, Image::Gone),
         ] {
             let changes = vec![Change { table: TableId(1), key: key(n), image }];
-            gathered.add_changes(Changes { changes, ..Changes::default() });
+            batch.add_changes(Changes { changes, ..Changes::default() });
         }
-        let operations = gathered.take(&founded());
+        let operations = batch.take(&founded());
         let [
             StoreOperation::Update { columns, rows, .. },
             StoreOperation::Update { columns: both, rows: merged, .. },

@@ -1,7 +1,7 @@
 //! Changed rows and the answers that belong to them.
 //!
-//! [`Changes`] is the hot kind of entry. It has a layout of its own, so that decoding a row image or a key
-//! copies no bytes: both are slices of the entry's memory.
+//! [`Changes`] is the hot kind of entry. It has a layout of its own, so that decoding a row image
+//! or a key copies no bytes: both are slices of the entry's memory.
 
 use super::decode::{Malformed, short, take, take_u32, take_u64};
 use super::image::Image;
@@ -11,7 +11,8 @@ use evenkeel_protocol::{Key, TableId, TxnId};
 /// The changes of one transaction, or of a batch of single statements.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Changes {
-    /// The leader's clock when it was made, in milliseconds since the Unix epoch. The retry window is measured by it.
+    /// The leader's clock when it was made, in milliseconds since the Unix epoch. The retry window
+    /// is measured by it.
     pub stamp_ms: u64,
     /// The statements it answers, for the retry window (R14).
     pub answered: Vec<Answered>,
@@ -30,7 +31,7 @@ pub struct Change {
     pub image: Image,
 }
 
-/// A statement or transaction that has been executed, and what it was answered.
+/// A statement or transaction that has been executed, and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
     /// The client's id.
@@ -45,12 +46,13 @@ pub struct Answered {
     pub reply: KeptReply,
 }
 
-/// What is kept of a statement's rows, for its repetition.
+/// The part of a statement's reply that is kept, for a repetition of the statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeptReply {
     /// It returns none.
     Nothing,
-    /// It returned some, and they are not kept: they were too many bytes. Who asks again is told so, and not that there were none.
+    /// It returned rows that were too large to be kept. A repetition is answered with an error, not
+    /// with no rows.
     Omitted,
     /// The encoded reply.
     Rows(Bytes),
@@ -74,8 +76,8 @@ impl KeptReply {
 /// In the place of the length of rows that are not kept.
 const OMITTED: u32 = u32::MAX;
 
-/// What one entry of the source's log did in a moving range; at position 0, a piece of the source's retry window, whose stamp says up to
-/// when answers have gone from it.
+/// What one entry of the source's log did in a moving range; at position 0, a piece of the source's
+/// retry window, whose stamp says up to when answers have gone from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TailEntry {
     /// Its position in the source's log.

@@ -1,7 +1,7 @@
 //! Entries that change tables, ranges and moves, and checkpoints for comparing replicas.
 //!
-//! Each entry carries everything that its verdict depends on, so that every replica reaches the same verdict.
-//! The order of variants and fields is the format on disk.
+//! Each entry carries everything that its verdict depends on, so that every replica reaches the
+//! same verdict. The order of variants and fields is the format on disk.
 
 use bytes::Bytes;
 use evenkeel_protocol::routing::ShardInfo;
@@ -73,7 +73,8 @@ pub enum Control {
         /// The operator.
         operator: OperatorId,
     },
-    /// Source: the destination has declined; the range is owned here again, at a higher epoch (R23).
+    /// Source: the destination has declined; the range is owned here again, at a higher epoch
+    /// (R23).
     TakeBack {
         /// The operator.
         operator: OperatorId,
@@ -102,7 +103,8 @@ pub enum Control {
         /// Where it comes from.
         from: ShardInfo,
     },
-    /// Destination: a copy starts afresh; what earlier attempts send counts for nothing (R21).
+    /// Destination: a copy starts again; entries of earlier attempts are rejected from now on
+    /// (R21).
     IngestAttempt {
         /// The operator.
         operator: OperatorId,
@@ -138,7 +140,8 @@ pub enum Control {
         from: u64,
         /// The source's position that this one reaches.
         to: u64,
-        /// This leader's clock, in milliseconds since the Unix epoch: the answers that come are kept from then on.
+        /// This leader's clock, in milliseconds since the Unix epoch: the answers that come are
+        /// kept from then on.
         stamp_ms: u64,
         /// Encoded [`TailEntry`]s.
         entries: Vec<Bytes>,
@@ -166,7 +169,8 @@ pub enum Control {
         /// The operator.
         operator: OperatorId,
     },
-    /// Destination: delete what had come in of a move that came to nothing, a bounded piece at a time.
+    /// Destination: delete the copy of a move that was declined or cancelled, a bounded piece at a
+    /// time.
     Discard {
         /// The operator.
         operator: OperatorId,

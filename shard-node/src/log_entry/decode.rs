@@ -2,7 +2,8 @@
 
 use bytes::{Buf, Bytes};
 
-/// The bytes are not an encoded entry. A replica that reads such bytes from its log stops, because it would diverge.
+/// The bytes are not an encoded entry. A replica that reads such bytes from its log stops, because
+/// it would diverge.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed log entry: {0}")]
 pub struct Malformed(pub String);

@@ -43,7 +43,8 @@ impl Entry {
             Body::Control(control) => {
                 let mut out = vec![KIND_CONTROL];
                 out.extend_from_slice(&self.serial.to_be_bytes());
-                // Encoding our own values into memory cannot fail; an empty body would be seen as malformed.
+                // Encoding our own values into memory cannot fail; an empty body would be seen as
+                // malformed.
                 postcard::to_extend(control, out).map(Bytes::from).unwrap_or_default()
             }
         }

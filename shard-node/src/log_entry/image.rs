@@ -1,8 +1,9 @@
-//! What a change says of its row: all of it, the columns that were assigned, or that it is gone.
+//! Row images: all columns of a row, the assigned columns, or the fact that the row is gone.
 //!
-//! An UPDATE's image carries the assigned columns only: a large value that it leaves alone is neither read by the leader's PostgreSQL,
-//! nor logged, nor written again by the followers'. Such a part changes a row that is there and makes none: of a row that is not there
-//! it says nothing, so that it is harmless wherever a row has gone since or has not come yet.
+//! An UPDATE's image carries the assigned columns only. A large value that the UPDATE leaves alone
+//! is neither read by the leader's PostgreSQL nor logged nor written again by the followers. Such
+//! an image changes an existing row and creates none: it has no effect on a row that is already
+//! gone or has not come yet.
 
 use super::decode::{Malformed, short, take};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -172,7 +173,7 @@ fn take_number<const N: usize>(bytes: &mut Bytes) -> Result<usize, Malformed> {
     if bytes.len() < N { Err(short()) } else { Ok(bytes.get_uint(N) as usize) }
 }
 
-/// What several changes of one row, in the log's order, come to (R15).
+/// The combined effect of several changes of one row, in the log's order (R15).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Merged {
     /// It is gone.
@@ -218,7 +219,8 @@ impl Merged {
                 *self = Merged::Values { whole: false, values };
             }
             Merged::Row(row) => {
-                // What is no whole value stays as it is, so that whoever applies the row finds that it is malformed.
+                // Incomplete values stay as they are, so that applying the row finds that it is
+                // malformed.
                 let mut values: BTreeMap<usize, Bytes> = split(row).into_iter().enumerate().collect();
                 put_values(&mut values, &part);
                 *self = Merged::Values { whole: true, values };
@@ -244,7 +246,7 @@ fn put_values(values: &mut BTreeMap<usize, Bytes>, part: &Part) {
     values.extend(part.columns.positions().zip(split(&part.values)));
 }
 
-/// The packed values that follow one another here, as slices; what is left over is the last.
+/// The packed values in this buffer, as slices; a remainder is the last.
 fn split(packed: &Bytes) -> Vec<Bytes> {
     let (mut values, mut at) = (Vec::new(), 0);
     while at < packed.len() {
@@ -344,7 +346,8 @@ mod tests {
     }
 
     proptest! {
-        // R15: what is coalesced does to a row what its changes do one after the other, whether the row is there or not.
+        // R15: a merged image does to a row what its changes do one after the other, whether the
+        // row is there or not.
         #[test]
         fn merging_is_applying_one_after_the_other(
             before in proptest::option::of(proptest::collection::vec(proptest::option::of(any::<u8>()), 3)),

@@ -1,7 +1,8 @@
 //! The content of a shard's log: encoded entries.
 //!
-//! A log entry holds the result of execution, never a statement. The leader executes a statement in its PostgreSQL and
-//! proposes the row images that the statement produced; every replica applies the same images.
+//! A log entry holds the result of execution, never a statement. The leader executes a statement in
+//! its PostgreSQL and proposes the row images that the statement produced; every replica applies
+//! the same images.
 //!
 //! | module | defines |
 //! |---|---|
@@ -12,13 +13,14 @@
 //! | [`parts`] | entries that are larger than the log accepts at once |
 //! | `decode` | bounds-checked reading of bytes |
 //!
-//! The leader encodes an entry once; every replica decodes it. [`Changes`] has a binary layout of its own. All other
-//! entries use `postcard`.
+//! The leader encodes an entry once; every replica decodes it. [`Changes`] has a binary layout of
+//! its own. All other entries use `postcard`.
 //!
-//! A serial is unique within its term. The pair (term, serial) identifies an entry in PostgreSQL's record of applied
-//! entries (R5) and in the leader's list of proposals that wait for an outcome.
+//! A serial is unique within its term. The pair (term, serial) identifies an entry in PostgreSQL's
+//! record of applied entries (R5) and in the leader's list of proposals that wait for an outcome.
 //!
-//! Promises: bytes that are not an encoded entry are rejected ([`Malformed`]) and never cause a panic.
+//! Promises: bytes that are not an encoded entry are rejected ([`Malformed`]) and never cause a
+//! panic.
 //!
 //! Not done: the formats carry no version. A replica of another release must use the same formats.
 

@@ -1,12 +1,17 @@
-//! Entries larger than the log takes at once (R12): cut into parts where they are proposed, put together where they are folded.
+//! Entries larger than the log accepts at once (R12): cut into parts by the proposer, joined before
+//! they are applied.
 //!
-//! Nothing else knows of parts. An entry takes effect as a whole, at the position of its last part and by what holds there; parts before
-//! that mean nothing. Those of a leadership that ended before the last one are dropped by the next leadership's beginning: none of them comes any more.
+//! No other module knows of parts. An entry takes effect as a whole, at the position of its last
+//! part and by the state there; earlier parts have no effect. If a leadership ends before the last
+//! part is decided, the next leadership's beginning drops the parts: none of the missing ones comes
+//! any more.
 //!
-//! Parts are kept in memory and nowhere else. So a replica must not record, and the log must not forget, a position between the first part
-//! of an entry and its last ([`Unfinished::recordable`]): after a restart the parts come out of the log again. That holds for an entry that
-//! is folded, too, until PostgreSQL has it: it is at its last part's position, and all before that may be applied while it is not. What had been
-//! applied behind the recorded position is applied again with them, in the log's order, and comes to the same.
+//! Parts are kept in memory only. A replica must therefore not record, and the log must not
+//! compact, a position between the first part of an entry and its last
+//! ([`Unfinished::recordable`]): after a restart the log delivers the parts again. This holds for a
+//! complete entry too, until PostgreSQL holds it, because the entry lies at the position of its
+//! last part and everything before that position may be applied earlier. Entries that were applied
+//! after the recorded position are applied again in the log's order, with the same result.
 
 use super::decode::Malformed;
 use super::entry::{Entry, MAX_ENTRY_BYTES};
@@ -14,17 +19,20 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use evenkeel_protocol::value::MAX_VALUE_BYTES;
 use std::collections::BTreeMap;
 
-/// The most that the changes of one transaction, or one piece of a move, may take as they are logged, in bytes.
+/// The most that the changes of one transaction, or one piece of a move, may take as they are
+/// logged, in bytes.
 pub const MAX_TRANSACTION_BYTES: usize = 256 << 20;
 /// The most that the unfinished entries of a replica take, in bytes. A leader sends one at a time.
 pub const MAX_UNFINISHED_BYTES: usize = MAX_TRANSACTION_BYTES + MAX_ENTRY_BYTES;
 /// Parts of an entry that are in the log's way at once: more wait for those to be decided.
 pub const PARTS_UNDER_WAY: usize = 8;
-/// A simulated entry's part, in bytes, at least: so that there are entries of several parts among small ones.
+/// A simulated entry's part, in bytes, at least: so that there are entries of several parts among
+/// small ones.
 const SIMULATED_PART_BYTES: usize = 512;
-/// Parts of a simulated entry, about, at most: as many as the largest value has outside a simulation. Only so many are under way at
-/// a time, and the next entry of several parts waits for all of them. So their number times the log's delay is what all such entries take
-/// one after the other, and must not grow beyond what it can be in a cluster.
+/// Parts of a simulated entry, about, at most: as many as the largest value has outside a
+/// simulation. A limited number is under way at a time, and the next entry of several parts waits
+/// for all of them. So their number times the log's delay is what all such entries take one after
+/// the other, and must not grow beyond what it can be in a cluster.
 const SIMULATED_PARTS: usize = MAX_VALUE_BYTES / MAX_ENTRY_BYTES;
 
 /// Not a kind of entry (see `entry`).
@@ -32,7 +40,7 @@ const KIND_PART: u8 = 3;
 /// Kind, serial, number, count and the whole entry's size.
 const HEADER_BYTES: usize = 1 + 8 + 4 + 4 + 4;
 
-/// What the log carries at one position.
+/// The payload at one position of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Payload {
     /// An entry.
@@ -56,7 +64,7 @@ pub struct Part {
     bytes: Bytes,
 }
 
-/// What is proposed for an entry, in order: itself, or its parts.
+/// The payloads to propose for an entry, in order: the entry, or its parts.
 pub fn cut(serial: u64, encoded: Bytes) -> impl ExactSizeIterator<Item = Bytes> {
     let limit = match evenkeel_host::simulation() {
         Some(_) => simulated_limit(encoded.len()),
@@ -65,7 +73,7 @@ pub fn cut(serial: u64, encoded: Bytes) -> impl ExactSizeIterator<Item = Bytes> 
     cut_at(limit, serial, encoded)
 }
 
-/// How much of a simulated entry of so many bytes goes at once.
+/// The most bytes of a simulated entry of this size that one payload carries.
 fn simulated_limit(bytes: usize) -> usize {
     SIMULATED_PART_BYTES.max(bytes.div_ceil(SIMULATED_PARTS) + HEADER_BYTES)
 }
@@ -92,7 +100,7 @@ fn cut_at(limit: usize, serial: u64, encoded: Bytes) -> impl ExactSizeIterator<I
 }
 
 impl Payload {
-    /// What these bytes are.
+    /// Decodes a payload.
     ///
     /// # Errors
     /// They are neither an entry nor a part of one.
@@ -127,27 +135,30 @@ impl Part {
     }
 }
 
-/// What a part made of its entry.
+/// The effect of a part on its entry.
 #[derive(Debug, PartialEq)]
 pub enum Added {
     /// There are more to come.
     Waits,
     /// It was the last.
     Complete(Box<Entry>),
-    /// It was the last of an entry whose other parts are not all here: it comes to nothing, on every replica alike.
+    /// It was the last part of an entry whose other parts are not all here: the entry is rejected,
+    /// on every replica alike.
     Rejected,
 }
 
-/// The entries of the present term whose last part has not come, and where those lie that have been put together.
+/// The entries of the present term whose last part has not come, and the positions of complete
+/// entries.
 #[derive(Debug, Default)]
 pub struct Unfinished {
-    entries: BTreeMap<u64, Gathering>,
-    /// First and last positions of entries that are whole, as long as no position behind them is recorded.
+    entries: BTreeMap<u64, Collected>,
+    /// First and last positions of entries that are whole, as long as no position behind them is
+    /// recorded.
     whole: Vec<(u64, u64)>,
 }
 
 #[derive(Debug)]
-struct Gathering {
+struct Collected {
     first: u64,
     next: u32,
     total_bytes: usize,
@@ -161,22 +172,22 @@ impl Unfinished {
     /// The parts do not make an entry.
     pub fn add(&mut self, position: u64, part: &Part) -> Result<Added, Malformed> {
         if part.number == 0 {
-            let taken: usize = self.entries.values().map(|gathering| gathering.total_bytes).sum();
+            let taken: usize = self.entries.values().map(|collected| collected.total_bytes).sum();
             let total_bytes = part.total_bytes as usize;
             if taken + total_bytes <= MAX_UNFINISHED_BYTES {
                 let bytes = BytesMut::with_capacity(total_bytes);
-                self.entries.insert(part.serial, Gathering { first: position, next: 0, total_bytes, bytes });
+                self.entries.insert(part.serial, Collected { first: position, next: 0, total_bytes, bytes });
             }
         }
-        let Some(gathering) = self.entries.get_mut(&part.serial) else {
+        let Some(collected) = self.entries.get_mut(&part.serial) else {
             return Ok(if part.is_last() { Added::Rejected } else { Added::Waits });
         };
-        if gathering.next != part.number || gathering.bytes.len() + part.bytes.len() > gathering.total_bytes {
+        if collected.next != part.number || collected.bytes.len() + part.bytes.len() > collected.total_bytes {
             self.entries.remove(&part.serial);
             return Ok(if part.is_last() { Added::Rejected } else { Added::Waits });
         }
-        gathering.next += 1;
-        gathering.bytes.extend_from_slice(&part.bytes);
+        collected.next += 1;
+        collected.bytes.extend_from_slice(&part.bytes);
         if !part.is_last() {
             return Ok(Added::Waits);
         }
@@ -189,20 +200,22 @@ impl Unfinished {
         }
     }
 
-    /// A new term has begun: nothing more comes of what is unfinished.
+    /// A new term has begun: unfinished entries get no further parts.
     pub fn forget(&mut self) {
         self.entries.clear();
     }
 
     /// The position of the first part of all that is unfinished.
     pub fn first(&self) -> Option<u64> {
-        self.entries.values().map(|gathering| gathering.first).min()
+        self.entries.values().map(|collected| collected.first).min()
     }
 
-    /// The last position up to `position` that may be recorded: whoever starts behind it finds each entry whole, or not at all.
+    /// The last position up to `position` that may be recorded: a replica that starts behind it
+    /// finds each entry whole, or not at all.
     pub fn recordable(&self, position: u64) -> u64 {
         let mut recordable = self.first().map_or(position, |first| position.min(first - 1));
-        // The parts of one may lie among those of another: whoever is before the one may be within the other.
+        // The parts of one may lie among those of another: a position before the one may lie within
+        // the other.
         while let Some((first, _)) = self.whole.iter().find(|(first, last)| (*first..*last).contains(&recordable)) {
             recordable = first - 1;
         }
@@ -264,9 +277,10 @@ mod tests {
         assert_eq!(unfinished.first(), None);
     }
 
-    /// Breaks if a position between an entry's parts is recorded because the entry is folded, though PostgreSQL does not have it: who starts
-    /// there finds the last part alone, the entry comes to nothing, and what it changed and answered is lost (found by the simulation, seed
-    /// 174: a statement was executed twice).
+    /// Breaks if a position between an entry's parts is recorded because the entry is complete,
+    /// though PostgreSQL does not hold it: a replica that starts there finds the last part alone,
+    /// the entry is rejected, and what it changed and answered is lost (found by the
+    /// simulation, seed 174: a statement was executed twice).
     #[test]
     fn no_position_within_an_entry_is_recorded() {
         let (large_parts, other_parts) = (parts(&entry(7, 1000), 200), parts(&entry(8, 300), 200));
@@ -288,8 +302,8 @@ mod tests {
         }
         let last = 10 + large_parts.len() as u64;
         let at = [9, 10, 11, last - 1, last, last + 5].map(|position| unfinished.recordable(position));
-        assert_eq!(at, [8, 8, 8, 8, last, last + 5], "folded, and perhaps not applied");
-        // A new term does not undo what is whole.
+        assert_eq!(at, [8, 8, 8, 8, last, last + 5], "complete, and perhaps not in PostgreSQL");
+        // A new term does not undo complete entries.
         unfinished.forget();
         assert_eq!(unfinished.recordable(last - 1), 8);
         unfinished.recorded(last);
@@ -297,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_whole_comes_to_nothing_at_its_last_part() {
+    fn an_incomplete_entry_is_rejected_at_its_last_part() {
         let parts = parts(&entry(7, 1000), 200);
         let last = parts.len() - 1;
         let mut unfinished = Unfinished::default();
@@ -334,8 +348,9 @@ mod tests {
         assert_eq!(unfinished.add(3, &end).unwrap(), Added::Rejected, "there was no room for its beginning");
     }
 
-    // Breaks if large entries of a simulation become so many parts that the log does nothing else for seconds, at any delay of its own:
-    // then clients' attempts outlast the clients' patience, and moves get no turn.
+    // Breaks if large entries of a simulation become more parts than the log can carry beside other
+    // work, so that it does nothing else for seconds, at any delay of its own: then clients'
+    // attempts outlast the clients' patience, and moves get no turn.
     #[test]
     fn a_simulated_entry_is_of_some_parts_and_never_of_very_many() {
         let count = |bytes| cut_at(simulated_limit(bytes), 1, Bytes::from(vec![0; bytes])).len();

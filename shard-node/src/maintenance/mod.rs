@@ -9,8 +9,9 @@
 //! | `repair` | repairs replicas that have lost their disks |
 //! | `report`, `reporting` | builds reports, and delivers them to the placement driver |
 //!
-//! Maintenance owns no state that outlives a leadership. Everything follows from the state machine: a new leader reads it
-//! and continues. Every entry that maintenance proposes is idempotent, because an earlier leader may have proposed it too.
+//! Maintenance owns no state that outlives a leadership. Everything follows from the state machine:
+//! a new leader reads it and continues. Every entry that maintenance proposes is idempotent,
+//! because an earlier leader may have proposed it too.
 //!
 //! Not done: the decision what to move, split or merge; the placement driver makes it.
 

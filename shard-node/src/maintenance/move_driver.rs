@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// How often the state machine is looked at for something to do, in milliseconds.
+/// How often the state machine is read for work to do, in milliseconds.
 pub(super) const LOOK_MS: u64 = 25;
-/// How long after a fence the destination is asked what became of it, and how often, in milliseconds. Normally it tells by itself.
+/// How long after a fence the destination is asked for the outcome, and how often, in milliseconds.
+/// Normally the destination sends it unasked.
 const ASK_OUTCOME_MS: u64 = 500;
 
 /// Tasks under way, so that none is started twice.
@@ -35,7 +36,8 @@ impl Running {
     }
 }
 
-/// Looks at the state machine again and again, and starts a task for each thing to do. Never returns.
+/// Looks at the state machine again and again, and starts a task for each thing to do. Never
+/// returns.
 pub(super) async fn drive_moves(leader: Arc<Leader>, checks: Arc<MoveObservations>, report: mpsc::Sender<()>) {
     let running = Running::default();
     let mut asked: HashMap<OperatorId, Instant> = HashMap::new();
@@ -77,7 +79,7 @@ fn start_clean_up(running: &Running, leader: &Arc<Leader>, operator: OperatorId,
     running.start(operator, "clean", async move { clean_up(&leader, operator, what).await });
 }
 
-/// Asks the destination what became of a fenced move (R23).
+/// Asks the destination for the outcome of a fenced move (R23).
 async fn ask_outcome(leader: Arc<Leader>, operator: OperatorId) {
     let Some(movement) = leader.shared().state().move_out(operator).cloned() else { return };
     let request = ShardRequest::AskSettled { operator };
@@ -87,7 +89,8 @@ async fn ask_outcome(leader: Arc<Leader>, operator: OperatorId) {
     }
 }
 
-/// Logs what became of a fenced move. Idempotent: an entry that comes too late is refused by the state machine.
+/// Logs the outcome of a fenced move. Idempotent: the state machine rejects an entry that comes too
+/// late.
 pub async fn resolve_move(leader: &Leader, operator: OperatorId, adopted: bool) {
     let open = |m: &crate::state_machine::MoveOut| matches!(m.phase, OutPhase::Fenced { .. });
     if !leader.shared().state().move_out(operator).is_some_and(open) {

@@ -17,7 +17,8 @@ pub async fn purge(leader: &Arc<Leader>, operator: OperatorId) -> Result<Control
             Ok(ControlReply::Done)
         }
         Some(OutPhase::HandedOver) => {
-            // An empty piece says in the log that it may begin; whoever leads then does it (see `housekeeping`).
+            // An empty piece allows the deletion in the log; the leader of that time carries it out
+            // (see `move_driver`).
             let start = movement.map(|m| m.interval.start.clone()).unwrap_or_default();
             let interval = KeyInterval::new(start.clone(), Some(start));
             leader.control(Control::Purge { operator, interval, last: false }).await?;

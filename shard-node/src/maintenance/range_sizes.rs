@@ -1,7 +1,8 @@
-//! Corrects what is doubtful of the sizes of ranges ([`crate::state_machine::RangeSize`]), from samples of their tables.
+//! Corrects doubtful sizes of ranges ([`crate::state_machine::RangeSize`]) from samples of their
+//! tables.
 //!
-//! A sample costs the same however large a table is, and one is taken of a table at a time, at most every minute; as long as samples
-//! say nothing new, ever more rarely.
+//! A sample costs the same however large a table is, and one is taken of a table at a time, at most
+//! every minute; as long as samples say nothing new, ever more rarely.
 
 use crate::leader::Leader;
 use crate::leader::admission::Slot;
@@ -23,7 +24,8 @@ const LONGEST_REST_MS: u64 = 3_600_000;
 struct Rests(HashMap<TableId, (Instant, Duration)>);
 
 impl Rests {
-    /// Whether a table may be sampled. Where nothing but a sample tells a size, the shortest rest will do.
+    /// Whether a table may be sampled. Where nothing but a sample tells a size, the shortest rest
+    /// will do.
     fn is_over(&self, table: TableId, guessed: bool, now: Instant) -> bool {
         self.0.get(&table).is_none_or(|(since, rest)| {
             let rest = if guessed { Duration::from_millis(REST_MS) } else { *rest };
@@ -83,14 +85,15 @@ async fn sample(leader: &Leader, state: &ShardState, table: TableId) -> Result<S
     Ok(sample)
 }
 
-/// Corrects the doubtful ones of a table's ranges. Says whether that made much of a difference to any.
+/// Corrects the doubtful ones of a table's ranges. Says whether that made much of a difference to
+/// any.
 fn take(slots: Vec<Arc<Slot>>, sample: Sample) -> bool {
     let by_start: BTreeMap<Key, (Arc<Slot>, Sampled)> =
         slots.into_iter().map(|slot| (slot.range.interval.start.clone(), (slot, Sampled::default()))).collect();
     let (mut by_start, mut all) = (by_start, Sampled::default());
     for (key, bytes) in sample.rows {
         let last = by_start.range_mut::<Key, _>(..=&key).next_back();
-        // What was left behind by a move is nobody's.
+        // Orphaned rows belong to no range.
         if let Some((_, (_, sampled))) = last.filter(|(_, (slot, _))| slot.range.interval.contains(&key)) {
             sampled.add(bytes);
             all.add(bytes);

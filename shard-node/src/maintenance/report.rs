@@ -1,5 +1,5 @@
-//! What a leader reports to the placement driver: put together from the state machine, the meters and the log's view of its
-//! replicas.
+//! What a leader reports to the placement driver: put together from the state machine, the meters
+//! and the log's view of its replicas.
 
 use crate::config::Config;
 use crate::leader::Leader;
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 /// Reports between two that carry the tables: they rarely change and may be many.
 const TABLES_EVERY: u64 = 20;
 
-/// This leader's report number `sequence`; 0 is one that was asked for.
+/// This leader's report number `sequence`; 0 for a report on request.
 pub fn build_report(
     leader: &Leader,
     config: &Config,
@@ -72,7 +72,7 @@ fn ranges(state: &ShardState, loads: &mut HashMap<(RangeId, Epoch), RangeLoad>) 
     let mut ranges: Vec<RangeReport> = state
         .owned()
         .filter_map(|range| {
-            // One that is owned in the log and not admitted yet is reported once it is.
+            // A range that is owned in the log and not admitted yet is reported later.
             let load = loads.remove(&(range.id, range.epoch))?;
             let state = match open.get(&range.id) {
                 Some(m) => RangeState::MovingOut { operator: m.operator, to: m.to.id },
@@ -122,11 +122,12 @@ fn destination_side(
             OperatorPhase::Copying { attempt, rows: movement.rows, bytes: movement.bytes }
         }
         InPhase::Copying => {
-            // What the source's log has since is not known here; what is on its way through this log is.
+            // The source's newer entries are unknown here; entries on their way through this log
+            // are known.
             let lag = status.accepted.0.saturating_sub(status.decided.0);
             OperatorPhase::CatchingUp { attempt, lag, bytes: movement.bytes }
         }
-        // Not before its rows are in here: until then nobody is served.
+        // Not before its rows are in here: until then no statement is served.
         InPhase::Adopted if observations.adoption(movement.operator).is_some_and(|a| a.pending) => {
             OperatorPhase::CatchingUp { attempt, lag: 0, bytes: movement.bytes }
         }

@@ -19,12 +19,13 @@ use tokio::sync::mpsc;
 
 /// How often reports go out, in milliseconds.
 const REPORT_MS: u64 = 250;
-/// How often it is asked who the placement driver's replicas are: with every so-many-th report.
+/// How often the members of the placement driver are asked for: with every n-th report.
 const MEMBERS_EVERY_REPORTS: u64 = 20;
 /// How long a report may take, in milliseconds.
 const REPORT_BOUND_MS: u64 = 1_000;
 
-/// Sends reports at their interval, and at once when the placement driver waits for a change. Never returns.
+/// Sends reports at their interval, and at once when the placement driver waits for a change. Never
+/// returns.
 pub(super) async fn send_reports(
     leader: Arc<Leader>,
     config: Arc<Config>,
@@ -39,7 +40,8 @@ pub(super) async fn send_reports(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reported = moves_to_report(&leader, &observations);
     loop {
-        // What the placement driver waits for is told at once; load is told at its interval.
+        // Changes that the placement driver waits for are reported at once; load is reported at its
+        // interval.
         loop {
             tokio::select! {
                 _ = tick.tick() => break,
@@ -57,8 +59,8 @@ pub(super) async fn send_reports(
         let report = build_report(&leader, &config, (&observations, &scrub), sequence, now_ms());
         let request = PlacementRequest::Report(Box::new(report));
         hint = deliver(&placement_drivers, &mut connections, hint, &request).await;
-        // The placement driver's replicas may be others by now than they were when this one was configured; and if none of those that
-        // are known takes a report, they probably are.
+        // The placement driver's replicas may be others by now than they were when this one was
+        // configured; and if none of those that are known takes a report, they probably are.
         if (hint.is_none() || sequence.is_multiple_of(MEMBERS_EVERY_REPORTS))
             && let Some(members) = ask_members(&connections, hint).await
         {
@@ -68,7 +70,8 @@ pub(super) async fn send_reports(
     }
 }
 
-/// Who the placement driver's replicas are, by the first one that says; `first` is asked first.
+/// The members of the placement driver, from the first replica that answers; `first` is asked
+/// first.
 async fn ask_members(
     connections: &HashMap<u64, Connection<PlacementRequest, PlacementReply>>,
     first: Option<u64>,
@@ -86,7 +89,7 @@ async fn ask_members(
     None
 }
 
-/// What about moves is worth a report of its own.
+/// The state of moves whose change is reported at once.
 fn moves_to_report(leader: &Leader, checks: &MoveObservations) -> Vec<(OperatorId, bool)> {
     let state = leader.shared().state();
     let served = |m: &MoveIn| m.phase == InPhase::Adopted && !checks.adoption(m.operator).is_some_and(|a| a.pending);
@@ -95,7 +98,8 @@ fn moves_to_report(leader: &Leader, checks: &MoveObservations) -> Vec<(OperatorI
     moves_in.chain(moves_out).collect()
 }
 
-/// Delivers a report to whoever leads the placement driver; gives the replica to try first next time.
+/// Delivers a report to the leader of the placement driver; returns the replica to try first next
+/// time.
 async fn deliver(
     placement_drivers: &BTreeMap<u64, SocketAddr>,
     connections: &mut HashMap<u64, Connection<PlacementRequest, PlacementReply>>,

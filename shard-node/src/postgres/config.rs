@@ -3,7 +3,8 @@
 use super::sizing::Resources;
 use std::path::PathBuf;
 
-/// The oldest major version that works: the privileges on `public` and the server's settings are those of 15.
+/// The oldest major version that works: the privileges on `public` and the server's settings are
+/// those of 15.
 pub const MIN_MAJOR: u32 = 15;
 
 /// What the server needs to know.

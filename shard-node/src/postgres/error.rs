@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why PostgreSQL does not run. [`PostgresError::Failed`] may pass by itself, and [`PostgresError::Damaged`] is repaired from a peer; the
-/// others need a person.
+/// Why PostgreSQL does not run. [`PostgresError::Failed`] may pass by itself, and
+/// [`PostgresError::Damaged`] is repaired from a peer; the others need a person.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// Its programs are nowhere.

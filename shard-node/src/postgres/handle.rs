@@ -1,7 +1,8 @@
-//! The database server of a replica: PostgreSQL, or what a simulation puts in its place.
+//! The database server of a replica: PostgreSQL, or the simulation's substitute.
 //!
-//! Both speak PostgreSQL's protocol, so that everything above a session ([`crate::storage`], [`crate::leader`]) is the same code for both.
-//! It decides nothing and promises what [`crate::postgres`] promises.
+//! Both speak PostgreSQL's protocol, so that everything above a session ([`crate::storage`],
+//! [`crate::leader`]) is the same code for both. A handle decides nothing and promises the same as
+//! [`crate::postgres`].
 
 use super::config::PostgresConfig;
 use super::connector::Connector;

@@ -1,21 +1,23 @@
-//! The replica's own PostgreSQL: found, made, started, watched, stopped.
+//! The replica's own PostgreSQL server: found, initialised, started, watched, stopped.
 //!
-//! It owns the data directory's lock, the server process, and the way into it (a private Unix socket). It promises:
+//! This module owns the lock on the data directory, the server process, and the private Unix socket
+//! that leads to it. Promises:
 //!
-//! - **R2.** A started server is the only one on its data, and nothing of an earlier one is left: the lock is held for
-//!   as long as the [`Postgres`] lives, and leftover processes of a killed node are stopped before the new server
-//!   starts.
-//! - **R1 is possible.** The end of the server process is told at once ([`Postgres::down`]); the server never restarts
-//!   itself inside. Whoever holds sessions ends the leadership and calls [`Postgres::restart`].
-//! - **Data that is gone is not served.** A server whose data folder has been removed would go on, from files that only it
-//!   still has open, until it needs another one. It is ended within [`DATA_CHECK_MS`].
-//! - **R6.** Users' sessions ([`Role::User`]) are not superusers: they can change rows of tables in `public` and
-//!   nothing else.
+//! - **R2.** A started server is the only one on its data, and no process of an earlier server is
+//!   left. The lock is held for as long as the [`Postgres`] lives, and leftover processes of a
+//!   killed node are stopped before the new server starts.
+//! - **R1 is possible.** [`Postgres::down`] reports the end of the server process at once, and the
+//!   server never restarts itself. The owner of sessions ends the leadership and calls
+//!   [`Postgres::restart`].
+//! - **Data that is gone is not served.** A server whose data folder was removed would continue
+//!   with files that only it still has open. It is ended within [`DATA_CHECK_MS`].
+//! - **R6.** Users' sessions ([`Role::User`]) are not superusers: they can change rows of tables in
+//!   `public` and nothing else.
 //!
-//! What it does not promise: that the server dies with a node that is killed. That would need a signal tied to the
-//! parent's death; instead the next start cleans up (R2). Orderly ends, `drop` included, stop it.
+//! The module decides nothing: the caller decides when to restart and what a lost session means.
 //!
-//! It decides nothing: when to restart, and what a lost session means, is the caller's.
+//! Not done: a server does not end with a node that is killed, which would need a signal tied to
+//! the parent's death. The next start stops it instead (R2). Orderly ends stop it, `drop` included.
 
 mod config;
 mod connector;

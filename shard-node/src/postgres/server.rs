@@ -25,7 +25,8 @@ const START_MS: u64 = 120_000;
 const START_POLL_MS: u64 = 5;
 /// How long an orderly stop may take before it is made a disorderly one. It writes a checkpoint.
 const STOP_MS: u64 = 15_000;
-/// How long the server may take to read its configuration, in milliseconds; beyond it the plainest is used.
+/// How long the server may take to read its configuration, in milliseconds; beyond it the plainest
+/// is used.
 const CONFIG_CHECK_MS: u64 = 5_000;
 /// How often a running server's log is looked at.
 const LOG_CHECK_MS: u64 = 60_000;
@@ -64,7 +65,8 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// Takes the lock and finds the programs; starts nothing. A server of a killed node may still run.
+    /// Takes the lock and finds the programs; starts nothing. A server of a killed node may still
+    /// run.
     ///
     /// # Errors
     /// See [`PostgresError`]: a person has to do something about each.
@@ -81,8 +83,8 @@ impl Postgres {
         Ok(Postgres { config, layout, binaries, server: None, _lock: lock })
     }
 
-    /// Stops what is left of the old server (or of a killed node's, R2), at once and whatever it is doing, makes the data if there is
-    /// none, and starts the server. The caller has ended the leadership (R1).
+    /// Stops the remaining processes of the old server (or of a killed node's, R2) at once, makes
+    /// the data if there is none, and starts the server. The caller has ended the leadership (R1).
     ///
     /// # Errors
     /// See [`PostgresError`]. The server is down then; call it again.
@@ -99,15 +101,16 @@ impl Postgres {
         })
     }
 
-    /// Stops the server at once, and every process of it. As after a crash, the next start recovers.
+    /// Stops the server at once, and every process of it. As after a crash, the next start
+    /// recovers.
     ///
     /// # Errors
     /// [`PostgresError::Failed`] if processes stay even when killed.
     pub async fn halt(&mut self) -> Result<(), PostgresError> {
         leftover::stop_all(&self.layout.pgdata).await?;
         if let Some(server) = &mut self.server {
-            // Who watches over it ends what is left of it, too, and must not come upon the next one. That takes no longer than ending
-            // it did; an error would mean that the watch is over.
+            // The watching task ends leftover processes too, and must not find the next server's.
+            // That takes no longer than ending it did; an error would mean that the watch is over.
             let _ = server.down.wait_for(|down| *down).await;
         }
         Ok(())
@@ -121,13 +124,14 @@ impl Postgres {
         self.layout.free_bytes()
     }
 
-    /// Puts damaged data out of the way, so that the next start makes it again; what was put there before goes.
+    /// Puts damaged data out of the way, so that the next start makes it again; what was put there
+    /// before goes.
     ///
     /// # Errors
     /// See [`PostgresError`]; the data is where it was.
     pub async fn discard(&mut self) -> Result<(), PostgresError> {
         self.halt().await?;
-        self.blocking("putting damaged data aside", Layout::discard).await
+        self.blocking("moving damaged data away", Layout::discard).await
     }
 
     /// Deletes what [`Postgres::discard`] has put out of the way, if anything.
@@ -147,8 +151,8 @@ impl Postgres {
         tokio::task::spawn_blocking(move || work(&layout)).await.map_err(|e| PostgresError::failed(what, e))?
     }
 
-    /// Becomes true once the server of the latest start has ended, for whatever reason, with all its sessions. True if none was
-    /// started.
+    /// Becomes true once the server of the latest start has ended, for whatever reason, with all
+    /// its sessions. True if none was started.
     pub fn down(&self) -> watch::Receiver<bool> {
         self.server.as_ref().map_or_else(|| watch::channel(true).1, |server| server.down.clone())
     }
@@ -164,7 +168,8 @@ impl Postgres {
         Connector::new(self.layout.socket_dir.clone())
     }
 
-    /// Stops the server in order: sessions are ended, everything is written. Falls back to ending it at once.
+    /// Stops the server in order: sessions are ended, everything is written. Falls back to ending
+    /// it at once.
     ///
     /// # Errors
     /// [`PostgresError::Failed`] if processes stay even when killed.
@@ -178,7 +183,8 @@ impl Postgres {
             }
         }
         leftover::stop_all(&self.layout.pgdata).await?;
-        // Only the folder under /tmp would stay behind otherwise; one inside the data directory is made again.
+        // Only the folder under /tmp would stay behind otherwise; one inside the data directory is
+        // made again.
         let _ = std::fs::remove_dir_all(&self.layout.socket_dir);
         Ok(())
     }
@@ -198,7 +204,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(server) = &self.server {
-            // An immediate shutdown: as after a crash, the next start recovers. Already gone is as good.
+            // An immediate shutdown: as after a crash, the next start recovers. Already gone is as
+            // good.
             let _ = pidfd_send_signal(&server.process, Signal::QUIT);
         }
     }
@@ -224,8 +231,8 @@ async fn launch(config: &PostgresConfig, layout: &Layout, binaries: &Binaries) -
     let said_before = layout.log_length();
     let mut command = layout.command(&binaries.program("postgres"));
     let output = log.try_clone().map_err(|e| PostgresError::failed("starting", e))?;
-    // A process group of its own: a Ctrl-C in the node's terminal is for the node, which then stops the server in
-    // order.
+    // A process group of its own: a Ctrl-C in the node's terminal is for the node, which then stops
+    // the server in order.
     command.arg("-D").arg(&layout.pgdata).process_group(0).stdout(output).stderr(log);
     let child = tokio::process::Command::from(command).spawn().map_err(|e| PostgresError::failed("starting", e))?;
     let pid = child.id().ok_or_else(|| PostgresError::failed("starting", "it ended at once"))?;
@@ -239,7 +246,8 @@ async fn launch(config: &PostgresConfig, layout: &Layout, binaries: &Binaries) -
     Ok(server)
 }
 
-/// Whether the server takes the configuration that has just been written. It says no to a compression that it was built without.
+/// Whether the server takes the configuration that has just been written. It says no to a
+/// compression that it was built without.
 async fn accepts_configuration(layout: &Layout, binaries: &Binaries) -> bool {
     let mut command = layout.command(&binaries.program("postgres"));
     command.args(["-C", "wal_compression", "-D"]).arg(&layout.pgdata);
@@ -249,8 +257,8 @@ async fn accepts_configuration(layout: &Layout, binaries: &Binaries) -> bool {
     timeout(Duration::from_millis(CONFIG_CHECK_MS), asked).await.is_ok_and(|status| status.is_ok_and(|s| s.success()))
 }
 
-/// Waits until the server says in `postmaster.pid` that it takes sessions. Asking by connecting instead would cost a
-/// fork each time and fill the log.
+/// Waits until the server says in `postmaster.pid` that it takes sessions. Asking by connecting
+/// instead would cost a fork each time and fill the log.
 async fn wait_until_ready(server: &Server, layout: &Layout, said_before: u64) -> Result<(), PostgresError> {
     let deadline = Instant::now() + Duration::from_millis(START_MS);
     let file = layout.pgdata.join("postmaster.pid");
@@ -269,15 +277,16 @@ async fn wait_until_ready(server: &Server, layout: &Layout, said_before: u64) ->
     }
 }
 
-/// Whether the text of `postmaster.pid` is of process `pid` (line 1) and says that it takes sessions (line 8).
+/// Whether the text of `postmaster.pid` is of process `pid` (line 1) and says that it takes
+/// sessions (line 8).
 fn says_ready(text: &str, pid: u32) -> bool {
     let mut lines = text.lines();
     lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid)
         && lines.nth(6).is_some_and(|line| line.trim() == "ready")
 }
 
-/// Waits for the end of the server, keeping its log short meanwhile; ends it if `folder` (device and inode) is no longer there with
-/// its data.
+/// Waits for the end of the server, keeping its log short meanwhile; ends it if `folder` (device
+/// and inode) is no longer there with its data.
 async fn watch_over(mut child: Child, layout: Layout, folder: (u64, u64), down: watch::Sender<bool>) {
     let mut check_log = interval(Duration::from_millis(LOG_CHECK_MS));
     let mut check_data = interval(Duration::from_millis(DATA_CHECK_MS));
@@ -288,8 +297,8 @@ async fn watch_over(mut child: Child, layout: Layout, folder: (u64, u64), down: 
                     Ok(status) => tracing::info!(%status, "PostgreSQL has ended"),
                     Err(error) => tracing::error!(%error, "PostgreSQL cannot be waited for"),
                 }
-                // A backend does not notice at once that the postmaster is gone; its sessions must not outlive the
-                // news.
+                // A backend does not notice at once that the postmaster is gone; its sessions must
+                // not outlive the news.
                 if let Err(error) = leftover::stop_all(&layout.pgdata).await {
                     tracing::error!(%error, "the end of PostgreSQL is not clean");
                 }

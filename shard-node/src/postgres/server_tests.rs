@@ -78,7 +78,8 @@ async fn a_way_that_has_ended_lets_nobody_in() {
     postgres.stop().await.unwrap();
 }
 
-/// R1: the end of the server is told, a backend's crash included, and it does not come back by itself.
+/// R1: the end of the server is reported, a backend's crash included, and it does not come back by
+/// itself.
 #[tokio::test]
 async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
     let dir = tempfile::tempdir().unwrap();
@@ -102,9 +103,9 @@ async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
     postgres.stop().await.unwrap();
 }
 
-/// R2: a node that is killed leaves its server behind, with a transaction that is about to commit. Whether the
-/// postmaster lives on or only a backend that does not notice, the next start must end it first; without that the row
-/// would appear after the applied record was read.
+/// R2: a node that is killed leaves its server behind, with a transaction that is about to commit.
+/// Whether the postmaster lives on or only a backend that does not notice, the next start must end
+/// it first; without that the row would appear after the applied record was read.
 #[tokio::test]
 async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
     for postmaster_lives in [true, false] {
@@ -141,8 +142,8 @@ async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
 
 /// What `kill -9` of the node does to the lock, and does not do to the server.
 fn abandon(postgres: Postgres) {
-    // Closing the file is all that the system does for a killed process; `forget` keeps `drop` from stopping the
-    // server.
+    // Closing the file is all that the system does for a killed process; `forget` keeps `drop` from
+    // stopping the server.
     postgres._lock.unlock().unwrap();
     std::mem::forget(postgres);
 }
@@ -155,13 +156,13 @@ async fn an_interrupted_initdb_and_a_foreign_process_id_do_not_stop_a_start() {
     assert!(!dir.path().join("postgres.new-1").exists());
     let (layout, pgdata) = (postgres.layout.clone(), postgres.layout.pgdata.clone());
     postgres.stop().await.unwrap();
-    // The id in the file is now that of a process which is no server, but of the same account: PostgreSQL itself would
-    // not dare to start.
+    // The id in the file is now that of a process which is no server, but of the same account:
+    // PostgreSQL itself would not dare to start.
     let mut other = layout.command(Path::new("/bin/sleep")).arg("600").spawn().unwrap();
     let stale = format!("{}\n{}\n1\n5432\n/x\n\n  1 2\nready\n", other.id(), pgdata.display());
     std::fs::write(pgdata.join("postmaster.pid"), stale).unwrap();
     let started = Postgres::start(config(&dir)).await;
-    assert!(other.try_wait().unwrap().is_none(), "what is no server is left alone");
+    assert!(other.try_wait().unwrap().is_none(), "processes of no server are left alone");
     other.kill().unwrap();
     other.wait().unwrap();
     let postgres = started.unwrap();
@@ -227,8 +228,8 @@ async fn a_folder_the_server_cannot_reach_is_named() {
     assert!(error.to_string().contains(&format!("{} cannot be used", dir.path().display())), "{error}");
 }
 
-/// A server whose data is removed under it goes on with the files that it has open. It must not: what it confirms is not
-/// kept.
+/// A server whose data is removed under it goes on with the files that it has open. It must not:
+/// what it confirms is not kept.
 #[tokio::test]
 async fn a_server_whose_data_is_gone_is_ended_and_makes_it_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -246,7 +247,7 @@ async fn a_server_whose_data_is_gone_is_ended_and_makes_it_again() {
 }
 
 #[tokio::test]
-async fn damaged_data_is_told_from_data_that_is_kept_from_starting() {
+async fn damaged_data_is_distinguished_from_data_that_is_kept_from_starting() {
     let dir = tempfile::tempdir().unwrap();
     let mut postgres = Postgres::start(config(&dir)).await.unwrap();
     let pgdata = postgres.layout.pgdata.clone();
@@ -265,11 +266,11 @@ async fn damaged_data_is_told_from_data_that_is_kept_from_starting() {
         let error = postgres.restart().await.unwrap_err();
         assert!(matches!(error, PostgresError::Damaged { .. }), "{error}");
         postgres.discard().await.unwrap();
-        let aside = pgdata.with_extension("damaged");
-        assert!(aside.join("PG_VERSION").exists() && !pgdata.exists());
+        let moved = pgdata.with_extension("damaged");
+        assert!(moved.join("PG_VERSION").exists() && !pgdata.exists());
         postgres.restart().await.unwrap();
         postgres.forget_discarded().await.unwrap();
-        assert!(!aside.exists());
+        assert!(!moved.exists());
         postgres.halt().await.unwrap();
     }
     postgres.stop().await.unwrap();

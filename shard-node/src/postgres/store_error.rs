@@ -1,4 +1,4 @@
-//! What can go wrong between the replica and its PostgreSQL, by what must happen next.
+//! Failures of a session with PostgreSQL, by the reaction that they require.
 
 use super::damage::is_damage;
 use evenkeel_protocol::SqlError;
@@ -9,26 +9,28 @@ use tokio_postgres::error::Severity;
 /// A failure of a session with PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The session is gone, and with it what it had open; whether a COMMIT under way took place is unknown. R1: the
-    /// leadership ends. Why is in the log.
+    /// The session is gone, and with it what it had open; whether a COMMIT under way took place is
+    /// unknown. R1: the leadership ends. Why is in the log.
     #[error("the session with PostgreSQL is lost")]
     SessionLost,
-    /// PostgreSQL refused the statement, or a parameter does not fit. The session lives; its transaction, if it has
-    /// one, has failed. For a user's statement this is the answer; an apply can be tried again.
+    /// PostgreSQL refused the statement, or a parameter does not fit. The session lives; its
+    /// transaction, if it has one, has failed. For a user's statement this is the answer; an apply
+    /// can be tried again.
     #[error(transparent)]
     Refused(SqlError),
     /// PostgreSQL finds its own data damaged: it has to be made again from a peer's.
     #[error("PostgreSQL's data is damaged: {0}")]
     Damaged(String),
-    /// What the log decided cannot be applied, or what is in PostgreSQL is not what the replica wrote (invariants 3 and
-    /// 5). Applying on would make the replica differ: it must stop.
+    /// A decided entry cannot be applied, or PostgreSQL holds something that the replica did not
+    /// write (invariants 3 and 5). Applying further entries would make the replica differ: it must
+    /// stop.
     #[error("the replica would diverge: {0}")]
     Diverged(String),
 }
 
 impl StoreError {
-    /// The same error, of a statement that applies what is decided: if trying again would give it again, the replica
-    /// has diverged (invariant 5).
+    /// The same error, of a statement that applies a decided entry: if another attempt would fail
+    /// too, the replica has diverged (invariant 5).
     pub(crate) fn while_applying(self) -> StoreError {
         match self {
             StoreError::Refused(error) if is_damage(&error.code) => StoreError::Damaged(error.to_string()),
@@ -47,8 +49,9 @@ impl StoreError {
     }
 }
 
-/// Whether an error comes from the moment and not from the data: the transaction was the victim of another (class 40),
-/// resources were short (53), a lock was not to be had (55), somebody intervened (57), the system failed (58).
+/// Whether an error comes from the moment and not from the data: the transaction was the victim of
+/// another (class 40), resources were short (53), a lock was not to be had (55), somebody
+/// intervened (57), the system failed (58).
 fn passes(code: &str) -> bool {
     ["40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class))
 }
@@ -75,9 +78,9 @@ impl From<tokio_postgres::Error> for StoreError {
         if let Some(ours) = error.source().and_then(|source| source.downcast_ref::<SqlError>()) {
             return StoreError::Refused(ours.clone());
         }
-        // The driver's own refusals, of parameters and of columns, are mistakes in this program and leave the session
-        // as it was. All else means that what comes from the server makes no sense any more. (The driver tells them
-        // apart by their text only.)
+        // The driver's own refusals, of parameters and of columns, are mistakes in this program and
+        // leave the session as it was. All else means that what comes from the server makes no
+        // sense any more. (The driver tells them apart by their text only.)
         let text = error.to_string();
         if ["error serializing parameter", "error deserializing column", "expected "]
             .iter()
@@ -93,8 +96,8 @@ impl From<tokio_postgres::Error> for StoreError {
 /// PostgreSQL's code for a file that it cannot work with.
 const IO_ERROR: &str = "58030";
 
-/// 42501 is said of privileges that a user lacks, and also of a file that the server itself may not open: that is a failure of the
-/// system, and none of the statement.
+/// 42501 is said of privileges that a user lacks, and also of a file that the server itself may not
+/// open: that is a failure of the system, and none of the statement.
 fn is_denied_file(error: &tokio_postgres::error::DbError) -> bool {
     error.code().code() == "42501" && error.message().starts_with("could not ")
 }

@@ -1,8 +1,11 @@
-//! What a client's connection holds: its open transactions. Pure.
+//! Open transactions of one client connection. Pure.
 //!
-//! Requests of one connection run at the same time, so that a ROLLBACK, or the end of the connection, can overtake the statement that
-//! begins the transaction (a client that gives up quickly sends them back to back). It promises that no transaction is left open
-//! that way: one whose end has come first is refused when it wants to be kept.
+//! Requests of one connection run at the same time. A ROLLBACK, or the end of the connection, can
+//! therefore overtake the statement that begins the transaction: a client that gives up quickly
+//! sends both back to back.
+//!
+//! Promises: no transaction stays open that way. A transaction whose end has come first is refused
+//! when it begins.
 
 use crate::leader::Leader;
 use crate::leader::transactions::TransactionHandle;
@@ -11,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Transactions open on one connection.
 pub const MAX_TRANSACTIONS_PER_CONNECTION: usize = 1_000;
-/// Ends remembered for transactions that have not begun. As many requests may run at once, so none of them is forgotten too early.
+/// Ends remembered for transactions that have not begun. As many requests may run at once, so none
+/// of them is forgotten too early.
 const MAX_ENDS: usize = evenkeel_rpc::MAX_REQUESTS_PER_CONNECTION;
 
 /// A transaction and the leadership it belongs to.
@@ -41,7 +45,8 @@ impl ConnectionTransactions {
         self.transactions().put(transaction, opened)
     }
 
-    /// Takes an open transaction out, to end it. One that has not begun is refused when it does.
+    /// Takes an open transaction out, to end it. A transaction that has not begun is refused when
+    /// it begins.
     pub fn take(&self, transaction: u64) -> Option<Opened> {
         self.transactions().take(transaction)
     }
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_ends_are_bounded() {
         let mut transactions = Transactions::default();
         for number in 0..2 * MAX_ENDS as u64 {
             assert_eq!(transactions.take(number), None);

@@ -11,31 +11,32 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::{mpsc, watch};
 
-/// The latest state machine, for readers beside the applier that folds it.
+/// The latest state machine, for readers beside the applier.
 pub type SharedState = Arc<RwLock<Arc<ShardState>>>;
 
-/// What a leadership shares with the rest of the replica.
+/// Cheap to clone: clones share everything.
 #[derive(Clone)]
 pub struct ReplicaHandles {
     /// The log.
     pub log: LogHandle,
-    /// What this replica knows of its log's meaning, as of what it has folded.
+    /// The state machine as of the last applied entry.
     pub state: SharedState,
     /// The retry window.
     pub window: Arc<Mutex<RetryWindow>>,
-    /// The last position at which what is owned changed; set before the state machine shows it.
+    /// The last position at which ownership changed; set before the state machine shows it.
     pub owned_changed: Arc<AtomicU64>,
     /// How far PostgreSQL has followed.
     pub progress: Arc<Progress>,
-    /// Who may touch which keys.
+    /// Which statements may touch which keys.
     pub admission: Arc<Admission>,
-    /// Ways into PostgreSQL.
+    /// Opens sessions with PostgreSQL.
     pub connector: Connector,
-    /// Sessions for snapshots of it.
+    /// Sessions for snapshots of PostgreSQL.
     pub snapshots: Snapshots,
     /// Whether PostgreSQL has all rows: not while the replica is being re-seeded.
     pub whole: Arc<watch::Sender<bool>>,
-    /// Says that the leadership must end and PostgreSQL be opened again (R1), or made again, and why.
+    /// Reports that the leadership must end and PostgreSQL be opened or made again (R1), with the
+    /// reason.
     pub broken: mpsc::UnboundedSender<ApplyError>,
 }
 

@@ -7,8 +7,9 @@ const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 /// The same in a simulation, where logs are short: they must be compacted all the same.
 const SIMULATED_SEGMENT_BYTES: u64 = 16 << 10;
 
-/// For how long the log is kept for a replica that is down, unless it comes to half of its cap, in milliseconds. What a replica that
-/// was away for less needs is there, and no state has to be transferred.
+/// For how long the log is kept for a replica that is down, unless it comes to half of its cap, in
+/// milliseconds. What a replica that was away for less needs is there, and no state has to be
+/// transferred.
 const ABSENT_MS: u64 = 600_000;
 
 /// The log's clock settings. A simulation, which lasts for seconds, keeps the shorter absence.
@@ -18,7 +19,8 @@ pub(super) fn log_timing() -> Timing {
     Timing { forget_peer_ms: if simulated { default.forget_peer_ms } else { ABSENT_MS }, ..default }
 }
 
-/// The log's limits under this cap: a log that must stay small keeps less for replicas that are down, in smaller segments.
+/// The log's limits under this cap: a log that must stay small keeps less for replicas that are
+/// down, in smaller segments.
 pub(super) fn log_limits(log_cap_bytes: u64) -> Limits {
     let default = Limits::default();
     let least = if evenkeel_host::simulation().is_some() { SIMULATED_SEGMENT_BYTES } else { MIN_SEGMENT_BYTES };

@@ -1,8 +1,9 @@
-//! Who the shard's replicas are: as its log says, and how that changes.
+//! Membership of the shard's replica group: the members as the log knows them, and changes of them.
 //!
-//! A change is a barrier in the log, behind which the next epoch begins with other members (log rule 10, see `replicated-log`). Most
-//! of it happens there; here a leader proposes it, by itself for a replica that came back with an empty disk, and at an
-//! operator's request for a machine that takes another one's place. Those who come in get the state by [`crate::state_transfer`].
+//! A change is a barrier in the log. After the barrier the next configuration begins, with other
+//! members (log rule 10, see `replicated-log`). Here a leader proposes a change: unasked for a
+//! replica that came back with an empty disk, and on an administrator's request for a machine that
+//! takes the place of another. New members get the state by [`crate::state_transfer`].
 
 use crate::migration::peers;
 use evenkeel_protocol::report::ShardMembers;
@@ -11,25 +12,26 @@ use evenkeel_replicated_log::{ChangeError, LogHandle, Member, Members, Membershi
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-/// Where the replicas listen for clients and each other, by number.
+/// The addresses at which replicas accept RPC, by number.
 pub fn addresses(membership: &Membership) -> BTreeMap<u64, SocketAddr> {
     let rpc = |(id, member): (&ReplicaId, &Member)| member.contacts.first().map(|address| (id.0, *address));
     membership.members.iter().filter_map(rpc).collect()
 }
 
-/// What a leader reports of its shard's replicas.
+/// The members that a leader reports.
 pub fn reported(log: &LogHandle) -> ShardMembers {
     let membership = log.membership();
     let membership = membership.borrow();
     ShardMembers { epoch: membership.epoch, replicas: addresses(&membership) }
 }
 
-/// A member as the log knows it.
+/// A member as the log records it.
 pub fn member(rpc: SocketAddr, log: SocketAddr) -> Member {
     Member { contacts: vec![rpc], ..Member::from(log) }
 }
 
-/// Takes a replica out, lets one in, or both at once. Idempotent: `Done` when the shard is led in an epoch in which it is so.
+/// Removes a replica, adds one, or both at once. Idempotent: `Done` once the shard is led in such a
+/// configuration.
 pub async fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Option<&NewReplica>) -> ControlReply {
     let now = log.membership().borrow().members.clone();
     let mut next = now.clone();
@@ -51,7 +53,8 @@ pub async fn change(log: &LogHandle, term: Term, remove: Option<u64>, add: Optio
     propose(log, term, &next).await
 }
 
-/// Members that are being re-seeded, or do not say: a group must not rely on them for the rows (log rule 10).
+/// Members that are being re-seeded, or do not say: a group must not rely on them for the rows (log
+/// rule 10).
 async fn lacking(log: &LogHandle) -> BTreeSet<ReplicaId> {
     let others = addresses(&log.membership().borrow()).into_iter().filter(|(id, _)| *id != log.me().0);
     let asked = others.map(|(id, address)| async move {
@@ -73,7 +76,8 @@ pub(crate) async fn propose(log: &LogHandle, term: Term, next: &Members) -> Cont
     }
 }
 
-/// A process that ended between having the state and telling the log so still has it.
+/// A process that ended after it had stored a peer's state, and before its log knew that, still has
+/// the state.
 pub async fn claim_state(log: &LogHandle, position: u64, term: Term) {
     let mut role = log.role();
     let behind = |role: &Role| matches!(role, Role::Behind { trimmed, .. } if trimmed.0 <= position);

@@ -1,4 +1,5 @@
-//! A replica's process: PostgreSQL, the log, the applier, the RPC service, and recovery when one of them fails.
+//! A replica's process: PostgreSQL, the log, the applier, the RPC service, and recovery when one of
+//! them fails.
 //!
 //! | module | defines |
 //! |---|---|
@@ -12,15 +13,17 @@
 //! | [`connection_transactions`] | open transactions of one client connection |
 //! | `log_settings`, `run_error` | values |
 //!
-//! **Lifetimes.** The log and the RPC service live as long as the process. PostgreSQL and the applier come and go together:
-//! each start of PostgreSQL reads the position that PostgreSQL has recorded, subscribes to the log from there, and ends when
-//! PostgreSQL or a session with a proposed entry fails (R1). Between two starts the replica votes and stores entries but is
+//! **Lifetimes.** The log and the RPC service live as long as the process. PostgreSQL and the
+//! applier come and go together: each start of PostgreSQL reads the position that PostgreSQL has
+//! recorded, subscribes to the log from there, and ends when PostgreSQL or a session with a
+//! proposed entry fails (R1). Between two starts the replica votes and stores entries but is
 //! ineligible to lead.
 //!
-//! Promises: a replica that would diverge from its peers stops with [`RunError::Diverged`]. Every other failure of
-//! PostgreSQL is repaired while the process runs.
+//! Promises: a replica that would diverge from its peers stops with [`RunError::Diverged`]. Every
+//! other failure of PostgreSQL is repaired while the process runs.
 //!
-//! Not done: an installed metrics exporter. The process that calls [`run`] installs one if it wants to read metrics.
+//! Not done: an installed metrics exporter. The process that calls [`run`] installs one if it wants
+//! to read metrics.
 
 pub mod connection_transactions;
 mod handles;

@@ -1,21 +1,25 @@
-//! Getting PostgreSQL up again, and when the replica may lead.
+//! Supervision of PostgreSQL: starting it again, and when the replica is eligible to lead.
 //!
-//! A replica is its log and its PostgreSQL. The log votes and accepts by itself, whatever becomes of PostgreSQL, because what it promised
-//! lies on its own disk. PostgreSQL can die, be refused its start, run out of room or lose its data; it is a fold of the log
-//! (invariant 3) and can be brought forward, or made again. Meanwhile the replica *stands aside*: it does not serve, and
-//! it does not lead, so that a replica whose PostgreSQL is well does.
+//! A replica is its log and its PostgreSQL. The log does not depend on PostgreSQL: it votes and
+//! accepts entries from its own disk. PostgreSQL can crash, fail to start, run out of disk space or
+//! lose its data. Its content follows from the log (invariant 3), so it can be brought up to date
+//! or made again. While PostgreSQL cannot serve, the replica is *ineligible to lead*: it votes and
+//! stores entries, and a replica whose PostgreSQL works leads.
 //!
-//! | what happened | what is done |
+//! | event | reaction |
 //! |---|---|
-//! | the server or a session with something at stake ended (R1) | started again, as often as it takes |
-//! | the disk is full | the server rests until [`MIN_FREE_BYTES`] are free |
-//! | the start is refused | tried again, ever less often, until it works; the reason is in the log |
+//! | the server, or a session with a proposed entry, ended (R1) | started again, without limit |
+//! | the disk is full | the server stays down until [`MIN_FREE_BYTES`] are free |
+//! | the start fails | tried again with growing pauses; the reason is logged |
 //! | the data is gone | made again: empty, then from the log, or from a peer if the log has been compacted |
-//! | the data is damaged | put aside after `DAMAGE_TRIES` starts, if it can be had elsewhere, and made again |
+//! | the data is damaged | moved away after `DAMAGE_TRIES` starts, if the log or a peer has it, and made again |
 //! | the server does not answer for `PULSE_BOUND_MS` | killed, and started again |
 //!
-//! The replica comes back once PostgreSQL holds everything that the log had decided when it was opened; later, if it has failed again
-//! and again lately ([`Relapses`]).
+//! The replica becomes eligible again once PostgreSQL holds everything that the log had decided
+//! when PostgreSQL was opened; later if PostgreSQL has failed repeatedly ([`Relapses`]).
+//!
+//! Not done: repair of a replica whose data neither its log nor any reachable peer has. It keeps
+//! trying and logs an error.
 
 use super::handles::ReplicaHandles;
 use super::membership;
@@ -26,10 +30,11 @@ use crate::postgres::{Connector, PostgresError, Role};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use std::time::{Duration, Instant};
 
-/// PostgreSQL is not started with less room than this on its disk, in bytes: two segments of its own log, without which it dies in the
-/// middle of something rather sooner than later.
+/// PostgreSQL is not started with less room than this on its disk, in bytes: two segments of its
+/// own log, without which it dies in the middle of something rather sooner than later.
 pub const MIN_FREE_BYTES: u64 = 32 << 20;
-/// Between tries to start PostgreSQL, in milliseconds: at first, and at most. Each doubles the wait.
+/// Between tries to start PostgreSQL, in milliseconds: at first, and at most. Each doubles the
+/// wait.
 const FIRST_WAIT_MS: u64 = 100;
 const MOST_WAIT_MS: u64 = 5_000;
 /// How often the room on the disk is looked at while there is too little, in milliseconds.
@@ -38,17 +43,19 @@ const ROOM_MS: u64 = 250;
 const DAMAGE_TRIES: u32 = 3;
 /// How long a peer may take to say how far it is, in milliseconds.
 const ASK_MS: u64 = 2_000;
-/// How often PostgreSQL is asked whether it is there, and how long it may take to say so, in milliseconds. A loaded machine takes a
-/// second; ten is a server that hangs.
+/// How often PostgreSQL is asked whether it is there, and how long it may take to say so, in
+/// milliseconds. A loaded machine takes a second; ten is a server that hangs.
 const PULSE_MS: u64 = 1_000;
 const PULSE_BOUND_MS: u64 = 10_000;
 /// A PostgreSQL that lasted this long was well, in milliseconds.
 const WELL_MS: u64 = 30_000;
-/// How long a replica keeps aside after its second failure in a row, and at most, in milliseconds. Each failure doubles it.
+/// How long a replica stays ineligible after its second failure in a row, and at most, in
+/// milliseconds. Each failure doubles it.
 const FIRST_REST_MS: u64 = 250;
 const MOST_REST_MS: u64 = 5_000;
 
-/// How often PostgreSQL has failed lately: a replica that fails whenever it leads must not keep taking the lead. Pure.
+/// Recent failures of PostgreSQL: a replica that fails whenever it leads must not keep taking the
+/// lead. Pure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Relapses {
     in_a_row: u32,
@@ -60,7 +67,7 @@ impl Relapses {
         self.in_a_row = if lasted >= Duration::from_millis(WELL_MS) { 1 } else { self.in_a_row.saturating_add(1) };
     }
 
-    /// How long to stay aside although PostgreSQL seems to be well. The first failure is forgiven.
+    /// How long to stay ineligible although PostgreSQL works. The first failure costs nothing.
     pub fn rest(self) -> Duration {
         Duration::from_millis(match self.in_a_row {
             0 | 1 => 0,
@@ -69,8 +76,8 @@ impl Relapses {
     }
 }
 
-/// Starts PostgreSQL, again if it runs, and returns when it takes sessions, however long that takes. The replica stands aside, and its
-/// leadership is over (R1).
+/// Starts PostgreSQL, again if it runs, and returns when it accepts sessions, however long that
+/// takes. The caller has made the replica ineligible and ended its leadership (R1).
 pub(crate) async fn bring_up(process: &ReplicaProcess, postgres: &mut PostgresHandle) {
     let (mut failures, mut damaged) = (0u32, 0u32);
     loop {
@@ -94,7 +101,8 @@ pub(crate) async fn bring_up(process: &ReplicaProcess, postgres: &mut PostgresHa
     }
 }
 
-/// Lets the server rest while its disk is full: each start would need room, and leave it to the next with less.
+/// Keeps the server down while its disk is full: each start would need space and leave less to the
+/// next.
 async fn wait_for_room(process: &ReplicaProcess, postgres: &mut PostgresHandle) {
     let mut told = false;
     while let Ok(free_bytes) = postgres.free_bytes()
@@ -111,11 +119,12 @@ async fn wait_for_room(process: &ReplicaProcess, postgres: &mut PostgresHandle) 
     }
 }
 
-/// Puts PostgreSQL's data aside, if what it held can be had elsewhere: in the log, or at a peer. Says whether it did.
+/// Moves PostgreSQL's data away, if the log or a peer has everything that it held. Returns whether
+/// it did.
 pub(crate) async fn rebuild(process: &ReplicaProcess, postgres: &mut PostgresHandle) -> bool {
     if !can_be_rebuilt(process).await {
         tracing::error!(shard = %process.config.shard, replica = process.config.replica,
-            "PostgreSQL's data is damaged, and neither the log nor a peer that answers has what was in it");
+            "PostgreSQL's data is damaged, and neither the log nor a peer that answers has its content");
         return false;
     }
     match postgres.discard().await {
@@ -125,7 +134,7 @@ pub(crate) async fn rebuild(process: &ReplicaProcess, postgres: &mut PostgresHan
             true
         }
         Err(error) => {
-            tracing::error!(%error, "damaged data cannot be put aside");
+            tracing::error!(%error, "damaged data cannot be moved away");
             false
         }
     }
@@ -147,8 +156,8 @@ async fn can_be_rebuilt(process: &ReplicaProcess) -> bool {
     )
 }
 
-/// Lets the replica lead once its PostgreSQL has what was decided when it was opened, no row is missing, and `rest` is over. Never
-/// returns.
+/// Lets the replica lead once its PostgreSQL has what was decided when it was opened, no row is
+/// missing, and `rest` is over. Never returns.
 pub(crate) async fn come_back(
     process: &ReplicaProcess,
     handles: &ReplicaHandles,
@@ -166,7 +175,8 @@ pub(crate) async fn come_back(
     std::future::pending().await
 }
 
-/// Asks PostgreSQL now and then whether it is there; returns when it is not, and says what happened.
+/// Asks PostgreSQL now and then whether it is there; returns when it is not, and says what
+/// happened.
 pub(crate) async fn watch_pulse(connector: &Connector) -> String {
     let client = match connector.connect(Role::Admin).await {
         Ok(client) => client,
@@ -188,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_that_fails_again_and_again_keeps_aside_for_longer() {
+    fn a_replica_that_fails_again_and_again_stays_ineligible_for_longer() {
         let mut relapses = Relapses::default();
         let mut rests = Vec::new();
         for _ in 0..8 {

@@ -85,8 +85,8 @@ impl ReplicaProcess {
         })
     }
 
-    /// The same for statements: waits a little for a leadership that is about to begin here, so that clients that were sent on to
-    /// the new leader need not ask again and again.
+    /// The same for statements: waits a little for a leadership that is about to begin here, so
+    /// that clients that were sent on to the new leader need not ask again and again.
     pub async fn leader_soon(&self) -> Result<Arc<Leader>, Failure> {
         let soon = async {
             let mut role = self.log.role();
@@ -96,7 +96,8 @@ impl ReplicaProcess {
                 if leading.borrow_and_update().as_ref().is_some_and(|leader| !leader.leadership.has_ended()) {
                     break;
                 }
-                // Whichever changes, the next look tells; the end of a sender is the end of this replica.
+                // Whichever changes, the next look tells; the end of a sender is the end of this
+                // replica.
                 let changed = tokio::select! {
                     changed = role.changed() => changed.is_ok(),
                     changed = current.changed() => changed.is_ok(),
@@ -108,7 +109,7 @@ impl ReplicaProcess {
             }
         };
         if self.leader().is_err() {
-            // If the time is over `leader` says what is to be said.
+            // If the time is over, `leader` gives the answer.
             let _ = tokio::time::timeout(Duration::from_millis(READY_MS), soon).await;
         }
         self.leader()

@@ -1,4 +1,14 @@
-//! A replica's RPC service: who may ask what of whom.
+//! The RPC service of a replica: requests of clients, of peers, and of the placement driver.
+//!
+//! | sender | requests |
+//! |---|---|
+//! | client | statements, transactions, pieces of streams |
+//! | placement driver | control requests, reports |
+//! | peer of this shard | checkpoints for comparison, state, rows for a re-seed |
+//! | replica of another shard | copies of moving ranges, fences, outcomes of moves |
+//!
+//! A request that only a leader can serve is answered with `NotLeader` elsewhere. While PostgreSQL
+//! starts, every request that needs it is answered with `Busy`.
 
 use super::connection_transactions::{ConnectionTransactions, NotKept};
 use super::membership;
@@ -85,8 +95,8 @@ impl Service for ReplicaProcess {
     }
 }
 
-/// Answers a write at a durability below `disk`: early if it comes to that, and again when its COMMIT has ended (R28); else
-/// once, by `whole`.
+/// Answers a write at a durability below `disk`: early if it comes to that, and again when its
+/// COMMIT has ended (R28); else once, by `whole`.
 async fn reply_early<T>(
     executed: impl Future<Output = Result<T, Failure>>,
     answered: oneshot::Receiver<StatementReply>,
@@ -102,7 +112,7 @@ async fn reply_early<T>(
         early = answered => early,
     };
     // Without an early answer it was no write, or it failed before it got so far.
-    let settled = match early {
+    let outcome = match early {
         Ok(reply) => {
             replier.item(&ShardReply::Early(reply)).await;
             executed
@@ -112,10 +122,10 @@ async fn reply_early<T>(
         }
         Err(_) => executed.await.map(whole),
     };
-    replier.reply_or(&settled.unwrap_or_else(ShardReply::Failed), too_long).await;
+    replier.reply_or(&outcome.unwrap_or_else(ShardReply::Failed), too_long).await;
 }
 
-/// The answer in place of one that no frame can hold. Rows are bounded before they get here.
+/// The answer in place of an answer that no frame can hold. Rows are bounded before they get here.
 fn too_long(reason: &str) -> ShardReply {
     ShardReply::Failed(SqlError::new(codes::PROGRAM_LIMIT, format!("the answer cannot be sent: {reason}")).into())
 }
@@ -233,7 +243,8 @@ async fn control(process: &ReplicaProcess, request: ControlRequest) -> Result<Co
             Ok(ControlReply::Compared(Box::new(found)))
         }
         ControlRequest::ChangeReplicas { remove, add } => {
-            // What the membership shows may have been decided without a deposed leader: it is a read.
+            // What the membership shows may have been decided without a deposed leader: it is a
+            // read.
             leader.barrier().await?;
             Ok(membership::change(&process.log, leader.leadership.term, remove, add.as_ref()).await)
         }

@@ -27,7 +27,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// PostgreSQL sessions beside the lanes, readers and transactions: the apply session, snapshots of copies and checks.
+/// PostgreSQL sessions beside those of write queues, readers and transactions: the apply session,
+/// snapshots of copies and of comparisons.
 const OTHER_SESSIONS: u32 = 40;
 /// Between tries to take a peer's state, in milliseconds.
 const BETWEEN_TRIES_MS: u64 = 300;
@@ -35,7 +36,7 @@ const BETWEEN_TRIES_MS: u64 = 300;
 /// Runs a shard replica until `shutdown` completes or it cannot go on.
 ///
 /// # Errors
-/// See [`RunError`]; each says in one line what is wrong.
+/// See [`RunError`]; each gives the reason in one line.
 pub fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -43,8 +44,8 @@ pub fn run(
     boxed(config, shutdown.boxed())
 }
 
-/// The body of an `async fn` is compiled by whoever awaits it, and a replica's is most of this crate: once boxed it is compiled here, and
-/// only here.
+/// The body of an `async fn` is compiled by every crate that awaits it, and a replica's is most of
+/// this crate: once boxed it is compiled here, and only here.
 #[inline(never)]
 fn boxed(config: Config, shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, Result<(), RunError>> {
     run_until(config, shutdown).boxed()
@@ -65,7 +66,8 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
     let peers = config.log.iter().filter_map(member).collect();
     let log_dir = config.data_dir.join("log");
     if evenkeel_host::simulation().is_none() && !log_dir.exists() {
-        // Nothing has been promised or stored here yet: an error that keeps a new replica from starting is reported at once.
+        // Nothing has been promised or stored here yet: an error that keeps a new replica from
+        // starting is reported at once.
         postgres.restart().await?;
     }
     let log = log::start(GroupConfig {
@@ -116,7 +118,8 @@ async fn run_until(config: Config, shutdown: BoxFuture<'static, ()>) -> Result<(
 
 /// The configuration of the replica's PostgreSQL.
 fn postgres_config(config: &Config) -> PostgresConfig {
-    // Readers twice: the leadership's, and those of `local` reads; of those for scans as many again for pieces.
+    // Readers twice: the leadership's, and those of `local` reads; of those for scans as many again
+    // for pieces.
     let readers = 2 * config.read_lanes + 2 * SCAN_SESSIONS + 2 * LOCAL_SCAN_SESSIONS;
     let sessions = (config.write_lanes + readers + config.max_transactions + RESERVED_SESSIONS) as u32;
     PostgresConfig {
@@ -159,7 +162,8 @@ async fn supervise(process: &ReplicaProcess, postgres: &mut PostgresHandle) -> R
             }
             ApplyError::Damaged(reason) => {
                 tracing::error!(shard = %process.config.shard, replica = process.config.replica, reason, "PostgreSQL's data is damaged");
-                // If not, it is found damaged again: this replica does not lead meanwhile more than it must.
+                // If not, it is found damaged again: this replica does not lead meanwhile more than
+                // it must.
                 rebuild(process, postgres).await;
                 bring_up(process, postgres).await;
             }

@@ -4,7 +4,7 @@ use crate::postgres::PostgresError;
 use evenkeel_replicated_log::StartError;
 use std::net::SocketAddr;
 
-/// Why the process ends before it was told to.
+/// Why the process ends without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The configuration is wrong.

@@ -22,7 +22,8 @@ use tokio::sync::{mpsc, watch};
 /// Requests that may wait for the applier.
 const QUEUE_REQUESTS: usize = 64;
 
-/// Follows the log with this start of PostgreSQL until it must end. `spent` is a term that this replica must not lead again.
+/// Follows the log with this start of PostgreSQL until it must end. `spent` is a term that this
+/// replica must not lead again.
 pub(super) async fn follow_log(
     process: &ReplicaProcess,
     postgres: &PostgresHandle,

@@ -1,4 +1,5 @@
-//! A replica's own sums: what its PostgreSQL holds of a checkpoint's pieces at the checkpoint's place in the log (R31).
+//! This replica's checksums: of a checkpoint's pieces at the checkpoint's position in the log
+//! (R31).
 
 use super::plan::Asked;
 use crate::storage::{PinnedSnapshot, Snapshots, StoreError};
@@ -12,7 +13,8 @@ use tokio::sync::watch;
 
 /// How many checkpoints' sums are kept: the leader asks at once.
 const KEPT_CHECKPOINTS: usize = 8;
-/// How long the snapshot may take to come, and its pieces to be read, in milliseconds: a replica that needs longer is not compared.
+/// How long the snapshot may take to come, and its pieces to be read, in milliseconds: a replica
+/// that needs longer is not compared.
 pub const SUM_UP_MS: u64 = 10_000;
 
 /// A snapshot that will be there; an error says why not.
@@ -25,7 +27,8 @@ pub struct At {
     pub nonce: u64,
     /// Its place.
     pub index: u64,
-    /// Whether PostgreSQL may hold later entries, or lack rows: then this replica cannot be compared here.
+    /// Whether PostgreSQL may hold later entries, or lack rows: then this replica cannot be
+    /// compared here.
     pub holds_later: bool,
 }
 
@@ -48,7 +51,8 @@ impl CheckpointSums {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log has reached a checkpoint: sums up what was asked for in `snapshot`, beside whoever calls.
+    /// The log has reached a checkpoint: computes the requested checksums in `snapshot`, in a task
+    /// of its own.
     pub fn sum_up(self: &Arc<Self>, at: At, asked: Asked, snapshot: Snapshot, snapshots: Snapshots) {
         let this = self.clone();
         tokio::spawn(async move {
@@ -97,7 +101,7 @@ impl CheckpointSums {
     }
 }
 
-/// What is said of a replica that tells nothing.
+/// The entry for a replica that does not answer.
 pub fn silent(replica: u64, reason: String) -> ReplicaSums {
     ReplicaSums { replica, index: 0, sums: Err(reason), left_behind: Vec::new() }
 }
@@ -105,7 +109,7 @@ pub fn silent(replica: u64, reason: String) -> ReplicaSums {
 type Read = (Vec<Option<RangeChecksum>>, Vec<(TableId, Key)>);
 
 async fn read(snapshot: &mut PinnedSnapshot, asked: Asked) -> Result<Read, StoreError> {
-    // Of a replica that holds much more than the leader has measured, no more than that is read either.
+    // A replica that holds much more than the leader has measured does not read more either.
     snapshot.limit_time(SUM_UP_MS).await?;
     let mut sums = Vec::with_capacity(asked.pieces.len());
     for piece in asked.pieces {

@@ -1,5 +1,5 @@
-//! One comparison, by a shard's leader: it names pieces in the log, asks every replica what it holds of them, judges, and looks more closely
-//! at what differs.
+//! One comparison, by a shard's leader: it names pieces in the log, asks every replica for its
+//! checksums, judges, and narrows differences down.
 
 use super::checkpoint_sums::{SUM_UP_MS, silent};
 use super::judge::{Verdict, judge};
@@ -24,11 +24,12 @@ use std::time::Duration;
 const TELL_MS: u64 = SUM_UP_MS + 500;
 /// Pieces that differ and are looked at more closely, of one comparison.
 const MAX_NARROWED: usize = 4;
-/// Into how many parts each look divides what differs, and how many looks there are at most: more than the rows of one comparison need.
+/// Into how many parts each look divides what differs, and how many looks there are at most: more
+/// than the rows of one comparison need.
 const PARTS: u64 = 16;
 const MAX_LOOKS: usize = 8;
 
-/// What the replicas said of the pieces of one checkpoint.
+/// The replicas' answers for the pieces of one checkpoint.
 struct Told {
     index: u64,
     members: usize,
@@ -45,7 +46,8 @@ impl Told {
     }
 }
 
-/// Compares what the replicas hold of the shard's ranges, from a place on, as much as one comparison takes.
+/// Compares what the replicas hold of the shard's ranges, from a place on, as much as one
+/// comparison takes.
 ///
 /// # Errors
 /// It was not compared: this replica does not lead any more, or is not at rest enough to be read.
@@ -125,8 +127,8 @@ async fn ask(
     Ok(sorted(index, membership::addresses(&leadership_members(leader)).len(), pieces.len(), answers))
 }
 
-/// Looks more closely at a piece that differs, part by part, as long as its first part that differs can be divided. Each look is a
-/// comparison of its own, of fewer rows than the one before.
+/// Looks more closely at a piece that differs, part by part, as long as its first part that differs
+/// can be divided. Each look is a comparison of its own, of fewer rows than the one before.
 async fn narrow(scrub: &Scrub, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
     let mut addresses = membership::addresses(&leadership_members(leader));
     addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
@@ -186,7 +188,8 @@ fn count(shard: ShardId, found: &Comparison) {
     metrics::counter!("evenkeel_scrub_bytes_total", "shard" => shard).increment(found.bytes);
 }
 
-/// A number for a checkpoint, as good as unique: terms are spread over all bits, of which serials use the lowest.
+/// A number for a checkpoint, as good as unique: terms are spread over all bits, of which serials
+/// use the lowest.
 fn number(term: u64, serial: u64) -> u64 {
     term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial
 }
@@ -195,7 +198,7 @@ fn leadership_members(leader: &Leader) -> Membership {
     leader.shared().log.membership().borrow().clone()
 }
 
-/// Tells what was told from what was not.
+/// Separates checksums of this checkpoint from missing and other answers.
 fn sorted(index: u64, members: usize, pieces: usize, answers: Vec<ReplicaSums>) -> Told {
     let mut told = Told { index, members, sums: Vec::new(), silent: Vec::new(), left_behind: Vec::new() };
     for answer in answers {
@@ -232,7 +235,8 @@ async fn plan(leader: &Leader, from: &Place) -> Result<Plan, StoreError> {
     Ok(plan)
 }
 
-/// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it holds at most one row there.
+/// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it
+/// holds at most one row there.
 async fn divide(leader: &Leader, piece: &Piece) -> Result<Vec<Piece>, StoreError> {
     let state = leader.shared().state();
     let Some(table) = state.table(piece.table) else { return Ok(Vec::new()) };

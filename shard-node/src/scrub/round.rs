@@ -1,4 +1,5 @@
-//! A leader's rounds in the background: over all ranges, piece by piece, at the configured pace, for as long as it leads.
+//! Background rounds of a leader: over all ranges, piece by piece, at the configured pace, for as
+//! long as it leads.
 
 use super::compare::compare;
 use super::pace::{Load, Pace};
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 /// A new leader has other things to do first, for so long, in milliseconds.
 const FIRST_MS: u64 = 10_000;
 
-/// Compares round after round, from where the last leader had got to. Never returns, and does nothing if the configured rate is 0.
+/// Compares round after round, from where the last leader had got to. Never returns, and does
+/// nothing if the configured rate is 0.
 pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
     scrub.status().begin();
     if config.scrub_bytes_per_s == 0 {

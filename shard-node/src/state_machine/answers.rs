@@ -52,30 +52,31 @@ impl RangeAnswers {
         kept.filter(within)
     }
 
-    /// The latest time of a first sending among all that the source has forgotten of the range, and what is too old and stays behind.
+    /// The latest time of a first sending among all answers of the range that the source has
+    /// forgotten, or that are too old and stay behind.
     fn forgotten_ms(&self) -> u64 {
         let old = self.of_range().filter(|kept| kept.stamp_ms < self.oldest_ms);
         old.map(|kept| kept.answered.id.first_sent_ms).max().unwrap_or(0).max(self.forgotten_ms)
     }
 
-    /// As encoded [`TailEntry`]s without changes, at position 0, of at most about `max_bytes` each; at least one. The stamp of each says
-    /// up to when ids have been forgotten.
+    /// As encoded [`TailEntry`]s without changes, at position 0, of at most about `max_bytes` each;
+    /// at least one. The stamp of each says up to when ids have been forgotten.
     pub fn pieces(&self, max_bytes: usize) -> Vec<Bytes> {
         let forgotten_ms = self.forgotten_ms();
         let piece = |answered: Vec<Answered>| {
             let changes = Changes { stamp_ms: forgotten_ms, answered, changes: Vec::new() };
             TailEntry { position: 0, changes }.encode()
         };
-        let (mut pieces, mut gathered, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut pieces, mut collected, mut bytes) = (Vec::new(), Vec::new(), 0);
         for answered in self.iter() {
             if bytes > 0 && bytes + answered.size_bytes() > max_bytes {
-                pieces.push(piece(std::mem::take(&mut gathered)));
+                pieces.push(piece(std::mem::take(&mut collected)));
                 bytes = 0;
             }
             bytes += answered.size_bytes();
-            gathered.push(answered.clone());
+            collected.push(answered.clone());
         }
-        pieces.push(piece(gathered));
+        pieces.push(piece(collected));
         pieces
     }
 }

@@ -16,7 +16,7 @@ pub struct CopiedRows {
     pub checksum: RangeChecksum,
 }
 
-/// What an effective control entry does outside the state machine.
+/// A change outside of the state machine that an effective control entry requires.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Create this table in PostgreSQL.
@@ -50,7 +50,7 @@ pub enum Effect {
     },
     /// What this shard owns has changed, by an entry that moves no rows.
     OwnershipChanged,
-    /// A fence was passed: what is owned has shrunk.
+    /// A fence was passed: the shard owns less.
     Fenced(OperatorId),
     /// A range was adopted.
     Adopted {

@@ -1,7 +1,7 @@
-//! What operators did here, and the highest numbers that have come here.
+//! Operators that ended here, and the highest numbers that have come here.
 //!
-//! A request that is repeated is answered "done" only if it asks for what was done under its number: a placement driver that was restored
-//! from a backup gives numbers a second time (R30).
+//! A repeated request is answered "done" only if it asks for the work that was done under its
+//! number: a placement driver that was restored from a backup gives numbers a second time (R30).
 
 use crate::log_entry::Control;
 use evenkeel_protocol::report::HighestNumbers;
@@ -47,7 +47,8 @@ pub enum Work {
     },
     /// It was cancelled before it was opened here.
     Cancelled,
-    /// It was to move a range in and came to nothing: the range was not adopted, and never will be under this number.
+    /// It should have moved a range in and was declined or cancelled: the range was not adopted,
+    /// and never will be under this number.
     Declined {
         /// The range.
         range: RangeId,

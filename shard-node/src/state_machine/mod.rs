@@ -1,8 +1,9 @@
 //! State machine of a shard.
 //!
-//! Applying the same entries in the same order yields the same state and the same verdicts on every replica.
-//! [`ShardState`] answers the question "does this shard own this key at this position of the log?" (invariants 2 and 6),
-//! and records the state of every move. It holds no rows: what an entry changes in PostgreSQL is returned as [`Effect`]s.
+//! Applying the same entries in the same order yields the same state and the same verdicts on every
+//! replica. [`ShardState`] answers the question "does this shard own this key at this position of
+//! the log?" (invariants 2 and 6), and records the state of every move. It holds no rows: what an
+//! entry changes in PostgreSQL is returned as [`Effect`]s.
 //!
 //! | module | defines |
 //! |---|---|
@@ -18,12 +19,13 @@
 //! | `effect`, `refusal` | the two outcomes of an entry |
 //! | `shared_map` | an ordered map whose copies share memory |
 //!
-//! **Ownership passes in two entries.** `Fence` removes the range from the source's owned ranges; `Adopt` adds it to the
-//! destination's. Between the two no shard owns the range, and no statement is answered that depends on it.
+//! **Ownership passes in two entries.** `Fence` removes the range from the source's owned ranges;
+//! `Adopt` adds it to the destination's. Between the two no shard owns the range, and no statement
+//! is answered that depends on it.
 //!
-//! **Verdicts.** A verdict covers a whole entry, never a part of it (R13). An *effective* entry changes the state. A
-//! *rejected* entry changes nothing, on every replica alike, and its proposer receives the [`Refusal`]. The replicated log
-//! has applied the term fence (invariant 1) before.
+//! **Verdicts.** A verdict covers a whole entry, never a part of it (R13). An *effective* entry
+//! changes the state. A *rejected* entry changes nothing, on every replica alike, and its proposer
+//! receives the [`Refusal`]. The replicated log has applied the term fence (invariant 1) before.
 //!
 //! Promises: no I/O, no clock, no randomness. A copy of the state costs the same at any size.
 //!

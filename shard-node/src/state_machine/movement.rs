@@ -7,7 +7,7 @@ use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, TableId};
 use serde::{Deserialize, Serialize};
 
-/// A move out of this shard.
+/// A move of a range out of this shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MoveOut {
     /// The operator.
@@ -31,7 +31,7 @@ pub struct MoveOut {
 pub enum OutPhase {
     /// Open: the range is still owned here.
     Open,
-    /// Fenced: nobody owns it until the destination adopts it.
+    /// Fenced: no shard owns it until the destination adopts it.
     Fenced {
         /// The fence's place in this log.
         position: u64,
@@ -69,7 +69,8 @@ pub struct MoveIn {
     pub bytes: u64,
     /// What has come in in the latest attempt.
     pub size: RangeSize,
-    /// The cursor: where the next chunk must start; `None` once the copy is complete. A change applies only to a key below it (R21).
+    /// The cursor: where the next chunk must start; `None` once the copy is complete. A change
+    /// applies only to a key below it (R21).
     pub(super) next: Option<Key>,
     /// The source's position that all that lies below the cursor is as of.
     pub(super) tail_to: u64,
@@ -82,7 +83,7 @@ pub enum InPhase {
     Copying,
     /// The range is owned here, or was until a later operator.
     Adopted,
-    /// It came to nothing; what came in is going.
+    /// It was declined or cancelled; its copy is being deleted.
     Discarding,
 }
 

@@ -8,8 +8,8 @@
 //! | Purging | `Purge` | | Discarding | `Decline`, `IngestCancel`, `Discard` |
 //! | (gone) | last `Purge`, `MoveCancel`, `TakeBack` | | (gone) | `Forget`, last `Discard` |
 //!
-//! Everything that comes in is judged by its open operator, not by ownership (R13), and takes effect only if it continues
-//! the latest attempt (R21).
+//! Everything that comes in is judged by its open operator, not by ownership (R13), and takes
+//! effect only if it continues the latest attempt (R21).
 
 use super::effect::{CopiedRows, Effect};
 use super::finished_operators::Work;
@@ -70,7 +70,7 @@ impl Moves<'_> {
                     self.operators.finish(*operator, work);
                     Ok(vec![])
                 }
-                Some(_) => refuse("not-adopted", format!("operator {operator} is not settled yet")),
+                Some(_) => refuse("not-adopted", format!("operator {operator} is not resolved yet")),
                 None => no_such(*operator),
             },
             Control::CreateTable { .. }
@@ -109,7 +109,8 @@ impl Moves<'_> {
             }
             Some(_) => refuse("already-fenced", format!("operator {operator} has passed its fence")),
             None if self.operators.is_finished(operator) => no_such(operator),
-            // Its opening may still be on its way, and must not come into effect behind its cancellation.
+            // Its opening may still be on its way, and must not come into effect behind its
+            // cancellation.
             None => {
                 self.operators.finish(operator, Work::Cancelled);
                 Ok(vec![])
@@ -161,7 +162,8 @@ impl Moves<'_> {
         }
         let MoveOut { range: id, table, interval, epoch, .. } = movement.clone();
         self.operators.moves_out.remove(&operator);
-        // The fence announced the epoch after the old one to the destination: this must be above it.
+        // The fence announced the epoch after the old one to the destination: this must be above
+        // it.
         self.owned.add(OwnedRange { id, epoch: epoch.next().next(), table, interval });
         self.operators.finish(operator, Work::MoveOut { range: id, epoch });
         Ok(vec![Effect::OwnershipChanged])
@@ -224,7 +226,8 @@ impl Moves<'_> {
         // What was left behind by an earlier move must be gone first (R24).
         if let Some(other) = self.operators.moves_out.values().find(|m| overlaps(m.table, &m.interval)) {
             if other.phase == OutPhase::HandedOver {
-                // It is over for the placement driver, which otherwise would not bring the range back: nobody will delete this.
+                // It is over for the placement driver, which otherwise would not bring the range
+                // back: nobody will delete this.
                 let left = other.operator;
                 let reason = format!(
                     "what operator {left} left is kept, because it was not verified; `evenkeel operators purge {left}` \
@@ -291,7 +294,8 @@ impl Moves<'_> {
         if !continues || interval.is_empty() || from != movement.tail_to || position < from {
             return refuse("not-continuing", format!("chunk {interval} at {from} does not continue the copy"));
         }
-        // What lies below the cursor is as of this position too: nothing has happened there since `from`.
+        // What lies below the cursor is as of this position too: nothing has happened there since
+        // `from`.
         movement.tail_to = position;
         movement.next = if interval.end == movement.interval.end { None } else { interval.end.clone() };
         movement.rows += u64::from(rows.count);
@@ -320,7 +324,7 @@ impl Moves<'_> {
             let Ok(mut entry) = TailEntry::decode(encoded.clone()) else {
                 return refuse("malformed-tail", "the tail cannot be decoded");
             };
-            // What is not copied yet will come with its chunk.
+            // A change of a key that is not copied yet comes with the key's chunk.
             entry.changes.changes.retain(|change| movement.has_copied(&change.key));
             entry.changes.changes.iter().for_each(|change| movement.size.change(&change.image));
             tail.push(entry);

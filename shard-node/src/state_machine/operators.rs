@@ -1,4 +1,5 @@
-//! The operators that have come to this shard: open moves, the last operator of each range, operators that ended.
+//! The operators that have come to this shard: open moves, the last operator of each range,
+//! operators that ended.
 
 use super::finished_operators::{FinishedOperators, Work};
 use super::movement::{InPhase, MoveIn, MoveOut, OutPhase};
@@ -29,7 +30,8 @@ impl Operators {
         self.finished(operator).is_some()
     }
 
-    /// A number is given once. A placement driver that was restored from a backup may give it again (R30).
+    /// A number is given once. A placement driver that was restored from a backup may give it again
+    /// (R30).
     pub(super) fn expect_unused(&self, operator: OperatorId) -> Result<(), Refusal> {
         let moving = self.moves_out.contains_key(&operator) || self.moves_in.contains_key(&operator);
         match moving || self.is_finished(operator) {
@@ -38,7 +40,8 @@ impl Operators {
         }
     }
 
-    /// Operator numbers only grow per range (R20), and none is used for two moves: its other side is asked by the number (R23).
+    /// Operator numbers only grow per range (R20), and none is used for two moves: its other side
+    /// is asked by the number (R23).
     pub(super) fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), Refusal> {
         self.expect_unused(operator)?;
         match self.last_operator.get(&range) {
@@ -61,8 +64,9 @@ impl Operators {
         Arc::make_mut(&mut self.finished).push(operator, work);
     }
 
-    /// Destination: what became of a move, as far as this log knows (R23): whether its range was adopted. The log knows it of one that came to
-    /// nothing for as long as it remembers ended operators, also when what came in has been deleted: the source may hear of it late.
+    /// Destination: the outcome of a move, as far as this log knows it (R23): whether its range was
+    /// adopted. The log knows that a move was declined for as long as it remembers ended operators,
+    /// also when what came in has been deleted: the source may hear of it late.
     pub(super) fn resolved(&self, operator: OperatorId) -> Option<bool> {
         match self.moves_in.get(&operator).map(|m| m.phase) {
             Some(InPhase::Adopted) => Some(true),
@@ -70,7 +74,8 @@ impl Operators {
             Some(InPhase::Copying) => None,
             None => match self.finished(operator)? {
                 Work::Declined { .. } | Work::Cancelled => Some(false),
-                // An adoption is forgotten only after the source has purged, so never while the source asks.
+                // An adoption is forgotten only after the source has purged, so never while the
+                // source asks.
                 Work::Split { .. } | Work::Merge { .. } | Work::MoveOut { .. } | Work::MoveIn { .. } => None,
             },
         }

@@ -24,7 +24,8 @@ pub(super) struct OwnedRanges {
     tables: SharedMap<TableId, SharedMap<Key, OwnedRange>>,
     /// Where each range is.
     places: SharedMap<RangeId, (TableId, Key)>,
-    /// What the last control entry gave or took: belongs to the entry, so that it is neither compared nor stored.
+    /// What the last control entry gave or took: belongs to the entry, so that it is neither
+    /// compared nor stored.
     changed: Vec<(TableId, KeyInterval)>,
 }
 
@@ -75,7 +76,7 @@ impl OwnedRanges {
             .filter(|range| range.interval.overlaps(interval))
     }
 
-    /// Another control entry is to be folded.
+    /// Another control entry is about to be applied.
     pub(super) fn begin(&mut self) {
         self.changed.clear();
     }

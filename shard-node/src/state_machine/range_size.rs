@@ -1,18 +1,20 @@
-//! How large a range is, by what was written to it. Pure.
+//! The size of a range, counted from the log. Pure.
 //!
-//! Every replica counts what its log says of rows: which are new, which are gone, and what new ones weigh. So nothing is read to know a size, and
-//! a new leader, or a replica that starts, goes on from what is stored beside its state machine. What the log does not say is how much an
-//! update made of the row that was there, and which rows a piece of a range got. That is *doubtful*: it is corrected from a
-//! sample of the table's pages, which costs the same however large the table is.
+//! Every replica counts the rows of its log: new rows, deleted rows, and the bytes of new rows.
+//! Nothing is read to know a size. A new leader, or a replica that starts, continues from the sizes
+//! stored beside its state machine. The log does not contain the size of the row that an update
+//! replaced, nor the rows that each part of a split range got. Such a size is *doubtful*. It is
+//! corrected from a sample of the table's pages, which costs the same at any size of the table.
 
 use crate::log_entry::image::Image;
 use evenkeel_protocol::RowBatch;
 use evenkeel_protocol::rows::take_value;
 use serde::{Deserialize, Serialize};
 
-/// What PostgreSQL keeps of a row beside its values, in bytes.
+/// PostgreSQL's overhead for a row beside its values, in bytes.
 pub const ROW_OVERHEAD_BYTES: u64 = 28;
-/// Less than this is not worth a correction, in bytes: it is small beside what ranges are split and merged by.
+/// Less than this is not worth a correction, in bytes: it is small beside what ranges are split and
+/// merged by.
 const DOUBTFUL_BYTES: u64 = 8 << 20;
 /// Which part of a range's bytes may be doubtful.
 const DOUBTFUL_PART: u64 = 8;
@@ -76,7 +78,7 @@ impl RangeSize {
         self.bytes += values + ROW_OVERHEAD_BYTES * u64::from(rows.count);
     }
 
-    /// One of so many parts. An even one is the best guess, and their sum stays what it was.
+    /// One of this many parts. An even part is the best guess, and their sum stays what it was.
     pub fn part(self, parts: u64) -> RangeSize {
         if parts <= 1 {
             return self;
@@ -105,8 +107,9 @@ impl RangeSize {
         self.guessed
     }
 
-    /// Corrects what is doubtful by a sample of one in `scale` rows, in which `all` are this table's, wherever they lie. Says whether that
-    /// made much of a difference. The number of rows stays if it is exact: then a few rows say what all weigh.
+    /// Corrects a doubtful size by a sample of one in `scale` rows, in which `all` are this
+    /// table's, wherever they lie. Says whether that made much of a difference. The number of rows
+    /// stays if it is exact: then a few rows say what all weigh.
     pub fn correct(&mut self, sampled: Sampled, all: Sampled, scale: f64) -> bool {
         let before = self.bytes;
         if self.guessed {
@@ -147,7 +150,8 @@ mod tests {
         out.freeze()
     }
 
-    /// A table (id, version, value) whose rows are 150 bytes at first and 10,000 in the end, by updates alone; some are hot.
+    /// A table (id, version, value) whose rows are 150 bytes at first and 10,000 in the end, by
+    /// updates alone; some are hot.
     #[test]
     fn sizes_stay_within_a_fifth_whatever_is_written() {
         let mut random = StdRng::seed_from_u64(7);
@@ -183,7 +187,7 @@ mod tests {
             }
             let bytes: u64 = if step % 1_000 == 999 { table.values().sum() } else { continue };
             assert_eq!(size.rows, table.len() as u64, "rows are exact");
-            // What is less than that decides nothing.
+            // Smaller differences decide nothing.
             assert!(
                 size.bytes.abs_diff(bytes) < (bytes / 5).max(8 << 20),
                 "{} bytes, not {bytes} at {step}",
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pieces_got_is_guessed_until_a_sample_says_it() {
+    fn sizes_of_pieces_are_guessed_until_a_sample() {
         let whole = RangeSize { rows: 1_000, bytes: 64 << 20, ..RangeSize::default() };
         let mut left = whole.part(2);
         assert!(left.is_doubtful() && left.bytes == 32 << 20 && left.join(left).bytes == whole.bytes);

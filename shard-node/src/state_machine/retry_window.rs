@@ -1,15 +1,19 @@
-//! The retry window (R14): what was answered recently, so that a statement sent again is answered again and not executed
-//! again.
+//! The retry window (R14): recent answers, so that a repeated statement is answered again and not
+//! executed again.
 //!
-//! It is kept for [`RETRY_WINDOW_MS`] by the leaders' stamps in the log, on every replica, and travels with the range that
-//! holds the statement's key. It is rebuilt after a restart from what is stored beside the applied record.
+//! Every replica keeps answers for [`RETRY_WINDOW_MS`] by the leaders' stamps in the log. Answers
+//! travel with the range that holds the statement's key. After a restart the window is rebuilt from
+//! the answers stored beside the applied record.
 //!
-//! Its memory is bounded. Nothing in it refers to the memory of the entry that brought it: a key of eight bytes must not keep a frame of
-//! megabytes. Where there is too much, rows of replies go first, then the oldest answers.
+//! Its memory is bounded. It refers to no memory of the entries that brought the answers: a key of
+//! eight bytes must not keep a frame of megabytes. When there is too much, rows of replies are
+//! dropped first, then the oldest answers.
 //!
-//! An id whose answer may have gone is refused, never executed again. How old an id is, clocks say, and they can be wrong: a leader's that is
-//! ahead makes a window forget what the next one takes for recent, and a destination whose clock is behind cannot tell what its source left
-//! behind. So the window remembers, by the ids' own times, the latest that it has forgotten, and that travels and is stored with it.
+//! An id whose answer may be gone is refused and never executed again. Clocks give the age of an
+//! id, and clocks can be wrong: a leader's clock that is ahead makes a window forget ids that the
+//! next leader takes for recent, and a destination whose clock is behind does not know what its
+//! source has left behind. The window therefore remembers, by the ids' own times, the latest
+//! forgotten id. This time travels and is stored with the window.
 
 use super::answers::{Kept, RangeAnswers};
 use crate::log_entry::{Answered, KeptReply, Malformed, TailEntry};
@@ -18,19 +22,21 @@ use evenkeel_protocol::{Key, KeyInterval, TableId, TxnId};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// How long answers are kept, in milliseconds. Clients give a statement up well before; ids older than
-/// [`MAX_ID_AGE_MS`] are refused.
+/// How long answers are kept, in milliseconds. Clients give a statement up well before; ids older
+/// than [`MAX_ID_AGE_MS`] are refused.
 pub const RETRY_WINDOW_MS: u64 = 30_000;
-/// How old an id may be when it arrives, in milliseconds: so much less than the window that clocks may differ by the rest.
+/// How old an id may be when it arrives, in milliseconds: so much less than the window that clocks
+/// may differ by the rest.
 pub const MAX_ID_AGE_MS: u64 = 20_000;
 /// How far the clocks of clients and shards may differ, in milliseconds.
 const CLOCKS_DIFFER_MS: u64 = RETRY_WINDOW_MS - MAX_ID_AGE_MS;
 /// Answers per segment.
 const SEGMENT: u64 = 512;
-/// In a stored window, in the place of a stamp: what follows is the time up to which ids have been forgotten.
+/// In a stored window, in the place of a stamp: what follows is the time up to which ids have been
+/// forgotten.
 const FORGOTTEN: u64 = u64::MAX;
 
-/// What a window may hold.
+/// The limits of a window.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     answers: usize,
@@ -47,7 +53,8 @@ const LIMITS: Limits = Limits { answers: 600_000, bytes: 128 << 20, reply_bytes:
 pub struct RetryWindow {
     /// Oldest first, in pieces of [`SEGMENT`] that copies of a range can share.
     segments: VecDeque<Arc<Vec<Kept>>>,
-    /// The key is the session and its counter; the value is the answer's number, counted from the first ever.
+    /// The key is the session and its counter; the value is the answer's number, counted from the
+    /// first ever.
     by_id: HashMap<(u64, u64), u64>,
     /// The number of the oldest answer kept.
     first: u64,
@@ -58,7 +65,8 @@ pub struct RetryWindow {
     bytes: usize,
     reply_bytes: usize,
     newest_ms: u64,
-    /// Of all ids that have gone from here, or were left behind by whom this came from, the latest time of a first sending.
+    /// Of all ids that have gone from here, or were left behind by whom this came from, the latest
+    /// time of a first sending.
     forgotten_ms: u64,
     limits: Limits,
 }
@@ -90,8 +98,9 @@ impl RetryWindow {
         self.newest_ms
     }
 
-    /// Whether an id that was first sent then can be told from all others at `now_ms` by a leader's clock: it was first sent later than all
-    /// that have gone from the window, and is not too old, by the log's time as well. An id from the future would never grow too old.
+    /// Whether an id that was first sent then can be distinguished from all others at `now_ms` by a
+    /// leader's clock: it was first sent later than all that have gone from the window, and is not
+    /// too old, by the log's time as well. An id from the future would never grow too old.
     pub fn can_tell(&self, first_sent_ms: u64, now_ms: u64) -> bool {
         let now_ms = now_ms.max(self.newest_ms);
         let oldest_ms = now_ms.saturating_sub(MAX_ID_AGE_MS);
@@ -99,8 +108,9 @@ impl RetryWindow {
         (oldest_ms..=latest_ms).contains(&first_sent_ms) && first_sent_ms > self.forgotten_ms
     }
 
-    /// Takes answers in. `position` is the log's, for [`RetryWindow::since`]. The log's time does not go back: a leader whose clock
-    /// is behind stamps what it answers as if it were already too old to be kept.
+    /// Takes answers in. `position` is the log's, for [`RetryWindow::since`]. The log's time does
+    /// not go back: a leader whose clock is behind stamps what it answers as if it were already too
+    /// old to be kept.
     pub fn extend(&mut self, stamp_ms: u64, position: u64, answered: impl IntoIterator<Item = Answered>) {
         self.newest_ms = self.newest_ms.max(stamp_ms);
         let stamp_ms = self.newest_ms;
@@ -124,12 +134,13 @@ impl RetryWindow {
         }
     }
 
-    /// Takes a piece of a range's tail in, at `stamp_ms` by this log's leader: the source's stamps are by other clocks, and must neither
-    /// move this log's time nor have its answers forgotten.
+    /// Takes a piece of a range's tail in, at `stamp_ms` by this log's leader: the source's stamps
+    /// are by other clocks, and must neither move this log's time nor have its answers forgotten.
     pub fn extend_by_tail(&mut self, stamp_ms: u64, position: u64, tail: &TailEntry) {
         let stamp_ms = stamp_ms.max(self.newest_ms);
         if tail.position == 0 {
-            // A piece of the source's window: its stamp is what the source has forgotten or left behind.
+            // A piece of the source's window: its stamp is what the source has forgotten or left
+            // behind.
             self.forgotten_ms = self.forgotten_ms.max(tail.changes.stamp_ms);
         }
         self.extend(stamp_ms, position, tail.changes.answered.iter().cloned());
@@ -221,9 +232,11 @@ impl RetryWindow {
         self.len() == 0
     }
 
-    /// The answers of entries after position `after` up to `to`, encoded, to be stored beside the applied record.
+    /// The answers of entries after position `after` up to `to`, encoded, to be stored beside the
+    /// applied record.
     pub fn since(&self, after: u64, to: u64) -> Bytes {
-        // Positions grow but for answers that came in with a range; those carry the position of their ingest.
+        // Positions grow but for answers that came in with a range; those carry the position of
+        // their ingest.
         let chosen = self.iter().rev().take_while(|k| k.position > after).filter(|k| k.position <= to);
         let mut chosen: Vec<&Kept> = chosen.collect();
         chosen.reverse();
@@ -252,9 +265,10 @@ impl RetryWindow {
         Ok(())
     }
 
-    /// The answers of statements that wrote in this range: they travel with it. Takes as little time as there are segments, so that it
-    /// can be asked for where nothing may wait; looking through them is left to whoever has it. `now_ms` is this replica's clock: what it
-    /// says is too old stays behind, since a log that rests forgets nothing.
+    /// The answers of statements that wrote in this range: they travel with it. Takes as little
+    /// time as there are segments, so that it can be asked for where nothing may wait; looking
+    /// through them is left to whoever has it. `now_ms` is this replica's clock: what it says is
+    /// too old stays behind, since a log that rests forgets nothing.
     pub fn of_range(&self, table: TableId, interval: &KeyInterval, now_ms: u64) -> RangeAnswers {
         let oldest_ms = now_ms.max(self.newest_ms).saturating_sub(RETRY_WINDOW_MS);
         RangeAnswers {
@@ -282,9 +296,10 @@ impl RetryWindow {
     }
 }
 
-/// With memory of their own: what comes in are slices of the entry that brought them, and that of the frame that brought the entry. All
-/// keys of an entry share one allocation, and all rows another: one of a few bytes for each, kept for half a minute among buffers that come
-/// and go, would keep a page of memory each from being used again.
+/// With memory of their own: what comes in are slices of the entry that brought them, and that of
+/// the frame that brought the entry. All keys of an entry share one allocation, and all rows
+/// another: one of a few bytes for each, kept for half a minute among buffers that come and go,
+/// would keep a page of memory each from being used again.
 fn detached(mut answered: Vec<Answered>) -> Vec<Answered> {
     let rows = |answered: &Answered| match &answered.reply {
         KeptReply::Rows(rows) => rows.len(),
@@ -333,8 +348,8 @@ mod tests {
         assert_eq!(window.len(), 2);
     }
 
-    /// Breaks if the answers of a leader whose clock is behind are forgotten at once: sent again, their statements would be executed again
-    /// (invariant 7).
+    /// Breaks if the answers of a leader whose clock is behind are forgotten at once: sent again,
+    /// their statements would be executed again (invariant 7).
     #[test]
     fn a_leader_whose_clock_is_behind_forgets_nothing_early() {
         let mut window = RetryWindow::default();
@@ -346,8 +361,8 @@ mod tests {
         assert_eq!(window.newest_ms(), 3_600_000 + RETRY_WINDOW_MS - 1);
     }
 
-    /// Breaks if an id is judged by the leader's clock alone: an earlier leader, whose clock was ahead, has made the window forget what
-    /// this one takes for recent (R14).
+    /// Breaks if an id is judged by the leader's clock alone: an earlier leader, whose clock was
+    /// ahead, has made the window forget what this one takes for recent (R14).
     #[test]
     fn an_id_is_refused_if_its_answer_may_be_forgotten() {
         let mut window = RetryWindow::default();
@@ -364,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_restores_the_window_even_if_it_overlaps() {
+    fn stored_answers_restore_the_window_even_if_they_overlap() {
         let mut window = RetryWindow::default();
         for n in 1..=10 {
             window.extend(n * 100, n, [answered(1, n, n as u8)]);
@@ -388,7 +403,8 @@ mod tests {
         assert_eq!(window.of_range(TableId(2), &interval, 1).iter().count(), 0);
     }
 
-    /// Breaks if the window keeps the frames alive that its answers came in: thirty seconds of the whole log would stay in memory.
+    /// Breaks if the window keeps the frames alive that its answers came in: thirty seconds of the
+    /// whole log would stay in memory.
     #[test]
     fn the_window_keeps_no_frame_alive() {
         let from_frame = |frame: &Bytes, sequence: u64| Answered {
@@ -410,7 +426,8 @@ mod tests {
         assert_eq!(restored.len(), 2);
     }
 
-    /// Breaks if what is dropped for room is forgotten silently: its statement, sent again, would be executed again (R14).
+    /// Breaks if answers that are dropped for room are forgotten silently: its statement, sent
+    /// again, would be executed again (R14).
     #[test]
     fn what_went_for_want_of_room_is_refused_and_not_executed_again() {
         let mut window = RetryWindow::limited(Limits { answers: 10, ..LIMITS });
@@ -424,7 +441,8 @@ mod tests {
         let now_ms = begun_ms + 15_000;
         assert!(!window.can_tell(begun_ms + 19, now_ms), "first sent when what has gone was");
         assert!(window.can_tell(begun_ms + 20, now_ms));
-        // A replica that takes this one's state refuses them, too; and so does a shard that takes the range.
+        // A replica that takes this one's state refuses them, too; and so does a shard that takes
+        // the range.
         let mut restored = RetryWindow::default();
         restored.restore(window.all()).unwrap();
         assert!(!restored.can_tell(begun_ms + 19, now_ms));
@@ -449,7 +467,8 @@ mod tests {
         );
     }
 
-    /// Breaks if large replies push ids out: a few thousand large rows a second would have every retry refused.
+    /// Breaks if large replies push ids out: a few thousand large rows a second would have every
+    /// retry refused.
     #[test]
     fn rows_go_before_ids_do() {
         let mut window = RetryWindow::limited(Limits { reply_bytes: 5_000, ..LIMITS });
@@ -468,7 +487,8 @@ mod tests {
         assert_eq!((window.len(), window.reply_bytes, window.bytes), (1, 0, ANSWER_BYTES + 1));
     }
 
-    /// Breaks if the source's clock moves the destination's log: one that is an hour ahead would have every write refused for an hour.
+    /// Breaks if the source's clock moves the destination's log: one that is an hour ahead would
+    /// have every write refused for an hour.
     #[test]
     fn a_range_does_not_bring_its_shards_clock_along() {
         let (here_ms, there_ms) = (1_000_000, 4_600_000);
@@ -486,14 +506,16 @@ mod tests {
         assert!(window.get(answered(1, 1, 5).id).is_some());
     }
 
-    /// Breaks if what a source leaves behind is judged by the destination's clock: one that is behind takes a statement for a new one that the
-    /// source has executed, and executes it again once its clock is right (found by the simulation, seed 174).
+    /// Breaks if what a source leaves behind is judged by the destination's clock: one that is
+    /// behind takes a statement for a new one that the source has executed, and executes it again
+    /// once its clock is right (found by the simulation, seed 174).
     #[test]
     fn what_a_source_leaves_behind_is_refused_whatever_the_clocks_say() {
         let true_ms = 10_000_000;
         let mut source = RetryWindow::default();
         source.extend(true_ms, 1, [sent(1, 1, 5, true_ms - 1)]);
-        // The replica that gives the copy has a clock an hour ahead, the destination's leader one that is an hour behind.
+        // The replica that gives the copy has a clock an hour ahead, the destination's leader one
+        // that is an hour behind.
         let left = source.of_range(TableId(1), &KeyInterval::ALL, true_ms + 3_600_000);
         assert_eq!(left.iter().count(), 0);
         let mut window = RetryWindow::default();
@@ -508,14 +530,15 @@ mod tests {
 
     /// Breaks if an idle shard's answers go along for ever, however old.
     #[test]
-    fn what_is_too_old_by_the_clock_stays_behind() {
+    fn answers_that_are_too_old_by_the_clock_stay_behind() {
         let mut window = RetryWindow::default();
         window.extend(1_000_000, 1, [answered(1, 1, 5)]);
         let of = |now_ms| window.of_range(TableId(1), &KeyInterval::ALL, now_ms).iter().count();
         assert_eq!((of(1_000_000), of(1_000_000 + RETRY_WINDOW_MS), of(1_000_001 + RETRY_WINDOW_MS)), (1, 1, 0));
     }
 
-    /// Breaks if an entry of the log is too small for what a range takes along, so that the range could never be moved.
+    /// Breaks if an entry of the log is too small for what a range takes along, so that the range
+    /// could never be moved.
     #[test]
     fn a_ranges_answers_are_cut_by_their_bytes() {
         let mut window = RetryWindow::default();

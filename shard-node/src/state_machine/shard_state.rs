@@ -15,8 +15,8 @@ use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, TableId, T
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The state machine of a shard. A copy shares memory with the original, so that copying costs the same at any size.
-/// The order of the fields is the format on disk.
+/// The state machine of a shard. A copy shares memory with the original, so that copying costs the
+/// same at any size. The order of the fields is the format on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ShardState {
     tables: Tables,
@@ -50,8 +50,8 @@ impl ShardState {
         self.owned.overlapping(table, interval)
     }
 
-    /// The keys that the last control entry gave to this shard, took from it, or put under another range: of each range that is new,
-    /// and of each that is no more.
+    /// The keys that the last control entry gave to this shard, took from it, or put under another
+    /// range: of each range that is new, and of each that is no more.
     pub fn changed_hands(&self) -> &[(TableId, KeyInterval)] {
         self.owned.changed()
     }
@@ -86,7 +86,8 @@ impl ShardState {
         self.operators.moves_in.get(&operator)
     }
 
-    /// The keys of a table that this shard neither owns nor moves, as sorted intervals: at most one more than it has ranges and moves.
+    /// The keys of a table that this shard neither owns nor moves, as sorted intervals: at most one
+    /// more than it has ranges and moves.
     pub fn unclaimed(&self, table: TableId) -> Vec<KeyInterval> {
         let all = KeyInterval::ALL;
         let owned = self.overlapping(table, &all).map(|range| &range.interval);
@@ -95,7 +96,8 @@ impl ShardState {
         unclaimed::complement(owned.chain(out).chain(coming).cloned().collect())
     }
 
-    /// Destination: the outcome of a move, as far as this log knows it (R23): whether its range was adopted.
+    /// Destination: the outcome of a move, as far as this log knows it (R23): whether its range was
+    /// adopted.
     pub fn resolved(&self, operator: OperatorId) -> Option<bool> {
         self.operators.resolved(operator)
     }
@@ -105,7 +107,8 @@ impl ShardState {
         self.operators.is_finished(operator)
     }
 
-    /// What an operator did that has run its course here; `None` if it has not, or so long ago that it is forgotten.
+    /// What an operator did that has run its course here; `None` if it has not, or so long ago that
+    /// it is forgotten.
     pub fn finished(&self, operator: OperatorId) -> Option<&Work> {
         self.operators.finished(operator)
     }
@@ -120,7 +123,8 @@ impl ShardState {
         self.operators.last_operator.get(&range).copied()
     }
 
-    /// The ownership fence (invariant 2): whether every changed key is owned, unfenced, here in the log.
+    /// The ownership fence (invariant 2): whether every changed key is owned, unfenced, here in the
+    /// log.
     pub fn judge(&self, changes: &Changes) -> Result<(), Refusal> {
         let foreign = changes.changes.iter().find(|change| self.owner(change.table, &change.key).is_none());
         match foreign {
@@ -131,7 +135,7 @@ impl ShardState {
         }
     }
 
-    /// Folds a control entry in. `position` is its place in the log.
+    /// Applies a control entry. `position` is its place in the log.
     pub fn control(&mut self, position: u64, control: &Control) -> Result<Vec<Effect>, Refusal> {
         self.owned.begin();
         self.highest = self.highest.max(finished_operators::numbers(control));
@@ -155,13 +159,14 @@ impl ShardState {
         }
         self.tables.expect_free_name(schema)?;
         self.expect_new(range)?;
-        // Invariant 8: it is new, so no open transaction has touched it and there is nothing to drain.
+        // Invariant 8: it is new, so no open transaction has touched it and there is nothing to
+        // drain.
         let schema = self.tables.add(schema);
         self.owned.add(OwnedRange { id: range, epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL });
         Ok(vec![Effect::CreateTable(schema), Effect::OwnershipChanged])
     }
 
-    /// A table that nobody was told of: all that there is of it is what its creation made.
+    /// Drops a table whose creation was given up: only what its creation made may exist of it.
     fn drop_table(&mut self, id: TableId) -> Result<Vec<Effect>, Refusal> {
         let Some(schema) = self.tables.get(id).cloned() else {
             return refuse("no-such-table", format!("there is no table {id} here"));

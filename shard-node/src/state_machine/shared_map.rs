@@ -1,10 +1,12 @@
-//! An ordered map whose copies share what they have in common.
+//! An ordered map whose copies share memory.
 //!
-//! The state machine is published with every control entry, and stored beside what goes on. So copying it must cost nothing, and changing one
-//! entry must cost only that entry, however many there are: a copy is one reference, and a change copies the nodes above it, about
-//! as many as the number of entries has binary digits.
+//! The state machine is published with every control entry, and stored while it changes. Copying it
+//! must therefore cost nothing, and changing one entry must cost only that entry, at any size. A
+//! copy is one reference. A change copies the nodes above it, about as many as the number of
+//! entries has binary digits.
 //!
-//! It is a tree balanced by weight: no side holds more than [`HEAVIER`] times as much as the other. It is encoded as any ordered map is.
+//! The map is a tree balanced by weight: no side holds more than [`HEAVIER`] times as much as the
+//! other. It is encoded as any ordered map is.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
@@ -13,8 +15,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// How many times as heavy as the other a side may be, and from which ratio inside of the heavier side on it is turned twice. These two
-/// are known to keep the balance with one repair on each level.
+/// How many times as heavy as the other a side may be, and from which ratio inside of the heavier
+/// side on it is turned twice. These two are known to keep the balance with one repair on each
+/// level.
 const HEAVIER: usize = 3;
 const TWICE: usize = 2;
 
@@ -266,7 +269,7 @@ fn turn_right<K: Ord + Clone, V: Clone>(top: &mut Arc<Node<K, V>>) {
 
 /// Entries by key.
 pub struct Iter<'a, K, V> {
-    /// Nodes that come with what is to the right of them, the next one last.
+    /// Nodes that come with everything to the right of them, the next one last.
     above: Vec<&'a Node<K, V>>,
 }
 

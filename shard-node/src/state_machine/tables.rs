@@ -29,7 +29,8 @@ impl Tables {
         self.0.remove(&id);
     }
 
-    /// Making a table whose name another one has would change nothing in PostgreSQL, and its rows would not fit there (invariant 5).
+    /// Making a table whose name another one has would change nothing in PostgreSQL, and its rows
+    /// would not fit there (invariant 5).
     pub(super) fn expect_free_name(&self, schema: &TableSchema) -> Result<(), Refusal> {
         match self.0.values().find(|other| other.name == schema.name && other.id != schema.id) {
             Some(other) => refuse("name-taken", format!("table {} is named {:?} here", other.id, other.name)),

@@ -119,9 +119,10 @@ fn a_taken_name_and_a_bound_that_is_no_key_are_refused() {
     pair.d(open(schema(), RangeId(1), OP, KeyInterval::new(key(5), Some(key(9))))).unwrap();
 }
 
-/// A creation that was given up: its name must not stay taken. But a table that more has become of is somebody's.
+/// A creation that was given up: its name must not stay taken. But a table that more has become of
+/// is somebody's.
 #[test]
-fn a_table_that_nobody_was_told_of_goes_and_its_name_is_free() {
+fn a_table_whose_creation_was_given_up_goes_and_its_name_is_free() {
     let mut pair = Pair::new();
     let namesake = |id| TableSchema { id: TableId(id), ..schema() };
     let drop = |id| Control::DropTable { table: TableId(id) };
@@ -221,8 +222,8 @@ fn an_open_move_keeps_its_range_to_itself() {
     assert_eq!(code(pair.s(again)), "stale-operator");
 }
 
-/// R21: what does not continue the latest attempt counts for nothing. Chunks and changes go on from one position, and a change applies only
-/// to a key that is copied.
+/// R21: what does not continue the latest attempt counts for nothing. Chunks and changes go on from
+/// one position, and a change applies only to a key that is copied.
 #[test]
 fn only_what_continues_the_latest_attempt_comes_in() {
     let mut pair = Pair::new();
@@ -255,7 +256,7 @@ fn only_what_continues_the_latest_attempt_comes_in() {
     pair.d(chunk(2, Key::MIN, Some(key(10)), 6, 7)).unwrap();
     assert_eq!(code(pair.d(chunk(2, key(10), None, 6, 8))), "not-continuing", "what has happened until 7 is in");
 
-    // Beside the chunks: what is below the cursor applies, what is not comes with its chunk.
+    // Beside the chunks: changes below the cursor apply, others come with their chunk.
     let effects = pair.d(tail(7, 9, 12, 8)).unwrap();
     let Effect::Tail { entries, .. } = &effects[0] else { panic!() };
     assert!(entries[0].changes.changes.is_empty(), "key 12 is not copied");
@@ -291,7 +292,8 @@ fn a_copy_of_many_chunks_is_kept_in_constant_space() {
     assert!(sizes[1_999] <= sizes[0] + 16, "{} and then {}", sizes[0], sizes[1_999]);
 }
 
-/// R24: a range does not come back over what was left of it; R23: a declined one is taken back at a higher epoch.
+/// R24: a range does not come back over what was left of it; R23: a declined one is taken back at a
+/// higher epoch.
 #[test]
 fn what_was_left_must_go_before_a_range_comes_back() {
     let mut pair = Pair::new();
@@ -352,8 +354,8 @@ fn step() -> impl Strategy<Value = (bool, Control)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Invariant 6, whatever comes in whatever order: the shards carry out what their own logs allow, `Adopt` follows only a fence, and no key
-    /// ever has two owners.
+    /// Invariant 6, whatever comes in whatever order: the shards carry out what their own logs
+    /// allow, `Adopt` follows only a fence, and no key ever has two owners.
     #[test]
     fn no_key_ever_has_two_owners(steps in proptest::collection::vec(step(), 1..60)) {
         let mut pair = Pair::new();

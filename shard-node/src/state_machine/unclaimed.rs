@@ -1,7 +1,8 @@
 //! Complements of key intervals. Pure.
 //!
-//! A shard has a reason to hold the rows that it owns and the rows of moves that have not ended on its side. All other
-//! rows are orphaned: no statement can see them (R9), but they use space, and a range that returns would meet them.
+//! A shard has a reason to hold the rows that it owns and the rows of moves that have not ended on
+//! its side. All other rows are orphaned: no statement can see them (R9), but they use space, and a
+//! range that returns would meet them.
 
 use evenkeel_protocol::{Key, KeyInterval};
 
@@ -31,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_covered_is_found_whatever_overlaps() {
+    fn gaps_are_found_whatever_overlaps() {
         let key = |n: u8| if n == 0 { Key::MIN } else { Key(vec![n].into()) };
         let interval = |start, end: Option<u8>| KeyInterval::new(key(start), end.map(key));
         let free = |covered: &[(u8, Option<u8>)]| -> Vec<(Key, Option<Key>)> {

@@ -21,10 +21,12 @@ struct Beginning {
     window: Bytes,
 }
 
-/// Drops what this replica has, and puts a peer's state machine and retry window in its place. All rows are missing then.
+/// Drops what this replica has, and puts a peer's state machine and retry window in its place. All
+/// rows are missing then.
 ///
 /// # Errors
-/// See [`TransferError`]. Nothing was changed, or everything was dropped: then the position is 0, and this is done again.
+/// See [`TransferError`]. Nothing was changed, or everything was dropped: then the position is 0,
+/// and this is done again.
 pub async fn begin(
     config: &Config,
     log: &LogHandle,

@@ -1,4 +1,4 @@
-//! The side of the replica that is re-seeded: it asks its peers for what it lacks, several pieces at a time.
+//! The replica that is re-seeded: it asks its peers for missing rows, several pieces at a time.
 
 use super::limit::{Held, Limit};
 use super::missing::Missing;
@@ -50,7 +50,8 @@ struct Handed {
     taken: oneshot::Receiver<bool>,
 }
 
-/// Fetches what is missing and hands it to the applier. Never returns: whether everything is in, the applier knows.
+/// Fetches missing rows and hands them to the applier. Never returns: the applier knows when all
+/// rows are in.
 pub async fn fetch(
     config: Arc<Config>,
     shared: ReplicaHandles,
@@ -72,8 +73,9 @@ pub async fn fetch(
     std::future::pending().await
 }
 
-/// Keys between which about equally many bytes of the few ranges lie, from samples of the leader's rows; none of a range of which it
-/// does not say any. They are no more than places where parts may begin.
+/// Keys between which about equally many bytes of the few ranges lie, from samples of the leader's
+/// rows; none of a range of which it does not say any. They are no more than places where parts may
+/// begin.
 async fn cuts(config: &Config, shared: &ReplicaHandles) -> Vec<(TableId, Key)> {
     let state = shared.state();
     let peers = peers_at(config, &shared.log, 0).await;
@@ -114,7 +116,7 @@ impl Fetch {
             let Some((table, mut rest)) = part else {
                 // The last piece may have to be fetched again.
                 match before.take() {
-                    Some(handed) => self.settle(handed).await,
+                    Some(handed) => self.resolve(handed).await,
                     None => return,
                 }
                 continue;
@@ -123,7 +125,7 @@ impl Fetch {
                 match self.piece(&mut peer, tries, table, &rest).await {
                     Ok((handed, left)) => {
                         if let Some(handed) = before.replace(handed) {
-                            self.settle(handed).await;
+                            self.resolve(handed).await;
                         }
                         match left {
                             Some(left) => rest = left,
@@ -140,15 +142,17 @@ impl Fetch {
         }
     }
 
-    /// Learns what became of a piece. One that was not taken is older than what was applied meanwhile: it is a part to be fetched again.
-    async fn settle(&self, handed: Handed) {
+    /// Waits for the applier's answer on a piece. A piece that was not taken is older than the
+    /// applied log: it is fetched again.
+    async fn resolve(&self, handed: Handed) {
         // The applier that is gone takes this whole fetch with it.
         if !handed.taken.await.unwrap_or(true) {
             self.parts().push_back((handed.table, handed.covered));
         }
     }
 
-    /// Fetches the first piece of `rest` and hands it to the applier; gives what is left of `rest`.
+    /// Fetches the first piece of `rest` and hands it to the applier; returns the remainder of
+    /// `rest`.
     async fn piece(
         &self,
         peer: &mut Option<Peer>,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
-/// See the module. A request for a piece holds the position that the piece will reach at least; nothing behind the lowest one held is applied.
+/// See the module. A request for a piece holds the position that the piece will reach at least;
+/// nothing behind the lowest one held is applied.
 #[derive(Debug)]
 pub struct Limit {
     /// How many hold each position.

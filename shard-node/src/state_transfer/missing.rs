@@ -5,10 +5,11 @@ use evenkeel_protocol::{Key, KeyInterval, TableId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// See the module. Its size follows from how many pieces are under way at once, not from how many there are.
+/// See the module. Its size follows from how many pieces are under way at once, not from how many
+/// there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
-    /// Per table what is missing: in order, none empty, none overlapping another.
+    /// The missing intervals per table: in order, none empty, none overlapping another.
     tables: BTreeMap<TableId, Vec<KeyInterval>>,
     /// What has come holds no entry behind this position.
     holds_to: u64,
@@ -50,7 +51,8 @@ impl Missing {
         }
     }
 
-    /// The rows that have come may hold entries up to this position: it was applied before PostgreSQL was opened again.
+    /// The rows that have come may hold entries up to this position: it was applied before
+    /// PostgreSQL was opened again.
     pub fn may_hold(&mut self, position: u64) {
         self.holds_to = self.holds_to.max(position);
     }
@@ -60,12 +62,14 @@ impl Missing {
         self.tables.is_empty()
     }
 
-    /// The rows that have come hold no entry behind this position: once it is applied too, all of them belong to one position.
+    /// The rows that have come hold no entry behind this position: once it is applied too, all of
+    /// them belong to one position.
     pub fn holds_to(&self) -> u64 {
         self.holds_to
     }
 
-    /// What is missing, cut where `bounds` say, so that several parts can be fetched at once. `bounds` are places in a table's keys.
+    /// The missing intervals, cut where `bounds` say, so that several parts can be fetched at once.
+    /// `bounds` are places in a table's keys.
     pub fn parts<'a>(&self, bounds: impl IntoIterator<Item = (TableId, &'a Key)>) -> Vec<(TableId, KeyInterval)> {
         let mut cuts: BTreeMap<TableId, Vec<&Key>> = BTreeMap::new();
         for (table, key) in bounds {
@@ -90,7 +94,7 @@ impl Missing {
     }
 }
 
-/// What is left of `interval` outside `taken`: up to two intervals.
+/// The remainder of `interval` outside `taken`: up to two intervals.
 fn without(interval: KeyInterval, taken: &KeyInterval) -> impl Iterator<Item = KeyInterval> {
     let (left, right) = if interval.overlaps(taken) {
         let left = KeyInterval::new(interval.start.clone(), Some(taken.start.clone()));
@@ -141,7 +145,7 @@ mod tests {
         }
 
         #[test]
-        fn parts_are_what_is_missing_wherever_it_is_cut(pieces in proptest::collection::vec(interval(), 0..4), cuts in proptest::collection::vec(0u8..12, 0..5)) {
+        fn parts_are_the_missing_rows_wherever_they_are_cut(pieces in proptest::collection::vec(interval(), 0..4), cuts in proptest::collection::vec(0u8..12, 0..5)) {
             let mut missing = Missing::all([TABLE]);
             pieces.iter().for_each(|piece| missing.came(TABLE, piece, 0));
             let cuts: Vec<Key> = cuts.into_iter().map(key).collect();

@@ -1,8 +1,10 @@
-//! How fast a replica gives its rows to one that is re-seeded.
+//! The pace at which a replica gives rows to a replica that is re-seeded.
 //!
-//! It yields to its own log: as long as it lags more than [`LAG_MS`] behind, one piece is read at a time, with a rest of [`RESTS`] times as
-//! long as that took before the next. It does not stop: on a machine whose clients want all there is, a replica may lag like that
-//! for as long as they do (the leader holds writes back at such a lag, and no sooner), and a shard short of a replica is what must end first.
+//! It yields to its own log: as long as it lags more than [`LAG_MS`] behind, one piece is read at a
+//! time, with a rest of [`RESTS`] times as long as that took before the next. It does not stop: on
+//! a machine whose clients want all there is, a replica may lag like that for as long as they do
+//! (the leader holds writes back at such a lag, and no sooner), and a shard short of a replica is
+//! what must end first.
 
 use crate::progress::Progress;
 use std::collections::VecDeque;
@@ -12,7 +14,8 @@ use tokio::sync::{MutexGuard, Semaphore, SemaphorePermit};
 
 /// Pieces that are read at once.
 const READERS: usize = 4;
-/// A replica that lags behind its log by more than this reads one piece at a time and rests in between, in milliseconds.
+/// A replica that lags behind its log by more than this reads one piece at a time and rests in
+/// between, in milliseconds.
 const LAG_MS: u64 = 1_000;
 /// How long it rests, in times that the last piece took; and at most, in milliseconds.
 const RESTS: u32 = 3;
@@ -47,7 +50,8 @@ impl Default for Pacer {
 }
 
 impl Pacer {
-    /// Waits until a piece may be read. `decided` says how far the log is, `progress` how far PostgreSQL.
+    /// Waits until a piece may be read. `decided` says how far the log is, `progress` how far
+    /// PostgreSQL.
     pub async fn turn(&self, decided: impl Fn() -> u64, progress: &Progress) -> Turn<'_> {
         let _reader = self.readers.acquire().await.ok();
         let due = self.due(Instant::now(), decided());
@@ -63,7 +67,8 @@ impl Pacer {
         Turn { began: Instant::now(), lagging: Some(lagging), _reader }
     }
 
-    /// The position that is applied here unless this replica lags: what was decided `LAG_MS` ago, as far as that is known.
+    /// The position that is applied here unless this replica lags: what was decided `LAG_MS` ago,
+    /// as far as that is known.
     fn due(&self, now: Instant, decided: u64) -> u64 {
         self.decided.lock().unwrap_or_else(PoisonError::into_inner).note(now, decided)
     }

@@ -1,4 +1,4 @@
-//! The peer's side of a state transfer: what it has beside its rows, and rows, a piece at a time.
+//! The peer that gives its state: the state beside the rows, and rows, a piece at a time.
 
 use super::pacer::Pacer;
 use super::sizes::{MESSAGE_BYTES, PIECE_BYTES, PIECE_ROWS, SIMULATED_PIECE_ROWS};
@@ -67,7 +67,8 @@ pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequ
     replier.reply(&ShardReply::Seed(end)).await;
 }
 
-/// A piece of rows, the position up to which it holds everything, and the one behind which it holds nothing.
+/// A piece of rows, the position up to which it holds everything, and the one behind which it holds
+/// nothing.
 async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64), ServeError> {
     let asked = Instant::now();
     let bound = Duration::from_millis(REACH_MS);
@@ -77,14 +78,14 @@ async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> 
     metrics::histogram!("evenkeel_seed_wait_seconds").record(asked.elapsed().as_secs_f64());
     let began = Instant::now();
     if shared.owned_changed.load(Ordering::SeqCst) == u64::MAX {
-        // It holds entries that are still to be folded: nobody can say up to where.
+        // PostgreSQL holds entries that are not applied yet, up to an unknown position.
         return Err(ServeError::Ahead);
     }
     let table = shared.state().table(request.table).cloned().ok_or(ServeError::NoTable)?;
     // Noted before the snapshot is taken: the snapshot holds at least this.
     let position = shared.progress.watermark();
     let mut snapshot = shared.snapshots.take().await?;
-    // What is in PostgreSQL was folded before, so that no later one is in the snapshot.
+    // Every entry in PostgreSQL was applied before, so that no later one is in the snapshot.
     let holds_to = shared.progress.applied();
     let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
     let rows = snapshot.piece(&table, &request.interval, most_rows, PIECE_BYTES).await?;

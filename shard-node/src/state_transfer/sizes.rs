@@ -1,7 +1,7 @@
 //! Sizes of pieces and messages of a state transfer.
 
-/// Rows of one piece, and its bytes as packed rows. One row may be larger. Each piece costs requests, a snapshot, a transaction: that is little
-/// beside megabytes, and much beside kilobytes.
+/// Rows of one piece, and its bytes as packed rows. One row may be larger. Each piece costs
+/// requests, a snapshot, a transaction: that is little beside megabytes, and much beside kilobytes.
 pub(super) const PIECE_ROWS: usize = 16_384;
 pub(super) const PIECE_BYTES: usize = 2 << 20;
 /// Bytes of one message of a stream.

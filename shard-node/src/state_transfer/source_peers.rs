@@ -13,7 +13,8 @@ pub(super) const SILENCE_MS: u64 = 15_000;
 /// How long a peer may take to say how far it is, in milliseconds.
 pub(super) const ASK_MS: u64 = 2_000;
 
-/// Peers that hold everything up to `position`, those that do not lead first: a follower has more time than the leader.
+/// Peers that hold everything up to `position`, those that do not lead first: a follower has more
+/// time than the leader.
 pub(super) async fn peers_at(config: &Config, log: &LogHandle, position: u64) -> Vec<SocketAddr> {
     // Of the newest epoch that is known: it may be the one that this replica is about to enter.
     let replicas = membership::addresses(&log.membership().borrow());

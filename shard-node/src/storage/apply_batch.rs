@@ -1,8 +1,9 @@
 //! Batches of decided changes, each one transaction.
 //!
-//! All statements of a batch are sent before the first answer is awaited, COMMIT included: a round trip costs as much
-//! as applying ten rows. That is safe because PostgreSQL turns the COMMIT of a failed transaction into a rollback, and
-//! because a statement that cannot even be sent ends the batch before its COMMIT is.
+//! All statements of a batch are sent before the first answer is awaited, COMMIT included: a round
+//! trip costs as much as applying ten rows. That is safe because PostgreSQL turns the COMMIT of a
+//! failed transaction into a rollback, and because a statement that cannot even be sent ends the
+//! batch before its COMMIT is.
 
 use super::StoreError;
 use super::batch::{ApplyBatch, Differing, StoreOperation};
@@ -24,16 +25,18 @@ use futures::{SinkExt, TryStreamExt, pin_mut};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio_postgres::{Client, Statement};
 
-/// The most rows in one statement: what it takes in memory on both sides stays small beside the batch itself.
+/// The most rows in one statement: what it takes in memory on both sides stays small beside the
+/// batch itself.
 const MAX_STATEMENT_ROWS: usize = 4096;
-/// Up to this many rows, one statement each is cheaper than building arrays and joining them. At two and three rows
-/// they cost the same (measured with `examples/apply_rate.rs`).
+/// Up to this many rows, one statement each is cheaper than building arrays and joining them. At
+/// two and three rows they cost the same (measured with `examples/apply_rate.rs`).
 const MAX_SINGLE_ROWS: usize = 1;
-/// The largest row that travels in arrays, in bytes: PostgreSQL copies an array's elements four times more often than a parameter, and
-/// what arrays hold above its `work_mem` goes to the disk.
+/// The largest row that travels in arrays, in bytes: PostgreSQL copies an array's elements four
+/// times more often than a parameter, and what arrays hold above its `work_mem` goes to the disk.
 const MAX_ARRAY_ROW_BYTES: usize = 2 << 10;
-/// From this many rows on that are known not to be there they go in by COPY, which stores a page of rows at a time; one with fewer costs more
-/// than it saves, since it waits for an answer before it begins.
+/// From this many rows on that are known not to be there they go in by COPY, which stores a page of
+/// rows at a time; one with fewer costs more than it saves, since it waits for an answer before it
+/// begins.
 const MIN_COPIED_ROWS: usize = 32;
 /// Bytes of such rows in one message.
 const COPY_MESSAGE_BYTES: usize = 64 << 10;
@@ -85,7 +88,8 @@ async fn run_all(
         let insert = async move {
             let [term, serial] = &parameters;
             let parameters = [RawParameter(Some(term)), RawParameter(Some(serial)), RawParameter(Some(&[]))];
-            // Prepared before: a statement that must be prepared first would come behind the COMMIT.
+            // Prepared before: a statement that must be prepared first would come behind the
+            // COMMIT.
             client.execute_raw(insert_record, parameters).await
         };
         run.pipeline.send(insert.boxed()).await?;
@@ -109,8 +113,9 @@ async fn run_all(
     run.pipeline.drain().await
 }
 
-/// Makes a table in the transaction that `client` has open, and prepares all that applying to it can take: whatever PostgreSQL has
-/// against the definition it says here, and not behind a decided entry (invariant 5).
+/// Makes a table in the transaction that `client` has open, and prepares all that applying to it
+/// can take: whatever PostgreSQL has against the definition it says here, and not behind a decided
+/// entry (invariant 5).
 pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
     // Prepared, so that it is one statement and no more.
     client.execute(&*schema.create_sql, &[]).await?;
@@ -199,7 +204,8 @@ impl<'a> Run<'a> {
         self.insert(table, rows, false).await
     }
 
-    /// Rows that are not there. What is sent behind them waits in the driver until all of them are.
+    /// Copies rows that are not there. Later statements wait in the driver until all of the rows
+    /// are sent.
     async fn copy_in(&mut self, table: &'a Arc<TableSchema>, rows: &Packed<'_>) -> Result<(), StoreError> {
         let statement = self.prepared(table, Kind::CopyIn).await?;
         let (client, mut left) = (self.client, rows.copied());
@@ -214,7 +220,7 @@ impl<'a> Run<'a> {
         self.pipeline.send(run.boxed()).await
     }
 
-    /// Compares what is stored in the interval now with what the copy says of it.
+    /// Compares the stored rows of the interval with the copy's checksum.
     async fn compare(
         &mut self,
         table: &'a Arc<TableSchema>,
@@ -232,7 +238,7 @@ impl<'a> Run<'a> {
             let rows = client.query_raw(&statement, values).await?;
             pin_mut!(rows);
             if let Some(row) = rows.try_next().await? {
-                // One that cannot be read is not the same.
+                // A checksum that cannot be read differs.
                 let stored = checksum_of(&row)?.unwrap_or(RangeChecksum { rows: 0, sum: 0 });
                 if stored != copied.checksum {
                     let mut differing = differing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,8 +348,8 @@ impl<'a> Run<'a> {
         self.pipeline.send(run.boxed()).await
     }
 
-    /// A statement, prepared now if it is not yet. Preparing awaits an answer, so all answers before it are taken in
-    /// first.
+    /// A statement, prepared now if it is not yet. Preparing awaits an answer, so all answers
+    /// before it are taken in first.
     async fn prepared(&mut self, schema: &Arc<TableSchema>, kind: Kind) -> Result<Statement, StoreError> {
         if let Some(statement) = self.tables.statement(schema, &kind) {
             return Ok(statement);
@@ -356,7 +362,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Runs of rows that go into one statement each, and how: neighbours that fit into arrays together, every other row by itself.
+/// Runs of rows that go into one statement each, and how: neighbours that fit into arrays together,
+/// every other row by itself.
 fn pieces_for_update(
     rows: &[(Key, Bytes)],
     in_array: impl Fn(&(Key, Bytes)) -> bool,

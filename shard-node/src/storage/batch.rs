@@ -1,4 +1,5 @@
-//! Write batches: changes that are applied in one transaction, with the position or the records that belong to them.
+//! Write batches: changes that are applied in one transaction, with the position or the records
+//! that belong to them.
 
 use crate::log_entry::image::Columns;
 use crate::state_machine::CopiedRows;
@@ -14,8 +15,8 @@ pub struct ApplyBatch {
     pub operations: Vec<StoreOperation>,
     /// With them, all effective entries up to here are in. Never less than the batch's before.
     pub position: u64,
-    /// The batch has rows of entries up to here, if that is more than the position: then entries behind the position come again after a
-    /// restart (R12).
+    /// The batch has rows of entries up to here, if that is more than the position: then entries
+    /// behind the position come again after a restart (R12).
     pub reached: u64,
     /// Kept with the position.
     pub term: u64,
@@ -27,13 +28,14 @@ pub struct ApplyBatch {
     pub seeding: Option<Bytes>,
     /// R16: wait until this batch, and with it all before, is on the disk.
     pub sync: bool,
-    /// Entries, by (term, serial), that a *leader* applies by this batch. Its own transactions commit in any order, so
-    /// it records what it applies entry by entry too (invariant 3): with records the batch carries no position.
+    /// Entries, by (term, serial), that a *leader* applies by this batch. Its own transactions
+    /// commit in any order, so it records what it applies entry by entry too (invariant 3): with
+    /// records the batch carries no position.
     pub records: Vec<(u64, u64)>,
 }
 
-/// Rows of a copy that are not stored as the copy brought them. The batch is in all the same: what becomes of the copy is not for one
-/// replica to say.
+/// Rows of a copy that are not stored as the copy brought them. The batch is in all the same: what
+/// becomes of the copy is not for one replica to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Differing {
     /// The copy, and what its source says of the rows.
@@ -60,8 +62,8 @@ pub enum StoreOperation {
         /// Keys of rows to delete; rows that are not there are fine.
         deletes: Vec<Key>,
     },
-    /// Sets columns of rows that are there; of a row that is not, nothing. A key is in one of the lists of a run of such operations
-    /// and of `Rows`, once (R15).
+    /// Sets columns of rows that are there; of a row that is not, nothing. A key is in one of the
+    /// lists of a run of such operations and of `Rows`, once (R15).
     Update {
         /// The table.
         table: Arc<TableSchema>,
@@ -78,7 +80,8 @@ pub enum StoreOperation {
         interval: KeyInterval,
         /// The rows: all columns.
         rows: RowBatch,
-        /// What the copy that brought them says of them: compared, in the transaction that stores them, with what is stored then.
+        /// The checksum by the copy's source: compared with the stored rows in the transaction that
+        /// stores them.
         copied: Option<CopiedRows>,
     },
     /// Deletes all rows in an interval.

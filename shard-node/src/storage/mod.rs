@@ -1,36 +1,42 @@
-//! What a replica keeps in its PostgreSQL, and how the decided changes get in.
+//! The rows and records of a replica in its PostgreSQL, and how decided changes get there.
 //!
-//! Users' tables lie in schema `public`. Beside them the schema `evenkeel` holds the record of what is in them, so that
-//! invariant 3 can be kept: whatever was applied is recorded in the same transaction.
+//! Users' tables lie in schema `public`. The schema `evenkeel` records which entries the rows
+//! contain, so that invariant 3 holds: the record of an entry is written in the transaction that
+//! applies the entry.
 //!
-//! | table | a row says | written by |
+//! | table | meaning of a row | written by |
 //! |---|---|---|
-//! | `evenkeel.applied` | the entry (term, serial) is in | the leader, in the user's own transaction, before it is proposed (R5) |
-//! | `evenkeel.position` | all effective entries up to `index` are in | [`Store::apply`], in the batch's transaction |
+//! | `evenkeel.applied` | the entry (term, serial) is applied | the leader, in the user's transaction, before the proposal (R5) |
+//! | `evenkeel.position` | all effective entries up to `index` are applied | [`Store::apply`], in the batch's transaction |
 //!
-//! The leader's transactions commit concurrently and so out of order, which is why they need a record each; applied
-//! batches come one after another, and a position says all. Both tables are insert-only and pruned behind (R5: a
-//! snapshot that is held open makes updated rows slow and leaves inserts fast). A position's row can carry the
-//! replica's other state, as bytes that mean nothing here, answers to be remembered (R14), and which rows are still missing (R32).
+//! The leader's transactions commit concurrently and so out of order; each needs a record of its
+//! own. Batches are applied one after another; a position is enough for them. Both tables are
+//! insert-only and pruned later (R5: a snapshot that is held open makes updated rows slow and
+//! leaves inserts fast). A row of positions can carry the replica's other state as opaque bytes,
+//! answers to be remembered (R14), and the missing rows of a re-seed (R32).
 //!
-//! **Applying.** [`Store::apply`] runs a batch as one transaction whose statements are all sent before the first answer
-//! is read. The changes of one table are one multi-row statement; the caller has coalesced them per key (R15), since
-//! one statement cannot touch a row twice. The session is a replica session (no triggers, no foreign keys). Tables with
-//! further unique constraints are not made (SQL refuses them), so that rows can be upserted in any order.
+//! **Applying.** [`Store::apply`] runs a batch as one transaction whose statements are all sent
+//! before the first answer is read. The changes of one table are one multi-row statement; the
+//! caller has merged them per key (R15), since one statement cannot change a row twice. The session
+//! is a replica session (no triggers, no foreign keys). Tables with further unique constraints do
+//! not exist (SQL refuses them), so that rows can be upserted in any order.
 //!
-//! **Failing.** An error that the data causes would come again on every try: that is [`StoreError::Diverged`], and the
-//! replica stops (invariant 5). Everything else leaves the transaction undone, and the batch can be given again.
+//! **Failing.** An error that the data causes would come again on every attempt: it is
+//! [`StoreError::Diverged`], and the replica stops (invariant 5). After any other error the
+//! transaction is undone, and the batch can be given again.
 //!
-//! | module | what it holds |
+//! | module | holds |
 //! |---|---|
-//! | `apply` | batches |
-//! | [`snapshot`] | reading a range as of one moment: chunks, checksums |
-//! | `sample` | how large ranges are, and where one can be split by size, from a sample of pages |
-//! | [`snapshots`] | sessions for that, kept ready |
+//! | `store`, `apply_batch`, `batch` | the apply session, and batches |
+//! | `recovered`, `schema` | the record of applied entries |
+//! | `prepared`, `pipeline` | prepared statements; statements under way |
+//! | `snapshot`, `snapshots` | reading a range as of one moment: chunks, checksums; sessions for that |
+//! | `sample` | sizes of ranges, and keys that split by size, from a sample of pages |
 //! | `statements` | SQL text made from schemas (pure) |
-//! | [`raw`] | values in binary format, in and out, undecoded |
-//! | `keys` | encoded keys as column values |
-//! | [`bind`] | users' parameters |
+//! | `raw_values`, `packed_keys` | values and keys in PostgreSQL's binary format |
+//! | `parameters` | users' parameters |
+//! | `try_table` | trial of a table's definition |
+//! | `vacuum` | vacuum of the record tables |
 
 mod apply_batch;
 mod batch;

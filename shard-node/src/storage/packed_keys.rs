@@ -1,15 +1,16 @@
 //! Encoded keys back to packed column values, without a detour over decoded ones.
 //!
-//! The key's encoding and PostgreSQL's binary format differ by a flipped sign bit or by escapes, so that a batch of
-//! keys becomes one buffer with one pass. This is the reverse of `KeyCodec::encode_binary`, and the tests hold it
-//! against that.
+//! The key's encoding and PostgreSQL's binary format differ by a flipped sign bit or by escapes, so
+//! that a batch of keys becomes one buffer with one pass. This is the reverse of
+//! `KeyCodec::encode_binary`, and the tests hold it against that.
 
 use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::key::KeyError;
 use evenkeel_protocol::{Key, KeyType};
 
-/// Appends the key's columns to `out`, packed as in `protocol::rows`, and returns how many there are. That is fewer
-/// than the table's key has if the key is a prefix, as an interval's bound may be.
+/// Appends the key's columns to `out`, packed as in `protocol::rows`, and returns how many there
+/// are. That is fewer than the table's key has if the key is a prefix, as an interval's bound may
+/// be.
 ///
 /// # Errors
 /// [`KeyError::Malformed`] if the bytes do not end where a column ends.

@@ -1,9 +1,9 @@
 //! Users' parameters, as the types PostgreSQL has inferred for them.
 //!
-//! A [`Value`] says what the client has; what it must become is known only once the statement is prepared. Integers fit
-//! every numeric type, if they are in its range; text fits every type, by PostgreSQL's own input syntax; everything
-//! else fits its own type. What does not fit is refused here, with the SQLSTATE that PostgreSQL would give, before
-//! anything is sent.
+//! A [`Value`] says what the client has; what it must become is known only once the statement is
+//! prepared. Integers fit every numeric type, if they are in its range; text fits every type, by
+//! PostgreSQL's own input syntax; everything else fits its own type. What does not fit is refused
+//! here, with the SQLSTATE that PostgreSQL would give, before anything is sent.
 
 use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::error::codes;
@@ -11,8 +11,8 @@ use evenkeel_protocol::{SqlError, Value};
 use postgres_types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use std::error::Error;
 
-/// Binds a value to whatever type its parameter has. Errors of the fit come out as [`super::StoreError::Refused`] with
-/// 22003 or 42804.
+/// Binds a value to whatever type its parameter has. Errors of the fit come out as
+/// [`super::StoreError::Refused`] with 22003 or 42804.
 pub fn parameter(value: &Value) -> Parameter<'_> {
     Parameter(value)
 }
@@ -37,7 +37,8 @@ impl ToSql for Parameter<'_> {
     fn encode_format(&self, ty: &Type) -> Format {
         match self.0 {
             Value::Text(_) => Format::Text,
-            // Decimal digits are exact; the binary form of `numeric` would be the same digits, packed.
+            // Decimal digits are exact; the binary form of `numeric` would be the same digits,
+            // packed.
             Value::Int(_) | Value::Float(_) if *ty == Type::NUMERIC => Format::Text,
             _ => Format::Binary,
         }

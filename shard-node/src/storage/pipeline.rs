@@ -12,8 +12,8 @@ pub(super) struct Pipeline<'a> {
 }
 
 impl<'a> Pipeline<'a> {
-    /// Sends a statement: the driver does that when the future is first polled. An error here means that it was not
-    /// sent.
+    /// Sends a statement: the driver does that when the future is first polled. An error here means
+    /// that it was not sent.
     pub(super) async fn send(&mut self, mut statement: BoxFuture<'a, Result<u64, Error>>) -> Result<(), StoreError> {
         match futures::poll!(&mut statement) {
             Poll::Ready(result) => {
@@ -24,8 +24,8 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
-    /// Waits for all answers; the first error is the one that counts, those after it only say that the transaction has
-    /// failed.
+    /// Waits for all answers; the first error is returned; later ones only say that
+    /// the transaction has failed.
     pub(super) async fn drain(&mut self) -> Result<(), StoreError> {
         let mut first = Ok(());
         for statement in self.waiting.drain(..) {

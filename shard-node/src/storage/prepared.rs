@@ -88,11 +88,12 @@ fn array_of_key_type(oid: u32) -> Option<Type> {
     })
 }
 
-/// What is prepared, per table.
+/// Prepared statements, per table.
 #[derive(Debug, Default)]
 pub(super) struct PreparedTables {
     known: HashMap<String, Table>,
-    /// By a type's object id: the type of its arrays. `None` for a type without one; an array, for example.
+    /// By a type's object id: the type of its arrays. `None` for a type without one; an array, for
+    /// example.
     array_types: HashMap<u32, Option<Type>>,
 }
 
@@ -136,8 +137,9 @@ impl PreparedTables {
         &self.array_types
     }
 
-    /// Whether every column's type has an array type, so that rows can be given as arrays; learns the types not seen
-    /// before. (R15: of an array column that is not so, since `unnest` would flatten it.)
+    /// Whether every column's type has an array type, so that rows can be given as arrays; learns
+    /// the types not seen before. (R15: of an array column that is not so, since `unnest` would
+    /// flatten it.)
     pub(super) async fn has_arrays(
         &mut self,
         client: &Client,

@@ -1,8 +1,9 @@
 //! Values as PostgreSQL's binary format has them, in and out, without decoding.
 //!
-//! A row image holds each value as PostgreSQL sent it. To apply a batch of images by one statement, each column becomes
-//! one array parameter; the binary format of an array's element, a length and the bytes, is that of a packed value, so
-//! that building the array is copying slices, straight into the message that goes out.
+//! A row image holds each value as PostgreSQL sent it. To apply a batch of images by one statement,
+//! each column becomes one array parameter; the binary format of an array's element, a length and
+//! the bytes, is that of a packed value, so that building the array is copying slices, straight
+//! into the message that goes out.
 
 use super::StoreError;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,7 +12,8 @@ use evenkeel_protocol::rows::take_value;
 use postgres_types::{FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 use std::error::Error;
 
-/// A value of any type as it comes from PostgreSQL, in its binary format. Nulls need an `Option` around it.
+/// A value of any type as it comes from PostgreSQL, in its binary format. Nulls need an `Option`
+/// around it.
 #[derive(Debug, Clone, Copy)]
 pub struct Raw<'a>(pub &'a [u8]);
 
@@ -25,8 +27,8 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// A parameter of any type, given in the type's binary format; `None` is null. Whoever makes it vouches that the bytes
-/// are of that type; PostgreSQL checks them.
+/// A parameter of any type, given in the type's binary format; `None` is null. The caller
+/// vouches that the bytes are of that type; PostgreSQL checks them.
 #[derive(Debug, Clone, Copy)]
 pub struct RawParameter<'a>(pub Option<&'a [u8]>);
 
@@ -48,7 +50,8 @@ impl ToSql for RawParameter<'_> {
     to_sql_checked!();
 }
 
-/// What data in COPY's binary format begin with: the signature, no flags, nothing more to the header.
+/// What data in COPY's binary format begin with: the signature, no flags, nothing more to the
+/// header.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// A null, packed.
 const NULL: [u8; 4] = (-1i32).to_be_bytes();
@@ -88,7 +91,8 @@ impl<'a> Packed<'a> {
         Packed::of_buffer(&batch.data, width, batch.count as usize)
     }
 
-    /// Of rows whose first `left` values follow one another in one buffer and whose other `right` ones lie in a piece for each row.
+    /// Of rows whose first `left` values follow one another in one buffer and whose other `right`
+    /// ones lie in a piece for each row.
     pub fn joined<'r>(
         buffer: &'a [u8],
         left: usize,
@@ -123,7 +127,8 @@ impl<'a> Packed<'a> {
         (small, large)
     }
 
-    /// Those that are to travel in arrays, if the table's types have any, and those that are to travel one by one.
+    /// Those that are to travel in arrays, if the table's types have any, and those that are to
+    /// travel one by one.
     pub fn in_arrays(self, arrays: bool, max_row_bytes: usize, max_single: usize) -> (Packed<'a>, Packed<'a>) {
         let none = Packed { width: self.width, values: Vec::new() };
         if !arrays || self.rows() <= max_single {
@@ -146,7 +151,8 @@ impl<'a> Packed<'a> {
         pieces.map(|values| Packed { width: self.width, values: values.to_vec() }).collect()
     }
 
-    /// The rows as COPY's binary format has them: each value is packed as it is here, behind the number of a row's values.
+    /// The rows as COPY's binary format has them: each value is packed as it is here, behind the
+    /// number of a row's values.
     pub fn copied(&self) -> Bytes {
         let bytes: usize = self.values.iter().map(|value| value.len()).sum();
         let mut out = BytesMut::with_capacity(COPY_HEADER.len() + bytes + 2 * self.rows() + 2);
@@ -182,7 +188,7 @@ fn is_null(packed: &[u8]) -> bool {
     packed.len() == 4 && packed[0] & 0x80 != 0
 }
 
-/// Finds `count` values; returns what follows them, or `None` if there are not so many.
+/// Finds `count` values; returns what follows them, or `None` if there are fewer.
 fn split<'a>(mut rest: &'a [u8], count: usize, values: &mut Vec<&'a [u8]>) -> Option<&'a [u8]> {
     for _ in 0..count {
         let from = rest;
@@ -210,7 +216,8 @@ impl ToSql for ColumnArray<'_> {
         let Kind::Array(element) = ty.kind() else { return Err(format!("{ty} is no array type").into()) };
         let (bytes, nulls) = self.values().fold((0, false), |(bytes, nulls), v| (bytes + v.len(), nulls || is_null(v)));
         out.reserve(20 + bytes);
-        // One dimension; whether there are nulls; the elements' type; the dimension's length and first index.
+        // One dimension; whether there are nulls; the elements' type; the dimension's length and
+        // first index.
         out.put_i32(1);
         out.put_i32(nulls.into());
         out.put_u32(element.oid());
@@ -260,7 +267,7 @@ mod tests {
 
     // E19: large values do not travel in arrays.
     #[test]
-    fn rows_are_told_apart_by_their_size() {
+    fn rows_are_separated_by_their_size() {
         let rows: Vec<Bytes> = [10, 5000, 20]
             .map(|n| {
                 let mut out = BytesMut::new();
@@ -293,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_row_of_the_table_is_refused() {
+    fn malformed_rows_are_refused() {
         let whole = batch().data;
         assert!(Packed::of_rows(std::slice::from_ref(&whole), 6).is_ok());
         assert!(Packed::of_rows(std::slice::from_ref(&whole), 5).is_err(), "too many values");

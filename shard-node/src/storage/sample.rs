@@ -1,8 +1,9 @@
-//! How large ranges are, and where one can be split by size, from a sample.
+//! Sizes of ranges, and keys that split a range by size, from a sample.
 //!
-//! Which key has half of a range's bytes before it could be told exactly only by reading half of the range. A sample of the table's pages tells it
-//! closely enough, at a cost that does not grow with the table: about [`SAMPLE_BLOCKS`] pages are read, and of large values
-//! only the pointers that stand in them.
+//! The key that has half of a range's bytes before it can be found exactly only by reading half of
+//! the range. A sample of the table's pages finds it closely enough, at a cost that does not grow
+//! with the table: about [`SAMPLE_BLOCKS`] pages are read, and of large values only the pointers in
+//! these pages.
 
 use super::StoreError;
 use super::raw_values::RawParameter;
@@ -27,7 +28,7 @@ const MAX_PIECES: usize = 64;
 pub struct Sample {
     /// Keys, and what the rows take, in no order.
     pub rows: Vec<(Key, u64)>,
-    /// One row in so many is in it.
+    /// One row in `scale` is in it.
     pub scale: f64,
 }
 

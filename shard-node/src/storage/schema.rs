@@ -1,11 +1,13 @@
-//! The tables in which a replica records what its PostgreSQL holds, and the settings of the apply session.
+//! The tables in which a replica records what its PostgreSQL holds, and the settings of the apply
+//! session.
 
-/// The statement with which the leader records its own entry in the user's transaction (R5). Parameters: term and
-/// serial as `bigint` (an `u64`'s bits), answers as `bytea`.
+/// The statement with which the leader records its own entry in the user's transaction (R5).
+/// Parameters: term and serial as `bigint` (an `u64`'s bits), answers as `bytea`.
 pub const RECORD_SQL: &str = "INSERT INTO evenkeel.applied (term, serial, answers) VALUES ($1, $2, $3)";
 
-/// Of this replica only. Blobs are stored as they are: compressing them costs more than it saves on rows that soon go.
-/// What is inserted is deleted again soon, so that vacuum goes by counts, not by shares.
+/// Of this replica only. Blobs are stored as they are: compressing them costs more than it saves on
+/// rows that soon go. Inserted rows are deleted again soon, so that vacuum goes by counts, not by
+/// shares.
 pub(super) const MAKE_SCHEMA: &str = "
 BEGIN;
 SET LOCAL synchronous_commit = on;
@@ -21,8 +23,9 @@ GRANT USAGE ON SCHEMA evenkeel TO evenkeel_user;
 GRANT INSERT ON evenkeel.applied TO evenkeel_user;
 COMMIT";
 
-/// The plans of the few statements are known in advance: one probe of the key's index per row. Statistics, which a bulk
-/// load outruns, must not turn them into scans. Nothing that applies may wait for ever for a lock.
+/// The plans of the few statements are known in advance: one probe of the key's index per row.
+/// Statistics, which a bulk load outruns, must not turn them into scans. Nothing that applies may
+/// wait for ever for a lock.
 pub(super) const SET_UP_SESSION: &str = "
 SET session_replication_role = replica;
 SET synchronous_commit = off;
@@ -32,7 +35,8 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 SET lock_timeout = '10s'";
 
-/// Statements are sent before it is known that BEGIN has come about: what follows a BEGIN that failed must not commit by itself.
+/// Statements are sent before it is known that BEGIN has come about: what follows a BEGIN that
+/// failed must not commit by itself.
 pub(super) const READ_ONLY: &str = "SET default_transaction_read_only = on";
-/// Before what is tried: nothing that serves waits long for it.
+/// Before a trial: statements that serve wait for it only briefly.
 pub(super) const BEGIN_TRIAL: &str = "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'";

@@ -1,9 +1,9 @@
 //! Reading a range as of one moment: the copy of a move, checksums.
 //!
-//! A [`PinnedSnapshot`] is a read-only transaction whose snapshot is taken before it is handed out. Taken between two
-//! apply batches it shows exactly the effective entries up to the replica's position (R21, R31), however long it is
-//! read. But a snapshot held for long keeps dead rows alive for everyone, so the copy takes a new one for each chunk,
-//! and holds none between two.
+//! A [`PinnedSnapshot`] is a read-only transaction whose snapshot is taken before it is handed out.
+//! Taken between two apply batches it shows exactly the effective entries up to the replica's
+//! position (R21, R31), however long it is read. But a snapshot held for long keeps dead rows alive
+//! for everyone, so the copy takes a new one for each chunk, and holds none between two.
 
 use super::StoreError;
 use super::raw_values::{Raw, RawParameter};
@@ -18,23 +18,26 @@ use postgres_types::Type;
 use std::collections::HashMap;
 use tokio_postgres::{Client, Row, Statement};
 
-/// Rows asked of PostgreSQL at a time. What was asked for and does not fit into a chunk any more is read again by the next, so the
-/// first step of a chunk, before the weight of its rows is known, is a small one.
+/// Rows asked of PostgreSQL at a time. What was asked for and does not fit into a chunk any more is
+/// read again by the next, so the first step of a chunk, before the weight of its rows is known, is
+/// a small one.
 const STEPS: [usize; 4] = [64, 16, 4, 1];
 const FIRST_STEP: usize = 16;
 /// Of rows that are read in pieces which are larger than a chunk.
 const PIECE_STEPS: [usize; 7] = [4096, 1024, 256, 64, 16, 4, 1];
 /// Of keys and sizes, which are short whatever the row weighs.
 const KEY_STEPS: [usize; 4] = [1024, 256, 64, 16];
-/// A chunk of more than one row has at most this many bytes of packed rows: with what surrounds them in the log, it fits into an entry.
+/// A chunk of more than one row has at most this many bytes of packed rows: with what surrounds
+/// them in the log, it fits into an entry.
 pub const MAX_CHUNK_BYTES: usize = (1 << 20) - (64 << 10);
 /// The most statements kept prepared.
 const MAX_STATEMENTS: usize = 256;
-/// Reading in key order must be an index scan, whatever the statistics say: a sort would read the whole range for each
-/// chunk.
+/// Reading in key order must be an index scan, whatever the statistics say: a sort would read the
+/// whole range for each chunk.
 const SET_UP_SESSION: &str =
     "SET enable_sort = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan";
-/// `pg_current_snapshot` makes PostgreSQL take the transaction's snapshot now, not at the first read.
+/// `pg_current_snapshot` makes PostgreSQL take the transaction's snapshot now, not at the first
+/// read.
 const PIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()";
 
 /// A read-only transaction that sees one moment.
@@ -89,7 +92,7 @@ enum Query {
     Piece,
     /// The key's columns, and what each column takes, by a cursor.
     Extent,
-    /// So many rows of one of them.
+    /// A number of rows of one of them.
     Fetch(Walk, usize),
     Checksum,
 }
@@ -153,7 +156,8 @@ impl IdleSession {
 }
 
 impl PinnedSnapshot {
-    /// Opens a session and takes the snapshot; when this returns, later commits are invisible to it.
+    /// Opens a session and takes the snapshot; when this returns, later commits are invisible to
+    /// it.
     ///
     /// # Errors
     /// As for [`Connector::connect`].
@@ -184,7 +188,7 @@ impl PinnedSnapshot {
         Ok(self.client.batch_execute(PIN).await?)
     }
 
-    /// From here on no statement in it may take longer; until it is let go of.
+    /// From here on no statement in it may take longer; until the snapshot is released.
     ///
     /// # Errors
     /// [`StoreError::SessionLost`].
@@ -192,13 +196,14 @@ impl PinnedSnapshot {
         Ok(self.client.batch_execute(&format!("SET LOCAL statement_timeout = {ms}")).await?)
     }
 
-    /// The first rows of an interval, in key order: at least one if there is one, at most `max_rows`, and no more than `max_bytes` of packed
-    /// rows but for the row that goes over it, unless with that one it were more than [`MAX_CHUNK_BYTES`]. A row that is longer is
-    /// a chunk of its own. To go on, ask for what lies after [`Chunk::covered`].
+    /// The first rows of an interval, in key order: at least one if there is one, at most
+    /// `max_rows`, and no more than `max_bytes` of packed rows but for the row that goes over it,
+    /// unless with that one it were more than [`MAX_CHUNK_BYTES`]. A row that is longer is a chunk
+    /// of its own. To go on, ask for what lies after [`Chunk::covered`].
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`]: open another. Else the table is not what `schema` says, or the bounds are not its
-    /// keys. The transaction has failed then.
+    /// [`StoreError::SessionLost`]: open another. Else the table is not what `schema` says, or the
+    /// bounds are not its keys. The transaction has failed then.
     pub async fn chunk(
         &mut self,
         schema: &TableSchema,
@@ -231,9 +236,10 @@ impl PinnedSnapshot {
         Ok(Chunk { covered, rows, checksum, last })
     }
 
-    /// The first rows of an interval, in key order, without checksums: at least one if there is one, at most `max_rows`, and at most `max_bytes` of
-    /// packed rows. A row that is longer comes alone. A piece is not filled up row by row: seven eighths of the bytes are enough. To go on, ask
-    /// for what lies after [`RowsOf::covered`].
+    /// The first rows of an interval, in key order, without checksums: at least one if there is
+    /// one, at most `max_rows`, and at most `max_bytes` of packed rows. A row that is longer comes
+    /// alone. A piece is not filled up row by row: seven eighths of the bytes are enough. To go on,
+    /// ask for what lies after [`RowsOf::covered`].
     ///
     /// # Errors
     /// As for [`PinnedSnapshot::chunk`].
@@ -264,8 +270,9 @@ impl PinnedSnapshot {
         Ok(RowsOf { covered, rows: builder.finish(), last })
     }
 
-    /// The extent of the first rows of an interval: at least one if there is one, at most `max_rows`, and about `max_bytes` of what
-    /// they take in PostgreSQL. Values that lie outside of their rows are not read.
+    /// The extent of the first rows of an interval: at least one if there is one, at most
+    /// `max_rows`, and about `max_bytes` of what they take in PostgreSQL. Values that lie outside
+    /// of their rows are not read.
     ///
     /// # Errors
     /// As for [`PinnedSnapshot::chunk`].
@@ -300,7 +307,8 @@ impl PinnedSnapshot {
         Ok(Extent { covered, rows, bytes, last })
     }
 
-    /// Walks over an interval's rows in key order until `take` wants no more; gives the key of the first row that was not taken.
+    /// Walks over an interval's rows in key order until `take` wants no more; gives the key of the
+    /// first row that was not taken.
     async fn walk(
         &mut self,
         schema: &TableSchema,
@@ -343,9 +351,9 @@ impl PinnedSnapshot {
         Ok(cut)
     }
 
-    /// A checksum of an interval's rows: their number, and the sum, modulo 2^64, of a 64-bit hash of each row.
-    /// It depends neither on the rows' physical order nor on the server they lie on (as long as all have the same byte
-    /// order).
+    /// A checksum of an interval's rows: their number, and the sum, modulo 2^64, of a 64-bit hash
+    /// of each row. It depends neither on the rows' physical order nor on the server they lie on
+    /// (as long as all have the same byte order).
     ///
     /// # Errors
     /// As for [`PinnedSnapshot::chunk`].
@@ -424,8 +432,9 @@ fn until(interval: &KeyInterval, cut: Option<Key>) -> (KeyInterval, bool) {
     }
 }
 
-/// A checksum as [`statements::checksum`] gives it. The hashes are signed, their exact sum a `numeric`, which the driver does not read: it
-/// comes as text and is reduced here. `None` if it is no number.
+/// A checksum as [`statements::checksum`] gives it. The hashes are signed, their exact sum a
+/// `numeric`, which the driver does not read: it comes as text and is reduced here. `None` if it is
+/// no number.
 pub(super) fn checksum_of(row: &Row) -> Result<Option<RangeChecksum>, tokio_postgres::Error> {
     let sum: Option<i128> = row.try_get::<_, &str>(1)?.parse().ok();
     let rows = row.try_get::<_, i64>(0)? as u64;

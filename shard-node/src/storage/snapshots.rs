@@ -1,8 +1,9 @@
 //! Sessions for snapshots, kept ready.
 //!
-//! Opening a session costs PostgreSQL a process, which on a busy machine takes tens of milliseconds. A copy and a clean-up take one for as
-//! long as they go on, and a count of rows now and then. So sessions are used again. A session that lies here holds no
-//! transaction, so no dead rows are kept for it. The owner is one start of PostgreSQL.
+//! Opening a session costs PostgreSQL a process, which on a busy machine takes tens of
+//! milliseconds. A copy and a clean-up take one for as long as they go on, and a count of rows now
+//! and then. So sessions are used again. A session that lies here holds no transaction, so no dead
+//! rows are kept for it. The owner is one start of PostgreSQL.
 
 use super::StoreError;
 use super::snapshot::{IdleSession, PinnedSnapshot};
@@ -36,7 +37,7 @@ impl Snapshots {
     pub async fn take(&self) -> Result<PinnedSnapshot, StoreError> {
         let next = || self.sessions().pop();
         while let Some(session) = next() {
-            // One that was lost meanwhile says nothing about the next.
+            // A lost session says nothing about the next one.
             if let Ok(snapshot) = session.pin().await {
                 return Ok(snapshot);
             }
@@ -44,7 +45,7 @@ impl Snapshots {
         PinnedSnapshot::open(&self.connector).await
     }
 
-    /// Takes back what is no longer read. One that is dropped instead is closed.
+    /// Takes back a snapshot that is no longer read. A snapshot that is dropped instead is closed.
     pub async fn give_back(&self, snapshot: PinnedSnapshot) {
         if let Ok(session) = snapshot.unpin().await {
             let mut sessions = self.sessions();

@@ -1,7 +1,8 @@
-//! The SQL with which a replica changes and reads its tables: text made from a schema, nothing else.
+//! The SQL with which a replica changes and reads its tables: text made from a schema, nothing
+//! else.
 //!
-//! Types are given by object id when a statement is prepared, so that the text needs no casts and every built-in type
-//! is treated alike.
+//! Types are given by object id when a statement is prepared, so that the text needs no casts and
+//! every built-in type is treated alike.
 
 use super::StoreError;
 use super::packed_keys::pack_key;
@@ -69,7 +70,8 @@ pub(super) fn copy_in(schema: &TableSchema) -> String {
     format!("COPY {} ({}) FROM STDIN (FORMAT binary)", table_name(schema), columns(schema))
 }
 
-/// Sets these columns of rows that are there, by their keys. Parameters: the key's columns, then the values.
+/// Sets these columns of rows that are there, by their keys. Parameters: the key's columns, then
+/// the values.
 pub(super) fn update(schema: &TableSchema, columns: &Columns, source: Source) -> String {
     let (name, width) = (table_name(schema), schema.key.len());
     let set: Vec<&str> = columns.positions().filter_map(|at| schema.columns.get(at)).map(|c| c.name.as_str()).collect();
@@ -120,7 +122,8 @@ pub(super) fn delete(schema: &TableSchema, source: Source) -> String {
     }
 }
 
-/// The shape of an interval's predicate: how many key columns each bound has; 0 for a bound that does not bind.
+/// The shape of an interval's predicate: how many key columns each bound has; 0 for a bound that
+/// does not bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Shape {
     pub start: usize,
@@ -135,8 +138,9 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Of an interval that is not empty. A bound may be a key's prefix, as long as it ends where a column ends: all
-    /// keys that begin with it are after it, and comparing its columns says just that.
+    /// Of an interval that is not empty. A bound may be a key's prefix, as long as it ends where a
+    /// column ends: all keys that begin with it are after it, and comparing its columns says just
+    /// that.
     pub fn of(schema: &TableSchema, interval: &KeyInterval) -> Result<Bounds, StoreError> {
         let malformed = |_| StoreError::Diverged(format!("{interval} is no interval of table {}", schema.name));
         let types = schema.key_types();
@@ -155,8 +159,8 @@ impl Bounds {
     }
 }
 
-/// ` WHERE …` for an interval; its parameters are numbered from 1. Row comparisons are what an index on the key answers
-/// directly.
+/// ` WHERE …` for an interval; its parameters are numbered from 1. Row comparisons are what an
+/// index on the key answers directly.
 pub(super) fn where_in(schema: &TableSchema, shape: Shape) -> String {
     let names: Vec<&str> = schema.key_columns().map(|column| column.name.as_str()).collect();
     let side = |operator: &str, columns: usize, from: usize| {
@@ -168,7 +172,8 @@ pub(super) fn where_in(schema: &TableSchema, shape: Shape) -> String {
     if sides.is_empty() { String::new() } else { format!(" WHERE {}", sides.join(" AND ")) }
 }
 
-/// What each column of a row takes where it lies, in bytes; values that lie elsewhere are not read for it.
+/// What each column of a row takes where it lies, in bytes; values that lie elsewhere are not read
+/// for it.
 pub(super) fn column_sizes(schema: &TableSchema) -> String {
     let sizes: Vec<String> =
         schema.columns.iter().map(|column| format!("pg_column_size({})", TableSchema::quote(&column.name))).collect();
@@ -187,11 +192,12 @@ pub(super) fn where_types(schema: &TableSchema, shape: Shape) -> impl Iterator<I
     of(shape.start).chain(of(shape.end))
 }
 
-/// Types whose values' length stands in the row, or in the pointer that stands there, before compression: text, varchar, char and bytea.
+/// Types whose values' length stands in the row, or in the pointer that stands there, before
+/// compression: text, varchar, char and bytea.
 const OF_KNOWN_LENGTH: [u32; 4] = [25, 1043, 1042, 17];
 
-/// What a row's values take, uncompressed as far as that can be known without reading one that lies outside of its row, in bytes, and
-/// what PostgreSQL keeps beside them.
+/// What a row's values take, uncompressed as far as that can be known without reading one that lies
+/// outside of its row, in bytes, and what PostgreSQL keeps beside them.
 pub(super) fn row_bytes(schema: &TableSchema) -> String {
     let each = schema.columns.iter().map(|column| {
         let of = if OF_KNOWN_LENGTH.contains(&column.type_oid) { "octet_length" } else { "pg_column_size" };
@@ -200,8 +206,9 @@ pub(super) fn row_bytes(schema: &TableSchema) -> String {
     format!("{ROW_OVERHEAD_BYTES} + {}", each.collect::<Vec<_>>().join(" + "))
 }
 
-/// A 64-bit hash of a row's contents, the same on every server of one byte order. Values of types whose equality is identity are hashed as
-/// they are; of the others (`1.0` equals `1.00`, `-0` equals `0`; some have no hash at all) the text is.
+/// A 64-bit hash of a row's contents, the same on every server of one byte order. Values of types
+/// whose equality is identity are hashed as they are; of the others (`1.0` equals `1.00`, `-0`
+/// equals `0`; some have no hash at all) the text is.
 pub(super) fn row_hash(schema: &TableSchema) -> String {
     let columns = schema.columns.iter().map(|column| {
         let name = TableSchema::quote(&column.name);
@@ -211,8 +218,8 @@ pub(super) fn row_hash(schema: &TableSchema) -> String {
     format!("hash_record_extended(ROW({}), 0)", columns.join(", "))
 }
 
-/// Types two of whose values are equal only if they are the same: boolean, bytea, "char", name, the integers, text, oid, char(n), varchar,
-/// date, time, timestamp, timestamptz, timetz, uuid.
+/// Types two of whose values are equal only if they are the same: boolean, bytea, "char", name, the
+/// integers, text, oid, char(n), varchar, date, time, timestamp, timestamptz, timetz, uuid.
 const EQUAL_IS_SAME: [u32; 17] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1042, 1043, 1082, 1083, 1114, 1184, 1266, 2950];
 
 #[cfg(test)]

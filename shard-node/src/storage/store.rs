@@ -22,18 +22,18 @@ pub struct Store {
     insert_record: Statement,
     /// The rows of `evenkeel.position` that are there, oldest first.
     pub(super) positions: VecDeque<PositionRow>,
-    /// Set while a transaction is under way. If it is found set, an earlier call was dropped in the middle, and nobody
-    /// knows what the session is doing.
+    /// Set while a transaction is under way. If it is found set, an earlier call was dropped in the
+    /// middle, and the state of the session is unknown.
     busy: bool,
 }
 
 impl Store {
-    /// Opens the session, makes the schema if it is missing, and reads what is in (R2: after the server was started
-    /// again).
+    /// Opens the session, makes the schema if it is missing, and reads the record of applied
+    /// entries (R2: after the server was started again).
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`] and [`StoreError::Refused`] can be tried again; after [`StoreError::Diverged`] the
-    /// replica must stop.
+    /// [`StoreError::SessionLost`] and [`StoreError::Refused`] can be tried again; after
+    /// [`StoreError::Diverged`] the replica must stop.
     pub async fn open(connector: &Connector) -> Result<(Store, Recovered), StoreError> {
         let client = connector.connect(Role::Admin).await?;
         client.batch_execute(SET_UP_SESSION).await?;
@@ -56,12 +56,14 @@ impl Store {
         self.positions.back().map_or(0, |row| row.index)
     }
 
-    /// Applies a batch in one transaction: all of it is in afterwards, or nothing. Gives the rows of copies that are not stored as they
-    /// came. Not to be dropped before it is done; a session whose apply was dropped is given up at the next call.
+    /// Applies a batch in one transaction: all of it is in afterwards, or nothing. Gives the rows
+    /// of copies that are not stored as they came. Not to be dropped before it is done; a session
+    /// whose apply was dropped is given up at the next call.
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`]: open the store again, which tells whether the batch is in. [`StoreError::Refused`]:
-    /// it is not in; try again. [`StoreError::Diverged`]: the replica must stop (invariant 5).
+    /// [`StoreError::SessionLost`]: open the store again, which tells whether the batch is in.
+    /// [`StoreError::Refused`]: it is not in; try again. [`StoreError::Diverged`]: the replica must
+    /// stop (invariant 5).
     pub async fn apply(&mut self, batch: &ApplyBatch) -> Result<Vec<Differing>, StoreError> {
         if batch.records.is_empty() && batch.position < self.position() {
             let reason = format!("a batch for position {} after position {}", batch.position, self.position());
@@ -91,8 +93,8 @@ impl Store {
         }
     }
 
-    /// Deletes records of the leader's own entries, given as (term, serial), and positions below `positions_below`. The
-    /// latest position, and the latest that carries state, stay in any case.
+    /// Deletes records of the leader's own entries, given as (term, serial), and positions below
+    /// `positions_below`. The latest position, and the latest that carries state, stay in any case.
     ///
     /// # Errors
     /// As for [`Store::apply`]; nothing was deleted then.
@@ -122,22 +124,23 @@ impl Store {
             self.client.execute(sql, &[&terms, &serials]).await?;
         }
         if let (Some(first), Some(last)) = (self.positions.front(), self.positions.range(..positions).last()) {
-            // From the first that is left on: what was deleted before may still lie in the index, and walking over it
-            // again would take longer each time.
+            // From the first that is left on: what was deleted before may still lie in the index,
+            // and walking over it again would take longer each time.
             let sql = "DELETE FROM evenkeel.position WHERE batch >= $1 AND batch <= $2";
             self.client.execute(sql, &[&first.batch, &last.batch]).await?;
         }
         Ok(self.client.batch_execute("COMMIT").await?)
     }
 
-    /// Drops all users' tables and all records: what a replica does before it takes another's state. Afterwards the
-    /// position is 0.
+    /// Drops all users' tables and all records: what a replica does before it takes another's
+    /// state. Afterwards the position is 0.
     ///
     /// # Errors
     /// As for [`Store::apply`]; nothing was dropped then.
     pub async fn clear(&mut self) -> Result<(), StoreError> {
         self.begin_exclusive()?;
-        // R17: nobody who reads here may hold this up. None of a user's sessions has a reason to be left.
+        // R17: no reading session may delay this. None of a user's sessions has a reason to be
+        // left.
         let end_users = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user';";
         let drop_all = "
             BEGIN READ WRITE;

@@ -84,7 +84,8 @@ async fn checksum(connector: &Connector, schema: &TableSchema) -> RangeChecksum 
     snapshot.checksum(schema, &KeyInterval::ALL).await.unwrap()
 }
 
-/// Every type that a column can have goes through images unchanged, nulls included, by arrays and by single rows.
+/// Every type that a column can have goes through images unchanged, nulls included, by arrays and
+/// by single rows.
 #[tokio::test]
 async fn every_type_survives_reading_and_applying() {
     let (_dir, postgres) = start().await;
@@ -216,7 +217,7 @@ async fn batches_do_what_a_map_does() {
                     }
                 }
                 2 | 3 => {
-                    // E13: parts change what is there, and make nothing.
+                    // E13: parts change existing rows, and make none.
                     let mut parts = Vec::new();
                     for (key, v) in rows {
                         let mut packed = bytes::BytesMut::new();
@@ -247,9 +248,10 @@ async fn batches_do_what_a_map_does() {
     postgres.stop().await.unwrap();
 }
 
-/// Invariant 3: what is in is recorded with it, for applied batches and for the leader's own transactions.
+/// Invariant 3: applied entries are recorded with their rows, for applied batches and for the
+/// leader's own transactions.
 #[tokio::test]
-async fn a_new_session_learns_what_is_in() {
+async fn a_new_session_learns_which_entries_are_applied() {
     let (_dir, postgres) = start().await;
     let connector = postgres.connector();
     let (mut store, _) = Store::open(&connector).await.unwrap();
@@ -260,7 +262,8 @@ async fn a_new_session_learns_what_is_in() {
     store.apply(&with_state).await.unwrap();
     store.apply(&ApplyBatch { answers: answers.clone(), ..batch(9, Vec::new()) }).await.unwrap();
 
-    // R5: the leader's sessions add their own record, in the users' transaction, with the users' rights and no more.
+    // R5: the leader's sessions add their own record, in the users' transaction, with the users'
+    // rights and no more.
     let user = connector.connect(Role::User).await.unwrap();
     for (serial, end) in [(1i64, "COMMIT"), (2, "ROLLBACK"), (3, "COMMIT")] {
         user.batch_execute("BEGIN READ WRITE; INSERT INTO pairs VALUES ('v', 'k', 1) ON CONFLICT DO NOTHING")
@@ -297,7 +300,7 @@ async fn a_new_session_learns_what_is_in() {
     assert_eq!(recovered, expected);
     assert_eq!(store.position(), 9);
 
-    // Pruning forgets what it is told, but never the latest position or state.
+    // Pruning deletes the given records, but never the latest position or state.
     store.prune(&[(4, 1), (4, 77)], u64::MAX).await.unwrap();
     assert_eq!(store.positions.iter().map(|row| row.index).collect::<Vec<_>>(), [7, 9]);
     let (mut store, recovered) = Store::open(&connector).await.unwrap();
@@ -329,7 +332,8 @@ async fn a_new_session_learns_what_is_in() {
     postgres.stop().await.unwrap();
 }
 
-/// Invariant 5: what the data causes stops the replica; nothing of the batch is in, and the session can go on.
+/// Invariant 5: what the data causes stops the replica; nothing of the batch is in, and the session
+/// can go on.
 #[tokio::test]
 async fn a_batch_that_fails_leaves_nothing_and_says_what_must_happen_next() {
     let (_dir, postgres) = start().await;
@@ -370,7 +374,7 @@ async fn a_batch_that_fails_leaves_nothing_and_says_what_must_happen_next() {
 }
 
 #[tokio::test]
-async fn a_lost_session_is_told_and_so_is_a_dropped_apply() {
+async fn a_lost_session_is_reported_and_so_is_a_dropped_apply() {
     let (_dir, mut postgres) = start().await;
     let connector = postgres.connector();
     let (mut store, _) = Store::open(&connector).await.unwrap();
@@ -395,8 +399,8 @@ async fn a_lost_session_is_told_and_so_is_a_dropped_apply() {
     let row = upsert(&schema, vec![image(&pair(1, "a"), None)]);
     assert_eq!(store.apply(&batch(2, vec![row.clone()])).await, Err(StoreError::SessionLost));
 
-    // R16: what a synchronous batch covers is there after the worst crash. (Without `sync`, this loses both rows on
-    // most runs.)
+    // R16: what a synchronous batch covers is there after the worst crash. (Without `sync`, this
+    // loses both rows on most runs.)
     let (mut store, _) = Store::open(&connector).await.unwrap();
     store.apply(&batch(2, vec![row])).await.unwrap();
     let synced = ApplyBatch { sync: true, ..batch(3, vec![upsert(&schema, vec![image(&pair(2, "b"), None)])]) };
@@ -411,7 +415,8 @@ async fn a_lost_session_is_told_and_so_is_a_dropped_apply() {
     postgres.stop().await.unwrap();
 }
 
-/// R21, R31: one moment, whatever happens after; the same sum on every replica, whatever order the rows lie in.
+/// R21, R31: one moment, whatever happens after; the same sum on every replica, whatever order the
+/// rows lie in.
 #[tokio::test]
 async fn a_snapshot_sees_one_moment_and_checksums_compare_replicas() {
     let (_dir1, one) = start().await;
@@ -443,7 +448,8 @@ async fn a_snapshot_sees_one_moment_and_checksums_compare_replicas() {
         total = RangeChecksum { rows: total.rows + sum.rows, sum: total.sum.wrapping_add(sum.sum) };
         let found = read(&mut before, &schema, part, 7, 1 << 20).await;
         assert_eq!(u64::from(found.count), sum.rows);
-        // A table of a few pages is all in the sample, and weighs what the rows weighed when they came.
+        // A table of a few pages is all in the sample, and weighs what the rows weighed when they
+        // came.
         let sample = sample(&before, &schema, part).await.unwrap();
         let mut came = RangeSize::default();
         came.add_rows(&found);
@@ -529,7 +535,8 @@ async fn parameters_become_what_postgresql_inferred() {
     postgres.stop().await.unwrap();
 }
 
-/// Sessions for snapshots are used again, those that are reserved are there when they are wanted, and one that was lost is nobody's trouble.
+/// Sessions for snapshots are used again, those that are reserved are there when they are wanted,
+/// and one that was lost is nobody's trouble.
 #[tokio::test]
 async fn sessions_for_snapshots_are_kept_ready() {
     let (_dir, postgres) = start().await;
@@ -561,8 +568,9 @@ async fn sessions_for_snapshots_are_kept_ready() {
     assert_eq!(after.checksum(&schema, &KeyInterval::ALL).await.unwrap().rows, 1);
 }
 
-/// Breaks if a chunk is cut by what the rows before it weighed (E9), or if a long row cannot travel: rows from a few bytes to more than
-/// a chunk lie side by side, and each chunk keeps to its bytes.
+/// Breaks if a chunk is cut by what the rows before it weighed (E9), or if a long row cannot
+/// travel: rows from a few bytes to more than a chunk lie side by side, and each chunk keeps to its
+/// bytes.
 #[tokio::test]
 async fn chunks_are_cut_by_bytes_whatever_the_rows_weigh() {
     let (_dir, postgres) = start().await;
@@ -592,7 +600,7 @@ async fn chunks_are_cut_by_bytes_whatever_the_rows_weigh() {
     assert_eq!(RangeChecksum { rows, sum }, whole);
     assert!(longest > 3_000_000, "the longest row is a chunk of its own: {longest}");
 
-    // What is to be deleted is measured without reading it.
+    // Rows to be deleted are measured without reading them.
     let (mut rest, mut rows, mut extents) = (KeyInterval::ALL, 0, 0);
     loop {
         let extent = snapshot.extent(&schema, &rest, 300, 500_000).await.unwrap();
@@ -608,9 +616,10 @@ async fn chunks_are_cut_by_bytes_whatever_the_rows_weigh() {
     postgres.stop().await.unwrap();
 }
 
-/// Breaks if a replica does not notice that it has stored something else than what a copy brought (R24).
+/// Breaks if a replica does not notice that it has stored something else than what a copy brought
+/// (R24).
 #[tokio::test]
-async fn a_chunk_that_is_not_stored_as_it_was_sent_is_told() {
+async fn a_chunk_that_is_not_stored_as_it_was_sent_is_reported() {
     let (_dir, postgres) = start().await;
     let connector = postgres.connector();
     let schema = pairs();
@@ -628,7 +637,7 @@ async fn a_chunk_that_is_not_stored_as_it_was_sent_is_told() {
         StoreOperation::ReplaceInterval { table, interval, rows, copied }
     };
     assert_eq!(store.apply(&batch(3, vec![replace(chunk.checksum)])).await, Ok(vec![]));
-    // A trigger that changes what is stored, as damage would.
+    // A trigger that changes stored rows, as damage would.
     let admin = connector.connect(Role::Admin).await.unwrap();
     let spoil = "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'w'; RETURN NEW; END $$;
         CREATE TRIGGER spoil BEFORE INSERT ON pairs FOR EACH ROW WHEN (NEW.k1 = 7) EXECUTE FUNCTION spoil();
@@ -642,8 +651,8 @@ async fn a_chunk_that_is_not_stored_as_it_was_sent_is_told() {
     postgres.stop().await.unwrap();
 }
 
-/// Many rows that are not there go in by COPY. Breaks if they are other rows then, if what fails half-way is in, or if the session is of no
-/// use after it.
+/// Many rows that are not there go in by COPY. Breaks if they are other rows then, if what fails
+/// half-way is in, or if the session is of no use after it.
 #[tokio::test]
 async fn many_rows_go_in_as_they_were_read() {
     let (_dir, postgres) = start().await;
@@ -688,7 +697,7 @@ async fn many_rows_go_in_as_they_were_read() {
     let failed = store.apply(&batch(3, vec![replace(pieces[0].covered.clone(), twice)])).await;
     assert!(matches!(failed, Err(StoreError::Diverged(_))), "{failed:?}");
     assert_eq!((checksum(&connector, &schema).await.rows, store.position()), (0, 2));
-    // Two in one batch, and once more over what is there.
+    // Two in one batch, and once more over existing rows.
     for _ in 0..2 {
         for pair in pieces.chunks(2) {
             let operations = pair.iter().map(|piece| replace(piece.covered.clone(), piece.rows.clone())).collect();

@@ -10,7 +10,8 @@ use std::sync::Arc;
 /// Tries whether a table can be made here, as an apply would make it, and unmakes it.
 ///
 /// # Errors
-/// [`StoreError::Refused`] with what PostgreSQL has against it, unless the error is one of the moment (`StoreError::passes`).
+/// [`StoreError::Refused`] with what PostgreSQL has against it, unless the error is one of the
+/// moment (`StoreError::passes`).
 pub async fn try_table(connector: &Connector, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
     let client = connector.connect(Role::Admin).await?;
     client.batch_execute(SET_UP_SESSION).await?;

@@ -1,8 +1,10 @@
-//! Vacuuming what this replica records of itself.
+//! Vacuum of the tables in which the replica records applied entries.
 //!
-//! A record is inserted with each statement or batch and deleted soon after, so these tables want vacuum every few seconds, while they
-//! are small. Users' tables want it as rarely as PostgreSQL does it by default: on each replica, a pass over a table of gigabytes takes a
-//! core for seconds. Autovacuum has one pace for a whole server, so it is left at users' and these tables are seen to here.
+//! A record is inserted with each statement or batch and deleted soon after, so these tables need
+//! vacuum every few seconds, while they are small. Users' tables need it as rarely as PostgreSQL
+//! does it by default: a pass over a table of gigabytes takes a processor core for seconds on each
+//! replica. Autovacuum has one pace for a whole server; it is set for users' tables, and this task
+//! vacuums the others.
 
 use super::StoreError;
 use crate::postgres::{Connector, Role};
@@ -10,14 +12,15 @@ use crate::progress::Progress;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often, in milliseconds, if so many positions have been applied since the last time.
+/// How often, in milliseconds, if at least this many positions have been applied since the last
+/// time.
 const EVERY_MS: u64 = 10_000;
 const MIN_POSITIONS: u64 = 1_000;
-/// Without truncation, which would lock out whoever inserts.
+/// Without truncation, which would lock out inserting sessions.
 const VACUUM: &str = "VACUUM (TRUNCATE false) evenkeel.applied, evenkeel.position";
 
-/// Vacuums the tables of schema `evenkeel` while positions are applied. A failure is tried again the next time: others find out that
-/// PostgreSQL is gone. Never returns.
+/// Vacuums the tables of schema `evenkeel` while positions are applied. A failure is tried again
+/// the next time: others find out that PostgreSQL is gone. Never returns.
 pub async fn keep_vacuumed(connector: &Connector, progress: &Arc<Progress>) {
     let mut cleaned_at = progress.watermark();
     loop {
