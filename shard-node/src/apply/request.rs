@@ -12,7 +12,7 @@ pub struct Export {
     pub index: u64,
     /// The term in force there.
     pub term: u64,
-    /// The encoded [`SavedState`].
+    /// The encoded [`SavedState`](super::SavedState).
     pub machine: Bytes,
     /// The retry window.
     pub window: Bytes,

@@ -143,7 +143,7 @@ pub enum Control {
         /// This leader's clock, in milliseconds since the Unix epoch: the answers that come are
         /// kept from then on.
         stamp_ms: u64,
-        /// Encoded [`TailEntry`]s.
+        /// Encoded [`TailEntry`](super::TailEntry)s.
         entries: Vec<Bytes>,
     },
     /// Destination: ownership begins here (invariant 6). Carries the fence's proof.

@@ -62,7 +62,7 @@ pub use raw_values::{Raw, RawParameter};
 pub use recovered::{AppliedRecord, Recovered};
 pub use sample::{Sample, sample, size_split_keys};
 pub use schema::RECORD_SQL;
-pub use snapshot::{Chunk, Extent, PinnedSnapshot, RowsOf};
+pub use snapshot::{Chunk, Extent, MAX_CHUNK_BYTES, PinnedSnapshot, RowsOf};
 pub use snapshots::Snapshots;
 pub use store::Store;
 pub use try_table::try_table;
