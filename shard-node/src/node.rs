@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::fold::{RetryWindow, ShardState};
 use crate::housekeeping::keep_house;
-use crate::leader::admission::Admission;
+use crate::leader::latches::LatchManager;
 use crate::leader::scans::SCAN_SESSIONS;
 use crate::leader::transactions::RESERVED_SESSIONS;
 use crate::leader::{Leader, Shared};
@@ -352,7 +352,7 @@ impl Node {
             window: Arc::new(Mutex::new(window)),
             owned_changed: Arc::default(),
             progress: progress.clone(),
-            admission: Arc::new(Admission::default()),
+            latches: Arc::new(LatchManager::default()),
             connector: connector.clone(),
             snapshots,
             whole: Arc::new(watch::Sender::new(missing.is_none())),

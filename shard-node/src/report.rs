@@ -22,11 +22,8 @@ pub fn build_report(leader: &Leader, config: &Config, checks: &Checks, sequence:
     let status = shared.log.status();
     let with_tables = sequence <= 1 || sequence.is_multiple_of(TABLES_EVERY);
     let mut loads: HashMap<(RangeId, Epoch), RangeLoad> = HashMap::new();
-    for slot in shared.admission.slots() {
-        let mut load = slot.meter().load(now_ms);
-        let size = slot.size();
-        (load.rows, load.bytes) = (size.rows, size.bytes);
-        loads.insert((slot.range.id, slot.range.epoch), load);
+    for latch in shared.latches.latches() {
+        loads.insert((latch.range.id, latch.range.epoch), latch.statistics.report(now_ms));
     }
     let mut replicas: Vec<ReplicaReport> = status
         .peers

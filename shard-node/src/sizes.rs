@@ -5,7 +5,7 @@
 
 use crate::fold::{Sampled, ShardState};
 use crate::leader::Leader;
-use crate::leader::admission::Slot;
+use crate::leader::latches::RangeLatch;
 use crate::store::{Sample, StoreError};
 use evenkeel_protocol::{Key, KeyInterval, TableId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,9 +48,9 @@ pub async fn correct(leader: Arc<Leader>) {
     let mut rests = Rests::default();
     loop {
         let state = leader.shared().state();
-        let slots = leader.shared().admission.slots();
-        for table in doubtful(&slots, &rests, Instant::now()) {
-            let of_table = slots.iter().filter(|slot| slot.range.table == table).cloned().collect();
+        let latches = leader.shared().latches.latches();
+        for table in doubtful(&latches, &rests, Instant::now()) {
+            let of_table = latches.iter().filter(|latch| latch.range.table == table).cloned().collect();
             let news = match sample(&leader, &state, table).await {
                 Ok(sample) => take(of_table, sample),
                 Err(error) => {
@@ -65,12 +65,12 @@ pub async fn correct(leader: Arc<Leader>) {
 }
 
 /// Tables that have a range whose size is doubtful, and have rested.
-fn doubtful(slots: &[Arc<Slot>], rests: &Rests, now: Instant) -> BTreeSet<TableId> {
-    let due = |slot: &&Arc<Slot>| {
-        let size = slot.size();
-        size.is_doubtful() && rests.is_over(slot.range.table, size.is_guessed(), now)
+fn doubtful(latches: &[Arc<RangeLatch>], rests: &Rests, now: Instant) -> BTreeSet<TableId> {
+    let due = |latch: &&Arc<RangeLatch>| {
+        let size = latch.statistics.size();
+        size.is_doubtful() && rests.is_over(latch.range.table, size.is_guessed(), now)
     };
-    slots.iter().filter(due).map(|slot| slot.range.table).collect()
+    latches.iter().filter(due).map(|latch| latch.range.table).collect()
 }
 
 async fn sample(leader: &Leader, state: &ShardState, table: TableId) -> Result<Sample, StoreError> {
@@ -84,20 +84,20 @@ async fn sample(leader: &Leader, state: &ShardState, table: TableId) -> Result<S
 }
 
 /// Corrects the doubtful ones of a table's ranges. Says whether that made much of a difference to any.
-fn take(slots: Vec<Arc<Slot>>, sample: Sample) -> bool {
-    let by_start: BTreeMap<Key, (Arc<Slot>, Sampled)> =
-        slots.into_iter().map(|slot| (slot.range.interval.start.clone(), (slot, Sampled::default()))).collect();
+fn take(latches: Vec<Arc<RangeLatch>>, sample: Sample) -> bool {
+    let by_start: BTreeMap<Key, (Arc<RangeLatch>, Sampled)> =
+        latches.into_iter().map(|latch| (latch.range.interval.start.clone(), (latch, Sampled::default()))).collect();
     let (mut by_start, mut all) = (by_start, Sampled::default());
     for (key, bytes) in sample.rows {
         let last = by_start.range_mut::<Key, _>(..=&key).next_back();
         // What was left behind by a move is nobody's.
-        if let Some((_, (_, sampled))) = last.filter(|(_, (slot, _))| slot.range.interval.contains(&key)) {
+        if let Some((_, (_, sampled))) = last.filter(|(_, (latch, _))| latch.range.interval.contains(&key)) {
             sampled.add(bytes);
             all.add(bytes);
         }
     }
-    let correct = |(slot, sampled): (Arc<Slot>, Sampled)| {
-        slot.resize(|size| size.is_doubtful() && size.correct(sampled, all, sample.scale))
+    let correct = |(latch, sampled): (Arc<RangeLatch>, Sampled)| {
+        latch.statistics.resize(|size| size.is_doubtful() && size.correct(sampled, all, sample.scale))
     };
     // All of them, whatever the first one says.
     by_start.into_values().map(correct).filter(|news| *news).count() > 0

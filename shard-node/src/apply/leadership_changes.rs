@@ -3,7 +3,7 @@
 use super::{Applier, ApplyError};
 use crate::entry::MAX_ENTRY_BYTES;
 use crate::leader::Leader;
-use crate::leader::admission::Changed;
+use crate::leader::latches::ChangedKeys;
 use crate::leader::leadership::Leadership;
 use crate::parts::MAX_TRANSACTION_BYTES;
 use crate::postgres::Role as SessionRole;
@@ -100,8 +100,8 @@ impl Applier {
 
     async fn begin_leadership(&mut self, term: Term) -> Result<(), ApplyError> {
         self.not_yet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        self.publish(Changed::All);
-        self.shared.admission.measure_afresh();
+        self.publish(ChangedKeys::All);
+        self.shared.latches.reset_meters();
         // As long as an entry is unfinished the log keeps all from its first part on; most of it is others' to write meanwhile.
         let most = (self.config.log_cap_bytes / LOG_PARTS) as usize;
         let leadership =

@@ -22,7 +22,7 @@ use crate::checks::Checks;
 use crate::config::Config;
 use crate::entry::{Body, Changes, Control, Entry};
 use crate::fold::{Effect, RangeSize, Refusal, ShardState};
-use crate::leader::admission::Changed;
+use crate::leader::latches::ChangedKeys;
 use crate::leader::leadership::Outcome;
 use crate::leader::spares::Spares;
 use crate::leader::{Leader, Shared};
@@ -216,7 +216,7 @@ impl Applier {
             seeding: start.seeding,
             waiting: VecDeque::new(),
         };
-        applier.shared.admission.restore(&applier.state, start.sizes);
+        applier.shared.latches.restore(&applier.state, start.sizes);
         applier.ownership_changed(applier.shared.progress.folded());
         applier
     }
@@ -347,7 +347,7 @@ impl Applier {
     fn changes(&mut self, position: u64, term: Term, serial: u64, changes: Changes) -> Result<(), ApplyError> {
         self.shared.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
         self.taps.changes(position, &changes);
-        self.kept.written(self.shared.admission.count(&changes.changes));
+        self.kept.written(self.shared.latches.count(&changes.changes));
         if let Some(leader) = self.leader.as_ref().filter(|leader| leader.leadership.term == term) {
             if !leader.leadership.is_awaited(serial) {
                 // R1: its session has ended other than by COMMIT.
@@ -395,7 +395,7 @@ impl Applier {
         }
         // Before anything that waits for ranges: a range must not be admitted before its rows are in.
         self.hide_until_stored(control);
-        self.publish(Changed::Keys(self.state.changed_hands()));
+        self.publish(ChangedKeys::Only(self.state.changed_hands()));
         let leads = self.leader.as_ref().is_some_and(|leader| leader.leadership.term == term);
         let stored = self.meet(position, term, serial);
         if leads {
@@ -448,7 +448,7 @@ impl Applier {
                 not_yet.remove(&range);
                 let state = shared.state();
                 let keys = state.range(range).map(|range| (range.table, range.interval.clone()));
-                shared.admission.follow(&state, &not_yet, Changed::Keys(keys.as_slice()));
+                shared.latches.follow(&state, &not_yet, ChangedKeys::Only(keys.as_slice()));
             }
             if let Some(leader) = leader {
                 leader.leadership.settle(serial, Outcome::Effective(position));
@@ -540,15 +540,15 @@ impl Applier {
 
     /// What is kept beside the rows.
     fn saved(&self) -> SavedState {
-        SavedState { state: self.state.clone(), sizes: self.shared.admission.sizes() }
+        SavedState { state: self.state.clone(), sizes: self.shared.latches.sizes() }
     }
 
     /// Makes the state machine known to everyone else in this replica, with the keys that may have changed hands.
-    fn publish(&self, keys: Changed<'_>) {
+    fn publish(&self, keys: ChangedKeys<'_>) {
         let state = Arc::new(self.state.clone());
         *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
         let not_yet = self.not_yet.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.admission.follow(&state, &not_yet, keys);
+        self.shared.latches.follow(&state, &not_yet, keys);
     }
 
     /// Applies what was gathered. With `at`, the position is recorded up to there even if nothing was.

@@ -9,10 +9,10 @@
 //! 4. PostgreSQL has confirmed the COMMIT: the statements are answered (R10).
 
 use super::Leader;
-use super::admission::Permit;
 use super::batch::{Done, ExecuteError, Executed, Ready};
 use super::early::{Early, EarlyReply};
 use super::kept::answered;
+use super::latches::RangeHandle;
 use super::leadership::{Outcome, too_large};
 use super::plans::BoundPlan;
 use super::session::{Capturer, UserSession};
@@ -44,7 +44,7 @@ pub struct Job {
     /// What it does.
     pub plan: Arc<BoundPlan>,
     /// Leave to do it; given up when the answer is out.
-    pub permit: Permit,
+    pub handle: RangeHandle,
     /// Its table.
     pub table: TableId,
     /// A key that it touches.
@@ -396,8 +396,8 @@ fn sort_out(ready: Vec<Ready>, executed: Executed, apart: &mut Vec<Job>) -> (Vec
 fn measure(jobs: &[Job], spent: Duration) {
     let spent_us = spent.as_micros() as f64 / jobs.len().max(1) as f64;
     for job in jobs {
-        if let (Some(slot), Some(key)) = (job.permit.slots().first(), &job.key) {
-            slot.meter().record(key, true, spent_us);
+        if let (Some(slot), Some(key)) = (job.handle.latches().first(), &job.key) {
+            slot.statistics.meter().record(key, true, spent_us);
         }
     }
 }

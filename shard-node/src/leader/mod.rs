@@ -5,7 +5,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`admission`] | who may touch which keys now (R9), holds for fences |
+//! | [`latches`] | who may touch which keys now (R9), holds for fences |
 //! | [`leadership`] | proposals and their outcomes, keys on their way (R4) |
 //! | [`session`] | sessions with PostgreSQL, capture of what they wrote |
 //! | [`spares`] | sessions that are ready before a leadership begins |
@@ -32,9 +32,8 @@
 //! write is answered only after its local COMMIT (R10), so a snapshot taken after the read arrived holds every write answered
 //! before, unless another leader answered it; and then the barrier, whose majority answered after the read arrived, would
 //! have failed (log rule 9). A write that another *shard* answered, after a move, is none of these: that a read is not admitted
-//! any more by then is what [`admission`]'s holds are for.
+//! any more by then is what [`latches`]'s holds are for.
 
-pub mod admission;
 pub mod batch;
 pub mod capacity;
 pub mod claims;
@@ -45,9 +44,12 @@ pub mod gate;
 pub mod group;
 mod kept;
 pub mod lanes;
+mod latch_table;
+pub mod latches;
 pub mod leadership;
 pub mod plans;
 pub mod pressure;
+mod range_latch;
 pub mod readers;
 pub mod reads;
 mod recent;
@@ -57,13 +59,14 @@ pub mod session;
 pub mod spares;
 pub mod transactions;
 
+pub use crate::load::now_ms;
+
 use crate::apply::ApplyError;
 use crate::config::Config;
 use crate::fold::{RetryWindow, ShardState};
 use crate::postgres::{Connector, is_damage, is_illness};
 use crate::progress::Progress;
 use crate::store::{Snapshots, StoreError};
-use admission::Admission;
 use capacity::Capacity;
 use clip::touches;
 use early::EarlyReply;
@@ -76,6 +79,7 @@ use evenkeel_rpc::Gone;
 use evenkeel_sql::Touches;
 use gate::{Gate, Kind};
 use group::Job;
+use latches::LatchManager;
 use leadership::Leadership;
 use plans::{BoundPlan, Plans};
 use pressure::Pressure;
@@ -89,12 +93,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use transactions::{Buried, NoSession, RESERVED_SESSIONS, SessionPool};
-
-/// Milliseconds since the Unix epoch by this process's own clock, for what is compared with nobody else's: the log's stamps and what is
-/// judged by them go by [`LogHandle::unix_ms`].
-pub fn now_ms() -> u64 {
-    evenkeel_replicated_log::unix_ms()
-}
 
 /// The latest state machine, for readers beside the applier that folds it.
 pub type SharedState = Arc<RwLock<Arc<ShardState>>>;
@@ -113,7 +111,7 @@ pub struct Shared {
     /// How far PostgreSQL has followed.
     pub progress: Arc<Progress>,
     /// Who may touch which keys.
-    pub admission: Arc<Admission>,
+    pub latches: Arc<LatchManager>,
     /// Ways into PostgreSQL.
     pub connector: Connector,
     /// Sessions for snapshots of it.
@@ -336,7 +334,7 @@ impl Leader {
         }
         let _under_way = self.enter(request.id)?;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit(table, &touches, &[]).await?;
+        let handle = self.shared.latches.acquire(table, &touches, &[]).await?;
         // Only now: the answers of an adopted range came with it.
         if let Some(reply) = self.answered_before(request.id)? {
             return Ok(reply);
@@ -346,7 +344,7 @@ impl Leader {
             Touches::Keys(keys) => (keys.first().cloned(), keys.len() == 1),
             _ => (None, false),
         };
-        let job = Job { request, plan: bound, permit, table, key, arrived: Instant::now(), early, answer };
+        let job = Job { request, plan: bound, handle, table, key, arrived: Instant::now(), early, answer };
         if single {
             self.to_lane(job);
         } else {

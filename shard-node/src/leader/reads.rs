@@ -79,7 +79,7 @@ impl Leader {
         executed: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit_read(table, touches).await?;
+        let handle = self.shared.latches.acquire_read(table, touches).await?;
         let started = Instant::now();
         let fresh = async {
             match level {
@@ -90,16 +90,16 @@ impl Leader {
         };
         let (answer, fresh) = tokio::join!(executed, fresh);
         fresh?;
-        if !permit.is_current() {
+        if !handle.is_current() {
             // Its range has left meanwhile, and what was left behind may have been half deleted when it was read: nothing has
             // happened, and it is read again where the range is.
-            self.shared.admission.admit_read(table, touches).await?;
+            self.shared.latches.acquire_read(table, touches).await?;
             return Err(Failure::Busy { reason: "the range has left and come back".into(), retry_after_ms: 1 });
         }
-        if let Some(slot) = permit.slots().first() {
+        if let Some(slot) = handle.latches().first() {
             let spent_us = started.elapsed().as_micros() as f64;
             let key = first_key(touches).unwrap_or(&slot.range.interval.start);
-            slot.meter().record(key, false, spent_us);
+            slot.statistics.meter().record(key, false, spent_us);
         }
         answer
     }

@@ -1,13 +1,13 @@
 //! Transactions of several statements, on one shard.
 //!
-//! A transaction holds a PostgreSQL session, and a permit for every range it has touched, until it ends: by COMMIT, by ROLLBACK,
+//! A transaction holds a PostgreSQL session, and a ranges for every range it has touched, until it ends: by COMMIT, by ROLLBACK,
 //! with its connection, with the leadership, or because it was idle or in the way of a move for too long.
 
-use super::admission::{Permit, Slot};
 use super::early::{Early, EarlyReply};
 use super::gate::Kind;
 use super::group::{CommitError, capture, lost};
 use super::kept::answered;
+use super::latches::{RangeHandle, RangeLatch};
 use super::leadership::too_large;
 use super::row_locks::HeldRows;
 use super::session::{Capturer, Parameters, UserSession, reply};
@@ -157,29 +157,29 @@ pub struct TransactionHandle {
     /// It is in the way of a move, or was idle for too long: it is ended as soon as nothing is executing in it.
     doomed: AtomicBool,
     /// Leave to touch its ranges. Beside what a statement under way locks, so that it is seen who is in the way.
-    permit: Mutex<Option<Permit>>,
+    ranges: Mutex<Option<RangeHandle>>,
 }
 
 impl TransactionHandle {
-    fn permit(&self) -> MutexGuard<'_, Option<Permit>> {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ranges(&self) -> MutexGuard<'_, Option<RangeHandle>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ranges it is in.
-    fn slots(&self) -> Vec<Arc<Slot>> {
-        self.permit().as_ref().map(|permit| permit.slots().to_vec()).unwrap_or_default()
+    fn latches(&self) -> Vec<Arc<RangeLatch>> {
+        self.ranges().as_ref().map(|ranges| ranges.latches().to_vec()).unwrap_or_default()
     }
 
-    fn keep(&self, more: Permit) {
-        let mut permit = self.permit();
-        match &mut *permit {
-            Some(permit) => permit.join(more),
-            None => *permit = Some(more),
+    fn keep(&self, more: RangeHandle) {
+        let mut ranges = self.ranges();
+        match &mut *ranges {
+            Some(ranges) => ranges.join(more),
+            None => *ranges = Some(more),
         }
     }
 
-    fn give_up_permit(&self) -> Option<Permit> {
-        self.permit().take()
+    fn give_up_ranges(&self) -> Option<RangeHandle> {
+        self.ranges().take()
     }
 
     fn is_doomed(&self) -> bool {
@@ -236,7 +236,7 @@ impl Leader {
         let session = self.took(self.pool.take_for_transaction().await)?;
         let isolation = if options.repeatable_read { "REPEATABLE READ" } else { "READ COMMITTED" };
         let access = if options.read_only { "READ ONLY" } else { "READ WRITE" };
-        let began_in = self.shared.admission.generation();
+        let began_in = self.shared.latches.generation();
         let begin = format!("BEGIN ISOLATION LEVEL {isolation} {access}");
         session.simple(&begin).await.map_err(|error| lost(&error))?;
         let number = self.open_transactions.next.fetch_add(1, Ordering::Relaxed);
@@ -254,7 +254,7 @@ impl Leader {
                 first_key: None,
             }),
             doomed: AtomicBool::new(false),
-            permit: Mutex::default(),
+            ranges: Mutex::default(),
         });
         let open = &self.open_transactions.open;
         open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle.clone());
@@ -314,13 +314,13 @@ impl Leader {
         }
         let touched = touches(&bound, request)?;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit(table, &touched, &handle.slots()).await.map_err(moved_away)?;
-        let adopted_later = permit.slots().iter().any(|slot| slot.adopted_in > transaction.began_in);
+        let ranges = self.shared.latches.acquire(table, &touched, &handle.latches()).await.map_err(moved_away)?;
+        let adopted_later = ranges.latches().iter().any(|slot| slot.adopted_in > transaction.began_in);
         if transaction.options.repeatable_read && adopted_later {
             // R25: its snapshot cannot hold the rows of a range that came later.
             return Err(serialization("the range came to this shard after the transaction's snapshot"));
         }
-        handle.keep(permit);
+        handle.keep(ranges);
         let Some(session) = &transaction.session else { return Err(in_the_way()) };
         let lost = |error: StoreError| lost_in_transaction(&self.examine(error));
         let prepared = session.prepare(&bound.sql, bound.plan.returned()).await.map_err(lost)?;
@@ -366,7 +366,7 @@ impl Leader {
         let mut transaction = handle.inner.lock().await;
         self.open_transactions.remove(handle.number);
         // Its connection does not know it any more: whichever way this ends, the transaction ends with it.
-        let permit = handle.give_up_permit();
+        let ranges = handle.give_up_ranges();
         let Some(session) = transaction.session.take() else { return Err(in_the_way()) };
         let _under_way = match self.enter_commit(id) {
             Ok(under_way) => under_way,
@@ -393,7 +393,7 @@ impl Leader {
         match result {
             Ok(()) => {
                 self.pool.put_back(session);
-                drop(permit);
+                drop(ranges);
                 Ok(())
             }
             Err(CommitError::RolledBack(failure)) => {
@@ -456,10 +456,10 @@ impl Leader {
     pub async fn commit_again(&self, id: TxnId, key: WrittenKey) -> Result<(), Failure> {
         self.check_open()?;
         let _under_way = self.enter(id)?;
-        let _permit = match key {
+        let _ranges = match key {
             Some((table, key)) => {
                 let touches = evenkeel_sql::Touches::Keys(vec![key]);
-                Some(self.shared.admission.admit(table, &touches, &[]).await?)
+                Some(self.shared.latches.acquire(table, &touches, &[]).await?)
             }
             None => None,
         };
@@ -491,7 +491,7 @@ impl Leader {
         if let Some(session) = transaction.session.take() {
             self.roll_back_session(session).await;
         }
-        drop(handle.give_up_permit());
+        drop(handle.give_up_ranges());
         transaction.rows = self.row_locks.holder();
     }
 
@@ -502,10 +502,10 @@ impl Leader {
     }
 
     /// Ends the transactions that keep a range from its fence (R22): at once, or as soon as what is executing in them has ended.
-    pub async fn doom_transactions_on(&self, slot: &Arc<Slot>) {
+    pub async fn doom_transactions_on(&self, slot: &Arc<RangeLatch>) {
         for handle in self.open_transactions.all() {
             // One that was begun before a split is in the way of each piece.
-            if !handle.slots().iter().any(|held| slot.is_or_comes_from(held)) {
+            if !handle.latches().iter().any(|held| slot.is_or_comes_from(held)) {
                 continue;
             }
             handle.doomed.store(true, Ordering::Release);

@@ -7,7 +7,7 @@ use crate::checks::now_us;
 use crate::entry::Control;
 use crate::fold::{OutPhase, ShardState};
 use crate::leader::Leader;
-use crate::leader::admission::Hold;
+use crate::leader::latches::WriteBlock;
 use crate::leader::leadership::Outcome;
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, OperatorId};
@@ -92,12 +92,12 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
         Err(left) => return busy("statements on the range were still under way just now", left),
     };
     let held_since_us = now_us();
-    let Some(hold) = leader.shared().admission.hold(movement.range) else {
+    let Some(hold) = leader.shared().latches.block(movement.range) else {
         return busy("the range is held already", Duration::from_millis(20));
     };
     if !hold.drained(hold_time(in_vain)).await {
         // R22: let go and try later. Statements that were held go on.
-        let slot = hold.slot().clone();
+        let slot = hold.latch().clone();
         drop(hold);
         let in_vain = tries.count(operator, &state, Instant::now());
         if in_vain >= PATIENT_TRIES {
@@ -122,7 +122,7 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
 
 /// Holds the range until it is known what became of its fence, whoever waits for it here. What was held is then redirected, because
 /// the range has gone; or goes on, because the fence is void, or because nobody will learn it here: then the leadership is over.
-fn keep_until_known(hold: Hold, outcome: oneshot::Receiver<Outcome>) -> oneshot::Receiver<Outcome> {
+fn keep_until_known(hold: WriteBlock, outcome: oneshot::Receiver<Outcome>) -> oneshot::Receiver<Outcome> {
     let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
         let outcome = outcome.await;
@@ -140,7 +140,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::fold::ShardState;
-    use crate::leader::admission::{Admission, Changed};
+    use crate::leader::latches::{ChangedKeys, LatchManager};
     use evenkeel_protocol::routing::ShardInfo;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId, TableSchema};
@@ -170,10 +170,10 @@ mod tests {
     /// that a statement admitted here would not see (A5).
     #[tokio::test]
     async fn the_hold_outlives_whoever_asked_for_the_fence() {
-        let admission: Arc<Admission> = Arc::default();
-        admission.follow(&open(), &HashSet::new(), Changed::All);
+        let admission: Arc<LatchManager> = Arc::default();
+        admission.follow(&open(), &HashSet::new(), ChangedKeys::All);
         let everything = Touches::Intervals(vec![KeyInterval::ALL]);
-        let hold = admission.hold(RangeId(1)).unwrap();
+        let hold = admission.block(RangeId(1)).unwrap();
         let (log, outcome) = oneshot::channel();
         let told = keep_until_known(hold, outcome);
         // The applier is stalled for longer than anybody waits.
@@ -181,21 +181,21 @@ mod tests {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        let admitted = admission.admit_read(TableId(1), &everything).now_or_never();
+        let admitted = admission.acquire_read(TableId(1), &everything).now_or_never();
         assert!(admitted.is_none(), "the fence may be decided: {admitted:?}");
         log.send(Outcome::Effective(9)).unwrap();
-        assert!(admission.admit_read(TableId(1), &everything).await.is_ok(), "what waits goes on");
+        assert!(admission.acquire_read(TableId(1), &everything).await.is_ok(), "what waits goes on");
     }
 
     #[tokio::test]
     async fn a_leadership_that_ends_without_an_answer_lets_go() {
-        let admission: Arc<Admission> = Arc::default();
-        admission.follow(&open(), &HashSet::new(), Changed::All);
+        let admission: Arc<LatchManager> = Arc::default();
+        admission.follow(&open(), &HashSet::new(), ChangedKeys::All);
         let (log, outcome) = oneshot::channel();
-        let told = keep_until_known(admission.hold(RangeId(1)).unwrap(), outcome);
+        let told = keep_until_known(admission.block(RangeId(1)).unwrap(), outcome);
         drop(log);
         assert!(told.await.is_err());
-        assert!(admission.hold(RangeId(1)).is_some());
+        assert!(admission.block(RangeId(1)).is_some());
     }
 
     /// Breaks if every try is as short as the first, so that a statement of 30 ms keeps its range here for ever; or if tries follow so

@@ -1,24 +1,20 @@
-//! Measuring a range's load: how much, where in the range, and on which single keys.
+//! The load meter of a range: rates, where in the range the load falls, and which single keys are hot.
 //!
-//! The leader has one [`RangeMeter`] per range and tells it each statement. Everything here is a pure function of those
-//! calls and of the times passed in.
+//! Pure: a meter is a function of the recorded statements and of the times passed in. It has three parts:
 //!
-//! **How much.** Each statement counts 1 and decays with a half-life of [`HALF_LIFE_MS`]. Alongside, the time observed
-//! decays in the same way, so that their quotient is an unbiased rate from the first tick on, however the ticks are
-//! spaced.
+//! - **Rates.** Each statement counts 1 and decays with a half-life of [`HALF_LIFE_MS`]. The observed time decays in the
+//!   same way. The quotient is an unbiased rate from the first tick on, however the ticks are spaced.
+//! - **Sketch.** An ordered sketch holds keys that statements named. A point has two weights: the load on the key itself
+//!   while it had a point, and the load on the keys between it and the next point. A new key gets a point. At
+//!   [`MAX_POINTS`] points the lightest are merged into their left neighbours until at most [`COMPRESSED_POINTS`] remain.
+//!   The total weight is preserved, a heavy key keeps a point of its own, and the error at any key is at most the weight
+//!   of one merged gap: less than 1/512 of the total.
+//! - **Hot keys.** A point's own weight is a lower bound of the load on its key. A key is reported as hot only if enough
+//!   statements support it.
 //!
-//! **Where.** An ordered sketch holds keys that statements named. A point has two weights: what fell on the key itself
-//! while it had a point, and what fell on the keys between it and the next point. A new key gets a point; when there
-//! are [`MAX_POINTS`], the lightest points give theirs up to the neighbour on their left until at most
-//! [`COMPRESSED_POINTS`] remain. Total weight is never lost, a heavy key keeps a point of its own, and no place is
-//! known worse than by the weight of one merged gap, which is less than 1/512 of the whole.
-//!
-//! **Which keys.** A key's own weight is a lower bound of what fell on it. It is told as hot only if enough statements
-//! back it.
-//!
-//! Splitting a meter gives each piece its part of everything, so that pieces report sensible rates at once; only
-//! [`RangeLoad::observed_ms`] starts over. To decay old weights without touching them, new ones grow instead: a
-//! statement now weighs `scale`, which doubles every half-life.
+//! A split gives each piece its share of all sums, so that pieces report plausible rates at once; only
+//! [`RangeLoad::observed_ms`] starts again. Old weights are not multiplied at each tick. New weights grow instead: a
+//! statement weighs `scale`, which doubles every half-life.
 
 use bytes::Bytes;
 use evenkeel_protocol::Key;
@@ -317,5 +313,5 @@ fn thin_out<K>(
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
+#[path = "meter_tests.rs"]
 mod tests;
