@@ -5,7 +5,7 @@
 //! that way: one whose end has come first is refused when it wants to be kept.
 
 use crate::leader::Leader;
-use crate::leader::transactions::TransactionHandle;
+use crate::leader::open_transaction::TransactionHandle;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

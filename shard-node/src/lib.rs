@@ -35,7 +35,7 @@ pub mod housekeeping;
 pub mod image;
 pub mod leader;
 pub mod load;
-pub mod local;
+pub mod local_reads;
 pub mod members;
 pub mod migration;
 pub mod node;

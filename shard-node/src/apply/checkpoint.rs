@@ -7,7 +7,7 @@
 
 use super::{Applier, ApplyError};
 use crate::entry::{Control, Purpose};
-use crate::leader::leadership::Outcome;
+use crate::leader::leadership::EntryOutcome;
 use crate::scrub::plan::Asked;
 use crate::scrub::sums::{At, Snapshot};
 use evenkeel_host::{Bug, deliberate};
@@ -35,7 +35,7 @@ impl Applier {
         } else {
             self.gather(position);
         }
-        self.settle(term, serial, Outcome::Effective(position));
+        self.settle(term, serial, EntryOutcome::Effective(position));
         if *purpose == Purpose::Scrub
             && let Some(last) = pieces.last()
         {

@@ -23,8 +23,8 @@ use crate::config::Config;
 use crate::entry::{Body, Changes, Control, Entry};
 use crate::fold::{Effect, RangeSize, Refusal, ShardState};
 use crate::leader::latches::ChangedKeys;
-use crate::leader::leadership::Outcome;
-use crate::leader::spares::Spares;
+use crate::leader::leadership::EntryOutcome;
+use crate::leader::warm_sessions::WarmSessions;
 use crate::leader::{Leader, Shared};
 use crate::parts::{Added, Part, Payload, Unfinished};
 use crate::postgres::is_damage;
@@ -161,7 +161,7 @@ pub struct Applier {
     term: Term,
     spent: Option<Term>,
     leader: Option<Arc<Leader>>,
-    spares: Spares,
+    spares: WarmSessions,
     records: Records,
     gathered: Gathered,
     /// The first and last position gathered.
@@ -190,7 +190,7 @@ impl Applier {
         leading: watch::Sender<Option<Arc<Leader>>>,
         start: Start,
     ) -> Applier {
-        let spares = Spares::new(shared.connector.clone(), config.clone());
+        let spares = WarmSessions::new(shared.connector.clone(), config.clone());
         let applier = Applier {
             me: ReplicaId(config.replica),
             config,
@@ -269,7 +269,7 @@ impl Applier {
                     match decoded {
                         // Invariant 1. It may be one of ours from before we were deposed.
                         decoded if !entry.effective => {
-                            self.settle(entry.term, decoded.serial(), Outcome::Deposed);
+                            self.settle(entry.term, decoded.serial(), EntryOutcome::Deposed);
                             self.shared.progress.pass(position);
                         }
                         Payload::Whole(whole) => self.effective(position, entry.term, whole).await?,
@@ -334,13 +334,13 @@ impl Applier {
     }
 
     fn void(&mut self, position: u64, term: Term, serial: u64, refusal: Refusal) {
-        self.settle(term, serial, Outcome::Refused(refusal));
+        self.settle(term, serial, EntryOutcome::Rejected(refusal));
         self.shared.progress.pass(position);
     }
 
-    fn settle(&self, term: Term, serial: u64, outcome: Outcome) {
+    fn settle(&self, term: Term, serial: u64, outcome: EntryOutcome) {
         if let Some(leader) = self.leader.as_ref().filter(|leader| leader.leadership.term == term) {
-            leader.leadership.settle(serial, outcome);
+            leader.leadership.resolve(serial, outcome);
         }
     }
 
@@ -355,7 +355,7 @@ impl Applier {
             }
             self.records.write(position, (term.0, serial));
             self.shared.progress.expect(position);
-            leader.leadership.settle(serial, Outcome::Effective(position));
+            leader.leadership.resolve(serial, EntryOutcome::Effective(position));
         } else if self.meet(position, term, serial) {
             self.shared.progress.pass(position);
         } else {
@@ -451,7 +451,7 @@ impl Applier {
                 shared.latches.follow(&state, &not_yet, ChangedKeys::Only(keys.as_slice()));
             }
             if let Some(leader) = leader {
-                leader.leadership.settle(serial, Outcome::Effective(position));
+                leader.leadership.resolve(serial, EntryOutcome::Effective(position));
             }
         };
         // An entry that moves no rows and no tables need not wait for those of other entries.

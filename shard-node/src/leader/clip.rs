@@ -1,7 +1,7 @@
 //! Which part of a statement's rows is asked for: its clip, its limit and, of a SELECT that is read piece by piece, what comes behind a row.
 //! Pure.
 
-use super::plans::BoundPlan;
+use super::plan_cache::BoundPlan;
 use bytes::Bytes;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{PieceRequest, StatementRequest};

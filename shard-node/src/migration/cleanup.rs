@@ -4,7 +4,7 @@
 use crate::entry::Control;
 use crate::fold::ShardState;
 use crate::leader::Leader;
-use crate::leader::leadership::Outcome;
+use crate::leader::leadership::EntryOutcome;
 use crate::store::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
             rest.start = end.clone();
         }
         match leader.control(what.entry(operator, interval, last)).await {
-            Ok(Outcome::Effective(_)) => {}
+            Ok(EntryOutcome::Effective(_)) => {}
             Ok(other) => return tracing::info!(%operator, ?other, "a clean-up ends"),
             Err(failure) => return tracing::info!(%operator, %failure, "a clean-up ends"),
         }

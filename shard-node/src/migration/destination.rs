@@ -13,7 +13,7 @@ use crate::checks::Checks;
 use crate::entry::Control;
 use crate::fold::{InPhase, MoveIn};
 use crate::leader::Leader;
-use crate::leader::leadership::Outcome;
+use crate::leader::leadership::EntryOutcome;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{CopyItem, CopyLeft, CopyRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, OperatorId};
@@ -445,7 +445,7 @@ struct Entries<'a> {
 
 /// An entry that is not stored yet.
 struct UnderWay {
-    outcome: oneshot::Receiver<Outcome>,
+    outcome: oneshot::Receiver<EntryOutcome>,
     is_chunk: bool,
     /// How many items of the copy are stored with it.
     items: u64,
@@ -490,7 +490,7 @@ impl<'a> Entries<'a> {
     }
 
     /// Waits until the oldest entry is stored; its outcome is to be settled then. Never over if there is none.
-    async fn oldest(&mut self) -> Option<Outcome> {
+    async fn oldest(&mut self) -> Option<EntryOutcome> {
         match self.under_way.front_mut() {
             Some(oldest) => (&mut oldest.outcome).await.ok(),
             None => std::future::pending().await,
@@ -498,18 +498,18 @@ impl<'a> Entries<'a> {
     }
 
     /// Takes in the outcome of the oldest entry.
-    fn settle(&mut self, outcome: Option<Outcome>) -> Result<(), AttemptError> {
+    fn settle(&mut self, outcome: Option<EntryOutcome>) -> Result<(), AttemptError> {
         let Some(oldest) = self.under_way.pop_front() else { return Ok(()) };
         match outcome {
-            Some(Outcome::Effective(position)) => {
+            Some(EntryOutcome::Effective(position)) => {
                 self.settled += oldest.items;
                 if oldest.is_chunk {
                     self.copied = position;
                 }
                 Ok(())
             }
-            Some(Outcome::Refused(refusal)) => Err(AttemptError::NotTaken(refusal.to_string())),
-            Some(Outcome::Deposed) | None => Err(AttemptError::Deposed),
+            Some(EntryOutcome::Rejected(refusal)) => Err(AttemptError::NotTaken(refusal.to_string())),
+            Some(EntryOutcome::Deposed) | None => Err(AttemptError::Deposed),
         }
     }
 

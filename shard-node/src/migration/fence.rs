@@ -8,7 +8,7 @@ use crate::entry::Control;
 use crate::fold::{OutPhase, ShardState};
 use crate::leader::Leader;
 use crate::leader::latches::WriteBlock;
-use crate::leader::leadership::Outcome;
+use crate::leader::leadership::EntryOutcome;
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, OperatorId};
 use std::collections::HashMap;
@@ -111,18 +111,18 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
         Err(failure) => return ShardReply::Failed(failure),
     };
     match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
-        Ok(Ok(Outcome::Effective(_))) => ShardReply::Done,
-        Ok(Ok(Outcome::Refused(refusal))) => {
+        Ok(Ok(EntryOutcome::Effective(_))) => ShardReply::Done,
+        Ok(Ok(EntryOutcome::Rejected(refusal))) => {
             ShardReply::Failed(Failure::Busy { reason: refusal.reason, retry_after_ms: 100 })
         }
-        Ok(Ok(Outcome::Deposed) | Err(_)) => ShardReply::Failed(Failure::NotLeader { leader: None }),
+        Ok(Ok(EntryOutcome::Deposed) | Err(_)) => ShardReply::Failed(Failure::NotLeader { leader: None }),
         Err(_) => ShardReply::Failed(Failure::OutcomeUnknown { reason: "the log takes too long".into() }),
     }
 }
 
 /// Holds the range until it is known what became of its fence, whoever waits for it here. What was held is then redirected, because
 /// the range has gone; or goes on, because the fence is void, or because nobody will learn it here: then the leadership is over.
-fn keep_until_known(hold: WriteBlock, outcome: oneshot::Receiver<Outcome>) -> oneshot::Receiver<Outcome> {
+fn keep_until_known(hold: WriteBlock, outcome: oneshot::Receiver<EntryOutcome>) -> oneshot::Receiver<EntryOutcome> {
     let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
         let outcome = outcome.await;
@@ -183,7 +183,7 @@ mod tests {
         }
         let admitted = admission.acquire_read(TableId(1), &everything).now_or_never();
         assert!(admitted.is_none(), "the fence may be decided: {admitted:?}");
-        log.send(Outcome::Effective(9)).unwrap();
+        log.send(EntryOutcome::Effective(9)).unwrap();
         assert!(admission.acquire_read(TableId(1), &everything).await.is_ok(), "what waits goes on");
     }
 

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::sums::{SUM_UP_MS, silent};
 use crate::entry::{Control, Purpose};
 use crate::leader::Leader;
-use crate::leader::leadership::Outcome;
+use crate::leader::leadership::EntryOutcome;
 use crate::members;
 use crate::migration::peers;
 use crate::store::StoreError;
@@ -108,7 +108,7 @@ impl Scrub {
         let leadership = &leader.leadership;
         let nonce = number(leadership.term.0, leadership.next_serial());
         let entry = Control::Checkpoint { nonce, pieces: pieces.to_vec(), purpose };
-        let Outcome::Effective(index) = leader.control(entry).await? else {
+        let EntryOutcome::Effective(index) = leader.control(entry).await? else {
             return Err(Failure::NotLeader { leader: None });
         };
         let bound = Duration::from_millis(TELL_MS);

@@ -1,14 +1,14 @@
-//! What the retry window keeps of an answer (R14), and the answer made of it again.
+//! Answers in the retry window (R14): what is kept of an answer, and the answer that is made of it again.
 
 use crate::entry::{Answered, KeptReply};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{Failure, Key, SqlError, TableId, TxnId};
 
-/// Rows that a statement returned are kept up to this size, in bytes.
+/// The most bytes of returned rows that are kept.
 const MAX_KEPT_REPLY_BYTES: usize = 4 << 10;
 
-/// What is kept of the answer to a statement or transaction that wrote `key`.
+/// The kept answer of a statement or transaction that wrote `key`.
 pub(super) fn answered(id: TxnId, table: TableId, key: Key, reply: &StatementReply) -> Answered {
     let kept = if reply.columns.is_empty() {
         KeptReply::Nothing
@@ -21,13 +21,13 @@ pub(super) fn answered(id: TxnId, table: TableId, key: Key, reply: &StatementRep
     Answered { id, table, key, affected: reply.affected, reply: kept }
 }
 
-/// The reply to a statement that was executed under the same id before.
+/// The reply to a statement that was executed before under the same id.
 pub(super) fn reply_again(kept: &Answered) -> Result<StatementReply, Failure> {
     match &kept.reply {
         KeptReply::Nothing => Ok(StatementReply { affected: kept.affected, ..StatementReply::default() }),
         KeptReply::Rows(rows) => postcard::from_bytes(rows)
             .map_err(|error| SqlError::new(codes::INTERNAL, format!("a kept reply cannot be decoded: {error}")).into()),
-        // A code that no client takes for "nothing has happened".
+        // With a code that no client takes for "not executed".
         KeptReply::Omitted => Err(SqlError::new(
             codes::OUTCOME_UNKNOWN,
             format!(

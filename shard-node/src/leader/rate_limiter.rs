@@ -1,36 +1,40 @@
-//! An admission limit on a shard's leader, as a stand-in for a machine of its own where shards share one (`--shard-capacity`).
+//! Rate limiter: statements per second of a shard's leader (`--shard-capacity`).
 //!
-//! Statements are spaced evenly; what comes faster waits its turn. So a shard with a limit behaves as one whose machine can do
-//! no more, and moving load away from it shows.
+//! It simulates a machine of limited capacity where several shards share one machine. Statements are spaced evenly, and
+//! faster ones wait for their turn. A shard with a limit therefore behaves like a shard on a slower machine, and the
+//! effect of moving load away from it is visible.
 //!
-//! Every statement that the leader executes counts, those of transactions each for itself. `local` reads do not, wherever they are
-//! served: any replica takes them, and they are no work of the leader's.
+//! Every statement that the leader executes counts, also each statement of a transaction. `local` reads do not count: any
+//! replica serves them.
 
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a statement may wait for its turn, in milliseconds, before it is refused.
+/// How long a statement waits for its turn before it is rejected, in milliseconds.
 const MAX_WAIT_MS: u64 = 5_000;
-/// How far turns may lag behind the clock, in milliseconds: a timer's granularity must not cost capacity.
+/// How far turns may lag behind the clock, in milliseconds, so that the granularity of timers does not cost capacity.
 const SLACK_MS: u64 = 5;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Capacity {
+pub struct RateLimiter {
     interval: Duration,
     next: Mutex<Instant>,
 }
 
-impl Capacity {
+impl RateLimiter {
     /// At most `per_s` statements a second.
-    pub fn new(per_s: f64) -> Capacity {
+    pub fn new(per_s: f64) -> RateLimiter {
         let interval = Duration::from_secs_f64(1.0 / per_s.max(0.001));
-        Capacity { interval, next: Mutex::new(Instant::now()) }
+        RateLimiter { interval, next: Mutex::new(Instant::now()) }
     }
 
-    /// Waits for a turn; 53400 if that would take too long.
+    /// Waits for a turn.
+    ///
+    /// # Errors
+    /// 53400 if that would take longer than five seconds.
     pub async fn acquire(&self) -> Result<(), Failure> {
         let now = Instant::now();
         let turn = self.reserve(now)?;
@@ -60,13 +64,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_are_spaced_and_too_long_a_queue_is_refused() {
-        let capacity = Capacity::new(100.0);
+    fn turns_are_spaced_and_too_long_a_queue_is_rejected() {
+        let limiter = RateLimiter::new(100.0);
         let now = Instant::now() + Duration::from_secs(1);
-        let turns: Vec<Instant> = (0..500).map_while(|_| capacity.reserve(now).ok()).collect();
+        let turns: Vec<Instant> = (0..500).map_while(|_| limiter.reserve(now).ok()).collect();
         assert!(turns.windows(2).all(|w| w[1] - w[0] == Duration::from_millis(10)));
-        let refused = (0..10).find_map(|_| capacity.reserve(now).err()).unwrap();
+        let refused = (0..10).find_map(|_| limiter.reserve(now).err()).unwrap();
         assert!(matches!(refused, Failure::Sql(error) if error.code == codes::LIMIT_EXCEEDED));
-        assert!(capacity.reserve(now + Duration::from_secs(10)).unwrap() >= now + Duration::from_secs(9));
+        assert!(limiter.reserve(now + Duration::from_secs(10)).unwrap() >= now + Duration::from_secs(9));
     }
 }

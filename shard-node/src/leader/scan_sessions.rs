@@ -1,15 +1,15 @@
-//! The sessions of reads that may take long: scans, and pieces of scans.
+//! Scan sessions: the PostgreSQL sessions of reads that may take long, whole scans and pieces of scans.
 //!
-//! PostgreSQL answers a session's statements in order, so each of these sessions is used by one read at a time, and no keyed read meets
-//! one. It owns the sessions and promises:
+//! PostgreSQL answers a session's statements in order, so each of these sessions is used by one read at a time. The module
+//! promises:
 //!
-//! - a read whose session is let go of before it has ended (nobody waits for it, its rows are too many, its leadership is over) is
-//!   cancelled in PostgreSQL. That session is not used again: a cancellation may come late, and would hit what runs there next;
-//! - what waits for a session waits for a limited time; a read has a time limit of its own in any case.
+//! - A read that is dropped before it has ended is cancelled in PostgreSQL. Its session is not used again, because a late
+//!   cancellation would hit the next statement.
+//! - A read waits for a session for a limited time. The read itself has a time limit, too.
 
-use super::readers;
-use super::session::{Parameters, PieceRows, Prepared, UserSession};
-use super::transactions::NoSession;
+use super::postgres_session::{Parameters, PieceRows, Prepared, UserSession};
+use super::read_sessions;
+use super::session_pool::NoSession;
 use crate::postgres::Connector;
 use crate::store::StoreError;
 use evenkeel_protocol::Failure;
@@ -19,24 +19,24 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Row;
 
-/// Sessions of a leader for scans that are read whole, and as many for pieces: what takes long whole keeps no piece waiting.
+/// Sessions of a leader for whole scans, and as many for pieces. A long scan does not delay pieces.
 pub const SCAN_SESSIONS: usize = 4;
-/// How long a scan waits for a session, in milliseconds, before it is sent away; it is to come again.
+/// How long a scan waits for a session before it is rejected, in milliseconds. Its client tries again.
 const WAIT_MS: u64 = 2_000;
 
-/// What the sessions for pieces begin with. A piece is read in the order of the keys, which an index gives: nothing is sorted for that, neither
-/// in memory nor on disk.
+/// The settings of sessions for pieces. A piece is read in key order, which the index provides, so nothing has to be
+/// sorted.
 const PIECE_SETTINGS: &str = "SET enable_sort = off; SET enable_bitmapscan = off";
 
 /// See the module.
-pub struct Scans {
+pub struct ScanSessions {
     connector: Connector,
     for_pieces: bool,
     idle: Arc<Mutex<Vec<UserSession>>>,
     free: Arc<Semaphore>,
 }
 
-/// A session for one read. Dropped, it cancels what runs on it.
+/// A session for one read. Dropping it cancels the read.
 struct Lease {
     connector: Connector,
     idle: Arc<Mutex<Vec<UserSession>>>,
@@ -44,7 +44,7 @@ struct Lease {
 }
 
 impl Lease {
-    /// The read has ended; another may use the session.
+    /// The read has ended. Another may use the session.
     fn end(mut self) {
         if let Some((session, _place)) = self.session.take() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
@@ -57,7 +57,7 @@ impl Drop for Lease {
         let Some((session, place)) = self.session.take() else { return };
         metrics::counter!("evenkeel_reads_cancelled_total").increment(1);
         let connector = self.connector.clone();
-        // Outside of a runtime the process is ending, and its PostgreSQL with it.
+        // Outside of a runtime, the process is ending, and its PostgreSQL too.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 connector.cancel(session.cancel_token()).await;
@@ -67,16 +67,16 @@ impl Drop for Lease {
     }
 }
 
-impl Scans {
-    /// Up to so many sessions; none is open yet.
-    pub fn new(connector: &Connector, sessions: usize) -> Scans {
+impl ScanSessions {
+    /// At most `sessions` sessions. None is open yet.
+    pub fn new(connector: &Connector, sessions: usize) -> ScanSessions {
         let free = Arc::new(Semaphore::new(sessions));
-        Scans { connector: connector.clone(), for_pieces: false, idle: Arc::default(), free }
+        ScanSessions { connector: connector.clone(), for_pieces: false, idle: Arc::default(), free }
     }
 
     /// The same for pieces.
-    pub fn for_pieces(connector: &Connector, sessions: usize) -> Scans {
-        Scans { for_pieces: true, ..Scans::new(connector, sessions) }
+    pub fn for_pieces(connector: &Connector, sessions: usize) -> ScanSessions {
+        ScanSessions { for_pieces: true, ..ScanSessions::new(connector, sessions) }
     }
 
     async fn lease(&self) -> Result<Lease, NoSession> {
@@ -89,7 +89,7 @@ impl Scans {
         let session = match idle.filter(|session| !session.is_closed()) {
             Some(session) => session,
             None => {
-                let session = readers::open(&self.connector).await.map_err(NoSession::Failed)?;
+                let session = read_sessions::open(&self.connector).await.map_err(NoSession::Failed)?;
                 if self.for_pieces {
                     session.simple(PIECE_SETTINGS).await.map_err(NoSession::Failed)?;
                 }
@@ -102,7 +102,7 @@ impl Scans {
     /// Reads all of a statement's rows.
     ///
     /// # Errors
-    /// As [`UserSession::run`]; the outer ones, if there is no session for it.
+    /// As [`UserSession::run`]. The outer error says that there is no session.
     pub async fn read(
         &self,
         sql: &Arc<str>,
@@ -126,7 +126,7 @@ impl Scans {
     /// Reads a piece of a statement's rows.
     ///
     /// # Errors
-    /// As [`UserSession::run_piece`]; the outer ones, if there is no session for it.
+    /// As [`UserSession::run_piece`]. The outer error says that there is no session.
     pub async fn read_piece(
         &self,
         sql: &Arc<str>,
@@ -148,7 +148,8 @@ impl Scans {
     }
 }
 
-/// Whether what failed so does not run any more. A statement whose rows are too many is refused here, and goes on there.
+/// Whether the failed statement has ended in PostgreSQL. A statement with too many rows is rejected here and still runs
+/// there.
 fn has_ended(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused(error) if error.code != codes::PROGRAM_LIMIT)
 }
@@ -169,20 +170,20 @@ mod tests {
         Postgres::start(config).await.unwrap()
     }
 
-    // E3: a read that nobody waits for any more is ended in PostgreSQL, and its place is free again.
+    // E3: a read whose client has gone is cancelled in PostgreSQL, and its place is free again.
     #[tokio::test]
     async fn a_read_that_is_dropped_is_cancelled() {
         let dir = tempfile::tempdir().unwrap();
         let postgres = start(&dir).await;
         let connector = postgres.connector();
-        let scans = Arc::new(Scans::new(&connector, SCAN_SESSIONS));
-        let looker = readers::open(&connector).await.unwrap();
+        let scans = Arc::new(ScanSessions::new(&connector, SCAN_SESSIONS));
+        let observer = read_sessions::open(&connector).await.unwrap();
         let sleeping: Arc<str> = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%3600%' AND state = 'active'\
              AND pid <> pg_backend_pid()"
             .into();
-        let sleeping = looker.prepare(&sleeping, 1).await.unwrap();
+        let sleeping = observer.prepare(&sleeping, 1).await.unwrap();
         let sleepers = async || {
-            let rows = looker.run(&sleeping, &[]).await.unwrap();
+            let rows = observer.run(&sleeping, &[]).await.unwrap();
             rows[0].try_get::<_, i64>(0).unwrap()
         };
         let mut reads = Vec::new();
@@ -199,12 +200,12 @@ mod tests {
         reads.iter().for_each(tokio::task::JoinHandle::abort);
         let began = std::time::Instant::now();
         while sleepers().await > 0 {
-            assert!(began.elapsed() < Duration::from_secs(20), "what nobody waits for goes on");
+            assert!(began.elapsed() < Duration::from_secs(20), "the dropped reads still run");
             tokio::task::yield_now().await;
         }
         let read = scans.read(&"SELECT 1".into(), 1, &Parameters::new(&[])).await;
         assert!(matches!(read, Ok(Ok(_))));
-        drop((scans, looker));
+        drop((scans, observer));
         postgres.stop().await.unwrap();
     }
 }

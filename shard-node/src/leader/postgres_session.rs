@@ -1,36 +1,33 @@
-//! Sessions with PostgreSQL that run users' statements, and what is captured from them.
+//! A session with PostgreSQL that runs users' statements.
 //!
-//! A session belongs to one leadership (R1) and is used by one thing at a time: a lane, a transaction, or (for reads, each of which is a
-//! transaction of its own) by many at once, pipelined.
+//! A session belongs to one leadership (R1). It is used by one write queue, by one transaction or by one scan at a time.
+//! Reads by key, each a transaction of its own, share a session and are pipelined.
+//!
+//! The module limits the size of results, and keeps a cache of prepared statements per session.
 
 use super::clip::AddedParameter;
 use super::recent::Recent;
-use crate::entry::{Change, Changes, Malformed};
-use crate::image::{Columns, Image, Part};
 use crate::store::{Parameter, Raw, RawParameter, StoreError, parameter};
-use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rows::{RowBuilder, put_value};
+use evenkeel_protocol::rows::RowBuilder;
 use evenkeel_protocol::shard::{PIECE_BYTES, Piece, StatementReply};
 use evenkeel_protocol::value::MAX_VALUE_BYTES;
-use evenkeel_protocol::{Column, Key, KeyCodec, SqlError, TableId, TableSchema, Value};
-use evenkeel_sql::{Capture, Plan, RowEffect};
+use evenkeel_protocol::{Column, KeyCodec, SqlError, Value};
 use futures::TryStreamExt;
 use std::future::Future;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{CancelToken, Client, Row, Statement};
 
-/// Prepared statements kept per session: those used lately; others are prepared again as needed.
+/// Prepared statements per session. The least recently used are dropped.
 const MAX_PREPARED: usize = 256;
-/// What a value takes in an answer beside its own bytes, at most.
+/// The most bytes that a value takes in an answer in addition to its own bytes.
 const VALUE_OVERHEAD_BYTES: usize = 5;
-/// The most that a statement's rows may take, in bytes, if they are several: so that one statement cannot take the memory of all others.
+/// The most bytes of a statement's rows, if it returns several, so that one statement cannot take the memory of others.
 pub const MAX_RESULT_BYTES: usize = 15 << 20;
-/// The most that a single row may take, in bytes: so that an answer fits into a frame.
+/// The most bytes of a single row, so that an answer fits into a frame.
 pub const MAX_ROW_BYTES: usize = evenkeel_rpc::MAX_FRAME_BYTES - (1 << 20);
 
 /// A statement that PostgreSQL has parsed for one session.
@@ -55,12 +52,12 @@ pub struct Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// Of these values.
+    /// The parameters of a user's statement.
     pub fn new(values: &'a [Value]) -> Parameters<'a> {
         Parameters { own: values.iter().map(parameter).collect(), keys: Vec::new(), limit: None }
     }
 
-    /// What a clip adds: key columns, then perhaps a limit.
+    /// Adds the parameters of a clip: key columns, then possibly a limit.
     pub fn extend(&mut self, added: &'a [AddedParameter]) {
         for parameter_added in added {
             match parameter_added {
@@ -70,7 +67,7 @@ impl<'a> Parameters<'a> {
         }
     }
 
-    /// As the driver takes them.
+    /// The parameters as `tokio_postgres` takes them.
     pub fn refs(&self) -> Vec<&(dyn ToSql + Sync)> {
         let own = self.own.iter().map(|p| p as &(dyn ToSql + Sync));
         let keys = self.keys.iter().map(|p| p as &(dyn ToSql + Sync));
@@ -89,7 +86,7 @@ impl UserSession {
         self.client.is_closed()
     }
 
-    /// The statement, parsed by this session's PostgreSQL; `returned` of its columns are the user's.
+    /// Prepares a statement in this session. The first `returned` columns are those that the user asked for.
     pub async fn prepare(&self, sql: &Arc<str>, returned: usize) -> Result<Arc<Prepared>, StoreError> {
         if let Some(known) = self.known(sql) {
             return Ok(known);
@@ -110,7 +107,7 @@ impl UserSession {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take_up(sql)
     }
 
-    /// The same for many statements: those that are new are sent together, so that they take one round trip and not one each.
+    /// The same for many statements. New statements are sent together and take one round trip.
     pub async fn prepare_all<'a>(
         &self,
         statements: impl Iterator<Item = (&'a Arc<str>, usize)>,
@@ -131,10 +128,11 @@ impl UserSession {
         prepared
     }
 
-    /// Runs a prepared statement. What is polled first is sent first.
+    /// Runs a prepared statement. The future that is polled first is sent first.
     ///
     /// # Errors
-    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`], or one row alone more than [`MAX_ROW_BYTES`]: what comes after them is thrown away as it comes.
+    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`], or a single row more than [`MAX_ROW_BYTES`]. Further rows
+    /// are discarded.
     pub async fn run(&self, prepared: &Prepared, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let parameters = parameters.iter().map(|parameter| *parameter as &dyn ToSql);
         let stream = self.client.query_raw(&prepared.statement, parameters).await?;
@@ -150,7 +148,7 @@ impl UserSession {
         Ok(rows)
     }
 
-    /// Runs a prepared statement for a piece of its rows, of about [`PIECE_BYTES`] or of one row.
+    /// Runs a prepared statement for a piece of its rows: about [`PIECE_BYTES`], or one row.
     ///
     /// # Errors
     /// 54000 for a row that takes more than [`MAX_ROW_BYTES`].
@@ -162,7 +160,7 @@ impl UserSession {
         let transaction = self.client.transaction().await?;
         let portal = transaction.bind(&prepared.statement, parameters).await?;
         let (mut filling, mut rows) = (Filling::default(), Vec::new());
-        let (mut ended, mut thrown_away) = (false, 0);
+        let (mut ended, mut discarded) = (false, 0);
         while let Some(wanted) = filling.next_rows().filter(|_| !ended) {
             let stream = transaction.query_portal_raw(&portal, wanted as i32).await?;
             futures::pin_mut!(stream);
@@ -178,9 +176,9 @@ impl UserSession {
                     rows.push(row);
                     continue;
                 }
-                // The next piece brings it again.
-                thrown_away += bytes;
-                if thrown_away > MAX_THROWN_AWAY_BYTES {
+                // The next piece contains it again.
+                discarded += bytes;
+                if discarded > MAX_DISCARDED_BYTES {
                     return Ok(PieceRows { rows, ended: false, drained: false });
                 }
             }
@@ -194,7 +192,7 @@ impl UserSession {
         Ok(PieceRows { rows, ended, drained: true })
     }
 
-    /// By what its statement can be cancelled.
+    /// The token that cancels its statement.
     pub fn cancel_token(&self) -> CancelToken {
         self.client.cancel_token()
     }
@@ -205,8 +203,9 @@ impl UserSession {
     }
 }
 
-/// What of a piece's rows is thrown away because they became larger all at once; beyond it the statement is given up, in bytes.
-const MAX_THROWN_AWAY_BYTES: usize = 4 << 20;
+/// The most bytes of a piece's rows that are discarded because rows suddenly became larger. Beyond it the statement is
+/// given up.
+const MAX_DISCARDED_BYTES: usize = 4 << 20;
 
 /// A piece of a statement's rows.
 pub struct PieceRows {
@@ -214,16 +213,16 @@ pub struct PieceRows {
     pub rows: Vec<Row>,
     /// Whether they are the last.
     pub ended: bool,
-    /// Whether nothing runs on the session any more.
+    /// Whether no statement runs on the session any more.
     pub drained: bool,
 }
 
 impl PieceRows {
-    /// As a client is told. The columns of the keys follow those asked for.
+    /// The piece for the client. In each row, the key columns follow the columns that the user asked for.
     ///
     /// # Errors
-    /// A row is not what its statement said: a fault of this program.
-    pub fn told(&self, prepared: &Prepared, codec: &KeyCodec) -> Result<Piece, SqlError> {
+    /// A row differs from its statement: a fault of this program.
+    pub fn to_piece(&self, prepared: &Prepared, codec: &KeyCodec) -> Result<Piece, SqlError> {
         let reply = reply(&prepared.columns, &self.rows, self.rows.len())?;
         let key = |row: &Row| {
             let columns = (0..codec.types.len()).map(|column| raw(row, prepared.columns.len() + column));
@@ -236,7 +235,7 @@ impl PieceRows {
     }
 }
 
-/// How a piece fills: how many rows are asked for next, by the size of those that came. Pure.
+/// How a piece fills: the number of rows to fetch next, by the size of those fetched so far. Pure.
 #[derive(Debug, Default)]
 struct Filling {
     rows: usize,
@@ -244,17 +243,18 @@ struct Filling {
 }
 
 impl Filling {
-    /// The first row is asked for alone, since it may be as large as all others together; then up to so many times those that came.
+    /// The first row is fetched alone, because it may be as large as a piece. Then up to `GROWTH` times the rows fetched so
+    /// far.
     const GROWTH: usize = 4;
 
-    /// How many rows to ask for; `None` if another would be too much.
+    /// The number of rows to fetch; `None` if the piece is full.
     fn next_rows(&self) -> Option<usize> {
         let Some(average) = self.bytes.checked_div(self.rows) else { return Some(1) };
         let fit = PIECE_BYTES.saturating_sub(self.bytes) / average.max(1);
         (fit > 0).then(|| fit.min(self.rows * Filling::GROWTH))
     }
 
-    /// Takes a row in, unless it is too much. The first never is.
+    /// Adds a row, unless the piece is full. The first row always fits.
     fn take(&mut self, bytes: usize) -> bool {
         if self.rows > 0 && self.bytes + bytes > PIECE_BYTES {
             return false;
@@ -265,10 +265,10 @@ impl Filling {
     }
 }
 
-/// Sends all of these in order without waiting in between, and gives their results in order.
+/// Sends all of these in order without waiting in between, and returns their results in order.
 pub async fn pipeline<F: Future>(mut futures: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
     let mut done: Vec<Option<F::Output>> = Vec::with_capacity(futures.len());
-    // Each sends itself when first polled.
+    // Each future sends its statement when it is polled first.
     std::future::poll_fn(|context| {
         for future in &mut futures {
             done.push(match future.as_mut().poll(context) {
@@ -289,7 +289,7 @@ pub async fn pipeline<F: Future>(mut futures: Vec<Pin<Box<F>>>) -> Vec<F::Output
     results
 }
 
-/// The user's part of a result.
+/// The reply with the columns that the user asked for.
 pub fn reply(columns: &Arc<[Column]>, rows: &[Row], counted: usize) -> Result<StatementReply, SqlError> {
     let mut packed = RowBuilder::new(columns.len());
     if !columns.is_empty() {
@@ -301,13 +301,13 @@ pub fn reply(columns: &Arc<[Column]>, rows: &[Row], counted: usize) -> Result<St
     Ok(StatementReply { columns: columns.clone(), rows: packed.finish(), affected: counted as u64, staleness_ms: None })
 }
 
-/// What a row takes in an answer, in bytes.
+/// The bytes of a row in an answer.
 fn row_bytes(row: &Row) -> usize {
     let value = |column| row.try_get::<_, Option<Raw<'_>>>(column).ok().flatten().map_or(0, |raw| raw.0.len());
     (0..row.len()).map(|column| VALUE_OVERHEAD_BYTES + value(column)).sum()
 }
 
-/// Refuses a value that is larger than [`MAX_VALUE_BYTES`].
+/// Rejects a value that is larger than [`MAX_VALUE_BYTES`].
 pub fn check_value_size(bytes: usize) -> Result<(), SqlError> {
     if bytes <= MAX_VALUE_BYTES {
         return Ok(());
@@ -325,148 +325,26 @@ fn too_long() -> SqlError {
 }
 
 /// A row's value, as PostgreSQL sent it.
-fn raw(row: &Row, column: usize) -> Result<Option<&[u8]>, SqlError> {
+pub(super) fn raw(row: &Row, column: usize) -> Result<Option<&[u8]>, SqlError> {
     let value: Result<Option<Raw<'_>>, _> = row.try_get(column);
     value
         .map(|raw| raw.map(|raw| raw.0))
         .map_err(|error| SqlError::new("XX000", format!("column {} cannot be read: {error}", column + 1)))
 }
 
-/// What statements wrote, gathered into one buffer that the images of all rows share.
-#[derive(Default)]
-pub struct Capturer {
-    buffer: BytesMut,
-    marks: Vec<Mark>,
-}
-
-/// A captured change: whose, and what it says of the row.
-type Mark = (TableId, Key, Written);
-
-/// As [`Image`], with the place in the buffer where the values lie.
-enum Written {
-    New(Range<usize>),
-    Whole(Range<usize>),
-    Part(Columns, Range<usize>),
-    Gone,
-}
-
-impl Capturer {
-    /// Takes in what a statement returned. Gives a key it wrote, if it wrote anything.
-    pub fn take(
-        &mut self,
-        plan: &Plan,
-        schema: &TableSchema,
-        codec: &KeyCodec,
-        rows: &[Row],
-    ) -> Result<Option<Key>, SqlError> {
-        let (mut first, mut columns) = (None, None);
-        for row in rows {
-            let offset = plan.returned();
-            let (key, image) = match plan.capture() {
-                Capture::None => return Ok(None),
-                Capture::Keys => {
-                    let values = (0..schema.key.len()).map(|i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
-                    (codec.encode_binary(values), Written::Gone)
-                }
-                Capture::Assigned => {
-                    let width = schema.key.len();
-                    let values = (0..width).map(|i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
-                    let place = self.pack(row, offset + width..offset + width + plan.assigned().len())?;
-                    let columns = columns.get_or_insert_with(|| Columns::new(plan.assigned().iter().copied()));
-                    (codec.encode_binary(values), Written::Part(columns.clone(), place))
-                }
-                Capture::Rows => {
-                    let width = schema.columns.len();
-                    let place = self.pack(row, offset..offset + width)?;
-                    let values = schema.key.iter().map(|&i| raw(row, offset + i)).collect::<Result<Vec<_>, _>>()?;
-                    let new = match plan.effect() {
-                        RowEffect::Inserts => true,
-                        RowEffect::Upserts => raw(row, offset + width)?.is_some_and(|xid| xid.iter().all(|b| *b == 0)),
-                        RowEffect::None | RowEffect::Updates | RowEffect::Deletes => false,
-                    };
-                    (codec.encode_binary(values), if new { Written::New(place) } else { Written::Whole(place) })
-                }
-            };
-            let key = key.map_err(|error| SqlError::new("XX000", format!("a row's key cannot be encoded: {error}")))?;
-            first.get_or_insert_with(|| key.clone());
-            self.marks.push((schema.id, key, image));
-        }
-        Ok(first)
-    }
-
-    /// Copies these values of a row into the buffer.
-    fn pack(&mut self, row: &Row, columns: Range<usize>) -> Result<Range<usize>, SqlError> {
-        let start = self.buffer.len();
-        for column in columns {
-            let value = raw(row, column)?;
-            check_value_size(value.map_or(0, <[u8]>::len))?;
-            put_value(&mut self.buffer, value);
-        }
-        Ok(start..self.buffer.len())
-    }
-
-    /// Whether nothing was written.
-    pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
-    }
-
-    /// Bytes so far, about.
-    pub fn size_bytes(&self) -> usize {
-        self.buffer.len() + self.marks.iter().map(|(_, key, _)| key.0.len() + 10).sum::<usize>()
-    }
-
-    /// Bytes of the images so far.
-    pub fn image_bytes(&self) -> usize {
-        self.buffer.len()
-    }
-
-    /// The keys that the last `count` captured changes wrote, as changes without images.
-    pub fn last_keys(&self, count: usize) -> Vec<Change> {
-        let from = self.marks.len().saturating_sub(count);
-        let change = |(table, key, _): &Mark| Change { table: *table, key: key.clone(), image: Image::Gone };
-        self.marks[from..].iter().map(change).collect()
-    }
-
-    /// Changes so far.
-    pub fn len(&self) -> usize {
-        self.marks.len()
-    }
-
-    /// The changes, in the order they were made.
-    ///
-    /// # Errors
-    /// What was captured is not what its plan said: a fault of this program.
-    pub fn finish(mut self, stamp_ms: u64) -> Result<Changes, SqlError> {
-        // So that an image can never be mistaken for the end of the buffer.
-        self.buffer.put_u8(0);
-        let buffer = self.buffer.freeze();
-        let image = |written| {
-            Ok(match written {
-                Written::New(place) => Image::New(buffer.slice(place)),
-                Written::Whole(place) => Image::Whole(buffer.slice(place)),
-                Written::Part(columns, place) => Image::Part(Part::new(columns, buffer.slice(place))?),
-                Written::Gone => Image::Gone,
-            })
-        };
-        let change = |(table, key, written)| Ok(Change { table, key, image: image(written)? });
-        let changes: Result<Vec<Change>, Malformed> = self.marks.into_iter().map(change).collect();
-        let changes = changes.map_err(|error| SqlError::new(codes::INTERNAL, error.to_string()))?;
-        Ok(Changes { stamp_ms, answered: Vec::new(), changes })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::{BufMut, BytesMut};
 
-    /// How many rows of a size make a piece, and by how many questions.
+    /// The number of rows of a size in a piece, and the number of fetches.
     fn filled(bytes: usize) -> (usize, usize) {
-        let (mut filling, mut questions) = (Filling::default(), 0);
+        let (mut filling, mut fetches) = (Filling::default(), 0);
         while let Some(rows) = filling.next_rows() {
-            questions += 1;
-            assert!((0..rows).all(|_| filling.take(bytes)), "what was asked for has room");
+            fetches += 1;
+            assert!((0..rows).all(|_| filling.take(bytes)), "a fetched row has room");
         }
-        (filling.rows, questions)
+        (filling.rows, fetches)
     }
 
     /// A message of PostgreSQL's protocol, from its server.
@@ -476,7 +354,7 @@ mod tests {
         out.put_slice(body);
     }
 
-    /// A server that answers no Parse before so many have come.
+    /// A server that answers Parse messages only when `together` of them have come.
     async fn serve_together(mut stream: tokio::io::DuplexStream, together: usize) -> std::io::Result<()> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let length = stream.read_i32().await?;
@@ -506,7 +384,7 @@ mod tests {
         }
     }
 
-    // E18: texts that are new take one round trip together.
+    // E18: new texts take one round trip together.
     #[tokio::test]
     async fn new_texts_are_prepared_together() {
         const TEXTS: usize = 100;
@@ -524,15 +402,15 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_is_of_many_small_rows_or_of_one_large_row() {
+    fn a_piece_has_many_small_rows_or_one_large_row() {
         assert_eq!(filled(2 << 10), (128, 5));
         assert_eq!(filled(100 << 10), (2, 2));
         for large in [200 << 10, 300 << 10, 64 << 20] {
             assert_eq!(filled(large), (1, 1));
         }
-        let (rows, questions) = filled(30);
-        assert!(rows > 8_000 && questions < 10, "{rows} rows by {questions} questions");
+        let (rows, fetches) = filled(30);
+        assert!(rows > 8_000 && fetches < 10, "{rows} rows by {fetches} fetches");
         let mut filling = Filling::default();
-        assert!(filling.take(10) && !filling.take(1 << 20), "a row that is suddenly large is left to the next piece");
+        assert!(filling.take(10) && !filling.take(1 << 20), "a suddenly large row is left to the next piece");
     }
 }

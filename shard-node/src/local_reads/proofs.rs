@@ -1,13 +1,13 @@
-//! How old this replica's state can be: pure bookkeeping of proofs, with time passed in (R17).
+//! Proofs of the age of this replica's state (R17). Pure, with times passed in.
 //!
-//! A [`Fresh`] says that everything acknowledged before this replica asked lies at or before a position of the log. Once
-//! PostgreSQL holds everything up to there, its state is at most as old as the question. Proofs come faster than changes are
-//! applied, so several may wait for their position.
+//! A [`Fresh`] says that every write acknowledged before this replica's question is at or before a position of the log.
+//! When PostgreSQL has applied that position, its state is at most as old as the question. Proofs arrive faster than
+//! entries are applied, so several proofs may wait for their positions.
 
 use evenkeel_replicated_log::{CLOCK_DRIFT_PERCENT, Fresh};
 use std::collections::VecDeque;
 
-/// Proofs that may wait for their position.
+/// The most proofs that wait for their positions.
 const MAX_WAITING: usize = 64;
 /// An unanswered question is repeated after this long, in milliseconds.
 pub const ASK_AGAIN_MS: u64 = 20;
@@ -15,16 +15,16 @@ pub const ASK_AGAIN_MS: u64 = 20;
 /// See the module. All times are milliseconds of the log's clock.
 #[derive(Debug, Default)]
 pub struct Proofs {
-    /// Growing in both parts.
+    /// Sorted by time and by position.
     waiting: VecDeque<Fresh>,
-    /// When the question was asked of the latest proof whose position has been applied.
+    /// The time of the question of the latest proof whose position has been applied.
     proven_ms: Option<u64>,
     last_asked_ms: Option<u64>,
     unanswered_since_ms: Option<u64>,
 }
 
 impl Proofs {
-    /// Whether to ask now; if so it is taken for asked.
+    /// Whether to ask now. If so, the question is taken as asked.
     pub fn ask(&mut self, now_ms: u64) -> bool {
         let due = self.last_asked_ms.is_none_or(|last| now_ms.saturating_sub(last) >= ASK_AGAIN_MS);
         if due {
@@ -34,30 +34,30 @@ impl Proofs {
         due
     }
 
-    /// Since when no answer has come although one was asked for.
+    /// The time since which a question has been unanswered.
     pub fn unanswered_since_ms(&self) -> Option<u64> {
         self.unanswered_since_ms
     }
 
-    /// Takes in the latest proof; the same one again changes nothing.
+    /// Adds the latest proof. The same proof again changes nothing.
     pub fn learn(&mut self, fresh: Fresh) {
         let last_ms = self.waiting.back().map(|last| last.asked_ms).max(self.proven_ms);
         if last_ms.is_some_and(|last| fresh.asked_ms <= last) {
             return;
         }
         self.unanswered_since_ms = None;
-        // A later question with the same or a lower position says more.
+        // A later question with the same or a lower position is the stronger proof.
         while self.waiting.back().is_some_and(|last| last.index >= fresh.index) {
             self.waiting.pop_back();
         }
         if self.waiting.len() >= MAX_WAITING {
-            // The oldest are proven first, the newest says most: what lies before it can go.
+            // The oldest are applied first, and the newest is the strongest. The one before the newest can go.
             self.waiting.pop_back();
         }
         self.waiting.push_back(fresh);
     }
 
-    /// When the question was asked that proves most about a state which holds everything up to `applied`.
+    /// The time of the question of the strongest proof about a state that has applied everything up to `applied`.
     pub fn proven_ms(&mut self, applied: u64) -> Option<u64> {
         while let Some(first) = self.waiting.front().filter(|first| first.index.0 <= applied) {
             self.proven_ms = Some(first.asked_ms);
@@ -67,8 +67,8 @@ impl Proofs {
     }
 }
 
-/// The age to state at `now_ms` for what was proven by a question at `asked_ms`: at least the real time that has passed, though this clock may
-/// run slow and shows whole milliseconds.
+/// The age at `now_ms` of a state that was proven by a question at `asked_ms`. At least the real time that has passed,
+/// although this clock may run slow and shows whole milliseconds.
 pub fn age_ms(asked_ms: u64, now_ms: u64) -> u64 {
     let passed_ms = now_ms.saturating_sub(asked_ms).saturating_add(1);
     passed_ms.saturating_mul(100).div_ceil(100 - CLOCK_DRIFT_PERCENT)
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_proof_counts_once_its_position_is_applied() {
         let mut proofs = Proofs::default();
-        assert_eq!(proofs.proven_ms(u64::MAX), None, "nothing is proven by itself");
+        assert_eq!(proofs.proven_ms(u64::MAX), None, "nothing is proven without a question");
         proofs.learn(fresh(100, 5));
         assert_eq!(proofs.proven_ms(4), None);
         proofs.learn(fresh(120, 9));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overtaken_is_forgotten_and_what_waits_is_bounded() {
+    fn weaker_proofs_are_dropped_and_waiting_proofs_are_bounded() {
         let mut proofs = Proofs::default();
         proofs.learn(fresh(100, 9));
         proofs.learn(fresh(101, 9));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_asked_now_and_then_and_known_to_be_unanswered() {
+    fn questions_are_repeated_and_known_to_be_unanswered() {
         let mut proofs = Proofs::default();
         assert!(proofs.ask(1_000));
         assert!(!proofs.ask(1_000 + ASK_AGAIN_MS - 1));

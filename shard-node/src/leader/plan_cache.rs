@@ -1,48 +1,52 @@
-//! Statements that have been parsed and bound to their table, by their text.
+//! Plan cache: statements that have been parsed and bound to their table, by their text.
+//!
+//! The cache keeps recently used plans. Each plan has a [`History`] of its executions, by which batches are composed.
 
 use super::recent::{Found, Recent};
 use crate::fold::ShardState;
+use evenkeel_protocol::error::codes;
+use evenkeel_protocol::shard::StatementRequest;
 use evenkeel_protocol::{Failure, KeyCodec, SqlError, TableSchema};
 use evenkeel_sql::{self as sql, Command, Plan};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-/// Plans kept: those used lately; others are made again as needed.
+/// Plans in the cache. The least recently used plans are dropped.
 const MAX_PLANS: usize = 4096;
 
-/// A plan that PostgreSQL has refused is distrusted for so many executions.
+/// Executions for which a plan is distrusted after PostgreSQL has rejected it.
 const DISTRUSTED_FOR: u32 = 1_000;
-/// After about so many smaller executions, the size of a large one is forgotten.
+/// Smaller executions, approximately, after which the size of a large one is forgotten.
 const IMAGE_MEMORY: u64 = 16;
 
-/// A plan and what goes with it.
+/// A plan with its table and the SQL texts of its variants.
 #[derive(Debug)]
 pub struct BoundPlan {
     /// The plan.
     pub plan: Plan,
-    /// What PostgreSQL runs.
+    /// The SQL for PostgreSQL.
     pub sql: Arc<str>,
-    /// What PostgreSQL runs among other statements, if that is not `sql`: no row comes back where a unique constraint is in the way, and
-    /// then nothing has happened ([`Plan::insert_if_absent_sql`]).
+    /// The SQL inside a batch, if it is not `sql`. It returns no row, and has no effect, where a unique constraint is
+    /// violated ([`Plan::insert_if_absent_sql`]).
     pub batch_sql: Option<Arc<str>>,
-    /// What its executions were like.
+    /// The history of its executions.
     pub history: History,
-    /// Its table; absent for a SELECT without FROM.
+    /// Its table; `None` for a SELECT without FROM.
     pub schema: Option<Arc<TableSchema>>,
     /// The codec of the table's keys.
     pub codec: KeyCodec,
-    /// The SQL with a clip, by which of start, end and limit it has.
+    /// The SQL with a clip, by whether it has a start, an end and a limit.
     clipped: [OnceLock<Arc<str>>; 8],
-    /// The SQL of a piece, likewise, and by whether it comes behind its start.
+    /// The SQL of a piece, likewise, and by whether it excludes its start.
     pieces: [OnceLock<Arc<str>>; 16],
 }
 
-/// What a plan's executions in batches were like, for the next batch.
+/// What a plan's executions in batches took, for the composition of the next batch.
 #[derive(Debug)]
 pub struct History {
-    /// The bytes of the row images that it gave lately; `u64::MAX` before the first.
+    /// Bytes of the row images of recent executions; `u64::MAX` before the first execution.
     image_bytes: AtomicU64,
-    /// How many executions are to be distrusted from now on.
+    /// The number of further executions for which the plan is distrusted.
     distrusted: AtomicU32,
 }
 
@@ -53,18 +57,18 @@ impl Default for History {
 }
 
 impl History {
-    /// What an execution's row images take, in bytes, if that is known: the most of lately.
+    /// Bytes of an execution's row images, if known: the maximum of recent executions.
     pub fn image_bytes(&self) -> Option<usize> {
         let bytes = self.image_bytes.load(Ordering::Relaxed);
         (bytes != u64::MAX).then_some(bytes as usize)
     }
 
-    /// PostgreSQL has executed it, and its images took so many bytes.
+    /// PostgreSQL has executed the plan, and its images take `image_bytes`.
     pub fn executed(&self, image_bytes: usize) {
         let new = image_bytes as u64;
         let lately = match self.image_bytes.load(Ordering::Relaxed) {
             u64::MAX => new,
-            // What is larger counts at once, and is forgotten slowly: a batch too large costs more than one too small.
+            // A larger size counts at once and is forgotten slowly: too large a batch costs more than too small a batch.
             old => new.max(old - (old - old.min(new)).div_ceil(IMAGE_MEMORY)),
         };
         self.image_bytes.store(lately, Ordering::Relaxed);
@@ -74,48 +78,57 @@ impl History {
         }
     }
 
-    /// PostgreSQL has refused it.
+    /// PostgreSQL has rejected the plan.
     pub fn refused(&self) {
         self.distrusted.store(DISTRUSTED_FOR, Ordering::Relaxed);
     }
 
-    /// Whether PostgreSQL may refuse it again.
+    /// Whether PostgreSQL may reject the plan again.
     pub fn is_distrusted(&self) -> bool {
         self.distrusted.load(Ordering::Relaxed) > 0
     }
 }
 
 impl BoundPlan {
-    /// What PostgreSQL runs with a clip.
+    /// The SQL with a clip.
     pub fn clipped_sql(&self, start: bool, end: bool, limit: bool) -> Arc<str> {
         let which = usize::from(start) | usize::from(end) << 1 | usize::from(limit) << 2;
         self.clipped[which].get_or_init(|| self.plan.clipped_sql(start, end, limit).into()).clone()
     }
-}
 
-impl BoundPlan {
-    /// What PostgreSQL runs for a piece.
+    /// The SQL of a piece.
     pub fn piece_sql(&self, start: bool, behind: bool, end: bool, limit: bool) -> Arc<str> {
         let which = usize::from(start) | usize::from(end) << 1 | usize::from(limit) << 2 | usize::from(behind) << 3;
         self.pieces[which].get_or_init(|| self.plan.piece_sql(start, behind, end, limit).into()).clone()
     }
 }
 
-/// See the module. Valid for one set of tables: a table's definition never changes under its id.
+/// See the module. An entry never becomes invalid: a table's definition does not change under its id.
 #[derive(Debug)]
-pub struct Plans {
+pub struct PlanCache {
     by_text: RwLock<Recent<Arc<BoundPlan>>>,
 }
 
-impl Default for Plans {
-    fn default() -> Plans {
-        Plans { by_text: RwLock::new(Recent::new(MAX_PLANS)) }
+impl Default for PlanCache {
+    fn default() -> PlanCache {
+        PlanCache { by_text: RwLock::new(Recent::new(MAX_PLANS)) }
     }
 }
 
-impl Plans {
+impl PlanCache {
+    /// The plan of a request, whose number of parameters is checked.
+    pub fn bind(&self, request: &StatementRequest, state: &ShardState) -> Result<Arc<BoundPlan>, Failure> {
+        let bound = self.get(&request.sql, state)?;
+        let (expected, given) = (bound.plan.parameters(), request.params.len());
+        if expected != given {
+            let message = format!("the statement has {expected} parameter(s), {given} given");
+            return Err(SqlError::new(codes::UNDEFINED_PARAMETER, message).into());
+        }
+        Ok(bound)
+    }
+
     /// The plan of a statement.
-    pub fn get(&self, text: &Arc<str>, state: &ShardState) -> Result<Arc<BoundPlan>, Failure> {
+    fn get(&self, text: &Arc<str>, state: &ShardState) -> Result<Arc<BoundPlan>, Failure> {
         let known = self.by_text.read().unwrap_or_else(PoisonError::into_inner).get(text);
         match known {
             Some(Found::Young(plan)) => return Ok(plan),
@@ -136,7 +149,7 @@ impl Plans {
             None => None,
             Some(name) => {
                 let table = state.tables().find(|table| table.name == name).cloned();
-                // The client has looked the table up: if it is unknown here, none of its ranges is here.
+                // The client has resolved the table's name. If the table is unknown here, this shard has none of its ranges.
                 Some(table.ok_or(Failure::Moved { to: None, range: None })?)
             }
         };

@@ -1,71 +1,73 @@
-//! Answers that do not wait for the COMMIT: durability below `disk` (R28).
+//! Early acknowledgement: answers before the COMMIT, at durability levels below `disk` (R28).
 //!
-//! Only the answer is moved. The entry goes the same way as any other, its permit, its claim on the rows (R4) and its id stay taken until
-//! the COMMIT has ended, and so nobody else sees what it wrote before it is on a quorum's disks. What becomes of it is told
-//! in a second reply; a session does not go on before that.
+//! The level changes only when the client is answered. The entry itself is handled like any other. Its range handle, its
+//! claim on the rows (R4) and its id are held until the COMMIT has ended, so other sessions see its rows only when they
+//! are on a quorum's disks. The outcome follows in a second reply, and the client's session waits for it before its next
+//! statement.
 //!
-//! | level | answered when | lost if, before a majority has it on disk, |
+//! | level | answered when | lost if, before a quorum has it on disk, |
 //! |---|---|---|
-//! | `local` | it is executed, captured and proposed here | this leader dies or is deposed |
-//! | `memory` | a quorum has it in memory, so that any one crash is survived | two replicas crash |
+//! | `local` | the statement is executed, captured and proposed here | this leader fails or is deposed |
+//! | `memory` | a quorum has the entry in memory (memory acknowledgement) | two replicas fail |
 
-use super::leadership::Outcome;
+use super::leadership::EntryOutcome;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Durability;
 use evenkeel_protocol::shard::StatementReply;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
 
-/// Who is answered early.
+/// Where an early acknowledgement goes.
 pub type EarlyReply = oneshot::Sender<StatementReply>;
 
-/// The early answers of one entry.
+/// The early acknowledgements of one entry.
 #[derive(Default)]
 pub struct Early {
     waiting: Vec<(Durability, EarlyReply, StatementReply)>,
 }
 
 impl Early {
-    /// One more, if it is to be answered early.
+    /// Adds a statement, if it is to be acknowledged early.
     pub fn add(&mut self, durability: Durability, to: Option<EarlyReply>, reply: &StatementReply) {
         if let (Durability::Local | Durability::Memory, Some(to)) = (durability, to) {
             self.waiting.push((durability, to, reply.clone()));
         }
     }
 
-    /// Whether anybody waits for a quorum's memory.
+    /// Whether a statement waits for a memory acknowledgement.
     pub fn wants_memory(&self) -> bool {
         self.waiting.iter().any(|(durability, ..)| *durability == Durability::Memory)
     }
 
-    /// Whether anybody is answered early at all.
+    /// Whether any statement is acknowledged early.
     pub fn is_wanted(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// What has reached `reached` is answered.
+    /// Answers the statements whose level has been reached.
     fn answer(&mut self, reached: Durability) {
         for (_, to, reply) in self.waiting.extract_if(.., |(wanted, ..)| *wanted <= reached) {
-            // A client that has gone does not hear it; what happened, happened.
+            // A client that has gone does not receive the answer. The statement's effect remains.
             let _ = to.send(reply);
         }
     }
 
-    /// The entry is proposed: answers what may be answered now, and the rest as it gets further. Gives the entry's outcome.
+    /// Follows a proposed entry to its outcome, and acknowledges each statement when its level is reached. `in_memory`
+    /// completes when a quorum has the entry in memory.
     pub async fn until_decided(
         mut self,
-        mut outcome: oneshot::Receiver<Outcome>,
-        held: Option<oneshot::Receiver<()>>,
-    ) -> Result<Outcome, RecvError> {
-        let unheld = deliberate(Bug::MemoryUnheld);
-        self.answer(if unheld { Durability::Memory } else { Durability::Local });
-        if let Some(held) = held {
+        mut outcome: oneshot::Receiver<EntryOutcome>,
+        in_memory: Option<oneshot::Receiver<()>>,
+    ) -> Result<EntryOutcome, RecvError> {
+        let too_early = deliberate(Bug::MemoryUnheld);
+        self.answer(if too_early { Durability::Memory } else { Durability::Local });
+        if let Some(in_memory) = in_memory {
             tokio::select! {
                 biased;
                 outcome = &mut outcome => return outcome,
-                told = held => {
-                    // An error says that it will not be known; then the outcome is the answer.
-                    if told.is_ok() {
+                acknowledged = in_memory => {
+                    // After an error it will not be known. Then the outcome is the answer.
+                    if acknowledged.is_ok() {
                         self.answer(Durability::Memory);
                     }
                 }
@@ -104,8 +106,8 @@ mod tests {
         hold.send(()).unwrap();
         assert_eq!((&mut hears[1]).await.unwrap().affected, 1);
         assert!(!task.is_finished(), "the COMMIT waits for the decision at every level");
-        decide.send(Outcome::Effective(7)).unwrap();
-        assert_eq!(task.await.unwrap().unwrap(), Outcome::Effective(7));
+        decide.send(EntryOutcome::Effective(7)).unwrap();
+        assert_eq!(task.await.unwrap().unwrap(), EntryOutcome::Effective(7));
         assert!(hears[2].try_recv().is_err(), "`disk` is answered after the COMMIT, by others");
     }
 
@@ -116,8 +118,8 @@ mod tests {
         let (hold, held) = oneshot::channel::<()>();
         let task = tokio::spawn(early.until_decided(outcome, Some(held)));
         drop(hold);
-        decide.send(Outcome::Deposed).unwrap();
-        assert_eq!(task.await.unwrap().unwrap(), Outcome::Deposed);
+        decide.send(EntryOutcome::Deposed).unwrap();
+        assert_eq!(task.await.unwrap().unwrap(), EntryOutcome::Deposed);
         assert!(hears[1].try_recv().is_err(), "lost, and never acknowledged");
     }
 }

@@ -1,88 +1,74 @@
-//! `local` reads: at any replica, leader or not, read-only, with an age that the replica can prove (R17).
-//!
-//! A read is answered from this replica's PostgreSQL as it is. Three things must hold for the answer to be what it says:
-//!
-//! 1. **Its age.** The answer states how old it can be: everything acknowledged longer ago, when the answer left here, is
-//!    in it. That is proven by a question to the leader ([`proofs`]): its position was applied before the snapshot was taken. Whoever is
-//!    frozen or cut off gets no new proof, the age grows, and above the bound that the read asks for it is refused.
-//! 2. **Its rows belong to this shard** (R9). The keys must be owned by the state machine both before the snapshot and after
-//!    it, with no change of ownership in between, and PostgreSQL must hold everything up to the last such change: so rows that
-//!    are coming in, or are being purged, are not seen.
-//! 3. **It disturbs nobody.** No more are let in than are done within a quarter of a second ([`Gate`]). Their sessions are read-only,
-//!    and statements that write or lock are refused before they get there; a reader holds no lock that row images wait for. What drops
-//!    tables (a state transfer) ends these sessions first.
-//!
-//! Only what is decided, and so on a quorum's disks, is ever in a replica's PostgreSQL (R28).
+//! Executes `local` reads; see [`super`].
 
-pub mod proofs;
-
-use crate::fold::ShardState;
+use super::ownership::check_owned;
+use super::proofs::{ASK_AGAIN_MS, Proofs, age_ms};
+use crate::leader::Shared;
+use crate::leader::admission_control::{AdmissionControl, StatementKind};
 use crate::leader::clip::{AddedParameter, Narrowed, clipped, touches};
-use crate::leader::gate::{Gate, Kind};
-use crate::leader::plans::{BoundPlan, Plans};
+use crate::leader::failures::not_executed;
+use crate::leader::plan_cache::{BoundPlan, PlanCache};
+use crate::leader::postgres_session::{Parameters, UserSession, reply};
 use crate::leader::reads::{check_piecewise, unless_gone};
-use crate::leader::scans::Scans;
-use crate::leader::session::{Parameters, UserSession, reply};
-use crate::leader::transactions::NoSession;
-use crate::leader::{Shared, group, weight};
+use crate::leader::scan_sessions::ScanSessions;
+use crate::leader::session_pool::NoSession;
+use crate::leader::statement::weight;
 use crate::postgres::Role;
 use crate::store::StoreError;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{Piece, PieceRequest, StatementReply, StatementRequest};
-use evenkeel_protocol::{Failure, Key, SqlError, TableId};
+use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_rpc::Gone;
 use evenkeel_sql::Touches;
-use proofs::{ASK_AGAIN_MS, Proofs, age_ms};
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a read waits for a proof that is good enough, in milliseconds; also how long a leader may take to answer before
-/// reads stop waiting for it.
+/// How long a read waits for a sufficient proof, in milliseconds. A leader that does not answer for as long is not waited
+/// for any more.
 const WAIT_MS: u64 = 250;
-/// Without a bound of the user's, a read waits for a proof if the state may be older than this, in milliseconds.
+/// The age, in milliseconds, above which a read without a staleness bound waits for a proof.
 const GOOD_MS: u64 = 100;
-/// How often a read is run again because ownership changed beside it, or because its proof grew too old meanwhile.
+/// The most executions of a read whose ranges changed, or whose proof became too old, meanwhile.
 const MAX_RUNS: usize = 3;
-/// Sessions for scans that are read whole, and as many for pieces.
+/// Sessions for whole scans, and as many for pieces.
 pub const LOCAL_SCAN_SESSIONS: usize = 2;
-/// Nothing runs for ever; that nothing writes is how [`Role::User`] comes in. A user cannot change it (R6).
+/// A time limit. A user cannot change it (R6).
 const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 
-/// See the module. Lives as long as one start of PostgreSQL.
+/// See [`super`]. Lives as long as one server start.
 pub struct LocalReads {
     shared: Shared,
-    gate: Arc<Gate>,
-    plans: Plans,
+    admission: Arc<AdmissionControl>,
+    plans: PlanCache,
     sessions: Vec<tokio::sync::Mutex<Option<Arc<UserSession>>>>,
     next_session: AtomicUsize,
-    scans: Scans,
-    pieces: Scans,
+    scans: ScanSessions,
+    pieces: ScanSessions,
     proofs: Mutex<Proofs>,
 }
 
 impl LocalReads {
-    /// Reads over this many sessions, opened when first needed.
+    /// Reads over this many sessions, which are opened when they are needed first.
     pub fn new(shared: Shared, sessions: usize) -> LocalReads {
         let sessions: Vec<_> = (0..sessions.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
         LocalReads {
-            scans: Scans::new(&shared.connector, LOCAL_SCAN_SESSIONS),
-            pieces: Scans::for_pieces(&shared.connector, LOCAL_SCAN_SESSIONS),
+            scans: ScanSessions::new(&shared.connector, LOCAL_SCAN_SESSIONS),
+            pieces: ScanSessions::for_pieces(&shared.connector, LOCAL_SCAN_SESSIONS),
             shared,
-            gate: Gate::new(sessions.len()),
-            plans: Plans::default(),
+            admission: AdmissionControl::new(sessions.len()),
+            plans: PlanCache::default(),
             sessions,
             next_session: AtomicUsize::new(0),
             proofs: Mutex::default(),
         }
     }
 
-    /// Answers a read. One that may take long is ended when `gone` says that nobody waits for it.
+    /// Answers a read. A scan is cancelled when `gone` says that its client has gone.
     ///
     /// # Errors
-    /// [`Failure::TooStale`] if the bound cannot be proven to be kept, [`Failure::Moved`] if the keys are not here,
-    /// [`Failure::Overloaded`] if too many wait already, and 25006 for
-    /// what is no read.
+    /// [`Failure::TooStale`] if the staleness bound cannot be proven, [`Failure::Moved`] if the keys are not here,
+    /// [`Failure::Overloaded`] if admission control rejects it, and 25006 if it is not a read.
     pub async fn read(&self, request: &StatementRequest, gone: Gone) -> Result<StatementReply, Failure> {
         let bound = self.bind(request)?;
         let touched = touches(&bound, request)?;
@@ -98,7 +84,7 @@ impl LocalReads {
     /// Answers a piece of a read, likewise.
     ///
     /// # Errors
-    /// As [`LocalReads::read`]; 0A000 for what is not read piece by piece.
+    /// As [`LocalReads::read`]; 0A000 for a statement that cannot be read piece by piece.
     pub async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
         let bound = self.bind(&request.statement)?;
         check_piecewise(&bound)?;
@@ -113,10 +99,7 @@ impl LocalReads {
     }
 
     fn bind(&self, request: &StatementRequest) -> Result<Arc<BoundPlan>, Failure> {
-        let bound = self.plans.get(&request.sql, &self.shared.state())?;
-        if bound.plan.parameters() != request.params.len() {
-            return Err(wrong_parameters(bound.plan.parameters(), request.params.len()).into());
-        }
+        let bound = self.plans.bind(request, &self.shared.state())?;
         if bound.plan.writes() || bound.plan.locks() {
             let error = SqlError::new(codes::READ_ONLY, "a read at level local can neither change nor lock rows");
             return Err(error.hint("Choose another read level for this statement.").into());
@@ -124,7 +107,8 @@ impl LocalReads {
         Ok(bound)
     }
 
-    /// Runs a read, if need be several times, until it is known of what age its answer is, in milliseconds, and that its rows belong here.
+    /// Executes a read, several times if necessary, until the age of its answer is proven and its rows are known to be
+    /// owned here. Returns the age in milliseconds.
     async fn current<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         bound: &BoundPlan,
@@ -137,11 +121,11 @@ impl LocalReads {
         for _ in 0..MAX_RUNS {
             self.prove(request.max_staleness_ms).await?;
             let changed = self.shared.owned_changed.load(Ordering::SeqCst);
-            covered(&self.shared.state(), table, touched)?;
+            check_owned(&self.shared.state(), table, touched)?;
             self.applied(changed).await?;
             let Some(asked_ms) = self.proofs().proven_ms(self.shared.progress.watermark()) else { continue };
             let answer = run().await?;
-            covered(&self.shared.state(), table, touched)?;
+            check_owned(&self.shared.state(), table, touched)?;
             let age = age_ms(asked_ms, self.shared.log.now_ms());
             if request.max_staleness_ms.is_some_and(|most| age > most) {
                 too_stale = Some(age);
@@ -160,7 +144,7 @@ impl LocalReads {
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the state is proven to be no older than asked for, asking the leader as needed.
+    /// Waits until the state is proven to be within the staleness bound, and asks the leader as needed.
     async fn prove(&self, bound_ms: Option<u64>) -> Result<(), Failure> {
         let log = &self.shared.log;
         let (mut fresh, mut applied) = (log.fresh(), self.shared.progress.watch());
@@ -176,7 +160,7 @@ impl LocalReads {
                     proofs.learn(fresh);
                 }
                 let age = proofs.proven_ms(watermark).map(|asked_ms| age_ms(asked_ms, now_ms));
-                // Ahead of need, so that a stream of reads seldom waits.
+                // Ahead of need, so that a sequence of reads rarely waits.
                 let ask = age.is_none_or(|age| age > wanted_ms / 2) && proofs.ask(now_ms);
                 (age, ask, proofs.unanswered_since_ms().unwrap_or(began_ms).min(began_ms))
             };
@@ -187,13 +171,13 @@ impl LocalReads {
                 return Ok(());
             }
             if now_ms.saturating_sub(waiting_since_ms) >= WAIT_MS {
-                // Without a bound any age will do, as long as it can be said.
+                // Without a bound, any proven age is sufficient.
                 return match (bound_ms, age) {
                     (None, Some(_)) => Ok(()),
                     _ => Err(Failure::TooStale { staleness_ms: age, bound_ms }),
                 };
             }
-            // A log or applier that has stopped changes nothing any more; then time passes.
+            // The pause also ends the wait for a log or an applier that has stopped.
             let pause = tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS));
             tokio::select! {
                 Ok(()) = fresh.changed() => {}
@@ -221,13 +205,13 @@ impl LocalReads {
         scans: bool,
     ) -> Result<StatementReply, Failure> {
         let bytes = weight(request);
-        let _inside = self.gate.enter(Kind::of(&request.sql, bytes), bytes)?;
+        let _admitted = self.admission.admit(StatementKind::of(&request.sql, bytes), bytes)?;
         let started = Instant::now();
         let mut params = Parameters::new(&request.params);
         params.extend(added);
         let returned = bound.plan.returned();
         let read = if scans {
-            self.scans.read(sql, returned, &params).await.map_err(none)?
+            self.scans.read(sql, returned, &params).await.map_err(no_session)?
         } else {
             let place = self.next_session.fetch_add(1, Ordering::Relaxed) % self.sessions.len();
             let executed = async {
@@ -238,7 +222,7 @@ impl LocalReads {
             };
             executed.await
         };
-        let (prepared, rows) = read.map_err(|error| group::lost(&error))?;
+        let (prepared, rows) = read.map_err(|error| not_executed(&error))?;
         metrics::histogram!("evenkeel_local_read_seconds").record(started.elapsed().as_secs_f64());
         Ok(reply(&prepared.columns, &rows, rows.len())?)
     }
@@ -250,67 +234,31 @@ impl LocalReads {
         sql: &Arc<str>,
         added: &[AddedParameter],
     ) -> Result<Piece, Failure> {
-        let _inside = self.gate.enter(Kind::Large, weight(request))?;
+        let _admitted = self.admission.admit(StatementKind::Large, weight(request))?;
         let mut params = Parameters::new(&request.params);
         params.extend(added);
-        let read = self.pieces.read_piece(sql, bound.plan.returned(), &params).await.map_err(none)?;
-        let (prepared, piece) = read.map_err(|error| group::lost(&error))?;
-        Ok(piece.told(&prepared, &bound.codec)?)
+        let read = self.pieces.read_piece(sql, bound.plan.returned(), &params).await.map_err(no_session)?;
+        let (prepared, piece) = read.map_err(|error| not_executed(&error))?;
+        Ok(piece.to_piece(&prepared, &bound.codec)?)
     }
 
-    /// The session at this place: a new one if there was none, or if its backend has been ended (with a leadership, R3).
+    /// The session at this place. A new one if there was none, or if its backend was ended with a leadership (R3).
     async fn session(&self, place: usize) -> Result<Arc<UserSession>, StoreError> {
-        let mut slot = self.sessions[place].lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| !session.is_closed()) {
+        let mut at_place = self.sessions[place].lock().await;
+        if let Some(session) = at_place.as_ref().filter(|session| !session.is_closed()) {
             return Ok(session.clone());
         }
         let session = UserSession::new(self.shared.connector.connect(Role::User).await?);
         session.simple(SESSION_SETTINGS).await?;
         let session = Arc::new(session);
-        *slot = Some(session.clone());
+        *at_place = Some(session.clone());
         Ok(session)
     }
 }
 
-fn none(error: NoSession) -> Failure {
+fn no_session(error: NoSession) -> Failure {
     match error {
         NoSession::Full(failure) => failure,
-        NoSession::Failed(error) => group::lost(&error),
+        NoSession::Failed(error) => not_executed(&error),
     }
-}
-
-fn wrong_parameters(expected: usize, given: usize) -> SqlError {
-    SqlError::new(codes::UNDEFINED_PARAMETER, format!("the statement has {expected} parameter(s), {given} given"))
-}
-
-/// Whether all keys touched lie in ranges that are owned here, unfenced (R9).
-fn covered(state: &ShardState, table: TableId, touches: &Touches) -> Result<(), Failure> {
-    let missing = match touches {
-        Touches::Nothing => None,
-        Touches::Keys(keys) => keys.iter().find(|key| state.owner(table, key).is_none()).cloned(),
-        Touches::Intervals(intervals) => intervals.iter().find_map(|interval| {
-            let mut at = interval.start.clone();
-            loop {
-                let Some(range) = state.owner(table, &at) else { return Some(at) };
-                match &range.interval.end {
-                    Some(end) if interval.end.as_ref().is_none_or(|until| end < until) => at = end.clone(),
-                    _ => return None,
-                }
-            }
-        }),
-    };
-    missing.map_or(Ok(()), |key| Err(elsewhere(state, table, &key)))
-}
-
-/// Where a key is that is not owned here, as far as this replica has heard: it may be behind.
-fn elsewhere(state: &ShardState, table: TableId, key: &Key) -> Failure {
-    if state.moves_in().any(|m| m.table == table && m.interval.contains(key)) {
-        let reason = "the range is coming to this replica".to_string();
-        return Failure::Busy { reason, retry_after_ms: 20 };
-    }
-    let gone = state
-        .moves_out()
-        .filter(|m| m.phase != crate::fold::OutPhase::Open && m.table == table && m.interval.contains(key))
-        .max_by_key(|m| m.epoch);
-    Failure::Moved { to: gone.map(|m| m.to.id), range: gone.map(|m| (m.range, m.epoch.next())) }
 }

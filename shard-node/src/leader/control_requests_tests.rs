@@ -2,7 +2,7 @@
 use super::*;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::schema::ColumnSchema;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, RangeId, ShardId, TableId};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, RangeId, ShardId, TableId, TableSchema};
 
 fn schema() -> TableSchema {
     TableSchema {
