@@ -10,7 +10,7 @@ use crate::entry::Control;
 use crate::fold::{InPhase, MoveIn, OutPhase};
 use crate::leader::{Leader, now_ms};
 use crate::members;
-use crate::migration::cleanup::{What, clean_up};
+use crate::migration::cleanup::{DoomedRows, clean_up};
 use crate::migration::{destination, peers};
 use crate::report::build_report;
 use crate::scrub::round::go_round;
@@ -79,7 +79,7 @@ async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc
                     let drive = destination::drive(leader.clone(), checks.clone(), operator, report.clone());
                     running.start(operator, "drive", drive);
                 }
-                InPhase::Discarding => start_clean_up(&running, &leader, operator, What::Discarded),
+                InPhase::Discarding => start_clean_up(&running, &leader, operator, DoomedRows::Discarded),
                 InPhase::Adopted => {}
             }
         }
@@ -95,7 +95,7 @@ async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc
                     }
                 }
                 // A purge that an earlier leadership began.
-                OutPhase::Purging => start_clean_up(&running, &leader, operator, What::Left),
+                OutPhase::Purging => start_clean_up(&running, &leader, operator, DoomedRows::SourceCopy),
                 OutPhase::Open | OutPhase::HandedOver => {}
             }
         }
@@ -103,9 +103,9 @@ async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc
     }
 }
 
-fn start_clean_up(running: &Running, leader: &Arc<Leader>, operator: OperatorId, what: What) {
+fn start_clean_up(running: &Running, leader: &Arc<Leader>, operator: OperatorId, rows: DoomedRows) {
     let leader = leader.clone();
-    running.start(operator, "clean", async move { clean_up(&leader, operator, what).await });
+    running.start(operator, "clean", async move { clean_up(&leader, operator, rows).await });
 }
 
 /// Asks the destination what became of a fenced move (R23).

@@ -1,4 +1,6 @@
-//! Finding and asking the replicas of another shard.
+//! Requests to the replicas of another shard, and the search for its leader.
+//!
+//! Not done: connections are not reused. A request to a leader connects again.
 
 use evenkeel_protocol::Failure;
 use evenkeel_protocol::routing::ShardInfo;
@@ -24,12 +26,13 @@ pub async fn ask(address: SocketAddr, request: &ShardRequest, bound: Duration) -
     connect(address).await?.call_within(request, bound).await
 }
 
-/// What the replicas of a shard that answer are and know: those of `shard`, and those that these know of.
+/// The inspections of a shard's replicas that answer: the replicas named in `shard`, and those that they name.
 pub async fn inspect(shard: &ShardInfo) -> Vec<(SocketAddr, Inspection)> {
     let mut answers = inspect_each(shard.replicas.values().copied()).await;
-    let told: BTreeSet<SocketAddr> = answers.iter().flat_map(|(_, answer)| answer.replicas.values().copied()).collect();
+    let named: BTreeSet<SocketAddr> =
+        answers.iter().flat_map(|(_, answer)| answer.replicas.values().copied()).collect();
     let known: BTreeSet<SocketAddr> = shard.replicas.values().copied().collect();
-    answers.extend(inspect_each(told.difference(&known).copied()).await);
+    answers.extend(inspect_each(named.difference(&known).copied()).await);
     answers
 }
 
@@ -38,7 +41,7 @@ async fn inspect_each(addresses: impl Iterator<Item = SocketAddr>) -> Vec<(Socke
     futures::future::join_all(asked).await.into_iter().flatten().collect()
 }
 
-/// What one replica is and knows; `None` if it does not say.
+/// The inspection of one replica; `None` if it does not answer.
 pub async fn inspect_one(address: SocketAddr) -> Option<Inspection> {
     match ask(address, &ShardRequest::Inspect, Duration::from_millis(ASK_MS)).await {
         Ok(ShardReply::Inspect(inspection)) => Some(*inspection),
@@ -46,8 +49,8 @@ pub async fn inspect_one(address: SocketAddr) -> Option<Inspection> {
     }
 }
 
-/// Asks a shard's leader, whoever that is: follows `NotLeader` and tries every replica once. A leader that is not in `shard` has taken
-/// somebody's place since that was written down: who names it says where it is.
+/// Asks a shard's leader. Follows `NotLeader`, and tries every replica once. A leader that is not in `shard` has replaced
+/// another replica since then; the replica that names it also knows its address.
 pub async fn ask_leader(shard: &ShardInfo, request: &ShardRequest, bound: Duration) -> Option<ShardReply> {
     let mut replicas = shard.replicas.clone();
     let mut left: Vec<u64> = replicas.keys().copied().collect();
@@ -86,13 +89,13 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    /// Replica 4 leads; the others say so. All of them know who the replicas are.
-    struct Replica {
+    /// Replica 4 leads, and the others name it. Every replica knows all replicas.
+    struct FakeReplica {
         number: u64,
         replicas: BTreeMap<u64, SocketAddr>,
     }
 
-    impl Service for Replica {
+    impl Service for FakeReplica {
         type Request = ShardRequest;
         type Reply = ShardReply;
         type Session = ();
@@ -124,7 +127,7 @@ mod tests {
 
     /// Replicas 1 and 2 have been replaced by 4 and 5 since the list was written.
     #[tokio::test]
-    async fn a_leader_that_has_taken_somebody_s_place_is_found() {
+    async fn a_leader_that_replaced_another_replica_is_found() {
         let mut listeners = BTreeMap::new();
         for number in 3..=5 {
             listeners.insert(number, tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -132,7 +135,7 @@ mod tests {
         let replicas: BTreeMap<u64, SocketAddr> =
             listeners.iter().map(|(number, listener)| (*number, listener.local_addr().unwrap())).collect();
         for (number, listener) in listeners {
-            let service = Arc::new(Replica { number, replicas: replicas.clone() });
+            let service = Arc::new(FakeReplica { number, replicas: replicas.clone() });
             tokio::spawn(evenkeel_rpc::serve(listener, service, std::future::pending()));
         }
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));

@@ -1,54 +1,56 @@
-//! What has happened in a moving range and is still to go over. Pure.
+//! Changes of a moving range that have not been sent to the destination yet. Pure.
 //!
-//! Of a key that changed several times only what the later images leave of the earlier ones is kept: what waits is bounded by the keys
-//! that change, not by how often they do, so that a copy converges however slow its destination is. Answers all stay (R14).
-//! A destination whose copy stands at a position may so lack an image of before it; it has a later one by the fence, and nobody
-//! reads before that.
+//! Of a key that changed several times, the images that later ones supersede are dropped. The size of the pending changes
+//! is therefore bounded by the number of changing keys, not by the number of changes, and a copy converges however slow
+//! its destination is. Answers for the retry window are never dropped (R14).
+//!
+//! A destination that has reached a position may lack an image that is older than it. It has a later image of the row by
+//! the fence, and nobody reads the rows before that.
 
 use crate::entry::{Change, Changes, TailEntry};
 use bytes::Bytes;
 use evenkeel_protocol::Key;
 use std::collections::{BTreeMap, HashMap};
 
-/// What an entry takes beside its changes, in bytes, about.
+/// The approximate bytes of an entry in addition to its changes.
 const ENTRY_BYTES: usize = 64;
 
 /// Changes by their positions.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub struct PendingChanges {
     entries: BTreeMap<u64, Changes>,
-    /// Where the changes of each key are, oldest first.
+    /// The positions of the changes of each key, oldest first.
     places: HashMap<Key, Vec<u64>>,
     bytes: usize,
 }
 
-/// What goes over at once.
+/// A piece of the changes that is sent at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct StreamPiece {
     /// Encoded [`TailEntry`]s.
     pub entries: Vec<Bytes>,
-    /// The position that is reached with them.
+    /// The position that the destination reaches with it.
     pub to: u64,
-    /// Their bytes.
+    /// Its bytes.
     pub bytes: usize,
 }
 
-impl Pending {
-    /// Bytes that wait, about.
+impl PendingChanges {
+    /// The approximate bytes of the pending changes.
     pub fn size_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The last position that waits.
+    /// The last pending position.
     pub fn last(&self) -> Option<u64> {
         self.entries.last_key_value().map(|(position, _)| *position)
     }
 
-    /// Takes in what an entry did, which is later than all before.
+    /// Adds the changes of an entry, which is later than all before.
     pub fn absorb(&mut self, position: u64, changes: Changes) {
         for change in &changes.changes {
             let mut places = self.places.remove(&change.key).unwrap_or_default();
-            // Within an entry a key changes once, or in order; what is in this one already is not looked at.
+            // Within an entry a key changes once, or in order. Its own changes do not supersede each other.
             places.retain(|before| *before == position || !self.superseded(*before, change));
             if places.last() != Some(&position) {
                 places.push(position);
@@ -59,8 +61,8 @@ impl Pending {
         self.entries.insert(position, changes);
     }
 
-    /// Drops what the entry at `position` did to the row that `later` changes, as far as nothing is left of it; `true` if that is all it did
-    /// to the row.
+    /// Drops the changes that the entry at `position` made to the row of `later`, as far as `later` supersedes them.
+    /// `true` if no change of the row is left there.
     fn superseded(&mut self, position: u64, later: &Change) -> bool {
         let Some(entry) = self.entries.get_mut(&position) else { return true };
         let (mut bytes, mut left) = (0, 0);
@@ -78,17 +80,18 @@ impl Pending {
         left == 0
     }
 
-    /// Takes out the first of what waits up to position `to`: at least one entry if there is one, and about `max_bytes`. Changes of keys that
-    /// are not copied yet are dropped: the chunk that brings such a key is read later, and holds them. `None` if nothing is left up to `to`.
-    pub fn take(&mut self, to: u64, is_copied: impl Fn(&Key) -> bool, max_bytes: usize) -> Option<Piece> {
-        let mut piece = Piece { entries: Vec::new(), to, bytes: 0 };
+    /// Takes the first pending entries up to position `to`: at least one, if there is one, and about `max_bytes`. Changes of
+    /// keys that are not copied yet are dropped: the chunk of such a key is read later and contains them. `None` if nothing
+    /// is pending up to `to`.
+    pub fn take(&mut self, to: u64, is_copied: impl Fn(&Key) -> bool, max_bytes: usize) -> Option<StreamPiece> {
+        let mut piece = StreamPiece { entries: Vec::new(), to, bytes: 0 };
         while let Some(first) = self.entries.first_entry().filter(|first| *first.key() <= to) {
             if piece.bytes >= max_bytes {
                 return Some(piece);
             }
             let (position, mut changes) = first.remove_entry();
             self.bytes -= ENTRY_BYTES + changes.size_bytes();
-            // A transaction may be more than goes over at once (R12): what is left of it follows, as of the same position.
+            // A transaction may be larger than a piece (R12). The rest of it follows, at the same position.
             let rest = split_off(&mut changes, max_bytes);
             changes.changes.retain(|change| {
                 if let Some(places) = self.places.get_mut(&change.key) {
@@ -116,7 +119,7 @@ impl Pending {
     }
 }
 
-/// Takes off what comes behind the first `max_bytes` of changes, but for the one that goes over it.
+/// Splits off the changes after the first `max_bytes`. The change that crosses the limit stays.
 fn split_off(changes: &mut Changes, max_bytes: usize) -> Option<Changes> {
     let mut bytes = 0;
     let fit = changes.changes.iter().take_while(|change| {
@@ -143,7 +146,7 @@ mod tests {
         Key(vec![n].into())
     }
 
-    /// What one statement does to each of these keys: a row of `size` bytes, all of them `size`.
+    /// The changes of one statement to these keys: rows of `size` bytes, all of value `size`.
     fn changes(keys: &[u8], size: usize) -> Changes {
         let change =
             |n: &u8| Change { table: TableId(1), key: key(*n), image: Image::Whole(vec![size as u8; size].into()) };
@@ -155,16 +158,16 @@ mod tests {
         Answered { id, table: TableId(1), key: key(n), affected: 1, reply: KeptReply::Nothing }
     }
 
-    /// What a piece brings: position and keys of each entry.
-    fn brought(piece: &Piece) -> Vec<(u64, Vec<u8>)> {
+    /// The position and the keys of each entry of a piece.
+    fn brought(piece: &StreamPiece) -> Vec<(u64, Vec<u8>)> {
         let decoded = piece.entries.iter().map(|entry| TailEntry::decode(entry.clone()).unwrap());
         decoded.map(|e| (e.position, e.changes.changes.iter().map(|c| c.key.0[0]).collect())).collect()
     }
 
-    // R12: a transaction larger than what goes over at once goes over in pieces; its position is reached with the last.
+    // R12: a transaction larger than a piece is sent in several pieces. Its position is reached with the last.
     #[test]
-    fn a_large_transaction_goes_over_in_pieces() {
-        let mut pending = Pending::default();
+    fn a_large_transaction_is_sent_in_pieces() {
+        let mut pending = PendingChanges::default();
         pending.absorb(4, changes(&[1], 10));
         let mut large = changes(&[1, 2, 3, 4, 5], 100);
         large.answered = vec![answer(1)];
@@ -182,25 +185,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_copied_yet_is_left_to_its_chunk() {
-        let mut pending = Pending::default();
+    fn changes_of_keys_that_are_not_copied_are_left_to_their_chunk() {
+        let mut pending = PendingChanges::default();
         pending.absorb(5, changes(&[1, 9], 10));
         pending.absorb(6, changes(&[8], 10));
         pending.absorb(9, changes(&[8], 10));
         let piece = pending.take(7, |key| *key < self::key(5), 1 << 20).unwrap();
         assert_eq!((brought(&piece), piece.to), (vec![(5, vec![1])], 7));
-        assert_eq!(pending.last(), Some(9), "what is later than the next chunk's position waits");
+        assert_eq!(pending.last(), Some(9), "a change after the next chunk's position stays pending");
         assert_eq!(pending.take(8, |_| true, 1 << 20), None);
-        // Meanwhile the chunk with keys 5 to 9 has been sent, as of 7.
+        // Meanwhile the chunk with keys 5 to 9 has been sent, as of position 7.
         let piece = pending.take(20, |_| true, 1 << 20).unwrap();
         assert_eq!((brought(&piece), piece.to), (vec![(9, vec![8])], 20));
         assert_eq!((pending.size_bytes(), pending.places.len()), (0, 0));
     }
 
-    /// R14: an answer goes over even if its row's change does not.
+    /// R14: an answer is sent even if the change of its row is not.
     #[test]
-    fn answers_always_travel() {
-        let mut pending = Pending::default();
+    fn answers_are_always_sent() {
+        let mut pending = PendingChanges::default();
         for position in 1..=3 {
             pending.absorb(position, Changes { answered: vec![answer(position as u8)], ..changes(&[7], 10) });
         }
@@ -208,10 +211,10 @@ mod tests {
         assert_eq!(brought(&piece), [(1, vec![]), (2, vec![]), (3, vec![])]);
     }
 
-    /// F1: a large row that is updated all the time waits once.
+    /// F1: a large row that is updated all the time is pending once.
     #[test]
-    fn only_the_last_image_of_a_key_waits() {
-        let mut pending = Pending::default();
+    fn only_the_last_image_of_a_key_is_pending() {
+        let mut pending = PendingChanges::default();
         for position in 1..=100 {
             pending.absorb(position, changes(&[7, position as u8], if position == 100 { 5 } else { 100_000 }));
         }
@@ -221,15 +224,15 @@ mod tests {
         assert_eq!(pending.size_bytes(), 0);
     }
 
-    /// E13: of a part, only what a later image of the same row sets again is left out.
+    /// E13: a partial image is superseded only by a later image that sets the same columns.
     #[test]
-    fn parts_wait_until_they_are_set_again() {
+    fn partial_images_are_pending_until_their_columns_are_set_again() {
         let part = |columns: &[usize], value: u8| {
             let mut values = bytes::BytesMut::new();
             columns.iter().for_each(|_| evenkeel_protocol::rows::put_value(&mut values, Some(&[value])));
             Image::Part(Part::new(Columns::new(columns.iter().copied()), values.freeze()).unwrap())
         };
-        let mut pending = Pending::default();
+        let mut pending = PendingChanges::default();
         let mut absorb = |position, image| {
             let changes = vec![Change { table: TableId(1), key: key(7), image }];
             pending.absorb(position, Changes { changes, ..Changes::default() });
@@ -246,8 +249,8 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_cut_by_bytes_and_go_on_where_the_one_before_ended() {
-        let mut pending = Pending::default();
+    fn pieces_are_cut_by_bytes_and_continue_where_the_previous_one_ended() {
+        let mut pending = PendingChanges::default();
         for position in 1..=10u8 {
             pending.absorb(position.into(), changes(&[position], 1000));
         }
