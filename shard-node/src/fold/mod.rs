@@ -377,3 +377,6 @@ impl ShardState {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod move_script_tests;

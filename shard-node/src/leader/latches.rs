@@ -228,3 +228,7 @@ mod tests;
 #[cfg(test)]
 #[path = "latches_cost_tests.rs"]
 mod cost_tests;
+
+#[cfg(test)]
+#[path = "latches_script_tests.rs"]
+mod script_tests;
