@@ -314,20 +314,20 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// A shard that does `per_ms` statements a millisecond, first come first served, with `clients` who each come back `pause_ms` after an
-    /// answer and as told after a refusal.
+    /// A shard that completes `per_ms` statements per millisecond in order of arrival. Each of `clients` clients sends its
+    /// next statement `pause_ms` after an answer, and after the retry delay of a rejection.
     struct Shard {
         limiter: AdmissionLimiter,
         now_ms: u64,
         queue: VecDeque<InFlight>,
-        /// When each client that is outside comes.
-        outside: Vec<u64>,
+        /// The time of each waiting client's next statement.
+        waiting: Vec<u64>,
         credit: f64,
     }
 
-    /// What became of a period.
+    /// The statements of a period.
     #[derive(Debug, Default)]
-    struct Seen {
+    struct Observed {
         done: usize,
         rejected: usize,
         waits_ms: Vec<u64>,
@@ -335,28 +335,28 @@ mod tests {
 
     impl Shard {
         fn new(clients: usize) -> Shard {
-            let (queue, outside) = (VecDeque::new(), vec![0; clients]);
+            let (queue, waiting) = (VecDeque::new(), vec![0; clients]);
             Shard {
                 limiter: AdmissionLimiter::new(0, 64, StatementKind::Write),
                 now_ms: 0,
                 queue,
-                outside,
+                waiting,
                 credit: 0.0,
             }
         }
 
-        fn run(&mut self, ms: u64, per_ms: f64, pause_ms: u64) -> Seen {
-            let mut seen = Seen::default();
+        fn run(&mut self, ms: u64, per_ms: f64, pause_ms: u64) -> Observed {
+            let mut seen = Observed::default();
             for _ in 0..ms {
                 self.now_ms += 1;
-                let due = self.outside.iter().filter(|at| **at <= self.now_ms).count();
-                self.outside.retain(|at| *at > self.now_ms);
+                let due = self.waiting.iter().filter(|at| **at <= self.now_ms).count();
+                self.waiting.retain(|at| *at > self.now_ms);
                 for _ in 0..due {
                     match self.limiter.admit(self.now_ms, 100) {
                         Ok(in_flight) => self.queue.push_back(in_flight),
                         Err(after_ms) => {
                             seen.rejected += 1;
-                            self.outside.push(self.now_ms + after_ms);
+                            self.waiting.push(self.now_ms + after_ms);
                         }
                     }
                 }
@@ -367,7 +367,7 @@ mod tests {
                     self.limiter.complete(self.now_ms, &in_flight);
                     seen.done += 1;
                     seen.waits_ms.push(self.now_ms - in_flight.admitted_ms);
-                    self.outside.push(self.now_ms + pause_ms);
+                    self.waiting.push(self.now_ms + pause_ms);
                 }
             }
             seen.waits_ms.sort_unstable();
@@ -375,12 +375,12 @@ mod tests {
         }
     }
 
-    fn p99(seen: &Seen) -> u64 {
+    fn p99(seen: &Observed) -> u64 {
         seen.waits_ms.get(seen.waits_ms.len() * 99 / 100).copied().unwrap_or(0)
     }
 
     #[test]
-    fn whoever_is_let_in_is_done_soon_at_any_speed_and_nothing_is_wasted() {
+    fn admitted_statements_complete_soon_at_any_speed_and_no_capacity_is_wasted() {
         for per_ms in [0.5, 2.0, 20.0] {
             let mut shard = Shard::new(20_000);
             shard.run(3_000, per_ms, 1);
@@ -388,35 +388,35 @@ mod tests {
             let possible = (5_000.0 * per_ms) as usize;
             assert!(seen.done >= possible * 95 / 100, "{per_ms}/ms: {} of {possible} done", seen.done);
             assert!(p99(&seen) <= TARGET_MS * 3 / 2, "{per_ms}/ms: p99 {} ms", p99(&seen));
-            assert!(seen.rejected > 0, "{per_ms}/ms: nobody was rejected");
-            // Those outside must not ask so often that asking becomes the load.
+            assert!(seen.rejected > 0, "{per_ms}/ms: no statement was rejected");
+            // Rejected clients must not retry so often that the retries become the load.
             assert!(seen.rejected <= 5_000 * 20_000 / (2 * TARGET_MS as usize) * 2, "{} refusals", seen.rejected);
         }
     }
 
     #[test]
-    fn a_load_that_can_be_carried_is_never_refused() {
+    fn a_load_below_capacity_is_never_rejected() {
         let mut shard = Shard::new(200);
         shard.run(1_000, 5.0, 1);
-        // 200 clients at 5 a millisecond wait 40 ms each.
+        // 200 clients at 5 statements per millisecond wait 40 ms each.
         assert_eq!(shard.run(20_000, 5.0, 1).rejected, 0);
-        // Nor after a long quiet time, in which next to nothing was asked for.
+        // Nor after a long time of low load.
         shard.run(60_000, 5.0, 10_000);
         assert_eq!(shard.run(5_000, 5.0, 1).rejected, 0);
     }
 
     #[test]
-    fn a_machine_that_becomes_slower_is_noticed_and_one_that_recovers_too() {
+    fn the_limit_follows_a_machine_that_becomes_slower_and_recovers() {
         let mut shard = Shard::new(5_000);
         shard.run(3_000, 10.0, 1);
-        // Those who were let in at the old speed have to be done first.
+        // Statements that were admitted at the old speed have to complete first.
         shard.run(4_000, 1.0, 1);
         let slow = shard.run(3_000, 1.0, 1);
         assert!(p99(&slow) <= TARGET_MS * 3 / 2, "p99 {} ms", p99(&slow));
         shard.run(2_000, 10.0, 1);
         let fast = shard.run(3_000, 10.0, 1);
         assert!(fast.done >= 28_000, "{} done", fast.done);
-        // It stood still for a while, as when a disk stalls.
+        // The machine stands still for a while, as when a disk stalls.
         shard.run(1_000, 0.0, 1);
         shard.run(2_000, 10.0, 1);
         let after = shard.run(3_000, 10.0, 1);
@@ -424,11 +424,11 @@ mod tests {
     }
 
     #[test]
-    fn those_who_leave_together_are_not_taken_for_speed() {
+    fn statements_that_complete_together_are_not_taken_for_throughput() {
         let mut limiter = AdmissionLimiter::new(0, 8, StatementKind::Write);
         let mut now_ms = 0;
         for _ in 0..5 {
-            // As many as may come in; they are committed together, after 5 ms for each of them. Others look in meanwhile.
+            // As many as are admitted. They are committed together, after 5 ms for each. Others are measured meanwhile.
             let group: Vec<InFlight> = (0..300).map_while(|_| limiter.admit(now_ms, 100).ok()).collect();
             for _ in 0..5 * group.len() {
                 now_ms += 1;
@@ -439,13 +439,13 @@ mod tests {
         limiter.measure(now_ms + 2 * WINDOW_MS);
         assert!(
             (40..=55).contains(&limiter.limit()),
-            "{} may be in_flight where 50 are done in {TARGET_MS} ms",
+            "{} may be in flight where 50 complete in {TARGET_MS} ms",
             limiter.limit()
         );
     }
 
     #[test]
-    fn bytes_are_bounded_and_a_single_large_statement_is_not_locked_out() {
+    fn bytes_are_bounded_and_a_single_large_statement_is_admitted() {
         let mut limiter = AdmissionLimiter::new(0, 64, StatementKind::Large);
         let large = limiter.admit(1, 2 * MAX_LARGE_BYTES).unwrap();
         assert!(limiter.admit(1, 1).is_err());
@@ -455,8 +455,8 @@ mod tests {
         assert_eq!((entered, limiter.in_flight()), (10, 10));
     }
 
-    /// Breaks if one rate is measured for all statements (E16): 200 clients with 64 KiB each are done at one in 10 ms, and 400 clients with reads
-    /// that take 20 ms beside them are rejected for it.
+    /// Breaks if one throughput is measured for all statements (E16): of 200 clients with 64 KiB each, one completes every
+    /// 10 ms, and the reads of 400 other clients, which take 20 ms, are rejected because of it.
     #[test]
     fn large_statements_do_not_keep_out_small_ones() {
         let control = AdmissionControl::new(64);
@@ -481,7 +481,7 @@ mod tests {
             {
                 limiter.complete(now_ms, &in_flight);
             }
-            // All come back at once now and then, after a pause.
+            // From time to time all clients return at once, after a pause.
             while now_ms % 1_000 >= 500 && reads.len() < 400 {
                 match limiter.admit(now_ms, 100) {
                     Ok(in_flight) => reads.push_back(in_flight),
@@ -493,13 +493,13 @@ mod tests {
             }
         }
         assert_eq!(rejected, 0);
-        assert!(large.len() < 200, "of the large ones there are too many");
+        assert!(large.len() < 200, "too many large statements are in flight");
     }
 
     #[test]
     fn a_statement_counts_by_its_bytes() {
         let mut limiter = AdmissionLimiter::new(0, 0, StatementKind::Large);
-        // One of 1 MiB every 100 ms: as much as 650 small ones a second.
+        // One statement of 1 MiB every 100 ms: as much as 650 small ones per second.
         let mut queue = VecDeque::new();
         for now_ms in 0..20_000 {
             if let Ok(in_flight) = limiter.admit(now_ms, 1 << 20) {
@@ -512,7 +512,7 @@ mod tests {
             }
         }
         assert!((130..200).contains(&limiter.limit()), "{}", limiter.limit());
-        // Those that are there are let out, and small ones are done as fast as their bytes let them be: ten in the time of one of those.
+        // After these have completed, small statements are admitted by their bytes: ten in the time of one large statement.
         queue.drain(..).for_each(|in_flight| limiter.complete(20_000, &in_flight));
         let small = (0..300).map_while(|_| limiter.admit(20_001, 100).ok()).count();
         assert!(small > 100, "{small}");

@@ -1,4 +1,6 @@
+//! Repeated and late requests of the placement driver.
 #![allow(clippy::unwrap_used)]
+
 use super::*;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::schema::ColumnSchema;
@@ -53,10 +55,10 @@ fn state() -> ShardState {
     state
 }
 
-/// Breaks if a number alone is taken for the request: a placement driver that was restored from a backup gives numbers again, and would be
-/// told that splits are done which never were (R30).
+/// Breaks if the number alone identifies a request: a placement driver that was restored from a backup assigns numbers
+/// again, and would take splits for done that were never made (R30).
 #[test]
-fn a_number_that_is_given_again_is_not_answered_done() {
+fn a_number_that_is_assigned_again_is_not_answered_done() {
     let mut state = state();
     assert_eq!(code(served_before(&state, &split(100, 1, 1, 10, 2))), "done");
     assert_eq!(code(served_before(&state, &split(100, 1, 1, 20, 3))), "stale-operator", "other pieces");
@@ -78,12 +80,12 @@ fn a_number_that_is_given_again_is_not_answered_done() {
     assert_eq!(code(served_before(&state, &create(renamed))), "stale-operator");
 }
 
-/// R23: what the destination has not adopted can be taken back, and what it has cannot.
+/// R23: a range that the destination has not adopted can be taken back, and an adopted range cannot.
 #[test]
 fn a_range_is_taken_back_between_its_fence_and_its_adoption_only() {
     let back = || ControlRequest::TakeBack { operator: OperatorId(101) };
     let mut fenced = state();
-    assert_eq!(code(served_before(&fenced, &back())), "to be done", "the log refuses what it does not know");
+    assert_eq!(code(served_before(&fenced, &back())), "to be done", "the log rejects an unknown operator");
     assert_eq!(fenced.control(3, &entry_of(&back()).unwrap()).unwrap_err().code, "no-such-operator");
     fenced.control(3, &entry_of(&open(101, 2, 2, 9)).unwrap()).unwrap();
     assert_eq!(code(served_before(&fenced, &back())), "not-fenced");
@@ -97,17 +99,17 @@ fn a_range_is_taken_back_between_its_fence_and_its_adoption_only() {
     fenced.control(5, &entry_of(&back()).unwrap()).unwrap();
     assert_eq!(fenced.range(RangeId(2)).unwrap().epoch, before.next().next());
     assert_eq!(code(served_before(&fenced, &back())), "done", "asked again");
-    // A destination that comes back all the same is not heard.
+    // An adoption that is reported all the same is rejected.
     assert_eq!(
         fenced.control(6, &Control::HandedOver { operator: OperatorId(101) }).unwrap_err().code,
         "no-such-operator"
     );
 }
 
-/// S3: breaks if what was declined is forgotten with the rows that had come in. The source asks half a second after its fence, or later: nobody
-/// would own the range (R23).
+/// S3: breaks if a declined move is forgotten when its rows are deleted. The source asks half a second after its fence or
+/// later, and no shard would own the range (R23).
 #[test]
-fn a_source_that_asks_late_is_told_that_its_range_was_not_adopted() {
+fn a_source_that_asks_late_learns_that_its_range_was_not_adopted() {
     let incoming = |operator| Control::IngestOpen {
         operator: OperatorId(operator),
         schema: schema(),
@@ -126,40 +128,40 @@ fn a_source_that_asks_late_is_told_that_its_range_was_not_adopted() {
     state.control(3, &Control::Discard { operator, interval: KeyInterval::ALL, last: true }).unwrap();
     assert_eq!(state.settled(operator), Some(false), "also when all of it is deleted");
     assert_eq!(state.control(4, &incoming(500)).unwrap_err().code, "stale-operator", "and so it stays");
-    // One that was cancelled before it was opened here never will be.
+    // A move that is cancelled before it is opened here is never opened.
     state.control(5, &Control::IngestCancel { operator: OperatorId(501) }).unwrap();
     assert_eq!(state.settled(OperatorId(501)), Some(false));
     assert_eq!(state.control(6, &incoming(501)).unwrap_err().code, "stale-operator");
 }
 
-/// The other side of a move is asked by its number: one number is never two moves here.
+/// The other side of a move is asked by the operator's number, so a number never denotes two moves.
 #[test]
-fn a_number_under_which_a_range_moves_is_given_to_no_other_move() {
+fn a_number_under_which_a_range_moves_is_used_by_no_other_move() {
     let mut state = state();
     state.control(3, &entry_of(&open(101, 2, 2, 9)).unwrap()).unwrap();
     assert_eq!(state.control(4, &entry_of(&open(101, 1, 2, 9)).unwrap()).unwrap_err().code, "stale-operator");
     assert_eq!(state.move_out(OperatorId(101)).unwrap().range, RangeId(2));
 }
 
-/// The same in the log, where a request that was sent before may arrive: and so for ranges' ids.
+/// The same in the log, where an earlier request may arrive late; and the same for ids of ranges.
 #[test]
 fn the_log_takes_no_number_twice() {
     let mut state = state();
-    let mut fold = |request: &ControlRequest| match state.control(9, &entry_of(request).unwrap()) {
+    let mut apply = |request: &ControlRequest| match state.control(9, &entry_of(request).unwrap()) {
         Ok(_) => "effective",
         Err(refusal) => refusal.code,
     };
-    assert_eq!(fold(&split(100, 2, 2, 20, 3)), "stale-operator");
-    assert_eq!(fold(&split(101, 2, 2, 20, 1)), "range-exists");
-    assert_eq!(fold(&split(101, 2, 2, 20, 2)), "range-exists");
-    assert_eq!(fold(&split(101, 2, 2, 20, 3)), "effective");
+    assert_eq!(apply(&split(100, 2, 2, 20, 3)), "stale-operator");
+    assert_eq!(apply(&split(101, 2, 2, 20, 1)), "range-exists");
+    assert_eq!(apply(&split(101, 2, 2, 20, 2)), "range-exists");
+    assert_eq!(apply(&split(101, 2, 2, 20, 3)), "effective");
     let table = TableSchema { id: TableId(2), name: "u".into(), ..schema() };
-    assert_eq!(fold(&ControlRequest::CreateTable { schema: table, range: RangeId(3) }), "range-exists");
+    assert_eq!(apply(&ControlRequest::CreateTable { schema: table, range: RangeId(3) }), "range-exists");
 }
 
-/// Breaks if the numbers of what is over and gone are not reported: they would be given again (R30).
+/// Breaks if the numbers of finished operators and departed ranges are not reported: they would be assigned again (R30).
 #[test]
-fn the_highest_numbers_stay_when_their_owners_have_gone() {
+fn the_highest_numbers_outlive_their_owners() {
     let mut state = state();
     let from = shard(7);
     let incoming = ControlRequest::IngestOpen {
@@ -176,7 +178,7 @@ fn the_highest_numbers_stay_when_their_owners_have_gone() {
     state.control(5, &last).unwrap();
     let highest = state.highest();
     assert_eq!((highest.operator, highest.range, highest.table), (OperatorId(500), RangeId(300), TableId(40)));
-    // A refused entry tells its numbers, too: they have been given.
+    // The numbers of a rejected entry count, too: they have been assigned.
     assert!(state.control(6, &entry_of(&split(600, 99, 1, 10, 700)).unwrap()).is_err());
     assert_eq!((state.highest().operator, state.highest().range), (OperatorId(600), RangeId(700)));
 }
