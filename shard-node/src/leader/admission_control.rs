@@ -1,19 +1,25 @@
-//! Admission control: limits the statements in flight, so that an admitted statement completes within [`TARGET_MS`]. All
-//! other statements are rejected before any work is done, with a retry delay.
+//! Admission control: limits the statements in flight, so that an admitted statement completes
+//! within [`TARGET_MS`]. All other statements are rejected before any work is done, with a retry
+//! delay.
 //!
-//! Queueing delay is statements in flight divided by throughput (Little's law). Admission control measures the throughput
-//! while statements wait, and admits as many statements as complete within [`TARGET_MS`]. A load above the shard's
-//! capacity then changes neither latency nor throughput. The limit follows the machine; there is nothing to configure.
+//! Queueing delay is statements in flight divided by throughput (Little's law). Admission control
+//! measures the throughput while statements wait, and admits as many statements as complete within
+//! [`TARGET_MS`]. A load above the shard's capacity then changes neither latency nor throughput.
+//! The limit follows the machine; there is nothing to configure.
 //!
-//! Statements of different [`StatementKind`]s do not wait for each other: reads have sessions of their own, and large writes
-//! run beside small ones. Each kind therefore has an [`AdmissionLimiter`] of its own, with its own measured throughput.
-//! Otherwise a few slow, large writes would keep out reads. Within a kind, a statement counts by its bytes.
+//! Statements of different [`StatementKind`]s do not wait for each other: reads have sessions of
+//! their own, and large writes run beside small ones. Each kind therefore has an
+//! [`AdmissionLimiter`] of its own, with its own measured throughput. Otherwise a few slow, large
+//! writes would keep out reads. Within a kind, a statement counts by its bytes.
 //!
-//! Admission control also limits the memory of waiting statements, to [`MAX_LARGE_BYTES`] and [`MAX_SMALL_BYTES`].
+//! Admission control also limits the memory of waiting statements, to [`MAX_LARGE_BYTES`] and
+//! [`MAX_SMALL_BYTES`].
 //!
-//! [`AdmissionLimiter`] decides, with times passed in. [`AdmissionControl`] adds clock, locks and metrics.
+//! [`AdmissionLimiter`] decides, with times passed in. [`AdmissionControl`] adds clock, locks and
+//! metrics.
 //!
-//! Not done: statements of open transactions are always admitted. A transaction holds locks, so it should end soon.
+//! Not done: statements of open transactions are always admitted. A transaction holds locks, so it
+//! should end soon.
 
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Failure;
@@ -22,13 +28,15 @@ use std::time::Instant;
 
 /// The longest time that an admitted statement should wait and run, in milliseconds.
 pub const TARGET_MS: u64 = 250;
-/// Statements that are always admitted, in addition to one per session for statements that run alone. With fewer
-/// statements in flight the measured throughput says nothing about the possible throughput; and statements that wait for a
-/// lock, which occupy such a session, must not keep out the others.
+/// Statements that are always admitted, in addition to one per session for statements that run
+/// alone. With fewer statements in flight the measured throughput says nothing about the possible
+/// throughput; and statements that wait for a lock, which occupy such a session, must not keep out
+/// the others.
 pub const MIN_IN_FLIGHT: usize = 32;
 /// The most statements in flight, whatever the throughput.
 pub const MAX_IN_FLIGHT: usize = 8192;
-/// Bytes of text and parameters above which a statement is large. The same number of bytes counts as one statement.
+/// Bytes of text and parameters above which a statement is large. The same number of bytes counts
+/// as one statement.
 pub const LARGE_BYTES: usize = 16 << 10;
 /// The most bytes of texts and parameters of all large statements in flight.
 pub const MAX_LARGE_BYTES: usize = 96 << 20;
@@ -55,8 +63,8 @@ pub enum StatementKind {
 }
 
 impl StatementKind {
-    /// The kind of a statement of `bytes`, by its first word: no more work is done on it before it is admitted. A
-    /// statement that is classified wrongly waits with statements of the other kind.
+    /// The kind of a statement of `bytes`, by its first word: no more work is done on it before it
+    /// is admitted. A statement that is classified wrongly waits with statements of the other kind.
     pub fn of(sql: &str, bytes: usize) -> StatementKind {
         let reads = sql.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("select"));
         match bytes > LARGE_BYTES {
@@ -76,7 +84,8 @@ fn cost(bytes: usize) -> u64 {
     1 + (bytes / LARGE_BYTES) as u64
 }
 
-/// The statements of one kind in flight, and their throughput. Pure; times are milliseconds of any monotonic clock.
+/// The statements of one kind in flight, and their throughput. Pure; times are milliseconds of any
+/// monotonic clock.
 #[derive(Debug, Clone)]
 pub struct AdmissionLimiter {
     in_flight: usize,
@@ -86,11 +95,13 @@ pub struct AdmissionLimiter {
     cost: u64,
     /// The number of statements that are always admitted.
     least: usize,
-    /// The possible throughput in small statements per millisecond, as far as known. The offered load may be lower.
+    /// The possible throughput in small statements per millisecond, as far as known. The offered
+    /// load may be lower.
     rate_per_ms: f64,
     /// Completed work so far, in small statements.
     done: u64,
-    /// Rejected work that has not been compensated by admissions, in small statements. The retry delay grows with it.
+    /// Rejected work that has not been compensated by admissions, in small statements. The retry
+    /// delay grows with it.
     rejected: u64,
     /// The time of the last completion, or of an admission when nothing was in flight.
     quiet_since_ms: u64,
@@ -110,20 +121,23 @@ pub struct InFlight {
 #[derive(Debug, Clone, Default)]
 struct Window {
     began_ms: u64,
-    /// The sum of the times that statements were in flight since then, up to `at_ms`, in milliseconds.
+    /// The sum of the times that statements were in flight since then, up to `at_ms`, in
+    /// milliseconds.
     in_flight_ms: u64,
     at_ms: u64,
     /// The time of the first completion.
     first_completed_ms: Option<u64>,
-    /// Completed statements, the sum of their admission times, and the sum of the work completed at their admissions.
+    /// Completed statements, the sum of their admission times, and the sum of the work completed at
+    /// their admissions.
     completed: u64,
     admitted_ms: u64,
     done_before: u64,
 }
 
 impl Window {
-    /// Completed work per millisecond: the work completed between the mean admission of the completed statements and now.
-    /// Statements that are committed together complete together, so the number of completions in a short time says nothing.
+    /// Completed work per millisecond: the work completed between the mean admission of the
+    /// completed statements and now. Statements that are committed together complete together, so
+    /// the number of completions in a short time says nothing.
     fn rate_per_ms(&self, now_ms: u64, done: u64) -> f64 {
         let completed = self.completed as f64;
         (done as f64 - self.done_before as f64 / completed)
@@ -132,7 +146,8 @@ impl Window {
 }
 
 impl AdmissionLimiter {
-    /// A limiter for statements of one kind, of a shard with `sessions` for statements that run alone.
+    /// A limiter for statements of one kind, of a shard with `sessions` for statements that run
+    /// alone.
     pub fn new(now_ms: u64, sessions: usize, kind: StatementKind) -> AdmissionLimiter {
         let rate_per_ms = FIRST_LIMIT as f64 / TARGET_MS as f64;
         let least = (sessions + MIN_IN_FLIGHT).min(MAX_IN_FLIGHT);
@@ -212,22 +227,25 @@ impl AdmissionLimiter {
         window.at_ms = now_ms;
         let quiet_ms = now_ms.saturating_sub(self.quiet_since_ms);
         if quiet_ms >= WINDOW_MS && self.in_flight >= self.least {
-            // If all statements in flight completed now, the throughput would not be higher than this.
+            // If all statements in flight completed now, the throughput would not be higher than
+            // this.
             self.rate_per_ms = self.rate_per_ms.min(self.cost as f64 / quiet_ms as f64);
         }
-        // Counted from the first completion, so that statements committed together fall into one window.
+        // Counted from the first completion, so that statements committed together fall into one
+        // window.
         if window.first_completed_ms.is_none_or(|first_ms| now_ms.saturating_sub(first_ms) < WINDOW_MS) {
             return;
         }
         let passed_ms = now_ms.saturating_sub(window.began_ms);
         let measured = window.rate_per_ms(now_ms, self.done);
         if 4 * window.in_flight_ms >= 3 * self.least as u64 * passed_ms {
-            // Statements were waiting nearly all the time, so this is the possible throughput. (`least` large statements
-            // are enough to fill the limit.)
+            // Statements were waiting nearly all the time, so this is the possible throughput.
+            // (`least` large statements are enough to fill the limit.)
             let weight = 1.0 - 0.5_f64.powf(passed_ms as f64 / HALF_LIFE_MS);
             self.rate_per_ms += (measured - self.rate_per_ms) * weight;
         } else {
-            // The possible throughput may be higher. It is not lower than before just because the load was lower.
+            // The possible throughput may be higher. It is not lower than before just because the
+            // load was lower.
             self.rate_per_ms = self.rate_per_ms.max(measured);
             self.rejected = 0;
         }
@@ -314,8 +332,9 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// A shard that completes `per_ms` statements per millisecond in order of arrival. Each of `clients` clients sends its
-    /// next statement `pause_ms` after an answer, and after the retry delay of a rejection.
+    /// A shard that completes `per_ms` statements per millisecond in order of arrival. Each of
+    /// `clients` clients sends its next statement `pause_ms` after an answer, and after the retry
+    /// delay of a rejection.
     struct Shard {
         limiter: AdmissionLimiter,
         now_ms: u64,
@@ -428,7 +447,8 @@ mod tests {
         let mut limiter = AdmissionLimiter::new(0, 8, StatementKind::Write);
         let mut now_ms = 0;
         for _ in 0..5 {
-            // As many as are admitted. They are committed together, after 5 ms for each. Others are measured meanwhile.
+            // As many as are admitted. They are committed together, after 5 ms for each. Others are
+            // measured meanwhile.
             let group: Vec<InFlight> = (0..300).map_while(|_| limiter.admit(now_ms, 100).ok()).collect();
             for _ in 0..5 * group.len() {
                 now_ms += 1;
@@ -455,8 +475,9 @@ mod tests {
         assert_eq!((entered, limiter.in_flight()), (10, 10));
     }
 
-    /// Breaks if one throughput is measured for all statements (E16): of 200 clients with 64 KiB each, one completes every
-    /// 10 ms, and the reads of 400 other clients, which take 20 ms, are rejected because of it.
+    /// Breaks if one throughput is measured for all statements (E16): of 200 clients with 64 KiB
+    /// each, one completes every 10 ms, and the reads of 400 other clients, which take 20 ms, are
+    /// rejected because of it.
     #[test]
     fn large_statements_do_not_keep_out_small_ones() {
         let control = AdmissionControl::new(64);
@@ -512,7 +533,8 @@ mod tests {
             }
         }
         assert!((130..200).contains(&limiter.limit()), "{}", limiter.limit());
-        // After these have completed, small statements are admitted by their bytes: ten in the time of one large statement.
+        // After these have completed, small statements are admitted by their bytes: ten in the time
+        // of one large statement.
         queue.drain(..).for_each(|in_flight| limiter.complete(20_000, &in_flight));
         let small = (0..300).map_while(|_| limiter.admit(20_001, 100).ok()).count();
         assert!(small > 100, "{small}");

@@ -1,13 +1,15 @@
 //! Backpressure: the leader slows writes down when its replicas lag in applying them.
 //!
-//! A follower that accepts entries faster than its PostgreSQL applies them falls behind without limit. A new leader serves
-//! only when it has applied everything (invariant 4), so the duration of a failover is the lag of the new leader. The
-//! leader observes the lag that a majority of replicas, itself included, does not exceed. It admits a share of the
-//! attempts to write that shrinks with that lag, so that the lag stabilises where the followers keep up. A write that is
-//! not admitted waits and tries again for four seconds: a bulk load by a few clients becomes slower and does not fail. A
-//! minority that lags, or is down, slows no write.
+//! A follower that accepts entries faster than its PostgreSQL applies them falls behind without
+//! limit. A new leader serves only when it has applied everything (invariant 4), so the duration of
+//! a failover is the lag of the new leader. The leader observes the lag that a majority of
+//! replicas, itself included, does not exceed. It admits a share of the attempts to write that
+//! shrinks with that lag, so that the lag stabilises where the followers keep up. A write that is
+//! not admitted waits and tries again for four seconds: a bulk load by a few clients becomes slower
+//! and does not fail. A minority that lags, or is down, slows no write.
 //!
-//! [`admitted_share`] and [`Throttle`] decide. [`Backpressure`] adds the lock, the clock and metrics.
+//! [`admitted_share`] and [`Throttle`] decide. [`Backpressure`] adds the lock, the clock and
+//! metrics.
 
 use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::{Lag, LogStatus};
@@ -24,13 +26,15 @@ const LEAST_SHARE: f64 = 0.05;
 pub const LOOK_MS: u64 = 100;
 /// The time between two attempts of a write, in milliseconds.
 const TRY_AGAIN_MS: u64 = 20;
-/// The number of attempts of a write. Together they take less time than a client waits for an answer.
+/// The number of attempts of a write. Together they take less time than a client waits for an
+/// answer.
 const TRIES: u32 = 200;
 /// The retry delay of a rejected write, in milliseconds.
 const RETRY_MS: u32 = 50;
 
-/// The lag that a majority of `members` does not exceed, given the lags of the replicas that are eligible to lead. If
-/// fewer than a majority are, the largest of their lags. Ineligible replicas do not count: no failover waits for them.
+/// The lag that a majority of `members` does not exceed, given the lags of the replicas that are
+/// eligible to lead. If fewer than a majority are, the largest of their lags. Ineligible replicas
+/// do not count: no failover waits for them.
 pub fn majority_lag(lags: impl IntoIterator<Item = Lag>, members: usize) -> Lag {
     let mut lags: Vec<Lag> = lags.into_iter().collect();
     lags.sort_by(|a, b| fullness(*a).total_cmp(&fullness(*b)));
@@ -38,8 +42,8 @@ pub fn majority_lag(lags: impl IntoIterator<Item = Lag>, members: usize) -> Lag 
     lags.last().copied().unwrap_or_default()
 }
 
-/// The admitted share of writes at this lag of a majority: 1 up to half of [`FULL_BYTES`] and of [`FULL_MS`], then less
-/// and less.
+/// The admitted share of writes at this lag of a majority: 1 up to half of [`FULL_BYTES`] and of
+/// [`FULL_MS`], then less and less.
 pub fn admitted_share(lag: Lag) -> f64 {
     let beyond_half = (fullness(lag) - 0.5).max(0.0) * 2.0;
     (1.0 - beyond_half).max(LEAST_SHARE)
@@ -135,9 +139,10 @@ mod tests {
         assert_eq!(admitted_share(majority_lag([lag(0, 0)], 3)), 1.0, "no other replica is eligible");
     }
 
-    /// A leader that executes ten times as much as its followers apply, with clients that retry as requested.
+    /// A leader that executes ten times as much as its followers apply, with clients that retry as
+    /// requested.
     #[test]
-    fn the_lag_settles_below_the_bound_and_followers_are_never_idle() {
+    fn the_lag_stabilises_below_the_bound_and_followers_are_never_idle() {
         const APPLIED_PER_MS: f64 = 12_000.0;
         let (mut throttle, mut behind, mut admitted) = (Throttle::default(), 0.0_f64, 0.0);
         let mut most: f64 = 0.0;

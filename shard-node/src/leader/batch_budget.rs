@@ -1,8 +1,8 @@
 //! Limits of a batch of a write queue (R10).
 //!
-//! One statement must not cause the others of its batch to be executed again. A batch therefore ends before it is so
-//! large that its entry would have to be divided: at a number of statements, of request bytes, and of row-image bytes as
-//! far as the history of the plans tells them.
+//! One statement must not cause the others of its batch to be executed again. A batch therefore
+//! ends before it is so large that its entry would have to be divided: at a number of statements,
+//! of request bytes, and of row-image bytes as far as the history of the plans tells them.
 
 use super::job::Job;
 use super::statement::weight;
@@ -16,7 +16,8 @@ const MAX_BATCH_REQUEST_BYTES: usize = 512 << 10;
 const MAX_BATCH_IMAGE_BYTES: usize = 512 << 10;
 /// Statements in one batch whose plans have no measured images yet.
 const MAX_UNMEASURED: usize = 8;
-/// Statements in one batch that need a savepoint. PostgreSQL finds the first 64 subtransactions of a session quickly.
+/// Statements in one batch that need a savepoint. PostgreSQL finds the first 64 subtransactions of
+/// a session quickly.
 const MAX_DISTRUSTED: usize = 32;
 
 /// What a statement takes of a batch.
@@ -41,9 +42,10 @@ impl Weight {
         }
     }
 
-    /// Whether its entry will probably be proposed in parts (R12). Storing the parts takes long, and all statements of
-    /// its queue would wait. Only the request counts: the plan's history remembers the largest recent execution, and
-    /// small statements of the same plan must not run alone because of it.
+    /// Whether its entry will probably be proposed in parts (R12). Storing the parts takes long,
+    /// and all statements of its queue would wait. Only the request counts: the plan's history
+    /// remembers the largest recent execution, and small statements of the same plan must not run
+    /// alone because of it.
     pub fn needs_parts(self) -> bool {
         self.request_bytes > MAX_ENTRY_BYTES
     }
@@ -101,7 +103,8 @@ mod tests {
         assert_eq!(taken(Weight { request_bytes: 10 << 20, ..small }), 1, "the first always fits");
     }
 
-    // R12: storing its parts takes long, and its queue would wait. Other statements of its plan are not affected.
+    // R12: storing its parts takes long, and its queue would wait. Other statements of its plan are
+    // not affected.
     #[test]
     fn a_request_larger_than_an_entry_runs_alone() {
         let small = Weight { request_bytes: 100, image_bytes: Some(100), distrusted: false };

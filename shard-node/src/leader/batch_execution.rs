@@ -1,12 +1,14 @@
 //! Execution of a group in PostgreSQL: one transaction of many statements in one pipeline (R10).
 //!
-//! One statement must not cause the others to be executed again. Statements that may fail are treated separately:
+//! One statement must not cause the others to be executed again. Statements that may fail are
+//! treated separately:
 //!
 //! - an INSERT whose row exists inserts nothing instead of failing, and runs alone afterwards;
-//! - a statement whose plan PostgreSQL rejected lately comes at the end of the batch, after a savepoint of its own.
+//! - a statement whose plan PostgreSQL rejected lately comes at the end of the batch, after a
+//!   savepoint of its own.
 //!
-//! Only an unexpected failure causes the group to be rolled back and executed again, without the failed statement
-//! ([`super::group_commit`]).
+//! Only an unexpected failure causes the group to be rolled back and executed again, without the
+//! failed statement ([`super::group_commit`]).
 
 use super::capture::{Capturer, capture};
 use super::context::LeaderContext;
@@ -88,8 +90,8 @@ impl BatchExecutor {
         BatchExecutor { context, begin: "BEGIN READ WRITE".into(), record: RECORD_SQL.into() }
     }
 
-    /// Begins a transaction, executes the statements and writes the entry's record (R5). The statements from index
-    /// `guarded_from` on have savepoints.
+    /// Begins a transaction, executes the statements and writes the entry's record (R5). The
+    /// statements from index `guarded_from` on have savepoints.
     pub(super) async fn execute(
         &self,
         session: &UserSession,
@@ -120,8 +122,8 @@ impl BatchExecutor {
         while !steps.is_empty() {
             let results = self.send(session, ready, &around, steps, serial).await;
             let stopped = results.iter().position(Result::is_err);
-            // After an error PostgreSQL rejects the statements that follow. If it does not, then the result was rejected
-            // here, and PostgreSQL executed the statement.
+            // After an error PostgreSQL rejects the statements that follow. If it does not, then
+            // the result was rejected here, and PostgreSQL executed the statement.
             let next = stopped.and_then(|stopped| results.get(stopped + 1));
             let aborted = matches!(next, Some(Err(StoreError::Refused(error))) if error.code == IN_FAILED_TRANSACTION);
             for (step, result) in steps.iter().zip(results) {
@@ -172,7 +174,8 @@ impl BatchExecutor {
             })
             .collect();
         let mut sent = Vec::with_capacity(steps.len());
-        // BEGIN is sent after the batch is complete, so that now() is not before any statement's arrival (R10).
+        // BEGIN is sent after the batch is complete, so that now() is not before any statement's
+        // arrival (R10).
         for (step, refs) in steps.iter().zip(&refs) {
             let prepared = match *step {
                 Step::Begin => &around.begin,

@@ -135,7 +135,8 @@ impl Capturer {
     }
 }
 
-/// Captures the rows that a statement of this plan returned. Returns a key that it wrote, if it wrote any.
+/// Captures the rows that a statement of this plan returned. Returns a key that it wrote, if it
+/// wrote any.
 pub(super) fn capture(captured: &mut Capturer, plan: &BoundPlan, rows: &[Row]) -> Result<Option<Key>, SqlError> {
     match &plan.schema {
         Some(schema) if plan.plan.capture() != Capture::None => captured.take(&plan.plan, schema, &plan.codec, rows),

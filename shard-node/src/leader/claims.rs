@@ -1,10 +1,12 @@
-//! Claims: the rows that entries have written, between their proposal and the confirmation of their COMMIT (R4).
+//! Claims: the rows that entries have written, between their proposal and the confirmation of their
+//! COMMIT (R4).
 //!
-//! PostgreSQL releases the row locks of a transaction at COMMIT, before it confirms it. A statement that gets such a lock
-//! may have seen a state that is lost with the COMMIT. It therefore waits until the claim is released.
+//! PostgreSQL releases the row locks of a transaction at COMMIT, before it confirms it. A statement
+//! that gets such a lock may have seen a state that is lost with the COMMIT. It therefore waits
+//! until the claim is released.
 //!
-//! Every write claims its rows, so claims must be cheap: one copy of each key, no copy for checks and releases, and no
-//! notification if nobody waits.
+//! Every write claims its rows, so claims must be cheap: one copy of each key, no copy for checks
+//! and releases, and no notification if nobody waits.
 
 use crate::entry::Change;
 use evenkeel_host::{Bug, deliberate};
@@ -143,7 +145,8 @@ mod tests {
         keys.iter().map(change).collect()
     }
 
-    /// Breaks if a statement can use a row before the COMMIT that wrote it is confirmed (R4), or if a claim outlives that.
+    /// Breaks if a statement can use a row before the COMMIT that wrote it is confirmed (R4), or if
+    /// a claim outlives that.
     #[tokio::test]
     async fn rows_are_claimed_until_they_are_released() {
         let claims = Claims::default();

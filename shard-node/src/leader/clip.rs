@@ -1,4 +1,5 @@
-//! The part of a statement's rows that a request asks for: its clip, its limit, and for a piece the rows after a key. Pure.
+//! The part of a statement's rows that a request asks for: its clip, its limit, and for a piece the
+//! rows after a key. Pure.
 
 use super::plan_cache::BoundPlan;
 use bytes::Bytes;

@@ -1,8 +1,9 @@
 //! Commit protocol of one entry: propose, wait for the decision, then COMMIT or ROLLBACK.
 //!
-//! The session has executed the statements and written the entry's record (R5). From the proposal on, only COMMIT or
-//! ROLLBACK is sent on it (R6). Between the proposal and PostgreSQL's confirmation of COMMIT, the entry claims its rows
-//! (R4). If COMMIT fails although the log has decided the entry, the leadership ends (R1).
+//! The session has executed the statements and written the entry's record (R5). From the proposal
+//! on, only COMMIT or ROLLBACK is sent on it (R6). Between the proposal and PostgreSQL's
+//! confirmation of COMMIT, the entry claims its rows (R4). If COMMIT fails although the log has
+//! decided the entry, the leadership ends (R1).
 
 use super::context::LeaderContext;
 use super::early_acknowledgement::Early;
@@ -34,8 +35,9 @@ impl Committer {
         Committer { context }
     }
 
-    /// Proposes the entry whose changes `session` holds in its open transaction, and commits or rolls back as the log
-    /// decides. Early acknowledgements are sent meanwhile; the COMMIT does not depend on them (R28).
+    /// Proposes the entry whose changes `session` holds in its open transaction, and commits or
+    /// rolls back as the log decides. Early acknowledgements are sent meanwhile; the COMMIT does
+    /// not depend on them (R28).
     pub(super) async fn commit(&self, session: &UserSession, entry: Entry, early: Early) -> Result<(), CommitError> {
         let leadership = &self.context.leadership;
         let Body::Changes(changes) = &entry.body else {
@@ -72,8 +74,8 @@ impl Committer {
                     Ok(())
                 }
                 Err(error) => {
-                    // R1: the log has the entry, and this PostgreSQL may not. The claim stays, so that no later entry
-                    // builds on these rows.
+                    // R1: the log has the entry, and this PostgreSQL may not. The claim stays, so
+                    // that no later entry builds on these rows.
                     std::mem::forget(claim);
                     self.context.break_down(&format!("a COMMIT failed: {error}"));
                     Err(CommitError::Broken(unknown("the leader's PostgreSQL failed at COMMIT")))

@@ -1,5 +1,5 @@
-//! What every part of a leader shares: its leadership, the replica's handles, and how a failure of PostgreSQL ends the
-//! leadership.
+//! What every part of a leader shares: its leadership, the replica's handles, and how a failure of
+//! PostgreSQL ends the leadership.
 
 use super::Shared;
 use super::failures::busy;
@@ -44,14 +44,16 @@ impl LeaderContext {
         self.give_up(ApplyError::Reopen(reason.to_string()));
     }
 
-    /// A session cannot be opened, although PostgreSQL was configured with a place for it: something else has taken the
-    /// place, or the server is stopping. The leadership ends, because it cannot work without sessions.
+    /// A session cannot be opened, although PostgreSQL was configured with a place for it:
+    /// something else has taken the place, or the server is stopping. The leadership ends, because
+    /// it cannot work without sessions.
     pub fn no_session(&self, error: &StoreError) -> Failure {
         self.break_down(&format!("a session cannot be opened: {error}"));
         busy("the leader's PostgreSQL takes no more sessions")
     }
 
-    /// The session that was taken from a pool. If PostgreSQL opens no more sessions, the leadership ends.
+    /// The session that was taken from a pool. If PostgreSQL opens no more sessions, the leadership
+    /// ends.
     pub fn took<T>(&self, taken: Result<T, NoSession>) -> Result<T, Failure> {
         taken.map_err(|error| match error {
             NoSession::Full(failure) => failure,
@@ -59,8 +61,9 @@ impl LeaderContext {
         })
     }
 
-    /// Examines the error of a session. If it says that this PostgreSQL has failed, the leadership ends, so that a replica
-    /// whose PostgreSQL works leads. The statement had no effect, and its client sends it again there.
+    /// Examines the error of a session. If it says that this PostgreSQL has failed, the leadership
+    /// ends, so that a replica whose PostgreSQL works leads. The statement had no effect, and its
+    /// client sends it again there.
     pub fn examine(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Refused(error) if is_illness(&error.code) => {

@@ -1,13 +1,14 @@
-//! Requests of the placement driver as control entries, and whether a request has been served already. Pure.
+//! Requests of the placement driver as control entries, and whether a request has been served
+//! already. Pure.
 
 use crate::entry::Control;
 use crate::fold::{InPhase, OutPhase, ShardState, Work};
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 
-/// The reply, if the state machine shows that the request was served before. The operator's number alone does not show
-/// it: a placement driver that was restored from a backup assigns numbers again (R30). A number under which other work
-/// was done is rejected.
+/// The reply, if the state machine shows that the request was served before. The operator's number
+/// alone does not show it: a placement driver that was restored from a backup assigns numbers again
+/// (R30). A number under which other work was done is rejected.
 pub(super) fn served_before(state: &ShardState, request: &ControlRequest) -> Option<ControlReply> {
     let done = Some(ControlReply::Done);
     match request {
@@ -32,8 +33,9 @@ pub(super) fn served_before(state: &ShardState, request: &ControlRequest) -> Opt
             Some(m) if m.range != *range => Some(stale(&format!("operator {operator} moves range {} here", m.range))),
             Some(m) if m.phase != OutPhase::Open => Some(already_fenced(*operator)),
             Some(_) => None,
-            // If the move was never opened, the cancellation must be in the log, because the opening may still arrive. Once
-            // any work under this number is finished, the move cannot be opened any more.
+            // If the move was never opened, the cancellation must be in the log, because the
+            // opening may still arrive. Once any work under this number is finished, the move
+            // cannot be opened any more.
             None => state.is_finished(*operator).then_some(ControlReply::Done),
         },
         ControlRequest::TakeBack { operator } => match state.move_out(*operator).map(|m| m.phase) {

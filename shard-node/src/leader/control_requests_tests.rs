@@ -55,8 +55,8 @@ fn state() -> ShardState {
     state
 }
 
-/// Breaks if the number alone identifies a request: a placement driver that was restored from a backup assigns numbers
-/// again, and would take splits for done that were never made (R30).
+/// Breaks if the number alone identifies a request: a placement driver that was restored from a
+/// backup assigns numbers again, and would take splits for done that were never made (R30).
 #[test]
 fn a_number_that_is_assigned_again_is_not_answered_done() {
     let mut state = state();
@@ -80,7 +80,8 @@ fn a_number_that_is_assigned_again_is_not_answered_done() {
     assert_eq!(code(served_before(&state, &create(renamed))), "stale-operator");
 }
 
-/// R23: a range that the destination has not adopted can be taken back, and an adopted range cannot.
+/// R23: a range that the destination has not adopted can be taken back, and an adopted range
+/// cannot.
 #[test]
 fn a_range_is_taken_back_between_its_fence_and_its_adoption_only() {
     let back = || ControlRequest::TakeBack { operator: OperatorId(101) };
@@ -106,8 +107,8 @@ fn a_range_is_taken_back_between_its_fence_and_its_adoption_only() {
     );
 }
 
-/// S3: breaks if a declined move is forgotten when its rows are deleted. The source asks half a second after its fence or
-/// later, and no shard would own the range (R23).
+/// S3: breaks if a declined move is forgotten when its rows are deleted. The source asks half a
+/// second after its fence or later, and no shard would own the range (R23).
 #[test]
 fn a_source_that_asks_late_learns_that_its_range_was_not_adopted() {
     let incoming = |operator| Control::IngestOpen {
@@ -159,7 +160,8 @@ fn the_log_takes_no_number_twice() {
     assert_eq!(apply(&ControlRequest::CreateTable { schema: table, range: RangeId(3) }), "range-exists");
 }
 
-/// Breaks if the numbers of finished operators and departed ranges are not reported: they would be assigned again (R30).
+/// Breaks if the numbers of finished operators and departed ranges are not reported: they would be
+/// assigned again (R30).
 #[test]
 fn the_highest_numbers_outlive_their_owners() {
     let mut state = state();

@@ -1,7 +1,9 @@
-//! [`Leader`]: the entry point of statements, transactions and control requests, and the owner of a leadership's parts.
+//! [`Leader`]: the entry point of statements, transactions and control requests, and the owner of a
+//! leadership's parts.
 //!
-//! A statement passes admission control, is bound to its plan, waits for the rate limiter and, if it writes, for
-//! backpressure. Then it goes to [`Reads`] or [`Writes`]. The methods here only dispatch; the parts hold the state.
+//! A statement passes admission control, is bound to its plan, waits for the rate limiter and, if
+//! it writes, for backpressure. Then it goes to [`Reads`] or [`Writes`]. The methods here only
+//! dispatch; the parts hold the state.
 
 use super::Shared;
 use super::admission_control::{AdmissionControl, StatementKind};
@@ -99,7 +101,8 @@ impl Leader {
         &self.context.shared
     }
 
-    /// Whether background work should wait: statements wait for others, or writes wait for replicas that lag.
+    /// Whether background work should wait: statements wait for others, or writes wait for replicas
+    /// that lag.
     pub fn is_busy(&self) -> bool {
         self.admission.is_busy() || self.backpressure.is_on()
     }
@@ -114,13 +117,14 @@ impl Leader {
         self.context.break_down(reason);
     }
 
-    /// Executes one statement in a transaction of its own. A scan is cancelled when `gone` says that its client has gone.
+    /// Executes one statement in a transaction of its own. A scan is cancelled when `gone` says
+    /// that its client has gone.
     pub async fn statement(&self, request: StatementRequest, gone: Option<Gone>) -> Result<StatementReply, Failure> {
         self.admit(request, None, gone).await
     }
 
-    /// The same. A write at a durability below `disk` is also answered through `early` as soon as it has reached its
-    /// durability (R28); the result comes after its COMMIT.
+    /// The same. A write at a durability below `disk` is also answered through `early` as soon as
+    /// it has reached its durability (R28); the result comes after its COMMIT.
     pub async fn statement_early(
         &self,
         request: StatementRequest,
@@ -164,7 +168,8 @@ impl Leader {
         }
     }
 
-    /// Reads a piece of the rows that a statement asks for. It is cancelled when `gone` says that its client has gone.
+    /// Reads a piece of the rows that a statement asks for. It is cancelled when `gone` says that
+    /// its client has gone.
     pub async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
         let _admitted = self.admission.admit(StatementKind::Large, weight(&request.statement))?;
         self.reads.piece(request, gone).await
@@ -173,7 +178,8 @@ impl Leader {
     /// Begins a transaction.
     pub async fn begin_transaction(&self, options: TransactionOptions) -> Result<Arc<TransactionHandle>, Failure> {
         self.context.check_open()?;
-        // Only while it waits for a session. An open transaction holds locks, so its statements are always admitted.
+        // Only while it waits for a session. An open transaction holds locks, so its statements are
+        // always admitted.
         let _admitted = self.admission.admit(StatementKind::Write, std::mem::size_of::<OpenTransaction>())?;
         self.transactions.begin(options).await
     }

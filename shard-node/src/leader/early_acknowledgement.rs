@@ -1,9 +1,9 @@
 //! Early acknowledgement: answers before the COMMIT, at durability levels below `disk` (R28).
 //!
-//! The level changes only when the client is answered. The entry itself is handled like any other. Its range handle, its
-//! claim on the rows (R4) and its id are held until the COMMIT has ended, so other sessions see its rows only when they
-//! are on a quorum's disks. The outcome follows in a second reply, and the client's session waits for it before its next
-//! statement.
+//! The level changes only when the client is answered. The entry itself is handled like any other.
+//! Its range handle, its claim on the rows (R4) and its id are held until the COMMIT has ended, so
+//! other sessions see its rows only when they are on a quorum's disks. The outcome follows in a
+//! second reply, and the client's session waits for it before its next statement.
 //!
 //! | level | answered when | lost if, before a quorum has it on disk, |
 //! |---|---|---|
@@ -52,8 +52,8 @@ impl Early {
         }
     }
 
-    /// Follows a proposed entry to its outcome, and acknowledges each statement when its level is reached. `in_memory`
-    /// completes when a quorum has the entry in memory.
+    /// Follows a proposed entry to its outcome, and acknowledges each statement when its level is
+    /// reached. `in_memory` completes when a quorum has the entry in memory.
     pub async fn until_decided(
         mut self,
         mut outcome: oneshot::Receiver<EntryOutcome>,
@@ -93,7 +93,7 @@ mod tests {
         (early, hear.into())
     }
 
-    // R28: a level moves the answer to where it says, and no further.
+    // R28: each level answers at its point, and not earlier.
     #[tokio::test]
     async fn each_level_is_answered_when_it_is_reached() {
         let (early, mut hears) = entry();
@@ -102,7 +102,7 @@ mod tests {
         let (hold, held) = oneshot::channel();
         let task = tokio::spawn(early.until_decided(outcome, Some(held)));
         assert_eq!((&mut hears[0]).await.unwrap().affected, 1);
-        assert!(hears[1].try_recv().is_err(), "not held yet");
+        assert!(hears[1].try_recv().is_err(), "not in a quorum's memory yet");
         hold.send(()).unwrap();
         assert_eq!((&mut hears[1]).await.unwrap().affected, 1);
         assert!(!task.is_finished(), "the COMMIT waits for the decision at every level");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_held_is_not_answered_before_its_outcome() {
+    async fn an_entry_that_is_not_in_memory_is_not_answered_before_its_outcome() {
         let (early, mut hears) = entry();
         let (decide, outcome) = oneshot::channel();
         let (hold, held) = oneshot::channel::<()>();

@@ -10,7 +10,8 @@ pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub(super) const DEADLOCK: &str = "40P01";
 /// PostgreSQL's code for a cancelled statement.
 pub(super) const QUERY_CANCELED: &str = "57014";
-/// The end of PostgreSQL's message if somebody asked for the cancellation. A time limit gives another message.
+/// The end of PostgreSQL's message if somebody asked for the cancellation. A time limit gives
+/// another message.
 const BY_REQUEST: &str = "due to user request";
 
 /// The statement was not executed and can be sent again.
@@ -18,8 +19,9 @@ pub(crate) fn busy(reason: &str) -> Failure {
     Failure::Busy { reason: reason.to_string(), retry_after_ms: 50 }
 }
 
-/// PostgreSQL rejected the statement. If somebody who is neither its client nor this node cancelled it, the error says
-/// nothing about the statement, which had no effect (R6): the client sends it again.
+/// PostgreSQL rejected the statement. If somebody who is neither its client nor this node cancelled
+/// it, the error says nothing about the statement, which had no effect (R6): the client sends it
+/// again.
 pub(super) fn rejected_by_postgres(error: &SqlError) -> Failure {
     if error.code == QUERY_CANCELED && error.message.ends_with(BY_REQUEST) {
         return busy("the statement was cancelled in the leader's PostgreSQL");

@@ -1,15 +1,18 @@
 //! Group commit: a group of statements as one PostgreSQL transaction and one log entry (R10).
 //!
-//! A write queue runs many autocommit statements as a group. A statement that runs alone is a group of one. The order of
-//! the steps makes a write durable before anything of it is visible:
+//! A write queue runs many autocommit statements as a group. A statement that runs alone is a group
+//! of one. The order of the steps makes a write durable before anything of it is visible:
 //!
-//! 1. BEGIN, the statements and the entry's record (R5) go to PostgreSQL in one pipeline ([`super::batch_execution`]).
-//! 2. The captured rows are proposed as one entry. From here on only COMMIT or ROLLBACK is sent (R6).
+//! 1. BEGIN, the statements and the entry's record (R5) go to PostgreSQL in one pipeline
+//!    ([`super::batch_execution`]).
+//! 2. The captured rows are proposed as one entry. From here on only COMMIT or ROLLBACK is sent
+//!    (R6).
 //! 3. The log decides the entry. If it is effective, COMMIT; otherwise ROLLBACK (invariant 4).
 //! 4. PostgreSQL confirms the COMMIT. Then the statements are answered (R10).
 //!
-//! Steps 2 and 3 are in [`super::commit`]. If PostgreSQL rejects one statement, the group is rolled back and executed
-//! again without it, at most `MAX_TRIES` times. The caller runs the removed statement alone.
+//! Steps 2 and 3 are in [`super::commit`]. If PostgreSQL rejects one statement, the group is rolled
+//! back and executed again without it, at most `MAX_TRIES` times. The caller runs the removed
+//! statement alone.
 
 use super::batch_execution::{BatchExecutor, Done, ExecuteError, Executed, Ready};
 use super::capture::Capturer;
@@ -37,7 +40,8 @@ const MAX_TRIES: usize = 3;
 pub struct GroupResult {
     /// Jobs that had no effect and have to run alone.
     pub run_alone: Vec<Job>,
-    /// Jobs that had no effect, because together they are too large. They have to run in smaller groups.
+    /// Jobs that had no effect, because together they are too large. They have to run in smaller
+    /// groups.
     pub run_again: Vec<Job>,
     /// The session cannot be used any more.
     pub session_lost: bool,
@@ -67,8 +71,8 @@ impl GroupCommit {
         GroupCommit { executor: BatchExecutor::new(context.clone()), context, committer }
     }
 
-    /// Runs `jobs` on `session` as one transaction and answers them, except for those that it returns. A job that runs
-    /// `alone` is always answered.
+    /// Runs `jobs` on `session` as one transaction and answers them, except for those that it
+    /// returns. A job that runs `alone` is always answered.
     pub(super) async fn run(&self, session: &UserSession, jobs: Vec<Job>, alone: bool) -> GroupResult {
         let mut result = GroupResult::default();
         let Some(mut ready) = self.prepare_all(session, jobs, alone).await else {
@@ -126,8 +130,8 @@ impl GroupCommit {
         result
     }
 
-    /// Prepares all statements, and answers those that PostgreSQL rejects. `None` if the session is lost; then all are
-    /// answered.
+    /// Prepares all statements, and answers those that PostgreSQL rejects. `None` if the session is
+    /// lost; then all are answered.
     async fn prepare_all(&self, session: &UserSession, jobs: Vec<Job>, alone: bool) -> Option<Vec<Ready>> {
         let batch_sql = |job: &Job| job.plan.batch_sql.clone().filter(|_| !alone);
         let sqls: Vec<Arc<str>> =
@@ -209,8 +213,8 @@ impl GroupCommit {
         }
     }
 
-    /// The changes, unless they are too large for one entry. Then the group is rolled back, and its jobs are answered or
-    /// returned.
+    /// The changes, unless they are too large for one entry. Then the group is rolled back, and its
+    /// jobs are answered or returned.
     async fn within_limit(
         &self,
         session: &UserSession,
@@ -221,8 +225,8 @@ impl GroupCommit {
     ) -> Option<Changes> {
         let size = changes.size_bytes();
         metrics::histogram!("evenkeel_batch_bytes").record(size as f64);
-        // A batch is proposed as one entry without parts. Only a statement that runs alone may need parts, and it delays
-        // no other statement.
+        // A batch is proposed as one entry without parts. Only a statement that runs alone may need
+        // parts, and it delays no other statement.
         let limit = if alone { self.context.leadership.max_entry_bytes() } else { MAX_ENTRY_BYTES };
         if size <= limit {
             return Some(changes);
@@ -272,7 +276,8 @@ impl RejectionCause {
         }
     }
 
-    /// Notes the rejection in the plan's history. Locks of others, or a cancellation, say nothing about the plan.
+    /// Notes the rejection in the plan's history. Locks of others, or a cancellation, say nothing
+    /// about the plan.
     fn note(self, job: &Job) {
         if self == RejectionCause::Other {
             job.plan.history.refused();
@@ -280,8 +285,8 @@ impl RejectionCause {
     }
 }
 
-/// Puts the statements that need a savepoint last, and returns the index from which on statements have one. In the last
-/// try every statement has one, so that no further try is needed.
+/// Puts the statements that need a savepoint last, and returns the index from which on statements
+/// have one. In the last try every statement has one, so that no further try is needed.
 fn order(ready: &mut [Ready], alone: bool, tries: usize) -> usize {
     if alone || ready.len() == 1 {
         return ready.len();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// An autocommit statement that writes or locks rows, with everything that it needs to be executed and answered.
+/// An autocommit statement that writes or locks rows, with everything that it needs to be executed
+/// and answered.
 pub struct Job {
     /// The statement.
     pub request: StatementRequest,

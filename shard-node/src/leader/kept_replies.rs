@@ -1,4 +1,5 @@
-//! Answers in the retry window (R14): what is kept of an answer, and the answer that is made of it again.
+//! Answers in the retry window (R14): the kept part of an answer, and the reply that is rebuilt
+//! from it.
 
 use crate::entry::{Answered, KeptReply};
 use evenkeel_protocol::error::codes;
@@ -55,7 +56,8 @@ mod tests {
         answered(TxnId { client: 1, sequence: 2, first_sent_ms: 3 }, TableId(4), Key::MIN, &reply)
     }
 
-    /// Breaks if a repeated statement whose rows were too many is answered like one that returns none.
+    /// Breaks if a repeated statement whose rows were too many is answered like one that returns
+    /// none.
     #[test]
     fn rows_that_were_not_kept_are_an_error_and_not_an_empty_answer() {
         let small = reply_again(&kept(1, MAX_KEPT_REPLY_BYTES)).unwrap();

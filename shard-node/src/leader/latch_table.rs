@@ -85,8 +85,9 @@ impl LatchTable {
         self.by_id.iter().map(|(range, latch)| (*range, latch.statistics.size())).chain(self.sizes.iter()).collect()
     }
 
-    /// Follows the state machine, of which at most `keys` have changed hands since the last call. Only these keys are
-    /// looked at. The log says that the ranges in `not_stored` are owned, but their rows are not in PostgreSQL yet.
+    /// Follows the state machine, of which at most `keys` have changed hands since the last call.
+    /// Only these keys are looked at. The log says that the ranges in `not_stored` are owned, but
+    /// their rows are not in PostgreSQL yet.
     pub(super) fn follow(&mut self, state: &ShardState, not_stored: &HashSet<RangeId>, keys: ChangedKeys<'_>) {
         self.generation += 1;
         for (table, interval) in self.regions(state, keys) {
@@ -108,8 +109,9 @@ impl LatchTable {
         self.sizes.retain_moving(state);
     }
 
-    /// Decides on a request for a handle, and enters the latches if it is granted. `holding` are the latches that the
-    /// caller has handles on: a write block waits for those, so it must not stop the caller.
+    /// Decides on a request for a handle, and enters the latches if it is granted. `holding` are
+    /// the latches that the caller has handles on: a write block waits for those, so it must not
+    /// stop the caller.
     pub(super) fn decide(
         &self,
         kind: HandleKind,
@@ -129,7 +131,8 @@ impl LatchTable {
         LatchDecision::Granted(latches)
     }
 
-    /// The latches of all ranges that the keys lie in, or the decision if one of the keys is not here.
+    /// The latches of all ranges that the keys lie in, or the decision if one of the keys is not
+    /// here.
     fn covering(&self, table: TableId, touches: &Touches) -> Result<Vec<Arc<RangeLatch>>, LatchDecision> {
         let mut latches: Vec<Arc<RangeLatch>> = Vec::new();
         match touches {
@@ -282,8 +285,8 @@ fn overlapping<'a>(latches: &'a [Arc<RangeLatch>], interval: &KeyInterval) -> &'
     &rest[..rest.partition_point(begins_before)]
 }
 
-/// A new latch for `range`, with the load, the size and the unfinished statements of its predecessors. A range without
-/// predecessors may have a `known` size.
+/// A new latch for `range`, with the load, the size and the unfinished statements of its
+/// predecessors. A range without predecessors may have a `known` size.
 fn succeed(
     range: &OwnedRange,
     known: Option<RangeSize>,

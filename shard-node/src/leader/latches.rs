@@ -1,23 +1,25 @@
 //! Latch manager: which statements may use which keys of this leader now (R9).
 //!
-//! Each owned range has a latch. Every statement declares the keys that it touches, and acquires a [`RangeHandle`] on
-//! their ranges before its snapshot is taken. It keeps the handle until its outcome is final. Before a fence is logged, a
-//! [`WriteBlock`] on the range makes new statements wait, and the fence waits for the handles that are out. So no
-//! statement runs on a range that has been given away, and no statement fails because of a fence.
+//! Each owned range has a latch. Every statement declares the keys that it touches, and acquires a
+//! [`RangeHandle`] on their ranges before its snapshot is taken. It keeps the handle until its
+//! outcome is final. Before a fence is logged, a [`WriteBlock`] on the range makes new statements
+//! wait, and the fence waits for the handles that are out. So no statement runs on a range that has
+//! been given away, and no statement fails because of a fence.
 //!
-//! **Reads.** A fence does not wait for autocommit reads, so a long read does not keep its range here. The read is
-//! linearizable all the same. It was admitted before the write block, therefore it began before any write that the
-//! destination acknowledges: the destination acknowledges none before the fence, and the block stands until the fence is
-//! applied or rejected. The read is answered only if its range had not departed when it ended
-//! ([`RangeHandle::is_current`]). The rows of a departed range are deleted later than that (R24), so the read has seen all
-//! of them.
+//! **Reads.** A fence does not wait for autocommit reads, so a long read does not keep its range
+//! here. The read is linearizable all the same. It was admitted before the write block, therefore
+//! it began before any write that the destination acknowledges: the destination acknowledges none
+//! before the fence, and the block stands until the fence is applied or rejected. The read is
+//! answered only if its range had not departed when it ended ([`RangeHandle::is_current`]). The
+//! rows of a departed range are deleted later than that (R24), so the read has seen all of them.
 //!
-//! **Order.** The latches follow the state machine as far as PostgreSQL has followed it: an adopted range is usable once
-//! all of its rows are stored.
+//! **Order.** The latches follow the state machine as far as PostgreSQL has followed it: an adopted
+//! range is usable once all of its rows are stored.
 //!
 //! The protocol is shown step by step in `testscripts/latches/*.txt`.
 //!
-//! Not done: latches on single rows. Rows are locked by PostgreSQL ([`super::row_locks`] knows some of these locks).
+//! Not done: latches on single rows. Rows are locked by PostgreSQL ([`super::row_locks`] knows some
+//! of these locks).
 
 use super::latch_table::{LatchDecision, LatchTable};
 use super::range_latch::HandleKind;
@@ -60,8 +62,9 @@ impl LatchManager {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Follows the state machine, of which at most `keys` have changed hands since the last call. Only these keys are
-    /// looked at. The log says that the ranges in `not_stored` are owned, but their rows are not in PostgreSQL yet.
+    /// Follows the state machine, of which at most `keys` have changed hands since the last call.
+    /// Only these keys are looked at. The log says that the ranges in `not_stored` are owned, but
+    /// their rows are not in PostgreSQL yet.
     pub fn follow(&self, state: &ShardState, not_stored: &HashSet<RangeId>, keys: ChangedKeys<'_>) {
         self.table().follow(state, not_stored, keys);
         self.announce();
@@ -78,8 +81,8 @@ impl LatchManager {
         self.table().sizes()
     }
 
-    /// Counts changes of rows into the sizes of their ranges, on this replica as on all. Returns the bytes of the
-    /// changes.
+    /// Counts changes of rows into the sizes of their ranges, on this replica as on all. Returns
+    /// the bytes of the changes.
     pub fn count(&self, changes: &[Change]) -> u64 {
         let table = self.table();
         let mut bytes = 0;
@@ -92,7 +95,8 @@ impl LatchManager {
         bytes
     }
 
-    /// Resets all load meters, at the beginning of a leadership: earlier load was not this leader's.
+    /// Resets all load meters, at the beginning of a leadership: earlier load was not this
+    /// leader's.
     pub fn reset_meters(&self) {
         let now_ms = now_ms();
         self.latches().iter().for_each(|latch| latch.statistics.reset_meter(now_ms));
@@ -108,9 +112,9 @@ impl LatchManager {
         self.table().latches().cloned().collect()
     }
 
-    /// Acquires a handle on the ranges of these keys of `table`, once they are owned and not blocked. `holding` are the
-    /// latches that the caller's transaction has handles on: a write block does not stop it there, because the block
-    /// waits for it.
+    /// Acquires a handle on the ranges of these keys of `table`, once they are owned and not
+    /// blocked. `holding` are the latches that the caller's transaction has handles on: a write
+    /// block does not stop it there, because the block waits for it.
     ///
     /// # Errors
     /// [`Failure::Moved`] if a key is not here; [`Failure::Busy`] if a block lasts too long.
@@ -123,8 +127,8 @@ impl LatchManager {
         self.acquire_as(HandleKind::Use, table, touches, holding).await
     }
 
-    /// The same for an autocommit read, which locks nothing. A fence does not wait for the handle. The read may be
-    /// answered only if the handle is current when the read has ended.
+    /// The same for an autocommit read, which locks nothing. A fence does not wait for the handle.
+    /// The read may be answered only if the handle is current when the read has ended.
     ///
     /// # Errors
     /// As [`LatchManager::acquire`].
@@ -191,8 +195,8 @@ pub struct WriteBlock {
 }
 
 impl WriteBlock {
-    /// Waits until every statement that was admitted before the block has ended, except autocommit reads. `false` if
-    /// that takes longer than `bound`.
+    /// Waits until every statement that was admitted before the block has ended, except autocommit
+    /// reads. `false` if that takes longer than `bound`.
     pub async fn drained(&self, bound: Duration) -> bool {
         if deliberate(Bug::NoDrain) {
             return true;

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-//! The cost of a control entry, and the equivalence of following changed keys and following all keys.
+//! The cost of a control entry, and the equivalence of following changed keys and following all
+//! keys.
 
 use super::*;
 use crate::entry::Control;
@@ -28,7 +29,8 @@ fn shard() -> ShardInfo {
     ShardInfo { id: ShardId(9), replicas: Default::default() }
 }
 
-/// A shard as its applier keeps it: each entry is applied, the state machine is published, and the latches follow.
+/// A shard as its applier keeps it: each entry is applied, the state machine is published, and the
+/// latches follow.
 struct Shard {
     state: ShardState,
     published: Arc<ShardState>,
@@ -85,7 +87,8 @@ impl Shard {
         held
     }
 
-    /// A copy of an incoming range, chunk by chunk, and after every fourth chunk a split of the range that holds `n * 10`.
+    /// A copy of an incoming range, chunk by chunk, and after every fourth chunk a split of the
+    /// range that holds `n * 10`.
     fn busy(&mut self, entries: i64, ranges: i64) -> Duration {
         let operator = self.next_operator();
         let (range, interval) = (RangeId(u64::MAX), KeyInterval::ALL);
@@ -123,8 +126,9 @@ impl Shard {
     }
 }
 
-/// Breaks if applying a control entry, publishing the state machine or following it looks at every range (A23): then a
-/// shard with a hundred times as many ranges takes about a hundred times as long. Times are compared only with each other.
+/// Breaks if applying a control entry, publishing the state machine or following it looks at every
+/// range (A23): then a shard with a hundred times as many ranges takes about a hundred times as
+/// long. Times are compared only with each other.
 #[test]
 fn a_control_entry_costs_the_same_however_many_ranges_there_are() {
     let (few, many) = (100, 10_000);
@@ -192,8 +196,8 @@ impl Shard {
 }
 
 proptest! {
-    /// Breaks if the state machine does not name all keys that changed hands, or if a change of other ranges invalidates
-    /// a read.
+    /// Breaks if the state machine does not name all keys that changed hands, or if a change of
+    /// other ranges invalidates a read.
     #[test]
     fn following_changed_keys_equals_following_all_keys(steps in prop::collection::vec(step(), 0..40)) {
         let mut shard = Shard::new();

@@ -1,7 +1,9 @@
-//! Runs the scenarios in `testscripts/latches/`, which document the latch protocol: after each command stands its result.
+//! Runs the scenarios in `testscripts/latches/`, which document the latch protocol: after each
+//! command stands its result.
 //!
-//! A scenario is a list of commands and comments (`#`). The lines after a command that begin with `=>` are its result,
-//! and that of statements which stop waiting because of it. `UPDATE_GOLDEN=1` writes the actual results into the files.
+//! A scenario is a list of commands and comments (`#`). The lines after a command that begin with
+//! `=>` are its result, and that of statements which stop waiting because of it. `UPDATE_GOLDEN=1`
+//! writes the actual results into the files.
 //!
 //! | command | meaning |
 //! |---|---|
@@ -315,7 +317,8 @@ fn later_results(out: &str, skipped: usize) -> Vec<String> {
     out.lines().filter(later).map(String::from).collect()
 }
 
-/// Each script can fail: if a block, a release or an entry of the log is lost, the results of later commands are different.
+/// Each script can fail: if a block, a release or an entry of the log is lost, the results of later
+/// commands are different.
 #[tokio::test]
 async fn latch_scripts_notice_every_lost_change() {
     for (file, script) in scripts() {

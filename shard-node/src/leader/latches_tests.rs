@@ -137,8 +137,9 @@ async fn a_range_is_usable_once_its_rows_are_stored() {
     assert!(latches.acquire(TABLE, &one(1), &[]).await.is_ok());
 }
 
-/// Breaks if a fence waits for reads: report queries of half a second would keep their range here for ever (A9). Breaks
-/// also if a read that continues after the fence is answered from a range that is being deleted.
+/// Breaks if a fence waits for reads: report queries of half a second would keep their range here
+/// for ever (A9). Breaks also if a read that continues after the fence is answered from a range
+/// that is being deleted.
 #[tokio::test]
 async fn a_fence_waits_for_no_read_and_a_read_is_answered_only_while_its_range_is_here() {
     let mut fixture = Fixture::new();
@@ -161,7 +162,8 @@ async fn a_blocked_range_admits_no_read() {
     assert!(fixture.latches.acquire_read(TABLE, &one(5)).await.is_ok());
 }
 
-/// Breaks if a split invalidates a read (the range is still here), or if the departure of a piece does not.
+/// Breaks if a split invalidates a read (the range is still here), or if the departure of a piece
+/// does not.
 #[tokio::test]
 async fn a_read_outlives_a_split_but_not_the_fence_of_a_piece() {
     let mut fixture = Fixture::new();
@@ -178,8 +180,8 @@ async fn a_read_outlives_a_split_but_not_the_fence_of_a_piece() {
     assert!(later.is_current(), "its range is still here");
 }
 
-/// Breaks if a read that began before a range left is answered after its return: in between, another shard may have
-/// acknowledged writes.
+/// Breaks if a read that began before a range left is answered after its return: in between,
+/// another shard may have acknowledged writes.
 #[tokio::test]
 async fn a_range_that_comes_back_has_another_latch() {
     let mut fixture = Fixture::new();
@@ -190,7 +192,8 @@ async fn a_range_that_comes_back_has_another_latch() {
     assert!(!read.is_current());
 }
 
-/// Breaks if a transaction's handles grow with its statements, or if joining them releases its range.
+/// Breaks if a transaction's handles grow with its statements, or if joining them releases its
+/// range.
 #[tokio::test]
 async fn a_transaction_has_one_handle_per_range() {
     let fixture = Fixture::new();
@@ -205,8 +208,8 @@ async fn a_transaction_has_one_handle_per_range() {
     assert!(block.drained(Duration::from_millis(1)).await);
 }
 
-/// Breaks if the size of a range has to be read from its rows. It is computed from the log, on every replica and after a
-/// restart (A25).
+/// Breaks if the size of a range has to be read from its rows. It is computed from the log, on
+/// every replica and after a restart (A25).
 #[tokio::test]
 async fn sizes_follow_the_log_and_the_ranges() {
     let mut fixture = Fixture::new();

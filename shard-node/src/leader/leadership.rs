@@ -1,8 +1,9 @@
-//! A leadership: one term of leading on one server start. It owns the proposals of the term and their outcomes.
+//! A leadership: one term of leading on one server start. It owns the proposals of the term and
+//! their outcomes.
 //!
-//! An entry's outcome is known only when the log delivers the entry (log rule 7). When a leadership ends, its pending
-//! proposals stay unresolved. The next `LeaderStart` in the log resolves them: entries that were not delivered before it
-//! are rejected (R3, invariant 4).
+//! An entry's outcome is known only when the log delivers the entry (log rule 7). When a leadership
+//! ends, its pending proposals stay unresolved. The next `LeaderStart` in the log resolves them:
+//! entries that were not delivered before it are rejected (R3, invariant 4).
 //!
 //! Large entries are proposed in parts (R12), one entry at a time.
 //!
@@ -24,8 +25,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 /// The interval at which a part is proposed again when the log has no room, in milliseconds.
 const PART_AGAIN_MS: u64 = 5;
-/// How long a part is proposed again, in milliseconds. A full log stays full while an entry is unfinished, so the
-/// leadership must end then.
+/// How long a part is proposed again, in milliseconds. A full log stays full while an entry is
+/// unfinished, so the leadership must end then.
 const PART_BOUND_MS: u64 = 20_000;
 
 /// The outcome of a proposed entry.
@@ -130,20 +131,22 @@ impl Leadership {
         self.max_entry_bytes
     }
 
-    /// Becomes true if an entry will never get its last part in this leadership. The leadership must end: the next one
-    /// drops the parts that are in the log, so that the log can be compacted.
+    /// Becomes true if an entry will never get its last part in this leadership. The leadership
+    /// must end: the next one drops the parts that are in the log, so that the log can be
+    /// compacted.
     pub fn stuck(&self) -> watch::Receiver<bool> {
         self.stuck.subscribe()
     }
 
-    /// Proposes an entry. The receiver gets the outcome; if it fails, the outcome will not be known here. Returns at
-    /// once, except for an entry in parts (R12): then all parts but the last few have been decided.
+    /// Proposes an entry. The receiver gets the outcome; if it fails, the outcome will not be known
+    /// here. Returns at once, except for an entry in parts (R12): then all parts but the last few
+    /// have been decided.
     pub async fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
         Ok(self.propose_observed(entry, false).await?.0)
     }
 
-    /// The same. If `observe_memory`, a second receiver completes when a quorum has the entry in memory (R28). If it
-    /// fails, that will not be known.
+    /// The same. If `observe_memory`, a second receiver completes when a quorum has the entry in
+    /// memory (R28). If it fails, that will not be known.
     pub async fn propose_observed(
         &self,
         entry: &Entry,
@@ -166,9 +169,9 @@ impl Leadership {
         Ok((outcome, in_memory))
     }
 
-    /// Proposes an entry in parts. At most [`PARTS_UNDER_WAY`] parts are undecided at a time, so that small entries pass
-    /// between them and followers are not flooded. The entry takes effect with its last part. If that is not proposed,
-    /// the next leadership drops the other parts.
+    /// Proposes an entry in parts. At most [`PARTS_UNDER_WAY`] parts are undecided at a time, so
+    /// that small entries pass between them and followers are not flooded. The entry takes effect
+    /// with its last part. If that is not proposed, the next leadership drops the other parts.
     async fn propose_parts(
         &self,
         serial: u64,
@@ -227,7 +230,8 @@ impl Leadership {
         Ok(receiver)
     }
 
-    /// Proposes one payload. A `further` payload continues an entry whose first part is in the log already.
+    /// Proposes one payload. A `further` payload continues an entry whose first part is in the log
+    /// already.
     fn propose_payload(
         &self,
         payload: Bytes,
@@ -257,7 +261,8 @@ impl Leadership {
         }
     }
 
-    /// Whether a session waits for this entry. It holds the entry's changes in its transaction and will commit them.
+    /// Whether a session waits for this entry. It holds the entry's changes in its transaction and
+    /// will commit them.
     pub fn is_awaited(&self, serial: u64) -> bool {
         self.waiters().get(&serial).is_some_and(|waiter| !waiter.outcome.is_closed())
     }
@@ -271,9 +276,9 @@ impl Leadership {
         self.claims.close();
     }
 
-    /// The leadership's PostgreSQL is given up (R1), and with it the applier that would resolve its entries. Their outcomes
-    /// will not be known here. Decided entries are applied again from the log. Clients learn the outcome by asking again
-    /// under the same id.
+    /// The leadership's PostgreSQL is given up (R1), and with it the applier that would resolve its
+    /// entries. Their outcomes will not be known here. Decided entries are applied again from the
+    /// log. Clients learn the outcome by asking again under the same id.
     pub fn abandon(&self) {
         self.end();
         // Dropping the senders notifies all waiters.
@@ -296,19 +301,21 @@ impl Leadership {
         *self.ended.borrow()
     }
 
-    /// Waits until no other entry that wrote these keys is between its proposal and the confirmation of its COMMIT, then
-    /// claims the keys for `serial` (R4).
+    /// Waits until no other entry that wrote these keys is between its proposal and the
+    /// confirmation of its COMMIT, then claims the keys for `serial` (R4).
     pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Failure> {
         self.claims.claim(serial, changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 
-    /// Waits until no entry that wrote these keys is between its proposal and the confirmation of its COMMIT (R4).
+    /// Waits until no entry that wrote these keys is between its proposal and the confirmation of
+    /// its COMMIT (R4).
     pub async fn confirmed(&self, changes: &[Change]) -> Result<(), Failure> {
         self.claims.confirmed(changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 }
 
-/// Some parts of an entry are in the log and the last is not. The log keeps them as long as this leadership lasts.
+/// Some parts of an entry are in the log and the last is not. The log keeps them as long as this
+/// leadership lasts.
 struct Unsent<'a>(Option<&'a Leadership>);
 
 impl Unsent<'_> {

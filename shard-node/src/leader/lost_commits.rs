@@ -1,8 +1,9 @@
 //! Transactions that this leader has declared lost.
 //!
-//! A client whose connection broke asks what became of its COMMIT. If this leader does not have the transaction, it answers
-//! that the COMMIT did not take effect, and the client runs the transaction again. The first COMMIT may still be in a
-//! connection that is read late. It must then be rejected: its id is remembered here.
+//! A client whose connection broke asks what became of its COMMIT. If this leader does not have the
+//! transaction, it answers that the COMMIT did not take effect, and the client runs the transaction
+//! again. The first COMMIT may still be in a connection that is read late. It must then be
+//! rejected: its id is remembered here.
 
 use evenkeel_protocol::TxnId;
 use std::collections::HashMap;
@@ -11,12 +12,14 @@ use std::sync::{Mutex, PoisonError};
 /// The most ids that are remembered.
 const MAX_LOST_COMMITS: usize = 10_000;
 
-/// The ids, each with the time at which its client sent it first, in milliseconds since the Unix epoch.
+/// The ids, each with the time at which its client sent it first, in milliseconds since the Unix
+/// epoch.
 #[derive(Default)]
 pub struct LostCommits(Mutex<HashMap<(u64, u64), u64>>);
 
 impl LostCommits {
-    /// Remembers an id. Forgets ids that are rejected for their age anyway, by `too_old`. `false` if there are too many.
+    /// Remembers an id. Forgets ids that are rejected for their age anyway, by `too_old`. `false`
+    /// if there are too many.
     pub(super) fn insert(&self, id: TxnId, too_old: impl Fn(u64) -> bool) -> bool {
         let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ids.len() >= MAX_LOST_COMMITS {

@@ -1,7 +1,9 @@
-//! The leader's side of a shard: executes users' statements and proposes the rows that they changed.
+//! The leader's side of a shard: executes users' statements and proposes the rows that they
+//! changed.
 //!
-//! A [`Leader`] is one leadership on one server start (R1). It begins when the replica has applied its own `LeaderStart`
-//! (invariant 4, log rule 8), and never outlives its term. [`Leader`] only dispatches; its parts hold the state.
+//! A [`Leader`] is one leadership on one server start (R1). It begins when the replica has applied
+//! its own `LeaderStart` (invariant 4, log rule 8), and never outlives its term. [`Leader`] only
+//! dispatches; its parts hold the state.
 //!
 //! | module | purpose |
 //! |---|---|
@@ -112,7 +114,8 @@ pub struct Shared {
     pub snapshots: Snapshots,
     /// Whether PostgreSQL has all rows: not while the replica is being re-seeded.
     pub whole: Arc<watch::Sender<bool>>,
-    /// Says that the leadership must end and PostgreSQL be opened again (R1), or made again, and why.
+    /// Says that the leadership must end and PostgreSQL be opened again (R1), or made again, and
+    /// why.
     pub broken: mpsc::UnboundedSender<ApplyError>,
 }
 

@@ -37,9 +37,11 @@ pub struct OpenTransaction {
 pub struct TransactionHandle {
     pub(super) number: u64,
     pub(super) open: tokio::sync::Mutex<OpenTransaction>,
-    /// It delays a move, or was idle for too long. It is ended as soon as no statement of it executes.
+    /// It delays a move, or was idle for too long. It is ended as soon as no statement of it
+    /// executes.
     doomed: AtomicBool,
-    /// Its right to use its ranges. Outside of `open`, so that it can be read while a statement executes.
+    /// Its right to use its ranges. Outside of `open`, so that it can be read while a statement
+    /// executes.
     ranges: Mutex<Option<RangeHandle>>,
 }
 

@@ -1,6 +1,7 @@
 //! Plan cache: statements that have been parsed and bound to their table, by their text.
 //!
-//! The cache keeps recently used plans. Each plan has a [`History`] of its executions, by which batches are composed.
+//! The cache keeps recently used plans. Each plan has a [`History`] of its executions, by which
+//! batches are composed.
 
 use super::recent::{Found, Recent};
 use crate::fold::ShardState;
@@ -26,8 +27,8 @@ pub struct BoundPlan {
     pub plan: Plan,
     /// The SQL for PostgreSQL.
     pub sql: Arc<str>,
-    /// The SQL inside a batch, if it is not `sql`. It returns no row, and has no effect, where a unique constraint is
-    /// violated ([`Plan::insert_if_absent_sql`]).
+    /// The SQL inside a batch, if it is not `sql`. It returns no row, and has no effect, where a
+    /// unique constraint is violated ([`Plan::insert_if_absent_sql`]).
     pub batch_sql: Option<Arc<str>>,
     /// The history of its executions.
     pub history: History,
@@ -68,7 +69,8 @@ impl History {
         let new = image_bytes as u64;
         let lately = match self.image_bytes.load(Ordering::Relaxed) {
             u64::MAX => new,
-            // A larger size counts at once and is forgotten slowly: too large a batch costs more than too small a batch.
+            // A larger size counts at once and is forgotten slowly: too large a batch costs more
+            // than too small a batch.
             old => new.max(old - (old - old.min(new)).div_ceil(IMAGE_MEMORY)),
         };
         self.image_bytes.store(lately, Ordering::Relaxed);
@@ -103,7 +105,8 @@ impl BoundPlan {
     }
 }
 
-/// See the module. An entry never becomes invalid: a table's definition does not change under its id.
+/// See the module. An entry never becomes invalid: a table's definition does not change under its
+/// id.
 #[derive(Debug)]
 pub struct PlanCache {
     by_text: RwLock<Recent<Arc<BoundPlan>>>,
@@ -149,7 +152,8 @@ impl PlanCache {
             None => None,
             Some(name) => {
                 let table = state.tables().find(|table| table.name == name).cloned();
-                // The client has resolved the table's name. If the table is unknown here, this shard has none of its ranges.
+                // The client has resolved the table's name. If the table is unknown here, this
+                // shard has none of its ranges.
                 Some(table.ok_or(Failure::Moved { to: None, range: None })?)
             }
         };

@@ -1,7 +1,8 @@
 //! A session with PostgreSQL that runs users' statements.
 //!
-//! A session belongs to one leadership (R1). It is used by one write queue, by one transaction or by one scan at a time.
-//! Reads by key, each a transaction of its own, share a session and are pipelined.
+//! A session belongs to one leadership (R1). It is used by one write queue, by one transaction or
+//! by one scan at a time. Reads by key, each a transaction of its own, share a session and are
+//! pipelined.
 //!
 //! The module limits the size of results, and keeps a cache of prepared statements per session.
 
@@ -25,7 +26,8 @@ use tokio_postgres::{CancelToken, Client, Row, Statement};
 const MAX_PREPARED: usize = 256;
 /// The most bytes that a value takes in an answer in addition to its own bytes.
 const VALUE_OVERHEAD_BYTES: usize = 5;
-/// The most bytes of a statement's rows, if it returns several, so that one statement cannot take the memory of others.
+/// The most bytes of a statement's rows, if it returns several, so that one statement cannot take
+/// the memory of others.
 pub const MAX_RESULT_BYTES: usize = 15 << 20;
 /// The most bytes of a single row, so that an answer fits into a frame.
 pub const MAX_ROW_BYTES: usize = evenkeel_rpc::MAX_FRAME_BYTES - (1 << 20);
@@ -86,7 +88,8 @@ impl UserSession {
         self.client.is_closed()
     }
 
-    /// Prepares a statement in this session. The first `returned` columns are those that the user asked for.
+    /// Prepares a statement in this session. The first `returned` columns are those that the user
+    /// asked for.
     pub async fn prepare(&self, sql: &Arc<str>, returned: usize) -> Result<Arc<Prepared>, StoreError> {
         if let Some(known) = self.known(sql) {
             return Ok(known);
@@ -131,8 +134,8 @@ impl UserSession {
     /// Runs a prepared statement. The future that is polled first is sent first.
     ///
     /// # Errors
-    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`], or a single row more than [`MAX_ROW_BYTES`]. Further rows
-    /// are discarded.
+    /// 54000 if the rows take more than [`MAX_RESULT_BYTES`], or a single row more than
+    /// [`MAX_ROW_BYTES`]. Further rows are discarded.
     pub async fn run(&self, prepared: &Prepared, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, StoreError> {
         let parameters = parameters.iter().map(|parameter| *parameter as &dyn ToSql);
         let stream = self.client.query_raw(&prepared.statement, parameters).await?;
@@ -203,8 +206,8 @@ impl UserSession {
     }
 }
 
-/// The most bytes of a piece's rows that are discarded because rows suddenly became larger. Beyond it the statement is
-/// given up.
+/// The most bytes of a piece's rows that are discarded because rows suddenly became larger. Beyond
+/// it the statement is given up.
 const MAX_DISCARDED_BYTES: usize = 4 << 20;
 
 /// A piece of a statement's rows.
@@ -218,7 +221,8 @@ pub struct PieceRows {
 }
 
 impl PieceRows {
-    /// The piece for the client. In each row, the key columns follow the columns that the user asked for.
+    /// The piece for the client. In each row, the key columns follow the columns that the user
+    /// asked for.
     ///
     /// # Errors
     /// A row differs from its statement: a fault of this program.
@@ -243,8 +247,8 @@ struct Filling {
 }
 
 impl Filling {
-    /// The first row is fetched alone, because it may be as large as a piece. Then up to `GROWTH` times the rows fetched so
-    /// far.
+    /// The first row is fetched alone, because it may be as large as a piece. Then up to `GROWTH`
+    /// times the rows fetched so far.
     const GROWTH: usize = 4;
 
     /// The number of rows to fetch; `None` if the piece is full.

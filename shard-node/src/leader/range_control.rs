@@ -1,7 +1,7 @@
 //! Range control: requests of the placement driver, and the control entries of moves.
 //!
-//! Every request is idempotent. After an unknown outcome the placement driver sends it again, and a request whose work is
-//! done already is answered so ([`super::control_requests`]).
+//! Every request is idempotent. After an unknown outcome the placement driver sends it again, and a
+//! request whose work is done already is answered so ([`super::control_requests`]).
 //!
 //! Not done: the steps of a move that are more than one entry (`crate::migration`).
 
@@ -50,7 +50,8 @@ impl RangeControl {
         }
     }
 
-    /// Serves a request that consists of one entry, unless the state machine shows that it was served before.
+    /// Serves a request that consists of one entry, unless the state machine shows that it was
+    /// served before.
     pub async fn serve(&self, request: &ControlRequest) -> Result<ControlReply, Failure> {
         let unknown = |schema: &&TableSchema| self.context.shared.state().table(schema.id).is_none();
         let creates = match request {
@@ -78,7 +79,8 @@ impl RangeControl {
         }
         Ok(match self.execute(entry).await? {
             EntryOutcome::Effective(_) => ControlReply::Done,
-            // The orphaned copy of an earlier move is being deleted, or will be when the placement driver asks for it.
+            // The orphaned copy of an earlier move is being deleted, or will be when the placement
+            // driver asks for it.
             EntryOutcome::Rejected(refusal) if ["purge-unfinished", "copy-kept"].contains(&refusal.code) => {
                 ControlReply::Pending { waiting_for: refusal.reason }
             }
@@ -89,8 +91,9 @@ impl RangeControl {
         })
     }
 
-    /// Tries to create a table in PostgreSQL. Returns the reply if PostgreSQL rejects the definition. The trial has to
-    /// precede the entry: once the entry is decided, every replica creates the table or stops (invariant 5).
+    /// Tries to create a table in PostgreSQL. Returns the reply if PostgreSQL rejects the
+    /// definition. The trial has to precede the entry: once the entry is decided, every replica
+    /// creates the table or stops (invariant 5).
     async fn rejected_table(&self, schema: &TableSchema) -> Result<Option<ControlReply>, Failure> {
         self.context.check_open()?;
         let tried = try_table(&self.context.shared.connector, &Arc::new(schema.clone())).await;
@@ -127,8 +130,9 @@ impl RangeControl {
     }
 }
 
-/// Whether the table may be possible although its trial failed: the error is temporary, or a relation of its name was
-/// created at the same moment. That is this very table if an earlier request for it is being applied.
+/// Whether the table may be possible although its trial failed: the error is temporary, or a
+/// relation of its name was created at the same moment. That is this very table if an earlier
+/// request for it is being applied.
 fn is_temporary(error: &SqlError) -> bool {
     StoreError::Refused(error.clone()).passes() || ["23505", codes::DUPLICATE_TABLE].contains(&error.code.as_ref())
 }

@@ -1,14 +1,15 @@
 //! The latch of one range, and handles on it.
 //!
-//! A [`RangeLatch`] counts the statements that use a range. A [`RangeHandle`] is a statement's or transaction's right to
-//! use one or several ranges, until it is dropped. There are two kinds of handles:
+//! A [`RangeLatch`] counts the statements that use a range. A [`RangeHandle`] is a statement's or
+//! transaction's right to use one or several ranges, until it is dropped. There are two kinds of
+//! handles:
 //!
 //! - a *use* handle, of a write or of a transaction: a fence waits until it is dropped;
-//! - a *read* handle, of an autocommit read: a fence does not wait for it. The read is answered only if the handle is
-//!   still current when the read has ended.
+//! - a *read* handle, of an autocommit read: a fence does not wait for it. The read is answered
+//!   only if the handle is still current when the read has ended.
 //!
-//! A split or a merge makes new latches. Each keeps its predecessors for as long as statements use them, so that a fence
-//! on a piece waits for the statements of the whole.
+//! A split or a merge makes new latches. Each keeps its predecessors for as long as statements use
+//! them, so that a fence on a piece waits for the statements of the whole.
 
 use crate::fold::OwnedRange;
 use crate::load::RangeStatistics;
@@ -30,9 +31,11 @@ pub struct RangeLatch {
     /// Autocommit reads. A fence does not wait for them.
     reading: AtomicUsize,
     blocked: AtomicBool,
-    /// The shard no longer owns the range or a part of it. Permanent: a range that comes back gets another latch.
+    /// The shard no longer owns the range or a part of it. Permanent: a range that comes back gets
+    /// another latch.
     departed: AtomicBool,
-    /// The latches of the ranges that it was split from or merged of, as long as statements use them.
+    /// The latches of the ranges that it was split from or merged of, as long as statements use
+    /// them.
     predecessors: Vec<Arc<RangeLatch>>,
 }
 
@@ -132,7 +135,8 @@ pub struct RangeHandle {
 }
 
 impl RangeHandle {
-    /// A handle on latches that have been [entered](RangeLatch::enter). Dropping it is announced through `changed`.
+    /// A handle on latches that have been [entered](RangeLatch::enter). Dropping it is announced
+    /// through `changed`.
     pub(super) fn new(latches: Vec<Arc<RangeLatch>>, kind: HandleKind, changed: watch::Sender<u64>) -> RangeHandle {
         RangeHandle { latches, kind, changed }
     }
@@ -147,8 +151,8 @@ impl RangeHandle {
         !self.latches.iter().any(|latch| latch.has_departed())
     }
 
-    /// Takes over another handle of the same kind. A transaction holds one handle, with one count for each of its ranges,
-    /// however many statements it has run.
+    /// Takes over another handle of the same kind. A transaction holds one handle, with one count
+    /// for each of its ranges, however many statements it has run.
     pub fn join(&mut self, mut other: RangeHandle) {
         debug_assert_eq!(self.kind, other.kind, "handles of one kind");
         for latch in std::mem::take(&mut other.latches) {

@@ -1,11 +1,11 @@
 //! Rate limiter: statements per second of a shard's leader (`--shard-capacity`).
 //!
-//! It simulates a machine of limited capacity where several shards share one machine. Statements are spaced evenly, and
-//! faster ones wait for their turn. A shard with a limit therefore behaves like a shard on a slower machine, and the
-//! effect of moving load away from it is visible.
+//! It simulates a machine of limited capacity where several shards share one machine. Statements
+//! are spaced evenly, and faster ones wait for their turn. A shard with a limit therefore behaves
+//! like a shard on a slower machine, and the effect of moving load away from it is visible.
 //!
-//! Every statement that the leader executes counts, also each statement of a transaction. `local` reads do not count: any
-//! replica serves them.
+//! Every statement that the leader executes counts, also each statement of a transaction. `local`
+//! reads do not count: any replica serves them.
 
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long a statement waits for its turn before it is rejected, in milliseconds.
 const MAX_WAIT_MS: u64 = 5_000;
-/// How far turns may lag behind the clock, in milliseconds, so that the granularity of timers does not cost capacity.
+/// How far turns may lag behind the clock, in milliseconds, so that the granularity of timers does
+/// not cost capacity.
 const SLACK_MS: u64 = 5;
 
 /// See the module.

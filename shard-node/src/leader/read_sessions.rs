@@ -1,11 +1,11 @@
 //! Read sessions: the PostgreSQL sessions that autocommit reads by key share.
 //!
-//! Each read is a transaction of its own, and many reads are pipelined on one session. Every read has a time limit. A
-//! session that has ended is replaced by the next read that comes to it. A read proposes nothing, so the loss of a read
-//! session does not end the leadership (R1).
+//! Each read is a transaction of its own, and many reads are pipelined on one session. Every read
+//! has a time limit. A session that has ended is replaced by the next read that comes to it. A read
+//! proposes nothing, so the loss of a read session does not end the leadership (R1).
 //!
-//! PostgreSQL answers a session's statements in order, so a scan would delay all reads behind it. Scans have sessions of
-//! their own ([`super::scan_sessions`]).
+//! PostgreSQL answers a session's statements in order, so a scan would delay all reads behind it.
+//! Scans have sessions of their own ([`super::scan_sessions`]).
 
 use super::postgres_session::UserSession;
 use crate::postgres::{Connector, Role};
@@ -13,7 +13,8 @@ use crate::store::StoreError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The settings of a read session. The server ends a read that takes longer, even if its client has gone.
+/// The settings of a read session. The server ends a read that takes longer, even if its client has
+/// gone.
 pub const SESSION_SETTINGS: &str = "SET statement_timeout = '30s'";
 
 /// See the module.

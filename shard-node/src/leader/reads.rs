@@ -1,14 +1,16 @@
 //! Autocommit reads on the leader: by key, whole scans, and piece by piece.
 //!
-//! A read takes PostgreSQL's snapshot and passes the log's read barrier at the same time. This is linearizable. A write is
-//! answered only after its local COMMIT (R10), so a snapshot taken after the read's arrival contains every write that this
-//! leader has answered before. If another leader had answered a write, the barrier would fail, because a majority
-//! responds to it after the read's arrival (log rule 9). If another shard has answered a write after a move, the read's
-//! handle is no longer current, and the read is not answered ([`super::latches`]).
+//! A read takes PostgreSQL's snapshot and passes the log's read barrier at the same time. This is
+//! linearizable. A write is answered only after its local COMMIT (R10), so a snapshot taken after
+//! the read's arrival contains every write that this leader has answered before. If another leader
+//! had answered a write, the barrier would fail, because a majority responds to it after the read's
+//! arrival (log rule 9). If another shard has answered a write after a move, the read's handle is
+//! no longer current, and the read is not answered ([`super::latches`]).
 //!
-//! A piece is a read of the rows after a key, with a latch handle and a read barrier of its own. Nothing is held between
-//! two pieces: no snapshot, no session, no memory. A slow reader, or one that has gone, costs nothing. The price is that
-//! pieces are as of different moments, each after the request for its piece.
+//! A piece is a read of the rows after a key, with a latch handle and a read barrier of its own.
+//! Nothing is held between two pieces: no snapshot, no session, no memory. A slow reader, or one
+//! that has gone, costs nothing. The price is that pieces are as of different moments, each after
+//! the request for its piece.
 
 use super::clip::{Narrowed, clipped, first_key, touches};
 use super::context::LeaderContext;
@@ -46,7 +48,8 @@ impl Reads {
         Reads { context, intake, by_key, scans, pieces }
     }
 
-    /// Reads all rows that a statement asks for. A scan is cancelled when `gone` says that its client has gone.
+    /// Reads all rows that a statement asks for. A scan is cancelled when `gone` says that its
+    /// client has gone.
     pub(super) async fn read(
         &self,
         request: &StatementRequest,
@@ -76,7 +79,8 @@ impl Reads {
         self.current(request.read, bound, touches, keyed).await
     }
 
-    /// Reads a piece of the rows that a statement asks for. It is cancelled when `gone` says that its client has gone.
+    /// Reads a piece of the rows that a statement asks for. It is cancelled when `gone` says that
+    /// its client has gone.
     pub(super) async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
         let bound = self.intake.bind(&request.statement)?;
         check_piecewise(&bound)?;
@@ -95,8 +99,8 @@ impl Reads {
         unless_gone(Some(gone), self.current(narrowed.request.read, &bound, &touches, piece)).await
     }
 
-    /// Executes a read with a latch handle. The read is answered only if this replica led until then, and still owns the
-    /// ranges.
+    /// Executes a read with a latch handle. The read is answered only if this replica led until
+    /// then, and still owns the ranges.
     async fn current<T>(
         &self,
         level: ReadLevel,
@@ -111,15 +115,16 @@ impl Reads {
         let led = async {
             match level {
                 ReadLevel::Linearizable => self.context.barrier().await,
-                // `crate::local_reads` serves `local` reads. A leader's answer is at least as recent.
+                // `crate::local_reads` serves `local` reads. A leader's answer is at least as
+                // recent.
                 ReadLevel::Leader | ReadLevel::Local => self.context.check_open(),
             }
         };
         let (answer, led) = tokio::join!(executed, led);
         led?;
         if !ranges.is_current() {
-            // A range has departed meanwhile, and its rows may have been half deleted when they were read. The read had no
-            // effect, and is repeated where the range is now.
+            // A range has departed meanwhile, and its rows may have been half deleted when they
+            // were read. The read had no effect, and is repeated where the range is now.
             latches.acquire_read(table, touches).await?;
             return Err(Failure::Busy { reason: "the range has left and come back".into(), retry_after_ms: 1 });
         }

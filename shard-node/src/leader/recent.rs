@@ -1,8 +1,9 @@
-//! A cache by statement text, of bounded size, that approximates least-recently-used replacement with two generations.
+//! A cache by statement text, of bounded size, that approximates least-recently-used replacement
+//! with two generations.
 //!
-//! New entries go into the young generation. When it is full it becomes the old generation, and the previous old
-//! generation is dropped. An entry that is found in the old generation becomes young again. So entries in use stay in the
-//! cache, however many texts are used once.
+//! New entries go into the young generation. When it is full it becomes the old generation, and the
+//! previous old generation is dropped. An entry that is found in the old generation becomes young
+//! again. So entries in use stay in the cache, however many texts are used once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ pub struct Recent<V> {
 pub enum Found<V> {
     /// It stays.
     Young(V),
-    /// It has to be [put](Recent::put) again if it is used. Otherwise it is dropped with its generation.
+    /// It has to be [put](Recent::put) again if it is used. Otherwise it is dropped with its
+    /// generation.
     Old(V),
 }
 

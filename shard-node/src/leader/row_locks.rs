@@ -1,13 +1,16 @@
 //! Rows that are known to be locked in PostgreSQL, so that batches do not wait for them (R10).
 //!
-//! Transactions and statements that run alone register the rows that they lock. A statement on such a row does not enter a
-//! batch, where all others would wait with it:
+//! Transactions and statements that run alone register the rows that they lock. A statement on such
+//! a row does not enter a batch, where all others would wait with it:
 //!
-//! - A row that is *held* is certainly locked. The statement waits here, without a session, until the lock is released.
-//! - A row that *may be held* (by a statement whose keys are an interval, or that found no row) is decided by PostgreSQL.
-//!   The statement runs alone and holds the row meanwhile, so that later statements queue behind it.
+//! - A row that is *held* is certainly locked. The statement waits here, without a session, until
+//!   the lock is released.
+//! - A row that *may be held* (by a statement whose keys are an interval, or that found no row) is
+//!   decided by PostgreSQL. The statement runs alone and holds the row meanwhile, so that later
+//!   statements queue behind it.
 //!
-//! This is an optimisation. A statement that meets an unknown lock waits in PostgreSQL, up to a time limit.
+//! This is an optimisation. A statement that meets an unknown lock waits in PostgreSQL, up to a
+//! time limit.
 //!
 //! Not done: detection of deadlocks, which is PostgreSQL's.
 
@@ -22,7 +25,7 @@ use tokio::sync::watch;
 /// The most intervals that one holder registers. Beyond that, it may hold any row of the table.
 const MAX_INTERVALS: usize = 8;
 
-/// What is known of a row's lock.
+/// The knowledge about a row's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// No lock is known.
@@ -99,7 +102,7 @@ impl RowLocks {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a row.
+    /// The knowledge about a row's lock.
     pub fn known(&self, table: TableId, key: &Key) -> Known {
         self.table().known(table, key)
     }
@@ -111,8 +114,8 @@ impl RowLocks {
         HeldRows { locks: self.clone(), number: locks.next, rows: HashMap::new() }
     }
 
-    /// Waits until no holder holds the row. The statement holds the row then if it has to run `alone`, or if a holder may
-    /// hold the row.
+    /// Waits until no holder holds the row. The statement holds the row then if it has to run
+    /// `alone`, or if a holder may hold the row.
     pub async fn turn(self: &Arc<RowLocks>, table: TableId, key: &Key, alone: bool, deadline: Instant) -> Turn {
         let mut released = self.released.subscribe();
         loop {

@@ -1,10 +1,11 @@
-//! Scan sessions: the PostgreSQL sessions of reads that may take long, whole scans and pieces of scans.
+//! Scan sessions: the PostgreSQL sessions of reads that may take long, whole scans and pieces of
+//! scans.
 //!
-//! PostgreSQL answers a session's statements in order, so each of these sessions is used by one read at a time. The module
-//! promises:
+//! PostgreSQL answers a session's statements in order, so each of these sessions is used by one
+//! read at a time. The module promises:
 //!
-//! - A read that is dropped before it has ended is cancelled in PostgreSQL. Its session is not used again, because a late
-//!   cancellation would hit the next statement.
+//! - A read that is dropped before it has ended is cancelled in PostgreSQL. Its session is not used
+//!   again, because a late cancellation would hit the next statement.
 //! - A read waits for a session for a limited time. The read itself has a time limit, too.
 
 use super::postgres_session::{Parameters, PieceRows, Prepared, UserSession};
@@ -16,16 +17,17 @@ use evenkeel_protocol::Failure;
 use evenkeel_protocol::error::codes;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit as OwnedPlace, Semaphore};
 use tokio_postgres::Row;
 
 /// Sessions of a leader for whole scans, and as many for pieces. A long scan does not delay pieces.
 pub const SCAN_SESSIONS: usize = 4;
-/// How long a scan waits for a session before it is rejected, in milliseconds. Its client tries again.
+/// How long a scan waits for a session before it is rejected, in milliseconds. Its client tries
+/// again.
 const WAIT_MS: u64 = 2_000;
 
-/// The settings of sessions for pieces. A piece is read in key order, which the index provides, so nothing has to be
-/// sorted.
+/// The settings of sessions for pieces. A piece is read in key order, which the index provides, so
+/// nothing has to be sorted.
 const PIECE_SETTINGS: &str = "SET enable_sort = off; SET enable_bitmapscan = off";
 
 /// See the module.
@@ -40,7 +42,7 @@ pub struct ScanSessions {
 struct Lease {
     connector: Connector,
     idle: Arc<Mutex<Vec<UserSession>>>,
-    session: Option<(UserSession, OwnedSemaphorePermit)>,
+    session: Option<(UserSession, OwnedPlace)>,
 }
 
 impl Lease {
@@ -148,8 +150,8 @@ impl ScanSessions {
     }
 }
 
-/// Whether the failed statement has ended in PostgreSQL. A statement with too many rows is rejected here and still runs
-/// there.
+/// Whether the failed statement has ended in PostgreSQL. A statement with too many rows is rejected
+/// here and still runs there.
 fn has_ended(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused(error) if error.code != codes::PROGRAM_LIMIT)
 }

@@ -1,7 +1,7 @@
 //! The sessions of transactions, and of statements that run alone.
 //!
-//! The pool opens sessions when they are needed and reuses them. A number of sessions is reserved for statements, so that
-//! open transactions, which may be idle, cannot keep statements out.
+//! The pool opens sessions when they are needed and reuses them. A number of sessions is reserved
+//! for statements, so that open transactions, which may be idle, cannot keep statements out.
 
 use super::postgres_session::UserSession;
 use crate::postgres::{Connector, Role};
@@ -10,7 +10,7 @@ use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit as OwnedPlace, Semaphore};
 
 /// How long a statement waits for a free session, in milliseconds.
 const POOL_WAIT_MS: u64 = 2_000;
@@ -31,8 +31,8 @@ pub struct SessionPool {
 /// A session taken from the pool. Its place is free again when it is dropped.
 pub struct PooledSession {
     session: UserSession,
-    _place: OwnedSemaphorePermit,
-    _of_transactions: Option<OwnedSemaphorePermit>,
+    _place: OwnedPlace,
+    _of_transactions: Option<OwnedPlace>,
 }
 
 /// Why there is no session.
@@ -51,7 +51,8 @@ impl std::ops::Deref for PooledSession {
 }
 
 impl SessionPool {
-    /// A pool for at most `transactions` open transactions, and [`RESERVED_SESSIONS`] statements that run alone.
+    /// A pool for at most `transactions` open transactions, and [`RESERVED_SESSIONS`] statements
+    /// that run alone.
     pub fn new(connector: Connector, transactions: usize) -> SessionPool {
         let transactions = transactions.max(1);
         SessionPool {
@@ -62,8 +63,8 @@ impl SessionPool {
         }
     }
 
-    /// A session outside of any transaction, for a statement that runs alone. Such statements end soon, so a client
-    /// that finds no free session tries again.
+    /// A session outside of any transaction, for a statement that runs alone. Such statements end
+    /// soon, so a client that finds no free session tries again.
     pub async fn take(&self) -> Result<PooledSession, NoSession> {
         let Some(place) = place(&self.free).await else {
             let reason = "too many statements on several rows are under way".to_string();
@@ -85,8 +86,8 @@ impl SessionPool {
 
     async fn session(
         &self,
-        place: OwnedSemaphorePermit,
-        of_transactions: Option<OwnedSemaphorePermit>,
+        place: OwnedPlace,
+        of_transactions: Option<OwnedPlace>,
     ) -> Result<PooledSession, NoSession> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let session = match idle.filter(|session| !session.is_closed()) {
@@ -110,7 +111,7 @@ impl SessionPool {
 }
 
 /// A free place, unless none becomes free in time.
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+async fn place(places: &Arc<Semaphore>) -> Option<OwnedPlace> {
     let wait = Duration::from_millis(POOL_WAIT_MS);
     tokio::time::timeout(wait, places.clone().acquire_owned()).await.ok()?.ok()
 }

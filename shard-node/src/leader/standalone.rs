@@ -1,7 +1,8 @@
-//! Statements that run alone: each in a transaction and an entry of its own, on a session that may wait for locks.
+//! Statements that run alone: each in a transaction and an entry of its own, on a session that may
+//! wait for locks.
 //!
-//! These are statements on several rows, statements that PostgreSQL rejected in a batch, statements on rows that may be
-//! locked, and statements whose entry needs several parts (R12).
+//! These are statements on several rows, statements that PostgreSQL rejected in a batch, statements
+//! on rows that may be locked, and statements whose entry needs several parts (R12).
 
 use super::context::LeaderContext;
 use super::failures::unknown;

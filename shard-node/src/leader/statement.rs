@@ -1,5 +1,5 @@
-//! What every statement passes on the leader before it is executed: it is bound to its plan, and it waits for the rate
-//! limiter.
+//! What every statement passes on the leader before it is executed: it is bound to its plan, and it
+//! waits for the rate limiter.
 
 use super::context::LeaderContext;
 use super::plan_cache::{BoundPlan, PlanCache};
@@ -22,7 +22,8 @@ impl StatementIntake {
         StatementIntake { context, plans: PlanCache::default(), rate_limiter: capacity_per_s.map(RateLimiter::new) }
     }
 
-    /// Binds a statement to its plan and checks its parameters, before PostgreSQL has any work with it.
+    /// Binds a statement to its plan and checks its parameters, before PostgreSQL has any work with
+    /// it.
     pub fn bind(&self, request: &StatementRequest) -> Result<Arc<BoundPlan>, Failure> {
         self.context.check_open()?;
         let bound = self.plans.bind(request, &self.context.shared.state())?;

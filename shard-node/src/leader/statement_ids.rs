@@ -1,4 +1,5 @@
-//! Ids of statements and transactions: one attempt at a time (invariant 7), and answers from the retry window (R14).
+//! Ids of statements and transactions: one attempt at a time (invariant 7), and answers from the
+//! retry window (R14).
 
 use super::Shared;
 use super::kept_replies::reply_again;
@@ -15,7 +16,8 @@ pub struct StatementIds {
     under_way: Mutex<HashSet<(u64, u64)>>,
 }
 
-/// An id whose statement is executing. While it lives, another attempt under the same id is rejected.
+/// An id whose statement is executing. While it lives, another attempt under the same id is
+/// rejected.
 pub(super) struct Attempt<'a> {
     ids: &'a StatementIds,
     id: (u64, u64),
@@ -33,7 +35,8 @@ impl StatementIds {
         StatementIds { shared, under_way: Mutex::default() }
     }
 
-    /// Whether an id that was first sent at this time is too old for the retry window to tell whether it was executed.
+    /// Whether an id that was first sent at this time is too old for the retry window to tell
+    /// whether it was executed.
     pub(super) fn is_too_old(&self, first_sent_ms: u64) -> bool {
         !self.shared.window().can_tell(first_sent_ms, self.shared.log.unix_ms())
     }

@@ -1,11 +1,13 @@
 //! Transactions of several statements on one shard.
 //!
-//! A transaction holds a PostgreSQL session, and a handle on each range that it has used. It ends by COMMIT, by ROLLBACK,
-//! with its connection, or with the leadership. The leader also ends it when its client is idle for `MAX_IDLE_MS`, and
-//! when it delays the fence of a move for too long (R22).
+//! A transaction holds a PostgreSQL session, and a handle on each range that it has used. It ends
+//! by COMMIT, by ROLLBACK, with its connection, or with the leadership. The leader also ends it
+//! when its client is idle for `MAX_IDLE_MS`, and when it delays the fence of a move for too long
+//! (R22).
 //!
-//! After the COMMIT the client may lose its connection. It then asks for the outcome under the same id
-//! ([`Transactions::commit_again`]), and gets a definite answer: committed, or not committed and never will be.
+//! After the COMMIT the client may lose its connection. It then asks for the outcome under the same
+//! id ([`Transactions::commit_again`]), and gets a definite answer: committed, or not committed and
+//! never will be.
 //!
 //! Not done: transactions over several shards.
 
@@ -40,7 +42,8 @@ const MAX_IDLE_MS: u64 = 30_000;
 /// The interval at which idle transactions are looked for, in milliseconds.
 const REAP_MS: u64 = 1_000;
 
-/// A table and key that a transaction wrote. The retry window is asked by it after a lost connection.
+/// A table and key that a transaction wrote. The retry window is asked by it after a lost
+/// connection.
 pub(crate) type WrittenKey = Option<(TableId, Key)>;
 
 /// See the module.
@@ -170,8 +173,8 @@ impl Transactions {
         Ok(reply(&prepared.columns, &rows, rows.len())?)
     }
 
-    /// Commits a transaction under the client's id. At a durability below `disk` the commit is also answered through
-    /// `early` (R28).
+    /// Commits a transaction under the client's id. At a durability below `disk` the commit is also
+    /// answered through `early` (R28).
     pub(super) async fn commit(
         &self,
         handle: &TransactionHandle,
@@ -196,8 +199,8 @@ impl Transactions {
         // Held until PostgreSQL has confirmed the transaction's end.
         let _rows = std::mem::replace(&mut transaction.rows, self.row_locks.holder());
         if transaction.failed || captured.is_empty() {
-            // As in PostgreSQL, COMMIT of a failed transaction is a ROLLBACK. COMMIT of a transaction that only read is a
-            // read (R8).
+            // As in PostgreSQL, COMMIT of a failed transaction is a ROLLBACK. COMMIT of a
+            // transaction that only read is a read (R8).
             let ((), led) = tokio::join!(self.roll_back_session(session), self.context.barrier());
             if transaction.failed {
                 return Err(serialization("a statement of the transaction failed, so it was rolled back"));
@@ -233,8 +236,8 @@ impl Transactions {
         let serial = leadership.next_serial();
         let (term, recorded) = (leadership.term.0 as i64, serial as i64);
         let record = async {
-            // Constraints that PostgreSQL checks only at COMMIT are checked now (invariant 5). The record is written before
-            // the proposal (R5).
+            // Constraints that PostgreSQL checks only at COMMIT are checked now (invariant 5). The
+            // record is written before the proposal (R5).
             session.simple("SET CONSTRAINTS ALL IMMEDIATE").await?;
             let record = session.prepare(&self.record, 0).await?;
             let no_answers: &[u8] = &[];
@@ -255,8 +258,8 @@ impl Transactions {
         self.committer.commit(session, Entry { serial, body: Body::Changes(changes) }, early).await
     }
 
-    /// Begins the attempt of a COMMIT whose transaction is open here. On every error the transaction is certainly not
-    /// committed.
+    /// Begins the attempt of a COMMIT whose transaction is open here. On every error the
+    /// transaction is certainly not committed.
     fn begin_commit(&self, id: TxnId) -> Result<Attempt<'_>, Failure> {
         let rolled_back = |reason: &str| serialization(&format!("the transaction was rolled back: {reason}"));
         match self.ids.begin(id) {
@@ -270,8 +273,8 @@ impl Transactions {
         }
     }
 
-    /// Answers a COMMIT whose transaction is not open here: the answer in the retry window, or that the transaction is not
-    /// committed and will not be.
+    /// Answers a COMMIT whose transaction is not open here: the answer in the retry window, or that
+    /// the transaction is not committed and will not be.
     pub(super) async fn commit_again(&self, id: TxnId, key: WrittenKey) -> Result<(), Failure> {
         self.context.check_open()?;
         let _attempt = self.ids.begin(id)?;
@@ -286,8 +289,9 @@ impl Transactions {
         if known {
             return Ok(());
         }
-        // This leader has applied everything (invariant 4), and no session of an earlier leadership is left (R3). So the
-        // transaction is not committed. Its COMMIT may still be in a connection, and must be rejected then.
+        // This leader has applied everything (invariant 4), and no session of an earlier leadership
+        // is left (R3). So the transaction is not committed. Its COMMIT may still be in a
+        // connection, and must be rejected then.
         if !self.lost.insert(id, |first_sent_ms| self.ids.is_too_old(first_sent_ms)) {
             return Err(Failure::Busy {
                 reason: "too many lost transactions are asked about".into(),
@@ -318,7 +322,8 @@ impl Transactions {
         }
     }
 
-    /// Ends the transactions that delay the fence of a range (R22): at once, or as soon as their statement has ended.
+    /// Ends the transactions that delay the fence of a range (R22): at once, or as soon as their
+    /// statement has ended.
     pub(super) async fn doom_on(&self, latch: &Arc<RangeLatch>) {
         for handle in self.open.all() {
             // A transaction that began before a split delays the fence of each piece.
@@ -373,8 +378,8 @@ fn ended_by_leader() -> Failure {
     serialization("the transaction was ended because a range it uses is moving, or because it was idle for too long")
 }
 
-/// A failure of a statement inside a transaction. The transaction cannot continue on another replica or shard, so its
-/// client has to run it again.
+/// A failure of a statement inside a transaction. The transaction cannot continue on another
+/// replica or shard, so its client has to run it again.
 fn moved_away(failure: Failure) -> Failure {
     match failure {
         Failure::Moved { .. } => serialization("a range that the transaction uses has moved"),

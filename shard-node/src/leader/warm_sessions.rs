@@ -1,9 +1,10 @@
 //! Warm sessions: PostgreSQL sessions that a follower opens ahead for its next leadership.
 //!
-//! A session costs PostgreSQL a process, and a leadership needs one for each write queue. Opening them would be the
-//! longest part of a planned transfer of leadership. Nothing has been executed on a warm session, so it belongs to no
-//! leadership before one takes it (R1). Sessions that have ended meanwhile are not used. The applier owns the warm
-//! sessions, so they live as long as one server start.
+//! A session costs PostgreSQL a process, and a leadership needs one for each write queue. Opening
+//! them would be the longest part of a planned transfer of leadership. Nothing has been executed on
+//! a warm session, so it belongs to no leadership before one takes it (R1). Sessions that have
+//! ended meanwhile are not used. The applier owns the warm sessions, so they live as long as one
+//! server start.
 
 use super::postgres_session::UserSession;
 use super::{read_sessions, write_queue};
@@ -41,7 +42,8 @@ impl LeaderSessions {
 pub struct WarmSessions {
     connector: Connector,
     config: Arc<Config>,
-    /// Locked while sessions are opened, so that a leadership waits for them instead of opening its own.
+    /// Locked while sessions are opened, so that a leadership waits for them instead of opening its
+    /// own.
     ready: Arc<Mutex<Option<LeaderSessions>>>,
 }
 
@@ -51,8 +53,8 @@ impl WarmSessions {
         WarmSessions { connector, config, ready: Arc::default() }
     }
 
-    /// Opens sessions in the background, unless they are open. Errors are ignored: a leadership that needs the sessions
-    /// meets them again.
+    /// Opens sessions in the background, unless they are open. Errors are ignored: a leadership
+    /// that needs the sessions meets them again.
     pub fn prepare(&self) {
         let warm = self.clone();
         tokio::spawn(async move {

@@ -1,18 +1,22 @@
-//! Write queues: autocommit statements on single rows, many to a PostgreSQL transaction and a log entry (R10).
+//! Write queues: autocommit statements on single rows, many to a PostgreSQL transaction and a log
+//! entry (R10).
 //!
-//! Each queue has a session and a worker. The worker takes the waiting statements, up to the limits of
-//! [`super::batch_budget`], runs them as one group, and waits for the log. Meanwhile the next batch collects. All
-//! statements on one row go through the same queue, so that queues never wait for each other's row locks.
+//! Each queue has a session and a worker. The worker takes the waiting statements, up to the limits
+//! of [`super::batch_budget`], runs them as one group, and waits for the log. Meanwhile the next
+//! batch collects. All statements on one row go through the same queue, so that queues never wait
+//! for each other's row locks.
 //!
 //! Three kinds of statements leave the queue and do not delay the others:
 //!
-//! - a statement on a row that is known to be locked waits outside, and returns to the queue when the row is free;
+//! - a statement on a row that is known to be locked waits outside, and returns to the queue when
+//!   the row is free;
 //! - a statement that PostgreSQL rejected runs alone;
 //! - a statement whose entry needs several parts (R12) runs alone.
 //!
 //! At most [`ALONE_PER_QUEUE`] statements per queue run alone at a time.
 //!
-//! Not done: statements that read and write other rows than their own; PostgreSQL's locks order those.
+//! Not done: statements that read and write other rows than their own; PostgreSQL's locks order
+//! those.
 
 use super::batch_budget::{BatchBudget, Weight};
 use super::context::LeaderContext;
@@ -35,10 +39,11 @@ use tokio::sync::{Semaphore, mpsc};
 const QUEUE_JOBS: usize = 8192;
 /// Statements per queue that run alone at the same time.
 const ALONE_PER_QUEUE: usize = 4;
-/// How long a statement waits for a locked row before it is rejected, in milliseconds. PostgreSQL waits as long for a lock
-/// outside of write queues.
+/// How long a statement waits for a locked row before it is rejected, in milliseconds. PostgreSQL
+/// waits as long for a lock outside of write queues.
 const ROW_WAIT_MS: u64 = 2_000;
-/// Limits of a queue's session: it does not wait long for a lock that is not known (R10), nor for a slow statement.
+/// Limits of a queue's session: it does not wait long for a lock that is not known (R10), nor for a
+/// slow statement.
 const SESSION_SETTINGS: &str = "SET lock_timeout = '50ms'; SET statement_timeout = '5s'";
 
 /// Opens a session for a write queue.
@@ -55,7 +60,8 @@ pub async fn open(connector: &Connector) -> Result<UserSession, StoreError> {
 pub struct WriteQueues(Vec<mpsc::Sender<Job>>);
 
 impl WriteQueues {
-    /// One queue for each session, and the queues' other ends. The number of queues is at least one.
+    /// One queue for each session, and the queues' other ends. The number of queues is at least
+    /// one.
     pub fn new(queues: usize) -> (WriteQueues, Vec<mpsc::Receiver<Job>>) {
         let (senders, receivers) = (0..queues).map(|_| mpsc::channel(QUEUE_JOBS)).unzip();
         (WriteQueues(senders), receivers)
@@ -154,7 +160,8 @@ impl WriteQueueWorkers {
         }
     }
 
-    /// Takes waiting jobs into one batch until it is full. Jobs on rows that are known to be locked leave the queue.
+    /// Takes waiting jobs into one batch until it is full. Jobs on rows that are known to be locked
+    /// leave the queue.
     fn next_batch(self: &Arc<Self>, waiting: &mut VecDeque<Job>, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
         let (mut batch, mut budget) = (Vec::new(), BatchBudget::default());
         while let Some(job) = waiting.pop_front().or_else(|| queue.try_recv().ok()) {
@@ -174,8 +181,8 @@ impl WriteQueueWorkers {
         batch
     }
 
-    /// Takes a job out of its queue. It waits until its row is free. Then it runs alone if it has to (`alone`) or if the
-    /// row may still be locked; otherwise it returns to its queue.
+    /// Takes a job out of its queue. It waits until its row is free. Then it runs alone if it has
+    /// to (`alone`) or if the row may still be locked; otherwise it returns to its queue.
     fn take_out(self: &Arc<Self>, job: Job, alone: bool) {
         let workers = self.clone();
         tokio::spawn(async move {

@@ -31,7 +31,8 @@ pub struct Writes {
 }
 
 impl Writes {
-    /// Executes a statement. At a durability below `disk` it is also answered through `early` (R28).
+    /// Executes a statement. At a durability below `disk` it is also answered through `early`
+    /// (R28).
     pub(super) async fn execute(
         &self,
         request: StatementRequest,
@@ -58,7 +59,8 @@ impl Writes {
         if single {
             self.queues.enqueue(job);
         } else {
-            // It may lock any of these rows. Statements on them must not wait for it inside a batch.
+            // It may lock any of these rows. Statements on them must not wait for it inside a
+            // batch.
             let mut rows = self.row_locks.holder();
             rows.may_hold(table, &touches);
             self.standalone.run(job).await;

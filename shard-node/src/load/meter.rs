@@ -1,20 +1,24 @@
-//! The load meter of a range: rates, where in the range the load falls, and which single keys are hot.
+//! The load meter of a range: rates, where in the range the load falls, and which single keys are
+//! hot.
 //!
-//! Pure: a meter is a function of the recorded statements and of the times passed in. It has three parts:
+//! Pure: a meter is a function of the recorded statements and of the times passed in. It has three
+//! parts:
 //!
-//! - **Rates.** Each statement counts 1 and decays with a half-life of [`HALF_LIFE_MS`]. The observed time decays in the
-//!   same way. The quotient is an unbiased rate from the first tick on, however the ticks are spaced.
-//! - **Sketch.** An ordered sketch holds keys that statements named. A point has two weights: the load on the key itself
-//!   while it had a point, and the load on the keys between it and the next point. A new key gets a point. At
-//!   [`MAX_POINTS`] points the lightest are merged into their left neighbours until at most [`COMPRESSED_POINTS`] remain.
-//!   The total weight is preserved, a heavy key keeps a point of its own, and the error at any key is at most the weight
-//!   of one merged gap: less than 1/512 of the total.
-//! - **Hot keys.** A point's own weight is a lower bound of the load on its key. A key is reported as hot only if enough
-//!   statements support it.
+//! - **Rates.** Each statement counts 1 and decays with a half-life of [`HALF_LIFE_MS`]. The
+//!   observed time decays in the same way. The quotient is an unbiased rate from the first tick on,
+//!   however the ticks are spaced.
+//! - **Sketch.** An ordered sketch holds keys that statements named. A point has two weights: the
+//!   load on the key itself while it had a point, and the load on the keys between it and the next
+//!   point. A new key gets a point. At [`MAX_POINTS`] points the lightest are merged into their
+//!   left neighbours until at most [`COMPRESSED_POINTS`] remain. The total weight is preserved, a
+//!   heavy key keeps a point of its own, and the error at any key is at most the weight of one
+//!   merged gap: less than 1/512 of the total.
+//! - **Hot keys.** A point's own weight is a lower bound of the load on its key. A key is reported
+//!   as hot only if enough statements support it.
 //!
-//! A split gives each piece its share of all sums, so that pieces report plausible rates at once; only
-//! [`RangeLoad::observed_ms`] starts again. Old weights are not multiplied at each tick. New weights grow instead: a
-//! statement weighs `scale`, which doubles every half-life.
+//! A split gives each piece its share of all sums, so that pieces report plausible rates at once;
+//! only [`RangeLoad::observed_ms`] starts again. Old weights are not multiplied at each tick. New
+//! weights grow instead: a statement weighs `scale`, which doubles every half-life.
 
 use bytes::Bytes;
 use evenkeel_protocol::Key;
@@ -27,15 +31,16 @@ pub const HALF_LIFE_MS: f64 = 1_500.0;
 pub const MAX_POINTS: usize = 2048;
 /// How many it keeps, at most, when it has to thin them out.
 pub const COMPRESSED_POINTS: usize = 1024;
-/// A hot key's weight, in decayed statements, at least: its share is known to about 1/√50 = 14 % (one standard
-/// deviation).
+/// A hot key's weight, in decayed statements, at least: its share is known to about 1/√50 = 14 %
+/// (one standard deviation).
 const MIN_HOT_STATEMENTS: f64 = 50.0;
-/// A hot key's share of the range's load, at least, two standard deviations below the estimate. Less is not worth
-/// acting on.
+/// A hot key's share of the range's load, at least, two standard deviations below the estimate.
+/// Less is not worth acting on.
 const MIN_HOT_SHARE: f64 = 0.01;
 /// Below this many decayed statements there is no load to speak of, and no sketch.
 const MIN_STATEMENTS: f64 = 0.5;
-/// Weights are scaled back when a statement weighs more than this; far from where a double loses whole statements.
+/// Weights are scaled back when a statement weighs more than this; far from where a double loses
+/// whole statements.
 const MAX_SCALE: f64 = (1u64 << 40) as f64;
 
 /// Measures one range.
@@ -87,11 +92,11 @@ impl RangeMeter {
         }
     }
 
-    /// Counts a statement on `key` (for a scan: where it starts), for which PostgreSQL worked `postgres_us`
-    /// microseconds.
+    /// Counts a statement on `key` (for a scan: where it starts), for which PostgreSQL worked
+    /// `postgres_us` microseconds.
     pub fn record(&mut self, key: &Key, write: bool, postgres_us: f64) {
         *(if write { &mut self.writes } else { &mut self.reads }) += self.scale;
-        // What is no time, or none that can be, must not spoil the sums for good.
+        // An invalid time must not make the sums invalid for ever.
         if postgres_us.is_finite() && postgres_us > 0.0 {
             self.postgres_us += postgres_us * self.scale;
         }
@@ -107,7 +112,8 @@ impl RangeMeter {
         self.points.insert(key, Weight { own: self.scale, gap: 0.0 });
     }
 
-    /// Lets time pass. Call it every few hundred milliseconds; a time before the last one changes nothing.
+    /// Lets time pass. Call it every few hundred milliseconds; a time before the last one changes
+    /// nothing.
     pub fn tick(&mut self, now_ms: u64) {
         let elapsed_ms = now_ms.saturating_sub(self.ticked_ms) as f64;
         if elapsed_ms == 0.0 {
@@ -115,10 +121,12 @@ impl RangeMeter {
         }
         self.ticked_ms = now_ms;
         let decay = (-elapsed_ms / HALF_LIFE_MS).exp2();
-        // The statements since the last tick decay over all of it; so must the time, or the rate would be biased.
+        // The statements since the last tick decay over all of it; so must the time, or the rate
+        // would be biased.
         self.observed_s = (self.observed_s + elapsed_ms / 1000.0) * decay;
         if decay < 1.0 / MAX_SCALE {
-            // After a minute of silence nothing is left to speak of; the points would only take up room.
+            // After a minute of silence nothing is left to speak of; the points would only take up
+            // room.
             *self = RangeMeter { since_ms: self.since_ms, observed_s: self.observed_s, ..RangeMeter::new(now_ms) };
             return;
         }
@@ -156,8 +164,8 @@ impl RangeMeter {
         self.reads + self.writes
     }
 
-    /// The meters of the ranges that a split at `keys` (growing) makes: one more than there are keys. Each takes the
-    /// part of all sums that the sketch says fell into it.
+    /// The meters of the ranges that a split at `keys` (growing) makes: one more than there are
+    /// keys. Each takes the part of all sums that the sketch says fell into it.
     pub fn split(mut self, keys: &[Key], now_ms: u64) -> Vec<RangeMeter> {
         self.tick(now_ms);
         let total: f64 = self.points.values().map(|weight| weight.sum()).sum();
@@ -168,7 +176,8 @@ impl RangeMeter {
             if !right.contains_key(key)
                 && let Some(mut straddling) = rest.last_entry()
             {
-                // Where in the gap the load fell is not known; the key to split at lies somewhere in it.
+                // Where in the gap the load fell is not known; the key to split at lies somewhere
+                // in it.
                 let half = straddling.get().gap / 2.0;
                 straddling.get_mut().gap -= half;
                 right.insert(Key(Bytes::copy_from_slice(key.as_bytes())), Weight { own: 0.0, gap: half });
@@ -179,7 +188,8 @@ impl RangeMeter {
         pieces.into_iter().map(|points| self.piece(points, total, now_ms)).collect()
     }
 
-    /// A meter with these of its points, and with the same share of its sums as of its points' weight.
+    /// A meter with these of its points, and with the same share of its sums as of its points'
+    /// weight.
     fn piece(&self, points: BTreeMap<Key, Weight>, total: f64, now_ms: u64) -> RangeMeter {
         let part: f64 = points.values().map(|weight| weight.sum()).sum();
         let share = if total > 0.0 { part / total } else { 0.0 };
@@ -199,8 +209,8 @@ impl RangeMeter {
     pub fn merge(mut self, mut right: RangeMeter, now_ms: u64) -> RangeMeter {
         self.tick(now_ms);
         right.tick(now_ms);
-        // Both as if observed for the longer of the two times, with a statement weighing 1: then sums of weights are
-        // sums of rates.
+        // Both as if observed for the longer of the two times, with a statement weighing 1: then
+        // sums of weights are sums of rates.
         let observed_s = self.observed_s.max(right.observed_s);
         for meter in [&mut self, &mut right] {
             let stretch = if meter.observed_s > 0.0 { observed_s / meter.observed_s } else { 1.0 };
@@ -235,22 +245,23 @@ impl RangeMeter {
         }
     }
 
-    /// Thins the points out to [`COMPRESSED_POINTS`]: with the smallest bound on a gap's weight for which that many
-    /// suffice.
+    /// Thins the points out to [`COMPRESSED_POINTS`]: with the smallest bound on a gap's weight for
+    /// which that many suffice.
     fn compress(&mut self) {
         let points: Vec<(Key, Weight)> = std::mem::take(&mut self.points).into_iter().collect();
-        let joins = |gathered: Weight, next: Weight, bound: f64| gathered.gap + next.sum() <= bound;
+        let joins = |collected: Weight, next: Weight, bound: f64| collected.gap + next.sum() <= bound;
         // From sorted points the map is built in one go, not key by key.
         self.points = thin_out(points, COMPRESSED_POINTS, joins).into_iter().collect();
     }
 
-    /// At most [`MAX_SKETCH_POINTS`] keys with about equal shares of the load on and after them, as far as single keys
-    /// allow that.
+    /// At most [`MAX_SKETCH_POINTS`] keys with about equal shares of the load on and after them, as
+    /// far as single keys allow that.
     fn sketch(&self) -> Vec<(Key, f64)> {
         let points: Vec<(&Key, Weight)> = self.points.iter().map(|(key, weight)| (key, *weight)).collect();
-        let joins = |gathered: Weight, next: Weight, bound: f64| gathered.sum() + next.sum() <= bound;
+        let joins = |collected: Weight, next: Weight, bound: f64| collected.sum() + next.sum() <= bound;
         let sketch = thin_out(points, MAX_SKETCH_POINTS, joins);
-        // By what the points hold, not by the sums beside them: rounding must not make the shares miss 1.
+        // By what the points hold, not by the sums beside them: rounding must not make the shares
+        // miss 1.
         let total: f64 = sketch.iter().map(|(_, weight)| weight.sum()).sum();
         sketch.into_iter().map(|(key, weight)| (key.clone(), weight.sum() / total)).collect()
     }
@@ -270,9 +281,10 @@ impl RangeMeter {
     }
 }
 
-/// Joins points to the one before them, where `joins` (of what that one has gathered, the next, and a bound) lets them,
-/// until at most `limit` are left: with the least bound, about, for which that many are. A bound of `2·total/limit`
-/// always does, since any two that stay next to one another exceed it together.
+/// Joins points to their left neighbours until at most `limit` are left. `joins` says whether a
+/// neighbour with its collected weight may take the next point, for a bound. The bound is about the
+/// smallest that suffices; `2·total/limit` always does, because any two remaining neighbours exceed
+/// it together.
 fn thin_out<K>(
     points: Vec<(K, Weight)>,
     limit: usize,
@@ -284,13 +296,13 @@ fn thin_out<K>(
     let weights: Vec<Weight> = points.iter().map(|(_, weight)| *weight).collect();
     let total: f64 = weights.iter().map(|weight| weight.sum()).sum();
     let left_with = |bound: f64| {
-        let mut gathered = weights[0];
+        let mut collected = weights[0];
         let mut left = 1;
         for weight in &weights[1..] {
-            if joins(gathered, *weight, bound) {
-                gathered.gap += weight.sum();
+            if joins(collected, *weight, bound) {
+                collected.gap += weight.sum();
             } else {
-                gathered = *weight;
+                collected = *weight;
                 left += 1;
             }
         }
@@ -305,7 +317,7 @@ fn thin_out<K>(
     let mut thinned: Vec<(K, Weight)> = Vec::with_capacity(limit);
     for (key, weight) in points {
         match thinned.last_mut() {
-            Some((_, gathered)) if joins(*gathered, weight, high) => gathered.gap += weight.sum(),
+            Some((_, collected)) if joins(*collected, weight, high) => collected.gap += weight.sum(),
             _ => thinned.push((key, weight)),
         }
     }

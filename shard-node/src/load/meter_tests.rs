@@ -37,7 +37,7 @@ fn close(a: f64, b: f64) -> bool {
 }
 
 #[test]
-fn a_steady_rate_is_told_from_the_first_tick_on_and_a_change_within_seconds() {
+fn a_steady_rate_is_reported_from_the_first_tick_on_and_a_change_within_seconds() {
     let mut meter = RangeMeter::new(1_000);
     let mut now = run(&mut meter, 1_000, 1, 100, || 1);
     let load = meter.load(now);
@@ -208,7 +208,8 @@ proptest! {
         prop_assert!(load.hot.len() <= MAX_HOT_KEYS);
         // Every point is a key that a statement named.
         prop_assert!(load.sketch.iter().all(|(k, _)| keys.iter().any(|n| key(*n) == *k)));
-        // The true weight left of each point is known to within one gap of the sketch and one of the meter.
+        // The true weight left of each point is known to within one gap of the sketch and one of
+        // the meter.
         let mut before = 0.0;
         for (point, share) in &load.sketch {
             let truth = keys.iter().filter(|n| key(**n) < *point).count() as f64 / keys.len() as f64;

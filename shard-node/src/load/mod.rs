@@ -7,10 +7,11 @@
 //! | [`size`] | sizes of ranges that a shard has handed over and may take back |
 //! | [`range_statistics`] | meter and size of one range, through splits and merges |
 //!
-//! The module promises that splits and merges preserve the totals: the pieces of a range report the load and the size
-//! of the whole, divided.
+//! The module promises that splits and merges preserve the totals: the pieces of a range report the
+//! load and the size of the whole, divided.
 //!
-//! Not done: corrections of inexact sizes by sampling (`crate::sizes`), and the report itself (`crate::report`).
+//! Not done: corrections of inexact sizes by sampling (`crate::sizes`), and the report itself
+//! (`crate::report`).
 
 pub mod clock;
 pub mod meter;

@@ -25,8 +25,8 @@ pub struct Predecessor<'a> {
 }
 
 impl RangeStatistics {
-    /// The statistics of a range with these keys. Load and size come from its predecessors. The size is `known` where
-    /// it does not have to be derived from them.
+    /// The statistics of a range with these keys. Load and size come from its predecessors. The
+    /// size is `known` where it does not have to be derived from them.
     pub fn succeed(interval: &KeyInterval, known: Option<RangeSize>, predecessors: &[Predecessor<'_>]) -> Self {
         let now_ms = now_ms();
         let meter = predecessors

@@ -1,7 +1,7 @@
 //! Sizes of ranges that have no latch at present and may get one again.
 //!
-//! A range that a move hands over keeps its size here until the move is over, because the range may come back. A replica
-//! that starts finds the stored sizes of all its ranges here.
+//! A range that a move hands over keeps its size here until the move is over, because the range may
+//! come back. A replica that starts finds the stored sizes of all its ranges here.
 
 use crate::fold::{InPhase, RangeSize, ShardState};
 use evenkeel_protocol::RangeId;
@@ -22,8 +22,9 @@ impl RememberedSizes {
         self.0.insert(range, size);
     }
 
-    /// Takes the size of a range that was created, was adopted, came back, or was owned when the replica stopped.
-    /// `None` if its size has to be derived from the ranges that it was split from or merged of.
+    /// Takes the size of a range that was created, was adopted, came back, or was owned when the
+    /// replica stopped. `None` if its size has to be derived from the ranges that it was split from
+    /// or merged of.
     pub fn take(&mut self, state: &ShardState, range: RangeId) -> Option<RangeSize> {
         let adopted = || state.moves_in().find(|m| m.range == range && m.phase == InPhase::Adopted).map(|m| m.size);
         let created = || state.last_operator(range).is_none().then(RangeSize::default);

@@ -1,8 +1,9 @@
 //! Proofs of the age of this replica's state (R17). Pure, with times passed in.
 //!
-//! A [`Fresh`] says that every write acknowledged before this replica's question is at or before a position of the log.
-//! When PostgreSQL has applied that position, its state is at most as old as the question. Proofs arrive faster than
-//! entries are applied, so several proofs may wait for their positions.
+//! A [`Fresh`] says that every write acknowledged before this replica's question is at or before a
+//! position of the log. When PostgreSQL has applied that position, its state is at most as old as
+//! the question. Proofs arrive faster than entries are applied, so several proofs may wait for
+//! their positions.
 
 use evenkeel_replicated_log::{CLOCK_DRIFT_PERCENT, Fresh};
 use std::collections::VecDeque;
@@ -51,13 +52,15 @@ impl Proofs {
             self.waiting.pop_back();
         }
         if self.waiting.len() >= MAX_WAITING {
-            // The oldest are applied first, and the newest is the strongest. The one before the newest can go.
+            // The oldest are applied first, and the newest is the strongest. The one before the
+            // newest can go.
             self.waiting.pop_back();
         }
         self.waiting.push_back(fresh);
     }
 
-    /// The time of the question of the strongest proof about a state that has applied everything up to `applied`.
+    /// The time of the question of the strongest proof about a state that has applied everything up
+    /// to `applied`.
     pub fn proven_ms(&mut self, applied: u64) -> Option<u64> {
         while let Some(first) = self.waiting.front().filter(|first| first.index.0 <= applied) {
             self.proven_ms = Some(first.asked_ms);
@@ -67,8 +70,8 @@ impl Proofs {
     }
 }
 
-/// The age at `now_ms` of a state that was proven by a question at `asked_ms`. At least the real time that has passed,
-/// although this clock may run slow and shows whole milliseconds.
+/// The age at `now_ms` of a state that was proven by a question at `asked_ms`. At least the real
+/// time that has passed, although this clock may run slow and shows whole milliseconds.
 pub fn age_ms(asked_ms: u64, now_ms: u64) -> u64 {
     let passed_ms = now_ms.saturating_sub(asked_ms).saturating_add(1);
     passed_ms.saturating_mul(100).div_ceil(100 - CLOCK_DRIFT_PERCENT)

@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a read waits for a sufficient proof, in milliseconds. A leader that does not answer for as long is not waited
-/// for any more.
+/// How long a read waits for a sufficient proof, in milliseconds. A leader that does not answer for
+/// as long is not waited for any more.
 const WAIT_MS: u64 = 250;
 /// The age, in milliseconds, above which a read without a staleness bound waits for a proof.
 const GOOD_MS: u64 = 100;
@@ -67,8 +67,9 @@ impl LocalReads {
     /// Answers a read. A scan is cancelled when `gone` says that its client has gone.
     ///
     /// # Errors
-    /// [`Failure::TooStale`] if the staleness bound cannot be proven, [`Failure::Moved`] if the keys are not here,
-    /// [`Failure::Overloaded`] if admission control rejects it, and 25006 if it is not a read.
+    /// [`Failure::TooStale`] if the staleness bound cannot be proven, [`Failure::Moved`] if the
+    /// keys are not here, [`Failure::Overloaded`] if admission control rejects it, and 25006 if it
+    /// is not a read.
     pub async fn read(&self, request: &StatementRequest, gone: Gone) -> Result<StatementReply, Failure> {
         let bound = self.bind(request)?;
         let touched = touches(&bound, request)?;
@@ -107,8 +108,8 @@ impl LocalReads {
         Ok(bound)
     }
 
-    /// Executes a read, several times if necessary, until the age of its answer is proven and its rows are known to be
-    /// owned here. Returns the age in milliseconds.
+    /// Executes a read, several times if necessary, until the age of its answer is proven and its
+    /// rows are known to be owned here. Returns the age in milliseconds.
     async fn current<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         bound: &BoundPlan,
@@ -144,7 +145,8 @@ impl LocalReads {
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the state is proven to be within the staleness bound, and asks the leader as needed.
+    /// Waits until the state is proven to be within the staleness bound, and asks the leader as
+    /// needed.
     async fn prove(&self, bound_ms: Option<u64>) -> Result<(), Failure> {
         let log = &self.shared.log;
         let (mut fresh, mut applied) = (log.fresh(), self.shared.progress.watch());
@@ -242,7 +244,8 @@ impl LocalReads {
         Ok(piece.to_piece(&prepared, &bound.codec)?)
     }
 
-    /// The session at this place. A new one if there was none, or if its backend was ended with a leadership (R3).
+    /// The session at this place. A new one if there was none, or if its backend was ended with a
+    /// leadership (R3).
     async fn session(&self, place: usize) -> Result<Arc<UserSession>, StoreError> {
         let mut at_place = self.sessions[place].lock().await;
         if let Some(session) = at_place.as_ref().filter(|session| !session.is_closed()) {

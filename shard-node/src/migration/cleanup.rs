@@ -1,5 +1,5 @@
-//! Deletion of rows that must not stay, by logged entries of bounded size (R24): the source's copy after a move, and the
-//! destination's rows of a move that was cancelled or declined.
+//! Deletion of rows that must not stay, by logged entries of bounded size (R24): the source's copy
+//! after a move, and the destination's rows of a move that was cancelled or declined.
 
 use crate::entry::Control;
 use crate::fold::ShardState;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 const PIECE_ROWS: u64 = 2_000;
 /// Bytes of one piece in PostgreSQL.
 const PIECE_BYTES: u64 = 2 << 20;
-/// The rest between pieces, as a multiple of the time of the last piece. Cleaning up is never urgent.
+/// The rest between pieces, as a multiple of the time of the last piece. Cleaning up is never
+/// urgent.
 const REST: u32 = 3;
 /// The shortest rest, in milliseconds.
 const LEAST_REST_MS: u64 = 5;
@@ -43,7 +44,8 @@ impl DoomedRows {
     }
 }
 
-/// Deletes the rows. After any interruption the next leader starts again: deleting rows that are gone has no effect.
+/// Deletes the rows. After any interruption the next leader starts again: deleting rows that are
+/// gone has no effect.
 pub async fn clean_up(leader: &Leader, operator: OperatorId, rows: DoomedRows) {
     let state = leader.shared().state();
     let Some((table, mut rest)) = rows.target(&state, operator) else { return };

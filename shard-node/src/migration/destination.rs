@@ -1,13 +1,14 @@
 //! The destination's side of a move: its leader drives copy, catch-up, fence and adoption.
 //!
-//! The leader runs one [`drive`] per incoming move, from the opening of the move (or the beginning of the leadership) until
-//! the move is adopted or cancelled. It keeps no state between attempts: an attempt that fails is followed by another,
-//! which starts the copy again (R21). After the fence the source's copy is frozen, and every replica of the source can
-//! serve it, so an attempt can succeed after any failure of a minority (R23).
+//! The leader runs one [`drive`] per incoming move, from the opening of the move (or the beginning
+//! of the leadership) until the move is adopted or cancelled. It keeps no state between attempts:
+//! an attempt that fails is followed by another, which starts the copy again (R21). After the fence
+//! the source's copy is frozen, and every replica of the source can serve it, so an attempt can
+//! succeed after any failure of a minority (R23).
 //!
-//! Each replica compares the rows of every chunk that it stores with the checksum of the source's PostgreSQL. A difference
-//! on any replica ends the attempt. The fence is requested only when a majority has stored the copy and found it equal,
-//! so only verified copies are adopted (R24).
+//! Each replica compares the rows of every chunk that it stores with the checksum of the source's
+//! PostgreSQL. A difference on any replica ends the attempt. The fence is requested only when a
+//! majority has stored the copy and found it equal, so only verified copies are adopted (R24).
 //!
 //! Not done: resuming a failed copy where it stopped.
 
@@ -31,11 +32,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 const MAX_REPLICA_LAG: u64 = 2_000;
 /// The same in bytes.
 const MAX_REPLICA_LAG_BYTES: u64 = 16 << 20;
-/// The outstanding bytes at which the destination has caught up (R22). A single item is always small enough: it may be one
-/// row.
+/// The outstanding bytes at which the destination has caught up (R22). A single item is always
+/// small enough: it may be one row.
 const CAUGHT_UP_BYTES: u64 = 256 << 10;
-/// The pause after the first failed attempt, in milliseconds. Each further failure doubles it, unless no shard serves the
-/// range until an attempt succeeds. (A new leader does not know whether that is so.)
+/// The pause after the first failed attempt, in milliseconds. Each further failure doubles it,
+/// unless no shard serves the range until an attempt succeeds. (A new leader does not know whether
+/// that is so.)
 const BETWEEN_ATTEMPTS_MS: u64 = 100;
 /// The longest pause between attempts, in milliseconds.
 const MAX_BETWEEN_ATTEMPTS_MS: u64 = 1_000;
@@ -43,8 +45,8 @@ const MAX_BETWEEN_ATTEMPTS_MS: u64 = 1_000;
 const BETWEEN_FENCES_MS: u64 = 60;
 /// How long the source may take to log the fence, in milliseconds.
 const FENCE_MS: u64 = 3_000;
-/// How long a copy may be silent while nothing is in flight, in milliseconds. Empty items come much more often, but the
-/// source's PostgreSQL may take long to read a chunk.
+/// How long a copy may be silent while nothing is in flight, in milliseconds. Empty items come much
+/// more often, but the source's PostgreSQL may take long to read a chunk.
 const SILENCE_MS: u64 = 10_000;
 /// The same once the fence was requested: then statements may be waiting.
 const SILENCE_AT_SWITCH_MS: u64 = 2_000;
@@ -68,8 +70,8 @@ enum AttemptError {
     Cancelled,
 }
 
-/// Drives an incoming move until it is adopted or cancelled, or the leadership ends. `report` triggers a report to the
-/// placement driver.
+/// Drives an incoming move until it is adopted or cancelled, or the leadership ends. `report`
+/// triggers a report to the placement driver.
 pub async fn drive(leader: Arc<Leader>, checks: Arc<Checks>, operator: OperatorId, report: mpsc::Sender<()>) {
     let mut failures = 0;
     loop {
@@ -167,8 +169,8 @@ struct IncomingCopy {
     taken: watch::Sender<u64>,
 }
 
-/// Opens the copy at a follower of the source, if there is one; after each failure at the next replica. Returns also the
-/// position at which the copy starts.
+/// Opens the copy at a follower of the source, if there is one; after each failure at the next
+/// replica. Returns also the position at which the copy starts.
 async fn open_copy(movement: &MoveIn, attempt: u64, failures: usize) -> Result<(IncomingCopy, u64), AttemptError> {
     let mut replicas = peers::inspect(&movement.from).await;
     replicas.sort_by_key(|(_, inspection)| (inspection.leads, inspection.replica));
@@ -204,7 +206,8 @@ async fn report_stored(connection: peers::PeerConnection, copy: u64, mut taken: 
 }
 
 impl IncomingCopy {
-    /// The next item. Silence is an error only if `idle`; otherwise the source may be waiting for this side.
+    /// The next item. Silence is an error only if `idle`; otherwise the source may be waiting for
+    /// this side.
     async fn next(&mut self, silence: Duration, idle: bool) -> Result<CopyItem, AttemptError> {
         let lost = |reason: &str| Err(AttemptError::Lost(reason.to_string()));
         let reply = match self.arrived.take() {
@@ -248,7 +251,8 @@ struct MoveAttempt<'a> {
     verified: Arc<AtomicBool>,
     /// All chunks have arrived.
     all_chunks: bool,
-    /// Positions of the source's log, from and to, without changes of the range. They have no entry yet.
+    /// Positions of the source's log, from and to, without changes of the range. They have no entry
+    /// yet.
     unlogged: Option<(u64, u64)>,
 }
 
@@ -280,7 +284,8 @@ impl MoveAttempt<'_> {
                     entries.finish().await?;
                     return Ok(true);
                 }
-                // Checked again for every request: the lag may have grown during the last one (R22).
+                // Checked again for every request: the lag may have grown during the last one
+                // (R22).
                 let ready = self.all_chunks && entries.has_stored_chunks() && !more && caught_up(left);
                 if ready && self.may_ask().await? {
                     self.ask_for_fence(entries.copied);
@@ -301,8 +306,8 @@ impl MoveAttempt<'_> {
         Ok(false)
     }
 
-    /// Logs changes. Positions without changes are logged together with the next changes, or with the adoption: the
-    /// position must reach that of the fence.
+    /// Logs changes. Positions without changes are logged together with the next changes, or with
+    /// the adoption: the position must reach that of the fence.
     async fn changes(
         &mut self,
         (from, to): (u64, u64),
@@ -337,8 +342,8 @@ impl MoveAttempt<'_> {
             .await
     }
 
-    /// Logs the adoption. An attempt that began after the fence has not asked yet whether a majority has stored its copy as
-    /// it was sent. It asks now.
+    /// Logs the adoption. An attempt that began after the fence has not asked yet whether a
+    /// majority has stored its copy as it was sent. It asks now.
     async fn adopt(&mut self, adopt: Control, entries: &mut ItemEntries<'_>) -> Result<(), AttemptError> {
         if !self.verified.load(Ordering::Acquire) {
             entries.finish().await?;
@@ -381,8 +386,8 @@ impl MoveAttempt<'_> {
         Ok(self.fence.is_none() && !self.fenced)
     }
 
-    /// Requests the fence from the source's leader, once a majority has applied this shard's log up to `copied`. The
-    /// request may have to be repeated.
+    /// Requests the fence from the source's leader, once a majority has applied this shard's log up
+    /// to `copied`. The request may have to be repeated.
     fn ask_for_fence(&mut self, copied: u64) {
         let (leader, checks) = (self.leader.clone(), self.checks.clone());
         let (again, verified) = (std::mem::replace(&mut self.asked, true), self.verified.clone());
@@ -497,7 +502,8 @@ impl<'a> ItemEntries<'a> {
         Ok(())
     }
 
-    /// Waits until the oldest entry is stored, and returns its outcome. Waits for ever if there is none.
+    /// Waits until the oldest entry is stored, and returns its outcome. Waits for ever if there is
+    /// none.
     async fn oldest(&mut self) -> Option<EntryOutcome> {
         match self.pending.front_mut() {
             Some(oldest) => (&mut oldest.outcome).await.ok(),

@@ -1,11 +1,12 @@
 //! The switch at the source: block the range, drain its statements, log the fence.
 //!
-//! The write block stands until the outcome of the fence is known, however long that takes. A fence that is decided but
-//! not applied here yet lets the destination acknowledge writes, and a statement that was admitted here would not see
-//! them.
+//! The write block stands until the outcome of the fence is known, however long that takes. A fence
+//! that is decided but not applied here yet lets the destination acknowledge writes, and a
+//! statement that was admitted here would not see them.
 //!
-//! Each attempt that does not drain in time releases the block, so that waiting statements continue (R22). The next
-//! attempt waits longer; after `PATIENT_TRIES` attempts, transactions that delay the fence are ended.
+//! Each attempt that does not drain in time releases the block, so that waiting statements continue
+//! (R22). The next attempt waits longer; after `PATIENT_TRIES` attempts, transactions that delay
+//! the fence are ended.
 
 use crate::checks::now_us;
 use crate::entry::Control;
@@ -21,18 +22,21 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How long statements in flight may take to end at the first attempt while new ones wait, in milliseconds (R22). It
-/// doubles with every attempt.
+/// How long statements in flight may take to end at the first attempt while new ones wait, in
+/// milliseconds (R22). It doubles with every attempt.
 const BLOCK_MS: u64 = 25;
-/// The longest block of an attempt, in milliseconds: the longest pause that an attempt in vain may cause.
+/// The longest block of an attempt, in milliseconds: the longest pause that an attempt in vain may
+/// cause.
 const MAX_BLOCK_MS: u64 = 100;
-/// How long statements continue undisturbed after an attempt in vain, in milliseconds. It doubles, too.
+/// How long statements continue undisturbed after an attempt in vain, in milliseconds. It doubles,
+/// too.
 const PAUSE_MS: u64 = 60;
 /// The longest of these pauses, in milliseconds.
 const MAX_PAUSE_MS: u64 = 1_000;
 /// Attempts after which transactions that delay the fence are ended (40001).
 const PATIENT_TRIES: u32 = 5;
-/// How long to wait for the outcome of the fence, in milliseconds. The destination asks again, and the block stands.
+/// How long to wait for the outcome of the fence, in milliseconds. The destination asks again, and
+/// the block stands.
 const OUTCOME_MS: u64 = 5_000;
 
 /// The attempts in vain to fence each open move.
@@ -56,7 +60,8 @@ impl FenceTries {
         }
     }
 
-    /// Counts an attempt in vain, and returns their number. Forgets moves that are not open in `state`.
+    /// Counts an attempt in vain, and returns their number. Forgets moves that are not open in
+    /// `state`.
     fn count(&self, operator: OperatorId, state: &ShardState, now: Instant) -> u32 {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tries.retain(|operator, _| state.move_out(*operator).is_some_and(|m| m.phase == OutPhase::Open));
@@ -81,7 +86,8 @@ fn busy(reason: &str, retry_after: Duration) -> ShardReply {
     ShardReply::Failed(Failure::Busy { reason: reason.to_string(), retry_after_ms: retry_after.as_millis() as u32 })
 }
 
-/// Logs the fence of an open move, if the statements in flight on its range end in time. Idempotent.
+/// Logs the fence of an open move, if the statements in flight on its range end in time.
+/// Idempotent.
 pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorId) -> ShardReply {
     let state = leader.shared().state();
     let Some(movement) = state.move_out(operator) else {
@@ -124,9 +130,10 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
     }
 }
 
-/// Keeps the range blocked until the outcome of its fence is known, also when nobody waits for it any more. Then waiting
-/// statements are redirected, because the range has left. Or they continue, because the fence was rejected, or because the
-/// leadership has ended and the outcome will not be known here.
+/// Keeps the range blocked until the outcome of its fence is known, also when nobody waits for it
+/// any more. Then waiting statements are redirected, because the range has left. Or they continue,
+/// because the fence was rejected, or because the leadership has ended and the outcome will not be
+/// known here.
 fn keep_until_known(block: WriteBlock, outcome: oneshot::Receiver<EntryOutcome>) -> oneshot::Receiver<EntryOutcome> {
     let (forward, forwarded) = oneshot::channel();
     tokio::spawn(async move {
@@ -171,8 +178,9 @@ mod tests {
         state
     }
 
-    /// Breaks if the block ends before the fence's outcome is known: the destination may have adopted the range and
-    /// acknowledged a write that a statement admitted here would not see (A5).
+    /// Breaks if the block ends before the fence's outcome is known: the destination may have
+    /// adopted the range and acknowledged a write that a statement admitted here would not see
+    /// (A5).
     #[tokio::test]
     async fn the_block_outlives_the_request_for_the_fence() {
         let latches: Arc<LatchManager> = Arc::default();
@@ -203,8 +211,9 @@ mod tests {
         assert!(latches.block(RangeId(1)).is_some());
     }
 
-    /// Breaks if every attempt is as short as the first, so that statements of 30 ms keep their range here for ever. Breaks
-    /// also if attempts follow so closely that statements are blocked half of the time.
+    /// Breaks if every attempt is as short as the first, so that statements of 30 ms keep their
+    /// range here for ever. Breaks also if attempts follow so closely that statements are blocked
+    /// half of the time.
     #[test]
     fn blocks_grow_to_the_promised_pause_and_attempts_become_rare() {
         let blocks: Vec<u64> = (0..5).map(|n| block_time(n).as_millis() as u64).collect();

@@ -1,25 +1,27 @@
-//! Pacing of a copy: the bytes that are in flight to the destination at a time. Pure; [`super::source`] measures and waits.
+//! Pacing of a copy: the bytes that are in flight to the destination at a time. Pure;
+//! [`super::source`] measures and waits.
 //!
-//! A copy is background work. Its pace follows the time of a chunk, from the reading of its rows until the destination
-//! has stored it. On idle machines this time is close to the shortest seen so far, and the window grows. When statements
-//! compete for processors and disks the time is longer, and the window shrinks, as in LEDBAT (RFC 6817): the background
-//! transfer notices the growing queue and yields. A window smaller than a chunk means a rest between two chunks. The
-//! window never closes, because a range that is to leave an overloaded shard must leave in the end.
+//! A copy is background work. Its pace follows the time of a chunk, from the reading of its rows
+//! until the destination has stored it. On idle machines this time is close to the shortest seen so
+//! far, and the window grows. When statements compete for processors and disks the time is longer,
+//! and the window shrinks, as in LEDBAT (RFC 6817): the background transfer notices the growing
+//! queue and yields. A window smaller than a chunk means a rest between two chunks. The window
+//! never closes, because a range that is to leave an overloaded shard must leave in the end.
 
 use std::time::Duration;
 
-/// Bytes of a chunk. Large enough that the cost of its entry and its snapshot is small; small enough that applying it
-/// hardly delays the destination's statements.
+/// Bytes of a chunk. Large enough that the cost of its entry and its snapshot is small; small
+/// enough that applying it hardly delays the destination's statements.
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// The largest window, in bytes. Enough to keep the destination's storage busy.
 pub const MOST_BYTES: u64 = 2 << 20;
-/// The smallest window on average, in bytes: a third of a chunk, which is a rest of twice the time of the last chunk. With
-/// less, an overloaded shard would keep its load for longer.
+/// The smallest window on average, in bytes: a third of a chunk, which is a rest of twice the time
+/// of the last chunk. With less, an overloaded shard would keep its load for longer.
 const LEAST_BYTES: f64 = CHUNK_BYTES as f64 / 3.0;
 /// The time above the shortest at which the window stays as it is.
 const QUEUED: Duration = Duration::from_millis(10);
-/// The longest time of a chunk at which the window does not shrink. A copy that begins under load never sees the shortest
-/// time. An idle machine needs a third of this.
+/// The longest time of a chunk at which the window does not shrink. A copy that begins under load
+/// never sees the shortest time. An idle machine needs a third of this.
 const LONGEST: Duration = Duration::from_millis(40);
 /// The largest relative change of the window with one chunk.
 const GAIN: f64 = 0.25;
@@ -42,7 +44,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// A chunk was stored, `took` after its rows began to be read. A row that is larger than a chunk may take longer.
+    /// A chunk was stored, `took` after its rows began to be read. A row that is larger than a
+    /// chunk may take longer.
     pub fn stored(&mut self, bytes: u64, took: Duration) {
         let chunks = (bytes as f64 / CHUNK_BYTES as f64).max(1.0);
         let each = took.div_f64(chunks);
@@ -72,7 +75,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The bytes per second of a copy. The storage takes `service` for a chunk; other work delays it by `others`.
+    /// The bytes per second of a copy. The storage takes `service` for a chunk; other work delays
+    /// it by `others`.
     fn rate(service: Duration, others: Duration) -> f64 {
         let (mut pace, mut spent, mut bytes) = (Pace::default(), Duration::ZERO, 0);
         for _ in 0..2_000 {
@@ -98,8 +102,8 @@ mod tests {
         assert!(loaded > 0.2e6, "it continues: {loaded}");
     }
 
-    // Beside copies that accepted 40 ms where 10 ms are the shortest time, a saturated machine lost nearly half of its
-    // throughput.
+    // Beside copies that accepted 40 ms where 10 ms are the shortest time, a saturated machine lost
+    // nearly half of its throughput.
     #[test]
     fn a_copy_yields_relative_to_its_shortest_time() {
         let mut pace = Pace::default();

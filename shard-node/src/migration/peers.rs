@@ -26,7 +26,8 @@ pub async fn ask(address: SocketAddr, request: &ShardRequest, bound: Duration) -
     connect(address).await?.call_within(request, bound).await
 }
 
-/// The inspections of a shard's replicas that answer: the replicas named in `shard`, and those that they name.
+/// The inspections of a shard's replicas that answer: the replicas named in `shard`, and those that
+/// they name.
 pub async fn inspect(shard: &ShardInfo) -> Vec<(SocketAddr, Inspection)> {
     let mut answers = inspect_each(shard.replicas.values().copied()).await;
     let named: BTreeSet<SocketAddr> =
@@ -49,8 +50,9 @@ pub async fn inspect_one(address: SocketAddr) -> Option<Inspection> {
     }
 }
 
-/// Asks a shard's leader. Follows `NotLeader`, and tries every replica once. A leader that is not in `shard` has replaced
-/// another replica since then; the replica that names it also knows its address.
+/// Asks a shard's leader. Follows `NotLeader`, and tries every replica once. A leader that is not
+/// in `shard` has replaced another replica since then; the replica that names it also knows its
+/// address.
 pub async fn ask_leader(shard: &ShardInfo, request: &ShardRequest, bound: Duration) -> Option<ShardReply> {
     let mut replicas = shard.replicas.clone();
     let mut left: Vec<u64> = replicas.keys().copied().collect();

@@ -1,11 +1,12 @@
 //! Changes of a moving range that have not been sent to the destination yet. Pure.
 //!
-//! Of a key that changed several times, the images that later ones supersede are dropped. The size of the pending changes
-//! is therefore bounded by the number of changing keys, not by the number of changes, and a copy converges however slow
-//! its destination is. Answers for the retry window are never dropped (R14).
+//! Of a key that changed several times, the images that later ones supersede are dropped. The size
+//! of the pending changes is therefore bounded by the number of changing keys, not by the number of
+//! changes, and a copy converges however slow its destination is. Answers for the retry window are
+//! never dropped (R14).
 //!
-//! A destination that has reached a position may lack an image that is older than it. It has a later image of the row by
-//! the fence, and nobody reads the rows before that.
+//! A destination that has reached a position may lack an image that is older than it. It has a
+//! later image of the row by the fence, and nobody reads the rows before that.
 
 use crate::entry::{Change, Changes, TailEntry};
 use bytes::Bytes;
@@ -50,7 +51,8 @@ impl PendingChanges {
     pub fn absorb(&mut self, position: u64, changes: Changes) {
         for change in &changes.changes {
             let mut places = self.places.remove(&change.key).unwrap_or_default();
-            // Within an entry a key changes once, or in order. Its own changes do not supersede each other.
+            // Within an entry a key changes once, or in order. Its own changes do not supersede
+            // each other.
             places.retain(|before| *before == position || !self.superseded(*before, change));
             if places.last() != Some(&position) {
                 places.push(position);
@@ -61,8 +63,8 @@ impl PendingChanges {
         self.entries.insert(position, changes);
     }
 
-    /// Drops the changes that the entry at `position` made to the row of `later`, as far as `later` supersedes them.
-    /// `true` if no change of the row is left there.
+    /// Drops the changes that the entry at `position` made to the row of `later`, as far as `later`
+    /// supersedes them. `true` if no change of the row is left there.
     fn superseded(&mut self, position: u64, later: &Change) -> bool {
         let Some(entry) = self.entries.get_mut(&position) else { return true };
         let (mut bytes, mut left) = (0, 0);
@@ -80,9 +82,9 @@ impl PendingChanges {
         left == 0
     }
 
-    /// Takes the first pending entries up to position `to`: at least one, if there is one, and about `max_bytes`. Changes of
-    /// keys that are not copied yet are dropped: the chunk of such a key is read later and contains them. `None` if nothing
-    /// is pending up to `to`.
+    /// Takes the first pending entries up to position `to`: at least one, if there is one, and
+    /// about `max_bytes`. Changes of keys that are not copied yet are dropped: the chunk of such a
+    /// key is read later and contains them. `None` if nothing is pending up to `to`.
     pub fn take(&mut self, to: u64, is_copied: impl Fn(&Key) -> bool, max_bytes: usize) -> Option<StreamPiece> {
         let mut piece = StreamPiece { entries: Vec::new(), to, bytes: 0 };
         while let Some(first) = self.entries.first_entry().filter(|first| *first.key() <= to) {
@@ -91,7 +93,8 @@ impl PendingChanges {
             }
             let (position, mut changes) = first.remove_entry();
             self.bytes -= ENTRY_BYTES + changes.size_bytes();
-            // A transaction may be larger than a piece (R12). The rest of it follows, at the same position.
+            // A transaction may be larger than a piece (R12). The rest of it follows, at the same
+            // position.
             let rest = split_off(&mut changes, max_bytes);
             changes.changes.retain(|change| {
                 if let Some(places) = self.places.get_mut(&change.key) {
@@ -164,7 +167,8 @@ mod tests {
         decoded.map(|e| (e.position, e.changes.changes.iter().map(|c| c.key.0[0]).collect())).collect()
     }
 
-    // R12: a transaction larger than a piece is sent in several pieces. Its position is reached with the last.
+    // R12: a transaction larger than a piece is sent in several pieces. Its position is reached
+    // with the last.
     #[test]
     fn a_large_transaction_is_sent_in_pieces() {
         let mut pending = PendingChanges::default();

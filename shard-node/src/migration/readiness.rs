@@ -1,9 +1,10 @@
-//! Whether a destination is ready for the fence (R22): its PostgreSQL servers, and not only its log, contain the copy as it
-//! was sent.
+//! Whether a destination is ready for the fence (R22): its PostgreSQL servers, and not only its
+//! log, contain the copy as it was sent.
 //!
-//! Decided entries have to be applied before the range is served, also by the next leader if this one fails right after
-//! the fence. So the PostgreSQL of a majority must contain the copy and nearly the whole log: any election then finds a
-//! replica that does. Each of these replicas has compared the stored rows with the source's checksums (R24).
+//! Decided entries have to be applied before the range is served, also by the next leader if this
+//! one fails right after the fence. So the PostgreSQL of a majority must contain the copy and
+//! nearly the whole log: any election then finds a replica that does. Each of these replicas has
+//! compared the stored rows with the source's checksums (R24).
 
 use super::peers;
 use crate::checks::Checks;
@@ -16,8 +17,9 @@ use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Positions of this shard's log that a replica's PostgreSQL may lack. Under load followers apply write batches of 20 ms,
-/// and always lag by a few hundred entries. PostgreSQL applies these in about ten milliseconds.
+/// Positions of this shard's log that a replica's PostgreSQL may lack. Under load followers apply
+/// write batches of 20 ms, and always lag by a few hundred entries. PostgreSQL applies these in
+/// about ten milliseconds.
 const MAX_LAG_POSITIONS: u64 = 1_000;
 /// The same in bytes.
 const MAX_LAG_BYTES: u64 = 2 << 20;
@@ -35,8 +37,8 @@ pub enum Stored {
     Differs(String),
 }
 
-/// Whether the PostgreSQL of a majority of this shard's replicas contains everything up to `copied`, equal to the copy, and
-/// nearly all decided entries.
+/// Whether the PostgreSQL of a majority of this shard's replicas contains everything up to
+/// `copied`, equal to the copy, and nearly all decided entries.
 pub async fn stored_by_majority(leader: &Leader, checks: &Checks, of: (OperatorId, u64), copied: u64) -> Stored {
     let (log, progress) = (&leader.shared().log, &leader.shared().progress);
     if let Some(detail) = checks.differing(of.0, of.1) {
@@ -60,12 +62,14 @@ pub async fn stored_by_majority(leader: &Leader, checks: &Checks, of: (OperatorI
     Stored::Ready
 }
 
-/// Whether a replica that has applied up to `applied`, and lacks `lacks_bytes`, is close enough to the decided position.
+/// Whether a replica that has applied up to `applied`, and lacks `lacks_bytes`, is close enough to
+/// the decided position.
 fn near(applied: u64, copied: u64, decided: u64, lacks_bytes: u64) -> bool {
     applied >= copied && applied.saturating_add(MAX_LAG_POSITIONS) >= decided && lacks_bytes <= MAX_LAG_BYTES
 }
 
-/// The position that a replica has applied, and how its rows differ from the copy; `None` if it does not answer.
+/// The position that a replica has applied, and how its rows differ from the copy; `None` if it
+/// does not answer.
 async fn stored(address: SocketAddr, (operator, attempt): (OperatorId, u64)) -> Option<(u64, Option<String>)> {
     let request = ShardRequest::CopyStored { operator, attempt };
     match peers::ask(address, &request, Duration::from_millis(ASK_MS)).await {

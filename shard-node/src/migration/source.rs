@@ -1,12 +1,14 @@
-//! The source's side of a copy. Any replica can stream a copy; followers do it, so that the leader does not bear the cost.
+//! The source's side of a copy. Any replica can stream a copy; followers do it, so that the leader
+//! does not bear the cost.
 //!
-//! Chunks are sent in key order, and between them the changes of keys that are copied already (R21). Before a chunk is
-//! read its position is noted. The change stream up to this position is sent first; changes of keys that are not copied
-//! yet are dropped. So at any time everything sent is as of one position.
+//! Chunks are sent in key order, and between them the changes of keys that are copied already
+//! (R21). Before a chunk is read its position is noted. The change stream up to this position is
+//! sent first; changes of keys that are not copied yet are dropped. So at any time everything sent
+//! is as of one position.
 //!
-//! The destination reports the items that it has stored, and only a window of items is in flight. Further changes are
-//! pending here, where only the last image of each key is kept ([`super::pending_changes`]), and not in a queue between
-//! the two shards.
+//! The destination reports the items that it has stored, and only a window of items is in flight.
+//! Further changes are pending here, where only the last image of each key is kept
+//! ([`super::pending_changes`]), and not in a queue between the two shards.
 //!
 //! Not done: resuming a copy. A copy that fails is followed by a new attempt from the beginning.
 
@@ -35,11 +37,14 @@ const CHANGES_BYTES: usize = 256 << 10;
 const CHANGES_WINDOW_BYTES: u64 = 256 << 10;
 /// The most items in flight.
 const WINDOW_ITEMS: usize = 16;
-/// How long a replica may take to reach the start of the change stream, in milliseconds. A slower one is no source.
+/// How long a replica may take to reach the start of the change stream, in milliseconds. A slower
+/// one is no source.
 const LAG_MS: u64 = 5_000;
-/// A replica is behind if it has not applied an entry that was decided this long ago, in milliseconds.
+/// A replica is behind if it has not applied an entry that was decided this long ago, in
+/// milliseconds.
 const BEHIND_MS: u64 = 10;
-/// The interval of empty items, in milliseconds. The destination learns from them that it has caught up.
+/// The interval of empty items, in milliseconds. The destination learns from them that it has
+/// caught up.
 const IDLE_MS: u64 = 20;
 /// The interval at which an idle destination's connection is checked, in milliseconds.
 const LOOK_MS: u64 = 100;
@@ -160,7 +165,8 @@ impl Window {
     }
 }
 
-/// Streams a copy and the changes of its range, until the fence, the move's cancellation, or the end of the connection.
+/// Streams a copy and the changes of its range, until the fence, the move's cancellation, or the
+/// end of the connection.
 pub async fn serve_copy(
     shared: Shared,
     requests: mpsc::Sender<Request>,
@@ -262,8 +268,8 @@ impl Copying<'_> {
         }
     }
 
-    /// Waits until the next chunk may be read, and takes changes from the stream meanwhile. Once the range is fenced it
-    /// waits only for room in the window, because no shard serves the range.
+    /// Waits until the next chunk may be read, and takes changes from the stream meanwhile. Once
+    /// the range is fenced it waits only for room in the window, because no shard serves the range.
     async fn turn(&mut self, not_before: Instant) -> Result<(), CopyError> {
         loop {
             match self.end {
@@ -356,15 +362,16 @@ impl Copying<'_> {
             && self.end != Some(CopyItem::Cancelled)
         {
             self.turn(due).await?;
-            // Noted before the snapshot is taken, so the snapshot contains at least this position. The change stream has
-            // delivered everything up to it.
+            // Noted before the snapshot is taken, so the snapshot contains at least this position.
+            // The change stream has delivered everything up to it.
             let position = self.shared.progress.watermark().max(self.sent_to);
             self.drain()?;
             while self.send_piece(position).await? {
                 self.room(MOST_BYTES).await?;
             }
             let begun = Instant::now();
-            // The snapshot is released at once: an open snapshot keeps PostgreSQL from removing dead rows.
+            // The snapshot is released at once: an open snapshot keeps PostgreSQL from removing
+            // dead rows.
             let mut snapshot = self.shared.snapshots.take().await?;
             let rest = KeyInterval::new(start, end.clone());
             let chunk = snapshot.chunk(&table, &rest, CHUNK_ROWS, CHUNK_BYTES).await?;
@@ -390,7 +397,8 @@ impl Copying<'_> {
     /// Sends the changes of the range until the end of the copy.
     async fn changes(&mut self) -> Result<CopyItem, CopyError> {
         loop {
-            // Read before the change stream is drained: everything up to this position comes out of it.
+            // Read before the change stream is drained: everything up to this position comes out of
+            // it.
             let reached = self.stream.reached();
             self.drain()?;
             let reached = reached.max(self.sent_to).max(self.pending.last().unwrap_or(0));
@@ -423,7 +431,8 @@ impl Copying<'_> {
         }
     }
 
-    /// The fence has been applied, so the range does not change any more. Sends everything that is left.
+    /// The fence has been applied, so the range does not change any more. Sends everything that is
+    /// left.
     async fn finish(&mut self, reached: u64, fenced: CopyItem) -> Result<CopyItem, CopyError> {
         let position = match &fenced {
             CopyItem::Fenced { position, .. } => *position,
