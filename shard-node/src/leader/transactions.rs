@@ -6,7 +6,7 @@
 //! (R22).
 //!
 //! After the COMMIT the client may lose its connection. It then asks for the outcome under the same
-//! id ([`Transactions::commit_again`]), and gets a definite answer: committed, or not committed and
+//! id (`Transactions::commit_again`), and gets a definite answer: committed, or not committed and
 //! never will be.
 //!
 //! Not done: transactions over several shards.

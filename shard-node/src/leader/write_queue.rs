@@ -13,7 +13,7 @@
 //! - a statement that PostgreSQL rejected runs alone;
 //! - a statement whose entry needs several parts (R12) runs alone.
 //!
-//! At most [`ALONE_PER_QUEUE`] statements per queue run alone at a time.
+//! At most `ALONE_PER_QUEUE` statements per queue run alone at a time.
 //!
 //! Not done: statements that read and write other rows than their own; PostgreSQL's locks order
 //! those.

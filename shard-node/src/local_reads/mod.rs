@@ -7,7 +7,7 @@
 //!    position was applied before the snapshot was taken. A replica that is frozen or partitioned
 //!    gets no new proof, so the age grows. Above the read's staleness bound the read is rejected.
 //! 2. **Ownership** (R9). The state machine owns the keys before the snapshot and after it, without
-//!    a change of ownership in between ([`ownership`]). PostgreSQL contains everything up to the
+//!    a change of ownership in between (`ownership`). PostgreSQL contains everything up to the
 //!    last such change. Rows that are coming in, or are being purged, are therefore not visible.
 //! 3. **Isolation from other work.** Admission control limits reads in flight to those that
 //!    complete within a quarter of a second. Sessions are read-only. Statements that write or lock

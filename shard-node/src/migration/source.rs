@@ -8,7 +8,7 @@
 //!
 //! The destination reports the items that it has stored, and only a window of items is in flight.
 //! Further changes are pending here, where only the last image of each key is kept
-//! ([`super::pending_changes`]), and not in a queue between the two shards.
+//! (`super::pending_changes`), and not in a queue between the two shards.
 //!
 //! Not done: resuming a copy. A copy that fails is followed by a new attempt from the beginning.
 
