@@ -9,7 +9,7 @@ use crate::operators;
 use crate::process::{below, once_in};
 use crate::site::{Errand, Group};
 use crate::world::{LOG, Part, REST, RPC};
-use evenkeel_placement_driver::server::{NewDriver, next_members};
+use evenkeel_placement_driver::replica::{NewMember, next_members};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, NewReplica};
 use std::time::Duration;
@@ -166,7 +166,7 @@ pub async fn change_drivers(users: Users) {
     pause(READY_MS).await;
     let driver = |part: &Part| {
         let at = |port| net::address(part.machine(), port);
-        NewDriver { replica: part.replica(), rest: at(REST), rpc: at(RPC), log: at(LOG) }
+        NewMember { replica: part.replica(), rest: at(REST), rpc: at(RPC), log: at(LOG) }
     };
     change_members(&users, &[], &come.iter().map(driver).collect::<Vec<_>>()).await;
     {
@@ -202,7 +202,7 @@ pub async fn change_drivers(users: Users) {
 }
 
 /// Asks the placement driver until its replicas are so.
-async fn change_members(users: &Users, remove: &[u64], add: &[NewDriver]) {
+async fn change_members(users: &Users, remove: &[u64], add: &[NewMember]) {
     loop {
         let trouble = match operators::leader(&users.registry) {
             None => "nobody leads".to_string(),

@@ -7,8 +7,8 @@ use crate::clients::{CREATE, Users};
 use crate::process::{below, once_in};
 use crate::site::{Errand, Group, Site};
 use crate::world::{Registry, shard_info};
-use evenkeel_placement_driver::copies::unverified;
-use evenkeel_placement_driver::server::Shared;
+use evenkeel_placement_driver::orphaned_copies::unverified;
+use evenkeel_placement_driver::replica::ReplicaHandles;
 use evenkeel_placement_driver::state::{Action, Command, Effect, State};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
@@ -32,7 +32,7 @@ const DRAIN_IN: u64 = 10;
 const SPLIT_BELOW: u64 = 5;
 
 /// A placement driver that leads, as far as is known.
-pub fn leader(registry: &Registry) -> Option<Arc<Shared>> {
+pub fn leader(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
     registry.borrow().values().find(|shared| shared.leading().is_some()).cloned()
 }
 
@@ -94,7 +94,7 @@ pub async fn register_strangers(users: &Users) {
     let strangers: Vec<ShardId> = {
         let Some(shared) = leader(&users.registry) else { return };
         let leading = shared.leading();
-        leading.iter().flat_map(|leading| leading.picture.strangers.keys().copied()).collect()
+        leading.iter().flat_map(|leading| leading.load_model.strangers.keys().copied()).collect()
     };
     for id in strangers.into_iter().filter(|_| users.site.borrow().restored) {
         let replicas = users.site.borrow().addresses(id);
@@ -122,7 +122,7 @@ pub fn clear_away(users: &Users) {
 }
 
 /// What is not settled yet, by one placement driver's table: an operator, a drain, or a shard's replicas of which it has not heard.
-pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
+pub fn unsettled(shared: &ReplicaHandles, site: &Site) -> Option<String> {
     let applied = shared.applied();
     let state = &applied.state;
     if state.restoring {
@@ -131,7 +131,7 @@ pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
     }
     if let Some(operator) = state.running().next() {
         let trouble = match &*shared.leading() {
-            Some(leading) => leading.driver.trouble(operator.id).unwrap_or("no trouble").to_string(),
+            Some(leading) => leading.controller.trouble(operator.id).unwrap_or("no trouble").to_string(),
             None => format!("does not lead, {:?}", shared.log.role().borrow()),
         };
         return Some(format!("{:?} at {:?}: {trouble}", operator.work, operator.step));
@@ -160,7 +160,7 @@ pub async fn purge_copies(users: &Users, purged: &mut BTreeSet<OperatorId>) {
 }
 
 /// Something that could be done now.
-fn draw(users: &Users, shared: &Shared) -> Option<Command> {
+fn draw(users: &Users, shared: &ReplicaHandles) -> Option<Command> {
     let applied = shared.applied();
     let state = &applied.state;
     if once_in(DRAIN_IN) {

@@ -223,7 +223,7 @@ impl Part {
 
 /// What is known to everyone without a message: which placement drivers run in this process and have not left. Its routing table is a hint, and its
 /// REST API is a way to give orders; both are reached here directly.
-pub type Registry = Rc<RefCell<BTreeMap<u64, Arc<placement_driver::server::Shared>>>>;
+pub type Registry = Rc<RefCell<BTreeMap<u64, Arc<placement_driver::replica::ReplicaHandles>>>>;
 
 /// A whole cluster.
 pub struct World {
@@ -426,7 +426,7 @@ impl World {
     fn look_at_scrubs(&mut self) {
         for shared in self.registry.borrow().values() {
             let leading = shared.leading();
-            let views = leading.iter().flat_map(|leading| leading.picture.shards.values());
+            let views = leading.iter().flat_map(|leading| leading.load_model.shards.values());
             self.report.wrong.extend(views.filter_map(|view| self.scrubbed.look(&view.report)));
         }
     }
@@ -500,7 +500,7 @@ impl World {
                     }
                     std::future::pending()
                 };
-                let run = placement_driver::server::serve(config, front, std::future::pending());
+                let run = placement_driver::replica::serve(config, front, std::future::pending());
                 self.run_process(part, async { run.await.err().map(|why| why.to_string()) });
             }
             Part::Shard(shard, _) => {

@@ -2,7 +2,7 @@
 
 use super::{ClusterOptions, ProcessId, loopback};
 use crate::config::{ConfigError, to_toml};
-use evenkeel_placement_driver::NewDriver;
+use evenkeel_placement_driver::NewMember;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::NewReplica;
@@ -130,11 +130,11 @@ impl Layout {
         &mut self,
         options: &ClusterOptions,
         ports: &[u16],
-    ) -> Result<(NewDriver, ProcessSpec), ConfigError> {
+    ) -> Result<(NewMember, ProcessSpec), ConfigError> {
         let [rest, rpc, log] = *ports else { return Err(ConfigError::new("no ports for a placement driver")) };
         let replica = self.last_driver + 1;
         self.last_driver = replica;
-        let new = NewDriver { replica, rest: loopback(rest), rpc: loopback(rpc), log: loopback(log) };
+        let new = NewMember { replica, rest: loopback(rest), rpc: loopback(rpc), log: loopback(log) };
         self.driver_rest.insert(replica, new.rest);
         self.driver_rpc.insert(replica, new.rpc);
         self.driver_log.insert(replica, new.log);

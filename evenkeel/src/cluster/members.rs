@@ -2,7 +2,7 @@
 
 use super::{Cluster, ClusterError, ProcessId, postgres};
 use evenkeel_host::ports;
-use evenkeel_placement_driver::NewDriver;
+use evenkeel_placement_driver::NewMember;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::NewReplica;
 
@@ -17,7 +17,7 @@ impl Cluster {
     }
 
     /// Starts a further replica of the placement driver, which waits to be let in (`POST /v1/members`).
-    pub fn start_driver(&self) -> Result<NewDriver, ClusterError> {
+    pub fn start_driver(&self) -> Result<NewMember, ClusterError> {
         let ports = ports::reserve(3).map_err(ClusterError::io("finding free ports"))?;
         let (new, spec) = self.lock().layout.add_driver(&self.options, &ports)?;
         self.launch_process(spec)?;

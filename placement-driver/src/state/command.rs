@@ -2,7 +2,7 @@
 
 use super::operator::{Step, Transition};
 use super::restoration::Found;
-use crate::kv;
+use crate::coordination;
 use evenkeel_protocol::report::ShardMembers;
 use evenkeel_protocol::routing::{Route, ShardInfo};
 use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, ShardId, TableId, TableSchema};
@@ -76,7 +76,7 @@ pub enum Command {
         members: ShardMembers,
     },
     /// Changes a key of the coordination store.
-    Kv(Box<kv::Request>),
+    Kv(Box<coordination::Request>),
     /// Takes a shard that is being emptied back into service.
     UndrainShard(ShardId),
     /// Takes this random number for the cluster's, if it has none: by it versions of the routing table are told from those of other clusters.
@@ -147,7 +147,7 @@ pub enum Effect {
     /// The table exists and is ready.
     TableReady(TableId),
     /// The key of the coordination store was changed.
-    Kv(kv::Written),
+    Kv(coordination::Written),
 }
 
 /// Why a command took no effect. The proposer tells its caller; nothing is to be retried unchanged, except where it says so.
@@ -264,5 +264,5 @@ pub enum Refusal {
     Restoring,
     /// The coordination store refuses.
     #[error(transparent)]
-    Kv(kv::Refusal),
+    Kv(coordination::Refusal),
 }

@@ -27,7 +27,7 @@ pub use command::{Action, Command, Effect, NewDecision, Proposal, Refusal};
 pub use operator::{MAX_HISTORY, Operator, Status, Step, Transition, Work};
 pub use restoration::{Found, SKIPPED_NUMBERS};
 
-use crate::kv;
+use crate::coordination;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::rest::DecisionBody;
@@ -189,7 +189,7 @@ pub struct State {
     /// What changed in the latest versions.
     pub changes: Changes,
     /// The coordination store. It has revisions of its own and no part in routing.
-    pub kv: kv::Store,
+    pub kv: coordination::Store,
     time_ms: u64,
     next_table: TableId,
     next_range: RangeId,
@@ -210,7 +210,7 @@ impl Default for State {
             balancer_enabled: None,
             restoring: false,
             changes: Changes::default(),
-            kv: kv::Store::default(),
+            kv: coordination::Store::default(),
             time_ms: 0,
             next_table: TableId(1),
             next_range: RangeId(1),

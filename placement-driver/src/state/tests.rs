@@ -542,15 +542,24 @@ fn command(state: &State, wild: Wild) -> Option<Command> {
 fn a_clock_that_is_set_wrong_forgets_nothing() {
     let mut state = state_with_table(1);
     let put = || {
-        let action = kv::Action::Put { value: "1".into(), content_type: "text/plain".into() };
-        let request = kv::Request { key: "k".into(), expect: kv::Expect::Absent, action, id: Some("a".into()) };
+        let action = coordination::Action::Put { value: "1".into(), content_type: "text/plain".into() };
+        let request = coordination::Request {
+            key: "k".into(),
+            expect: coordination::Expect::Absent,
+            action,
+            id: Some("a".into()),
+        };
         Command::Kv(Box::new(request))
     };
     let apply =
         |state: &mut State, at_ms, since_ms| state.apply(Proposal { at_ms, since_ms, nonce: 0, command: put() });
     let written = apply(&mut state, 1, 0).unwrap();
-    assert_eq!(apply(&mut state, 100 * kv::REMEMBER_MS, 0), Ok(written.clone()), "the next leader's clock is ahead");
-    assert_eq!(apply(&mut state, 2, kv::REMEMBER_MS - 1), Ok(written));
+    assert_eq!(
+        apply(&mut state, 100 * coordination::REMEMBER_MS, 0),
+        Ok(written.clone()),
+        "the next leader's clock is ahead"
+    );
+    assert_eq!(apply(&mut state, 2, coordination::REMEMBER_MS - 1), Ok(written));
     assert!(apply(&mut state, 3, 1).is_err(), "the time is over, and the key is there");
 }
 

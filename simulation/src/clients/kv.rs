@@ -9,9 +9,11 @@ use crate::oracles::kv::has_told_all;
 use crate::process::{self, below, once_in};
 use crate::world::Registry;
 use bytes::Bytes;
-use evenkeel_placement_driver::coordination::{self, Consistency, Listing, Told, Watcher, WriteFailure};
-use evenkeel_placement_driver::kv::{Action, Entry, Expect, Refusal, Request, Written};
-use evenkeel_placement_driver::server::{ProposeFailure, Shared};
+use evenkeel_placement_driver::coordination::service::{
+    self as coordination, Consistency, Listing, WatchEvent, Watcher, WriteFailure,
+};
+use evenkeel_placement_driver::coordination::{Action, Entry, Expect, Refusal, Request, Written};
+use evenkeel_placement_driver::replica::{ProposeFailure, ReplicaHandles};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -112,11 +114,11 @@ pub struct History {
     /// Their watches.
     pub watches: Vec<Watch>,
     /// The processes that answered, by number. Kept by weak references, so that no two have the same address.
-    processes: Vec<Weak<Shared>>,
+    processes: Vec<Weak<ReplicaHandles>>,
 }
 
 impl History {
-    fn process(&mut self, shared: &Arc<Shared>) -> usize {
+    fn process(&mut self, shared: &Arc<ReplicaHandles>) -> usize {
         let found = self.processes.iter().position(|known| known.as_ptr() == Arc::as_ptr(shared));
         found.unwrap_or_else(|| {
             self.processes.push(Arc::downgrade(shared));
@@ -126,13 +128,13 @@ impl History {
 }
 
 /// Some placement driver.
-fn any(registry: &Registry) -> Option<Arc<Shared>> {
+fn any(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
     let registry = registry.borrow();
     registry.values().nth(below(registry.len() as u64) as usize).cloned()
 }
 
 /// Whether its process still runs.
-fn runs(registry: &Registry, shared: &Arc<Shared>) -> bool {
+fn runs(registry: &Registry, shared: &Arc<ReplicaHandles>) -> bool {
     registry.borrow().values().any(|other| Arc::ptr_eq(other, shared))
 }
 
@@ -261,7 +263,7 @@ impl User {
     }
 
     /// Whom to ask for a read: the leader, as far as is known, or anybody.
-    async fn driver(&self, consistency: Consistency) -> Option<Arc<Shared>> {
+    async fn driver(&self, consistency: Consistency) -> Option<Arc<ReplicaHandles>> {
         let registry = &self.users.registry;
         let shared = any(registry)?;
         let leader = match consistency {
@@ -311,7 +313,7 @@ impl User {
         }
     }
 
-    fn saw(&mut self, shared: &Arc<Shared>, read: Read) {
+    fn saw(&mut self, shared: &Arc<ReplicaHandles>, read: Read) {
         self.seen = self.seen.max(read.revision);
         let mut told = self.users.told.borrow_mut();
         let process = told.kv.process(shared);
@@ -360,7 +362,7 @@ pub(super) fn watched_all(users: &Users) -> bool {
     users.told.borrow().kv.watches.iter().all(|watch| has_told_all(watch, &applied.state.kv))
 }
 
-async fn listen(users: &Users, number: usize, shared: &Arc<Shared>, mut watcher: Watcher) {
+async fn listen(users: &Users, number: usize, shared: &Arc<ReplicaHandles>, mut watcher: Watcher) {
     let until_ms = process::now_ms() + below(LISTEN_MS);
     while process::now_ms() < until_ms && runs(&users.registry, shared) {
         let Ok(told) = tokio::time::timeout(Duration::from_millis(1 + LISTEN_MS / 4), watcher.next()).await else {
@@ -369,14 +371,14 @@ async fn listen(users: &Users, number: usize, shared: &Arc<Shared>, mut watcher:
         let mut all = users.told.borrow_mut();
         let watch = &mut all.kv.watches[number];
         match told {
-            Some(Told::Change(event)) => {
+            Some(WatchEvent::Change(event)) => {
                 watch.seen = event.revision;
                 let value = event.entry.as_ref().map(|entry| value(entry));
                 watch.changes.push((event.revision, event.key.to_string(), value));
             }
-            Some(Told::Progress(revision)) => watch.seen = revision,
-            Some(Told::Begin(_)) => {}
-            Some(Told::Compacted(oldest)) => all.wrong(format!("a watch was told that it ends at {oldest}")),
+            Some(WatchEvent::Progress(revision)) => watch.seen = revision,
+            Some(WatchEvent::Begin(_)) => {}
+            Some(WatchEvent::Compacted(oldest)) => all.wrong(format!("a watch was told that it ends at {oldest}")),
             None => return,
         }
     }

@@ -19,7 +19,7 @@ use crate::process::{below, once_in};
 use crate::site;
 use crate::world::{Part, Registry, shard_info};
 use asking::Outcome;
-use evenkeel_placement_driver::server::Shared;
+use evenkeel_placement_driver::replica::ReplicaHandles;
 use evenkeel_protocol::{Durability, KeyInterval, ShardId, TableSchema};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -321,7 +321,7 @@ async fn last_look(users: &Users, mut client: Client) {
 async fn settled(users: &Users) {
     let running = |users: &Users| {
         let (registry, site) = (users.registry.borrow(), users.site.borrow());
-        let of = |shared: &Arc<Shared>| {
+        let of = |shared: &Arc<ReplicaHandles>| {
             operators::unsettled(shared, &site).map(|what| format!("{}: {what}", shared.config.replica))
         };
         let lingers = site.lingering().map(|part| format!("{part:?} has left and goes on"));

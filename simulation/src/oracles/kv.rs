@@ -11,7 +11,7 @@
 //! - A watch tells every change of its keys once, in order, and without a gap.
 
 use crate::clients::kv::{End, Found, History, Read, Watch, Write};
-use evenkeel_placement_driver::kv::{Expect, Store};
+use evenkeel_placement_driver::coordination::{Expect, Store};
 use std::collections::{BTreeMap, HashMap};
 
 /// A change: its revision, and what the key holds since.
@@ -270,7 +270,7 @@ fn back_in_time(reads: &[Read]) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_placement_driver::kv::{Action, Request, Written};
+    use evenkeel_placement_driver::coordination::{Action, Request, Written};
 
     fn put(store: &mut Store, key: &'static str, value: &str, sent_ms: u64) -> Write {
         let action = Action::Put { value: value.to_string().into(), content_type: "x/y".into() };
