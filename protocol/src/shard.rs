@@ -336,6 +336,12 @@ pub enum ControlRequest {
         /// The one that comes: its process runs already, with an empty folder, and waits to be let in.
         add: Option<NewReplica>,
     },
+    /// Check the definition of a new table (R6). Answered by [`ControlReply::Table`], or refused; nothing
+    /// is created.
+    CheckTable {
+        /// The table, with any `create_sql`.
+        schema: TableSchema,
+    },
 }
 
 /// A replica to be let in.
@@ -374,6 +380,8 @@ pub enum ControlReply {
     Compared(Box<Comparison>),
     /// To [`ControlRequest::Report`].
     Report(Box<ShardReport>),
+    /// To [`ControlRequest::CheckTable`]: the table with its canonical `create_sql`, and id 0.
+    Table(Box<TableSchema>),
 }
 
 /// Start of a copy.

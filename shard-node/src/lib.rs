@@ -48,6 +48,7 @@ pub mod service;
 pub mod sizes;
 pub mod store;
 pub mod supervision;
+mod table_definition;
 pub mod transfer;
 
 pub use config::Config;

@@ -9,6 +9,7 @@ use crate::migration::{fence, peers, source};
 use crate::node::{Current, Node};
 use crate::report::build_report;
 use crate::scrub::sums::SUM_UP_MS;
+use crate::table_definition;
 use crate::transfer;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::error::codes;
@@ -297,6 +298,7 @@ impl Node {
                 let report = build_report(&leader, &self.config, &self.checks, 0, now_ms());
                 Ok(ControlReply::Report(Box::new(report)))
             }
+            ControlRequest::CheckTable { schema } => Ok(table_definition::check(&schema)),
             entry => leader.serve_control(&entry).await,
         }
     }

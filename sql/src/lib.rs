@@ -29,6 +29,7 @@
 mod calls;
 mod constant;
 mod create;
+pub mod definition;
 mod dml;
 mod expr;
 mod functions;

@@ -1,17 +1,18 @@
 //! `/v1/tables`: the list of tables, and the creation of a table by the shard that it is placed on.
 
 use super::failure::ApiFailure;
-use super::leader_access::{propose, unexpected};
+use super::leader_access::{propose, unexpected, with_leader};
 use super::problem::{self, ApiProblem};
 use super::request::parse_strictly;
 use super::response::json_with;
 use crate::balancer::shard_for_new_range;
 use crate::operators::unadopted;
 use crate::replica::ReplicaHandles;
-use crate::state::{Command, Effect, Refusal, Status};
+use crate::state::{Command, Effect, Refusal, Shard, State, Status};
 use evenkeel_protocol::rest::CreateTableBody;
+use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{OperatorId, ShardId, TableSchema};
-use evenkeel_sql as sql;
 use std::time::Duration;
 use tokio::time::Instant;
 use warp::http::StatusCode;
@@ -24,6 +25,12 @@ const TABLE_MS: u64 = 20_000;
 const REPORT_MS: u64 = 5_000;
 /// The interval between two checks of the reports, in milliseconds.
 const CHECK_AGAIN_MS: u64 = 50;
+/// The time limit for one request to one replica of a shard, in milliseconds.
+const CALL_MS: u64 = 2_000;
+/// The maximum number of shards that are asked to check a definition.
+const MAX_ASKED: usize = 3;
+/// The reason for which no shard can take a table before any has reported.
+const NONE_REPORTS: &str = "no shard has been heard of";
 
 /// `GET /v1/tables`.
 pub(super) fn list(handles: &ReplicaHandles) -> Response {
@@ -35,12 +42,12 @@ pub(super) fn list(handles: &ReplicaHandles) -> Response {
 /// `POST /v1/tables`.
 pub(super) async fn create(handles: &ReplicaHandles, body: &[u8]) -> Result<Response, ApiFailure> {
     let CreateTableBody { schema, shard, if_not_exists } = parse_strictly(body, &["schema", "shard", "if_not_exists"])?;
-    let schema = understood(schema)?;
     let name = schema.name.clone();
     let shard = match shard {
         Some(shard) => Some(shard),
         None => place(handles, &name).await?,
     };
+    let schema = checked(handles, schema, shard).await?;
     is_free(handles, &name)?;
     let mut changes = handles.changes();
     let operator = match propose(handles, Command::CreateTable { schema, shard, if_not_exists }).await? {
@@ -84,20 +91,66 @@ fn is_free(handles: &ReplicaHandles, name: &str) -> Result<(), ApiFailure> {
     }
 }
 
-/// The table as its definition says, in the store's own words; refused unless that is the table described. Shards run the text as
-/// superuser (R6), so it is never the caller's own.
+/// The table with its canonical definition. Shards run the text as superuser (R6), so it is never the
+/// client's own. This crate parses no SQL: a shard's leader checks the definition, and checks it again
+/// when it executes it.
 ///
-/// This is looked at before the log and not by the state machine: replicas of different versions, and a log that is read again by a later
-/// one, would have to understand every text alike.
-fn understood(schema: TableSchema) -> Result<TableSchema, ApiProblem> {
-    let bad = |reason: String| ApiProblem::from(Refusal::InvalidTable(format!("table {:?}: {reason}", schema.name)));
-    let found = match sql::parse(&schema.create_sql) {
-        Ok(sql::Command::CreateTable { schema, .. }) => schema,
-        Ok(_) => return Err(bad("create_sql is no CREATE TABLE".into())),
-        Err(error) => return Err(bad(format!("create_sql: {error}"))),
-    };
-    let same = found.name == schema.name && found.columns == schema.columns && found.key == schema.key;
-    if same { Ok(found) } else { Err(bad("create_sql defines another table than name, columns and key do".into())) }
+/// The definition is checked before the log and not by the state machine: otherwise replicas of
+/// different versions, and a later version that reads an old log, would have to parse every text alike.
+async fn checked(
+    handles: &ReplicaHandles,
+    schema: TableSchema,
+    shard: Option<ShardId>,
+) -> Result<TableSchema, ApiFailure> {
+    let request = ControlRequest::CheckTable { schema };
+    let mut trouble = NONE_REPORTS.to_string();
+    for (info, leader) in shards_to_ask(handles, shard)? {
+        match handles.calls.ask(&info, leader, &request, Duration::from_millis(CALL_MS)).await {
+            Ok(ControlReply::Table(schema)) => return Ok(*schema),
+            Ok(ControlReply::Refused { reason, .. }) => return Err(Refusal::InvalidTable(reason).into()),
+            Ok(_) => trouble = format!("shard {} gave an answer of another kind", info.id),
+            Err(error) => trouble = error,
+        }
+    }
+    let ControlRequest::CheckTable { schema } = request else { return Err(no_shard(&trouble)) };
+    let answered = is_answered_by_state(&handles.applied().state, &schema.name, shard);
+    if answered { Ok(schema) } else { Err(no_shard(&trouble)) }
+}
+
+/// The shards that can check a definition: those that report, and the one that the table is placed on.
+/// That shard comes first if it reports, and last if it does not.
+fn shards_to_ask(
+    handles: &ReplicaHandles,
+    placed_on: Option<ShardId>,
+) -> Result<Vec<(ShardInfo, Option<u64>)>, ApiFailure> {
+    with_leader(handles, |state, leading| {
+        let now_ms = leading.now_ms();
+        let candidate = |shard: &Shard| {
+            let id = shard.info.id;
+            let last = leading.load_model.shards.get(&id);
+            let age_ms = last.map(|view| now_ms.saturating_sub(view.last_ms));
+            let reports = age_ms.is_some_and(|age_ms| age_ms <= handles.config.balancer.silent_after_ms);
+            let placed = placed_on == Some(id);
+            let rank = if reports { u8::from(!placed) } else { 2 };
+            (reports || placed).then(|| (rank, (shard.info.clone(), last.map(|view| view.report.leader))))
+        };
+        let mut candidates: Vec<_> = state.shards.values().filter_map(candidate).collect();
+        candidates.sort_by_key(|(rank, _)| *rank);
+        candidates.into_iter().map(|(_, candidate)| candidate).take(MAX_ASKED).collect()
+    })
+}
+
+fn no_shard(trouble: &str) -> ApiFailure {
+    problem::NO_SHARD.because(format!("{trouble}; nothing was done, try again")).into()
+}
+
+/// Whether the state answers the creation of a table without placing it: a table of this name exists,
+/// no shard is active, or the requested shard is not.
+fn is_answered_by_state(state: &State, name: &str, placed_on: Option<ShardId>) -> bool {
+    let inactive = |id| state.shards.get(&id).is_none_or(|shard| shard.draining || shard.lost);
+    state.table_named(name).is_some()
+        || state.shards.values().all(|shard| shard.draining)
+        || placed_on.is_some_and(inactive)
 }
 
 /// Chooses the shard for a new table among those that report. A shard without reports may not exist,
@@ -111,15 +164,12 @@ async fn place(handles: &ReplicaHandles, name: &str) -> Result<Option<ShardId>, 
             let applied = handles.applied();
             let state = &applied.state;
             let shard = shard_for_new_range(state, &leading.load_model);
-            // A table that exists, and a cluster without shards, have answers of the state.
-            let answered = state.table_named(name).is_some() || state.shards.values().all(|shard| shard.draining);
-            if shard.is_some() || answered {
+            if shard.is_some() || is_answered_by_state(state, name, None) {
                 return Ok(shard);
             }
         }
         if Instant::now() >= deadline {
-            let detail = "no shard has been heard of; nothing was done, try again";
-            return Err(problem::NO_SHARD.because(detail).into());
+            return Err(no_shard(NONE_REPORTS));
         }
         tokio::time::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
     }

@@ -6,6 +6,7 @@ use super::leadership::Outcome;
 use crate::entry::{Body, Control, Entry};
 use crate::fold::{InPhase, OutPhase, ShardState, Work};
 use crate::store::{StoreError, try_table};
+use crate::table_definition;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{Epoch, Failure, OperatorId, RangeId, SqlError, TableSchema};
@@ -54,6 +55,11 @@ impl Leader {
         let Some(entry) = entry_of(request) else {
             return Ok(ControlReply::Refused { code: "not-an-entry".into(), reason: "not served here".into() });
         };
+        if makes.filter(unknown).is_some()
+            && let Some(rejected) = table_definition::rejection(request)
+        {
+            return Ok(rejected);
+        }
         if let Some(schema) = makes.filter(unknown)
             && let Some(refused) = self.refused_table(schema).await?
         {
@@ -207,6 +213,7 @@ fn entry_of(request: &ControlRequest) -> Option<Control> {
         | ControlRequest::Compare { .. }
         | ControlRequest::TransferLeadership { .. }
         | ControlRequest::ChangeReplicas { .. }
+        | ControlRequest::CheckTable { .. }
         | ControlRequest::Report => return None,
     })
 }

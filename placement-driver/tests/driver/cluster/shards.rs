@@ -233,6 +233,12 @@ impl World {
                     return refused("no-such-replica");
                 }
             }
+            ControlRequest::CheckTable { schema } => {
+                return match evenkeel_sql::definition::canonical(&schema) {
+                    Ok(schema) => ControlReply::Table(Box::new(schema)),
+                    Err(reason) => ControlReply::Refused { code: "bad-definition".into(), reason },
+                };
+            }
             ControlRequest::Report => return ControlReply::Report(Box::new(self.report(shard))),
         }
         ControlReply::Done
