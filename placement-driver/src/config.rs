@@ -1,19 +1,22 @@
 //! The configuration of a replica, and the parameters of the balancer.
 //!
-//! It is plain data, with defaults for a cluster on a local network. [`Config::check`] checks all values once, at the start; the rest of the crate relies on them.
+//! It is plain data, with defaults for a cluster on a local network. [`Config::check`] checks all
+//! values once, at the start; the rest of the crate relies on them.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// The configuration of a replica. The maps name the first replicas of the cluster, this one included; a replica that joins asks them. The log has later members.
+/// The configuration of a replica. The maps name the first replicas of the cluster, this one
+/// included; a replica that joins asks them. The log has later members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The number of this replica, 1 to 255. It never changes, and no other replica ever has it.
     pub replica: u64,
-    /// Whether the replica, with an empty folder, waits until the existing replicas admit it. Otherwise an empty folder means a new cluster.
+    /// Whether the replica, with an empty folder, waits until the existing replicas admit it.
+    /// Otherwise an empty folder means a new cluster.
     #[serde(default)]
     pub join: bool,
     /// The folder of its log and its snapshots.
@@ -24,7 +27,8 @@ pub struct Config {
     pub rpc: BTreeMap<u64, SocketAddr>,
     /// The addresses of all replicas for the log's traffic. The replica listens on its own.
     pub log: BTreeMap<u64, SocketAddr>,
-    /// The address on which the replica listens for REST, if others reach it by another one, such as a forwarded port.
+    /// The address on which the replica listens for REST, if others reach it by another one, such
+    /// as a forwarded port.
     #[serde(default)]
     pub listen_rest: Option<SocketAddr>,
     /// The same for RPC.
@@ -36,16 +40,21 @@ pub struct Config {
     /// The parameters of the balancer.
     #[serde(default)]
     pub balancer: BalancerConfig,
-    /// The number of applied commands after which a snapshot is written, so that the log can be compacted. Large commands cause a snapshot earlier.
+    /// The number of applied commands after which a snapshot is written, so that the log can be
+    /// compacted. Large commands cause a snapshot earlier.
     #[serde(default = "default_snapshot_every_entries")]
     pub snapshot_every_entries: u64,
-    /// The size of the log that is kept behind the latest snapshot, in bytes. A replica that was away for a short time then needs no state transfer.
+    /// The size of the log that is kept behind the latest snapshot, in bytes. A replica that was
+    /// away for a short time then needs no state transfer.
     #[serde(default = "default_log_retention_bytes")]
     pub log_retention_bytes: u64,
     /// The size of the log above which it is compacted past replicas that are away, in bytes.
     #[serde(default = "default_log_cap_bytes")]
     pub log_cap_bytes: u64,
-    /// The incarnation. After a restoration of the state from an old copy (R30), set it to a number larger than the last one, from 2. Versions of the routing table then contain it, and no numbers are assigned until all shards have reported. Without it this begins once a shard's report shows that the state is old.
+    /// The incarnation. After a restoration of the state from an old copy (R30), set it to a number
+    /// larger than the last one, from 2. Versions of the routing table then contain it, and no
+    /// numbers are assigned until all shards have reported. Without it this begins once a shard's
+    /// report shows that the state is old.
     #[serde(default)]
     pub incarnation: Option<u32>,
 }
@@ -88,13 +97,15 @@ impl Config {
     }
 }
 
-/// The parameters of the balancer. Loads are statements per second. Shares are of the mean load of a shard.
+/// The parameters of the balancer. Loads are statements per second. Shares are of the mean load of
+/// a shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalancerConfig {
     /// Whether the balancer of a new cluster is on. Later `POST /v1/balancer` switches it.
     pub enabled: bool,
-    /// The total load below which nothing is balanced, in statements per second: the balancer would follow noise.
+    /// The total load below which nothing is balanced, in statements per second: the balancer would
+    /// follow noise.
     pub min_load_per_s: f64,
     /// The imbalance, divided by its minimum, above which the balancer acts.
     pub act_above: f64,
@@ -102,11 +113,13 @@ pub struct BalancerConfig {
     pub goal: f64,
     /// How long the imbalance must last before the balancer acts, in milliseconds.
     pub persist_ms: u64,
-    /// The same once the load has been balanced, in milliseconds. The total load must then be steady too.
+    /// The same once the load has been balanced, in milliseconds. The total load must then be
+    /// steady too.
     pub persist_level_ms: u64,
     /// How long a range must have been measured before its load is used, in milliseconds.
     pub window_ms: u64,
-    /// The age of the last report above which a shard is silent, in milliseconds. A silent shard is neither source nor destination (R29).
+    /// The age of the last report above which a shard is silent, in milliseconds. A silent shard is
+    /// neither source nor destination (R29).
     pub silent_after_ms: u64,
     /// How long a range is not moved back to a shard that it has left, in milliseconds.
     pub cooldown_ms: u64,
@@ -114,7 +127,8 @@ pub struct BalancerConfig {
     pub resplit_ms: u64,
     /// The share above which a range of an overloaded shard is split.
     pub split_above: f64,
-    /// The minimum number of pieces of equal load that a shard should have. Each piece of a split carries the mean load divided by it.
+    /// The minimum number of pieces of equal load that a shard should have. Each piece of a split
+    /// carries the mean load divided by it.
     pub pieces_per_shard: f64,
     /// The maximum number of pieces of one split.
     pub split_ways: usize,
@@ -122,7 +136,9 @@ pub struct BalancerConfig {
     pub max_ranges: usize,
     /// The number of moves that may always be under way at once, per source and per destination.
     pub moves_per_shard: usize,
-    /// The maximum number of moves under way at once, per source and per destination. More than `moves_per_shard` are possible only while the remaining bytes of those under way take less than `move_backlog_ms`.
+    /// The maximum number of moves under way at once, per source and per destination. More than
+    /// `moves_per_shard` are possible only while the remaining bytes of those under way take less
+    /// than `move_backlog_ms`.
     pub max_moves_per_shard: usize,
     /// See `max_moves_per_shard`, in milliseconds.
     pub move_backlog_ms: u64,
@@ -134,9 +150,11 @@ pub struct BalancerConfig {
     pub cold_share: f64,
     /// The size above which a range is split, whatever its load, in bytes.
     pub split_bytes: u64,
-    /// The maximum size of a merged range, in bytes. At most a quarter of `split_bytes`, so that the range is not split again.
+    /// The maximum size of a merged range, in bytes. At most a quarter of `split_bytes`, so that
+    /// the range is not split again.
     pub merged_max_bytes: u64,
-    /// The share of a range's load (0 to 1) that may shift within the range in one to two seconds. Above it the range is not split by load.
+    /// The share of a range's load (0 to 1) that may shift within the range in one to two seconds.
+    /// Above it the range is not split by load.
     pub max_shift: f64,
 }
 

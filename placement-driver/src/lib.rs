@@ -1,5 +1,6 @@
-//! Placement driver: it knows the shard of every range, measures the load of every shard, and splits,
-//! moves and merges ranges until all shards carry the same load. Its role is the one of TiKV's PD.
+//! Placement driver: it knows the shard of every range, measures the load of every shard, and
+//! splits, moves and merges ranges until all shards carry the same load. Its role is the one of
+//! TiKV's PD.
 //!
 //! It is a replicated state machine on `evenkeel-replicated-log`. The leader plans and drives
 //! operators; every replica serves the routing table. The routing table is a hint: the shards' own
@@ -21,8 +22,8 @@
 //! | [`metrics`] | the metrics | none |
 //! | [`run`](mod@run) | a replica with its REST API | all |
 //!
-//! Not done: it stores the schemas of tables, and parses no SQL. The shard that creates a table checks
-//! its definition.
+//! Not done: it stores the schemas of tables, and parses no SQL. The shard that creates a table
+//! checks its definition.
 
 pub mod api;
 pub mod balancer;

@@ -1,4 +1,5 @@
-//! The metrics of the placement driver, for Prometheus. [`install`] lists and describes all of them.
+//! The metrics of the placement driver, for Prometheus. [`install`] lists and describes all of
+//! them.
 
 use crate::balancer::{Observed, Picture};
 use crate::operators::STUCK_AFTER_MS;
@@ -14,18 +15,21 @@ static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
 /// Upper limits of the histograms' buckets, in seconds.
 const BUCKETS_S: [f64; 14] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 
-/// Installs the recorder of this process, once. If another is installed already, `/metrics` is empty.
+/// Installs the recorder of this process, once. If another is installed already, `/metrics` is
+/// empty.
 pub fn install() {
     HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new().set_buckets(&BUCKETS_S).unwrap_or_else(|_| PrometheusBuilder::new());
         let handle = builder.install_recorder().ok();
-        describe();
+        describe_counters();
+        describe_gauges();
+        describe_histograms();
         handle
     });
 }
 
-fn describe() {
-    use Unit::*;
+fn describe_counters() {
+    use Unit::{Bytes, Count};
     describe_counter!(
         "evenkeel_placement_reports_total",
         Count,
@@ -45,6 +49,10 @@ fn describe() {
     );
     describe_counter!("evenkeel_placement_lookups_total", Count, "Lookups of a key's route");
     describe_counter!("evenkeel_placement_rest_requests_total", Count, "Other REST requests, by status");
+}
+
+fn describe_gauges() {
+    use Unit::{Bytes, Count, Seconds};
     describe_gauge!("evenkeel_placement_leads", Count, "1 on the replica that leads, and only while it serves as such");
     describe_gauge!("evenkeel_placement_operators_running", Count, "Operators under way");
     describe_gauge!("evenkeel_placement_operators_stuck", Count, "Operators at one step for more than 30 seconds");
@@ -82,7 +90,7 @@ fn describe() {
         "evenkeel_placement_imbalance",
         "The highest load of a shard divided by the mean, moves counted at their destination"
     );
-    describe_gauge!("evenkeel_placement_imbalance_floor", "The minimum imbalance that the hottest key permits");
+    describe_gauge!("evenkeel_placement_imbalance_floor", "The minimum imbalance that the hottest key allows");
     describe_gauge!(
         "evenkeel_placement_shard_load",
         "Statements per second of a shard, moves counted at their destination"
@@ -95,6 +103,10 @@ fn describe() {
     describe_gauge!("evenkeel_placement_kv_keys", Count, "Keys of the coordination store");
     describe_gauge!("evenkeel_placement_kv_bytes", Bytes, "Size of the coordination store's entries");
     describe_gauge!("evenkeel_placement_kv_revision", Count, "The coordination store's revision");
+}
+
+fn describe_histograms() {
+    use Unit::Seconds;
     describe_histogram!(
         "evenkeel_placement_move_pause_seconds",
         Seconds,
@@ -124,8 +136,8 @@ pub fn fault(shard: ShardId, observed: &Observed) {
     }
 }
 
-/// The errors of the shards' clocks. Logs the shards whose clocks are off now and were not `before`,
-/// and the reverse. The result is the set of shards whose clocks are off now.
+/// The errors of the shards' clocks. Logs the shards whose clocks are off now and were not
+/// `before`, and the reverse. The result is the set of shards whose clocks are off now.
 pub fn clocks(load_model: &Picture, before: &BTreeSet<ShardId>) -> BTreeSet<ShardId> {
     for shard in load_model.shards.keys() {
         if let Some(off_ms) = load_model.clock_off_ms(*shard) {

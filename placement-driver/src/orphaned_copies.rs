@@ -2,9 +2,9 @@
 //! against it (R24). An administrator deletes an orphaned copy after looking at it, with
 //! `evenkeel operators purge`.
 //!
-//! [`purge`] asks the source once, whatever protocol the request came by; the caller repeats it until
-//! it is done. The placement driver's state has no record of copies. The source's log knows them, and
-//! deletes only copies of ranges that the source has handed over.
+//! [`purge`] asks the source once, whatever protocol the request came by; the caller repeats it
+//! until it is done. The placement driver's state has no record of copies. The source's log knows
+//! them, and deletes only copies of ranges that the source has handed over.
 
 use crate::replica::ReplicaHandles;
 use crate::state::{State, Status, Work};

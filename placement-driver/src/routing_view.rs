@@ -1,5 +1,5 @@
-//! The routing table in the form in which REST serves it: immutable, indexed by key, with the JSON of
-//! each route made once.
+//! The routing table in the form in which REST serves it: immutable, indexed by key, with the JSON
+//! of each route made once.
 //!
 //! Each version of the routing table has a view of its own. Routes that did not change keep their
 //! JSON. A lookup copies a few hundred bytes and computes nothing.
@@ -196,8 +196,8 @@ impl RoutingView {
         }
     }
 
-    /// The changes in one table since `version`. The whole table if they are no longer known, or the
-    /// version is of another incarnation (R30).
+    /// The changes in one table since `version`. The whole table if they are no longer known, or
+    /// the version is of another incarnation (R30).
     pub fn since_body(&self, version: RouteVersion, only: &ServedTable) -> RoutesBody {
         let known = version.incarnation == self.version.incarnation;
         let change = known.then(|| self.changes.since(version.number, self.version.number)).flatten();

@@ -1,6 +1,10 @@
 //! The state on disk: one file with the state as of a position in the log.
 //!
-//! The file is written beside its place, synced, and renamed into it, so that a crash leaves the old or the new file. A restart reads it and applies the log from there on. The log may be compacted up to the file's position once the file is durable (R16). A replica writes snapshots of its own state and of states that it has fetched. [`SnapshotFile`] admits one writer at a time, and never replaces a newer file by an older one.
+//! The file is written beside its place, synced, and renamed into it, so that a crash leaves the
+//! old or the new file. A restart reads it and applies the log from there on. The log may be
+//! compacted up to the file's position once the file is durable (R16). A replica writes snapshots
+//! of its own state and of states that it has fetched. [`SnapshotFile`] admits one writer at a
+//! time, and never replaces a newer file by an older one.
 
 use crate::state::State;
 use evenkeel_replicated_log::{LogIndex, Term};
@@ -36,7 +40,8 @@ pub enum SnapshotError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not a snapshot, or not a whole one. The administrator must restore or empty this replica's folder.
+    /// The file is not a snapshot, or not a whole one. The administrator must restore or empty this
+    /// replica's folder.
     #[error("{path} is not a whole snapshot: {reason}")]
     Damaged {
         /// The file.
@@ -104,7 +109,8 @@ impl SnapshotFile {
         SnapshotFile { dir, durable: Mutex::new(Some(durable)) }
     }
 
-    /// Writes a state encoded by [`encode`], unless the durable one is as new. The result is the position of the durable snapshot; `None` if the replica has ended.
+    /// Writes a state encoded by [`encode`], unless the durable one is as new. The result is the
+    /// position of the durable snapshot; `None` if the replica has ended.
     ///
     /// # Errors
     /// [`SnapshotError`].
@@ -117,7 +123,8 @@ impl SnapshotFile {
         Ok(*durable)
     }
 
-    /// Waits for a write that is under way, and prevents further ones: another process may use the folder from now on.
+    /// Waits for a write that is under way, and prevents further ones: another process may use the
+    /// folder from now on.
     pub fn close(&self) {
         *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

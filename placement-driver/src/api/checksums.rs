@@ -1,8 +1,8 @@
-//! `GET /v1/checksums`: whether the replicas of each shard have the same rows, and whether every key has
-//! exactly one owner according to the shards' own logs.
+//! `GET /v1/checksums`: whether the replicas of each shard have the same rows, and whether every
+//! key has exactly one owner according to the shards' own logs.
 //!
-//! Not done: a shard that is too large for the time limit is compared only in part. Its leader compares
-//! all of it in the background, and `GET /v1/shards` has the result.
+//! Not done: a shard that is too large for the time limit is compared only in part. Its leader
+//! compares all of it in the background, and `GET /v1/shards` has the result.
 
 use super::failure::ApiFailure;
 use super::response::json_with;
@@ -68,8 +68,8 @@ pub(super) async fn get(handles: &ReplicaHandles) -> Result<Response, ApiFailure
     Ok(json_with(StatusCode::OK, &body))
 }
 
-/// Asks a shard's leader to compare its replicas, piece by piece, until all are compared or the time
-/// limit has passed.
+/// Asks a shard's leader to compare its replicas, piece by piece, until all are compared or the
+/// time limit has passed.
 async fn compare(handles: &ReplicaHandles, shard: &ShardInfo, leader: Option<u64>) -> Found {
     let deadline = Instant::now() + Duration::from_millis(COMPARE_MS);
     let mut compared = Compared::default();

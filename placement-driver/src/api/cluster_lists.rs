@@ -1,9 +1,9 @@
 //! The lists of ranges and shards, which are as long as the cluster is large.
 //!
-//! The event loop needs the state and the reports in every turn. So an answer locks them only while it
-//! copies objects of bounded size: pointers to the routing view and the shards' reports, which are
-//! immutable, the shards, and the ranges of operators under way. The lists are made from these copies
-//! afterwards.
+//! The event loop needs the state and the reports in every turn. So an answer locks them only while
+//! it copies objects of bounded size: pointers to the routing view and the shards' reports, which
+//! are immutable, the shards, and the ranges of operators under way. The lists are made from these
+//! copies afterwards.
 //!
 //! Not done: pages.
 

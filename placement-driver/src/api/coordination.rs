@@ -1,8 +1,9 @@
 //! `/v1/kv`: the coordination store over REST.
 //!
 //! The key is the path behind `/v1/kv/`, percent-decoded once; it may contain slashes. A read is
-//! linearizable unless it asks for `sequential`, perhaps with a `min_revision`. [`crate::coordination`]
-//! defines both. A replica that does not lead redirects requests that need the leader.
+//! linearizable unless it asks for `sequential`, perhaps with a `min_revision`.
+//! [`crate::coordination`] defines both. A replica that does not lead redirects requests that need
+//! the leader.
 
 use super::failure::ApiFailure;
 use super::problem::{self, ApiProblem};

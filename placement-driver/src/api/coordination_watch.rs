@@ -1,5 +1,5 @@
-//! `GET /v1/watch/kv`: changes of the coordination store as server-sent events. No key of the store has
-//! this path.
+//! `GET /v1/watch/kv`: changes of the coordination store as server-sent events. No key of the store
+//! has this path.
 
 use super::context::ApiContext;
 use super::coordination::revision;
@@ -26,7 +26,8 @@ pub(super) fn watch(api: &ApiContext, query: &str, last: Option<&str>) -> Result
             _ => since = Some(revision(&value)?),
         }
     }
-    // An EventSource that reconnects repeats its first URL. The header has the last event that it saw.
+    // An EventSource that reconnects repeats its first URL. The header has the last event that it
+    // saw.
     if let Some(last) = last {
         since = Some(revision(last)?);
     }
@@ -48,8 +49,8 @@ fn event(event: WatchEvent) -> Event {
         WatchEvent::Begin(revision) => mark("begin", revision),
         WatchEvent::Change(event) => change(&event),
         WatchEvent::Progress(revision) => mark("progress", revision),
-        // Without an id: an EventSource reconnects with the id of an event before the gap, and is rejected
-        // instead of continuing behind the gap.
+        // Without an id: an EventSource reconnects with the id of an event before the gap, and is
+        // rejected instead of continuing behind the gap.
         WatchEvent::Compacted(oldest) => unnumbered("compacted", oldest),
     }
 }
@@ -74,8 +75,8 @@ fn change(event: &coordination::Event) -> Event {
 mod tests {
     use super::*;
 
-    /// A browser's `EventSource` reconnects with the last id that it has received. After a gap that id
-    /// must be rejected.
+    /// A browser's `EventSource` reconnects with the last id that it has received. After a gap that
+    /// id must be rejected.
     #[test]
     fn an_event_about_a_gap_has_no_id() {
         let text = |watch_event| event(watch_event).to_string();

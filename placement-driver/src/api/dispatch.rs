@@ -167,8 +167,8 @@ fn range_id(text: &str) -> Result<RangeId, ApiProblem> {
     number(text, "range").map(RangeId)
 }
 
-/// An object that is unknown here may have been created a moment ago: only the leader can answer that
-/// it does not exist.
+/// An object that is unknown here may have been created a moment ago: only the leader can answer
+/// that it does not exist.
 fn leader_may_know(api: &ApiContext, failure: ApiFailure) -> ApiFailure {
     let unknown = matches!(&failure, ApiFailure::Problem(problem) if problem.may_be_newer_at_leader());
     let leader = api.handles.leader().filter(|leader| *leader != api.handles.config.replica);

@@ -9,8 +9,8 @@ use std::time::Duration;
 /// How long a request waits for the result of its command, in milliseconds.
 const OUTCOME_MS: u64 = 10_000;
 
-/// Reads the state and the leader's memory. The event loop waits meanwhile: `read` takes only copies
-/// of bounded size, and the caller builds its answer from them.
+/// Reads the state and the leader's memory. The event loop waits meanwhile: `read` takes only
+/// copies of bounded size, and the caller builds its answer from them.
 pub(super) fn with_leader<T>(
     handles: &ReplicaHandles,
     read: impl FnOnce(&State, &LeaderState) -> T,

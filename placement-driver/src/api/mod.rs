@@ -1,9 +1,9 @@
 //! REST API.
 //!
-//! Every replica serves the routing table, tables, operators and its own status. Writes, and reads of
-//! load, need the leader: another replica answers 307 with the leader's URL (`curl -L` follows it), or
-//! 503 while there is no leader. Every error is `application/problem+json` with a stable code
-//! ([`problem`]).
+//! Every replica serves the routing table, tables, operators and its own status. Writes, and reads
+//! of load, need the leader: another replica answers 307 with the leader's URL (`curl -L` follows
+//! it), or 503 while there is no leader. Every error is `application/problem+json` with a stable
+//! code ([`problem`]).
 //!
 //! | request | answer | module |
 //! |---|---|---|
@@ -34,8 +34,8 @@
 //! | `GET /v1/status` | one object | [`status`] |
 //! | `GET /livez`, `/readyz`, `/metrics` | text | [`status`] |
 //!
-//! A request passes [`serve`](mod@serve) (HTTP), [`dispatch`] (path and method) and the handler of its
-//! resource. Handlers use [`request`], [`response`] and [`leader_access`].
+//! A request passes [`serve`](mod@serve) (HTTP), [`dispatch`] (path and method) and the handler of
+//! its resource. Handlers use [`request`], [`response`] and [`leader_access`].
 //!
 //! Not done: authentication, pages of long lists.
 

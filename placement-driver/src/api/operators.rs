@@ -54,8 +54,8 @@ pub(super) async fn cancel(handles: &ReplicaHandles, operator: OperatorId) -> Re
     accepted(handles, operator)
 }
 
-/// The shard that is creating a table for this operator, if it reports. It may have created the table
-/// already.
+/// The shard that is creating a table for this operator, if it reports. It may have created the
+/// table already.
 fn creating_shard(handles: &ReplicaHandles, operator: OperatorId) -> Option<ShardId> {
     let leading = handles.leading();
     let applied = handles.applied();

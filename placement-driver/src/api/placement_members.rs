@@ -1,7 +1,7 @@
 //! `GET /v1/members` and `POST /v1/members`: the replicas of the placement driver itself.
 //!
-//! A change is idempotent, and is answered once the new configuration is in force. Meanwhile a request
-//! may be redirected: the change ends its leader's leadership.
+//! A change is idempotent, and is answered once the new configuration is in force. Meanwhile a
+//! request may be redirected: the change ends its leader's leadership.
 
 use super::failure::ApiFailure;
 use super::problem::{self, ApiProblem};

@@ -1,8 +1,9 @@
-//! Problems: errors as `application/problem+json` (RFC 9457) with stable codes. All codes of the REST
-//! API are in this file.
+//! Problems: errors as `application/problem+json` (RFC 9457) with stable codes. All codes of the
+//! REST API are in this file.
 //!
-//! A client may rely on the status and the code. Titles and details are for people. 503 and 429 mean
-//! that nothing was done, and carry `Retry-After`; 504 means that the request may be effective.
+//! A client may rely on the status and the code. Titles and details are for people. 503 and 429
+//! mean that nothing was done, and carry `Retry-After`; 504 means that the request may be
+//! effective.
 
 use crate::coordination;
 use crate::json::to_json;
@@ -15,98 +16,98 @@ use warp::reply::Response;
 
 /// A kind of problem: everything that all its occurrences have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Kind {
+pub(crate) struct ProblemKind {
     status: u16,
     code: &'static str,
     title: &'static str,
 }
 
-const fn kind(status: u16, code: &'static str, title: &'static str) -> Kind {
-    Kind { status, code, title }
+const fn kind(status: u16, code: &'static str, title: &'static str) -> ProblemKind {
+    ProblemKind { status, code, title }
 }
 
 // The request itself.
-const BAD_REQUEST: Kind = kind(400, "bad-request", "The request is malformed");
-const BAD_KEY: Kind = kind(400, "bad-key", "The key is not one of this table");
-const UNKNOWN_PATH: Kind = kind(404, "unknown-path", "There is nothing at this path");
-pub(super) const METHOD_NOT_ALLOWED: Kind = kind(405, "method-not-allowed", "The method is not possible here");
-pub(super) const BODY_TOO_SLOW: Kind = kind(408, "body-too-slow", "The body did not come");
-pub(super) const BODY_TOO_LARGE: Kind = kind(413, "body-too-large", "The body is too large");
+const BAD_REQUEST: ProblemKind = kind(400, "bad-request", "The request is malformed");
+const BAD_KEY: ProblemKind = kind(400, "bad-key", "The key is not one of this table");
+const UNKNOWN_PATH: ProblemKind = kind(404, "unknown-path", "There is nothing at this path");
+pub(super) const METHOD_NOT_ALLOWED: ProblemKind = kind(405, "method-not-allowed", "The method is not possible here");
+pub(super) const BODY_TOO_SLOW: ProblemKind = kind(408, "body-too-slow", "The body did not come");
+pub(super) const BODY_TOO_LARGE: ProblemKind = kind(413, "body-too-large", "The body is too large");
 
 // The replica, and its leader.
-pub(super) const NOT_LEADER: Kind = kind(307, "not-leader", "Another replica leads");
-const NO_LEADER: Kind = kind(503, "no-leader", "No replica leads at the moment");
-pub(super) const NO_QUORUM: Kind = kind(503, "no-quorum", "No majority answers");
-pub(super) const BEHIND: Kind = kind(503, "behind", "This replica is behind");
-const OVERLOADED: Kind = kind(503, "overloaded", "Too much is waiting");
-pub(super) const TOO_MANY_WATCHERS: Kind = kind(503, "too-many-watchers", "Too many watches are open");
-pub(super) const OUTCOME_UNKNOWN: Kind = kind(504, "outcome-unknown", "What became of it is not known");
-pub(super) const INTERNAL: Kind = kind(500, "internal", "Something that cannot be");
+pub(super) const NOT_LEADER: ProblemKind = kind(307, "not-leader", "Another replica leads");
+const NO_LEADER: ProblemKind = kind(503, "no-leader", "No replica leads at the moment");
+pub(super) const NO_QUORUM: ProblemKind = kind(503, "no-quorum", "No majority answers");
+pub(super) const BEHIND: ProblemKind = kind(503, "behind", "This replica is behind");
+const OVERLOADED: ProblemKind = kind(503, "overloaded", "Too much is waiting");
+pub(super) const TOO_MANY_WATCHERS: ProblemKind = kind(503, "too-many-watchers", "Too many watches are open");
+pub(super) const OUTCOME_UNKNOWN: ProblemKind = kind(504, "outcome-unknown", "What became of it is not known");
+pub(super) const INTERNAL: ProblemKind = kind(500, "internal", "Something that cannot be");
 
 // Tables.
-const UNKNOWN_TABLE: Kind = kind(404, "unknown-table", "There is no such table");
-const TABLE_EXISTS: Kind = kind(409, "table-exists", "A table of this name exists");
-const BAD_TABLE: Kind = kind(400, "bad-table", "The table cannot be");
-pub(super) const TABLE_NOT_TAKEN_IN: Kind = kind(409, "table-not-taken-in", "A shard has a table of this name");
-pub(super) const NOT_CREATED: Kind = kind(409, "not-created", "The table could not be created");
-pub(super) const STILL_CREATING: Kind = kind(504, "still-creating", "The table is not ready yet");
-pub(super) const NO_SHARD: Kind = kind(503, "no-shard", "No shard can take the table");
+const UNKNOWN_TABLE: ProblemKind = kind(404, "unknown-table", "There is no such table");
+const TABLE_EXISTS: ProblemKind = kind(409, "table-exists", "A table of this name exists");
+const BAD_TABLE: ProblemKind = kind(400, "bad-table", "The table cannot be");
+pub(super) const TABLE_NOT_TAKEN_IN: ProblemKind = kind(409, "table-not-taken-in", "A shard has a table of this name");
+pub(super) const NOT_CREATED: ProblemKind = kind(409, "not-created", "The table could not be created");
+pub(super) const STILL_CREATING: ProblemKind = kind(504, "still-creating", "The table is not ready yet");
+pub(super) const NO_SHARD: ProblemKind = kind(503, "no-shard", "No shard can take the table");
 
 // Ranges.
-const UNKNOWN_RANGE: Kind = kind(404, "unknown-range", "There is no such range");
-pub(super) const NO_ROUTE: Kind = kind(503, "no-route", "No shard is known for this key");
-pub(super) const NO_MEDIAN: Kind = kind(409, "no-median", "The load has no median yet");
-const RANGE_BUSY: Kind = kind(409, "operator-running", "An operator is at work on the range");
-const RANGE_CHANGED: Kind = kind(409, "range-changed", "The range has changed");
-const BAD_SPLIT: Kind = kind(400, "bad-split", "The range cannot be split there");
-const SAME_SHARD: Kind = kind(409, "same-shard", "The range is on this shard already");
-const NOT_NEIGHBOURS: Kind = kind(409, "not-neighbours", "The ranges are not neighbours on one shard");
-const BAD_ROUTES: Kind = kind(409, "bad-routes", "The routes contradict what is known");
+const UNKNOWN_RANGE: ProblemKind = kind(404, "unknown-range", "There is no such range");
+pub(super) const NO_ROUTE: ProblemKind = kind(503, "no-route", "No shard is known for this key");
+pub(super) const NO_MEDIAN: ProblemKind = kind(409, "no-median", "The load has no median yet");
+const RANGE_BUSY: ProblemKind = kind(409, "operator-running", "An operator is at work on the range");
+const RANGE_CHANGED: ProblemKind = kind(409, "range-changed", "The range has changed");
+const BAD_SPLIT: ProblemKind = kind(400, "bad-split", "The range cannot be split there");
+const SAME_SHARD: ProblemKind = kind(409, "same-shard", "The range is on this shard already");
+const NOT_NEIGHBOURS: ProblemKind = kind(409, "not-neighbours", "The ranges are not neighbours on one shard");
+const BAD_ROUTES: ProblemKind = kind(409, "bad-routes", "The routes contradict the routing table");
 
 // Shards and replicas.
-const UNKNOWN_SHARD: Kind = kind(404, "unknown-shard", "There is no such shard");
-pub(super) const UNKNOWN_REPLICA: Kind = kind(409, "unknown-replica", "There is no such replica");
-const SHARD_LOST: Kind = kind(409, "shard-lost", "The shard was declared lost");
-const SHARD_DRAINING: Kind = kind(409, "shard-draining", "The shard is being emptied");
-const SHARD_NOT_DRAINING: Kind = kind(409, "shard-not-draining", "The shard is not being emptied");
-const LAST_SHARD: Kind = kind(409, "last-shard", "The last shard cannot be removed");
-const SHARD_NOT_EMPTY: Kind = kind(409, "shard-not-empty", "The shard is not empty yet");
-pub(super) const SHARD_SILENT: Kind = kind(409, "shard-silent", "The shard does not report");
-pub(super) const SHARD_CLOCK_OFF: Kind = kind(409, "shard-clock-off", "The shard's clock is off");
-pub(super) const SHARD_SPEAKS: Kind = kind(409, "shard-speaks", "The destination is not lost");
-pub(super) const SHARD_UNREACHABLE: Kind = kind(503, "shard-unreachable", "The shard does not answer");
-pub(super) const SHARD_ANSWER: Kind = kind(502, "shard-answer", "The shard answered something else");
-pub(super) const NOT_TRANSFERRED: Kind = kind(409, "not-transferred", "The shard's leadership stays");
-pub(super) const NOT_CHANGED: Kind = kind(409, "not-changed", "The replicas stay as they are");
-pub(super) const NOT_CHANGED_YET: Kind = kind(503, "not-changed-yet", "The replicas have not changed yet");
+const UNKNOWN_SHARD: ProblemKind = kind(404, "unknown-shard", "There is no such shard");
+pub(super) const UNKNOWN_REPLICA: ProblemKind = kind(409, "unknown-replica", "There is no such replica");
+const SHARD_LOST: ProblemKind = kind(409, "shard-lost", "The shard was declared lost");
+const SHARD_DRAINING: ProblemKind = kind(409, "shard-draining", "The shard is being emptied");
+const SHARD_NOT_DRAINING: ProblemKind = kind(409, "shard-not-draining", "The shard is not being emptied");
+const LAST_SHARD: ProblemKind = kind(409, "last-shard", "The last shard cannot be removed");
+const SHARD_NOT_EMPTY: ProblemKind = kind(409, "shard-not-empty", "The shard is not empty yet");
+pub(super) const SHARD_SILENT: ProblemKind = kind(409, "shard-silent", "The shard does not report");
+pub(super) const SHARD_CLOCK_OFF: ProblemKind = kind(409, "shard-clock-off", "The shard's clock is off");
+pub(super) const SHARD_SPEAKS: ProblemKind = kind(409, "shard-speaks", "The destination is not lost");
+pub(super) const SHARD_UNREACHABLE: ProblemKind = kind(503, "shard-unreachable", "The shard does not answer");
+pub(super) const SHARD_ANSWER: ProblemKind = kind(502, "shard-answer", "The shard answered something else");
+pub(super) const NOT_TRANSFERRED: ProblemKind = kind(409, "not-transferred", "The shard's leadership stays");
+pub(super) const NOT_CHANGED: ProblemKind = kind(409, "not-changed", "The replicas stay as they are");
+pub(super) const NOT_CHANGED_YET: ProblemKind = kind(503, "not-changed-yet", "The replicas have not changed yet");
 
 // Operators.
-pub(super) const UNKNOWN_OPERATOR: Kind = kind(404, "unknown-operator", "There is no such operator");
-pub(super) const OPERATOR_RUNNING: Kind = kind(409, "operator-running", "The operator is still at work");
-pub(super) const NOT_CANCELLABLE: Kind = kind(409, "not-cancellable", "The operator can no longer be cancelled");
-pub(super) const NOT_CANCELLED: Kind = kind(409, "not-cancellable", "The operator cannot be cancelled");
-const OTHER_STEP: Kind = kind(409, "other-step", "The operator is at another step");
-pub(super) const NOT_FENCED: Kind = kind(409, "not-fenced", "The range cannot be taken back");
-const NOTHING_LEFT: Kind = kind(409, "nothing-left", "Nothing of it is possible any more");
-const LIMIT_REACHED: Kind = kind(409, "limit-reached", "A limit is reached");
-const RESTORING: Kind = kind(503, "restoring", "The state was restored and is not whole yet");
-pub(super) const NO_COPY: Kind = kind(409, "no-copy", "The operator leaves no copy");
-pub(super) const NOT_PURGED: Kind = kind(409, "not-purged", "The copy stays");
-pub(super) const NOT_PURGED_YET: Kind = kind(503, "not-purged-yet", "The copy is still being deleted");
+pub(super) const UNKNOWN_OPERATOR: ProblemKind = kind(404, "unknown-operator", "There is no such operator");
+pub(super) const OPERATOR_RUNNING: ProblemKind = kind(409, "operator-running", "The operator is still at work");
+pub(super) const NOT_CANCELLABLE: ProblemKind = kind(409, "not-cancellable", "The operator can no longer be cancelled");
+pub(super) const NOT_CANCELLED: ProblemKind = kind(409, "not-cancellable", "The operator cannot be cancelled");
+const OTHER_STEP: ProblemKind = kind(409, "other-step", "The operator is at another step");
+pub(super) const NOT_FENCED: ProblemKind = kind(409, "not-fenced", "The range cannot be taken back");
+const NOTHING_LEFT: ProblemKind = kind(409, "nothing-left", "Nothing of it is possible any more");
+const LIMIT_REACHED: ProblemKind = kind(409, "limit-reached", "A limit is reached");
+const RESTORING: ProblemKind = kind(503, "restoring", "The state was restored and is not whole yet");
+pub(super) const NO_COPY: ProblemKind = kind(409, "no-copy", "The operator leaves no copy");
+pub(super) const NOT_PURGED: ProblemKind = kind(409, "not-purged", "The copy stays");
+pub(super) const NOT_PURGED_YET: ProblemKind = kind(503, "not-purged-yet", "The copy is still being deleted");
 
 // The coordination store.
-const EMPTY_KEY: Kind = kind(400, "bad-key", "The key is empty");
-const KEY_TOO_LONG: Kind = kind(414, "key-too-long", "The key is too long");
-const VALUE_TOO_LARGE: Kind = kind(413, "value-too-large", "The value is too large");
-const REVISION_MISMATCH: Kind = kind(412, "revision-mismatch", "The key is not as expected");
-const UNKNOWN_KEY: Kind = kind(404, "unknown-key", "There is no such key");
-const KV_FULL: Kind = kind(507, "kv-full", "The store is full");
-const ID_REUSED: Kind = kind(422, "idempotency-key-reused", "The idempotency key belongs to another request");
-const TOO_MANY_IDS: Kind = kind(429, "too-many-idempotency-keys", "Too many idempotency keys are remembered");
-pub(super) const TOO_MANY_WRITES: Kind = kind(429, "too-many-writes", "Too many writes are under way");
-pub(super) const COMPACTED: Kind = kind(410, "compacted", "These changes are no longer remembered");
+const EMPTY_KEY: ProblemKind = kind(400, "bad-key", "The key is empty");
+const KEY_TOO_LONG: ProblemKind = kind(414, "key-too-long", "The key is too long");
+const VALUE_TOO_LARGE: ProblemKind = kind(413, "value-too-large", "The value is too large");
+const REVISION_MISMATCH: ProblemKind = kind(412, "revision-mismatch", "The key is not as expected");
+const UNKNOWN_KEY: ProblemKind = kind(404, "unknown-key", "There is no such key");
+const KV_FULL: ProblemKind = kind(507, "kv-full", "The store is full");
+const ID_REUSED: ProblemKind = kind(422, "idempotency-key-reused", "The idempotency key belongs to another request");
+const TOO_MANY_IDS: ProblemKind = kind(429, "too-many-idempotency-keys", "Too many idempotency keys are remembered");
+pub(super) const TOO_MANY_WRITES: ProblemKind = kind(429, "too-many-writes", "Too many writes are under way");
+pub(super) const COMPACTED: ProblemKind = kind(410, "compacted", "These changes are no longer remembered");
 
-impl Kind {
+impl ProblemKind {
     /// A problem of this kind. `detail` says what happened this time.
     pub(crate) fn because(self, detail: impl Into<String>) -> ApiProblem {
         ApiProblem { status: self.status, code: self.code, title: self.title, detail: detail.into() }
@@ -214,7 +215,7 @@ impl From<Refusal> for ApiProblem {
 }
 
 /// The kind of problem for a rejection by the coordination store.
-fn coordination_kind(refusal: &coordination::Refusal) -> Kind {
+fn coordination_kind(refusal: &coordination::Refusal) -> ProblemKind {
     match refusal {
         coordination::Refusal::KeyLength(0) => EMPTY_KEY,
         coordination::Refusal::KeyLength(_) => KEY_TOO_LONG,

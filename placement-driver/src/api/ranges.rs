@@ -51,8 +51,8 @@ async fn begin(handles: &ReplicaHandles, action: Action) -> Result<Response, Api
     }
 }
 
-/// Rejects a move that could not begin: from or to a shard that does not report. A new leader has no
-/// reports yet, so the request waits for a moment.
+/// Rejects a move that could not begin: from or to a shard that does not report. A new leader has
+/// no reports yet, so the request waits for a moment.
 async fn shards_report(handles: &ReplicaHandles, range: RangeId, to: ShardId) -> Result<(), ApiFailure> {
     let deadline = Instant::now() + Duration::from_millis(REPORT_MS);
     loop {

@@ -117,8 +117,9 @@ pub(super) async fn read_body<B: Buf>(
             let mut chunk = chunk.map_err(|error| ApiProblem::bad_request(format!("the body broke off: {error}")))?;
             too_long |= whole.len() + chunk.remaining() > limit_bytes;
             if too_long {
-                // A connection that is closed with unread bytes is reset, and the reset can overtake the
-                // answer: a client that still sends would see a broken connection, not the problem.
+                // A connection that is closed with unread bytes is reset, and the reset can
+                // overtake the answer: a client that still sends would see a broken connection, not
+                // the problem.
                 discarded_bytes += chunk.remaining();
                 if discarded_bytes > DISCARDED_BYTES {
                     return Err(too_large());

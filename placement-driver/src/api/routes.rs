@@ -1,5 +1,5 @@
-//! `GET /v1/routes` and `GET /v1/routes/{table}?key=`: the routing table, whole or since a version, and
-//! the route of one key.
+//! `GET /v1/routes` and `GET /v1/routes/{table}?key=`: the routing table, whole or since a version,
+//! and the route of one key.
 
 use super::problem::{self, ApiProblem};
 use super::request::{matches_tag, parameters, percent_decode};

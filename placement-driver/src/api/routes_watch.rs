@@ -1,9 +1,9 @@
 //! `GET /v1/routes/watch`: changes of the routing table as server-sent events.
 //!
-//! A watch has no queue: it remembers the version that it has sent, and sends all changes since in one
-//! event when the client is ready for more. So a slow watch costs nothing, and one that is too far
-//! behind receives the whole table. The replicas of the placement driver itself come first, and again
-//! whenever they change, in an event `members` without an id.
+//! A watch has no queue: it remembers the version that it has sent, and sends all changes since in
+//! one event when the client is ready for more. So a slow watch costs nothing, and one that is too
+//! far behind receives the whole table. The replicas of the placement driver itself come first, and
+//! again whenever they change, in an event `members` without an id.
 
 use super::context::ApiContext;
 use super::failure::ApiFailure;

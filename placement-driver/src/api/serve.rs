@@ -1,8 +1,8 @@
 //! The HTTP server.
 //!
-//! Two warp filters pass all requests to [dispatch]: one for GET and HEAD, one for all other methods.
-//! The lookup of a key's route is a hot path, and a chain of filters would cost more than the lookup.
-//! HEAD is answered as GET, and its body is left out when it is sent.
+//! Two warp filters pass all requests to [dispatch]: one for GET and HEAD, one for all other
+//! methods. The lookup of a key's route is a hot path, and a chain of filters would cost more than
+//! the lookup. HEAD is answered as GET, and its body is left out when it is sent.
 
 use super::context::ApiContext;
 use super::dispatch;

@@ -72,8 +72,8 @@ pub(super) async fn change(handles: &ReplicaHandles, id: ShardId, body: &[u8]) -
     }
 }
 
-/// Rejects the removal of a replica that neither the routing table nor the shard's report has. If the
-/// replica to add is there, the request is a repetition of one that is done.
+/// Rejects the removal of a replica that neither the routing table nor the shard's report has. If
+/// the replica to add is there, the request is a repetition of one that is done.
 fn check_exists(handles: &ReplicaHandles, id: ShardId, change: &ChangeReplicasBody) -> Result<(), ApiFailure> {
     let mut replicas = shard_info(handles, id)?.replicas;
     if let Some(view) = handles.leading().as_ref().and_then(|leading| leading.load_model.shards.get(&id)) {

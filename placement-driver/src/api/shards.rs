@@ -1,4 +1,5 @@
-//! `/v1/shards`: the list of shards, their addition and removal, and the transfer of their leadership.
+//! `/v1/shards`: the list of shards, their addition and removal, and the transfer of their
+//! leadership.
 
 use super::cluster_lists::{ClusterLists, shard_status};
 use super::failure::ApiFailure;
@@ -97,8 +98,8 @@ fn shard_body(handles: &ReplicaHandles, id: ShardId, status: StatusCode) -> Resu
     Ok(json_with(status, &body))
 }
 
-/// `POST /v1/shards/{id}/transfer-leader`. Asks the shard at once: the placement driver's state has no
-/// record of leaders.
+/// `POST /v1/shards/{id}/transfer-leader`. Asks the shard at once: the placement driver's state has
+/// no record of leaders.
 pub(super) async fn transfer_leader(
     handles: &ReplicaHandles,
     id: ShardId,

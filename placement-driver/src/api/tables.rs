@@ -79,8 +79,8 @@ pub(super) async fn create(handles: &ReplicaHandles, body: &[u8]) -> Result<Resp
     }
 }
 
-/// Rejects a name under which a shard has a table that the state lacks: it may be the same table, and
-/// have rows (R30).
+/// Rejects a name under which a shard has a table that the state lacks: it may be the same table,
+/// and have rows (R30).
 fn is_free(handles: &ReplicaHandles, name: &str) -> Result<(), ApiFailure> {
     let leading = handles.leading();
     let leading = leading.as_ref().ok_or(ApiFailure::NeedsLeader)?;
@@ -91,12 +91,13 @@ fn is_free(handles: &ReplicaHandles, name: &str) -> Result<(), ApiFailure> {
     }
 }
 
-/// The table with its canonical definition. Shards run the text as superuser (R6), so it is never the
-/// client's own. This crate parses no SQL: a shard's leader checks the definition, and checks it again
-/// when it executes it.
+/// The table with its canonical definition. Shards run the text as superuser (R6), so it is never
+/// the client's own. This crate parses no SQL: a shard's leader checks the definition, and checks
+/// it again when it executes it.
 ///
 /// The definition is checked before the log and not by the state machine: otherwise replicas of
-/// different versions, and a later version that reads an old log, would have to parse every text alike.
+/// different versions, and a later version that reads an old log, would have to parse every text
+/// alike.
 async fn checked(
     handles: &ReplicaHandles,
     schema: TableSchema,
@@ -117,8 +118,8 @@ async fn checked(
     if answered { Ok(schema) } else { Err(no_shard(&trouble)) }
 }
 
-/// The shards that can check a definition: those that report, and the one that the table is placed on.
-/// That shard comes first if it reports, and last if it does not.
+/// The shards that can check a definition: those that report, and the one that the table is placed
+/// on. That shard comes first if it reports, and last if it does not.
 fn shards_to_ask(
     handles: &ReplicaHandles,
     placed_on: Option<ShardId>,
@@ -144,8 +145,8 @@ fn no_shard(trouble: &str) -> ApiFailure {
     problem::NO_SHARD.because(format!("{trouble}; nothing was done, try again")).into()
 }
 
-/// Whether the state answers the creation of a table without placing it: a table of this name exists,
-/// no shard is active, or the requested shard is not.
+/// Whether the state answers the creation of a table without placing it: a table of this name
+/// exists, no shard is active, or the requested shard is not.
 fn is_answered_by_state(state: &State, name: &str, placed_on: Option<ShardId>) -> bool {
     let inactive = |id| state.shards.get(&id).is_none_or(|shard| shard.draining || shard.lost);
     state.table_named(name).is_some()
@@ -153,8 +154,8 @@ fn is_answered_by_state(state: &State, name: &str, placed_on: Option<ShardId>) -
         || placed_on.is_some_and(inactive)
 }
 
-/// Chooses the shard for a new table among those that report. A shard without reports may not exist,
-/// and its table would occupy the name and never be created.
+/// Chooses the shard for a new table among those that report. A shard without reports may not
+/// exist, and its table would occupy the name and never be created.
 async fn place(handles: &ReplicaHandles, name: &str) -> Result<Option<ShardId>, ApiFailure> {
     let deadline = Instant::now() + Duration::from_millis(REPORT_MS);
     loop {

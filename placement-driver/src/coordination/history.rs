@@ -77,8 +77,8 @@ impl History {
         self.oldest
     }
 
-    /// Up to `most` changes of keys that begin with `prefix`, after the revision `since`. `present` is
-    /// the store's revision.
+    /// Up to `most` changes of keys that begin with `prefix`, after the revision `since`. `present`
+    /// is the store's revision.
     ///
     /// # Errors
     /// [`Compacted`] if some of them are no longer remembered.

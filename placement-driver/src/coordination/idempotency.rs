@@ -1,8 +1,8 @@
-//! The idempotency keys of recent effective requests, with their results, so that a repeated request
-//! is answered instead of applied again.
+//! The idempotency keys of recent effective requests, with their results, so that a repeated
+//! request is answered instead of applied again.
 //!
-//! Only effective requests are remembered. A rejected request changed nothing, and its repetition is
-//! a new attempt.
+//! Only effective requests are remembered. A rejected request changed nothing, and its repetition
+//! is a new attempt.
 
 use super::limits::{MAX_IDS, REMEMBER_MS};
 use super::refusal::Refusal;

@@ -1,5 +1,5 @@
-//! Limits of the coordination store. They are part of the state machine: every replica must have the
-//! same. The limits that clients see are in `evenkeel-protocol` and are exported again here.
+//! Limits of the coordination store. They are part of the state machine: every replica must have
+//! the same. The limits that clients see are in `evenkeel-protocol` and are exported again here.
 
 pub use evenkeel_protocol::kv::{
     MAX_CONTENT_TYPE_BYTES, MAX_ID_BYTES, MAX_KEY_BYTES, MAX_KEYS, MAX_STORE_BYTES, MAX_VALUE_BYTES,

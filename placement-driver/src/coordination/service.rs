@@ -1,14 +1,14 @@
-//! The coordination store as one replica serves it, whatever protocol a request comes by: REST, or the
-//! clients of a simulation.
+//! The coordination store as one replica serves it, whatever protocol a request comes by: REST, or
+//! the clients of a simulation.
 //!
 //! - A linearizable read passes the log's read barrier at the leader (log rule 9).
-//! - A sequential read is answered from the state that this replica has applied. It may state a minimum
-//!   revision, and then waits until the store has reached it. A client that states the last revision it
-//!   has seen does not go back in time when it changes replicas.
+//! - A sequential read is answered from the state that this replica has applied. It may state a
+//!   minimum revision, and then waits until the store has reached it. A client that states the last
+//!   revision it has seen does not go back in time when it changes replicas.
 //! - A write is one log entry. Every replica judges its condition when it applies the entry.
-//! - A watcher has no queue. It remembers the revision that it has seen, and takes the next changes from
-//!   the store's history when its client is ready. A watcher that is too slow for the history is
-//!   notified and ends.
+//! - A watcher has no queue. It remembers the revision that it has seen, and takes the next changes
+//!   from the store's history when its client is ready. A watcher that is too slow for the history
+//!   is notified and ends.
 
 use super::entry::Entry;
 use super::history::{Compacted, Event};
@@ -264,8 +264,8 @@ impl Watcher {
         Some(WatchEvent::Change(event))
     }
 
-    /// Waits for the next event; `None` when the watch is over. A caller that stops waiting misses no
-    /// event.
+    /// Waits for the next event; `None` when the watch is over. A caller that stops waiting misses
+    /// no event.
     pub async fn next(&mut self) -> Option<WatchEvent> {
         loop {
             if self.ended || *self.stopped.borrow() {
@@ -280,8 +280,8 @@ impl Watcher {
                 changed = self.changes.changed() => changed.ok()?,
                 // An error means that the replica is gone.
                 stopped = self.stopped.changed() => stopped.ok()?,
-                // A watcher of a prefix without changes must not fall behind the history because other
-                // keys change.
+                // A watcher of a prefix without changes must not fall behind the history because
+                // other keys change.
                 () = tokio::time::sleep(Duration::from_millis(PROGRESS_MS)), if behind => {
                     self.delivered = Some(self.seen);
                     return Some(WatchEvent::Progress(self.seen));

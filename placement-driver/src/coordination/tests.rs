@@ -112,7 +112,7 @@ fn ids_are_refused_rather_than_forgotten_early() {
 }
 
 #[test]
-fn a_watcher_misses_nothing_or_is_told() {
+fn a_watcher_misses_nothing_or_is_notified() {
     let mut store = Store::default();
     let total = MAX_EVENTS as u64 + 100;
     for n in 1..=total {
@@ -131,7 +131,8 @@ fn a_watcher_misses_nothing_or_is_told() {
     assert_eq!(since(total + 5, "", 3).unwrap(), history::Batch { events: vec![], seen: total + 5 });
 }
 
-/// R30: after a restoration no revision is used twice, and no watch continues over the lost changes.
+/// R30: after a restoration no revision is used twice, and no watch continues over the lost
+/// changes.
 #[test]
 fn a_restored_store_jumps_ahead() {
     let mut store = Store::default();

@@ -12,8 +12,8 @@ const MAX_DEFERRED: usize = 256;
 pub(super) struct DeferredProposals(Vec<(Command, ResultSender)>);
 
 impl DeferredProposals {
-    /// Whether a command assigns numbers to operators, ranges or tables. The balancer's decisions do
-    /// too, and wait for reports in any case (R29).
+    /// Whether a command assigns numbers to operators, ranges or tables. The balancer's decisions
+    /// do too, and wait for reports in any case (R29).
     pub(super) fn needs_numbers(command: &Command) -> bool {
         matches!(command, Command::Begin(_) | Command::CreateTable { .. })
     }
@@ -34,8 +34,8 @@ impl DeferredProposals {
         }
     }
 
-    /// Removes all proposals, to be proposed now. A proposal whose proposer has given up is dropped:
-    /// the proposer may have repeated it.
+    /// Removes all proposals, to be proposed now. A proposal whose proposer has given up is
+    /// dropped: the proposer may have repeated it.
     pub(super) fn take(&mut self) -> Vec<(Command, ResultSender)> {
         let mut deferred = std::mem::take(&mut self.0);
         deferred.retain(|(_, waiter)| !waiter.is_closed());

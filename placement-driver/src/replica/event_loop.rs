@@ -26,8 +26,8 @@ use tokio::sync::mpsc;
 const TURN_BYTES: usize = 1 << 20;
 /// The maximum number of messages taken in one turn.
 const TURN_MESSAGES: usize = 256;
-/// The maximum time between two turns of a leader, in milliseconds: changes that depend on time alone
-/// are noticed after at most this.
+/// The maximum time between two turns of a leader, in milliseconds: changes that depend on time
+/// alone are noticed after at most this.
 const TICK_MS: u64 = 100;
 
 /// The event loop of a replica.
@@ -68,7 +68,8 @@ impl EventLoop {
         let log_stopped = || RunError::Stopped("the replicated log has stopped".into());
         loop {
             let pause = Duration::from_millis(self.pause_ms());
-            // Whether this turn concerned only keys of the coordination store, which no round reads.
+            // Whether this turn concerned only keys of the coordination store, which no round
+            // reads.
             let mut coordination_only = false;
             tokio::select! {
                 delivery = self.entries.next(TURN_BYTES), if !self.transfer.is_under_way() => match delivery {
@@ -108,8 +109,8 @@ impl EventLoop {
         wake.unwrap_or(TICK_MS).min(TICK_MS)
     }
 
-    /// Takes this message and those that wait behind it. The result says whether they concerned only
-    /// keys of the coordination store.
+    /// Takes this message and those that wait behind it. The result says whether they concerned
+    /// only keys of the coordination store.
     fn take_messages(&mut self, first: LoopMessage) -> Result<bool, RunError> {
         let mut coordination_only = first.is_coordination();
         self.take(first)?;

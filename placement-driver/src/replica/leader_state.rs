@@ -1,5 +1,5 @@
-//! What a leader has in memory beyond the replicated state. It begins empty with each leadership and
-//! ends with it.
+//! What a leader has in memory beyond the replicated state. It begins empty with each leadership
+//! and ends with it.
 
 use crate::balancer::{Picture, Rejection};
 use crate::operators::Driver;
@@ -31,8 +31,8 @@ pub struct LeaderState {
     /// Nonces of proposals that are no operator's step and are not applied yet. The balancer plans
     /// again once there are none.
     pub pending: Vec<u64>,
-    /// Time of the last proposal that was no operator's step, in milliseconds of the state machine's
-    /// time.
+    /// Time of the last proposal that was no operator's step, in milliseconds of the state
+    /// machine's time.
     pub maintained_ms: u64,
     /// Number of successive rejections of proposals that are no operator's step. Each one doubles
     /// the pause before the next.

@@ -62,8 +62,8 @@ impl Leadership {
                 if index < trimmed {
                     return Some((trimmed, leader.map(|id| id.0)));
                 }
-                // The state is here already: the process ended after fetching it, and before the log
-                // knew.
+                // The state is here already: the process ended after fetching it, and before the
+                // log knew.
                 self.handles.log.installed(index, term).ok();
                 None
             }

@@ -76,8 +76,8 @@ fn plan(leading: &mut LeaderState, state: &State, config: &BalancerConfig, now_m
     RoundPlan { todo, decisions, questions }
 }
 
-/// The pause between two proposals that are no operator's step, in milliseconds. A rejected proposal
-/// is rejected again as long as the state does not change: it must not fill the log.
+/// The pause between two proposals that are no operator's step, in milliseconds. A rejected
+/// proposal is rejected again as long as the state does not change: it must not fill the log.
 fn pause_ms(leading: &LeaderState) -> u64 {
     MAINTENANCE_MS << leading.rejected_in_a_row.min(MAX_DOUBLINGS)
 }
@@ -87,8 +87,8 @@ fn plan_operators(leading: &mut LeaderState, state: &State, now_ms: u64) -> Vec<
     let mut todo = leading.controller.next(state, &leading.load_model, now_ms);
     todo.extend(take_in(state, &leading.load_model, now_ms).map(Todo::Propose));
     todo.extend(take_members(state, &leading.load_model).map(Todo::Propose));
-    // A proposal that is no operator's step follows from the state alone. It is proposed once, and not
-    // again before it is applied.
+    // A proposal that is no operator's step follows from the state alone. It is proposed once, and
+    // not again before it is applied.
     let maintenance = |todo: &Todo| !matches!(todo, Todo::Propose(Command::Advance { .. }) | Todo::Call { .. });
     let too_early = now_ms < leading.maintained_ms + pause_ms(leading);
     if !leading.pending.is_empty() || too_early {

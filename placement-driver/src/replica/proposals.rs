@@ -19,11 +19,11 @@ pub(super) struct Proposer {
     waiters: Waiters,
     deferred: DeferredProposals,
     next_nonce: u64,
-    /// The term in which this replica leads or has led last, and the time at which the term began or
-    /// had its last proposal, by this process's clock.
+    /// The term in which this replica leads or has led last, and the time at which the term began
+    /// or had its last proposal, by this process's clock.
     last: Option<(Term, u64)>,
-    /// The time of this process's clock at which the state machine's time was the present one. Valid
-    /// in the term of `last`.
+    /// The time of this process's clock at which the state machine's time was the present one.
+    /// Valid in the term of `last`.
     state_since_ms: u64,
 }
 
@@ -31,8 +31,8 @@ impl Proposer {
     pub(super) fn new(handles: Arc<ReplicaHandles>) -> Proposer {
         let clock = Clock::new();
         Proposer {
-            // Nonces of different processes and starts must differ, so that a follower does not take
-            // another replica's proposal for its own.
+            // Nonces of different processes and starts must differ, so that a follower does not
+            // take another replica's proposal for its own.
             next_nonce: clock.started_ms() << 20 | (handles.config.replica & 0xff) << 12,
             handles,
             clock,
@@ -134,7 +134,8 @@ impl Proposer {
         let since_ms = last.map_or(0, |(_, last_ms)| at_ms.saturating_sub(last_ms));
         let proposal = Proposal { at_ms, since_ms, nonce: self.next_nonce, command };
         queue(&self.handles, term, &proposal)?;
-        // Only proposals in the log move this time. The time before a failed one belongs to the next.
+        // Only proposals in the log move this time. The time before a failed one belongs to the
+        // next.
         self.last = Some((term, at_ms));
         Ok((term, self.next_nonce))
     }

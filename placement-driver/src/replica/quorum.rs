@@ -83,8 +83,8 @@ mod tests {
         assert!(quorum.ask(13_100));
         quorum.answered(Term(7), true);
         assert!(quorum.is_confirmed(13_200));
-        // A later term is confirmed from its beginning. An answer about the earlier term says nothing
-        // about it.
+        // A later term is confirmed from its beginning. An answer about the earlier term says
+        // nothing about it.
         quorum.begin(Term(9), 20_000);
         assert!(quorum.is_confirmed(20_000) && quorum.ask(20_600));
         quorum.answered(Term(7), true);

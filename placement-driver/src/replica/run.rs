@@ -20,8 +20,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-/// The log's group number of the placement driver. The group of a shard has the shard's number, from
-/// 1.
+/// The log's group number of the placement driver. The group of a shard has the shard's number,
+/// from 1.
 const GROUP: u64 = 0;
 /// The minimum size of the log's segment files, in bytes.
 const MIN_SEGMENT_BYTES: u64 = 64 << 10;
@@ -33,8 +33,8 @@ const INBOX_MESSAGES: usize = 1024;
 const SHUTDOWN_MS: u64 = 1000;
 
 /// Runs a replica until `shutdown` completes, with any front end: [`crate::run()`] passes the REST
-/// API, a simulation its clients. `front` receives the replica's handles, and a channel that becomes
-/// true when the replica ends.
+/// API, a simulation its clients. `front` receives the replica's handles, and a channel that
+/// becomes true when the replica ends.
 ///
 /// # Errors
 /// [`RunError`] if the replica cannot start or cannot continue. A retry without a change does not

@@ -1,5 +1,5 @@
-//! Requests to the leaders of shards. Every request is idempotent, so a request without an answer is
-//! sent again to the next replica, until one answers or the tries are used up.
+//! Requests to the leaders of shards. Every request is idempotent, so a request without an answer
+//! is sent again to the next replica, until one answers or the tries are used up.
 //!
 //! Not done: replicas that joined a shard after its last report are not tried.
 
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 /// The time limit for opening a connection, in milliseconds.
 const CONNECT_MS: u64 = 500;
-/// The maximum number of connections that are kept open. Further addresses connect for each request.
+/// The maximum number of connections that are kept open. Further addresses connect for each
+/// request.
 const MAX_CONNECTIONS: usize = 4096;
 
 type ShardConnection = Connection<ShardRequest, ShardReply>;

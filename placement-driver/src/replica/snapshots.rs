@@ -31,8 +31,8 @@ impl Snapshots {
         let due = {
             let applied = self.handles.applied();
             let config = &self.handles.config;
-            // Large values fill the log with few entries, so bytes count too. A snapshot is as large
-            // as the state: it is not written for less log than that.
+            // Large values fill the log with few entries, so bytes count too. A snapshot is as
+            // large as the state: it is not written for less log than that.
             let worth_bytes = config.log_retention_bytes.max(applied.state.kv.bytes()).max(MIN_SNAPSHOT_EVERY_BYTES);
             let due = applied.index.0 >= self.at.0 + config.snapshot_every_entries || self.since_bytes >= worth_bytes;
             (due && !self.writing).then(|| (applied.index, applied.term, snapshot::encode(&applied.state)))

@@ -50,8 +50,8 @@ impl StateTransfer {
         });
     }
 
-    /// Replaces the applied state by a fetched one, unless this replica is as far already. The result
-    /// is the position and the term of the new state.
+    /// Replaces the applied state by a fetched one, unless this replica is as far already. The
+    /// result is the position and the term of the new state.
     pub(super) fn ended(&mut self, fetched: Result<Box<Snapshot>, String>) -> Option<(LogIndex, Term)> {
         self.under_way = false;
         let Snapshot { index, term, state } = *fetched.ok()?;

@@ -35,8 +35,8 @@ impl Waiters {
         }
     }
 
-    /// A later term has begun in the log: proposals of earlier terms that were not seen can no longer
-    /// become effective.
+    /// A later term has begun in the log: proposals of earlier terms that were not seen can no
+    /// longer become effective.
     pub(super) fn term_began(&mut self, term: Term) {
         self.end(Some(term), &ProposeFailure::NotLeader);
     }
@@ -79,7 +79,8 @@ mod tests {
         assert_eq!(new.try_recv().unwrap(), Ok(Effect::Applied));
     }
 
-    /// "Nothing was done" would be wrong if the entry is in the fetched state: a client would repeat it.
+    /// "Nothing was done" would be wrong if the entry is in the fetched state: a client would
+    /// repeat it.
     #[test]
     fn a_proposal_that_a_state_transfer_may_have_brought_is_unknown() {
         let mut waiters = Waiters::default();

@@ -1,4 +1,4 @@
-//! The REST API over real sockets: three replicas with their real log, and shards that are played.
+//! The REST API over real sockets: three replicas with a real log, and fake shards.
 
 use crate::cluster::{Cluster, bigint_table, eventually, schema};
 use evenkeel_protocol::report::RangeLoad;
@@ -34,7 +34,7 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let ended = cluster.ended(&operator).await;
     assert_eq!((&ended["status"], &ended["pause_us"], &ended["bytes"]), (&json!("done"), &json!(3000), &json!(1000)));
     assert_eq!(cluster.shards.world().owner(2), Some(2));
-    // They may be asked again after a silence: they are idempotent.
+    // Requests may be repeated after a silence: they are idempotent.
     assert!(cluster.shards.world().count("Purge") >= 1);
     assert!(cluster.shards.world().count("MoveForget") >= 1);
 
@@ -59,7 +59,7 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let (_, operators) = cluster.get("/v1/operators").await;
     assert_eq!(operators.as_array().unwrap().len(), 3);
     assert_eq!(operators[0]["kind"], "move", "newest first");
-    // A leadership that has just begun has nothing to say yet.
+    // A new leadership has no rejections yet.
     eventually("the balancer to say why it does nothing", || async {
         let (_, decisions) = cluster.get("/v1/decisions").await;
         decisions["now"].as_array().is_some_and(|now| !now.is_empty()).then_some(())
@@ -68,7 +68,7 @@ async fn tables_are_created_split_moved_and_looked_up() {
     let (_, sums) = cluster.get("/v1/checksums").await;
     assert_eq!((&sums["differing"], &sums["owners_wrong"]), (&json!([]), &json!([])), "{sums}");
     assert_eq!(sums["shards"].as_array().unwrap().len(), 2);
-    // Each range is compared by itself here, and all are.
+    // Fake shards compare one range at a time, and all of them.
     assert_eq!(
         (&sums["shards"][0]["complete"], &sums["shards"][0]["ranges"].as_array().unwrap().len()),
         (&json!(true), &2)
@@ -76,7 +76,8 @@ async fn tables_are_created_split_moved_and_looked_up() {
     cluster.stop().await;
 }
 
-// What leaders find by themselves is told, and so is what they are asked for (finding F5).
+// Differences that leaders find by themselves are reported, and so are those found on request
+// (finding F5).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_differ_are_named_with_their_keys() {
     let cluster = Cluster::start(1).await;
@@ -176,7 +177,7 @@ async fn bad_requests_are_problems_with_stable_codes() {
         let began = Instant::now();
         let (found, problem) = cluster.send(method.clone(), path, body).await;
         let text = format!("{method} {path} ({length} bytes): {found} {problem}");
-        assert!(began.elapsed() < Duration::from_secs(15), "what cannot be is refused at once: {text}");
+        assert!(began.elapsed() < Duration::from_secs(15), "a wrong request is refused at once: {text}");
         assert_eq!((found.as_u16(), problem["code"].as_str()), (status, Some(code)), "{text}");
         assert_eq!(problem["status"], status, "{text}");
         assert_eq!(problem["type"], format!("urn:evenkeel:problem:{code}"), "{text}");
@@ -204,7 +205,7 @@ async fn a_busy_range_a_cancellation_and_a_fence() {
     assert_eq!(cluster.ended(&operator).await["status"], "cancelled");
     assert_eq!(cluster.shards.world().owner(1), Some(1));
 
-    // R20: after the fence a move only goes forward.
+    // R20: after the fence a move cannot be cancelled.
     cluster.shards.world().hold_copies = false;
     cluster.shards.world().hold_switches = true;
     let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
@@ -214,7 +215,7 @@ async fn a_busy_range_a_cancellation_and_a_fence() {
     cluster.shards.world().hold_switches = false;
     assert_eq!(cluster.ended(&operator).await["status"], "done");
 
-    // R24: what is stored differs from what is sent. That is found out before the fence.
+    // R24: the stored copy differs from the copy that was sent. This is found before the fence.
     let purged = cluster.shards.world().count("Purge");
     cluster.shards.world().hold_copies = true;
     cluster.shards.world().differ = true;
@@ -225,7 +226,7 @@ async fn a_busy_range_a_cancellation_and_a_fence() {
     assert_eq!(cluster.shards.world().count("Purge"), purged, "R24: the source keeps its rows");
     cluster.shards.world().differ = false;
 
-    // A copy that was left behind goes when somebody says so.
+    // An orphaned copy is deleted on request.
     let copy = format!("/v1/operators/{}/copy", operator["id"]);
     let (status, body) = cluster.delete(&copy).await;
     assert_eq!((status, &body), (StatusCode::OK, &json!({ "operator": operator["id"], "shard": 2, "purged": true })));
@@ -333,7 +334,7 @@ impl Events {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_redirect_what_needs_the_leader() {
     let cluster = Cluster::start(2).await;
-    // The last two are unknown to it; the leader may know them since a moment ago.
+    // The last two are unknown to it; the leader may have created them a moment ago.
     let unknown = ["/v1/operators/4711", "/v1/routes/nowhere?key=1"];
     for path in
         ["/v1/ranges", "/v1/shards", "/v1/decisions", "/v1/checksums", "/v1/balancer"].into_iter().chain(unknown)
@@ -387,7 +388,7 @@ async fn a_shard_is_drained_and_removed_and_the_last_one_is_not() {
     cluster.stop().await;
 }
 
-/// The balancer at work through the whole of it: reports in, decisions through the log, requests to shards, routes out.
+/// The balancer from end to end: reports, decisions through the log, requests to shards, routes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_range_is_split_and_spread() {
     let cluster = Cluster::start(3).await;
@@ -423,7 +424,7 @@ async fn a_hot_range_is_split_and_spread() {
     cluster.stop().await;
 }
 
-/// R6: what shards run as superuser is what was understood, in the store's own words, and nothing else.
+/// R6: shards run only a definition in canonical form as superuser.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_s_definition_is_the_table_and_nothing_else() {
     let cluster = Cluster::start(1).await;
@@ -464,7 +465,7 @@ async fn a_table_s_definition_is_the_table_and_nothing_else() {
     cluster.stop().await;
 }
 
-/// Headers that are no text must not make another request of a GET.
+/// A GET with headers that are no text must not change anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_get_changes_nothing_whatever_its_headers() {
     let cluster = Cluster::start(2).await;
@@ -514,7 +515,8 @@ async fn head_is_answered_as_get_without_a_body() {
     cluster.stop().await;
 }
 
-/// A shard that nobody hears, for its addresses are mistyped, gets nothing, and what was asked of it can be taken back.
+/// A shard with mistyped addresses never reports. No table is placed on it, and a table that was
+/// placed on it by name can be cancelled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mistyped_shard_can_be_undone() {
     let cluster = Cluster::start(2).await;
@@ -528,7 +530,7 @@ async fn a_mistyped_shard_can_be_undone() {
     let (_, ranges) = cluster.get("/v1/ranges").await;
     assert!(ranges.as_array().unwrap().iter().all(|range| range["shard"] != 9), "{ranges}");
 
-    // Asked for by name it is waited for; whoever gives up waiting takes it back.
+    // A request that names the shard waits for it. A client that gives up cancels the operator.
     let url = format!("{}/v1/tables", cluster.url(cluster.leader().await));
     let there = json!({ "schema": bigint_table("there"), "shard": 9 }).to_string();
     let waiting = cluster.http.post(url).body(there).timeout(Duration::from_millis(500)).send().await;
@@ -566,7 +568,7 @@ async fn a_drain_ends_only_when_that_is_asked_for() {
     cluster.stop().await;
 }
 
-/// A move that could not even begin is refused at once, by a code that programs know.
+/// A move that could not begin is refused at once, with a stable code.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_to_a_shard_that_does_not_report_is_refused() {
     let cluster = Cluster::start(2).await;

@@ -43,8 +43,8 @@ impl Answer {
     }
 }
 
-/// One request to a replica, by a client that follows redirects and asks again while there is no leader, as the problem's text says: on a
-/// busy machine leadership may move at any time.
+/// One request to a replica. The client follows redirects, and repeats the request while there is
+/// no leader, as the problem's text says: on a busy machine the leadership may change at any time.
 async fn ask(base: &str, method: Method, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let headers: HeaderMap =
         headers.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
@@ -110,7 +110,7 @@ async fn conditions_are_checked_in_the_log_and_repetitions_recognised() {
     let create = [("if-none-match", "*"), ("idempotency-key", "order-17")];
     let first = put(&url, "lock", &create, b"me").await;
     assert_eq!(first.status, StatusCode::CREATED);
-    // The answer was lost and the client tries again: it holds the lock, and is told so.
+    // The answer was lost and the client repeats the request: the answer says that it has the lock.
     let again = put(&url, "lock", &create, b"me").await;
     assert_eq!((again.status, again.header("etag"), &again.body), (StatusCode::CREATED, "\"1\"", &first.body));
     put(&url, "lock", &create, b"you").await.refused(422, "idempotency-key-reused");
@@ -147,7 +147,7 @@ async fn conditions_are_checked_in_the_log_and_repetitions_recognised() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_wrong_is_refused_with_a_stable_code() {
+async fn wrong_requests_are_refused_with_a_stable_code() {
     let cluster = Cluster::start(1).await;
     let url = cluster.url(cluster.leader().await);
     put(&url, "", &[], b"").await.refused(400, "bad-key");
@@ -236,8 +236,8 @@ impl Events {
     }
 }
 
-/// A watcher that changes replicas whenever its stream breaks, and a leader that dies while keys are written: every change of the
-/// prefix arrives exactly once, in order.
+/// A watcher changes replicas whenever its stream breaks, and a leader dies while keys are written.
+/// Every change of the prefix arrives exactly once and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_sees_every_change_once_across_reconnects_and_failover() {
     let mut cluster = Cluster::start(1).await;
@@ -267,7 +267,8 @@ async fn a_watch_sees_every_change_once_across_reconnects_and_failover() {
         if n % 6 == 0 {
             watch = None;
         }
-        // Take what is there after each write, and go elsewhere when the stream is gone.
+        // Take the events that are ready after each write, and change replicas when the stream is
+        // gone.
         while seen.len() < written.len() {
             let Some(events) = &mut watch else {
                 let alive = cluster.alive();
@@ -292,12 +293,12 @@ async fn a_watch_sees_every_change_once_across_reconnects_and_failover() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_too_far_behind_is_told_so() {
+async fn a_watcher_that_is_too_far_behind_learns_that() {
     let cluster = Cluster::start(1).await;
     let url = cluster.url(cluster.leader().await);
     let mut slow = Events::open(&url, "/v1/watch/kv", None).await.unwrap();
     assert_eq!(slow.next().await.unwrap().0, "begin");
-    // More than the history holds.
+    // More changes than the history keeps.
     for n in 0..40_u32 {
         let value = vec![n as u8; MAX_VALUE_BYTES];
         assert!(put(&url, "large", &[], &value).await.status.is_success());
@@ -307,7 +308,8 @@ async fn who_is_too_far_behind_is_told_so() {
     let mut again = Events::open(&url, "/v1/watch/kv", Some(list.revision)).await.unwrap();
     let (name, id, data) = again.next().await.unwrap();
     assert_eq!((name.as_str(), id, serde_json::from_str::<KvMarkBody>(&data).unwrap().revision), ("begin", 40, 40));
-    // One that did not read for long either got everything or is told where it broke off.
+    // A watcher that did not read for long has received all changes, or learns where they break
+    // off.
     let mut last = 0;
     while let Some((name, id, _)) = slow.next().await {
         assert!(id > last, "{name} {id} after {last}");
@@ -320,13 +322,14 @@ async fn who_is_too_far_behind_is_told_so() {
     cluster.stop().await;
 }
 
-/// Every replica ends and comes back; and one that was away for too long takes the state from another.
+/// Every replica ends and restarts. A replica that was away for too long fetches the state from
+/// another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_in_the_snapshot_and_in_the_state_transfer() {
     let mut cluster = Cluster::start_with(1, |config| {
         config.snapshot_every_entries = 5;
         config.log_retention_bytes = 0;
-        // Half of it is less than what is written below: the log then waits for nobody.
+        // Half of this is less than the test writes: the log then waits for no replica.
         config.log_cap_bytes = 2 << 20;
     })
     .await;
@@ -347,13 +350,13 @@ async fn it_is_in_the_snapshot_and_in_the_state_transfer() {
     assert_eq!((expected.entries.len(), expected.revision), (20, 60));
     cluster.revive(away);
     let url = cluster.url(away);
-    eventually("the one that was away to have everything", || async {
+    eventually("the returned replica to have everything", || async {
         let path = format!("{url}/v1/kv?limit=1000&consistency=sequential&min_revision=60");
         let read = Answer::of(following().get(path).send().await.ok()?).await;
         (read.status == StatusCode::OK && read.json::<KvListBody>() == expected).then_some(())
     })
     .await;
-    // Its history came with the state: a watcher can go on here.
+    // The history came with the state: a watcher can continue here.
     let mut watch = Events::open(&url, "/v1/watch/kv", Some(50)).await.unwrap();
     let mut ids = Vec::new();
     while ids.last() != Some(&60) {
