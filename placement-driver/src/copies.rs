@@ -4,9 +4,9 @@
 //! It is asked once here, whatever protocol it is asked by; whoever asks goes on until it is done. Nothing of it is in the placement driver's
 //! state: the source's log knows what lies there, and deletes only what it has handed over.
 
+use crate::operators::orphaned_copies::reported_at;
 use crate::server::Shared;
-use crate::state::{State, Status, Work};
-use evenkeel_protocol::report::OperatorPhase;
+use crate::state::Work;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{OperatorId, ShardId};
 use std::time::Duration;
@@ -56,16 +56,6 @@ pub enum PurgeFailure {
     Silent(String),
 }
 
-/// Operators that have moved a range without its new copy having been verified, and the shards that, as far as is known here, keep theirs.
-pub fn unverified(state: &State) -> impl Iterator<Item = (OperatorId, ShardId)> {
-    let ended = state.operators.values().filter(|o| matches!(o.status, Status::Failed | Status::Differs));
-    // It was adopted: else the range is still where it was.
-    ended.filter(|o| o.pause_us.is_some()).filter_map(|o| match o.work {
-        Work::Move { from, .. } => Some((o.id, from)),
-        _ => None,
-    })
-}
-
 /// Has the source delete what a move has left there.
 ///
 /// # Errors
@@ -99,9 +89,6 @@ fn source(shared: &Shared, operator: OperatorId) -> Result<ShardId, PurgeFailure
         },
         None => {}
     }
-    // Operators that ended long ago are forgotten here. Shards tell what they have.
-    let lies = |phase: &OperatorPhase| matches!(phase, OperatorPhase::HandedOver | OperatorPhase::Purging { .. });
-    let mut shards = leading.picture.shards.iter();
-    let found = shards.find(|(_, view)| view.report.operators.iter().any(|o| o.operator == operator && lies(&o.phase)));
-    found.map(|(shard, _)| *shard).ok_or(PurgeFailure::Unknown(operator))
+    // An operator that ended long ago is forgotten here, but the shard still reports its copy.
+    reported_at(&leading.balancer.load, operator).ok_or(PurgeFailure::Unknown(operator))
 }

@@ -11,6 +11,7 @@
 //! | [`state`] | the replicated state machine: shards, tables, ranges, operators, decisions | none |
 //! | [`kv`] | the coordination store: revisions, history, conditions, limits | none |
 //! | [`coordination`] | the coordination store as one replica serves it | the log's |
+//! | [`load`] | the load model: what shards report, and what is expected of their ranges | none |
 //! | [`balancer`] | from state and load to decisions | none |
 //! | [`operators`] | from state and reports to the next step of each operator | none |
 //! | [`snapshot`] | the state on disk | files |
@@ -22,6 +23,7 @@ pub mod config;
 pub mod coordination;
 pub mod copies;
 pub mod kv;
+pub mod load;
 pub mod operators;
 pub mod rest;
 pub mod server;

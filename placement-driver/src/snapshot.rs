@@ -4,7 +4,7 @@
 //! applies the log from there on; the log may be compacted up to it once it is durable (R16). Snapshots come from two sides, the
 //! replica's own state and one that was fetched; [`SnapshotFile`] lets one at a time write, and never an older one over a newer.
 
-use crate::state::State;
+use crate::state::PlacementState;
 use evenkeel_replicated_log::{LogIndex, Term};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ pub struct Snapshot {
     /// The term in force there.
     pub term: Term,
     /// The state.
-    pub state: State,
+    pub state: PlacementState,
 }
 
 /// Why there is no snapshot to be had.
@@ -54,12 +54,12 @@ pub fn path(dir: &Path) -> PathBuf {
 }
 
 /// Encodes a state for the file or for another replica.
-pub fn encode(state: &State) -> Result<Vec<u8>, String> {
+pub fn encode(state: &PlacementState) -> Result<Vec<u8>, String> {
     postcard::to_stdvec(state).map_err(|e| e.to_string())
 }
 
 /// The reverse of [`encode`].
-pub fn decode(bytes: &[u8]) -> Result<State, String> {
+pub fn decode(bytes: &[u8]) -> Result<PlacementState, String> {
     postcard::from_bytes(bytes).map_err(|e| e.to_string())
 }
 
@@ -154,7 +154,7 @@ mod tests {
     fn an_older_one_never_replaces_a_newer_and_nothing_is_written_after_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let file = SnapshotFile::new(dir.path().to_path_buf(), LogIndex(0));
-        let body = encode(&State::default()).unwrap();
+        let body = encode(&PlacementState::default()).unwrap();
         let at = || read(dir.path()).unwrap().unwrap().index;
         assert_eq!(file.write(LogIndex(7), Term(1), &body).unwrap(), Some(LogIndex(7)));
         assert_eq!(file.write(LogIndex(5), Term(1), &body).unwrap(), Some(LogIndex(7)));
@@ -176,7 +176,7 @@ mod tests {
     fn what_is_written_is_read_and_damage_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read(dir.path()).unwrap().is_none());
-        let mut state = State::default();
+        let mut state = PlacementState::default();
         state.restoring = true;
         write(dir.path(), LogIndex(7), Term(9), &encode(&state).unwrap()).unwrap();
         let found = read(dir.path()).unwrap().unwrap();

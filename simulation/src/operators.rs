@@ -7,9 +7,9 @@ use crate::clients::{CREATE, Users};
 use crate::process::{below, once_in};
 use crate::site::{Errand, Group, Site};
 use crate::world::{Registry, shard_info};
-use evenkeel_placement_driver::copies::unverified;
+use evenkeel_placement_driver::operators::orphaned_copies::unverified;
 use evenkeel_placement_driver::server::Shared;
-use evenkeel_placement_driver::state::{Action, Command, Effect, State};
+use evenkeel_placement_driver::state::{Action, Command, Effect, PlacementState};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{KeyValue, OperatorId, ShardId, TableSchema};
@@ -94,7 +94,7 @@ pub async fn register_strangers(users: &Users) {
     let strangers: Vec<ShardId> = {
         let Some(shared) = leader(&users.registry) else { return };
         let leading = shared.leading();
-        leading.iter().flat_map(|leading| leading.picture.strangers.keys().copied()).collect()
+        leading.iter().flat_map(|leading| leading.balancer.load.strangers.keys().copied()).collect()
     };
     for id in strangers.into_iter().filter(|_| users.site.borrow().restored) {
         let replicas = users.site.borrow().addresses(id);
@@ -131,7 +131,7 @@ pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
     }
     if let Some(operator) = state.running().next() {
         let trouble = match &*shared.leading() {
-            Some(leading) => leading.driver.trouble(operator.id).unwrap_or("no trouble").to_string(),
+            Some(leading) => leading.controller.trouble(operator.id).unwrap_or("no trouble").to_string(),
             None => format!("does not lead, {:?}", shared.log.role().borrow()),
         };
         return Some(format!("{:?} at {:?}: {trouble}", operator.work, operator.step));
@@ -190,7 +190,7 @@ fn draw(users: &Users, shared: &Shared) -> Option<Command> {
 }
 
 /// A shard is emptied; or taken back, or added again if it is gone.
-fn draw_drain(users: &Users, state: &State) -> Option<Command> {
+fn draw_drain(users: &Users, state: &PlacementState) -> Option<Command> {
     let busy = |id: &ShardId| state.shards.get(id).is_none_or(|shard| shard.draining);
     let all = (1..=users.shards).map(ShardId);
     let counts = state.range_counts();

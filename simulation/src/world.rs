@@ -426,7 +426,7 @@ impl World {
     fn look_at_scrubs(&mut self) {
         for shared in self.registry.borrow().values() {
             let leading = shared.leading();
-            let views = leading.iter().flat_map(|leading| leading.picture.shards.values());
+            let views = leading.iter().flat_map(|leading| leading.balancer.load.shards.values());
             self.report.wrong.extend(views.filter_map(|view| self.scrubbed.look(&view.report)));
         }
     }

@@ -1,7 +1,8 @@
-//! What tests share: keys of a table with one `bigint` key column, and a state with such a table.
+//! Shared by tests: keys of a table with one `bigint` key column, a state with such a table, and
+//! the runner of golden scripts.
 #![allow(clippy::unwrap_used)]
 
-use crate::state::{Command, Proposal, State, Step, Transition};
+use crate::state::{Command, PlacementState, Proposal, Step, Transition, apply};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{Key, KeyCodec, KeyType, KeyValue, OperatorId, ShardId, TableId, TableSchema};
@@ -28,17 +29,17 @@ pub fn shard(id: u32) -> ShardInfo {
 }
 
 /// Applies a command that must take effect.
-pub fn must(state: &mut State, at_ms: u64, command: Command) -> crate::state::Effect {
+pub fn must(state: &mut PlacementState, at_ms: u64, command: Command) -> crate::state::Effect {
     let text = format!("{command:?}");
     let since_ms = at_ms.saturating_sub(state.time_ms());
-    let result = state.apply(Proposal { at_ms, since_ms, nonce: 0, command });
+    let result = apply(state, Proposal { at_ms, since_ms, nonce: 0, command });
     assert!(result.is_ok(), "{text}: {result:?}");
     result.unwrap()
 }
 
 /// Shards 1 to `shards` and the table `t`, whose one range is on shard 1.
-pub fn state_with_table(shards: u32) -> State {
-    let mut state = State::default();
+pub fn state_with_table(shards: u32) -> PlacementState {
+    let mut state = PlacementState::default();
     for id in 1..=shards {
         must(&mut state, 1, Command::AddShard(shard(id)));
     }

@@ -34,9 +34,9 @@ impl Taken {
     pub(super) fn of(shared: &Shared) -> Result<Taken, Failure> {
         with_leader(shared, |state, leading| {
             let now_ms = leading.now_ms();
-            let heard = leading.picture.shards.iter().map(|(id, seen)| {
+            let heard = leading.balancer.load.shards.iter().map(|(id, seen)| {
                 let ago_ms = now_ms.saturating_sub(seen.last_ms);
-                let clock_off_ms = leading.picture.clock_off_ms(*id);
+                let clock_off_ms = leading.balancer.load.clock_off_ms(*id);
                 (*id, Heard { report: seen.report.clone(), ago_ms, clock_off_ms })
             });
             let holds = |range: &RangeId, id| state.ranges.get(range).is_some_and(|held| held.operator == Some(id));
@@ -123,10 +123,10 @@ mod tests {
     use super::*;
     use crate::balancer::testing::{key, must, state_with_table};
     use crate::operators::testing::owned_report;
-    use crate::state::{Action, Command, State, Step, Transition};
+    use crate::state::{Action, Command, PlacementState, Step, Transition};
     use evenkeel_protocol::{KeyInterval, TableId};
 
-    fn taken(state: &State, reports: Vec<ShardReport>) -> Taken {
+    fn taken(state: &PlacementState, reports: Vec<ShardReport>) -> Taken {
         let heard = reports
             .into_iter()
             .map(|report| (report.shard, Heard { report: Arc::new(report), ago_ms: 7, clock_off_ms: None }));

@@ -59,7 +59,7 @@ fn not_changed(reason: String) -> Error {
 /// came in meanwhile it is a request asked again, which is done.
 fn check_there(shared: &Shared, id: ShardId, change: &ShardChange) -> Result<(), Failure> {
     let mut replicas = shard_info(shared, id)?.replicas;
-    if let Some(view) = shared.leading().as_ref().and_then(|leading| leading.picture.shards.get(&id)) {
+    if let Some(view) = shared.leading().as_ref().and_then(|leading| leading.balancer.load.shards.get(&id)) {
         replicas.extend(view.report.members.iter().flat_map(|members| members.replicas.clone()));
     }
     let there = |replica: u64| replicas.contains_key(&replica);

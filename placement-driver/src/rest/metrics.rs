@@ -1,9 +1,9 @@
 //! Metrics, for Prometheus. Each is described where it is named, in [`install`].
 
-use crate::balancer::{Observed, Picture};
+use crate::load::{LoadModel, Observed};
 use crate::operators::STUCK_AFTER_MS;
 use crate::server::Leading;
-use crate::state::{Operator, State, Status, Work};
+use crate::state::{Operator, PlacementState, Status, Work};
 use evenkeel_protocol::ShardId;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -122,13 +122,13 @@ pub fn fault(shard: ShardId, observed: &Observed) {
 }
 
 /// How far shards' clocks are off. Logs those that are now and were not `before`, and the reverse; gives those that are.
-pub fn clocks(picture: &Picture, before: &BTreeSet<ShardId>) -> BTreeSet<ShardId> {
-    for shard in picture.shards.keys() {
-        if let Some(off_ms) = picture.clock_off_ms(*shard) {
+pub fn clocks(load: &LoadModel, before: &BTreeSet<ShardId>) -> BTreeSet<ShardId> {
+    for shard in load.shards.keys() {
+        if let Some(off_ms) = load.clock_off_ms(*shard) {
             gauge!("evenkeel_placement_shard_clock_off_seconds", "shard" => shard.to_string()).set(off_ms as f64 / 1e3);
         }
     }
-    let off: BTreeMap<ShardId, i64> = picture.clocks_off().collect();
+    let off: BTreeMap<ShardId, i64> = load.clocks_off().collect();
     for (shard, off_ms) in off.iter().filter(|(shard, _)| !before.contains(shard)) {
         tracing::warn!(%shard, off_ms, "the clock of a shard's leader is off: nothing is moved there");
     }
@@ -165,16 +165,16 @@ pub fn advanced(operator: &Operator) {
 }
 
 /// The leader has finished a round.
-pub fn round(state: &State, leading: &Leading, now_ms: u64) {
-    let level = &leading.picture.level;
-    gauge!("evenkeel_placement_imbalance").set(level.imbalance);
-    gauge!("evenkeel_placement_imbalance_floor").set(level.floor);
-    for (shard, load) in &level.loads {
+pub fn round(state: &PlacementState, leading: &Leading, now_ms: u64) {
+    let imbalance = &leading.balancer.imbalance;
+    gauge!("evenkeel_placement_imbalance").set(imbalance.ratio_to_mean);
+    gauge!("evenkeel_placement_imbalance_floor").set(imbalance.floor);
+    for (shard, load) in &imbalance.loads {
         gauge!("evenkeel_placement_shard_load", "shard" => shard.to_string()).set(*load);
     }
     gauge!("evenkeel_placement_restoring").set(if state.restoring { 1.0 } else { 0.0 });
     gauge!("evenkeel_placement_missing").set(leading.missing.len() as f64);
-    for (shard, view) in &leading.picture.shards {
+    for (shard, view) in &leading.balancer.load.shards {
         let (shard, scrub) = (shard.to_string(), &view.report.scrub);
         gauge!("evenkeel_placement_replica_differences", "shard" => shard.clone()).set(scrub.differences.len() as f64);
         gauge!("evenkeel_placement_scrubbed_bytes", "shard" => shard.clone()).set(scrub.bytes as f64);

@@ -4,7 +4,7 @@ use super::lists::Taken;
 use super::view::{RoutingView, ServedTable};
 use super::{Error, Failure, checks, json, json_with, members, metrics, parameters, text};
 use crate::server::{Leading, Shared};
-use crate::state::{Decision, State};
+use crate::state::{Decision, PlacementState};
 use evenkeel_protocol::rest::{DecisionsBody, OperatorBody};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId};
@@ -107,15 +107,15 @@ pub(super) async fn get(
         }
         ["v1", "balancer"] => {
             let body = with_leader(shared, |state, leading| {
-                let level = &leading.picture.level;
+                let imbalance = &leading.balancer.imbalance;
                 value!({
                     "enabled": state.balancer_enabled.unwrap_or(shared.config.balancer.enabled),
-                    "acting": leading.picture.acting,
-                    "imbalance": level.imbalance,
-                    "imbalance_floor": level.floor,
-                    "acts_above": level.act_above * level.floor,
-                    "statements_per_s": level.total,
-                    "shards": level.loads,
+                    "acting": leading.balancer.rebalancing.active,
+                    "imbalance": imbalance.ratio_to_mean,
+                    "imbalance_floor": imbalance.floor,
+                    "acts_above": imbalance.act_above * imbalance.floor,
+                    "statements_per_s": imbalance.total,
+                    "shards": imbalance.loads,
                 })
             })?;
             Ok(json_with(StatusCode::OK, &body))
@@ -128,7 +128,7 @@ pub(super) async fn get(
 }
 
 /// Takes from what only the leader has. The node waits meanwhile: what is taken is of bounded size, and what is made of it is made afterwards.
-pub(super) fn with_leader<T>(shared: &Shared, take: impl FnOnce(&State, &Leading) -> T) -> Result<T, Failure> {
+pub(super) fn with_leader<T>(shared: &Shared, take: impl FnOnce(&PlacementState, &Leading) -> T) -> Result<T, Failure> {
     let leading = shared.leading();
     let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
     Ok(take(&shared.applied().state, leading))
@@ -191,7 +191,7 @@ fn operators(shared: &Shared) -> Vec<OperatorBody> {
 fn explained(operator: &crate::state::Operator, leading: Option<&Leading>) -> OperatorBody {
     let mut body = operator.body();
     if !operator.status.is_over()
-        && let Some(trouble) = leading.and_then(|leading| leading.driver.trouble(operator.id))
+        && let Some(trouble) = leading.and_then(|leading| leading.controller.trouble(operator.id))
     {
         body.detail = Some(trouble.to_string());
     }

@@ -2,7 +2,6 @@
 
 use super::write::{parse_strictly, propose, unexpected};
 use super::{Error, Failure, json_with};
-use crate::balancer::shard_for_new_range;
 use crate::operators::unadopted;
 use crate::server::Shared;
 use crate::state::{Command, Effect, Refusal, Status};
@@ -66,7 +65,7 @@ pub(super) async fn create(shared: &Arc<Shared>, body: &[u8]) -> Result<Response
 fn is_free(shared: &Shared, name: &str) -> Result<(), Failure> {
     let leading = shared.leading();
     let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
-    let unadopted = unadopted(&shared.applied().state, &leading.picture);
+    let unadopted = unadopted(&shared.applied().state, &leading.balancer.load);
     match unadopted.into_iter().find(|(taken, _)| taken == name) {
         Some((_, why)) => Err(Error::new(409, "table-not-taken-in", "A shard has a table of this name", why).into()),
         None => Ok(()),
@@ -99,7 +98,7 @@ async fn place(shared: &Shared, name: &str) -> Result<Option<ShardId>, Failure> 
             let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
             let applied = shared.applied();
             let state = &applied.state;
-            let shard = shard_for_new_range(state, &leading.picture);
+            let shard = leading.balancer.shard_for_new_range(state);
             // To a table that exists, and where there is no shard at all, the state has its own answer.
             let settled = state.table_named(name).is_some() || state.shards.values().all(|shard| shard.draining);
             if shard.is_some() || settled {

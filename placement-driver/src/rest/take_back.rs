@@ -4,9 +4,9 @@
 //! speaks against it.
 
 use super::{Error, Failure};
-use crate::balancer::Picture;
+use crate::load::LoadModel;
 use crate::server::Shared;
-use crate::state::{Operator, Refusal, State, Work};
+use crate::state::{Operator, PlacementState, Refusal, Work};
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::report::OperatorPhase;
 use serde::Deserialize;
@@ -33,14 +33,14 @@ pub(super) fn confirmed(shared: &Shared, id: OperatorId, body: TakeBackBody) -> 
     let leading = leading.as_ref().ok_or(Failure::NeedsLeader)?;
     let applied = shared.applied();
     let operator = applied.state.operators.get(&id).ok_or(Refusal::UnknownOperator(id))?;
-    Ok(speaks_against(operator, &applied.state, &leading.picture, leading.now_ms())?)
+    Ok(speaks_against(operator, &applied.state, &leading.balancer.load, leading.now_ms())?)
 }
 
-fn speaks_against(operator: &Operator, state: &State, picture: &Picture, now_ms: u64) -> Result<(), Error> {
+fn speaks_against(operator: &Operator, state: &PlacementState, load: &LoadModel, now_ms: u64) -> Result<(), Error> {
     let Work::Move { from, to, .. } = operator.work else {
         return Err(Refusal::NotFenced { operator: operator.id, step: operator.shown_step() }.into());
     };
-    let heard_ms = picture.shards.get(&to).map(|view| view.last_ms).or(picture.since_ms).unwrap_or(now_ms);
+    let heard_ms = load.shards.get(&to).map(|view| view.last_ms).or(load.since_ms).unwrap_or(now_ms);
     let silent_ms = now_ms.saturating_sub(heard_ms);
     let lost = state.shards.get(&to).is_some_and(|shard| shard.lost);
     if silent_ms < SILENT_MS && !lost {
@@ -48,7 +48,7 @@ fn speaks_against(operator: &Operator, state: &State, picture: &Picture, now_ms:
             format!("shard {to} may still be there: it has been silent for {silent_ms} ms, not for {SILENT_MS}");
         return Err(Error::new(409, "shard-speaks", "The destination is not lost", detail));
     }
-    let source = picture.shards.get(&from).map(|view| &view.report);
+    let source = load.shards.get(&from).map(|view| &view.report);
     let phase = source.and_then(|report| report.operators.iter().find(|o| o.operator == operator.id)).map(|o| &o.phase);
     match phase {
         Some(OperatorPhase::Fenced) => Ok(()),
@@ -80,27 +80,27 @@ mod tests {
         let action = Action::Move { range: RangeId(1), epoch: None, to: ShardId(2) };
         let Effect::Begun(operators) = must(&mut state, 1, Command::Begin(action)) else { panic!() };
         let operator = &state.operators[&operators[0]];
-        let mut picture = Picture::default();
+        let mut load = LoadModel::default();
         let config = BalancerConfig::default();
-        picture.update(&state, &config, 1000);
-        let code = |picture: &Picture, now_ms| speaks_against(operator, &state, picture, now_ms).map_err(|e| e.code);
-        assert_eq!(code(&picture, 20_000), Err("shard-speaks"), "nobody has had the time to be heard");
-        assert_eq!(code(&picture, 40_000), Err("not-fenced"), "the source has not said so");
+        load.update(&state, &config, 1000);
+        let code = |load: &LoadModel, now_ms| speaks_against(operator, &state, load, now_ms).map_err(|e| e.code);
+        assert_eq!(code(&load, 20_000), Err("shard-speaks"), "nobody has had the time to be heard");
+        assert_eq!(code(&load, 40_000), Err("not-fenced"), "the source has not said so");
         let mut sequence = 0;
-        let mut hear = |picture: &mut Picture, phase, now_ms| {
+        let mut hear = |load: &mut LoadModel, phase, now_ms| {
             let told = OperatorReport { operator: operator.id, range: RangeId(1), phase, progress: None };
             sequence += 1;
-            assert!(picture.observe(report(1, sequence, vec![told]), &state, &config, now_ms).taken);
+            assert!(load.observe(report(1, sequence, vec![told]), &state, &config, now_ms).taken);
         };
-        hear(&mut picture, OperatorPhase::Open, 40_000);
-        assert_eq!(code(&picture, 40_000), Err("not-fenced"));
-        hear(&mut picture, OperatorPhase::Fenced, 40_100);
-        assert_eq!(code(&picture, 40_100), Ok(()));
-        hear(&mut picture, OperatorPhase::HandedOver, 40_200);
-        assert_eq!(code(&picture, 40_200), Err("not-fenced"), "the destination has adopted it");
-        hear(&mut picture, OperatorPhase::Fenced, 40_300);
-        assert!(picture.observe(report(2, 1, vec![]), &state, &config, 40_300).taken);
-        assert_eq!(code(&picture, 60_000), Err("shard-speaks"));
-        assert_eq!(code(&picture, 71_000), Ok(()));
+        hear(&mut load, OperatorPhase::Open, 40_000);
+        assert_eq!(code(&load, 40_000), Err("not-fenced"));
+        hear(&mut load, OperatorPhase::Fenced, 40_100);
+        assert_eq!(code(&load, 40_100), Ok(()));
+        hear(&mut load, OperatorPhase::HandedOver, 40_200);
+        assert_eq!(code(&load, 40_200), Err("not-fenced"), "the destination has adopted it");
+        hear(&mut load, OperatorPhase::Fenced, 40_300);
+        assert!(load.observe(report(2, 1, vec![]), &state, &config, 40_300).taken);
+        assert_eq!(code(&load, 60_000), Err("shard-speaks"));
+        assert_eq!(code(&load, 71_000), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A new view is made per version; routes that did not change keep their JSON. A lookup copies a few hundred bytes and computes nothing.
 
-use crate::state::{Change, Changes, State};
+use crate::state::{Change, Changes, PlacementState};
 use bytes::Bytes;
 use evenkeel_protocol::rest::{RouteBody, RoutesBody};
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
@@ -84,7 +84,7 @@ pub struct RoutingView {
 
 impl RoutingView {
     /// The view of a state. `before` is the previous one, from which JSON and leaders are taken over.
-    pub fn new(state: &State, before: Option<&RoutingView>) -> RoutingView {
+    pub fn new(state: &PlacementState, before: Option<&RoutingView>) -> RoutingView {
         let mut view = RoutingView {
             version: state.version,
             version_text: state.version.to_string(),
@@ -245,18 +245,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::balancer::testing::{key, state_with_table};
-    use crate::state::{Action, Command, Proposal, Step, Transition};
+    use crate::state::{Action, Command, Proposal, Step, Transition, apply};
     use evenkeel_protocol::OperatorId;
     use evenkeel_protocol::rest::RouteLookupBody;
     use evenkeel_protocol::routing::RoutingTable;
 
-    fn split(state: &mut State, range: u64, at: i64) {
+    fn split(state: &mut PlacementState, range: u64, at: i64) {
         let action = Action::Split { range: RangeId(range), epoch: None, at: vec![key(at)] };
         let operator = OperatorId(state.next_operator().0);
         for command in
             [Command::Begin(action), Command::Advance { operator, from: Step::Apply, transition: Transition::Applied }]
         {
-            state.apply(Proposal { at_ms: 1, since_ms: 0, nonce: 0, command }).unwrap();
+            apply(state, Proposal { at_ms: 1, since_ms: 0, nonce: 0, command }).unwrap();
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is written: each becomes a command in the log, and is answered when it has come out of it.
 
 use super::{Error, Failure, copies, json_with, lists, members, method_not_allowed, read, tables, take_back};
-use crate::balancer::sketch;
+use crate::load::load_profile;
 use crate::server::Shared;
 use crate::state::{Action, Command, Effect, Refusal, Work};
 use evenkeel_protocol::report::RangeLoad;
@@ -179,8 +179,8 @@ async fn speaking(shared: &Shared, range: RangeId, to: ShardId) -> Result<(), Fa
 /// Refuses a move to a shard whose clock is off: its writes may stand still for as long as the error is large.
 fn clock_is_right(shared: &Shared, to: ShardId) -> Result<(), Failure> {
     let leading = shared.leading();
-    let picture = &leading.as_ref().ok_or(Failure::NeedsLeader)?.picture;
-    match picture.clock_off_ms(to).filter(|_| picture.clock_is_off(to)) {
+    let load = &leading.as_ref().ok_or(Failure::NeedsLeader)?.balancer.load;
+    match load.clock_off_ms(to).filter(|_| load.clock_is_off(to)) {
         Some(off_ms) => {
             let detail =
                 format!("the clock of shard {to}'s leader is {off_ms} ms ahead of the median; nothing was done");
@@ -201,7 +201,7 @@ fn unheard(shared: &Shared, range: RangeId, to: ShardId) -> Result<Option<String
     let involved = [from, Some(to)].into_iter().flatten().filter(|shard| state.shards.contains_key(shard));
     let now_ms = leading.now_ms();
     for shard in involved.filter(|_| from.is_some_and(|from| from != to)) {
-        let last_ms = leading.picture.shards.get(&shard).map(|view| view.last_ms);
+        let last_ms = leading.balancer.load.shards.get(&shard).map(|view| view.last_ms);
         let ago_ms = last_ms.map(|last_ms| now_ms.saturating_sub(last_ms));
         if ago_ms.is_none_or(|ago_ms| ago_ms > shared.config.balancer.silent_after_ms) {
             let heard = ago_ms.map_or("not reported yet".to_string(), |ms| format!("last reported {ms} ms ago"));
@@ -234,12 +234,12 @@ fn median(shared: &Shared, range: RangeId) -> Result<Vec<Key>, Failure> {
     let held = applied.state.ranges.get(&range).ok_or(Refusal::UnknownRange(range))?;
     let table = applied.state.tables.get(&held.route.table);
     let codec = table.ok_or(Refusal::UnknownTable(held.route.table))?.schema.codec();
-    let report = leading.picture.shards.get(&held.route.shard).map(|view| &view.report);
+    let report = leading.balancer.load.shards.get(&held.route.shard).map(|view| &view.report);
     let load: Option<&RangeLoad> =
         report.and_then(|report| report.ranges.iter().find(|r| r.id == range)).map(|range| &range.load);
-    let profile = load.map(|load| sketch::Profile { points: load.sketch.clone(), hot: load.hot.clone() });
+    let profile = load.map(|load| load_profile::LoadProfile { points: load.sketch.clone(), hot: load.hot.clone() });
     let segments = profile.map(|profile| profile.segments(&held.route.interval, &codec)).unwrap_or_default();
-    match sketch::cut_off(&segments, &held.route.interval, 0.5) {
+    match load_profile::cut_off(&segments, &held.route.interval, 0.5) {
         Some((key, _)) => Ok(vec![key]),
         None => {
             let detail = "the range has too little load to find its median; name the keys to split at";
@@ -263,7 +263,7 @@ fn answering(shared: &Shared, operator: OperatorId) -> Option<ShardId> {
     let applied = shared.applied();
     let operator = applied.state.operators.get(&operator).filter(|operator| !operator.status.is_over())?;
     let Work::CreateTable { shard, .. } = operator.work else { return None };
-    leading.as_ref()?.picture.shards.contains_key(&shard).then_some(shard)
+    leading.as_ref()?.balancer.load.shards.contains_key(&shard).then_some(shard)
 }
 
 async fn add_shard(shared: &Shared, body: ShardBody) -> Result<Response, Failure> {

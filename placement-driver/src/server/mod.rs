@@ -29,7 +29,7 @@ pub use shared::{Applied, Leading, ProposeFailure, Shared};
 use crate::config::Config;
 use crate::rest;
 use crate::snapshot::{self, Snapshot, SnapshotError};
-use crate::state::State;
+use crate::state::PlacementState;
 use evenkeel_host::Listener;
 use evenkeel_replicated_log::{GroupConfig, Limits, LogHandle, LogIndex, ReplicaId, Term, Timing};
 use futures::FutureExt;
@@ -137,8 +137,11 @@ impl Replica {
     fn open(config: Config) -> Result<Replica, RunError> {
         let dir = config.data_dir.clone();
         std::fs::create_dir_all(&dir).map_err(|source| RunError::Io { what: dir.display().to_string(), source })?;
-        let snapshot =
-            snapshot::read(&dir)?.unwrap_or(Snapshot { index: LogIndex(0), term: Term::NONE, state: State::default() });
+        let snapshot = snapshot::read(&dir)?.unwrap_or(Snapshot {
+            index: LogIndex(0),
+            term: Term::NONE,
+            state: PlacementState::default(),
+        });
         let rpc = listen(&config, "rpc", config.listen_rpc.as_ref().or(config.rpc.get(&config.replica)))?;
         let log = evenkeel_replicated_log::start(group(&config)?)?;
         let (messages, inbox) = mpsc::channel(INBOX_MESSAGES);

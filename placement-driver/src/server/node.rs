@@ -9,11 +9,11 @@ use super::quorum::Quorum;
 use super::shared::{Leading, Message, ProposeFailure, Shared};
 use super::waiters::{Answer, Waiters};
 use super::{RunError, transfer};
-use crate::balancer::{self, Picture};
-use crate::operators::{Driver, Todo, may_number, missing, take_in, take_members};
+use crate::balancer::{Balancer, explanation};
+use crate::operators::{OperatorController, Todo, may_number, missing, take_in, take_members};
 use crate::rest::metrics;
 use crate::snapshot;
-use crate::state::{Command, Effect, Proposal, State};
+use crate::state::{Command, Effect, PlacementState, Proposal, apply};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_replicated_log::{Body, Delivery, Entry, LogIndex, ProposeError, Role, Subscription, Term};
@@ -149,7 +149,7 @@ impl Node {
     fn pause_ms(&self) -> u64 {
         let leading = self.shared.leading();
         let Some(leading) = leading.as_ref() else { return 10 * TICK_MS };
-        let wake = leading.driver.wake_ms().map(|at| at.saturating_sub(self.time_ms()).max(1));
+        let wake = leading.controller.wake_ms().map(|at| at.saturating_sub(self.time_ms()).max(1));
         wake.unwrap_or(TICK_MS).min(TICK_MS)
     }
 
@@ -163,7 +163,7 @@ impl Node {
                     let (shard, leader) = (report.shard, report.leader);
                     let observed = {
                         let applied = self.shared.applied();
-                        leading.picture.observe(*report, &applied.state, &self.shared.config.balancer, now_ms)
+                        leading.balancer.load.observe(*report, &applied.state, &self.shared.config.balancer, now_ms)
                     };
                     if observed.taken {
                         self.shared.view().leaders.set(shard, leader);
@@ -182,13 +182,13 @@ impl Node {
                 let now_ms = self.time_ms();
                 if let Some(leading) = self.shared.leading().as_mut() {
                     let applied = self.shared.applied();
-                    leading.driver.answered(name, answer, &applied.state, now_ms);
+                    leading.controller.answered(name, answer, &applied.state, now_ms);
                 }
             }
             Message::Sized(range, epoch, answer) => {
                 let now_ms = self.time_ms();
                 if let Some(leading) = self.shared.leading().as_mut() {
-                    leading.picture.sizes.answered(range, epoch, answer, now_ms);
+                    leading.balancer.sizes.answered(range, epoch, answer, now_ms);
                 }
             }
             Message::Written(result) => {
@@ -256,7 +256,7 @@ impl Node {
         }
     }
 
-    /// The state machine's time now, in milliseconds ([`State::time_ms`] and what has passed since). It only means something while this replica leads.
+    /// The state machine's time now, in milliseconds ([`PlacementState::time_ms`] and what has passed since). It only means something while this replica leads.
     fn time_ms(&self) -> u64 {
         self.shared.applied().state.time_ms() + self.clock.now_ms().saturating_sub(self.state_since_ms)
     }
@@ -271,8 +271,8 @@ impl Node {
         let leading = Leading {
             term,
             first: self.shared.applied().state.shards.keys().copied().collect(),
-            picture: Picture::default(),
-            driver: Driver::default(),
+            balancer: Balancer::default(),
+            controller: OperatorController::default(),
             rejections: Arc::default(),
             missing: Vec::new(),
             clocks_off: BTreeSet::new(),
@@ -300,11 +300,11 @@ impl Node {
             let applied = self.shared.applied();
             let (state, config) = (&applied.state, &self.shared.config.balancer);
             leading.round = (now_ms, Instant::now());
-            leading.picture.set_clock(Some(self.clock.now_ms()), now_ms);
-            leading.picture.update(state, config, now_ms);
-            let mut todo = leading.driver.next(state, &leading.picture, now_ms);
-            todo.extend(take_in(state, &leading.picture, now_ms).map(Todo::Propose));
-            todo.extend(take_members(state, &leading.picture).map(Todo::Propose));
+            leading.balancer.load.set_clock(Some(self.clock.now_ms()), now_ms);
+            leading.balancer.update(state, config, now_ms);
+            let mut todo = leading.controller.next(state, &leading.balancer.load, now_ms);
+            todo.extend(take_in(state, &leading.balancer.load, now_ms).map(Todo::Propose));
+            todo.extend(take_members(state, &leading.balancer.load).map(Todo::Propose));
             // Whatever is not an operator's step follows from the state alone: proposed once, and not again before that is applied, nor often
             // should it be refused.
             let housekeeping =
@@ -319,21 +319,21 @@ impl Node {
             }
             let mut decisions = Vec::new();
             if leading.deciding.is_empty() && (leading.refused == 0 || now_ms >= leading.housekept_ms + pause_ms) {
-                let plan = balancer::plan(state, &leading.picture, config, now_ms);
+                let plan = leading.balancer.plan(state, config, now_ms);
                 if plan.exhausted {
-                    leading.picture.rest();
+                    leading.balancer.rebalancing.rest();
                 }
-                leading.rejections = balancer::explanation(&leading.rejections, &plan);
+                leading.rejections = explanation(&leading.rejections, &plan);
                 decisions = plan.decisions;
             }
-            let missing = missing(state, &leading.picture);
+            let missing = missing(state, &leading.balancer.load);
             if missing != leading.missing {
                 missing.iter().for_each(|what| tracing::warn!(what, "not everything that shards hold is known here"));
                 leading.missing = missing;
             }
-            leading.clocks_off = metrics::clocks(&leading.picture, &leading.clocks_off);
+            leading.clocks_off = metrics::clocks(&leading.balancer.load, &leading.clocks_off);
             metrics::round(state, leading, now_ms);
-            let questions = leading.picture.size_questions(state, config, now_ms);
+            let questions = leading.balancer.size_questions(state, config, now_ms);
             (todo, decisions, questions)
         };
         if let Some(term) = self.shared.leading().as_ref().map(|leading| leading.term) {
@@ -375,7 +375,7 @@ impl Node {
         let leading = self.shared.leading();
         let may = |leading: &Leading| {
             let applied = self.shared.applied();
-            may_number(&applied.state, &leading.picture, &leading.first, now_ms)
+            may_number(&applied.state, &leading.balancer.load, &leading.first, now_ms)
         };
         leading.as_ref().is_none_or(may)
     }
@@ -583,12 +583,12 @@ fn is_key(message: &Message) -> bool {
     matches!(message, Message::Propose(Command::Kv(_), _))
 }
 
-fn apply_one(state: &mut State, proposal: Proposal) -> Result<Effect, crate::state::Refusal> {
+fn apply_one(state: &mut PlacementState, proposal: Proposal) -> Result<Effect, crate::state::Refusal> {
     let advanced = match &proposal.command {
         Command::Advance { operator, .. } => Some(*operator),
         _ => None,
     };
-    let result = state.apply(proposal);
+    let result = apply(state, proposal);
     match (&result, advanced.and_then(|id| state.operators.get(&id))) {
         (Ok(_), Some(operator)) => metrics::advanced(operator),
         (Err(refusal), _) => tracing::debug!(%refusal, "refused"),

@@ -1,13 +1,13 @@
 //! What the node's task and the servers share.
 
-use crate::balancer::{Picture, Rejection};
+use crate::balancer::{Balancer, Rejection};
 use crate::config::Config;
 use crate::coordination::MAX_WRITES;
-use crate::operators::Driver;
+use crate::operators::OperatorController;
 use crate::rest::view::RoutingView;
 use crate::server::{ShardCalls, members};
 use crate::snapshot::{Snapshot, SnapshotFile};
-use crate::state::{Command, Effect, Refusal, State};
+use crate::state::{Command, Effect, PlacementState, Refusal};
 use evenkeel_protocol::report::ShardReport;
 use evenkeel_protocol::shard::ControlReply;
 use evenkeel_protocol::{Epoch, RangeId, ShardId};
@@ -57,7 +57,7 @@ pub(super) enum Message {
 #[derive(Debug, Clone)]
 pub struct Applied {
     /// The state.
-    pub state: State,
+    pub state: PlacementState,
     /// The last position applied.
     pub index: LogIndex,
     /// The term in force there.
@@ -79,10 +79,10 @@ pub struct Leading {
     pub term: Term,
     /// The shards that were registered when it began.
     pub first: BTreeSet<ShardId>,
-    /// The load.
-    pub picture: Picture,
-    /// The operators under way.
-    pub driver: Driver,
+    /// The balancer, with the load model.
+    pub balancer: Balancer,
+    /// The operator controller.
+    pub controller: OperatorController,
     /// Why the balancer did no more in its last round. Shared with whoever shows it: there can be one for each range.
     pub rejections: Arc<Vec<Rejection>>,
     /// What shards hold and the state does not know, and what is waited for after a restoration (R30): one sentence each.
@@ -241,7 +241,7 @@ impl Shared {
     /// The replicas that lead shards, as far as they have reported in this leadership.
     pub fn shard_leaders(&self) -> BTreeMap<ShardId, u64> {
         let leading = self.leading();
-        let shards = leading.iter().flat_map(|leading| &leading.picture.shards);
+        let shards = leading.iter().flat_map(|leading| &leading.balancer.load.shards);
         shards.map(|(id, view)| (*id, view.report.leader)).collect()
     }
 }

@@ -1,9 +1,9 @@
 //! R24: after a move the two copies were compared at the fence; none may have differed. And every operator ends.
 
-use evenkeel_placement_driver::state::{State, Status};
+use evenkeel_placement_driver::state::{PlacementState, Status};
 
 /// What is wrong with the operators, in words.
-pub fn check(state: &State) -> Vec<String> {
+pub fn check(state: &PlacementState) -> Vec<String> {
     let mut wrong = Vec::new();
     for operator in state.operators.values() {
         if operator.status == Status::Differs {

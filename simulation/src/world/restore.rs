@@ -68,7 +68,8 @@ impl World {
             self.restore.copy_ms = Some(copy_ms);
             self.restore.back_ms = Some(copy_ms + APART_MS + below(half_ms.saturating_sub(APART_MS)));
         }
-        let all_shards = |state: &evenkeel_placement_driver::state::State| state.shards.len() == self.shards as usize;
+        let all_shards =
+            |state: &evenkeel_placement_driver::state::PlacementState| state.shards.len() == self.shards as usize;
         let early = self.restore.early && {
             let registry = self.registry.borrow();
             registry.len() >= 2 && registry.values().filter(|shared| all_shards(&shared.applied().state)).count() >= 2

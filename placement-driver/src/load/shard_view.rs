@@ -1,46 +1,46 @@
-//! What has been heard of a shard in this leadership: its latest report, since when it reports, its tables, and what was wrong.
+//! The latest report of one shard in this leadership, since when the shard reports, and its tables.
 
 use super::clocks::{ahead_ms, latest_ms};
-use super::validation::Fault;
 use crate::config::BalancerConfig;
-use crate::state::State;
+use crate::state::PlacementState;
 use evenkeel_protocol::report::ShardReport;
 use evenkeel_protocol::{TableId, TableSchema};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// A shard whose latest report is older than this takes any report for later, in milliseconds: the order of the latest may have been wrong.
+/// If the latest report is older than this, any report counts as later, in milliseconds: the
+/// numbers of the latest may have been wrong.
 const ORDER_MS: u64 = 10_000;
-/// A fault in a shard's reports is logged at most this often, unless it is another one, in milliseconds.
-const LOG_FAULT_EVERY_MS: u64 = 10_000;
 
-/// What is known of a shard.
+/// A shard as it reports.
 #[derive(Debug, Clone)]
 pub struct ShardView {
-    /// Its first report in this leadership, in milliseconds of the state machine's time.
+    /// When its first report in this leadership came, in milliseconds of the state machine's time.
     pub first_ms: u64,
-    /// Its latest report came then.
+    /// When its latest report came, in milliseconds of the state machine's time.
     pub last_ms: u64,
-    /// Since when it has had its present leader, or has spoken again after a silence.
+    /// Since when it has had its present leader and has reported without a gap.
     pub steady_since_ms: u64,
-    /// How far its leader's clock is ahead of the state machine's time, in milliseconds: the latest that its reports have shown.
+    /// How far its leader's clock is ahead of the state machine's time, in milliseconds: the
+    /// highest value that its reports have shown.
     pub clock_ahead_ms: i64,
     /// The latest report, without the tables.
     pub report: Arc<ShardReport>,
-    /// Whether it has said in this leadership which tables it has.
+    /// Whether it has reported its tables in this leadership.
     pub tables_heard: bool,
-    /// Of its tables those that are not known here.
+    /// Its tables that the placement state lacks.
     pub unknown_tables: Arc<Vec<TableSchema>>,
-    /// Of its tables those that are other tables here: they are of another cluster.
+    /// Its tables whose numbers belong to other tables in the placement state: they are of another
+    /// cluster.
     pub foreign_tables: Arc<BTreeSet<TableId>>,
 }
 
 impl ShardView {
-    /// What is known once a report has come; `None` if a later one has come already.
+    /// The view after a report. `None` if a later report is known.
     pub(super) fn after(
         known: Option<&ShardView>,
         mut report: ShardReport,
-        state: &State,
+        state: &PlacementState,
         config: &BalancerConfig,
         now_ms: u64,
     ) -> Option<ShardView> {
@@ -73,7 +73,7 @@ impl ShardView {
         Some(view)
     }
 
-    fn hear_tables(&mut self, tables: &[TableSchema], state: &State) {
+    fn hear_tables(&mut self, tables: &[TableSchema], state: &PlacementState) {
         let known = |table: &TableSchema| state.tables.get(&table.id).map(|known| known.schema.clone());
         self.tables_heard = true;
         let unknown: Vec<_> = tables.iter().filter(|table| known(table).is_none()).cloned().collect();
@@ -81,35 +81,4 @@ impl ShardView {
         self.foreign_tables = Arc::new(foreign.map(|table| table.id).collect());
         self.unknown_tables = Arc::new(unknown);
     }
-}
-
-/// The latest fault found in a shard's reports.
-#[derive(Debug, Clone)]
-pub struct FaultView {
-    /// What it was.
-    pub fault: Fault,
-    /// When the report came, in milliseconds of the state machine's time.
-    pub at_ms: u64,
-    logged_ms: u64,
-}
-
-impl FaultView {
-    /// What is known once another one was found, and whether that is to be logged.
-    pub(super) fn after(known: Option<&FaultView>, fault: &Fault, now_ms: u64) -> (FaultView, bool) {
-        let logged_ms = known.filter(|known| known.fault.what == fault.what).map(|known| known.logged_ms);
-        let log = logged_ms.is_none_or(|at| at + LOG_FAULT_EVERY_MS <= now_ms);
-        let logged_ms = logged_ms.filter(|_| !log).unwrap_or(now_ms);
-        (FaultView { fault: fault.clone(), at_ms: now_ms, logged_ms }, log)
-    }
-}
-
-/// What came of a report.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Whether it was taken in: it is the latest of its shard, and can be trusted.
-    pub taken: bool,
-    /// What was wrong with it.
-    pub fault: Option<Fault>,
-    /// Whether that is to be logged: it is not what was logged just now.
-    pub log: bool,
 }

@@ -1,128 +1,44 @@
-//! Operators: what is being done to a range, how far it is, and which steps may follow which.
+//! Operators: their steps, their statuses, and the transitions between them.
 //!
-//! An operator is a line of [`Step`]s. Steps change only by [`Transition`]s that come out of the log, so that a placement driver that
-//! takes over knows what its predecessor was doing; everything between two transitions is idempotent and is simply done again.
-//! [`Transition::sources`] and [`Transition::target`] are the whole table of what may follow what; [`Status::may_become`] is the one of statuses.
+//! An operator goes through a sequence of [`Step`]s. It changes its step only by a [`Transition`]
+//! that is applied from the log, so that the next leader of the placement driver continues at the
+//! same step. Everything between two transitions is idempotent and is repeated.
+//!
+//! [`Transition::sources`] and [`Transition::target`] are the table of legal transitions; [`Status::may_become`] is the
+//! table of legal statuses. The requests and proofs of each kind of operator are in
+//! [`crate::operators`].
 
-use super::Moment;
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
-use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, ShardId, TableId};
+use super::moment::Moment;
+use super::work::Work;
+use evenkeel_protocol::rest::OperatorBody;
+use evenkeel_protocol::{Epoch, OperatorId, TableId};
 use serde::{Deserialize, Serialize};
 
-/// The most steps an operator's history remembers.
+/// Steps that an operator's history remembers, at most.
 pub const MAX_HISTORY: usize = 16;
 
-/// What an operator does, with everything its requests need.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Work {
-    /// Creates a table whose first range is all of its keys.
-    CreateTable {
-        /// The table.
-        table: TableId,
-        /// Its first range.
-        range: RangeId,
-        /// The shard that gets it.
-        shard: ShardId,
-    },
-    /// Splits a range. The left piece keeps its id.
-    Split {
-        /// The range.
-        range: RangeId,
-        /// Its epoch before.
-        epoch: Epoch,
-        /// The shard that owns it.
-        shard: ShardId,
-        /// The first keys of the further pieces, growing strictly, and their ids.
-        at: Vec<(Key, RangeId)>,
-    },
-    /// Merges two neighbours. The left one stays.
-    Merge {
-        /// The range on the left and its epoch before.
-        left: (RangeId, Epoch),
-        /// The range on the right and its epoch before.
-        right: (RangeId, Epoch),
-        /// The shard that owns both.
-        shard: ShardId,
-    },
-    /// Moves a range.
-    Move {
-        /// The range.
-        range: RangeId,
-        /// Its epoch before.
-        epoch: Epoch,
-        /// From this shard.
-        from: ShardId,
-        /// To this shard.
-        to: ShardId,
-    },
-}
-
-impl Work {
-    /// The existing ranges it locks.
-    pub fn ranges(&self) -> Vec<RangeId> {
-        match self {
-            Work::CreateTable { .. } => Vec::new(),
-            Work::Split { range, .. } | Work::Move { range, .. } => vec![*range],
-            Work::Merge { left, right, .. } => vec![left.0, right.0],
-        }
-    }
-
-    /// The existing ranges it locks, and the epochs that they had when it began.
-    pub fn epochs(&self) -> Vec<(RangeId, Epoch)> {
-        match self {
-            Work::CreateTable { .. } => Vec::new(),
-            Work::Split { range, epoch, .. } | Work::Move { range, epoch, .. } => vec![(*range, *epoch)],
-            Work::Merge { left, right, .. } => vec![*left, *right],
-        }
-    }
-
-    /// The step it begins with.
-    pub fn first_step(&self) -> Step {
-        if matches!(self, Work::Move { .. }) { Step::Open } else { Step::Apply }
-    }
-
-    /// Whether a shard takes part in it.
-    pub fn involves(&self, id: ShardId) -> bool {
-        match self {
-            Work::CreateTable { shard, .. } | Work::Split { shard, .. } | Work::Merge { shard, .. } => *shard == id,
-            Work::Move { from, to, .. } => *from == id || *to == id,
-        }
-    }
-
-    /// The form in which REST shows it.
-    pub fn kind(&self) -> OperatorKind {
-        match self {
-            Work::CreateTable { table, shard, .. } => OperatorKind::CreateTable { table: *table, shard: *shard },
-            Work::Split { range, shard, at, .. } => {
-                let into = std::iter::once(*range).chain(at.iter().map(|(_, id)| *id)).collect();
-                OperatorKind::Split { range: *range, shard: *shard, into }
-            }
-            Work::Merge { left, right, shard } => OperatorKind::Merge { left: left.0, right: right.0, shard: *shard },
-            Work::Move { range, from, to, .. } => OperatorKind::Move { range: *range, from: *from, to: *to },
-        }
-    }
-}
-
-/// Where an operator is.
+/// The step of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Step {
-    /// Creating, splitting, merging: one request to the owner.
+    /// Creation, split or merge: one request to the owner.
     Apply,
-    /// Moving: the move is being opened in the source's log.
+    /// Move: the source records the move in its log.
     Open,
-    /// Moving: the destination takes rows in and catches up.
+    /// Move: the destination copies rows and catches up.
     Copy,
-    /// Moving: fenced at the source; it can only go forward (R20), and does so without the placement driver (R23).
+    /// Move: fenced at the source. It can only go forward (R20), without the placement driver
+    /// (R23).
     Switch,
-    /// Moving: adopted and published; the source deletes its copy (R24).
+    /// Move: adopted and published. The source deletes its copy (R24).
     Purge,
-    /// Moving: the destination forgets the move.
+    /// Move: the destination forgets the move.
     Forget,
-    /// Moving: the source is asked to cancel; its log decides (R20).
+    /// Move: the source is asked to cancel. Its log decides (R20).
     Cancel,
-    /// Moving: cancelled at the source; the destination deletes what came in.
+    /// Move: cancelled at the source. The destination deletes its copy.
     Discard,
-    /// Moving: the destination declined, or is lost; the source takes the range back at a higher epoch (R23).
+    /// Move: the destination declined or is lost. The source takes the range back at a higher epoch
+    /// (R23).
     Restore,
     /// Over.
     End,
@@ -143,6 +59,11 @@ impl Step {
         Step::End,
     ];
 
+    /// The step with which an operator begins.
+    pub fn first_of(work: &Work) -> Step {
+        if matches!(work, Work::Move { .. }) { Step::Open } else { Step::Apply }
+    }
+
     /// Its name in REST and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -159,27 +80,28 @@ impl Step {
         }
     }
 
-    /// Whether rows are still being copied: such moves count against the limits on concurrent moves. One that is being cancelled may wait
-    /// for a shard that is gone.
+    /// Whether a move at this step counts against the limits on concurrent moves. A move that is
+    /// being cancelled does not: it may wait for a shard that is gone.
     pub fn copies(self) -> bool {
         matches!(self, Step::Open | Step::Copy | Step::Switch)
     }
 }
 
-/// How an operator stands.
+/// The status of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// Going on.
+    /// Under way.
     Running,
-    /// Being cancelled, unless the fence came first.
+    /// Being cancelled. The move still goes forward if the fence came first.
     Cancelling,
     /// Done.
     Done,
-    /// Cancelled before the fence, without trace.
+    /// Cancelled before the fence. Nothing remains of it.
     Cancelled,
-    /// Could not be done; the range is where it was, or where it went if `detail` says so.
+    /// Failed. The range is where it was, unless `detail` says otherwise.
     Failed,
-    /// What the destination stored differed from what the source sent: the range is where it was, an alarm is raised (R24).
+    /// Failed because the destination stored other rows than the source sent (R24). The range is
+    /// where it was, and an alarm is raised.
     Differs,
 }
 
@@ -196,12 +118,12 @@ impl Status {
         }
     }
 
-    /// Whether nothing more will happen.
+    /// Whether the operator has ended.
     pub fn is_over(self) -> bool {
         !matches!(self, Status::Running | Status::Cancelling)
     }
 
-    /// The table of legal changes.
+    /// Whether `next` may follow: the table of legal statuses.
     pub fn may_become(self, next: Status) -> bool {
         use Status::*;
         match self {
@@ -212,12 +134,13 @@ impl Status {
     }
 }
 
-/// What takes an operator from one step to another; each was seen in a shard's answer or report before it was proposed.
+/// A change of an operator's step. Each is proposed only after a shard's answer or report has
+/// proved it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transition {
     /// The owner has created, split or merged.
     Applied,
-    /// The shard will never do it, and nothing has happened.
+    /// The shard has refused the request for good. Nothing has changed.
     Refused {
         /// Why, in one sentence.
         reason: String,
@@ -230,52 +153,54 @@ pub enum Transition {
     Adopted {
         /// The epoch from here on.
         epoch: Epoch,
-        /// How long writes waited, in microseconds.
+        /// How long writes were blocked, in microseconds.
         pause_us: u64,
-        /// Rows that came in.
+        /// Rows copied.
         rows: u64,
-        /// Bytes that came in.
+        /// Bytes copied.
         bytes: u64,
     },
-    /// The destination declined after the fence.
+    /// The destination has declined after the fence.
     Declined,
     /// The source has taken the range back.
     TakenBack {
         /// The epoch from here on.
         epoch: Epoch,
     },
-    /// The source cannot take the range back: the destination has adopted it, lost or not.
+    /// The source cannot take the range back, because the destination has adopted it.
     NotTakenBack {
         /// Why, in one sentence.
         reason: String,
     },
-    /// The destination cannot take it in, or it gets no further: the move is to be cancelled, and has failed.
+    /// The destination refuses the move, or the move makes no progress. It is cancelled and counts
+    /// as failed.
     GiveUp {
         /// Why, in one sentence.
         reason: String,
     },
-    /// What the destination stores differs from what the source sends, again and again: the move is to be cancelled (R24).
+    /// The destination repeatedly stores other rows than the source sends (R24). The move is
+    /// cancelled.
     Differs {
-        /// What was found, in one sentence.
+        /// The difference, in one sentence.
         detail: String,
     },
-    /// A cancellation came after the fence: the move goes forward.
+    /// The cancellation came after the fence. The move goes forward.
     TooLateToCancel,
     /// The cancellation is in the source's log (R20).
     CancelledAtSource,
-    /// The destination has dropped what came in.
+    /// The destination has deleted its copy.
     Discarded,
     /// The source has deleted its copy.
     Purged,
     /// The destination has forgotten the move.
     Forgotten,
-    /// Its range has gone on without it, and neither shard knows it any more: the state was restored from a copy that was taken while it was
-    /// under way (R30).
+    /// The range has a later epoch and neither shard knows the operator: it ended after the copy
+    /// was taken from which the state was restored (R30).
     Overtaken,
 }
 
 impl Transition {
-    /// The steps it may be taken from.
+    /// The steps that it may leave.
     pub fn sources(&self) -> &'static [Step] {
         use Step::*;
         match self {
@@ -283,7 +208,7 @@ impl Transition {
             Transition::Refused { .. } => &[Apply, Open],
             Transition::Opened => &[Open],
             Transition::Fenced => &[Copy],
-            // A report can be the first to tell that the move is further than this machine knows.
+            // A report may be ahead of the transitions that are applied here.
             Transition::Adopted { .. } => &[Open, Copy, Switch, Cancel],
             Transition::Declined => &[Copy, Switch, Cancel],
             Transition::TakenBack { .. } | Transition::NotTakenBack { .. } => &[Restore],
@@ -297,7 +222,7 @@ impl Transition {
         }
     }
 
-    /// The step it leads to.
+    /// The step that it enters.
     pub fn target(&self) -> Step {
         match self {
             Transition::Opened => Step::Copy,
@@ -316,13 +241,13 @@ impl Transition {
         }
     }
 
-    /// Whether the range is where it is to be from here on, so that the next operator may begin on it: what is left to do concerns a copy that
-    /// nobody is served from.
+    /// Whether it unlocks the range, so that the next operator may begin. The remaining steps
+    /// concern a copy that serves nobody.
     pub fn releases(&self) -> bool {
         matches!(self, Transition::CancelledAtSource | Transition::Adopted { .. })
     }
 
-    /// The status it leads to, from `operator`'s present one.
+    /// The status that it leads to from the present one of `operator`.
     pub fn status(&self, operator: &Operator) -> Status {
         match self {
             Transition::Applied | Transition::Forgotten => Status::Done,
@@ -342,34 +267,35 @@ impl Transition {
     }
 }
 
-/// One operator.
+/// An operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operator {
     /// Its number; numbers only grow (R20).
     pub id: OperatorId,
-    /// What it does.
+    /// Its work.
     pub work: Work,
-    /// The table it works on.
+    /// The table of its ranges.
     pub table: TableId,
-    /// Where it is.
+    /// Its step.
     pub step: Step,
-    /// How it stands.
+    /// Its status.
     pub status: Status,
-    /// Why it ended as it did, or what is odd.
+    /// The reason for its end, or an anomaly.
     pub detail: Option<String>,
-    /// Whether it is being cancelled because it cannot be done, not because someone asked.
+    /// Whether it is cancelled because it failed, not because an administrator asked.
     pub given_up: bool,
-    /// Whether its destination was declared lost for good after the fence: the source is asked to take the range back (R23).
+    /// Whether its destination was declared lost after the fence: the source takes the range back
+    /// (R23).
     pub destination_lost: bool,
-    /// Whether that is because what the destination stored differed from what the source sent.
+    /// Whether it failed because the destination stored other rows than the source sent (R24).
     pub differs: bool,
     /// The decision that made it.
     pub decision: Option<u64>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: u64,
-    /// When it began, in milliseconds of [`State::time_ms`](super::State::time_ms).
+    /// When it began, in milliseconds of the state machine's time.
     pub began_ms: u64,
-    /// When it entered its step, in milliseconds of [`State::time_ms`](super::State::time_ms).
+    /// When it entered its step, in milliseconds of the state machine's time.
     pub step_since_ms: u64,
     /// When it ended.
     pub ended_ms: Option<u64>,
@@ -377,16 +303,17 @@ pub struct Operator {
     pub rows: u64,
     /// Bytes moved.
     pub bytes: u64,
-    /// How long writes waited at the switch, in microseconds.
+    /// How long writes were blocked by the switch, in microseconds.
     pub pause_us: Option<u64>,
-    /// The steps it has entered and when; the first and the latest, at most [`MAX_HISTORY`].
+    /// The steps that it has entered, each with the time in milliseconds since the Unix epoch: the
+    /// first and the latest, at most [`MAX_HISTORY`].
     pub history: Vec<(u64, Step)>,
 }
 
 impl Operator {
-    /// A new one.
+    /// A new operator at its first step.
     pub(super) fn new(id: OperatorId, work: Work, table: TableId, decision: Option<u64>, now: Moment) -> Operator {
-        let step = work.first_step();
+        let step = Step::first_of(&work);
         Operator {
             id,
             work,
@@ -409,17 +336,18 @@ impl Operator {
         }
     }
 
-    /// Whether a move can still be cancelled, as far as is known here.
+    /// Whether it is a move that can still be cancelled, as far as the placement driver knows
+    /// (R20).
     pub fn cancellable(&self) -> bool {
         matches!(self.step, Step::Open | Step::Copy) && self.status == Status::Running
     }
 
-    /// Whether it ends, or has ended, without having done what it was for.
+    /// Whether it has ended, or is ending, without success.
     pub fn is_in_vain(&self) -> bool {
         matches!(self.status, Status::Failed | Status::Cancelling | Status::Cancelled | Status::Differs)
     }
 
-    /// Where it is, in the words that REST uses: once it is over, how it ended.
+    /// Its step as REST shows it; after its end, its status.
     pub fn shown_step(&self) -> &'static str {
         if self.status.is_over() { self.status.name() } else { self.step.name() }
     }
@@ -460,6 +388,7 @@ impl Operator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use evenkeel_protocol::{RangeId, ShardId};
 
     fn every_transition() -> Vec<Transition> {
         let reason = String::new;

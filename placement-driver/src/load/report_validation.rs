@@ -1,60 +1,68 @@
-//! Validation of shards' reports, where they come in: what is calculated with them must not depend on every shard being right.
+//! Validation of shards' reports. A report with impossible figures must not affect the decisions
+//! about other shards.
 //!
-//! A figure that is no number, negative, or beyond any machine would spread from one range to the mean, and from there to every decision. So
-//! [`validate`] looks at each number of a report before anything else does. A load that cannot be is discarded: its range counts as not measured,
-//! and what was known of it stands. Numbers of ranges, operators and epochs that cannot be make the whole report untrustworthy: it is refused, and
-//! the shard counts as silent. Both are told ([`Fault`]): by a metric, a log line, and among the balancer's reasons.
+//! A figure that is not a number, negative, or beyond any machine would spread from one range to
+//! the mean, and from there to every decision. [`validate`] checks each number of a report before
+//! it is used:
+//! - A load that is impossible is left out. Its range counts as not measured, and the known load
+//!   stays.
+//! - An impossible number of a range, an operator or an epoch makes the whole report untrustworthy.
+//!   The report is refused, and the shard counts as silent.
+//!
+//! Both are a [`ReportFault`], which appears as a metric, a log line, and a rejection of the
+//! balancer.
 
-use crate::state::{MAX_RANGES, MAX_REPLICAS, State};
+use crate::state::{MAX_RANGES, MAX_REPLICAS, PlacementState};
 use evenkeel_protocol::report::{
     HighestNumbers, MAX_HOT_KEYS, MAX_SKETCH_POINTS, MoveProgress, OperatorPhase, OperatorReport, RangeLoad,
     RangeReport, ShardReport,
 };
 use evenkeel_protocol::{Epoch, Key, KeyCodec};
 
-/// The most statements per second that a range can carry.
+/// Statements per second of a range, at most.
 pub const MAX_RATE_PER_S: f64 = 1e9;
-/// The most microseconds per second that PostgreSQL can work for a range: ten thousand processors.
+/// Microseconds per second that PostgreSQL works for a range, at most: ten thousand processors.
 const MAX_POSTGRES_US_PER_S: f64 = 1e10;
-/// The most rows of a range, the most bytes, and the longest pause in microseconds.
+/// Rows of a range, its bytes, and the microseconds of a pause, at most.
 const MAX_AMOUNT: u64 = 1 << 50;
-/// The largest number of a range, an operator or a report: beyond it nobody has counted.
+/// The largest plausible number of a range, an operator or a report.
 const MAX_NUMBER: u64 = 1 << 48;
-/// The largest number of a table.
+/// The largest plausible number of a table.
 const MAX_TABLE_NUMBER: u32 = 1 << 30;
-/// The largest term: half of all.
+/// The largest plausible term.
 const MAX_TERM: u64 = 1 << 63;
-/// The most operators that one report names.
+/// Operators that one report names, at most.
 const MAX_OPERATORS: usize = 65_536;
-/// The largest number of a shard's membership.
+/// The largest plausible number of a shard's configuration.
 const MAX_MEMBERSHIP: u32 = 1 << 20;
-/// By how much an operator raises the epoch of a range at most: a range that is taken back goes two further (R23).
+/// Epochs by which one operator raises a range, at most: taking a range back raises it by two
+/// (R23).
 const EPOCHS_PER_OPERATOR: u64 = 2;
-/// How far a share may be above 1, by rounding.
+/// Rounding error by which a share may exceed 1.
 const ROUNDING: f64 = 1e-6;
 
-/// What was wrong with a report.
+/// A fault in a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// What kind of number, for metrics.
+pub struct ReportFault {
+    /// The kind of number, for metrics.
     pub what: &'static str,
-    /// What was found, in one sentence.
+    /// The fault, in one sentence.
     pub found: String,
-    /// Whether the whole report was refused; otherwise what was wrong was left out of it.
+    /// Whether the whole report was refused. Otherwise only the faulty part was left out.
     pub refused: bool,
 }
 
-fn refuse<T>(what: &'static str, found: String) -> Result<T, Fault> {
-    Err(Fault { what, found, refused: true })
+fn refuse<T>(what: &'static str, found: String) -> Result<T, ReportFault> {
+    Err(ReportFault { what, found, refused: true })
 }
 
-/// Leaves out of a report what cannot be. `Ok` tells what that was, the first of it.
+/// Removes impossible figures from a report. Returns the first fault.
 ///
 /// # Errors
 /// The report cannot be trusted at all.
-pub fn validate(report: &mut ShardReport, state: &State) -> Result<Option<Fault>, Fault> {
+pub fn validate(report: &mut ShardReport, state: &PlacementState) -> Result<Option<ReportFault>, ReportFault> {
     if state.shards.get(&report.shard).is_some_and(|shard| shard.lost) {
-        // R23: what it owned has been taken back. Believed, it would be a second owner.
+        // R23: its ranges have been taken back. If its report counted, they would have two owners.
         return refuse("lost", "the shard was declared lost for good, and reports all the same".into());
     }
     numbers(report)?;
@@ -67,7 +75,7 @@ pub fn validate(report: &mut ShardReport, state: &State) -> Result<Option<Fault>
     }
     let mut fault = None;
     let mut left_out = |what, found| {
-        fault.get_or_insert(Fault { what, found, refused: false });
+        fault.get_or_insert(ReportFault { what, found, refused: false });
     };
     if report.members.as_ref().is_some_and(|m| !(1..=MAX_REPLICAS).contains(&m.replicas.len())) {
         left_out("members", format!("a shard has 1 to {MAX_REPLICAS} replicas"));
@@ -90,8 +98,8 @@ pub fn validate(report: &mut ShardReport, state: &State) -> Result<Option<Fault>
     Ok(fault)
 }
 
-/// The numbers that name things.
-fn numbers(report: &ShardReport) -> Result<(), Fault> {
+/// Checks the numbers of ranges, tables, operators, terms and reports.
+fn numbers(report: &ShardReport) -> Result<(), ReportFault> {
     let HighestNumbers { operator, range, table } = report.highest;
     let range = report.ranges.iter().map(|r| r.id).fold(range, Ord::max);
     let table = report.ranges.iter().map(|r| r.table).fold(table, Ord::max);
@@ -106,7 +114,7 @@ fn numbers(report: &ShardReport) -> Result<(), Fault> {
     if report.members.as_ref().is_some_and(|members| members.epoch > MAX_MEMBERSHIP) {
         return refuse("members", "its membership has changed more often than can be".into());
     }
-    // A range that is being moved to here is named beside those that are owned.
+    // Incoming ranges are named beside the owned ones.
     if report.ranges.len() > 2 * MAX_RANGES || report.operators.len() > MAX_OPERATORS {
         let (ranges, operators) = (report.ranges.len(), report.operators.len());
         return refuse("count", format!("it names {ranges} ranges and {operators} operators"));
@@ -114,13 +122,13 @@ fn numbers(report: &ShardReport) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The latest epoch that any range can have: each operator that there ever was has raised it.
-fn latest_epoch(state: &State, report: &ShardReport) -> Epoch {
+/// The latest epoch that any range can have: each operator so far has raised it.
+fn latest_epoch(state: &PlacementState, report: &ShardReport) -> Epoch {
     let operators = state.next_operator().0.max(report.highest.operator.0 + 1);
     Epoch(1 + EPOCHS_PER_OPERATOR.saturating_mul(operators))
 }
 
-fn check_range(range: &RangeReport, latest: Epoch) -> Result<(), Fault> {
+fn check_range(range: &RangeReport, latest: Epoch) -> Result<(), ReportFault> {
     if range.epoch > latest {
         return refuse("epoch", format!("range {} is at epoch {}, beyond {latest}", range.id, range.epoch));
     }
@@ -130,7 +138,7 @@ fn check_range(range: &RangeReport, latest: Epoch) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_operator(operator: &OperatorReport, latest: Epoch) -> Result<(), Fault> {
+fn check_operator(operator: &OperatorReport, latest: Epoch) -> Result<(), ReportFault> {
     match operator.phase {
         OperatorPhase::Adopted { epoch, .. } if epoch > latest => {
             refuse("epoch", format!("operator {} has adopted at epoch {epoch}, beyond {latest}", operator.operator))
@@ -144,7 +152,7 @@ fn is_rate(rate: f64, most: f64) -> bool {
     (0.0..=most).contains(&rate)
 }
 
-/// What of a range's load cannot be, if anything.
+/// The first impossible figure of a range's load.
 fn wrong_load(load: &RangeLoad) -> Option<(&'static str, String)> {
     for (name, rate, most) in [
         ("reads_per_s", load.reads_per_s, MAX_RATE_PER_S),
@@ -169,7 +177,8 @@ fn wrong_load(load: &RangeLoad) -> Option<(&'static str, String)> {
     None
 }
 
-/// A scan begins where it likes, at a part of a key too. A range is not split there: its load is counted at the point before.
+/// Removes points that are not whole keys: a scan may begin at a part of a key, where a range
+/// cannot be split. The load counts at the point before.
 fn only_whole_keys(load: &mut RangeLoad, codec: &KeyCodec) {
     let whole = |key: &Key| *key == Key::MIN || codec.decode(key).is_ok();
     if load.sketch.iter().chain(&load.hot).all(|(key, _)| whole(key)) {
@@ -187,7 +196,7 @@ fn only_whole_keys(load: &mut RangeLoad, codec: &KeyCodec) {
     load.hot.retain(|(key, _)| whole(key));
 }
 
-/// What is only counted: for people, and to see whether a move gets further.
+/// Limits figures that are only shown, or show whether a move progresses.
 fn clamp_operator(operator: &mut OperatorReport) {
     let clamp = |amounts: &mut [&mut u64]| amounts.iter_mut().for_each(|amount| **amount = (**amount).min(MAX_AMOUNT));
     match &mut operator.phase {

@@ -1,19 +1,20 @@
-//! Arithmetic on where in a range the load falls: cutting a profile to a part of the range, finding the keys to split at, and telling
-//! whether the load stays where it is.
+//! Load profiles: where within a range the load falls. Cutting a profile to a part of the range,
+//! finding the keys to split at, and measuring how far the load shifts.
 
 use evenkeel_protocol::{Key, KeyCodec, KeyInterval};
 use std::collections::BTreeMap;
 
-/// Where in a range the load falls. Shares are parts (0 to 1) of the range's load.
+/// Where within a range the load falls. Shares are parts (0 to 1) of the range's load.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Profile {
+pub struct LoadProfile {
     /// Keys in order, each with the share that falls from it up to the next.
     pub points: Vec<(Key, f64)>,
     /// Hot single keys and their shares, hottest first. They are included in `points`.
     pub hot: Vec<(Key, f64)>,
 }
 
-/// A part of a range with the share of the load that falls on it. It reaches up to the next segment's start.
+/// A part of a range with the share of the load that falls on it. It reaches up to the next
+/// segment's start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
     /// Its first key.
@@ -24,12 +25,13 @@ pub struct Segment {
     pub hot: bool,
 }
 
-impl Profile {
-    /// The profile as segments that partition `interval`, each hot key a segment of its own. Empty if nothing is known.
+impl LoadProfile {
+    /// The profile as segments that partition `interval`. Each hot key is a segment of its own.
+    /// Empty without load.
     pub fn segments(&self, interval: &KeyInterval, codec: &KeyCodec) -> Vec<Segment> {
         let mut parts: BTreeMap<Key, (f64, bool)> = BTreeMap::new();
         for (key, share) in &self.points {
-            // What statements named before the range was cut is counted where the range begins.
+            // Keys that statements named before the range was cut count at its start.
             let key = if interval.contains(key) { key } else { &interval.start };
             parts.entry(key.clone()).or_default().0 += share.max(0.0);
         }
@@ -47,27 +49,27 @@ impl Profile {
         parts.into_iter().map(|(start, (share, hot))| Segment { start, share: share / total, hot }).collect()
     }
 
-    /// The part of the load that falls into `part`, and its profile there.
-    pub fn cut(&self, whole: &KeyInterval, part: &KeyInterval, codec: &KeyCodec) -> (f64, Profile) {
+    /// The share of the load that falls into `part`, and the profile there.
+    pub fn cut(&self, whole: &KeyInterval, part: &KeyInterval, codec: &KeyCodec) -> (f64, LoadProfile) {
         let inside: Vec<Segment> =
             self.segments(whole, codec).into_iter().filter(|segment| part.contains(&segment.start)).collect();
         let share: f64 = inside.iter().map(|segment| segment.share).sum();
         if share <= 0.0 {
-            return (0.0, Profile::default());
+            return (0.0, LoadProfile::default());
         }
         let mut hot: Vec<(Key, f64)> =
             inside.iter().filter(|s| s.hot).map(|s| (s.start.clone(), s.share / share)).collect();
         hot.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         let points = inside.into_iter().map(|segment| (segment.start, segment.share / share)).collect();
-        (share, Profile { points, hot })
+        (share, LoadProfile { points, hot })
     }
 
-    /// The profile of neighbouring ranges together; each comes with its load.
-    pub fn join<'a>(parts: impl IntoIterator<Item = (f64, &'a Profile)>) -> Profile {
+    /// The common profile of neighbouring ranges, each given with its load.
+    pub fn join<'a>(parts: impl IntoIterator<Item = (f64, &'a LoadProfile)>) -> LoadProfile {
         let parts: Vec<_> = parts.into_iter().collect();
         let total: f64 = parts.iter().map(|(load, _)| load).sum();
         if total <= 0.0 {
-            return Profile::default();
+            return LoadProfile::default();
         }
         let scale = |load: f64, list: &[(Key, f64)]| -> Vec<(Key, f64)> {
             list.iter().map(|(key, share)| (key.clone(), share * load / total)).collect()
@@ -76,7 +78,7 @@ impl Profile {
         points.sort_by(|a, b| a.0.cmp(&b.0));
         let mut hot: Vec<_> = parts.iter().flat_map(|(load, profile)| scale(*load, &profile.hot)).collect();
         hot.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        Profile { points, hot }
+        LoadProfile { points, hot }
     }
 
     /// The share of the hottest single key, 0 to 1.
@@ -85,7 +87,7 @@ impl Profile {
     }
 }
 
-/// Makes `key` a segment of its own, taking its share from the segment it lies in.
+/// Makes `key` a segment of its own. Its share is taken from the segment around it.
 fn insert_hot(parts: &mut BTreeMap<Key, (f64, bool)>, key: &Key, share: f64, interval: &KeyInterval, codec: &KeyCodec) {
     let Ok(next) = codec.successor(key) else { return };
     let Some((start, (around, hot))) = parts.range(..=key.clone()).next_back().map(|(k, v)| (k.clone(), *v)) else {
@@ -95,7 +97,7 @@ fn insert_hot(parts: &mut BTreeMap<Key, (f64, bool)>, key: &Key, share: f64, int
         return;
     }
     let rest = (around - share).max(0.0);
-    // How the rest of the segment lies around the key is not known; the halves are as good as any guess.
+    // How the rest of the segment is spread around the key is unknown: half of it on each side.
     let after = if start == *key { rest } else { rest / 2.0 };
     if start != *key {
         parts.insert(start, (rest - after, false));
@@ -107,11 +109,13 @@ fn insert_hot(parts: &mut BTreeMap<Key, (f64, bool)>, key: &Key, share: f64, int
     }
 }
 
-/// Where to cut `segments` (which partition `interval`) into pieces of about `target` share each (of many, a few smaller), every hot key above `target` alone in
-/// its piece, at most `ways` pieces. Each key lies strictly inside `interval`; they grow strictly. None if the load cannot be cut.
+/// Where to cut `segments`, which partition `interval`, into at most `ways` pieces of about
+/// `target` share each. Of many pieces a few are smaller. Every hot key above `target` is alone in
+/// its piece. The keys grow strictly and lie strictly inside `interval`. Empty if the load cannot
+/// be cut.
 pub fn cut_points(segments: &[Segment], interval: &KeyInterval, target: f64, ways: usize) -> Vec<Key> {
     let mut target = target.max(f64::EPSILON);
-    // From a target of more than everything no cut follows, so this ends.
+    // A target above the whole load yields no cut, so this ends.
     while target < 2.0 {
         let points = cut_once(segments, interval, target);
         if points.len() < ways {
@@ -122,10 +126,10 @@ pub fn cut_points(segments: &[Segment], interval: &KeyInterval, target: f64, way
     Vec::new()
 }
 
-/// Sizes of the first pieces, in targets, of a split into many: a few smaller ones, so that what is left over when the large ones have been
-/// placed can be evened out without another split.
+/// Sizes of the first pieces of a split into many, in targets. A few are smaller, so that the
+/// imbalance that is left when the large ones are placed is removed without another split.
 const FIRST_SIZES: [f64; 6] = [1.0, 1.0, 1.0, 0.5, 0.25, 0.25];
-/// Splits into fewer pieces than this have them all equal.
+/// Pieces from which a split has smaller first pieces.
 const MANY_PIECES: f64 = 10.0;
 
 fn cut_once(segments: &[Segment], interval: &KeyInterval, target: f64) -> Vec<Key> {
@@ -145,7 +149,7 @@ fn cut_once(segments: &[Segment], interval: &KeyInterval, target: f64) -> Vec<Ke
         piece += segment.share;
         after_hot = alone;
     }
-    // A crumb at the end is not worth a range of its own, unless a hot key lies before it.
+    // A small rest is not worth a range of its own, unless a hot key lies before it.
     let hot_before_last = points.last().is_some_and(|last| {
         segments.windows(2).any(|pair| pair[1].start == *last && pair[0].hot && pair[0].share > target)
     });
@@ -156,7 +160,8 @@ fn cut_once(segments: &[Segment], interval: &KeyInterval, target: f64) -> Vec<Ke
     points
 }
 
-/// The key that cuts off about `share` on the left, and the share it really cuts off. `None` if no cut comes within half of it.
+/// The key that cuts off about `share` on the left, and the share that it cuts off. `None` if no
+/// cut comes within half of `share`.
 pub fn cut_off(segments: &[Segment], interval: &KeyInterval, share: f64) -> Option<(Key, f64)> {
     let mut left = 0.0;
     let mut best: Option<(Key, f64)> = None;
@@ -170,9 +175,10 @@ pub fn cut_off(segments: &[Segment], interval: &KeyInterval, share: f64) -> Opti
     best.filter(|(_, found)| (found - share).abs() <= share / 2.0)
 }
 
-/// How far the load has shifted within a range from one profile to the other: the largest difference of the two cumulative
-/// distributions (Kolmogorov and Smirnov's distance), less what two coarse sketches of the same load can differ by.
-pub fn shift(before: &Profile, now: &Profile) -> f64 {
+/// How far the load has shifted within a range from one profile to the other: the largest
+/// difference of the two cumulative distributions (Kolmogorov-Smirnov distance), less the possible
+/// difference of two coarse sketches of the same load.
+pub fn shift(before: &LoadProfile, now: &LoadProfile) -> f64 {
     let coarse = 1.0 / before.points.len().min(now.points.len()).max(1) as f64;
     let mut keys: Vec<&Key> = before.points.iter().chain(&now.points).map(|(key, _)| key).collect();
     keys.sort();
@@ -206,9 +212,9 @@ mod tests {
         codec().encode(&[KeyValue::Int(n)]).unwrap()
     }
 
-    fn profile(points: &[(i64, f64)], hot: &[(i64, f64)]) -> Profile {
+    fn profile(points: &[(i64, f64)], hot: &[(i64, f64)]) -> LoadProfile {
         let keys = |list: &[(i64, f64)]| list.iter().map(|(n, share)| (key(*n), *share)).collect();
-        Profile { points: keys(points), hot: keys(hot) }
+        LoadProfile { points: keys(points), hot: keys(hot) }
     }
 
     #[test]
@@ -224,7 +230,8 @@ mod tests {
         }
     }
 
-    /// What a split without keys promises: within 45 and 55 %, unless one key alone carries more than the rest of the way.
+    /// What a split without keys promises: within 45 and 55 %, unless one key alone carries more
+    /// than the rest of the way.
     #[test]
     fn the_median_is_as_close_to_the_middle_as_the_sketch_allows() {
         let halves = |points: &[(i64, f64)], hot: &[(i64, f64)]| {
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_front_that_moves_on_is_told_from_a_load_that_stays() {
+    fn a_front_that_moves_on_is_distinguished_from_a_load_that_stays() {
         let stays: Vec<_> = (0..64).map(|n| (n * 10, 1.0 / 64.0)).collect();
         let jittered: Vec<_> = (0..64).map(|n| (n * 10 + n % 7, 1.0 / 64.0)).collect();
         let moved: Vec<_> = (0..64).map(|n| (n * 10 + 400, 1.0 / 64.0)).collect();

@@ -1,18 +1,23 @@
-//! The board on which a round is played: loads as they will be, what can be moved, who has a slot free.
+//! Planning context of one round: projected load per shard, free ranges, free move slots, and the
+//! decisions and rejections so far.
 
-use super::level::Level;
-use super::picture::Picture;
-use super::{Plan, Reason, Rejection, Subject};
+use super::imbalance::Imbalance;
+use super::plan::Plan;
+use super::rejection::{Reason, Rejection, Subject};
+use super::score::{SourceScore, TotalLoad};
 use crate::config::BalancerConfig;
-use crate::state::{Action, NewDecision, Range, State, Work};
+use crate::load::LoadModel;
+use crate::operators::move_range::slots_of;
+use crate::state::{Action, NewDecision, PlacementState, Range};
 use evenkeel_protocol::{RangeId, ShardId};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Moves in one direction at one shard.
 #[derive(Debug, Clone, Copy, Default)]
 struct Moves {
     count: usize,
-    /// Bytes that they have left to copy, as far as is known.
+    /// Bytes that they still have to copy, as far as known.
     bytes: u64,
 }
 
@@ -30,15 +35,15 @@ struct MovesAt {
     incoming: Moves,
 }
 
-/// One round.
-pub(super) struct Board<'a> {
-    pub state: &'a State,
-    pub picture: &'a Picture,
+/// The planning context of one round.
+pub(super) struct PlanningContext<'a> {
+    pub state: &'a PlacementState,
+    pub load: &'a LoadModel,
     pub config: &'a BalancerConfig,
     pub now_ms: u64,
-    /// The level with what this round has planned so far.
-    pub level: Level,
-    /// Ranges this round has planned something for.
+    /// The imbalance, with the moves that this round has planned so far.
+    pub imbalance: Imbalance,
+    /// Ranges that this round has planned an action for.
     pub taken: BTreeSet<RangeId>,
     pub decisions: Vec<NewDecision>,
     pub rejections: Vec<Rejection>,
@@ -46,27 +51,33 @@ pub(super) struct Board<'a> {
     moves: BTreeMap<ShardId, MovesAt>,
 }
 
-impl<'a> Board<'a> {
-    pub fn new(state: &'a State, picture: &'a Picture, config: &'a BalancerConfig, now_ms: u64) -> Board<'a> {
-        let mut board = Board {
+impl<'a> PlanningContext<'a> {
+    pub fn new(
+        state: &'a PlacementState,
+        load: &'a LoadModel,
+        imbalance: &Imbalance,
+        config: &'a BalancerConfig,
+        now_ms: u64,
+    ) -> PlanningContext<'a> {
+        let mut context = PlanningContext {
             state,
-            picture,
+            load,
             config,
             now_ms,
-            level: picture.level.clone(),
+            imbalance: imbalance.clone(),
             taken: BTreeSet::new(),
             decisions: Vec::new(),
             rejections: Vec::new(),
             exhausted: false,
             moves: BTreeMap::new(),
         };
-        for operator in state.running().filter(|operator| operator.step.copies()) {
-            if let Work::Move { range, from, to, .. } = operator.work {
-                let here = picture.moves.get(&operator.id).map_or(0, |seen| seen.progress.bytes);
-                board.count_move(from, to, board.bytes(range).saturating_sub(here));
+        for operator in state.running() {
+            if let Some((range, from, to)) = slots_of(operator) {
+                let copied = load.moves.get(&operator.id).map_or(0, |seen| seen.progress.bytes);
+                context.count_move(from, to, load.bytes(range).saturating_sub(copied));
             }
         }
-        board
+        context
     }
 
     fn count_move(&mut self, from: ShardId, to: ShardId, bytes: u64) {
@@ -74,24 +85,20 @@ impl<'a> Board<'a> {
         self.moves.entry(to).or_default().incoming.add(bytes);
     }
 
-    /// Bytes of a range's rows, as far as they are known.
-    pub fn bytes(&self, range: RangeId) -> u64 {
-        self.picture.ranges.get(&range).map_or(0, |view| view.bytes)
-    }
-
     /// Whether one more move may leave `shard` now.
     pub fn may_send(&self, shard: ShardId) -> bool {
         self.has_room(shard, self.moves_of(shard).out)
     }
 
-    /// Whether one more move may come to `shard` now. What a clock that is off does to writes is not to be spread.
+    /// Whether one more move may come to `shard` now. No range moves to a shard whose clock is off.
     pub fn may_receive(&self, shard: ShardId) -> bool {
-        !self.picture.clock_is_off(shard) && self.has_room(shard, self.moves_of(shard).incoming)
+        !self.load.clock_is_off(shard) && self.has_room(shard, self.moves_of(shard).incoming)
     }
 
-    /// A few moves may always be under way; more of them as long as what they have left is moved in a moment.
+    /// `moves_per_shard` moves may always be under way, and more as long as their remaining bytes
+    /// are copied soon.
     fn has_room(&self, shard: ShardId, moves: Moves) -> bool {
-        let bandwidth = self.picture.bandwidth.get(&shard).copied().unwrap_or(self.config.move_bytes_per_s as f64);
+        let bandwidth = self.load.bandwidth.get(&shard).copied().unwrap_or(self.config.move_bytes_per_s as f64);
         let left_ms = moves.bytes as f64 * 1000.0 / bandwidth.max(1.0);
         moves.count < self.config.moves_per_shard
             || (moves.count < self.config.max_moves_per_shard && left_ms < self.config.move_backlog_ms as f64)
@@ -101,19 +108,29 @@ impl<'a> Board<'a> {
         self.moves.get(&shard).copied().unwrap_or_default()
     }
 
-    /// Moves under way at `shard`, both ways.
+    /// Moves under way at `shard`, in both directions.
     pub fn moves_at(&self, shard: ShardId) -> usize {
         let moves = self.moves_of(shard);
         moves.out.count + moves.incoming.count
     }
 
-    /// R29: a silent shard is neither source nor target.
-    pub fn speaks(&self, shard: ShardId) -> bool {
-        let view = self.picture.shards.get(&shard);
-        view.is_some_and(|view| view.last_ms + self.config.silent_after_ms >= self.now_ms)
+    /// Whether a shard reports. R29: a silent shard is neither source nor target.
+    pub fn reports(&self, shard: ShardId) -> bool {
+        self.load.reports(shard, self.config, self.now_ms)
     }
 
-    /// The ranges on `shard` that nothing works on, and nothing failed on lately, in order of their ids.
+    /// Shards above the ceiling, busiest first.
+    pub fn overloaded(&self) -> Vec<ShardId> {
+        let ceiling = self.imbalance.ceiling();
+        let above = self.imbalance.loads.iter().filter(|(_, load)| **load > ceiling);
+        let mut shards: Vec<SourceScore> =
+            above.map(|(shard, load)| SourceScore { load: Reverse(TotalLoad(*load)), shard: *shard }).collect();
+        shards.sort();
+        shards.into_iter().map(|source| source.shard).collect()
+    }
+
+    /// The ranges on `shard` that no operator works on, and none has failed on lately, in order of
+    /// their numbers.
     pub fn free_ranges(&self, shard: ShardId) -> Vec<&'a Range> {
         let free = |range: &&Range| {
             let id = range.route.range;
@@ -125,7 +142,7 @@ impl<'a> Board<'a> {
         self.state.ranges.values().filter(free).collect()
     }
 
-    /// Says of the ranges on `shard` that are not free why they are not.
+    /// Rejects the ranges on `shard` that are not free.
     pub fn reject_unfree(&mut self, shard: ShardId) {
         for range in self.state.ranges.values().filter(|range| range.route.shard == shard) {
             match (range.operator, self.failed_for_ms(range)) {
@@ -139,7 +156,7 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// How much longer a range is left alone because operators on it failed, in milliseconds.
+    /// How much longer a range rests because operators on it failed, in milliseconds.
     fn failed_for_ms(&self, range: &Range) -> Option<u64> {
         let until_ms = range.failures.until_ms(self.config.cooldown_ms)?;
         until_ms.checked_sub(self.now_ms).filter(|ms| *ms > 0)
@@ -151,86 +168,108 @@ impl<'a> Board<'a> {
         until.checked_sub(self.now_ms).filter(|ms| *ms > 0)
     }
 
-    /// Whether a range's load is known well enough to move it by.
+    /// Whether a range's load is known well enough to plan a move.
     pub fn known(&self, range: &Range) -> bool {
-        let view = self.picture.ranges.get(&range.route.range);
+        let view = self.load.ranges.get(&range.route.range);
         view.is_some_and(|view| !view.is_about_to_be_measured())
     }
 
-    /// Plans a move and counts its load at its destination from here on.
+    /// Plans a move, and counts the load at its destination from now on.
     pub fn take_move(&mut self, range: &Range, to: ShardId) -> Action {
         let (id, from) = (range.route.range, range.route.shard);
         self.taken.insert(id);
-        self.count_move(from, to, self.bytes(id));
-        let rate = self.picture.rate(id);
-        let mut loads = std::mem::take(&mut self.level.loads);
+        self.count_move(from, to, self.load.bytes(id));
+        let rate = self.load.rate(id);
+        let mut loads = std::mem::take(&mut self.imbalance.loads);
         if let Some(load) = loads.get_mut(&from) {
             *load -= rate;
         }
         if let Some(load) = loads.get_mut(&to) {
             *load += rate;
         }
-        self.level = self.level.with_loads(loads);
+        self.imbalance = self.imbalance.with_loads(loads);
         Action::Move { range: id, epoch: Some(range.route.epoch), to }
     }
 
-    /// Whether more may be done once something under way has ended, or has been measured, or a little time has passed.
+    /// Whether another action may be possible once an operator has ended, a load is measured, or a
+    /// short time has passed.
     pub fn waits_for_time(&self) -> bool {
         let waits = |reason: &Reason| matches!(reason, Reason::TooNew | Reason::CutLately { .. });
-        let under_way = self.state.running().next().is_some() || self.picture.expects();
+        let under_way = self.state.running().next().is_some() || self.load.expects();
         under_way || !self.decisions.is_empty() || self.rejections.iter().any(|rejection| waits(&rejection.reason))
     }
 
+    /// Records why a range is left alone.
     pub fn reject_range(&mut self, range: &Range, reason: Reason) {
         let subject = Subject::Range(range.route.range, range.route.shard);
-        self.rejections.push(Rejection { subject, load: self.picture.rate(range.route.range), reason });
+        self.rejections.push(Rejection { subject, load: self.load.rate(range.route.range), reason });
     }
 
+    /// Records why a shard is left alone.
     pub fn reject_shard(&mut self, shard: ShardId, reason: Reason) {
-        let load = self.level.loads.get(&shard).copied().unwrap_or(0.0);
+        let load = self.imbalance.loads.get(&shard).copied().unwrap_or(0.0);
         self.rejections.push(Rejection { subject: Subject::Shard(shard), load, reason });
     }
 
-    /// Says of which shards reports were wrong just now.
+    /// Rejects shards whose latest reports had faults.
     pub fn reject_faults(&mut self) {
         let latest = |at_ms: u64| at_ms + self.config.silent_after_ms >= self.now_ms;
-        let faults = self.picture.faults.iter().filter(|(_, seen)| latest(seen.at_ms));
+        let faults = self.load.faults.iter().filter(|(_, seen)| latest(seen.at_ms));
         let faults: Vec<_> = faults.map(|(shard, seen)| (*shard, seen.fault.what, seen.fault.refused)).collect();
         for (shard, what, refused) in faults {
-            self.reject_shard(shard, Reason::WrongReport { what, refused });
+            self.reject_shard(shard, Reason::FaultyReport { what, refused });
         }
     }
 
-    /// Says which shards nothing is moved to because of their clocks.
+    /// Rejects shards as destinations because of their clocks.
     pub fn reject_clocks(&mut self) {
-        for (shard, off_ms) in self.picture.clocks_off() {
+        for (shard, off_ms) in self.load.clocks_off() {
             self.reject_shard(shard, Reason::ClockOff { off_ms });
         }
     }
 
+    /// Records a decision.
     pub fn decide(&mut self, decision: Option<NewDecision>) {
         self.decisions.extend(decision);
     }
 
-    /// Nothing is done with the load as it is, for one reason.
-    pub fn refuse_all(mut self, reason: Reason) -> Plan {
-        self.rejections.push(Rejection { subject: Subject::All, load: self.level.total, reason });
+    /// The decision to carry out `actions`, if there are any.
+    pub fn decision(
+        &self,
+        why: String,
+        imbalance_before: f64,
+        alternatives: Vec<String>,
+        actions: Vec<Action>,
+    ) -> Option<NewDecision> {
+        (!actions.is_empty()).then(|| NewDecision {
+            why,
+            imbalance_before,
+            imbalance_expected: self.imbalance.ratio_to_mean,
+            alternatives,
+            actions,
+        })
+    }
+
+    /// Ends the round for one reason that concerns the whole cluster.
+    pub fn reject_all(mut self, reason: Reason) -> Plan {
+        self.rejections.push(Rejection { subject: Subject::All, load: self.imbalance.total, reason });
         self.into_plan()
     }
 
-    /// Nothing needs balancing: says so for each shard.
-    pub fn refuse_shards(&mut self) {
-        let (ratio, act_above) = (self.level.ratio(), self.level.act_above);
-        let since = self.picture.uneven_since_ms;
-        let reason = match since {
+    /// Rejects every shard because the load is balanced, or has not been imbalanced for long
+    /// enough.
+    pub fn reject_shards(&mut self, uneven_since_ms: Option<u64>) {
+        let (ratio, act_above) = (self.imbalance.ratio(), self.imbalance.act_above);
+        let reason = match uneven_since_ms {
             Some(since) => Reason::NotYet { ratio, for_ms: self.now_ms.saturating_sub(since) },
-            None => Reason::Level { ratio, act_above },
+            None => Reason::Balanced { ratio, act_above },
         };
         for shard in self.state.shards.keys() {
-            self.reject_shard(*shard, if self.speaks(*shard) { reason } else { Reason::Silent });
+            self.reject_shard(*shard, if self.reports(*shard) { reason } else { Reason::Silent });
         }
     }
 
+    /// The result of the round.
     pub fn into_plan(self) -> Plan {
         Plan { decisions: self.decisions, rejections: self.rejections, exhausted: self.exhausted }
     }
