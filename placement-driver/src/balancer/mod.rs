@@ -37,6 +37,8 @@ mod readiness;
 mod rebalance;
 mod rebalancing;
 mod rejection;
+#[cfg(test)]
+mod round_scripts;
 mod rounds;
 pub mod score;
 #[cfg(test)]

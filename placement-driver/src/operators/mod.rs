@@ -1,11 +1,11 @@
 //! Operators: the controller takes each operator from step to step, by requests to shards and the
 //! proofs in their answers and reports.
 //!
-//! [`OperatorController`] is synchronous and deterministic; time comes in with every call. It belongs to one leadership of
-//! the placement driver and remembers only what a successor can find out again: which requests are
-//! under way, and when to repeat them. Everything else is in the log. A successor therefore
-//! continues from the last transition by sending the same request again; every request carries the
-//! operator's number and is idempotent.
+//! [`OperatorController`] is synchronous and deterministic; time comes in with every call. It
+//! belongs to one leadership of the placement driver and remembers only what a successor can find
+//! out again: which requests are under way, and when to repeat them. Everything else is in the log.
+//! A successor therefore continues from the last transition by sending the same request again;
+//! every request carries the operator's number and is idempotent.
 //!
 //! A transition is proposed only after a shard's answer or report has proved it, because the
 //! shards' logs are the authority (invariant 6). The exception is the deadline of a move: it asks
@@ -24,11 +24,10 @@
 //! | restore | none (R23); `TakeBack` to the source if the destination is lost | the source's report: owned again at a higher epoch |
 //!
 //! Each kind of operator has one file with its steps, requests, proofs, influence on load and
-//! slots, and deadline:
-//! [`create_table`], [`split`], [`merge`], [`move_range`], [`drain`].
-//! `leftovers` deletes what ended operators have left at shards, and `orphaned_copies` finds the
-//! copies that only an administrator may delete. `reported_routes` and `restoration` take in what
-//! shards report and the state lacks.
+//! slots, and deadline: [`create_table`], [`split`], [`merge`], [`move_range`], [`drain`]. Their
+//! scenarios are in `testscripts/`. `leftovers` deletes what ended operators have left at shards,
+//! and `orphaned_copies` finds the copies that only an administrator may delete. `reported_routes`
+//! and `restoration` take in what shards report and the state lacks.
 //!
 //! # Not done
 //!
@@ -49,6 +48,8 @@ mod reported_routes;
 mod restoration;
 #[cfg(test)]
 mod restoration_tests;
+#[cfg(test)]
+mod scripts;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;

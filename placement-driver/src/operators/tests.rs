@@ -268,7 +268,7 @@ fn a_successor_resumes_at_every_step() {
     }
 }
 
-/// What an operator that is over left behind is swept up: here a move whose opening was overtaken
+/// Leftovers of an ended operator are deleted: here a move whose opening was overtaken
 /// by its cancellation.
 #[test]
 fn leftovers_of_ended_operators_are_swept_up() {

@@ -1,9 +1,9 @@
 //! Placement state: the replicated state machine of the placement driver. It holds shards, tables,
 //! ranges, operators, decisions of the balancer, the next numbers, and the coordination store.
 //!
-//! [`apply()`] is a deterministic function of the state and a [`Proposal`]; time comes with the proposal. Every replica
-//! applies the same proposals in the same order, and therefore has the same state, byte for byte
-//! when encoded.
+//! [`apply()`] is a deterministic function of the state and a [`Proposal`]; time comes with the
+//! proposal. Every replica applies the same proposals in the same order, and therefore has the same
+//! state, byte for byte when encoded.
 //!
 //! The module promises, whatever is proposed:
 //! - The ranges of a table partition all of its keys at every version: no gap, no overlap.

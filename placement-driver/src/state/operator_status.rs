@@ -4,9 +4,9 @@
 //! that is applied from the log, so that the next leader of the placement driver continues at the
 //! same step. Everything between two transitions is idempotent and is repeated.
 //!
-//! [`Transition::sources`] and [`Transition::target`] are the table of legal transitions; [`Status::may_become`] is the
-//! table of legal statuses. The requests and proofs of each kind of operator are in
-//! [`crate::operators`].
+//! [`Transition::sources`] and [`Transition::target`] are the table of legal transitions;
+//! [`Status::may_become`] is the table of legal statuses. The requests and proofs of each kind of
+//! operator are in [`crate::operators`].
 
 use super::moment::Moment;
 use super::work::Work;
