@@ -21,7 +21,7 @@ pub enum Purge {
     Done(ShardId),
     /// It is being deleted.
     Pending {
-        /// What is waited for.
+        /// The work that is waited for.
         waiting_for: String,
     },
 }

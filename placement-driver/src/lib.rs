@@ -11,7 +11,7 @@
 //! | [`state`] | the replicated state machine: shards, tables, ranges, operators, decisions | none |
 //! | [`kv`] | the coordination store: revisions, history, conditions, limits | none |
 //! | [`coordination`] | the coordination store as one replica serves it | the log's |
-//! | [`load`] | the load model: what shards report, and what is expected of their ranges | none |
+//! | [`load`] | the load model: reports of shards, and expectations about their ranges | none |
 //! | [`balancer`] | from state and load to decisions | none |
 //! | [`operators`] | from state and reports to the next step of each operator | none |
 //! | [`snapshot`] | the state on disk | files |

@@ -22,7 +22,7 @@ pub enum NotReady {
 }
 
 impl NotReady {
-    /// A stable code for programs. See [`super::rejection`].
+    /// A stable code for programs. The page of `rejection` lists all codes.
     pub fn code(self) -> &'static str {
         match self {
             NotReady::TooFewShards => "too-few-shards",

@@ -44,7 +44,7 @@ pub struct Rejection {
     pub reason: Reason,
 }
 
-/// What is left alone.
+/// The subject that is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// The cluster.

@@ -80,9 +80,9 @@ fn load_follows_a_jumping_hotspot() {
         let mut simulation = Simulation::new(3, 2000, seed, hotspot);
         simulation.run(120);
         for jump in 0..3usize {
-            let settled = &simulation.imbalance[jump * 40 + 14..jump * 40 + 39];
-            let worst = settled.iter().copied().fold(0.0, f64::max);
-            assert!(worst <= 1.25, "seed {seed}, jump {jump}: {settled:?}");
+            let after_jump = &simulation.imbalance[jump * 40 + 14..jump * 40 + 39];
+            let worst = after_jump.iter().copied().fold(0.0, f64::max);
+            assert!(worst <= 1.25, "seed {seed}, jump {jump}: {after_jump:?}");
         }
     }
 }
@@ -125,7 +125,7 @@ fn a_drifting_hotspot_does_not_make_it_thrash() {
 
 /// Every insert goes to the end: no split helps for longer than a moment, so nothing is to be done.
 #[test]
-fn a_sequential_front_is_left_alone_and_the_reason_is_told() {
+fn a_sequential_front_is_left_alone_with_a_reason() {
     let front: Workload = Box::new(|random, ms| (ms * 2 + random.below(500)) as i64);
     let mut simulation = Simulation::new(3, 2000, 3, front);
     simulation.run(60);
@@ -430,7 +430,7 @@ fn what_moves_to_a_silent_shard_counts_where_it_is() {
 /// A range above the size limit is split whatever its load, and its pieces are neither split nor
 /// merged again.
 #[test]
-fn what_is_too_large_is_split_by_size_once() {
+fn a_range_that_is_too_large_is_split_by_size_once() {
     let mut simulation = Simulation::new(3, 0, 1, Box::new(|random, _| random.below(100_000) as i64));
     simulation.bytes_per_key = (2 << 30) / 100_000;
     simulation.run(40);

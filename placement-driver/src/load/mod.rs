@@ -23,7 +23,7 @@
 //! | `move_view` | [`MoveView`]: the progress of one move, and the bandwidth of shards |
 //! | `load_profile` | where within a range the load falls, and where to cut |
 //! | `clocks` | clocks that differ from the median |
-//! | `report_validation`, `report_fault` | numbers that cannot be right, and what is known about them |
+//! | `report_validation`, `report_fault` | impossible figures in reports, and the memory of them |
 //!
 //! # Not done
 //!

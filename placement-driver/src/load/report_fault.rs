@@ -1,4 +1,4 @@
-//! Faults in a shard's reports: what is remembered of them, and how often they are logged.
+//! Faults in a shard's reports: the memory of them, and how often they are logged.
 
 use super::report_validation::ReportFault;
 

@@ -7,11 +7,11 @@
 //! at the adoption, and the range is unlocked then.
 //!
 //! Influence: the load counts at the destination as long as that shard reports, and after the fence
-//! in any case ([`load_moved_to`]). The move takes a slot at both shards until it is adopted
+//! in any case (`load_moved_to`). The move takes a slot at both shards until it is adopted
 //! ([`slots_of`]).
 //!
 //! Deadline: a move before its fence is given up, with the reason, when one of the two shards has
-//! fallen silent, when it makes no progress, or when it has begun again too often ([`give_up`]).
+//! fallen silent, when it makes no progress, or when it has begun again too often (`give_up`).
 //! Such a move holds its range, and slots of two shards. The source's log decides whether the fence
 //! was first (R20). The range then rests, longer after each failure ([`crate::state::Failures`]).
 

@@ -26,7 +26,7 @@ pub const GRACE_MS: u64 = 60_000;
 pub const FIRST_REPORTS_MS: u64 = 2_000;
 
 /// Whether a leadership may give numbers: the shards that were registered when it began have
-/// reported, or [`FIRST_REPORTS_MS`] have passed, and no report shows that the state is an old
+/// reported, or `FIRST_REPORTS_MS` have passed, and no report shows that the state is an old
 /// copy. A shard that is silent for longer may have seen numbers that are then given twice; shards
 /// refuse those.
 pub fn may_number(state: &PlacementState, load: &LoadModel, first: &BTreeSet<ShardId>, now_ms: u64) -> bool {

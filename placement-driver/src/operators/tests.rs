@@ -126,7 +126,7 @@ fn a_move_takes_its_steps_and_publishes_at_the_adoption() {
     assert_eq!(world.expect(1, ControlReply::Done), ControlRequest::Purge { operator });
     let range = &world.state.ranges[&RangeId(1)];
     assert_eq!(range.route.shard, ShardId(2));
-    assert_eq!(range.operator, None, "A8: what is left to do concerns the source's copy, not the range");
+    assert_eq!(range.operator, None, "A8: the remaining steps concern the source's copy, not the range");
     assert_eq!(world.expect(2, ControlReply::Done), ControlRequest::MoveForget { operator });
     world.turn();
     assert_eq!(world.status(operator), (Step::End, Status::Done));

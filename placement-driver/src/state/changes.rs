@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_ago_is_not_answered_in_part() {
+    fn changes_too_long_ago_are_not_answered_in_part() {
         let mut changes = Changes::default();
         for number in 1..=MAX_CHANGES as u64 + 10 {
             changes.push(Change { number, ranges: [RangeId(number)].into(), ..Change::default() });

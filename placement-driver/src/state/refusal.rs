@@ -57,7 +57,7 @@ pub enum Refusal {
     #[error("shard {0} is draining")]
     Draining(ShardId),
     /// The shard was declared lost for good.
-    #[error("shard {0} was declared lost for good; what is on its disks must not come back, use another number")]
+    #[error("shard {0} was declared lost for good; its disks must not come back, use another number")]
     Lost(ShardId),
     /// The shard is not being emptied.
     #[error("shard {0} is not draining")]

@@ -352,7 +352,7 @@ fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
     let late = Command::Advance { operator, from: Step::Apply, transition: Transition::Applied };
     assert!(
         matches!(try_apply(&mut state, 4, late), Err(Refusal::OtherStep { .. })),
-        "an answer that comes late is void"
+        "an answer that comes late is rejected"
     );
     assert!(matches!(try_apply(&mut state, 4, Command::Cancel(operator)), Err(Refusal::AlreadyOver { .. })));
     let operator = create_at(&mut state, 1);
@@ -417,7 +417,7 @@ fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
     assert_ne!(before.version.incarnation, again.version.incarnation);
     assert!(
         before.changes.since(0, before.version.number).is_none(),
-        "what was served without the number is told whole"
+        "a table served without the number is sent whole"
     );
     assert_eq!(must(&mut before, 1, Command::NameCluster(9)), Effect::Unchanged, "for life");
     must(&mut before, 1, Command::BeginIncarnation(2));
@@ -438,7 +438,7 @@ fn a_decision_notes_what_came_of_it() {
         actions: vec![action(1), action(77)],
     };
     let Effect::Begun(operators) = must(&mut state, 5, Command::Decide(Box::new(decision))) else { panic!() };
-    assert_eq!(operators.len(), 1, "what is no longer possible is left out");
+    assert_eq!(operators.len(), 1, "impossible actions are left out");
     finish_move(&mut state, operators[0], 3);
     let outcome = state.decisions[0].outcome.clone().unwrap();
     assert!(outcome.starts_with("1 of 1 done after") && outcome.contains("1000 bytes"), "{outcome}");
