@@ -1,7 +1,7 @@
 //! Remote procedure calls between the parts of Evenkeel: length-framed `postcard` messages on TCP. A connection carries
 //! up to [`MAX_REQUESTS_PER_CONNECTION`] requests at a time; each is answered by one reply or by a stream of replies.
 //!
-//! The crate owns sockets and frames. It does not know what messages mean.
+//! The crate owns sockets, frames and the search for the leader of a replica group. It does not know what messages mean.
 //! It promises:
 //!
 //! - Replies are matched to requests by number and may arrive in any order.
@@ -19,8 +19,9 @@
 //! |---|---|
 //! | `limits`, `error` | the bounds, and the reasons why a request has no reply |
 //! | `frame`, `budget` | the wire format, and the memory that frames may occupy |
-//! | `connection` | the calling side |
+//! | `connection`, `pool` | the calling side: one connection, and the connections to many addresses |
 //! | `server` | the answering side |
+//! | [`group`] | a replica group as a callee: the leader is found and asked |
 //!
 //! Not done: flow control per stream. A stream that its receiver does not read delays the other replies of its
 //! connection, so long streams need a connection of their own. Connections are neither encrypted nor authenticated.
@@ -29,7 +30,9 @@ mod budget;
 mod connection;
 mod error;
 mod frame;
+pub mod group;
 mod limits;
+mod pool;
 mod server;
 
 pub use connection::{Connection, ReplyStream};
@@ -38,6 +41,7 @@ pub use limits::{
     MAX_CONNECTIONS, MAX_FRAME_BYTES, MAX_REPLY_BYTES_PER_CONNECTION, MAX_REQUEST_BYTES, MAX_REQUESTS_PER_CONNECTION,
     URGENT_REQUESTS_PER_CONNECTION,
 };
+pub use pool::Pool;
 pub use server::{Gone, Replier, Service, serve};
 
 #[cfg(test)]
