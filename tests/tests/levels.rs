@@ -3,7 +3,7 @@
 
 use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{
-    Client, ClientConfig, ClientError, ClientSession, Durability, Levels, ReadLevel, StatementLevels, Value,
+    Client, ClientConfig, ClientError, Durability, Levels, ReadLevel, Session, StatementLevels, Value,
 };
 use evenkeel_protocol::error::codes;
 use evenkeel_tests::history::{AgedRead, check_ages};
@@ -56,7 +56,7 @@ fn code(result: Result<evenkeel_client::Answer, ClientError>) -> String {
     result.map_or_else(|error| error.code().to_string(), |answer| format!("answered: {answer:?}"))
 }
 
-async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Failure> {
+async fn show(session: &mut Session, setting: &str) -> Result<String, Failure> {
     let answer = session.execute(&format!("SHOW {setting}"), &[]).await?;
     let raw = answer.rows.rows().next().and_then(|mut row| row.next()).flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(raw).into_owned())
@@ -110,7 +110,7 @@ async fn settings(world: &World) -> Outcome {
         session.execute("UPDATE settings SET n = n + 1 WHERE id = 0", &[]).await?;
         session.execute("COMMIT", &[]).await?;
     }
-    session.settled().await?;
+    session.resolved().await?;
     let sum = world.client.execute(select, &[]).await?.rows.int(0, 0);
     ensure!(sum == Some(13), "six additions to 7 gave {sum:?}");
     Ok(())
@@ -275,7 +275,7 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
     let mut session = patient.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
     let begin = async || {
         session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
-        Ok(session.settled().await?)
+        Ok(session.resolved().await?)
     };
     world.within_one_leadership(1, begin).await?;
     let (_, followers) = world.alone(1).await?;
@@ -314,7 +314,7 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
         }
         world.kill(leader)?;
         // The last of them may have been in memory only.
-        session.settled().await?;
+        session.resolved().await?;
         for id in answered {
             let answer = world.client.execute("SELECT n FROM remembered WHERE id = $1", &[Value::Int(id)]).await?;
             ensure!(answer.rows.int(0, 0) == Some(1), "row {id} was answered and is gone");
@@ -336,7 +336,7 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
         for id in 1..=20 {
             session.execute(insert, &[Value::Int(id)]).await?;
         }
-        Ok(session.settled().await?)
+        Ok(session.resolved().await?)
     };
     world.within_one_leadership(1, begin).await?;
     let (leader, followers) = world.alone(1).await?;
@@ -350,7 +350,7 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
     world.kill(leader)?;
     followers.iter().try_for_each(|id| world.cluster.restart(*id))?;
     world
-        .until("the session to learn of its loss", PATIENCE, async || match session.settled().await {
+        .until("the session to learn of its loss", PATIENCE, async || match session.resolved().await {
             Err(ClientError::WriteLost(error)) if error.code == codes::WRITE_LOST => Ok(()),
             other => Err(format!("{other:?}")),
         })
@@ -362,6 +362,6 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
     ensure!(ids == (1..=20).map(Some).collect::<Vec<_>>(), "after the loss there are {ids:?}");
     // It goes on, and can do it again.
     session.execute(insert, &[Value::Int(100)]).await?;
-    session.settled().await?;
+    session.resolved().await?;
     world.nothing_is_wrong().await
 }

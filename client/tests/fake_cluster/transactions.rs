@@ -256,7 +256,7 @@ async fn settings_belong_to_transactions() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = connect(&cluster).await;
     let mut session = client.begin_session(Levels::default());
-    let run = async |session: &mut evenkeel_client::ClientSession, text: &str| {
+    let run = async |session: &mut evenkeel_client::Session, text: &str| {
         session.execute(text, &[]).await.map(|answer| answer.command).map_err(|error| error.code().to_string())
     };
     let local = "SET evenkeel.read_level = 'local'";

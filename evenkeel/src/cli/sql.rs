@@ -75,7 +75,7 @@ pub async fn execute(
         let line = "the transaction was not committed, so nothing of it has taken effect: end it with COMMIT";
         return Err(CommandError::Failed(line.into()));
     }
-    session.settled().await.map_err(|error| failed(&error))
+    session.resolved().await.map_err(|error| failed(&error))
 }
 
 fn failed(error: &ClientError) -> CommandError {

@@ -1,30 +1,30 @@
-//! Server-sent events, as the WHATWG describes them, as far as the watch of the placement driver uses them: `id`, `event` and
-//! `data` fields, comments, and any of the three line ends. A pure parser: bytes in, events out; bounded.
+//! A parser of server-sent events as the WHATWG defines them: `id`, `event` and `data` fields, comments, and all three line
+//! ends. Pure and bounded: bytes in, events out.
 
 /// The longest event, in bytes: a whole routing table of some ten thousand ranges.
-pub(crate) const MAX_EVENT_BYTES: usize = 16 << 20;
+pub(super) const MAX_EVENT_BYTES: usize = 16 << 20;
 
-/// One event.
+/// One event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Event {
+pub struct Event {
     /// The last id seen up to and including this event.
     pub id: Option<String>,
-    /// Its name; empty if it has none.
+    /// The name; empty if the event has none.
     pub name: String,
-    /// Its data lines, joined by line feeds.
+    /// The data lines, joined by line feeds.
     pub data: String,
 }
 
-/// The stream grew past [`MAX_EVENT_BYTES`] without an event's end, or is not UTF-8.
+/// An event is longer than [`MAX_EVENT_BYTES`], or not UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a stream of events: {0}")]
-pub(crate) struct Malformed(&'static str);
+pub(super) struct Malformed(&'static str);
 
-/// Gathers bytes into events.
+/// Collects bytes into events.
 #[derive(Debug, Default)]
-pub(crate) struct EventParser {
+pub(super) struct EventParser {
     line: Vec<u8>,
-    /// Whether the last byte was a carriage return, whose line feed, if one follows, ends no further line.
+    /// Whether the last byte was a carriage return: a line feed that follows ends no further line.
     after_return: bool,
     id: Option<String>,
     name: String,
@@ -32,8 +32,8 @@ pub(crate) struct EventParser {
 }
 
 impl EventParser {
-    /// Takes in bytes and gives the events that they complete.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
+    /// Adds bytes and returns the events that they complete.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
         let mut events = Vec::new();
         for &byte in bytes {
             let after_return = std::mem::replace(&mut self.after_return, byte == b'\r');
@@ -70,7 +70,7 @@ impl EventParser {
                 }
                 none => *none = Some(value.to_string()),
             },
-            // Comments (an empty name) and what is not of interest here.
+            // Comments (an empty field name) and unused fields.
             _ => {}
         }
         None

@@ -5,7 +5,7 @@
 //! ranges of its own shard; and that whatever would be wrong over several shards is refused with a sentence, never sent.
 //! The table may be stale: the shards judge every statement again (R9, invariant 2).
 
-use crate::retry::Hint;
+use super::redirect::RedirectHint;
 use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::routing::{Route, RoutingTable};
 use evenkeel_protocol::{Key, ShardId, SqlError, TableId};
@@ -132,7 +132,12 @@ pub(crate) fn route(
 
 /// Where a redirect that the table could not take in says that this statement goes: only if it touches a single key, since a
 /// redirect speaks of one range, and only as long as the table knows nothing as late about that key.
-pub(crate) fn hinted(hint: Hint, touches: &Touches, table: Option<TableId>, routes: &RoutingTable) -> Option<ShardId> {
+pub(crate) fn hinted(
+    hint: RedirectHint,
+    touches: &Touches,
+    table: Option<TableId>,
+    routes: &RoutingTable,
+) -> Option<ShardId> {
     let (Touches::Keys(keys), Some(table)) = (touches, table) else { return None };
     let [key] = keys.as_slice() else { return None };
     let overtaken = routes.lookup(table, key).is_some_and(|route| route.epoch >= hint.epoch);

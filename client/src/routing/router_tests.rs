@@ -152,11 +152,11 @@ fn pieces_cut_again_stay_within_their_piece() {
 #[test]
 fn a_hint_serves_one_key_until_the_table_knows_better() {
     let mut routes = table(&[(1, 10), (2, 0)]);
-    let hint = Hint { shard: ShardId(3), range: RangeId(7), epoch: Epoch(4) };
+    let hint = RedirectHint { shard: ShardId(3), range: RangeId(7), epoch: Epoch(4) };
     assert_eq!(hinted(hint, &keys(&[5]), Some(TABLE), &routes), Some(ShardId(3)));
     assert_eq!(hinted(hint, &keys(&[5, 6]), Some(TABLE), &routes), None);
     assert_eq!(hinted(hint, &Touches::Intervals(vec![KeyInterval::ALL]), Some(TABLE), &routes), None);
-    let elsewhere = Hint { shard: ShardId(9), ..hint };
+    let elsewhere = RedirectHint { shard: ShardId(9), ..hint };
     assert_eq!(hinted(elsewhere, &keys(&[5]), Some(TABLE), &routes), None, "a shard without an address");
     let interval = KeyInterval::new(Key::MIN, Some(key(10)));
     routes.put_route(Route { range: RangeId(1), epoch: Epoch(4), table: TABLE, interval, shard: ShardId(2) });

@@ -89,7 +89,7 @@ impl StatementCache {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::router::tests::{schema, table};
+    use crate::routing::router::tests::{schema, table};
     use evenkeel_sql::{self as sql, Command};
 
     fn statement(sql: &str) -> Arc<Statement> {

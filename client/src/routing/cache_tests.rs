@@ -1,11 +1,11 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::router::tests::{key, schema, table};
+use crate::routing::router::tests::{key, schema, table};
 use evenkeel_protocol::rest::RouteBody;
 
 const TABLE: TableId = TableId(1);
 
-/// What the placement driver sends for a table.
+/// The placement driver's answer for a table.
 fn body(table: &RoutingTable, complete: bool) -> RoutesBody {
     RoutesBody {
         version: table.version.to_string(),
@@ -19,7 +19,7 @@ fn body(table: &RoutingTable, complete: bool) -> RoutesBody {
 
 fn cache(layout: &[(u32, i64)]) -> RouteCache {
     let cache = RouteCache::default();
-    cache.take_in(&body(&table(layout), true)).unwrap();
+    cache.merge_news(&body(&table(layout), true)).unwrap();
     cache
 }
 
@@ -32,7 +32,7 @@ fn redirect(cache: &RouteCache, from: u32, to: u32, range: u64, epoch: u64) -> L
 }
 
 #[test]
-fn a_single_move_is_learned_from_its_redirect() {
+fn a_single_move_is_learnt_from_its_redirect() {
     let cache = cache(&[(1, 10), (2, 0)]);
     assert_eq!(redirect(&cache, 1, 3, 1, 2), Learning::Routed);
     assert_eq!((owner(&cache, 5), owner(&cache, 15)), (3, 2));
@@ -48,7 +48,7 @@ fn more_than_a_single_move_is_a_hint_only() {
     let cache = cache(&[(1, 10), (2, 0)]);
     // Split at 5 (epoch 2), the right piece split off as range 9 and moved (epoch 3); range 1 moved twice (epoch 4).
     for (range, epoch) in [(9, 3), (1, 4)] {
-        let hint = Hint { shard: ShardId(3), range: RangeId(range), epoch: Epoch(epoch) };
+        let hint = RedirectHint { shard: ShardId(3), range: RangeId(range), epoch: Epoch(epoch) };
         assert_eq!(redirect(&cache, 1, 3, range, epoch), Learning::Hint(hint));
     }
     assert_eq!(owner(&cache, 5), 1);
@@ -59,12 +59,12 @@ fn more_than_a_single_move_is_a_hint_only() {
 }
 
 #[test]
-fn what_was_learned_outlives_a_table_that_does_not_know_it_yet() {
+fn what_was_learnt_outlives_a_table_that_does_not_know_it_yet() {
     let stale = table(&[(1, 10), (2, 0)]);
     let cache = cache(&[(1, 10), (2, 0)]);
     redirect(&cache, 1, 3, 1, 2);
     for complete in [true, false] {
-        cache.take_in(&body(&stale, complete)).unwrap();
+        cache.merge_news(&body(&stale, complete)).unwrap();
         assert_eq!(owner(&cache, 5), 3);
     }
     // The placement driver catches up and goes on: the range moves again.
@@ -73,26 +73,26 @@ fn what_was_learned_outlives_a_table_that_does_not_know_it_yet() {
     let mut route = later.lookup(TABLE, &key(5)).unwrap().clone();
     (route.epoch, route.shard) = (Epoch(3), ShardId(2));
     later.put_route(route);
-    cache.take_in(&body(&later, true)).unwrap();
+    cache.merge_news(&body(&later, true)).unwrap();
     assert_eq!(owner(&cache, 5), 2);
-    assert!(cache.learned().is_empty());
+    assert!(cache.learnt().is_empty());
     // A replica that is behind takes nothing away.
-    cache.take_in(&body(&stale, true)).unwrap();
+    cache.merge_news(&body(&stale, true)).unwrap();
     assert_eq!((owner(&cache, 5), cache.current().version.number), (2, 5));
 }
 
 #[test]
-fn a_destination_that_disowns_the_range_is_unlearned() {
+fn a_destination_that_disowns_the_range_is_unlearnt() {
     let stale = table(&[(1, 10), (2, 0)]);
     let cache = cache(&[(1, 10), (2, 0)]);
     redirect(&cache, 1, 3, 1, 2);
     // It declined the range; the source takes it back.
     assert_eq!(cache.redirected(ShardId(3), None, None), Learning::Nothing);
-    cache.take_in(&body(&stale, true)).unwrap();
+    cache.merge_news(&body(&stale, true)).unwrap();
     assert_eq!(owner(&cache, 5), 1);
 }
 
-/// R30: after a restore epochs may be smaller than those learned before.
+/// R30: after a restore epochs may be smaller than those learnt before.
 #[test]
 fn another_incarnation_replaces_everything() {
     let cache = cache(&[(1, 10), (2, 0)]);
@@ -100,11 +100,11 @@ fn another_incarnation_replaces_everything() {
     let mut restored = table(&[(2, 10), (2, 0)]);
     restored.version.incarnation = 2;
     restored.version.number = 0;
-    assert!(cache.take_in(&body(&restored, false)).is_err(), "changes cannot go on top of another life's table");
+    assert!(cache.merge_news(&body(&restored, false)).is_err(), "changes cannot go on top of another life's table");
     assert_eq!(owner(&cache, 5), 3);
-    cache.take_in(&body(&restored, true)).unwrap();
+    cache.merge_news(&body(&restored, true)).unwrap();
     assert_eq!(owner(&cache, 5), 2);
-    assert!(cache.take_in(&body(&table(&[(1, 10), (2, 0)]), false)).is_err(), "nor those of an earlier life");
+    assert!(cache.merge_news(&body(&table(&[(1, 10), (2, 0)]), false)).is_err(), "nor those of an earlier life");
     assert_eq!(owner(&cache, 5), 2);
 }
 
@@ -113,9 +113,9 @@ fn malformed_news_change_nothing() {
     let cache = cache(&[(1, 10), (2, 0)]);
     let mut bad = body(&table(&[(2, 10), (2, 0)]), true);
     bad.routes[1].start_hex = "zz".into();
-    assert!(cache.take_in(&bad).is_err());
+    assert!(cache.merge_news(&bad).is_err());
     bad.version = "x".into();
-    assert!(cache.take_in(&bad).is_err());
+    assert!(cache.merge_news(&bad).is_err());
     assert_eq!(owner(&cache, 5), 1);
 }
 
