@@ -1,7 +1,7 @@
 //! The state that all handles of one client share, and its two background tasks.
 //!
 //! It owns the client's identity (the `client` part of every [`TxnId`]), its clock, the routing table, the connections and
-//! what is remembered about shards. The background tasks, which keep the routing table fresh, end with the last handle.
+//! the hints about replicas. The background tasks, which keep the routing table fresh, end with the last handle.
 
 use crate::config::ClientConfig;
 use crate::error::ClientError;

@@ -15,10 +15,10 @@
 //! | `client`, `session`, `transaction`, `stream` | the public handles |
 //! | `core` | the state that all handles share |
 //! | `routing` | the routing table and the route of a statement |
-//! | `retry` | what follows a failed attempt (pure) |
+//! | `retry` | the next step after a failed attempt (pure) |
 //! | `prepare`, `execute`, `scan`, `pieces`, `create_table` | statements |
 //! | `deliver`, `exchange`, `who_leads`, `payload`, `reply` | requests to a shard, from the route to one attempt |
-//! | `leaders`, `inquiry` | what is remembered about replicas |
+//! | `leaders`, `inquiry` | hints about replicas |
 //! | `link`, [`placement_driver`] | connections |
 //! | `config`, `levels`, `answer`, `error`, `stats` | values in the interface |
 //!

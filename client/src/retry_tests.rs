@@ -23,7 +23,7 @@ fn gave_up(step: RetryStep) -> ClientError {
     }
 }
 
-/// The table of what follows what, for a first attempt and a random number of 1.
+/// The next step after each failure, for a first attempt and a random number of 1.
 #[test]
 fn each_failure_has_its_next_step() {
     let hint = RedirectHint { shard: ShardId(2), range: RangeId(1), epoch: Epoch(2) };
@@ -57,11 +57,11 @@ fn each_failure_has_its_next_step() {
         gave_up(attempts(Repeat::SameId).next(AttemptFailure::Unsendable("16 MiB".into()), 0, 0.0)).code(),
         "54000"
     );
-    // The answer to a commit that was sent again is final: its transaction is not coming back.
+    // The answer to a repeated commit is final: its transaction is gone.
     assert_eq!(gave_up(attempts(Repeat::Commit).next(conflict(), 0, 0.0)).code(), "40001");
 }
 
-/// Breaks if a replica that accepts connections and ends them again (a dead one behind a proxy, say) is asked for ever.
+/// Breaks if a replica that accepts connections and closes them (a dead one behind a proxy, say) is asked for ever.
 #[test]
 fn a_second_lost_connection_leads_to_another_replica() {
     for repeat in [Repeat::Free, Repeat::SameId] {
@@ -72,7 +72,8 @@ fn a_second_lost_connection_leads_to_another_replica() {
     }
 }
 
-/// Who is refused because there is too much waits longer each time, and is told early (53300); who may have been executed goes on asking.
+/// A statement that an overloaded shard refuses waits longer each time and fails early (53300). A write that may have been
+/// executed goes on asking.
 #[test]
 fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
     let refused = || AttemptFailure::Overloaded { retry_after_ms: 50 };
@@ -91,7 +92,7 @@ fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
         assert!(waits.windows(2).all(|pair| pair[1] > pair[0]) && waits.len() <= 6, "{waits:?}");
         assert!(now_ms < 1_000 && error.code() == "53300" && error.is_retryable(), "{now_ms} {error:?}");
     }
-    // Whoever has much patience is not given up for waits that are never that long.
+    // With a long limit the statement is not given up for waits that are shorter.
     let mut patient = attempts(Repeat::SameId).patient_for(0, TIMEOUT_MS);
     let far = || AttemptFailure::Overloaded { retry_after_ms: 500 };
     let waited_ms = std::iter::from_fn(|| Some(patient.next(far(), 0, 1.0))).take(9).map(|step| match step {
@@ -102,7 +103,7 @@ fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
     // Its own deadline ends it, with the same code, if that comes first.
     let mut hasty = Attempts::new(Repeat::SameId, 0, 40).patient_for(0, 1_000);
     assert_eq!(gave_up(hasty.next(refused(), 0, 1.0)).code(), "53300");
-    // It may have happened: only an answer tells, so patience is the whole time.
+    // The write may have been executed: only an answer tells, so the limit is the whole time.
     let mut lost_once = attempts(Repeat::SameId).patient_for(0, 1_000);
     lost_once.next(lost(), 0, 0.5);
     assert!(matches!(lost_once.next(refused(), 5_000, 0.5), RetryStep::Same { .. }));
@@ -133,7 +134,7 @@ fn only_a_write_that_may_have_happened_ends_in_08007() {
         for outcome in before {
             assert!(!matches!(write.next(outcome.clone(), 0, 0.5), RetryStep::GiveUp(_)));
         }
-        // Enough failures before that the next wait is longer than what is left.
+        // Enough earlier failures that the next wait is longer than the time left.
         write.failures = 20;
         let error = gave_up(write.next(last.clone(), late, 1.0));
         assert_eq!((error.code(), error.is_retryable()), (code, retryable), "{outcomes:?}");
@@ -161,7 +162,7 @@ fn waits_double_to_a_twentieth_of_a_second_and_are_spread() {
     assert_eq!(waits(0.0), [0, 0, 3, 5, 10, 20, 25, 25, 25]);
 }
 
-/// Whatever the replicas say, a statement ends at its deadline, and does not spin until then.
+/// With any answers of replicas, a statement ends at its deadline and does not spin until then.
 #[test]
 fn no_sequence_of_answers_goes_on_for_ever() {
     let hint = RedirectHint { shard: ShardId(2), range: RangeId(1), epoch: Epoch(2) };
@@ -181,7 +182,7 @@ fn no_sequence_of_answers_goes_on_for_ever() {
         let (mut now_ms, mut steps) = (0, 0);
         loop {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // Some seeds repeat one outcome for ever, the others mix them.
+            // Some seeds repeat one failure for ever, the others mix them.
             let pick = if seed < 8 { seed } else { random >> 33 };
             match attempts.next(outcomes[pick as usize % outcomes.len()].clone(), now_ms, 0.5) {
                 RetryStep::Same { wait_ms }
@@ -214,8 +215,8 @@ fn in_a_transaction_only_patience_keeps_it() {
     assert_eq!(gave_up(step(AttemptFailure::Sql(SqlError::new("23505", "duplicate")))).code(), "23505");
 }
 
-/// Breaks if a write that has been told "another transaction holds the row" is sent once more with too little time left: it would be
-/// given up while it waits at the shard, as 08007, and could take effect after its user has looked (F4).
+/// Breaks if a write that failed with "another transaction holds the row" is sent again with too little time left: it would
+/// end in 08007 while it waits at the shard, and could take effect after its user has read the rows (F4).
 #[test]
 fn a_write_that_waits_for_a_lock_is_given_up_while_it_is_certain_that_nothing_happened() {
     let conflict = || AttemptFailure::Sql(SqlError::new("40001", "another transaction holds a row this needs"));
@@ -225,13 +226,13 @@ fn a_write_that_waits_for_a_lock_is_given_up_while_it_is_certain_that_nothing_ha
     }
     let error = gave_up(waiting.next(conflict(), 8_000, 0.0));
     assert_eq!(error.code(), "40001", "and not 08007 two seconds later");
-    // Nothing is lost by asking for a read once more.
+    // Repeating a read loses nothing.
     let mut reading = Attempts::new(Repeat::Free, 0, 10_000);
     assert!(matches!(reading.next(conflict(), 8_000, 0.0), RetryStep::Same { .. }));
 }
 
 #[test]
-fn who_does_not_know_is_told_how_long_it_may_still_happen() {
+fn an_unknown_outcome_says_how_long_the_write_may_still_take_effect() {
     let mut lost = Attempts::new(Repeat::SameId, 0, 10_000);
     let error = gave_up(lost.next(AttemptFailure::Expired, 10_000, 0.0));
     assert_eq!(error.code(), "08007");

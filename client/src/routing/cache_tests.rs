@@ -41,8 +41,8 @@ fn a_single_move_is_learnt_from_its_redirect() {
     assert_eq!(owner(&cache, 5), 3);
 }
 
-/// Breaks if a redirect's epoch is claimed for bounds that it does not tell: the true routes, of smaller epochs, would
-/// never get in.
+/// Breaks if a redirect's epoch is claimed for bounds that it does not contain: the true routes, of smaller epochs, would
+/// never be accepted.
 #[test]
 fn more_than_a_single_move_is_a_hint_only() {
     let cache = cache(&[(1, 10), (2, 0)]);
@@ -59,7 +59,7 @@ fn more_than_a_single_move_is_a_hint_only() {
 }
 
 #[test]
-fn what_was_learnt_outlives_a_table_that_does_not_know_it_yet() {
+fn a_learnt_route_outlives_a_table_that_does_not_know_it_yet() {
     let stale = table(&[(1, 10), (2, 0)]);
     let cache = cache(&[(1, 10), (2, 0)]);
     redirect(&cache, 1, 3, 1, 2);

@@ -1,9 +1,10 @@
-//! Where a statement goes: a pure function of what it touches and of the routing table.
+//! The route of a statement: a pure function of the keys that it touches and of the routing table. It promises:
 //!
-//! It owns no state. It promises that a statement sent to one shard touches, as far as the table knows, keys of that shard
-//! only; that the pieces of a scan come in key order, cover every key the scan touches exactly once, and lie each within
-//! ranges of its own shard; and that whatever would be wrong over several shards is refused with a sentence, never sent.
-//! The table may be stale: the shards judge every statement again (R9, invariant 2).
+//! - A statement that is sent to one shard touches only keys of that shard, as far as the table says.
+//! - The pieces of a scan are in key order, cover each touched key exactly once, and each lie within ranges of one shard.
+//! - A statement that would be wrong over several shards is refused with a sentence and never sent.
+//!
+//! The table may be stale: the shards check every statement again (R9, invariant 2).
 
 use super::redirect::RedirectHint;
 use evenkeel_protocol::interval::KeyInterval;
@@ -11,21 +12,21 @@ use evenkeel_protocol::routing::{Route, RoutingTable};
 use evenkeel_protocol::{Key, ShardId, SqlError, TableId};
 use evenkeel_sql::{Plan, PlanKind, Scan, Touches};
 
-/// What a statement may do when its keys lie on several shards.
+/// How a statement whose keys are on several shards can be executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Across {
-    /// Be read range by range, in key order.
+    /// Read range by range, in key order.
     RangeByRange,
-    /// Nothing, because it writes.
+    /// Not at all, because it writes.
     Writes(PlanKind),
-    /// Nothing, because it locks rows.
+    /// Not at all, because it locks rows.
     Locks,
-    /// Nothing, because its result depends on all of its rows together.
+    /// Not at all, because its result depends on all of its rows together.
     Whole,
 }
 
 impl Across {
-    /// What this statement may do.
+    /// How this statement can be executed.
     pub(crate) fn of(plan: &Plan) -> Across {
         if plan.writes() {
             return Across::Writes(plan.kind());
@@ -39,7 +40,7 @@ impl Across {
         }
     }
 
-    /// 0A000 with what to do instead, if it cannot be done over several shards.
+    /// 0A000 with an alternative, if the statement cannot be executed over several shards.
     fn refusal(self, table: &str) -> Option<SqlError> {
         let (what, instead) = match self {
             Across::RangeByRange => return None,
@@ -73,12 +74,12 @@ impl Across {
     }
 }
 
-/// Where a statement goes.
+/// The route of a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// To one shard, as it is.
+    /// To one shard, unchanged.
     OneShard(ShardId),
-    /// To several, each with its piece; in key order.
+    /// To several shards, each with its piece, in key order.
     RangeByRange(Vec<Piece>),
 }
 
@@ -91,16 +92,16 @@ pub(crate) struct Piece {
     pub clip: KeyInterval,
 }
 
-/// Why a statement goes nowhere.
+/// Why a statement has no route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NoTarget {
-    /// It cannot be done correctly.
+    /// It cannot be executed correctly.
     Refused(SqlError),
-    /// The table has no route for some of its keys: fetch it again.
+    /// The table has no route for some of its keys: fetch the table again.
     Unknown,
 }
 
-/// Where a statement on `table` goes. `table` is `None` only for statements that touch nothing.
+/// The route of a statement on `table`, which is `None` only for statements that touch no table.
 pub(crate) fn route(
     across: Across,
     touches: &Touches,
@@ -110,7 +111,7 @@ pub(crate) fn route(
     if let (Touches::Keys(keys), Some(table)) = (touches, table)
         && let [first, .., last] | [first @ last] = keys.as_slice()
     {
-        // By far the most frequent cases, one key and one range: no allocation. Keys come sorted.
+        // The most frequent cases, one key and one range, need no allocation. The keys are sorted.
         let route = routes.lookup(table, first).ok_or(NoTarget::Unknown)?;
         if route.interval.contains(last) {
             return Ok(Target::OneShard(route.shard));
@@ -130,8 +131,8 @@ pub(crate) fn route(
     }
 }
 
-/// Where a redirect that the table could not take in says that this statement goes: only if it touches a single key, since a
-/// redirect speaks of one range, and only as long as the table knows nothing as late about that key.
+/// The route of a statement by a redirect that the table could not merge. The statement must touch a single key, since a
+/// redirect is about one range, and the table must not know the key's range with the same or a later epoch.
 pub(crate) fn hinted(
     hint: RedirectHint,
     touches: &Touches,
@@ -144,7 +145,7 @@ pub(crate) fn hinted(
     (!overtaken && routes.shard(hint.shard).is_some()).then_some(hint.shard)
 }
 
-/// A statement that touches no key can run anywhere; where its table is, the table exists.
+/// A statement that touches no key can run on any shard with its table.
 fn any_shard(table: Option<TableId>, routes: &RoutingTable) -> Result<Target, NoTarget> {
     let owner = match table {
         Some(table) => routes.overlapping(table, &KeyInterval::ALL).first().map(|r| r.shard),
@@ -153,11 +154,11 @@ fn any_shard(table: Option<TableId>, routes: &RoutingTable) -> Result<Target, No
     owner.map(Target::OneShard).ok_or(NoTarget::Unknown)
 }
 
-/// The ranges that a statement touches (within `within`), as pieces of a scan in key order. Neighbouring ranges of one shard make
-/// one piece. `None` if the table has no route for some of what is touched.
+/// The ranges that a statement touches within `within`, as pieces of a scan in key order. Neighbouring ranges of one shard
+/// form one piece. `None` if the table has no route for some of the touched keys.
 ///
-/// A piece is bounded by its ranges, not by what is touched: the shard works out itself which of the piece's keys are, and
-/// only a range's bounds are sure to be whole keys.
+/// A piece is bounded by its ranges and not by the touched keys: the shard determines which of the piece's keys are
+/// touched, and only the bounds of ranges are certain to be whole keys.
 pub(crate) fn pieces(
     touches: &Touches,
     within: &KeyInterval,
@@ -187,7 +188,7 @@ struct Pieces<'a> {
 }
 
 impl Pieces<'_> {
-    /// Adds the ranges that an interval lies in: all of it, or it is not known where it lies.
+    /// Adds the ranges of an interval; `None` if some of its keys have no route.
     fn push_all(&mut self, interval: &KeyInterval, table: TableId, routes: &RoutingTable) -> Option<()> {
         if interval.is_empty() {
             return Some(());
@@ -204,7 +205,7 @@ impl Pieces<'_> {
         (covered_to == interval.end).then_some(())
     }
 
-    /// Adds a range. It joins the piece before it if that ends where the range begins, on the same shard.
+    /// Adds a range. It extends the last piece if that is on the same shard and ends where the range begins.
     fn push(&mut self, route: &Route) {
         let clip = route.interval.intersection(self.within);
         match self.done.last_mut() {

@@ -163,10 +163,10 @@ fn a_hint_serves_one_key_until_the_table_knows_better() {
     assert_eq!(hinted(hint, &keys(&[5]), Some(TABLE), &routes), None);
 }
 
-/// Over every layout of up to five ranges on three shards and every pair of intervals: the pieces cover exactly what is touched, in
-/// order, and no piece reaches into another shard's keys.
+/// Over every layout of up to five ranges on three shards and every pair of intervals: the pieces cover exactly the touched
+/// keys, in order, and no piece contains keys of another shard.
 #[test]
-fn the_pieces_of_a_scan_are_exactly_what_it_touches() {
+fn the_pieces_of_a_scan_cover_exactly_its_keys() {
     for layout in 0..3u32.pow(5) {
         let shards: Vec<(u32, i64)> = (0..5).map(|i| (layout / 3u32.pow(i) % 3 + 1, i64::from(i + 1) * 4)).collect();
         let routes = table(&shards);

@@ -1,9 +1,10 @@
-//! Analysed statements, by their text.
+//! A cache of analysed statements by their text.
 //!
-//! Analysing SQL costs tens of microseconds, looking it up a tenth of one; applications send the same texts again and again. It
-//! owns a bounded two-generation cache: new entries go into the young generation; when that is full it becomes the old one and what
-//! was old is forgotten; what is found in the old one is young again. So what is in use stays, without a list to maintain on
-//! every hit. An entry is bound to the table it was analysed for, and is not found once that name means another table.
+//! The analysis of SQL takes tens of microseconds, a lookup 0.1 µs, and applications send the same texts again and again.
+//! The cache is bounded and has two generations. New entries go into the young generation. When that is full, it becomes
+//! the old generation, and the previous old generation is dropped. An entry that is found in the old generation becomes
+//! young again: entries in use stay, and a hit maintains no list. An entry belongs to the table for which it was analysed
+//! and is not found once the table's name means another table.
 
 use evenkeel_protocol::TableId;
 use evenkeel_protocol::routing::RoutingTable;
@@ -11,22 +12,22 @@ use evenkeel_sql::Plan;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Texts longer than this are not kept, in bytes: they are loads with literals, which do not come again.
+/// Longer texts are not cached, in bytes: they are bulk loads with literals, which do not repeat.
 const MAX_CACHED_SQL_BYTES: usize = 8 << 10;
 
 /// An analysed statement.
 #[derive(Debug)]
 pub(crate) struct Statement {
-    /// Its text.
+    /// The text.
     pub sql: Arc<str>,
-    /// What it does.
+    /// The execution plan.
     pub plan: Plan,
-    /// The table it was analysed for, by the name that the text gives it.
+    /// The table for which it was analysed, with its name in the text.
     pub table: Option<(String, TableId)>,
 }
 
 impl Statement {
-    /// Whether its table's name still means the same table.
+    /// Whether the table's name still means the same table.
     fn is_valid(&self, routes: &RoutingTable) -> bool {
         match &self.table {
             None => true,
@@ -41,7 +42,7 @@ struct Generations {
     old: HashMap<Arc<str>, Arc<Statement>>,
 }
 
-/// Analysed statements; at most a given number of them.
+/// A bounded number of analysed statements.
 #[derive(Debug)]
 pub(crate) struct StatementCache {
     generations: RwLock<Generations>,
@@ -54,7 +55,7 @@ impl StatementCache {
         StatementCache { generations: RwLock::default(), generation_entries: entries.div_ceil(2) }
     }
 
-    /// The statement with this text, analysed for a table that is still the one `routes` knows.
+    /// The statement with this text, if its table is still the one in `routes`.
     pub(crate) fn get(&self, sql: &str, routes: &RoutingTable) -> Option<Arc<Statement>> {
         let (found, young) = {
             let generations = self.generations.read().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_stays_and_the_rest_makes_room() {
+    fn entries_in_use_stay_and_the_rest_makes_room() {
         let routes = table(&[(1, 0)]);
         let cache = StatementCache::new(8);
         let text = |n: usize| format!("SELECT v FROM t WHERE id = {n}");
@@ -115,7 +116,7 @@ mod tests {
         assert!(cache.get(&long, &routes).is_none());
     }
 
-    /// Breaks if an analysis outlives its table: keys would be taken from the wrong columns.
+    /// Breaks if an analysis outlives its table: keys would be read from the wrong columns.
     #[test]
     fn a_name_that_means_another_table_is_analysed_again() {
         let mut routes = table(&[(1, 0)]);
