@@ -1,7 +1,7 @@
 //! Budgets: how many requests, or how many KiB of frames, may exist at a time.
 //!
-//! A budget hands out shares and gets them back when they are dropped. A share is taken before the memory that it stands
-//! for is used.
+//! A budget hands out shares and gets them back when they are dropped. A share is taken before the
+//! memory that it stands for is used.
 
 use std::io;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ impl Budget {
     }
 }
 
-/// A number of bytes in KiB, rounded up, at least 1: the unit of budgets of memory, so that a count fits into 32 bits.
+/// A number of bytes in KiB, rounded up, at least 1: the unit of budgets of memory, so that a count
+/// fits into 32 bits.
 pub(crate) fn kibibytes(bytes: usize) -> u32 {
     bytes.div_ceil(1024).max(1) as u32
 }

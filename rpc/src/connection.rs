@@ -25,8 +25,8 @@ enum ReplyTo<Rep> {
     Nobody,
 }
 
-/// A request in flight. It keeps its place until the server has answered, even if its caller stops waiting. Urgent requests
-/// have no place.
+/// A request in flight. It keeps its place until the server has answered, even if its caller stops
+/// waiting. Urgent requests have no place.
 struct InFlight<Rep> {
     reply_to: ReplyTo<Rep>,
     _place: Option<Share>,
@@ -61,8 +61,8 @@ impl<Rep> RequestTable<Rep> {
     }
 }
 
-/// A connection to a server that takes `Req` and answers `Rep`. Clones share it. It ends when the last clone is dropped or
-/// the peer closes it.
+/// A connection to a server that takes `Req` and answers `Rep`. Clones share it. It ends when the
+/// last clone is dropped or the peer closes it.
 pub struct Connection<Req, Rep> {
     frames: mpsc::Sender<Outgoing>,
     table: Arc<RequestTable<Rep>>,
@@ -75,8 +75,8 @@ impl<Req, Rep> Clone for Connection<Req, Rep> {
     }
 }
 
-/// A caller that waits. Dropped before the answer arrives, it notifies the server, which need not finish a request that
-/// changes nothing.
+/// A caller that waits. Dropped before the answer arrives, it notifies the server, which need not
+/// finish a request that changes nothing.
 struct Caller<Rep> {
     table: Arc<RequestTable<Rep>>,
     /// Keeps the connection open.
@@ -127,8 +127,8 @@ where
         Ok(Connection { frames, table, request: PhantomData })
     }
 
-    /// Sends a request and waits for its reply without a time limit. Dropping the future stops waiting; the request may be
-    /// executed all the same.
+    /// Sends a request and waits for its reply without a time limit. Dropping the future stops
+    /// waiting; the request may be executed all the same.
     pub async fn call(&self, request: &Req) -> Result<Rep, RpcError> {
         let place = self.place().await?;
         self.call_in(request, Some(place)).await
@@ -159,7 +159,8 @@ where
         self.stream_in(request, Some(place)).await
     }
 
-    /// As [`Connection::stream`], for a request on which other requests may wait: it needs no place.
+    /// As [`Connection::stream`], for a request on which other requests may wait: it needs no
+    /// place.
     pub async fn stream_urgently(&self, request: &Req) -> Result<ReplyStream<Rep>, RpcError> {
         self.stream_in(request, None).await
     }
@@ -183,7 +184,8 @@ where
     async fn send(&self, request: &Req, reply_to: ReplyTo<Rep>, place: Option<Share>) -> Result<Caller<Rep>, RpcError> {
         let id = self.table.next_id.fetch_add(1, Ordering::Relaxed);
         let frame = frame::encode(id, Kind::Request, request).map_err(RpcError::Unsendable)?;
-        // The request is registered once there is room to send it: before that the server cannot know of it.
+        // The request is registered once there is room to send it: before that the server cannot
+        // know of it.
         let room = self.frames.reserve().await.map_err(|_| self.lost())?;
         let request = InFlight { reply_to, _place: place };
         self.table.in_flight().as_mut().ok_or_else(|| self.lost())?.insert(id, request);
@@ -200,12 +202,13 @@ impl<Req, Rep> Connection<Req, Rep> {
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        // A connection that cannot be written to is over, even if no end from its peer has been read.
+        // A connection that cannot be written to is over, even if no end from its peer has been
+        // read.
         self.frames.is_closed() || self.table.in_flight().is_none()
     }
 
-    /// A number that this connection has not given before, from 1. It names something that lives as long as the
-    /// connection, for example a transaction.
+    /// A number that this connection has not given before, from 1. It names something that lives as
+    /// long as the connection, for example a transaction.
     pub fn new_number(&self) -> u64 {
         self.table.next_number.fetch_add(1, Ordering::Relaxed)
     }
@@ -215,9 +218,9 @@ impl<Req, Rep> Connection<Req, Rep> {
     }
 }
 
-/// The replies to a streaming request. It keeps its connection open. It ends when the server has sent the last reply, or
-/// when the connection is lost: a protocol that must tell these apart sends a last item that says so. Dropped earlier, it
-/// notifies the server.
+/// The replies to a streaming request. It keeps its connection open. It ends when the server has
+/// sent the last reply, or when the connection is lost: a protocol that must tell these apart sends
+/// a last item that says so. Dropped earlier, it notifies the server.
 pub struct ReplyStream<Rep> {
     receiver: mpsc::Receiver<Rep>,
     _caller: Caller<Rep>,

@@ -13,7 +13,8 @@ pub enum RpcError {
         /// Why the connection failed.
         reason: String,
     },
-    /// The request was never sent: it is longer than [`crate::MAX_FRAME_BYTES`], or cannot be encoded.
+    /// The request was never sent: it is longer than [`crate::MAX_FRAME_BYTES`], or cannot be
+    /// encoded.
     #[error("the request cannot be sent: {0}")]
     Unsendable(String),
     /// The request may have been executed: the connection ended, or the server dropped the request.

@@ -1,8 +1,8 @@
-//! The wire format. A frame is `length: u32, id: u64, kind: u8, body`, little-endian; the length counts the bytes after
-//! itself. The body is a `postcard` message.
+//! The wire format. A frame is `length: u32, id: u64, kind: u8, body`, little-endian; the length
+//! counts the bytes after itself. The body is a `postcard` message.
 //!
-//! Reading and writing have time limits: a frame that begins and does not arrive, and a peer that does not read, are
-//! errors that end the connection.
+//! Reading and writing have time limits: a frame that begins and does not arrive, and a peer that
+//! does not read, are errors that end the connection.
 
 use crate::budget::Share;
 use crate::limits::MAX_FRAME_BYTES;
@@ -78,13 +78,15 @@ fn seal(out: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A frame that has begun and of which no further byte arrives for this long ends its connection, in milliseconds: a peer
-/// whose machine has failed sends nothing, and its unfinished frame occupies memory.
+/// A frame that has begun and of which no further byte arrives for this long ends its connection,
+/// in milliseconds: a peer whose machine has failed sends nothing, and its unfinished frame
+/// occupies memory.
 const STALL_MS: u64 = 5_000;
-/// The lowest accepted rate of a frame after its first [`STALL_MS`], in bytes per millisecond: 1 MiB/s.
+/// The lowest accepted rate of a frame after its first [`STALL_MS`], in bytes per millisecond: 1
+/// MiB/s.
 const MIN_BYTES_PER_MS: usize = 1 << 10;
-/// A peer that reads nothing of what is written for this long has ended, in milliseconds. The limit is longer than for
-/// reading: a peer that is busy with earlier messages is alive.
+/// A peer that reads no written byte for this long has ended, in milliseconds. The limit is longer
+/// than for reading: a peer that is busy with earlier messages is alive.
 pub(crate) const WRITE_STALL_MS: u64 = 60_000;
 
 /// The deadline of a frame of `length` bytes that begins now.
@@ -116,8 +118,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Waits until the first `bytes` bytes of a frame whose length is known have arrived, or the whole frame if it is
-    /// shorter.
+    /// Waits until the first `bytes` bytes of a frame whose length is known have arrived, or the
+    /// whole frame if it is shorter.
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] at `due`, or when no byte arrives for [`STALL_MS`].
@@ -229,7 +231,7 @@ async fn write_out<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8]) -> io::R
         match tokio::time::timeout(stall, to.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
-            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of what is written")),
+            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")),
         }
     }
     Ok(())

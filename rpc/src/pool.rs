@@ -1,10 +1,12 @@
-//! Connections to many addresses. Each address has a fixed number of connections, which are made when first needed and
-//! again when they end.
+//! Connections to many addresses. Each address has a fixed number of connections, which are made
+//! when first needed and again when they end.
 //!
-//! The pool owns the connections. It promises that at most one attempt to connect is in progress per connection, and that
-//! all callers that wait for an attempt share its failure instead of each making another attempt.
+//! The pool owns the connections. It promises that at most one attempt to connect is in progress
+//! per connection, and that all callers that wait for an attempt share its failure instead of each
+//! making another attempt.
 //!
-//! Not done: connections that are no longer used stay open until [`Pool::retain`] removes their address.
+//! Not done: connections that are no longer used stay open until [`Pool::retain`] removes their
+//! address.
 
 use crate::connection::Connection;
 use crate::error::RpcError;
@@ -83,8 +85,8 @@ where
     Req: Serialize,
     Rep: DeserializeOwned + Send + 'static,
 {
-    /// An empty pool with `per_address` connections (at least 1) to each address. One attempt to connect takes at most
-    /// `connect_timeout`.
+    /// An empty pool with `per_address` connections (at least 1) to each address. One attempt to
+    /// connect takes at most `connect_timeout`.
     pub fn new(per_address: usize, connect_timeout: Duration) -> Pool<Req, Rep> {
         Pool { addresses: RwLock::default(), per_address: per_address.max(1), connect_timeout }
     }
@@ -117,12 +119,20 @@ where
         slots.slots.iter().find_map(Slot::open)
     }
 
-    /// Removes the addresses for which `in_use` is false. A connection ends when its last user drops it.
+    /// Removes the addresses for which `in_use` is false. A connection ends when its last user
+    /// drops it.
     pub fn retain(&self, in_use: impl Fn(&SocketAddr) -> bool) {
         self.addresses.write().unwrap_or_else(PoisonError::into_inner).retain(|address, _| in_use(address));
     }
 
-    /// Removes the addresses without an open connection, once the pool has more than `most` addresses.
+    /// Removes an address: its next user connects again. Users of its present connections keep
+    /// them.
+    pub fn remove(&self, address: SocketAddr) {
+        self.addresses.write().unwrap_or_else(PoisonError::into_inner).remove(&address);
+    }
+
+    /// Removes the addresses without an open connection, once the pool has more than `most`
+    /// addresses.
     pub fn trim(&self, most: usize) {
         let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
         if addresses.len() > most {
@@ -199,12 +209,17 @@ mod tests {
         pool.retain(|_| false);
         ask().await.unwrap();
         assert_eq!(service.opened.load(Ordering::Relaxed), 3);
+        pool.remove(address);
+        ask().await.unwrap();
+        assert_eq!(service.opened.load(Ordering::Relaxed), 4);
     }
 
-    /// Breaks if callers that wait for a failing attempt to connect each make their own attempt afterwards.
+    /// Breaks if callers that wait for a failing attempt to connect each make their own attempt
+    /// afterwards.
     #[tokio::test]
     async fn a_failure_to_connect_is_shared_by_all_who_waited() {
-        // A listener that never accepts, with its queue full: connecting takes until the time limit.
+        // A listener that never accepts, with its queue full: connecting takes until the time
+        // limit.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let listener = socket.listen(1).unwrap();

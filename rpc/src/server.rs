@@ -1,4 +1,5 @@
-//! The answering side: accepts connections, reads requests within the memory budget, and passes them to a [`Service`].
+//! The answering side: accepts connections, reads requests within the memory budget, and passes
+//! them to a [`Service`].
 
 use crate::budget::{Budget, Share, kibibytes};
 use crate::frame::{self, FrameReader, Kind, Outgoing};
@@ -46,7 +47,8 @@ pub trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
-/// The unanswered requests of one connection, with the channel that reports that their caller has stopped waiting.
+/// The unanswered requests of one connection, with the channel that reports that their caller has
+/// stopped waiting.
 #[derive(Default)]
 pub(crate) struct Callers(Mutex<HashMap<u64, oneshot::Sender<()>>>);
 
@@ -80,7 +82,8 @@ impl Gone {
     }
 }
 
-/// Answers one request. Dropped without an answer, it fails the request with [`crate::RpcError::Lost`].
+/// Answers one request. Dropped without an answer, it fails the request with
+/// [`crate::RpcError::Lost`].
 pub struct Replier<Rep> {
     id: u64,
     frames: mpsc::Sender<Outgoing>,
@@ -99,14 +102,16 @@ impl<Rep: Serialize> Replier<Rep> {
         Replier { id, frames, memory, callers, given_up: Some(given_up), answered: false, reply: PhantomData }
     }
 
-    /// A future that completes when the caller has stopped waiting or its connection has ended. Only the first call
-    /// observes the caller; the futures of further calls complete at the end of the connection.
+    /// A future that completes when the caller has stopped waiting or its connection has ended.
+    /// Only the first call observes the caller; the futures of further calls complete at the end of
+    /// the connection.
     pub fn gone(&mut self) -> Gone {
         let given_up = self.given_up.take().unwrap_or_else(|| oneshot::channel().1);
         Gone { frames: self.frames.clone(), given_up }
     }
 
-    /// Sends the only or last reply. If it is too long for a frame, the request fails with [`crate::RpcError::Lost`].
+    /// Sends the only or last reply. If it is too long for a frame, the request fails with
+    /// [`crate::RpcError::Lost`].
     pub async fn reply(mut self, reply: &Rep) {
         match frame::encode(self.id, Kind::Reply, reply) {
             Ok(frame) => self.send_last(frame).await,
@@ -114,7 +119,8 @@ impl<Rep: Serialize> Replier<Rep> {
         }
     }
 
-    /// As [`Replier::reply`]. If the reply is too long for a frame, the reply that `instead` makes of the reason is sent.
+    /// As [`Replier::reply`]. If the reply is too long for a frame, the reply that `instead` makes
+    /// of the reason is sent.
     pub async fn reply_or(mut self, reply: &Rep, instead: impl FnOnce(&str) -> Rep) {
         match frame::encode(self.id, Kind::Reply, reply) {
             Ok(frame) => self.send_last(frame).await,
@@ -128,8 +134,8 @@ impl<Rep: Serialize> Replier<Rep> {
         self.send(frame).await;
     }
 
-    /// Sends a reply of a stream that is not the last; waits while the connection is behind. `false` if the caller is
-    /// gone.
+    /// Sends a reply of a stream that is not the last; waits while the connection is behind.
+    /// `false` if the caller is gone.
     pub async fn item(&mut self, reply: &Rep) -> bool {
         match frame::encode(self.id, Kind::Item, reply) {
             Ok(frame) => self.send(frame).await,
@@ -232,9 +238,10 @@ impl<S: Service> Drop for OpenConnection<S> {
     }
 }
 
-/// Waits until a request of `length` bytes has arrived, and reserves memory for it. Memory is reserved before the bytes are
-/// read: unread bytes stay with the sender. A large request reserves in two steps, so that a request of which only the
-/// beginning arrives occupies little. Waiting for memory has no time limit because the sender does not cause it.
+/// Waits until a request of `length` bytes has arrived, and reserves memory for it. Memory is
+/// reserved before the bytes are read: unread bytes stay with the sender. A large request reserves
+/// in two steps, so that a request of which only the beginning arrives occupies little. Waiting for
+/// memory has no time limit because the sender does not cause it.
 pub(crate) async fn admit<R: AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
     length: usize,

@@ -130,7 +130,8 @@ async fn garbage_ends_the_connection() {
     assert_eq!(raw.read(&mut [0; 8]).await.unwrap(), 0);
 }
 
-/// Requests in execution occupy at most the given memory together; further ones wait with their sender and are served later.
+/// Requests in execution occupy at most the given memory together; further ones wait with their
+/// sender and are served later.
 #[tokio::test]
 async fn requests_together_are_bounded_in_bytes() {
     const EACH: usize = 64 << 10;
@@ -159,7 +160,8 @@ async fn requests_together_are_bounded_in_bytes() {
     }
 }
 
-/// Breaks if a frame that never arrives whole keeps its memory: nothing would be read after its peer's machine has failed.
+/// Breaks if a frame that never arrives whole keeps its memory: nothing would be read after its
+/// peer's machine has failed.
 #[tokio::test(start_paused = true)]
 async fn requests_that_never_arrive_whole_give_their_room_back() {
     use tokio::io::AsyncWriteExt;
@@ -239,7 +241,8 @@ async fn replies_that_nobody_reads_are_bounded_in_bytes() {
     assert!(queue.recv().await.is_some() && queue.recv().await.is_some());
 }
 
-/// A reply that is too long for a frame is replaced; the connection and its other requests continue.
+/// A reply that is too long for a frame is replaced; the connection and its other requests
+/// continue.
 #[tokio::test]
 async fn a_reply_that_is_too_long_is_replaced() {
     let (connection, _, _server) = start().await;
@@ -290,7 +293,8 @@ async fn an_urgent_request_overtakes_all_that_wait() {
     }
     until("as many as may be are under way", || echo.waiting.load(Ordering::SeqCst) == ordinary).await;
     assert_eq!(connection.call_urgently(&"commit".to_string()).await.unwrap(), "commit");
-    // Their places are taken until the server has answered them, whether anybody waits for that or not.
+    // Their places are taken until the server has answered them, whether anybody waits for that or
+    // not.
     calls.shutdown().await;
     let late = connection.call_within(&"late".to_string(), Duration::from_millis(50)).await;
     assert!(matches!(late, Err(RpcError::TimedOut(_))), "{late:?}");

@@ -48,7 +48,8 @@ pub struct Group<P: GroupProtocol> {
 }
 
 impl<P: GroupProtocol> Group<P> {
-    /// A group with these members. `leader` is the replica that is asked first; `pool` may be shared with other groups.
+    /// A group with these members. `leader` is the replica that is asked first; `pool` may be
+    /// shared with other groups.
     pub fn new(members: Members, leader: Option<u64>, pool: Arc<Pool<P::Request, P::Reply>>) -> Group<P> {
         Group { members, leader, pool }
     }
@@ -98,8 +99,8 @@ impl<P: GroupProtocol> Group<P> {
         answer
     }
 
-    /// Replaces the members by those that a replica knows. Only replicas with an open connection are asked, the last
-    /// leader first. `false` if none of them answers.
+    /// Replaces the members by those that a replica knows. Only replicas with an open connection
+    /// are asked, the last leader first. `false` if none of them answers.
     pub async fn refresh_members(&mut self, attempt: Duration) -> bool {
         let mut asked: Vec<(u64, SocketAddr)> = self.members.iter().map(|(id, at)| (*id, *at)).collect();
         asked.sort_by_key(|(replica, _)| (Some(*replica) != self.leader, *replica));
@@ -132,6 +133,11 @@ impl<P: GroupProtocol> Group<P> {
             Err(error) => {
                 tracing::debug!(%address, %error, "a replica does not answer");
                 let failure = if matches!(error, RpcError::Lost(_)) { Failure::Lost } else { Failure::Unreachable };
+                if matches!(error, RpcError::TimedOut(_)) {
+                    // The peer's machine may have failed without ending the connection: the next
+                    // attempt connects again.
+                    self.pool.remove(address);
+                }
                 Err((failure, Unanswered::NoReply { replica, error }))
             }
         }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-/// The order in which the replicas of a group are asked: a named replica first, otherwise the one after the last, in the
-/// order of their numbers, around. A hint that is wrong costs one attempt.
+/// The order in which the replicas of a group are asked: a named replica first, otherwise the one
+/// after the last, in the order of their numbers, around. A hint that is wrong costs one attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Order {
     named: Option<u64>,
     last: Option<u64>,
-    /// The last replica that could not be reached. The others may name it as leader until they have elected another one;
-    /// asking it each time would double the time until that one is found.
+    /// The last replica that could not be reached. The others may name it as leader until they have
+    /// elected another one; asking it each time would double the time until that one is found.
     unreachable: Option<u64>,
 }
 
@@ -19,8 +19,8 @@ impl Order {
         Order { named: leader, ..Order::default() }
     }
 
-    /// The replica to ask next: the named one if it is a member, else the member after the last one, else the first.
-    /// `None` if there are no members.
+    /// The replica to ask next: the named one if it is a member, else the member after the last
+    /// one, else the first. `None` if there are no members.
     pub fn next<T>(&mut self, members: &BTreeMap<u64, T>) -> Option<u64> {
         let named = self.named.take().filter(|named| members.contains_key(named));
         let after = || self.last.and_then(|last| members.range(last.saturating_add(1)..).next());
@@ -45,7 +45,8 @@ impl Order {
         self.named = self.last;
     }
 
-    /// Asks another replica: `leader` if the last one names it, unless it is the last one itself or could not be reached.
+    /// Asks another replica: `leader` if the last one names it, unless it is the last one itself or
+    /// could not be reached.
     pub fn ask_other(&mut self, leader: Option<u64>) {
         self.named = leader.filter(|leader| Some(*leader) != self.last && Some(*leader) != self.unreachable);
     }

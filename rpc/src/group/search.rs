@@ -1,4 +1,5 @@
-//! One search for the leader of a group, as a state machine: failures and elapsed time in, steps out. Pure.
+//! One search for the leader of a group, as a state machine: failures and elapsed time in, steps
+//! out. Pure.
 
 use super::order::Order;
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,8 +124,8 @@ impl Search {
         Some(SearchStep::AskMembers { address: *self.members.get(&by)? })
     }
 
-    /// The step after [`SearchStep::AskMembers`]; `None` if the replica did not answer. Members are added and not removed:
-    /// the replica may be behind.
+    /// The step after [`SearchStep::AskMembers`]; `None` if the replica did not answer. Members are
+    /// added and not removed: the replica may be behind.
     pub fn learn(&mut self, members: Option<Members>) -> SearchStep {
         for (replica, address) in members.into_iter().flatten() {
             self.members.entry(replica).or_insert(address);
