@@ -17,11 +17,13 @@ pub struct Answer {
     pub shard: ShardId,
     /// The number of attempts after the first.
     pub retries: u32,
-    /// The command that a session executed itself: `BEGIN`, `COMMIT`, `ROLLBACK`, `SET`, `RESET` or `SHOW`. As in
-    /// PostgreSQL, the `COMMIT` of a transaction in which a statement has failed is answered with `ROLLBACK`.
+    /// The command that a session executed itself: `BEGIN`, `COMMIT`, `ROLLBACK`, `SET`, `RESET` or
+    /// `SHOW`. As in PostgreSQL, the `COMMIT` of a transaction in which a statement has failed is
+    /// answered with `ROLLBACK`.
     pub command: Option<&'static str>,
-    /// Of a `local` read, its staleness bound in milliseconds: the answer contains everything that was acknowledged this
-    /// long before it left the replica. Of a scan over several ranges, the largest bound.
+    /// Of a `local` read, its staleness bound in milliseconds: the answer contains everything that
+    /// was acknowledged this long before it left the replica. Of a scan over several ranges, the
+    /// largest bound.
     pub staleness_ms: Option<u64>,
 }
 

@@ -1,7 +1,8 @@
 //! The public handle of a client.
 //!
-//! The body of an `async fn` is compiled by every crate that awaits it. The futures that most of this crate hangs on are
-//! boxed, so that they are compiled only here; beside a round trip to a shard, the allocation costs nothing.
+//! The body of an `async fn` is compiled by every crate that awaits it. The futures that most of
+//! this crate hangs on are boxed, so that they are compiled only here; beside a round trip to a
+//! shard, the allocation costs nothing.
 
 use crate::answer::Answer;
 use crate::config::ClientConfig;
@@ -22,21 +23,23 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 
-/// A client of one cluster. Clones are cheap and share everything. The background tasks end with the last handle: client,
-/// session or transaction.
+/// A client of one cluster. Clones are cheap and share everything. The background tasks end with
+/// the last handle: client, session or transaction.
 ///
-/// The caller limits the number of statements in flight: each occupies the memory of its parameters and its answer.
+/// The caller limits the number of statements in flight: each occupies the memory of its parameters
+/// and its answer.
 #[derive(Clone)]
 pub struct Client {
     core: Arc<ClientCore>,
 }
 
 impl Client {
-    /// Connects: fetches the routing table, trying again for up to `connect_patience_ms`, and begins to watch it.
+    /// Connects: fetches the routing table, trying again for up to `connect_patience_ms`, and
+    /// begins to watch it.
     ///
     /// # Errors
-    /// [`ClientError::Config`] for settings that cannot be used, [`ClientError::Unavailable`] if no placement driver
-    /// answers.
+    /// [`ClientError::Config`] for settings that cannot be used, [`ClientError::Unavailable`] if no
+    /// placement driver answers.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         connect_over_http(config).await
     }
@@ -50,14 +53,15 @@ impl Client {
         connect_boxed(config, rand::random(), api).await
     }
 
-    /// Executes one statement in a transaction of its own, with `$n` in `sql` standing for the `n`th of `params`. Reads see
-    /// everything that was acknowledged before. The placement driver executes `CREATE TABLE`.
+    /// Executes one statement in a transaction of its own, with `$n` in `sql` standing for the
+    /// `n`th of `params`. Reads see everything that was acknowledged before. The placement driver
+    /// executes `CREATE TABLE`.
     pub async fn execute(&self, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
         self.execute_with(sql, params, Levels::default()).await
     }
 
-    /// As [`Client::execute`], with levels. A durability below `disk` needs a [`Session`], whose later statements wait for
-    /// the write.
+    /// As [`Client::execute`], with levels. A durability below `disk` needs a [`Session`], whose
+    /// later statements wait for the write.
     pub async fn execute_with(&self, sql: &str, params: &[Value], levels: Levels) -> Result<Answer, ClientError> {
         if levels.durability < Durability::Disk {
             let message = format!("durability {} needs a session", levels.durability);
@@ -67,16 +71,19 @@ impl Client {
         Ok(execute(&self.core, sql, params, levels).await?.answer)
     }
 
-    /// Reads as [`Client::execute`], for answers of any size. The rows arrive in the order of the primary key, in pieces of
-    /// about 256 KiB (or of one row, if that is larger). Only a few pieces are in memory at a time, here and at the shards.
+    /// Reads as [`Client::execute`], for answers of any size. The rows arrive in the order of the
+    /// primary key, in pieces of about 256 KiB (or of one row, if that is larger). Only a few
+    /// pieces are in memory at a time, here and at the shards.
     ///
-    /// Each row that exists all the time arrives exactly once, whatever the cluster does meanwhile. Pieces are of different
-    /// moments: each shows everything that was acknowledged before it was requested, and the stream as a whole is no
-    /// snapshot. A piece takes no longer than a statement may, the stream no longer than `stream_timeout_ms`. Dropped, the
-    /// stream ends its execution at the shards.
+    /// Each row that exists all the time arrives exactly once, whatever the cluster does meanwhile.
+    /// Pieces are of different moments: each shows everything that was acknowledged before it was
+    /// requested, and the stream as a whole is no snapshot. A piece takes no longer than a
+    /// statement may, the stream no longer than `stream_timeout_ms`. Dropped, the stream ends its
+    /// execution at the shards.
     ///
-    /// Statements that cannot be read piece by piece (another order, aggregates, `DISTINCT`, writes, locks) are executed as
-    /// a whole, arrive as one piece, and have the limits of [`Client::execute`].
+    /// Statements that cannot be read piece by piece (another order, aggregates, `DISTINCT`,
+    /// writes, locks) are executed as a whole, arrive as one piece, and have the limits of
+    /// [`Client::execute`].
     ///
     /// ```no_run
     /// # async fn example(client: evenkeel_client::Client) -> Result<(), evenkeel_client::ClientError> {
@@ -115,7 +122,8 @@ impl Client {
         self.core.routes()
     }
 
-    /// The known REST endpoints of the placement driver: the configured ones, and those of replicas that were added later.
+    /// The known REST endpoints of the placement driver: the configured ones, and those of replicas
+    /// that were added later.
     pub fn endpoints(&self) -> Vec<String> {
         self.core.placement_driver.endpoints().to_vec()
     }

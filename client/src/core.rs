@@ -1,7 +1,8 @@
 //! The state that all handles of one client share, and its two background tasks.
 //!
-//! It owns the client's identity (the `client` part of every [`TxnId`]), its clock, the routing table, the connections and
-//! the hints about replicas. The background tasks, which keep the routing table fresh, end with the last handle.
+//! It owns the client's identity (the `client` part of every [`TxnId`]), its clock, the routing
+//! table, the connections and the hints about replicas. The background tasks, which keep the
+//! routing table fresh, end with the last handle.
 
 use crate::config::ClientConfig;
 use crate::error::ClientError;
@@ -70,8 +71,8 @@ impl ClientCore {
         }
     }
 
-    /// Fetches the routing table for the first time, trying again until `connect_patience_ms` have passed, and starts the
-    /// background tasks.
+    /// Fetches the routing table for the first time, trying again until `connect_patience_ms` have
+    /// passed, and starts the background tasks.
     pub(crate) async fn start(&self) -> Result<(), ClientError> {
         let mut wait_ms = 10;
         while let Err(reason) = self.routing.refresh().await {
@@ -97,13 +98,14 @@ impl ClientCore {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Milliseconds since the Unix epoch: the machine's clock when the client was created, advanced by this client's clock.
-    /// Setting the machine's clock therefore changes no id's age.
+    /// Milliseconds since the Unix epoch: the machine's clock when the client was created, advanced
+    /// by this client's clock. Setting the machine's clock therefore changes no id's age.
     pub(crate) fn unix_ms(&self) -> u64 {
         self.started_unix_ms + self.now_ms()
     }
 
-    /// A new id. It names one statement or transaction and is the same in all of its attempts (R14).
+    /// A new id. It names one statement or transaction and is the same in all of its attempts
+    /// (R14).
     pub(crate) fn new_id(&self) -> TxnId {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         TxnId { client: self.id, sequence, first_sent_ms: self.unix_ms() }
@@ -114,7 +116,8 @@ impl ClientCore {
         self.routing.table()
     }
 
-    /// Fetches the routing table, until `deadline_ms` at most. Whether that succeeded shows in the table.
+    /// Fetches the routing table, until `deadline_ms` at most. Whether that succeeded shows in the
+    /// table.
     pub(crate) async fn refresh_until(&self, deadline_ms: u64) {
         let left = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
         let _ = tokio::time::timeout(left, self.routing.refresh()).await;

@@ -1,7 +1,8 @@
-//! `CREATE TABLE`: the placement driver has a shard create the table; the client waits until it knows routes to it.
+//! `CREATE TABLE`: the placement driver has a shard create the table; the client waits until it
+//! knows routes to it.
 //!
-//! It promises the same as for rows: if the answer to a creation is lost, the client finds out whether the table exists and
-//! does not repeat the creation blindly.
+//! It promises the same as for rows: if the answer to a creation is lost, the client finds out
+//! whether the table exists and does not repeat the creation blindly.
 
 use crate::answer::Answer;
 use crate::core::ClientCore;
@@ -16,7 +17,8 @@ use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{ShardId, SqlError, TableSchema};
 use std::time::Duration;
 
-/// The wait between two attempts, in milliseconds: the placement driver elects a new leader within about a second.
+/// The wait between two attempts, in milliseconds: the placement driver elects a new leader within
+/// about a second.
 const WAIT_MS: u64 = 50;
 
 /// Creates a table.

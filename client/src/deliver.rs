@@ -1,7 +1,9 @@
-//! Delivery of one request: to one shard, to the replica that leads it, and to the next shard when the range has moved.
+//! Delivery of one request: to one shard, to the replica that leads it, and to the next shard when
+//! the range has moved.
 //!
-//! It owns nothing. [`crate::retry`] decides; this module carries the decisions out: connect, send, wait, fetch routes. It
-//! promises that every attempt of a request carries the same ids, and that no attempt outlives the deadline.
+//! It owns nothing. [`crate::retry`] decides; this module carries the decisions out: connect, send,
+//! wait, fetch routes. It promises that every attempt of a request carries the same ids, and that
+//! no attempt outlives the deadline.
 
 use crate::core::ClientCore;
 use crate::error::ClientError;
@@ -81,7 +83,8 @@ pub(crate) async fn deliver(
             Detour::Reroute(Some(new)) => {
                 hint = Some(new);
                 match routing::hinted(new, to.touches, to.table, &core.routes()) {
-                    // The redirect suffices for this statement; later ones find the table corrected.
+                    // The redirect suffices for this statement; later ones find the table
+                    // corrected.
                     Some(_) => core.routing.want_refresh(),
                     None => core.refresh_until(attempts.deadline_ms()).await,
                 }
@@ -131,8 +134,8 @@ fn address_of(info: &ShardInfo, replica: u64) -> Option<(u64, SocketAddr)> {
     info.replicas.get(&replica).map(|address| (replica, *address))
 }
 
-/// Has a `local` read answered by any replica of a shard, beginning with the preferred one. When each replica has had its
-/// turn and one of them was too stale, the read fails with that.
+/// Has a `local` read answered by any replica of a shard, beginning with the preferred one. When
+/// each replica has had its turn and one of them was too stale, the read fails with that.
 async fn ask_any_replica(
     core: &ClientCore,
     shard: ShardId,
@@ -145,7 +148,8 @@ async fn ask_any_replica(
     let mut passed = 0;
     let mut stale: Option<Failure> = None;
     loop {
-        // Attempts on other ranges, or before a redirect, count too: no replica is asked over and over.
+        // Attempts on other ranges, or before a redirect, count too: no replica is asked over and
+        // over.
         let turn = prefer + u64::from(attempts.retries()) + passed;
         let (chosen, replicas) = nth_replica(core, shard, turn);
         // If all replicas are silent, each has its turn all the same.
@@ -222,8 +226,8 @@ async fn next_step(core: &ClientCore, attempts: &mut Attempts, failure: AttemptF
     step
 }
 
-/// The error of a statement that no shard can execute. If an earlier attempt was sent while its keys were still together,
-/// no shard can say any more whether it took effect.
+/// The error of a statement that no shard can execute. If an earlier attempt was sent while its
+/// keys were still together, no shard can say any more whether it took effect.
 fn refused(error: SqlError, maybe_done: bool) -> ClientError {
     if !maybe_done {
         return ClientError::Sql(error);

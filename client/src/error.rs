@@ -1,7 +1,7 @@
 //! The errors of statements, distinguished by what must happen next.
 //!
-//! Every error carries a SQLSTATE, so that a PostgreSQL driver can process it. Only [`ClientError::OutcomeUnknown`] leaves
-//! open whether the statement took effect (invariant 7).
+//! Every error carries a SQLSTATE, so that a PostgreSQL driver can process it. Only
+//! [`ClientError::OutcomeUnknown`] leaves open whether the statement took effect (invariant 7).
 
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
@@ -12,21 +12,25 @@ pub enum ClientError {
     /// The statement failed and would fail again: report it to the user.
     #[error("{0}")]
     Sql(SqlError),
-    /// Nothing happened, and the transaction has ended: run it again from its beginning (SQLSTATE class 40).
+    /// Nothing happened, and the transaction has ended: run it again from its beginning (SQLSTATE
+    /// class 40).
     #[error("{0}")]
     Rerun(SqlError),
-    /// Nothing happened, and the cluster could not be reached in time: try again later (08006, 57P03, 53300).
+    /// Nothing happened, and the cluster could not be reached in time: try again later (08006,
+    /// 57P03, 53300).
     #[error("{0}")]
     Unavailable(SqlError),
-    /// The statement may have taken effect, and the outcome could not be found out in time (08007): read the rows before
-    /// doing it again.
+    /// The statement may have taken effect, and the outcome could not be found out in time (08007):
+    /// read the rows before doing it again.
     #[error("{0}")]
     OutcomeUnknown(SqlError),
-    /// An earlier write of the session, acknowledged at a durability below `disk`, was lost and has not happened (58K01): do
-    /// it again if it still matters. The statement that reports the loss was not executed.
+    /// An earlier write of the session, acknowledged at a durability below `disk`, was lost and has
+    /// not happened (58K01): do it again if it still matters. The statement that reports the loss
+    /// was not executed.
     #[error("{0}")]
     WriteLost(SqlError),
-    /// The client's settings cannot be used; one line with the setting, its value and the accepted values.
+    /// The client's settings cannot be used; one line with the setting, its value and the accepted
+    /// values.
     #[error("{0}")]
     Config(String),
 }

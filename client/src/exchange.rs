@@ -1,7 +1,7 @@
 //! One attempt: send a request to one replica and classify its reply.
 //!
-//! It owns nothing. It promises that no attempt outlives the statement's deadline, and that an attempt at a silent leader
-//! ends when another replica leads.
+//! It owns nothing. It promises that no attempt outlives the statement's deadline, and that an
+//! attempt at a silent leader ends when another replica leads.
 
 use crate::core::ClientCore;
 use crate::link::Link;
@@ -16,8 +16,8 @@ use evenkeel_rpc::{ReplyStream, RpcError};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A `local` read leaves a replica that is silent for this long, in milliseconds: longer than the replica takes to prove
-/// its staleness bound.
+/// A `local` read leaves a replica that is silent for this long, in milliseconds: longer than the
+/// replica takes to prove its staleness bound.
 const LOCAL_SILENCE_MS: u64 = 500;
 
 /// Connects to a replica and has it answer a request.
@@ -42,8 +42,9 @@ pub(crate) async fn attempt(
     Ok(ReplicaReply { transaction, ..reply })
 }
 
-/// Sends a request to a replica on a connection and waits for the answer: until `deadline_ms`, or until another replica
-/// leads. A `local` read, which another replica may answer as well, waits only until this one has been silent for long.
+/// Sends a request to a replica on a connection and waits for the answer: until `deadline_ms`, or
+/// until another replica leads. A `local` read, which another replica may answer as well, waits
+/// only until this one has been silent for long.
 pub(crate) async fn exchange(
     core: &ClientCore,
     link: &Link,
@@ -102,7 +103,8 @@ fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) -> AttemptFai
     }
 }
 
-/// The first reply to a request, and the stream of further ones if the first is an early acknowledgement.
+/// The first reply to a request, and the stream of further ones if the first is an early
+/// acknowledgement.
 async fn first_reply(
     link: &Link,
     request: &ShardRequest,
@@ -118,8 +120,8 @@ async fn first_reply(
     }
 }
 
-/// A transaction whose first statement is in execution. If the statement fails or is cancelled, the transaction is rolled
-/// back: its locks must not wait for the end of the connection.
+/// A transaction whose first statement is in execution. If the statement fails or is cancelled, the
+/// transaction is rolled back: its locks must not wait for the end of the connection.
 struct Beginning {
     link: Link,
     transaction: u64,

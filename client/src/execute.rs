@@ -23,7 +23,8 @@ use evenkeel_protocol::{SqlError, Value};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-/// The answer to a statement. If it acknowledges a write early (R28), the outcome of that write is known later.
+/// The answer to a statement. If it acknowledges a write early (R28), the outcome of that write is
+/// known later.
 pub(crate) struct Acknowledged {
     pub answer: Answer,
     pub early: Option<EarlyWrite>,

@@ -1,7 +1,8 @@
 //! Shared inquiries about the leader of a shard one of whose replicas is silent.
 //!
-//! It owns the last answer per shard and silent replica. One of the statements that wait for the same replica asks, and all
-//! share the answer: a shard that is only slow is asked at most once per `silence_ms`.
+//! It owns the last answer per shard and silent replica. One of the statements that wait for the
+//! same replica asks, and all share the answer: a shard that is only slow is asked at most once per
+//! `silence_ms`.
 
 use evenkeel_protocol::ShardId;
 use std::collections::HashMap;
@@ -17,12 +18,14 @@ type Answers = HashMap<(ShardId, u64), Arc<tokio::sync::Mutex<LastAnswer>>>;
 /// The inquiries about silent replicas.
 #[derive(Debug, Default)]
 pub(crate) struct Inquiries {
-    /// Each answer has an asynchronous lock: a caller that finds an inquiry in progress waits for it.
+    /// Each answer has an asynchronous lock: a caller that finds an inquiry in progress waits for
+    /// it.
     by_silent: Mutex<Answers>,
 }
 
 impl Inquiries {
-    /// The result of `ask`, or its result for the same silent replica of the same shard less than `fresh` ago.
+    /// The result of `ask`, or its result for the same silent replica of the same shard less than
+    /// `fresh` ago.
     pub(crate) async fn share(
         &self,
         shard: ShardId,

@@ -1,6 +1,8 @@
-//! What the client remembers about the replicas of each shard: the one that answered last, and those that were silent.
+//! What the client remembers about the replicas of each shard: the one that answered last, and
+//! those that were silent.
 //!
-//! It owns one number per shard and one time per silent replica. Both are hints: a wrong one costs a redirect or a wait.
+//! It owns one number per shard and one time per silent replica. Both are hints: a wrong one costs
+//! a redirect or a wait.
 
 use evenkeel_protocol::ShardId;
 use std::collections::HashMap;
@@ -18,7 +20,8 @@ impl Leaders {
         self.by_shard.read().unwrap_or_else(PoisonError::into_inner).get(&shard).copied()
     }
 
-    /// Records that a replica has answered. Usually it is the same as before, and only the shared lock is taken.
+    /// Records that a replica has answered. Usually it is the same as before, and only the shared
+    /// lock is taken.
     pub(crate) fn answered(&self, shard: ShardId, replica: u64) {
         if self.get(shard) != Some(replica) {
             self.by_shard.write().unwrap_or_else(PoisonError::into_inner).insert(shard, replica);
@@ -26,12 +29,13 @@ impl Leaders {
     }
 }
 
-/// How long `local` reads pass over a replica that was silent, in milliseconds. After that one read finds out whether the
-/// replica is still silent.
+/// How long `local` reads pass over a replica that was silent, in milliseconds. After that one read
+/// finds out whether the replica is still silent.
 const PASS_OVER_MS: u64 = 10_000;
 
-/// The replicas that were silent for a `local` read, and since when, in milliseconds on the client's clock. Any replica can
-/// answer such a read, so later reads need not wait for these replicas.
+/// The replicas that were silent for a `local` read, and since when, in milliseconds on the
+/// client's clock. Any replica can answer such a read, so later reads need not wait for these
+/// replicas.
 #[derive(Debug, Default)]
 pub(crate) struct SilentReplicas {
     since_ms: RwLock<HashMap<(ShardId, u64), u64>>,
@@ -51,8 +55,8 @@ impl SilentReplicas {
         }
     }
 
-    /// Whether to ask another replica first. Once the time is over, the first caller gets `false` and finds out for all; the
-    /// others go on passing the replica over.
+    /// Whether to ask another replica first. Once the time is over, the first caller gets `false`
+    /// and finds out for all; the others go on passing the replica over.
     pub(crate) fn pass_over(&self, shard: ShardId, replica: u64, now_ms: u64) -> bool {
         let known = self.since_ms.read().unwrap_or_else(PoisonError::into_inner).get(&(shard, replica)).copied();
         match known {

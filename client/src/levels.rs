@@ -1,4 +1,5 @@
-//! Levels of reads and writes, chosen per session, transaction or statement; the innermost choice wins.
+//! Levels of reads and writes, chosen per session, transaction or statement; the innermost choice
+//! wins.
 
 use evenkeel_protocol::{Durability, ReadLevel};
 use evenkeel_sql::{Setting, SettingName};
@@ -6,16 +7,19 @@ use evenkeel_sql::{Setting, SettingName};
 /// How fresh reads are, and how durable writes are when they are acknowledged (R17, R28).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Levels {
-    /// How fresh a read must be. The leader executes statements that change or lock rows at every level.
+    /// How fresh a read must be. The leader executes statements that change or lock rows at every
+    /// level.
     pub read: ReadLevel,
-    /// The staleness bound of `local` reads, in milliseconds: a read fails with 72000 if no replica can prove the bound.
-    /// `None` accepts any bound that a replica can prove; the answer states it.
+    /// The staleness bound of `local` reads, in milliseconds: a read fails with 72000 if no replica
+    /// can prove the bound. `None` accepts any bound that a replica can prove; the answer states
+    /// it.
     pub max_staleness_ms: Option<u64>,
-    /// The durability of a write when it is acknowledged. A durability below `disk` needs a [`crate::Session`], whose next
-    /// statement waits until the write is on a quorum's disks and reports its loss.
+    /// The durability of a write when it is acknowledged. A durability below `disk` needs a
+    /// [`crate::Session`], whose next statement waits until the write is on a quorum's disks and
+    /// reports its loss.
     pub durability: Durability,
-    /// The place of the replica that a `local` read asks first, from 1. `None`: the replicas take turns; a session stays
-    /// with one.
+    /// The place of the replica that a `local` read asks first, from 1. `None`: the replicas take
+    /// turns; a session stays with one.
     pub replica: Option<u64>,
 }
 

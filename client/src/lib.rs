@@ -1,14 +1,17 @@
-//! The client: one handle through which a program reads and writes the cluster as if it were one PostgreSQL, while ranges
-//! split and move and replicas come and go.
+//! The client: one handle through which a program reads and writes the cluster as if it were one
+//! PostgreSQL, while ranges split and move and replicas come and go.
 //!
-//! It owns a copy of the routing table, the analysis of SQL texts, connections to the shards, and the rules of retrying. It
-//! promises:
+//! It owns a copy of the routing table, the analysis of SQL texts, connections to the shards, and
+//! the rules of retrying. It promises:
 //!
-//! - A statement goes to the shard that owns its keys. Redirects are followed invisibly and correct the routing table.
-//! - A write is never applied twice: all of its attempts carry the same id, and a new id is never used while the outcome of
-//!   an old one is unknown (invariant 7, R14).
-//! - A statement that cannot be executed correctly is refused with SQLSTATE 0A000 and a sentence on the alternative.
-//! - An error says what must happen next ([`ClientError`]). No statement waits longer than the statement timeout.
+//! - A statement goes to the shard that owns its keys. Redirects are followed invisibly and correct
+//!   the routing table.
+//! - A write is never applied twice: all of its attempts carry the same id, and a new id is never
+//!   used while the outcome of an old one is unknown (invariant 7, R14).
+//! - A statement that cannot be executed correctly is refused with SQLSTATE 0A000 and a sentence on
+//!   the alternative.
+//! - An error says what must happen next ([`ClientError`]). No statement waits longer than the
+//!   statement timeout.
 //!
 //! | module | content |
 //! |---|---|
@@ -22,9 +25,9 @@
 //! | `link`, [`placement_driver`] | connections |
 //! | `config`, `levels`, `answer`, `error`, `stats` | values in the interface |
 //!
-//! A statement passes `client` or `session`, `execute`, `deliver`, `exchange` and `link`. Its reply returns as a
-//! `ReplicaReply` (with its origin) to `deliver`, as `Acknowledged` (perhaps early) to the handle, and as an [`Answer`] to
-//! the program.
+//! A statement passes `client` or `session`, `execute`, `deliver`, `exchange` and `link`. Its reply
+//! returns as a `ReplicaReply` (with its origin) to `deliver`, as `Acknowledged` (perhaps early) to
+//! the handle, and as an [`Answer`] to the program.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), evenkeel_client::ClientError> {
@@ -39,7 +42,8 @@
 //! # }
 //! ```
 //!
-//! Not done: statements and transactions across shards, other than scans that can be read range by range.
+//! Not done: statements and transactions across shards, other than scans that can be read range by
+//! range.
 
 mod answer;
 mod client;

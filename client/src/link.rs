@@ -1,4 +1,5 @@
-//! A connection to a replica of a shard, with the urgency of requests and the numbers of transactions.
+//! A connection to a replica of a shard, with the urgency of requests and the numbers of
+//! transactions.
 
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use evenkeel_rpc::{Connection, Pool, ReplyStream, RpcError};
@@ -44,7 +45,8 @@ impl Link {
     }
 }
 
-/// Whether statements in flight may wait for this request: the end of a transaction releases its rows.
+/// Whether statements in flight may wait for this request: the end of a transaction releases its
+/// rows.
 fn is_urgent(request: &ShardRequest) -> bool {
     matches!(request, ShardRequest::Commit { .. } | ShardRequest::Rollback { .. })
 }

@@ -11,7 +11,8 @@ pub(crate) enum Payload<'a> {
     Fixed(&'a ShardRequest),
     /// The first statement of a transaction, which takes its number from the connection.
     Begin { options: TransactionOptions, statement: &'a StatementRequest },
-    /// A read at level `local`. The replicas are asked in turn, beginning with the `prefer`th, from 1.
+    /// A read at level `local`. The replicas are asked in turn, beginning with the `prefer`th, from
+    /// 1.
     Local { request: &'a ShardRequest, prefer: u64 },
     /// A commit whose connection was lost.
     Recommit { id: TxnId, key: Option<(TableId, Key)> },

@@ -17,7 +17,8 @@ pub(crate) enum Prepared {
     CreateTable(CreateTableBody),
 }
 
-/// Analyses a text, unless its analysis is cached. If the table is unknown, the routing table is fetched once.
+/// Analyses a text, unless its analysis is cached. If the table is unknown, the routing table is
+/// fetched once.
 pub(crate) async fn prepare(core: &ClientCore, text: &str, deadline_ms: u64) -> Result<Prepared, ClientError> {
     let mut routes = core.routes();
     if let Some(statement) = core.statements.get(text, &routes) {

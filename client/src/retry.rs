@@ -1,30 +1,34 @@
-//! The rules of retrying: what follows a failed attempt. Pure: the failure, the time and a random number are passed in.
+//! The rules of retrying: what follows a failed attempt. Pure: the failure, the time and a random
+//! number are passed in.
 //!
 //! It owns the rules, and the history of one statement in an [`Attempts`]. It promises:
 //!
-//! - A write whose outcome is unknown is sent again only under the same id (R14, invariant 7). If its outcome stays unknown
-//!   it ends in 08007, never in an error that says that nothing happened.
+//! - A write whose outcome is unknown is sent again only under the same id (R14, invariant 7). If
+//!   its outcome stays unknown it ends in 08007, never in an error that says that nothing happened.
 //! - Reads are sent again after every failure.
-//! - No statement waits past its deadline, and no loop of redirects or refusals spins without waiting.
+//! - No statement waits past its deadline, and no loop of redirects or refusals spins without
+//!   waiting.
 
 use crate::error::ClientError;
 use crate::routing::{Learning, RedirectHint};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
 
-/// The first wait, in milliseconds; it doubles up to [`MAX_WAIT_MS`]. A failover takes up to a second; a client that asks
-/// often learns of its end early.
+/// The first wait, in milliseconds; it doubles up to [`MAX_WAIT_MS`]. A failover takes up to a
+/// second; a client that asks often learns of its end early.
 const FIRST_WAIT_MS: u64 = 5;
 /// The longest wait between two attempts, in milliseconds.
 const MAX_WAIT_MS: u64 = 50;
 /// The longest wait before a busy shard is asked again, in milliseconds.
 const MAX_BUSY_MS: u64 = 1_000;
-/// With less time than this left nothing is sent, in milliseconds: it would only make the outcome unknown.
+/// With less time than this left nothing is sent, in milliseconds: it would only make the outcome
+/// unknown.
 const MIN_ATTEMPT_MS: u64 = 5;
-/// How long a shard may take to report a lock timeout, in milliseconds: it waits for the lock for 2 s.
+/// How long a shard may take to report a lock timeout, in milliseconds: it waits for the lock for 2
+/// s.
 const LOCK_ANSWER_MS: u64 = 2_250;
-/// The hint of an unknown outcome. A shard refuses ids older than 20 s and gives a statement 30 s: a read after this time
-/// is certain.
+/// The hint of an unknown outcome. A shard refuses ids older than 20 s and gives a statement 30 s:
+/// a read after this time is certain.
 pub(crate) const STILL_POSSIBLE: &str = "It may still take effect within the next 40 seconds: what you read before then does not show it \
      for certain. Read the rows after that, before you do it again under a new id.";
 /// Failures that are followed by another attempt at once: enough to ask each of three replicas.
@@ -35,7 +39,8 @@ const EAGER_REDIRECTS: u32 = 16;
 /// Why a statement may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeat {
-    /// It changes nothing that lasts: a read, or the first statement of a transaction that was never committed.
+    /// It changes nothing that lasts: a read, or the first statement of a transaction that was
+    /// never committed.
     Free,
     /// It carries an id that the shard recognises (R14).
     SameId,
@@ -66,7 +71,8 @@ pub(crate) enum AttemptFailure {
     NoRoute,
     /// The statement may have been executed; the connection or the answer was lost.
     Lost(String),
-    /// The statement may have been executed: the replica says so, or was silent while another became leader.
+    /// The statement may have been executed: the replica says so, or was silent while another
+    /// became leader.
     Deposed { reason: String, leader: Option<u64> },
     /// The statement may have been executed; no answer arrived before the deadline.
     Expired,
@@ -170,10 +176,12 @@ impl Attempts {
         }
         let why = reason(&failure);
         let step = match failure {
-            // Nothing happened, and another attempt may succeed. Not that of a commit: its transaction is gone.
+            // Nothing happened, and another attempt may succeed. Not that of a commit: its
+            // transaction is gone.
             AttemptFailure::Sql(error) if error.code.starts_with("40") && self.repeat != Repeat::Commit => {
-                // If the write waited for the same lock again, the client would give up first, and the write could take
-                // effect after its outcome was reported as unknown. At this point it is certain that it did not.
+                // If the write waited for the same lock again, the client would give up first, and
+                // the write could take effect after its outcome was reported as unknown. At this
+                // point it is certain that it did not.
                 let free = self.unknown || self.repeat == Repeat::Free;
                 let answer_ms = if free { 0 } else { LOCK_ANSWER_MS.min(self.timeout_ms / 4) };
                 if now_ms.saturating_add(MAX_WAIT_MS + answer_ms) >= self.deadline_ms {
@@ -193,8 +201,8 @@ impl Attempts {
             AttemptFailure::Deposed { leader, .. } => {
                 RetryStep::Replica { leader, wait_ms: self.wait(jitter, EAGER_FAILURES) }
             }
-            // Perhaps only the connection was lost. If it happens again, the replica may be gone behind a proxy that still
-            // accepts connections, and another replica may lead.
+            // Perhaps only the connection was lost. If it happens again, the replica may be gone
+            // behind a proxy that still accepts connections, and another replica may lead.
             AttemptFailure::Lost(_) if !self.lost => {
                 self.lost = true;
                 RetryStep::Same { wait_ms: self.wait(jitter, EAGER_FAILURES) }
@@ -211,7 +219,8 @@ impl Attempts {
                 self.refusals += 1;
                 let asked = retry_after_ms.clamp(FIRST_WAIT_MS, MAX_BUSY_MS) << doublings;
                 let wait_ms = ((asked as f64 * (0.5 + jitter)) as u64).min(MAX_BUSY_MS);
-                // If an earlier attempt may have been executed, only its answer decides what to report.
+                // If an earlier attempt may have been executed, only its answer decides what to
+                // report.
                 if !self.unknown && now_ms.saturating_add(wait_ms) >= self.patient_until_ms {
                     return RetryStep::GiveUp(overloaded(wait_ms));
                 }
@@ -241,12 +250,14 @@ impl Attempts {
         match learning {
             Learning::Routed => RetryStep::Reroute { hint: None, wait_ms },
             Learning::Hint(hint) => RetryStep::Reroute { hint: Some(hint), wait_ms },
-            // The new owner may not have adopted the range yet; fetching the table more often does not help.
+            // The new owner may not have adopted the range yet; fetching the table more often does
+            // not help.
             Learning::Nothing => RetryStep::Refresh { wait_ms: self.wait(jitter, 1) },
         }
     }
 
-    /// The next wait: none for the first `eager` failures, then twice the previous wait, less up to a half.
+    /// The next wait: none for the first `eager` failures, then twice the previous wait, less up to
+    /// a half.
     fn wait(&mut self, jitter: f64, eager: u32) -> u64 {
         self.failures += 1;
         let Some(doublings) = self.failures.checked_sub(eager + 1) else { return 0 };
@@ -254,7 +265,8 @@ impl Attempts {
         (most as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)).round() as u64
     }
 
-    /// The error of a statement whose time is up. It says that nothing happened only if that is certain.
+    /// The error of a statement whose time is up. It says that nothing happened only if that is
+    /// certain.
     pub(crate) fn expired(&self, why: &Why) -> ClientError {
         let waited = self.timeout_ms;
         if self.unknown {
@@ -301,7 +313,8 @@ fn overloaded(retry_after_ms: u64) -> ClientError {
     )))
 }
 
-/// The error of a `local` read whose staleness bound no replica could prove; with the reason of the last replica.
+/// The error of a `local` read whose staleness bound no replica could prove; with the reason of the
+/// last replica.
 pub(crate) fn too_stale(failure: &Failure) -> ClientError {
     let message = format!("no replica can answer: {failure}");
     ClientError::Unavailable(SqlError::new(codes::TOO_STALE, message).hint(
@@ -314,8 +327,9 @@ fn too_large(reason: String) -> SqlError {
         .hint("Send its rows in several statements.")
 }
 
-/// The next step after a failed attempt in an open transaction. Only a busy shard keeps the transaction alive: its locks and
-/// snapshot belong to one connection to one leader, and are gone with either.
+/// The next step after a failed attempt in an open transaction. Only a busy shard keeps the
+/// transaction alive: its locks and snapshot belong to one connection to one leader, and are gone
+/// with either.
 pub(crate) fn in_transaction(failure: &AttemptFailure, now_ms: u64, deadline_ms: u64, jitter: f64) -> RetryStep {
     match failure {
         AttemptFailure::Sql(error) => RetryStep::GiveUp(ClientError::answered(error.clone())),

@@ -61,7 +61,8 @@ fn each_failure_has_its_next_step() {
     assert_eq!(gave_up(attempts(Repeat::Commit).next(conflict(), 0, 0.0)).code(), "40001");
 }
 
-/// Breaks if a replica that accepts connections and closes them (a dead one behind a proxy, say) is asked for ever.
+/// Breaks if a replica that accepts connections and closes them (a dead one behind a proxy, say) is
+/// asked for ever.
 #[test]
 fn a_second_lost_connection_leads_to_another_replica() {
     for repeat in [Repeat::Free, Repeat::SameId] {
@@ -72,8 +73,8 @@ fn a_second_lost_connection_leads_to_another_replica() {
     }
 }
 
-/// A statement that an overloaded shard refuses waits longer each time and fails early (53300). A write that may have been
-/// executed goes on asking.
+/// A statement that an overloaded shard refuses waits longer each time and fails early (53300). A
+/// write that may have been executed goes on asking.
 #[test]
 fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
     let refused = || AttemptFailure::Overloaded { retry_after_ms: 50 };
@@ -110,7 +111,8 @@ fn an_overloaded_shard_is_asked_seldom_and_not_for_long() {
     assert_eq!(gave_up(lost_once.next(refused(), TIMEOUT_MS - 1, 0.5)).code(), "08007");
 }
 
-/// Breaks if an unknown outcome is forgotten: a later, certain failure says nothing about the earlier attempt (invariant 7).
+/// Breaks if an unknown outcome is forgotten: a later, certain failure says nothing about the
+/// earlier attempt (invariant 7).
 #[test]
 fn only_a_write_that_may_have_happened_ends_in_08007() {
     let late = TIMEOUT_MS - 1;
@@ -215,8 +217,9 @@ fn in_a_transaction_only_patience_keeps_it() {
     assert_eq!(gave_up(step(AttemptFailure::Sql(SqlError::new("23505", "duplicate")))).code(), "23505");
 }
 
-/// Breaks if a write that failed with "another transaction holds the row" is sent again with too little time left: it would
-/// end in 08007 while it waits at the shard, and could take effect after its user has read the rows (F4).
+/// Breaks if a write that failed with "another transaction holds the row" is sent again with too
+/// little time left: it would end in 08007 while it waits at the shard, and could take effect after
+/// its user has read the rows (F4).
 #[test]
 fn a_write_that_waits_for_a_lock_is_given_up_while_it_is_certain_that_nothing_happened() {
     let conflict = || AttemptFailure::Sql(SqlError::new("40001", "another transaction holds a row this needs"));

@@ -1,8 +1,9 @@
 //! Scans over several ranges that are answered as a whole.
 //!
-//! It owns nothing. It promises that the answer is in key order (or in the reverse order if the statement asks for that),
-//! that it has each key's row at most once, and that its size is at most `max_answer_bytes`. Each range is read as of one
-//! moment; different ranges may be of different moments.
+//! It owns nothing. It promises that the answer is in key order (or in the reverse order if the
+//! statement asks for that), that it has each key's row at most once, and that its size is at most
+//! `max_answer_bytes`. Each range is read as of one moment; different ranges may be of different
+//! moments.
 
 use crate::answer::Answer;
 use crate::core::ClientCore;
@@ -32,7 +33,8 @@ pub(crate) struct Scan<'a> {
     pub prefer: u64,
 }
 
-/// Reads the pieces: with a limit one after the other until it is reached, otherwise several at a time.
+/// Reads the pieces: with a limit one after the other until it is reached, otherwise several at a
+/// time.
 pub(crate) async fn read(
     core: &ClientCore,
     scan: Scan<'_>,
@@ -67,8 +69,8 @@ pub(crate) async fn read(
     Ok(Answer::new(collected.finish(), shard, retries))
 }
 
-/// Reads one piece, which is cut into smaller ones if its ranges have split or moved. Also returns the number of attempts
-/// after the first.
+/// Reads one piece, which is cut into smaller ones if its ranges have split or moved. Also returns
+/// the number of attempts after the first.
 async fn read_piece(
     core: &ClientCore,
     scan: &Scan<'_>,

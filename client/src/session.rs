@@ -2,17 +2,21 @@
 //!
 //! It owns its levels, at most one open transaction, and at most one unresolved write. It promises:
 //!
-//! - Statements are ordered. Each begins when the one before has been answered, and **after the COMMIT of the one before**,
-//!   however early that was acknowledged (R28). A session therefore sees its own writes at every durability.
-//! - The loss of a write that was acknowledged below `disk` is reported: the next statement fails with 58K01 and is not
-//!   executed.
-//! - `local` reads stay with one replica as long as it answers: a row that was seen seldom disappears again.
-//! - Settings belong to transactions. A change by `SET` lasts if its transaction commits; `SET LOCAL` ends with the
-//!   transaction.
-//! - After a statement of a transaction has failed, only the end of the transaction is possible, and `COMMIT` rolls back.
+//! - Statements are ordered. Each begins when the one before has been answered, and **after the
+//!   COMMIT of the one before**, however early that was acknowledged (R28). A session therefore
+//!   sees its own writes at every durability.
+//! - The loss of a write that was acknowledged below `disk` is reported: the next statement fails
+//!   with 58K01 and is not executed.
+//! - `local` reads stay with one replica as long as it answers: a row that was seen seldom
+//!   disappears again.
+//! - Settings belong to transactions. A change by `SET` lasts if its transaction commits; `SET
+//!   LOCAL` ends with the transaction.
+//! - After a statement of a transaction has failed, only the end of the transaction is possible,
+//!   and `COMMIT` rolls back.
 //!
-//! A transaction reads linearizably from its shard's leader, whatever the read level. Only a READ ONLY transaction at READ
-//! COMMITTED can read at level `local`: each of its statements is a separate read, as that isolation level promises.
+//! A transaction reads linearizably from its shard's leader, whatever the read level. Only a READ
+//! ONLY transaction at READ COMMITTED can read at level `local`: each of its statements is a
+//! separate read, as that isolation level promises.
 
 use crate::answer::Answer;
 use crate::core::ClientCore;
@@ -77,13 +81,14 @@ impl Session {
         self.transaction.is_some()
     }
 
-    /// Executes one statement: in the open transaction, or in one of its own. `BEGIN`, `COMMIT`, `ROLLBACK`, and `SET`,
-    /// `RESET` and `SHOW` of Evenkeel's settings are statements too.
+    /// Executes one statement: in the open transaction, or in one of its own. `BEGIN`, `COMMIT`,
+    /// `ROLLBACK`, and `SET`, `RESET` and `SHOW` of Evenkeel's settings are statements too.
     ///
     /// # Errors
-    /// As [`crate::Client::execute`]; also [`ClientError::WriteLost`] and [`ClientError::OutcomeUnknown`] for an earlier
-    /// write, and [`ClientError::Unavailable`] if the earlier write is not on a quorum's disks in time. In these cases this
-    /// statement was not executed.
+    /// As [`crate::Client::execute`]; also [`ClientError::WriteLost`] and
+    /// [`ClientError::OutcomeUnknown`] for an earlier write, and [`ClientError::Unavailable`] if
+    /// the earlier write is not on a quorum's disks in time. In these cases this statement was not
+    /// executed.
     pub async fn execute(&mut self, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
         self.execute_with(sql, params, StatementLevels::default()).await
     }
@@ -107,8 +112,9 @@ impl Session {
         result
     }
 
-    /// As [`crate::Client::stream`], in this session: after its writes, and at its levels. A statement in a transaction, and
-    /// one that is not a read, is executed as a whole and arrives as one piece.
+    /// As [`crate::Client::stream`], in this session: after its writes, and at its levels. A
+    /// statement in a transaction, and one that is not a read, is executed as a whole and arrives
+    /// as one piece.
     ///
     /// # Errors
     /// As [`Session::execute`].
@@ -151,8 +157,9 @@ impl Session {
     /// Waits until every acknowledged write of this session is on a quorum's disks.
     ///
     /// # Errors
-    /// [`ClientError::WriteLost`] and [`ClientError::OutcomeUnknown`], once for each write. [`ClientError::Unavailable`] if
-    /// the wait exceeds the statement timeout; the call can then be repeated.
+    /// [`ClientError::WriteLost`] and [`ClientError::OutcomeUnknown`], once for each write.
+    /// [`ClientError::Unavailable`] if the wait exceeds the statement timeout; the call can then be
+    /// repeated.
     pub async fn resolved(&mut self) -> Result<(), ClientError> {
         let Some(resolution) = &mut self.unresolved else { return Ok(()) };
         let timeout_ms = self.core.config.statement_timeout_ms;
@@ -246,8 +253,8 @@ fn reads_locally(options: TransactionOptions) -> bool {
     options.read_only && !options.repeatable_read
 }
 
-/// The command that the session executes itself, if the text is one. It is recognised by its first word, so that other
-/// statements are not parsed twice.
+/// The command that the session executes itself, if the text is one. It is recognised by its first
+/// word, so that other statements are not parsed twice.
 fn session_command(text: &str) -> Result<Option<Command>, ClientError> {
     let first: String = text.trim_start().chars().take_while(char::is_ascii_alphabetic).take(16).collect();
     let own = ["BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SET", "RESET", "SHOW"];

@@ -1,15 +1,18 @@
-//! Reads that are too large for one answer: the rows arrive in pieces, in the order of the primary key.
+//! Reads that are too large for one answer: the rows arrive in pieces, in the order of the primary
+//! key.
 //!
-//! It owns one task per stream, which requests the next piece while the reader processes the last one, and holds at most
-//! [`PIECES_AHEAD`] pieces that are not taken. A shard holds nothing for a stream between two pieces: a reader may be slow,
-//! within the stream's time limit. It promises:
+//! It owns one task per stream, which requests the next piece while the reader processes the last
+//! one, and holds at most [`PIECES_AHEAD`] pieces that are not taken. A shard holds nothing for a
+//! stream between two pieces: a reader may be slow, within the stream's time limit. It promises:
 //!
-//! - Every row that exists unchanged from the stream's beginning to its end arrives exactly once. Rows arrive in the order
-//!   of their keys (or in the reverse order if the statement asks for that), while ranges split, move or change leaders.
-//! - Each piece is a linearizable read (or one at the chosen level) of the keys between the previous piece and its own last
-//!   key: it contains everything that was acknowledged before the piece was requested. Different pieces are of different
-//!   moments: a stream is no snapshot.
-//! - A stream that cannot continue ends with an error. A stream that ends without an error is complete.
+//! - Every row that exists unchanged from the stream's beginning to its end arrives exactly once.
+//!   Rows arrive in the order of their keys (or in the reverse order if the statement asks for
+//!   that), while ranges split, move or change leaders.
+//! - Each piece is a linearizable read (or one at the chosen level) of the keys between the
+//!   previous piece and its own last key: it contains everything that was acknowledged before the
+//!   piece was requested. Different pieces are of different moments: a stream is no snapshot.
+//! - A stream that cannot continue ends with an error. A stream that ends without an error is
+//!   complete.
 //! - A stream that is dropped ends its execution at the shard.
 
 use crate::answer::Answer;
@@ -89,8 +92,9 @@ impl RowStream {
         &self.head.columns
     }
 
-    /// The answer without its rows. Of a stream of several pieces, `shard` is the first that answered; `retries`, `affected`
-    /// and `staleness_ms` (the largest) are those of the pieces taken so far.
+    /// The answer without its rows. Of a stream of several pieces, `shard` is the first that
+    /// answered; `retries`, `affected` and `staleness_ms` (the largest) are those of the pieces
+    /// taken so far.
     pub fn answer(&self) -> &Answer {
         &self.head
     }
@@ -242,7 +246,8 @@ impl Reading {
         Ok((Answer::new(reply, answered.shard, attempts.retries()), more))
     }
 
-    /// The part of an interval that is not read. It contains the key of the last row, which does not arrive again.
+    /// The part of an interval that is not read. It contains the key of the last row, which does
+    /// not arrive again.
     fn unread(&self, clip: &KeyInterval) -> KeyInterval {
         match &self.after {
             None => clip.clone(),

@@ -1,7 +1,7 @@
 //! Detects that another replica leads while one is silent.
 //!
-//! The inquiry changes nothing. Sending the request itself to another replica, while the first may only be slow, could
-//! execute it twice.
+//! The inquiry changes nothing. Sending the request itself to another replica, while the first may
+//! only be slow, could execute it twice.
 
 use crate::core::ClientCore;
 use evenkeel_protocol::ShardId;
@@ -11,21 +11,23 @@ use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Completes with the number of another replica than `replica` that says that it leads. The replicas are asked after each
-/// `silence_ms`.
+/// Completes with the number of another replica than `replica` that says that it leads. The
+/// replicas are asked after each `silence_ms`.
 pub(crate) async fn another_leads(core: &ClientCore, shard: ShardId, replica: u64) -> u64 {
     let silence = Duration::from_millis(core.config.silence_ms);
     loop {
         tokio::time::sleep(silence).await;
         let ask = who_else_leads(core, shard, replica, silence);
-        // Half of the silence, so that a caller that asks regularly does not get its previous answer again.
+        // Half of the silence, so that a caller that asks regularly does not get its previous
+        // answer again.
         if let Some(leader) = core.inquiries.share(shard, replica, silence / 2, ask).await {
             return leader;
         }
     }
 }
 
-/// Asks all replicas but `replica` at the same time; the first that says that it leads is the result.
+/// Asks all replicas but `replica` at the same time; the first that says that it leads is the
+/// result.
 async fn who_else_leads(core: &ClientCore, shard: ShardId, replica: u64, patience: Duration) -> Option<u64> {
     let info = core.routes().shard(shard)?.clone();
     let others = info.replicas.into_iter().filter(|(other, _)| *other != replica);

@@ -33,8 +33,8 @@ pub trait Api: Send + Sync {
     /// `GET /v1/routes`: the whole routing table.
     fn routes(&self) -> BoxFuture<'_, Result<RoutesBody, ApiError>>;
 
-    /// `GET /v1/routes/watch`: the changes after the version `last_event_id`. The watch ends when nothing, not even a
-    /// comment, arrives for the configured time.
+    /// `GET /v1/routes/watch`: the changes after the version `last_event_id`. The watch ends when
+    /// nothing, not even a comment, arrives for the configured time.
     fn watch<'a>(&'a self, last_event_id: &'a str) -> BoxFuture<'a, Result<Box<dyn Events>, ApiError>>;
 
     /// `POST /v1/tables`: creates a table, within `timeout`.

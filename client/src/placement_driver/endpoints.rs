@@ -11,15 +11,15 @@ const MAX_LEARNT: usize = 32;
 /// The endpoints, in the order in which they are asked, around.
 #[derive(Debug)]
 pub(super) struct Endpoints {
-    /// The number of configured endpoints. They come first: a client may reach the placement driver by other addresses than
-    /// those that its replicas know.
+    /// The number of configured endpoints. They come first: a client may reach the placement driver
+    /// by other addresses than those that its replicas know.
     configured: usize,
     known: RwLock<KnownEndpoints>,
     preferred: AtomicUsize,
 }
 
-/// The endpoints, and the configuration of the placement driver's members that they belong to. Members of an earlier
-/// configuration come from a replica that is behind.
+/// The endpoints, and the configuration of the placement driver's members that they belong to.
+/// Members of an earlier configuration come from a replica that is behind.
 #[derive(Debug)]
 struct KnownEndpoints {
     configuration: u32,
@@ -75,7 +75,8 @@ impl Endpoints {
         }
         if next[..] != known.urls[..] {
             tracing::debug!(?next, "the placement driver's replicas have changed");
-            // The preferred endpoint is a place in the list: the endpoint stays preferred if it is still there.
+            // The preferred endpoint is a place in the list: the endpoint stays preferred if it is
+            // still there.
             let count = known.urls.len().max(1);
             let preferred = known.urls.get(self.first() % count);
             let place = preferred.and_then(|url| next.iter().position(|other| other == url));

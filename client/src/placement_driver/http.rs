@@ -35,13 +35,15 @@ enum EndpointResult {
 }
 
 impl HttpApi {
-    /// An API at the endpoints of `config`. Number `first` is asked first, so that clients spread over them.
+    /// An API at the endpoints of `config`. Number `first` is asked first, so that clients spread
+    /// over them.
     ///
     /// # Errors
     /// One sentence, if the HTTP library cannot be initialised.
     pub fn new(config: &ClientConfig, first: usize) -> Result<HttpApi, String> {
         let http = reqwest::Client::builder()
-            // Endpoints are addresses of the cluster, to which the environment's proxy settings do not apply.
+            // Endpoints are addresses of the cluster, to which the environment's proxy settings do
+            // not apply.
             .no_proxy()
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
             .build()
@@ -173,7 +175,8 @@ async fn attempt(request: RequestBuilder) -> EndpointResult {
         return EndpointResult::Success(response);
     }
     let problem: Option<Problem> = decode(response).await.ok();
-    // The replica has failed or knows no leader: another replica may answer. 503 promises that nothing was done.
+    // The replica has failed or knows no leader: another replica may answer. 503 promises that
+    // nothing was done.
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status.is_redirection() {
         let reason = problem.map_or_else(|| status.to_string(), |p| p.detail);
         return EndpointResult::Failed { reason, maybe_done: status != StatusCode::SERVICE_UNAVAILABLE };

@@ -1,5 +1,5 @@
-//! A parser of server-sent events as the WHATWG defines them: `id`, `event` and `data` fields, comments, and all three line
-//! ends. Pure and bounded: bytes in, events out.
+//! A parser of server-sent events as the WHATWG defines them: `id`, `event` and `data` fields,
+//! comments, and all three line ends. Pure and bounded: bytes in, events out.
 
 /// The longest event, in bytes: a whole routing table of some ten thousand ranges.
 pub(super) const MAX_EVENT_BYTES: usize = 16 << 20;

@@ -1,13 +1,16 @@
-//! The client's copy of the routing table: fetched whole, changed by the watch, and corrected by redirects.
+//! The client's copy of the routing table: fetched whole, changed by the watch, and corrected by
+//! redirects.
 //!
-//! It owns an immutable snapshot behind a lock that is held only to copy a pointer: a lookup never waits for a fetch. It
-//! promises that a known route is not replaced by an older one (invariant 6: epochs only grow), in whatever order fetches,
-//! watch events and redirects arrive. The table is a hint all the same: shards decide.
+//! It owns an immutable snapshot behind a lock that is held only to copy a pointer: a lookup never
+//! waits for a fetch. It promises that a known route is not replaced by an older one (invariant 6:
+//! epochs only grow), in whatever order fetches, watch events and redirects arrive. The table is a
+//! hint all the same: shards decide.
 //!
-//! **Redirects.** A shard that says "range 5 went to shard 2 with epoch 8" does not say the bounds of the range. Claiming
-//! too many keys for epoch 8 would keep out later news about the others. If the table knows range 5 with epoch 7, exactly
-//! one move has happened since, and a move keeps the bounds: the route is corrected at once. Otherwise the redirect is a
-//! hint for the current statement, and the table is fetched.
+//! **Redirects.** A shard that says "range 5 went to shard 2 with epoch 8" does not say the bounds
+//! of the range. Claiming too many keys for epoch 8 would keep out later news about the others. If
+//! the table knows range 5 with epoch 7, exactly one move has happened since, and a move keeps the
+//! bounds: the route is corrected at once. Otherwise the redirect is a hint for the current
+//! statement, and the table is fetched.
 
 use super::redirect::{Learning, RedirectHint};
 use evenkeel_protocol::interval::KeyInterval;
@@ -23,8 +26,8 @@ const MAX_LEARNT_ROUTES: usize = 1024;
 #[derive(Debug, Default)]
 pub(crate) struct RouteCache {
     current: RwLock<Arc<RoutingTable>>,
-    /// Routes learnt from redirects that the placement driver has not confirmed. Locked while the table is replaced, so that
-    /// concurrent changes do not undo one another.
+    /// Routes learnt from redirects that the placement driver has not confirmed. Locked while the
+    /// table is replaced, so that concurrent changes do not undo one another.
     learnt: Mutex<Vec<Route>>,
 }
 
@@ -59,7 +62,8 @@ impl RouteCache {
         let mut learnt = self.learnt();
         let known = self.current();
         let Some(to) = to else {
-            // The shard does not own the keys and does not know their owner: routes learnt for it are wrong, or too early.
+            // The shard does not own the keys and does not know their owner: routes learnt for it
+            // are wrong, or too early.
             learnt.retain(|route| route.shard != from);
             return Learning::Nothing;
         };
@@ -141,8 +145,9 @@ fn merge(known: &RoutingTable, news: &RoutesBody, learnt: &mut Vec<Route>) -> Re
     Ok(table)
 }
 
-/// Whether the table has routes for the route's keys with `epoch` or a later one. Each change of a key's owner has a larger
-/// epoch than the one before: an equal epoch is the same route, a larger epoch supersedes the route.
+/// Whether the table has routes for the route's keys with `epoch` or a later one. Each change of a
+/// key's owner has a larger epoch than the one before: an equal epoch is the same route, a larger
+/// epoch supersedes the route.
 fn knows_since(table: &RoutingTable, route: &Route, epoch: Epoch) -> bool {
     table.overlapping(route.table, &route.interval).iter().any(|known| known.epoch >= epoch)
 }

@@ -41,12 +41,13 @@ fn a_single_move_is_learnt_from_its_redirect() {
     assert_eq!(owner(&cache, 5), 3);
 }
 
-/// Breaks if a redirect's epoch is claimed for bounds that it does not contain: the true routes, of smaller epochs, would
-/// never be accepted.
+/// Breaks if a redirect's epoch is claimed for bounds that it does not contain: the true routes, of
+/// smaller epochs, would never be accepted.
 #[test]
 fn more_than_a_single_move_is_a_hint_only() {
     let cache = cache(&[(1, 10), (2, 0)]);
-    // Split at 5 (epoch 2), the right piece split off as range 9 and moved (epoch 3); range 1 moved twice (epoch 4).
+    // Split at 5 (epoch 2), the right piece split off as range 9 and moved (epoch 3); range 1 moved
+    // twice (epoch 4).
     for (range, epoch) in [(9, 3), (1, 4)] {
         let hint = RedirectHint { shard: ShardId(3), range: RangeId(range), epoch: Epoch(epoch) };
         assert_eq!(redirect(&cache, 1, 3, range, epoch), Learning::Hint(hint));

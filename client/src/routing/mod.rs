@@ -1,9 +1,10 @@
 //! Routing: the shards that a statement goes to.
 //!
-//! The module owns the client's copy of the routing table, the updates of that copy, and the analysed statements, whose
-//! keys decide the route. It promises that a known route is never replaced by an older one, and that a statement is sent to
-//! one shard only if all of its keys are there, as far as the table says. The table may be stale: each shard checks every
-//! statement again (R9, invariant 2).
+//! The module owns the client's copy of the routing table, the updates of that copy, and the
+//! analysed statements, whose keys decide the route. It promises that a known route is never
+//! replaced by an older one, and that a statement is sent to one shard only if all of its keys are
+//! there, as far as the table says. The table may be stale: each shard checks every statement again
+//! (R9, invariant 2).
 //!
 //! | module | content |
 //! |---|---|

@@ -7,7 +7,8 @@ use evenkeel_protocol::{Epoch, RangeId, ShardId};
 pub(crate) enum Learning {
     /// The routing table now says where the range is.
     Routed,
-    /// The table cannot be corrected because the bounds of the range are unknown, but the statement's key is there.
+    /// The table cannot be corrected because the bounds of the range are unknown, but the
+    /// statement's key is there.
     Hint(RedirectHint),
     /// Nothing: only the placement driver knows.
     Nothing,

@@ -1,7 +1,10 @@
-//! The route of a statement: a pure function of the keys that it touches and of the routing table. It promises:
+//! The route of a statement: a pure function of the keys that it touches and of the routing table.
+//! It promises:
 //!
-//! - A statement that is sent to one shard touches only keys of that shard, as far as the table says.
-//! - The pieces of a scan are in key order, cover each touched key exactly once, and each lie within ranges of one shard.
+//! - A statement that is sent to one shard touches only keys of that shard, as far as the table
+//!   says.
+//! - The pieces of a scan are in key order, cover each touched key exactly once, and each lie
+//!   within ranges of one shard.
 //! - A statement that would be wrong over several shards is refused with a sentence and never sent.
 //!
 //! The table may be stale: the shards check every statement again (R9, invariant 2).
@@ -131,8 +134,9 @@ pub(crate) fn route(
     }
 }
 
-/// The route of a statement by a redirect that the table could not merge. The statement must touch a single key, since a
-/// redirect is about one range, and the table must not know the key's range with the same or a later epoch.
+/// The route of a statement by a redirect that the table could not merge. The statement must touch
+/// a single key, since a redirect is about one range, and the table must not know the key's range
+/// with the same or a later epoch.
 pub(crate) fn hinted(
     hint: RedirectHint,
     touches: &Touches,
@@ -154,11 +158,12 @@ fn any_shard(table: Option<TableId>, routes: &RoutingTable) -> Result<Target, No
     owner.map(Target::OneShard).ok_or(NoTarget::Unknown)
 }
 
-/// The ranges that a statement touches within `within`, as pieces of a scan in key order. Neighbouring ranges of one shard
-/// form one piece. `None` if the table has no route for some of the touched keys.
+/// The ranges that a statement touches within `within`, as pieces of a scan in key order.
+/// Neighbouring ranges of one shard form one piece. `None` if the table has no route for some of
+/// the touched keys.
 ///
-/// A piece is bounded by its ranges and not by the touched keys: the shard determines which of the piece's keys are
-/// touched, and only the bounds of ranges are certain to be whole keys.
+/// A piece is bounded by its ranges and not by the touched keys: the shard determines which of the
+/// piece's keys are touched, and only the bounds of ranges are certain to be whole keys.
 pub(crate) fn pieces(
     touches: &Touches,
     within: &KeyInterval,
@@ -205,7 +210,8 @@ impl Pieces<'_> {
         (covered_to == interval.end).then_some(())
     }
 
-    /// Adds a range. It extends the last piece if that is on the same shard and ends where the range begins.
+    /// Adds a range. It extends the last piece if that is on the same shard and ends where the
+    /// range begins.
     fn push(&mut self, route: &Route) {
         let clip = route.interval.intersection(self.within);
         match self.done.last_mut() {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-//! Routes are written as `shard:end` pieces of a `bigint` table, left to right; the last piece has no end.
+//! Routes are written as `shard:end` pieces of a `bigint` table, left to right; the last piece has
+//! no end.
 
 use super::*;
 use evenkeel_protocol::TableSchema;
@@ -163,8 +164,8 @@ fn a_hint_serves_one_key_until_the_table_knows_better() {
     assert_eq!(hinted(hint, &keys(&[5]), Some(TABLE), &routes), None);
 }
 
-/// Over every layout of up to five ranges on three shards and every pair of intervals: the pieces cover exactly the touched
-/// keys, in order, and no piece contains keys of another shard.
+/// Over every layout of up to five ranges on three shards and every pair of intervals: the pieces
+/// cover exactly the touched keys, in order, and no piece contains keys of another shard.
 #[test]
 fn the_pieces_of_a_scan_cover_exactly_its_keys() {
     for layout in 0..3u32.pow(5) {

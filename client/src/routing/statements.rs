@@ -1,10 +1,11 @@
 //! A cache of analysed statements by their text.
 //!
-//! The analysis of SQL takes tens of microseconds, a lookup 0.1 µs, and applications send the same texts again and again.
-//! The cache is bounded and has two generations. New entries go into the young generation. When that is full, it becomes
-//! the old generation, and the previous old generation is dropped. An entry that is found in the old generation becomes
-//! young again: entries in use stay, and a hit maintains no list. An entry belongs to the table for which it was analysed
-//! and is not found once the table's name means another table.
+//! The analysis of SQL takes tens of microseconds, a lookup 0.1 µs, and applications send the same
+//! texts again and again. The cache is bounded and has two generations. New entries go into the
+//! young generation. When that is full, it becomes the old generation, and the previous old
+//! generation is dropped. An entry that is found in the old generation becomes young again: entries
+//! in use stay, and a hit maintains no list. An entry belongs to the table for which it was
+//! analysed and is not found once the table's name means another table.
 
 use evenkeel_protocol::TableId;
 use evenkeel_protocol::routing::RoutingTable;

@@ -1,8 +1,8 @@
 //! The updates of the routing table: fetches on demand and the placement driver's watch.
 //!
-//! It owns the table, the state of the current fetch, and the two background tasks' loops. It promises that fetches are
-//! shared: a caller that asks while a fetch is in progress waits for one that begins after its call, and two fetches begin
-//! at least `refresh_interval_ms` apart.
+//! It owns the table, the state of the current fetch, and the two background tasks' loops. It
+//! promises that fetches are shared: a caller that asks while a fetch is in progress waits for one
+//! that begins after its call, and two fetches begin at least `refresh_interval_ms` apart.
 
 use super::cache::RouteCache;
 use super::redirect::Learning;
@@ -42,7 +42,8 @@ pub(crate) struct RouteUpdates {
 }
 
 impl RouteUpdates {
-    /// An empty table that is fetched from `api`. Connections in `pool` to replicas that left the cluster are closed.
+    /// An empty table that is fetched from `api`. Connections in `pool` to replicas that left the
+    /// cluster are closed.
     pub(crate) fn new(
         config: &ClientConfig,
         api: Arc<dyn Api>,
@@ -71,7 +72,8 @@ impl RouteUpdates {
         self.cache.redirected(from, to, range)
     }
 
-    /// Fetches the routing table, or waits for a fetch that another caller has begun since this call.
+    /// Fetches the routing table, or waits for a fetch that another caller has begun since this
+    /// call.
     ///
     /// # Errors
     /// One sentence.
@@ -85,7 +87,8 @@ impl RouteUpdates {
             tokio::time::sleep(self.interval.saturating_sub(began_at.elapsed())).await;
         }
         last.began_at = Some(Instant::now());
-        // If this future is dropped before the fetch ends, its waiters must not take the previous result for theirs.
+        // If this future is dropped before the fetch ends, its waiters must not take the previous
+        // result for theirs.
         last.result = Err("the fetch of the routing table was given up".to_string());
         self.fetches_begun.fetch_add(1, Ordering::AcqRel);
         add(&self.counters.refreshes, 1);
@@ -120,8 +123,8 @@ impl RouteUpdates {
         }
     }
 
-    /// Keeps the table fresh by the placement driver's watch; runs until aborted. When the watch ends or falls silent, it
-    /// is opened again at another endpoint, after the last event.
+    /// Keeps the table fresh by the placement driver's watch; runs until aborted. When the watch
+    /// ends or falls silent, it is opened again at another endpoint, after the last event.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut last_id = self.cache.current().version.to_string();
         let mut wait_ms = WATCH_WAIT_MS.0;

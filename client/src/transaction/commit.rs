@@ -20,15 +20,15 @@ pub(super) async fn commit(
     id: TxnId,
     durability: Durability,
 ) -> Result<Option<EarlyWrite>, ClientError> {
-    // Shards count an id's age from the time at which its outcome could first become unknown. That is now, however long the
-    // transaction has been open.
+    // Shards count an id's age from the time at which its outcome could first become unknown. That
+    // is now, however long the transaction has been open.
     let id = TxnId { first_sent_ms: core.unix_ms(), ..id };
     let started_ms = core.now_ms();
     let deadline_ms = started_ms + core.config.statement_timeout_ms;
     let durability = if open.wrote { durability } else { Durability::Disk };
     let request = ShardRequest::Commit { transaction: open.number, id, key: None, durability };
-    // From here on the commit may be in execution. A rollback must not get between it and its outcome, even if this future
-    // is dropped.
+    // From here on the commit may be in execution. A rollback must not get between it and its
+    // outcome, even if this future is dropped.
     open.ended = true;
     let lost = loop {
         let failure = match exchange(core, &open.link, (open.shard, open.replica), &request, deadline_ms).await {

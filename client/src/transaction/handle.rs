@@ -28,7 +28,8 @@ pub struct Transaction {
 }
 
 enum TransactionState {
-    /// No statement has touched a key. Statements that touch no key (`SELECT 1`) run on their own and choose no shard.
+    /// No statement has touched a key. Statements that touch no key (`SELECT 1`) run on their own
+    /// and choose no shard.
     Idle,
     /// The transaction is open on a shard.
     Open(Box<OpenTransaction>),
@@ -47,13 +48,14 @@ impl Transaction {
         matches!(self.state, TransactionState::Failed)
     }
 
-    /// Records the failure of a statement that was executed outside of the transaction. Nothing of the transaction will
-    /// take effect.
+    /// Records the failure of a statement that was executed outside of the transaction. Nothing of
+    /// the transaction will take effect.
     pub(crate) fn fail(&mut self) {
         self.state = TransactionState::Failed;
     }
 
-    /// Executes a statement in the transaction. After an error only [`Transaction::rollback`] is possible.
+    /// Executes a statement in the transaction. After an error only [`Transaction::rollback`] is
+    /// possible.
     pub async fn execute(&mut self, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
         add(&self.core.counters.statements, 1);
         let result = self.execute_boxed(sql, params).await;
@@ -64,7 +66,8 @@ impl Transaction {
         result
     }
 
-    /// Boxed, as [`Transaction::commit_at`], so that this crate compiles it and its callers do not compile it again.
+    /// Boxed, as [`Transaction::commit_at`], so that this crate compiles it and its callers do not
+    /// compile it again.
     #[inline(never)]
     fn execute_boxed<'a>(
         &'a mut self,
@@ -133,14 +136,14 @@ impl Transaction {
         }
     }
 
-    /// Commits. An error of [`ClientError::OutcomeUnknown`] leaves open whether the changes last; after any other error
-    /// nothing of the transaction has taken effect.
+    /// Commits. An error of [`ClientError::OutcomeUnknown`] leaves open whether the changes last;
+    /// after any other error nothing of the transaction has taken effect.
     pub async fn commit(self) -> Result<(), ClientError> {
         self.commit_at(Durability::Disk).await.map(drop)
     }
 
-    /// Commits, and returns when the changes have reached `durability`. The outcome of an early acknowledgement is known
-    /// later (R28).
+    /// Commits, and returns when the changes have reached `durability`. The outcome of an early
+    /// acknowledgement is known later (R28).
     #[inline(never)]
     pub(crate) fn commit_at(
         self,

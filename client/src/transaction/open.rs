@@ -17,14 +17,16 @@ use evenkeel_protocol::shard::{ShardReply, ShardRequest, StatementRequest, Trans
 use evenkeel_protocol::{ShardId, SqlError, TableId};
 use evenkeel_sql::Touches;
 
-/// The place of an open transaction, and its changes so far. Dropped before its end, the transaction is rolled back.
+/// The place of an open transaction, and its changes so far. Dropped before its end, the
+/// transaction is rolled back.
 pub(super) struct OpenTransaction {
     pub(super) shard: ShardId,
     pub(super) replica: u64,
     pub(super) link: Link,
     /// The transaction's number on the connection.
     pub(super) number: u64,
-    /// The keys of the first statement. They distinguish a range that has moved from a statement for another shard.
+    /// The keys of the first statement. They distinguish a range that has moved from a statement
+    /// for another shard.
     first: (Touches, Option<TableId>),
     pub(super) wrote: bool,
     pub(super) changed: FirstChange,
@@ -41,8 +43,8 @@ impl Drop for OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Opens a transaction on the shard that the first statement touches. Nothing lasts until the commit, so attempts are
-    /// repeated freely.
+    /// Opens a transaction on the shard that the first statement touches. Nothing lasts until the
+    /// commit, so attempts are repeated freely.
     pub(super) async fn begin(
         core: &ClientCore,
         options: TransactionOptions,

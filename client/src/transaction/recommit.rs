@@ -12,8 +12,8 @@ use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Key, ShardId, TableId, TxnId};
 use evenkeel_sql::Touches;
 
-/// The first key that a transaction has changed, as far as the client knows. The answer to the transaction's commit moves
-/// with the range of this key.
+/// The first key that a transaction has changed, as far as the client knows. The answer to the
+/// transaction's commit moves with the range of this key.
 pub(crate) enum FirstChange {
     /// No key was changed.
     None,
@@ -23,9 +23,9 @@ pub(crate) enum FirstChange {
     Unclear,
 }
 
-/// Sends a commit again, on a new connection. The shard where the transaction ran has the answer in its retry window. Only
-/// if that shard was removed, after all of its ranges and their answers moved away, is the owner of the first changed key
-/// asked.
+/// Sends a commit again, on a new connection. The shard where the transaction ran has the answer in
+/// its retry window. Only if that shard was removed, after all of its ranges and their answers
+/// moved away, is the owner of the first changed key asked.
 pub(crate) async fn recommit(
     core: &ClientCore,
     shard: ShardId,

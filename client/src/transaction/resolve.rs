@@ -1,8 +1,9 @@
 //! The outcome of a write that was acknowledged early, before its COMMIT (R28).
 //!
-//! The shard that acknowledged the write reports on the same connection how its COMMIT ended. If the connection is lost, or
-//! another replica leads, the shard is asked about the write's id, as after a lost commit (R14): its next leader has the
-//! whole log and knows for certain (invariant 4). A loss is therefore never silent. The session's next statement, or
+//! The shard that acknowledged the write reports on the same connection how its COMMIT ended. If
+//! the connection is lost, or another replica leads, the shard is asked about the write's id, as
+//! after a lost commit (R14): its next leader has the whole log and knows for certain (invariant
+//! 4). A loss is therefore never silent. The session's next statement, or
 //! [`crate::Session::resolved`], reports it.
 
 use super::recommit::{FirstChange, recommit};
@@ -18,8 +19,8 @@ use evenkeel_rpc::ReplyStream;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// How long a shard is asked for the outcome of a write, in milliseconds. It knows the outcome for certain for about this
-/// long after the write was sent (R14).
+/// How long a shard is asked for the outcome of a write, in milliseconds. It knows the outcome for
+/// certain for about this long after the write was sent (R14).
 const ASK_MS: u64 = 20_000;
 
 /// A write that was acknowledged and is not yet committed.

@@ -1,6 +1,7 @@
-//! The client against a scripted cluster: shards that redirect, drop connections after executing, fall silent or lose their
-//! leader when a test says so, and a placement driver that knows only what a test publishes. All of it runs in this process
-//! on its own sockets; nothing is left running.
+//! The client against a scripted cluster: shards that redirect, drop connections after executing,
+//! fall silent or lose their leader when a test says so, and a placement driver that knows only
+//! what a test publishes. All of it runs in this process on its own sockets; nothing is left
+//! running.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! One REST endpoint of a placement driver that serves what the world publishes: routes, their watch, and the creation of
-//! tables.
+//! One REST endpoint of a placement driver that serves what the world publishes: routes, their
+//! watch, and the creation of tables.
 
 use crate::world::World;
 use evenkeel_protocol::interval::KeyInterval;
@@ -162,8 +162,8 @@ async fn watch_routes(stream: &mut BufReader<TcpStream>, shared: &mut Shared, la
     }
 }
 
-/// The next status of the script: below 500, or none, does the work; 500 does the work and reports a failure; 503 does
-/// nothing.
+/// The next status of the script: below 500, or none, does the work; 500 does the work and reports
+/// a failure; 503 does nothing.
 fn create_table(shared: &Shared, body: CreateTableBody) -> (u16, String) {
     let mut world = shared.world.lock().unwrap();
     let fault = world.table_faults.pop_front().unwrap_or(201);

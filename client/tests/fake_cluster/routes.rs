@@ -1,11 +1,13 @@
-//! Updates of the routing table by redirects, by the watch and by fetches; and the creation of tables.
+//! Updates of the routing table by redirects, by the watch and by fetches; and the creation of
+//! tables.
 
 use crate::world::Cluster;
 use crate::{BUMP, INSERT, READ, config, connect, until};
 use evenkeel_client::{Client, ClientConfig, ClientError};
 
-/// The placement driver does not know ten moves; only the shards' redirects lead to the range. A redirect does not contain
-/// the range's bounds, so it serves the current statement only; the table is correct once the placement driver knows.
+/// The placement driver does not know ten moves; only the shards' redirects lead to the range. A
+/// redirect does not contain the range's bounds, so it serves the current statement only; the table
+/// is correct once the placement driver knows.
 #[tokio::test]
 async fn a_stale_client_arrives_after_ten_moves() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -69,7 +71,8 @@ async fn the_watch_tells_before_a_redirect_has_to() {
     cluster.world().move_range(1, 3);
     cluster.publish();
     until("the watch has told", || owner(5) == 3).await;
-    // After a cut the watch continues at another endpoint, after its last event; changes meanwhile arrive then.
+    // After a cut the watch continues at another endpoint, after its last event; changes meanwhile
+    // arrive then.
     cluster.placement.iter().for_each(|endpoint| endpoint.cut_watches());
     cluster.world().split(2, 15, 9);
     cluster.world().move_range(9, 1);
@@ -154,7 +157,8 @@ async fn a_table_is_created_once_and_known_at_once() {
     let error = client.execute(CREATE, &[]).await.unwrap_err();
     assert_eq!(error.code(), "42P07");
     client.execute("CREATE TABLE IF NOT EXISTS u (id bigint PRIMARY KEY, v text)", &[]).await.unwrap();
-    // Another client, which does not know the table, asks before it reports that there is no such table.
+    // Another client, which does not know the table, asks before it reports that there is no such
+    // table.
     let error = other.execute("SELECT * FROM v", &[]).await.unwrap_err();
     assert_eq!(error.code(), "42P01");
     assert!(other.routes().table("u").is_some());

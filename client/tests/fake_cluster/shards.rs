@@ -21,8 +21,8 @@ pub struct ReplicaServer {
     _port: TcpSocket,
 }
 
-/// A listener, and a guard that keeps its port from the servers of other tests after it has stopped: a client would connect
-/// to them.
+/// A listener, and a guard that keeps its port from the servers of other tests after it has
+/// stopped: a client would connect to them.
 pub fn listen() -> (TcpListener, TcpSocket) {
     let socket = || {
         let socket = TcpSocket::new_v4().unwrap();

@@ -1,5 +1,5 @@
-//! Many clients increment rows while ranges split and move, leaders change and answers are lost. At the end every
-//! acknowledged change is there exactly once.
+//! Many clients increment rows while ranges split and move, leaders change and answers are lost. At
+//! the end every acknowledged change is there exactly once.
 
 use crate::world::{Cluster, Fault};
 use crate::{BUMP, READ, config, until};

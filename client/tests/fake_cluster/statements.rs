@@ -29,8 +29,8 @@ async fn a_statement_goes_to_the_shard_of_its_key() {
     assert_eq!((stats.statements, stats.failures, stats.retries, stats.redirects), (7, 0, 0, 0));
 }
 
-/// Breaks if a retry takes a new id, or if the retry window is ignored: the row would be incremented twice (invariant 7,
-/// R14).
+/// Breaks if a retry takes a new id, or if the retry window is ignored: the row would be
+/// incremented twice (invariant 7, R14).
 #[tokio::test]
 async fn a_retried_write_carries_the_same_id_and_is_applied_once() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -125,7 +125,8 @@ async fn a_silent_leader_is_left_once_another_leads() {
     assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().retries, 0, "the new leader is remembered");
 }
 
-/// Breaks if a slow answer counts as lost: the leader would get the statement twice while it executes it.
+/// Breaks if a slow answer counts as lost: the leader would get the statement twice while it
+/// executes it.
 #[tokio::test]
 async fn a_slow_leader_is_waited_for_and_asked_once() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -153,7 +154,8 @@ async fn a_scan_over_three_ranges_comes_in_key_order() {
     assert_eq!(ids(&select("WHERE id >= 8 ORDER BY id LIMIT 5").await), all[8..13]);
     assert_eq!(ids(&select("WHERE id IN (25, 3, 15, 99)").await), [3, 15, 25]);
     assert_eq!(ids(&select("WHERE id > 5 AND id < 22 ORDER BY id").await), all[6..22]);
-    // With a limit that the first range satisfies, no other range is read; with limit 0 one is, for the columns.
+    // With a limit that the first range satisfies, no other range is read; with limit 0 one is, for
+    // the columns.
     cluster.seen();
     assert_eq!(ids(&select("ORDER BY id LIMIT 10").await), all[..10]);
     assert_eq!(cluster.seen().len(), 1);
@@ -161,8 +163,8 @@ async fn a_scan_over_three_ranges_comes_in_key_order() {
     assert_eq!((empty.rows.count, empty.columns.len(), cluster.seen().len()), (0, 2, 1));
 }
 
-/// Breaks if ranges are always read from the first: with a descending order the last rows would not be first, or would be
-/// missing.
+/// Breaks if ranges are always read from the first: with a descending order the last rows would not
+/// be first, or would be missing.
 #[tokio::test]
 async fn a_scan_over_three_ranges_comes_backwards() {
     let cluster = Cluster::start(&[(3, 10), (1, 20), (2, 0)]).await;
@@ -188,7 +190,8 @@ async fn a_scan_over_three_ranges_comes_backwards() {
     assert_eq!(ids(&select("ORDER BY id DESC LIMIT 28").await), backwards[..28], "with stale routes");
 }
 
-/// The ranges of a scan split and move without notice to the client: no row is missed or arrives twice.
+/// The ranges of a scan split and move without notice to the client: no row is missed or arrives
+/// twice.
 #[tokio::test]
 async fn a_scan_with_stale_routes_is_whole() {
     for text in ["SELECT id, n FROM t ORDER BY id", "SELECT id, n FROM t ORDER BY id LIMIT 28"] {

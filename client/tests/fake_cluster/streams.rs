@@ -1,4 +1,5 @@
-//! Streams: complete and in order under every fault between their pieces, bounded, and ended when their reader is gone.
+//! Streams: complete and in order under every fault between their pieces, bounded, and ended when
+//! their reader is gone.
 
 use crate::world::{Cluster, Fault, PIECE_ROWS};
 use crate::{BUMP, READ, config, connect, until};

@@ -89,7 +89,8 @@ async fn a_commit_that_did_not_happen_is_40001() {
     }
 }
 
-/// Has a commit executed and its answer lost, runs `meanwhile`, and then lets the repeated commit be answered.
+/// Has a commit executed and its answer lost, runs `meanwhile`, and then lets the repeated commit
+/// be answered.
 async fn lose_the_answer(
     cluster: &Cluster,
     transaction: Transaction,
@@ -156,7 +157,8 @@ async fn a_commit_that_cannot_be_asked_about_is_08007() {
     assert!(matches!(&error, ClientError::OutcomeUnknown(e) if e.code == "08007"), "{error}");
 }
 
-/// Breaks if a transaction's id is as old as the transaction: shards refuse old ids, which they may have forgotten (R14).
+/// Breaks if a transaction's id is as old as the transaction: shards refuse old ids, which they may
+/// have forgotten (R14).
 #[tokio::test]
 async fn the_id_of_a_commit_is_as_old_as_the_commit() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -228,7 +230,8 @@ async fn a_transaction_stays_on_its_shard() {
     assert_eq!(reading.execute(INSERT, &[1.into()]).await.unwrap_err().code(), "25006");
 }
 
-/// If a range moves during a transaction, the transaction fails as retryable and not as unsupported.
+/// If a range moves during a transaction, the transaction fails as retryable and not as
+/// unsupported.
 #[tokio::test]
 async fn a_range_that_moves_under_a_transaction_is_40001() {
     for told in [false, true] {

@@ -1,4 +1,5 @@
-//! The state behind the scripts: the ranges of each shard, its rows, its retry window, and its next faults.
+//! The state behind the scripts: the ranges of each shard, its rows, its retry window, and its next
+//! faults.
 
 use crate::placement::Endpoint;
 use crate::shards::ReplicaServer;
@@ -69,7 +70,8 @@ pub struct Shard {
     pub rows: BTreeMap<Key, (i64, i64)>,
     pub window: HashMap<TxnId, ShardReply>,
     pub faults: VecDeque<Fault>,
-    /// The changes that the rollback of an open transaction undoes. They are relative, since there are no row locks.
+    /// The changes that the rollback of an open transaction undoes. They are relative, since there
+    /// are no row locks.
     pub open: HashMap<OpenId, Vec<Undo>>,
 }
 
@@ -332,8 +334,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Three shards of three replicas, all known to the placement driver. `layout` as `(shard, end)`, the last one without an
-    /// end; ranges are numbered from 1.
+    /// Three shards of three replicas, all known to the placement driver. `layout` as `(shard,
+    /// end)`, the last one without an end; ranges are numbered from 1.
     pub async fn start(layout: &[(u32, i64)]) -> Cluster {
         let mut start = Key::MIN;
         let mut shards: BTreeMap<u32, Shard> =
