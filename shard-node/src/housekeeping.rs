@@ -18,9 +18,9 @@ use crate::sizes;
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
-use evenkeel_rpc::Connection;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use evenkeel_rpc::Pool;
+use evenkeel_rpc::group::{Group, GroupProtocol, Members, Patience, Verdict};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -35,6 +35,9 @@ const REPORT_MS: u64 = 250;
 const MEMBERS_EVERY_REPORTS: u64 = 20;
 /// How long a report may take, in milliseconds.
 const REPORT_BOUND_MS: u64 = 1_000;
+/// A report is offered for at most twice this many times [`REPORT_BOUND_MS`]: the largest number of
+/// placement-driver replicas.
+const MAX_PLACEMENT_DRIVERS: u32 = 7;
 
 /// Tasks under way, so that none is started twice.
 #[derive(Default, Clone)]
@@ -70,6 +73,7 @@ pub async fn keep_house(leader: Arc<Leader>, config: Arc<Config>, checks: Arc<Ch
 async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc::Sender<()>) {
     let running = Running::default();
     let mut asked: HashMap<OperatorId, Instant> = HashMap::new();
+    let destinations = peers::PeerPool::default();
     loop {
         let state = leader.shared().state();
         for movement in state.moves_in() {
@@ -91,7 +95,7 @@ async fn look_after_moves(leader: Arc<Leader>, checks: Arc<Checks>, report: mpsc
                     let since = asked.entry(operator).or_insert_with(Instant::now);
                     if since.elapsed() >= Duration::from_millis(ASK_SETTLED_MS) {
                         *since = Instant::now();
-                        running.start(operator, "ask", ask_settled(leader.clone(), operator));
+                        running.start(operator, "ask", ask_settled(leader.clone(), destinations.clone(), operator));
                     }
                 }
                 // A purge that an earlier leadership began.
@@ -109,11 +113,11 @@ fn start_clean_up(running: &Running, leader: &Arc<Leader>, operator: OperatorId,
 }
 
 /// Asks the destination what became of a fenced move (R23).
-async fn ask_settled(leader: Arc<Leader>, operator: OperatorId) {
+async fn ask_settled(leader: Arc<Leader>, destinations: peers::PeerPool, operator: OperatorId) {
     let Some(movement) = leader.shared().state().move_out(operator).cloned() else { return };
     let request = ShardRequest::AskSettled { operator };
     let bound = Duration::from_millis(ASK_SETTLED_MS * 4);
-    if let Some(ShardReply::Settled(Some(adopted))) = peers::ask_leader(&movement.to, &request, bound).await {
+    if let Some(ShardReply::Settled(Some(adopted))) = destinations.ask_leader(&movement.to, &request, bound).await {
         settle(&leader, operator, adopted).await;
     }
 }
@@ -132,9 +136,9 @@ pub async fn settle(leader: &Leader, operator: OperatorId, adopted: bool) {
 
 async fn send_reports(leader: Arc<Leader>, config: Arc<Config>, checks: Arc<Checks>, mut wanted: mpsc::Receiver<()>) {
     let mut sequence = 0;
-    let mut hint = None;
-    let mut drivers = config.placement_drivers.clone();
-    let mut connections: HashMap<u64, Connection<PlacementRequest, PlacementReply>> = HashMap::new();
+    let bound = Duration::from_millis(REPORT_BOUND_MS);
+    let pool = Arc::new(Pool::new(1, bound));
+    let mut placement_driver = Group::<Reporting>::new(config.placement_drivers.clone(), None, pool.clone());
     let mut tick = tokio::time::interval(Duration::from_millis(REPORT_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut settled = settled_moves(&leader, &checks);
@@ -156,34 +160,42 @@ async fn send_reports(leader: Arc<Leader>, config: Arc<Config>, checks: Arc<Chec
         sequence += 1;
         let report = build_report(&leader, &config, &checks, sequence, now_ms());
         let request = PlacementRequest::Report(Box::new(report));
-        hint = deliver(&drivers, &mut connections, hint, &request).await;
-        // The placement driver's replicas may be others by now than they were when this one was configured; and if none of those that
-        // are known takes a report, they probably are.
-        if (hint.is_none() || sequence.is_multiple_of(MEMBERS_EVERY_REPORTS))
-            && let Some(members) = ask_members(&connections, hint).await
-        {
-            connections.retain(|replica, _| members.get(replica) == drivers.get(replica));
-            drivers = members;
+        let patience = Patience { attempt: bound, total: bound.saturating_mul(2 * MAX_PLACEMENT_DRIVERS) };
+        let taken = placement_driver.call(&request, patience).await.is_ok();
+        // The placement driver's replicas change. If none of the known ones takes a report, they
+        // have probably changed.
+        if (!taken || sequence.is_multiple_of(MEMBERS_EVERY_REPORTS)) && placement_driver.refresh_members(bound).await {
+            let members = placement_driver.members();
+            pool.retain(|address| members.values().any(|member| member == address));
         }
     }
 }
 
-/// Who the placement driver's replicas are, by the first one that says; `first` is asked first.
-async fn ask_members(
-    connections: &HashMap<u64, Connection<PlacementRequest, PlacementReply>>,
-    first: Option<u64>,
-) -> Option<BTreeMap<u64, SocketAddr>> {
-    let mut asked: Vec<_> = connections.iter().collect();
-    asked.sort_by_key(|(replica, _)| (Some(**replica) != first, **replica));
-    for (_, connection) in asked {
-        let bound = Duration::from_millis(REPORT_BOUND_MS);
-        if let Ok(PlacementReply::Members(members)) = connection.call_within(&PlacementRequest::Members, bound).await
-            && !members.is_empty()
-        {
-            return Some(members);
+/// The messages of reports to the placement driver.
+struct Reporting;
+
+impl GroupProtocol for Reporting {
+    type Request = PlacementRequest;
+    type Reply = PlacementReply;
+
+    fn verdict(reply: &PlacementReply) -> Verdict {
+        match reply {
+            PlacementReply::Accepted => Verdict::Answered,
+            PlacementReply::NotLeader { leader } => Verdict::NotLeader { leader: *leader },
+            PlacementReply::State { .. } | PlacementReply::Members(_) => Verdict::NotLeader { leader: None },
         }
     }
-    None
+
+    fn members_request() -> PlacementRequest {
+        PlacementRequest::Members
+    }
+
+    fn members(reply: PlacementReply) -> Option<Members> {
+        match reply {
+            PlacementReply::Members(members) => Some(members),
+            _ => None,
+        }
+    }
 }
 
 /// What about moves is worth a report of its own.
@@ -193,47 +205,4 @@ fn settled_moves(leader: &Leader, checks: &Checks) -> Vec<(OperatorId, bool)> {
     let moves_in = state.moves_in().map(|m| (m.operator, served(m)));
     let moves_out = state.moves_out().map(|m| (m.operator, m.phase == OutPhase::HandedOver));
     moves_in.chain(moves_out).collect()
-}
-
-/// Delivers a report to whoever leads the placement driver; gives the replica to try first next time.
-async fn deliver(
-    drivers: &BTreeMap<u64, SocketAddr>,
-    connections: &mut HashMap<u64, Connection<PlacementRequest, PlacementReply>>,
-    hint: Option<u64>,
-    request: &PlacementRequest,
-) -> Option<u64> {
-    let bound = Duration::from_millis(REPORT_BOUND_MS);
-    let mut left: Vec<u64> = drivers.keys().copied().collect();
-    let mut next = hint.or(left.first().copied());
-    while let Some(replica) = next {
-        left.retain(|other| *other != replica);
-        next = left.first().copied();
-        let Some(address) = drivers.get(&replica) else { continue };
-        let connection = match connections.get(&replica).filter(|c| !c.is_closed()).cloned() {
-            Some(connection) => connection,
-            None => match Connection::connect(*address, bound).await {
-                Ok(connection) => {
-                    connections.insert(replica, connection.clone());
-                    connection
-                }
-                Err(_) => continue,
-            },
-        };
-        match connection.call_within(request, bound).await {
-            Ok(PlacementReply::Accepted) => return Some(replica),
-            Ok(PlacementReply::NotLeader { leader }) => {
-                if let Some(leader) = leader.filter(|leader| left.contains(leader)) {
-                    next = Some(leader);
-                }
-            }
-            Ok(PlacementReply::State { .. } | PlacementReply::Members(_)) => {
-                tracing::debug!(%address, "an answer to another question")
-            }
-            Err(error) => {
-                tracing::debug!(%address, %error, "a report was not taken");
-                connections.remove(&replica);
-            }
-        }
-    }
-    None
 }

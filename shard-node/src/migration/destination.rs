@@ -75,7 +75,8 @@ pub async fn drive(leader: Arc<Leader>, checks: Arc<Checks>, operator: OperatorI
                 let _ = report.try_send(());
                 let settled = ShardRequest::Settled { operator, adopted: true };
                 // If this is lost, the source asks (R23).
-                peers::ask_leader(&movement.from, &settled, Duration::from_millis(FENCE_MS)).await;
+                let bound = Duration::from_millis(FENCE_MS);
+                peers::PeerPool::default().ask_leader(&movement.from, &settled, bound).await;
                 return;
             }
             Err(AttemptError::Deposed) => return,
@@ -124,6 +125,7 @@ async fn attempt(
         checks,
         movement,
         attempt,
+        source: peers::PeerPool::default(),
         fence: None,
         fenced: false,
         asked: false,
@@ -231,6 +233,8 @@ struct Incoming<'a> {
     checks: &'a Arc<Checks>,
     movement: &'a MoveIn,
     attempt: u64,
+    /// Connections to the source, for requests for the fence.
+    source: peers::PeerPool,
     /// The last request for the fence; it gives whether the source has logged it.
     fence: Option<tokio::task::JoinHandle<Asked>>,
     /// That was so: it is not asked for any more.
@@ -379,6 +383,7 @@ impl Incoming<'_> {
         let (leader, checks) = (self.leader.clone(), self.checks.clone());
         let (again, verified) = (std::mem::replace(&mut self.asked, true), self.verified.clone());
         let (source, operator, attempt) = (self.movement.from.clone(), self.movement.operator, self.attempt);
+        let pool = self.source.clone();
         self.fence = Some(tokio::spawn(async move {
             if again {
                 tokio::time::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await;
@@ -392,7 +397,7 @@ impl Incoming<'_> {
                 }
             }
             let request = ShardRequest::Fence { operator, attempt };
-            let reply = peers::ask_leader(&source, &request, Duration::from_millis(FENCE_MS)).await;
+            let reply = pool.ask_leader(&source, &request, Duration::from_millis(FENCE_MS)).await;
             if matches!(reply, Some(ShardReply::Done)) {
                 return Asked::Logged;
             }
