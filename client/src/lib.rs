@@ -19,6 +19,7 @@
 //! | `client_session`, `levels`, `settle` | what a session chooses, and what becomes of writes answered early |
 //! | `exchange`, `execute`, `stream`, `transaction`, `tables` | doing it |
 //! | `pool`, `rest`, `sse` | connections |
+//! | [`placement_driver`] | the placement driver's REST interface for administrators |
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), evenkeel_client::ClientError> {
@@ -42,6 +43,7 @@ mod execute;
 mod inquiry;
 mod leaders;
 mod levels;
+pub mod placement_driver;
 mod pool;
 mod rest;
 mod retry;
@@ -62,6 +64,7 @@ pub use evenkeel_protocol::shard::TransactionOptions;
 pub use evenkeel_protocol::{Durability, ReadLevel, SqlError, Value};
 pub use execute::Answer;
 pub use levels::{Levels, StatementLevels};
+pub use placement_driver::{admin, causes};
 pub use stats::ClientStats;
 pub use stream::RowStream;
 pub use transaction::Transaction;
