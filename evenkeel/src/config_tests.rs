@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use evenkeel_local_cluster::toml_text::to_toml;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -31,8 +32,9 @@ fn resolved(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &s
         file: Some(("a.toml".into(), file.into())),
         environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
         flags: flags.iter().map(|(k, v)| (*k, v.to_string())).collect(),
+        other_commands_keys: vec!["shards"],
     };
-    resolve(&settings(), &["shards"], &layers).map_err(|e| e.to_string())
+    resolve(&settings(), &layers).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -58,8 +60,9 @@ fn of_two_settings_that_stand_for_each_other_the_later_counts() {
             file: Some(("a.toml".into(), file.into())),
             environment: environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             flags: flags.iter().map(|(k, v)| (*k, v.to_string())).collect(),
+            ..Layers::default()
         };
-        let merged: Result<BTreeMap<String, String>, _> = resolve(&settings, &[], &layers);
+        let merged: Result<BTreeMap<String, String>, _> = resolve(&settings, &layers);
         merged.map(|merged| format!("{merged:?}")).map_err(|e| e.to_string())
     };
     let (file, url) = ("endpoints = '/e'", "http://127.0.0.1:1");
@@ -74,25 +77,6 @@ fn of_two_settings_that_stand_for_each_other_the_later_counts() {
         resolved("", &[], &[("url", url), ("endpoints", "/f")]).unwrap_err(),
         "url and endpoints (flags): accepted is one of them"
     );
-}
-
-#[test]
-fn a_url_is_one_that_can_be_asked() {
-    for good in ["http://127.0.0.1:7101", " http://[::1]:7101/ ", "http://driver.example:80/evenkeel"] {
-        assert!(parse_url(good).is_ok(), "{good}");
-    }
-    for bad in [
-        "localhost:7101",
-        "127.0.0.1:7101",
-        "https://127.0.0.1:7101",
-        "http://",
-        "http:/a",
-        "http://a:99999",
-        "http://a/?b",
-        "",
-    ] {
-        assert!(parse_url(bad).is_err(), "{bad}");
-    }
 }
 
 #[test]

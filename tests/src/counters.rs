@@ -1,7 +1,8 @@
 //! Clients that count: they add to counters and read them, concurrently, until told to stop, and keep the history.
 
+use crate::failure::{Failure, ScenarioResult};
 use crate::history::{Asked, Event, check};
-use crate::world::{Failure, Outcome, World, grown};
+use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,7 +64,7 @@ impl Counters {
         let epoch = Instant::now();
         for number in 0..clients {
             let counting = Counting {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 add: format!("UPDATE {} SET n = n + 1 WHERE id = $1 RETURNING n", self.table),
                 read: format!("SELECT n FROM {} WHERE id = $1", self.table),
                 step: (self.rows / keys).max(1),
@@ -80,13 +81,13 @@ impl Counters {
     }
 
     /// Waits until this many more operations have been answered: proof that counting goes on.
-    pub async fn wait_for_answers(&self, more: u64) -> Outcome {
+    pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.answered, more, "counting has come to a halt for 30 s").await
     }
 
     /// Stops counting and judges the history against what the table holds now. Statements that failed although the client may
     /// retry them are failures of the store, too.
-    pub async fn finish(mut self) -> Outcome {
+    pub async fn finish(mut self) -> ScenarioResult {
         self.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
         while let Some(events) = self.tasks.join_next().await {

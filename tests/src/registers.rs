@@ -2,8 +2,9 @@
 //!
 //! Every value written is written once, so that a value read says whose it is.
 
+use crate::failure::{Failure, ScenarioResult};
 use crate::linear::{Operation, What, check};
-use crate::world::{Failure, Outcome, World, grown};
+use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,10 +47,10 @@ impl Registers {
     }
 
     /// Starts `clients` clients, each with a routing cache of its own.
-    pub async fn start(&mut self, world: &World, clients: u64) -> Outcome {
+    pub async fn start(&mut self, world: &World, clients: u64) -> ScenarioResult {
         for number in 0..clients {
             let user = User {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 write: format!("UPDATE {} SET v = $2 WHERE id = $1", self.table),
                 swap: format!("UPDATE {} SET v = $2 WHERE id = $1 AND v = $3", self.table),
                 read: format!("SELECT v FROM {} WHERE id = $1", self.table),
@@ -65,7 +66,7 @@ impl Registers {
     }
 
     /// Waits until this many more operations have been answered.
-    pub async fn wait_for_answers(&self, more: u64) -> Outcome {
+    pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.shared.answered, more, "the registers' clients have come to a halt for 30 s").await
     }
 

@@ -6,8 +6,9 @@
 //! With `EVENKEEL_TEST_DATA_DIR` the clusters' folders, logs included, are kept there, each under the name of its first scenario;
 //! `EVENKEEL_TEST_LOG` says what the processes log (as `RUST_LOG`).
 
-use crate::world::{Outcome, World};
-use evenkeel::cluster::ClusterOptions;
+use crate::failure::ScenarioResult;
+use crate::world::World;
+use evenkeel_local_cluster::ClusterOptions;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use std::io::Write;
@@ -25,7 +26,7 @@ pub struct Scenario {
     /// Its name.
     pub name: &'static str,
     /// What it does.
-    pub run: for<'a> fn(&'a World) -> LocalBoxFuture<'a, Outcome>,
+    pub run: for<'a> fn(&'a World) -> LocalBoxFuture<'a, ScenarioResult>,
 }
 
 #[derive(Debug, Default)]

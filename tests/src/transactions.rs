@@ -7,7 +7,8 @@
 //! What failed before its commit, and what was refused at its commit, has not happened; a commit without an answer may have. An
 //! analysis that comes to no end counts as a failure.
 
-use crate::world::{Failure, Outcome, World, grown};
+use crate::failure::{Failure, ScenarioResult};
+use crate::world::{World, grown};
 use adya::{History, Opts, Valid, Workload, check};
 use evenkeel_client::{Client, ClientConfig, ClientError, Transaction, TransactionOptions, Value};
 use serde_json::{Value as Json, json};
@@ -121,10 +122,10 @@ impl Transactions {
     }
 
     /// Starts `clients` clients.
-    pub async fn start(&mut self, world: &World, name: &str, clients: u64) -> Outcome {
+    pub async fn start(&mut self, world: &World, name: &str, clients: u64) -> ScenarioResult {
         for number in 0..clients {
             let user = User {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 read: format!("SELECT v FROM {name}_lists WHERE id = $1"),
                 append: format!("UPDATE {name}_lists SET v = v || $2 WHERE id = $1"),
                 take: format!("UPDATE {name}_accounts SET n = n - $2 WHERE id = $1"),
@@ -142,7 +143,7 @@ impl Transactions {
     }
 
     /// Waits until this many more transactions have been committed.
-    pub async fn wait_for_commits(&self, more: u64) -> Outcome {
+    pub async fn wait_for_commits(&self, more: u64) -> ScenarioResult {
         grown(&self.shared.committed, more, "no transaction has been committed for 30 s").await
     }
 

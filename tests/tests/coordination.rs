@@ -1,11 +1,11 @@
 //! The coordination store of the placement driver: real processes, killed with SIGKILL while clients read, write, compare and watch.
 //! Nothing acknowledged is lost, histories are linearizable, and a watch has no gap.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::kv::{KvEventBody, KvListBody};
 use evenkeel_tests::linear::{Operation, What, check};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use reqwest::{Client, Method, StatusCode};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ struct Store {
 impl Store {
     fn new(world: &World) -> Result<Store, Failure> {
         let http = Client::builder().no_proxy().timeout(ANSWER).build()?;
-        Ok(Store { http, urls: world.rest().urls().to_vec(), turn: AtomicUsize::new(0) })
+        Ok(Store { http, urls: world.admin().urls().to_vec(), turn: AtomicUsize::new(0) })
     }
 
     /// One attempt, at the next replica.
@@ -111,7 +111,7 @@ impl Store {
     }
 }
 
-async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World) -> Outcome {
+async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let mut expected = BTreeMap::new();
     for round in 0..3 {
@@ -120,7 +120,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
             store.put(&key, &value).await?;
             expected.insert(key, value);
         }
-        let replicas: Vec<u64> = if round == 0 { vec![world.driver_leader().await?] } else { vec![1, 2, 3] };
+        let replicas: Vec<u64> = if round == 0 { vec![world.placement_driver_leader().await?] } else { vec![1, 2, 3] };
         for replica in &replicas {
             world.kill(ProcessId::PlacementDriver(*replica))?;
         }
@@ -128,7 +128,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
             world.cluster.restart(ProcessId::PlacementDriver(replica))?;
         }
         world.cluster.wait_ready().await?;
-        let list: KvListBody = world.rest().get("/v1/kv?prefix=survive/&limit=1000").await?;
+        let list: KvListBody = world.admin().get("/v1/kv?prefix=survive/&limit=1000").await?;
         let found = list.entries.into_iter().map(|e| (e.key, e.value.text.unwrap_or_default()));
         let found: BTreeMap<String, String> = found.collect();
         ensure!(found == expected, "after round {round} there is {found:?} instead of {expected:?}");
@@ -168,7 +168,7 @@ fn parse(body: &[u8]) -> Result<i64, Failure> {
 }
 
 /// One client: reads, then writes, compares and sets, or deletes, at keys in turn.
-async fn client(number: u64, store: &Store, history: &History) -> Outcome {
+async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult {
     let mut turn = number;
     while !history.over.load(Ordering::Relaxed) {
         turn = turn.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -217,7 +217,7 @@ async fn client(number: u64, store: &Store, history: &History) -> Outcome {
 }
 
 /// Kills the leader again and again, each time once enough has happened since the last.
-async fn killer(world: &World, history: &History) -> Outcome {
+async fn killer(world: &World, history: &History) -> ScenarioResult {
     for kill in 0..=KILLS {
         let wanted = history.answered.load(Ordering::Relaxed) + OPERATIONS_PER_KILL;
         world
@@ -229,11 +229,11 @@ async fn killer(world: &World, history: &History) -> Outcome {
         if kill == KILLS {
             break;
         }
-        let id = ProcessId::PlacementDriver(world.driver_leader().await?);
+        let id = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
         world.kill(id)?;
         // Half of the time it stays away until another leads.
         if kill % 2 == 0 {
-            world.driver_leader().await?;
+            world.placement_driver_leader().await?;
         }
         world.cluster.restart(id)?;
         world.cluster.wait_ready().await?;
@@ -241,7 +241,7 @@ async fn killer(world: &World, history: &History) -> Outcome {
     Ok(())
 }
 
-async fn histories_are_linearizable_while_leaders_die(world: &World) -> Outcome {
+async fn histories_are_linearizable_while_leaders_die(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let history = History {
         begun: Instant::now(),
@@ -302,7 +302,7 @@ async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> R
     }
 }
 
-async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
+async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let since = store.put("watched/begin", "0").await?;
     let last = AtomicU64::new(0);
@@ -310,7 +310,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
         let mut acknowledged = Vec::new();
         for n in 0..240 {
             if n % 80 == 40 {
-                let id = ProcessId::PlacementDriver(world.driver_leader().await?);
+                let id = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
                 world.kill(id)?;
                 acknowledged.push((store.put("watched/k", &format!("{n}")).await?, format!("{n}")));
                 world.cluster.restart(id)?;
@@ -324,7 +324,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
         Ok::<_, Failure>(acknowledged)
     };
     let watching = async {
-        let watched = watch(world.rest().urls(), "watched/", since, &last);
+        let watched = watch(world.admin().urls(), "watched/", since, &last);
         tokio::time::timeout(2 * PATIENCE, watched)
             .await
             .map_err(|_| Failure::new("the watch did not reach the end"))?
@@ -350,10 +350,10 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
     Ok(())
 }
 
-async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Outcome {
+async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> ScenarioResult {
     let kv = |arguments: &[&str]| {
         let mut command = std::process::Command::new(&world.cluster.options().executable);
-        command.arg("kv").args(arguments).args(["--url", &world.rest().urls().join(",")]);
+        command.arg("kv").args(arguments).args(["--url", &world.admin().urls().join(",")]);
         command.stdin(std::process::Stdio::null());
         command
     };

@@ -1,11 +1,11 @@
 //! Leaders that die, freeze, are cut off by halves or altogether, with links that flap, disks that are slow and clocks that
 //! are wrong, while clients count, write registers and run transactions. In the end their histories are judged.
 
-use evenkeel::bench::failover::{Fault, Group, Trials};
-use evenkeel::cluster::links::{Party, Weather};
-use evenkeel::cluster::{ClusterOptions, ProcessId};
-use evenkeel::rest::Rest;
 use evenkeel_client::Value;
+use evenkeel_client::admin::AdminClient;
+use evenkeel_local_cluster::failover::trials::{FailoverTrials, LeaderFault, LeaderOf};
+use evenkeel_local_cluster::links::{LinkEnd, LinkFault};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::TxnId;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest};
 use evenkeel_replicated_log::hindrance::{CLOCK_OFFSET_MS, SYNC_DELAY_MS};
@@ -14,7 +14,7 @@ use evenkeel_tests::counters::Counters;
 use evenkeel_tests::registers::Registers;
 use evenkeel_tests::transactions::Transactions;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The shard that is hurt.
 const SHARD: u32 = 1;
 /// Nothing arrives.
-const BLOCKED: Weather = Weather { blocked: true, delay_ms: 0 };
-/// Trials of each kind of failover; `evenkeel bench failover` takes as many as it is told.
+const BLOCKED: LinkFault = LinkFault { blocked: true, delay_ms: 0 };
+/// FailoverTrials of each kind of failover; `evenkeel bench failover` takes as many as it is told.
 const TRIALS: usize = 3;
 
 fn main() -> ExitCode {
@@ -57,16 +57,16 @@ fn node(replica: u64) -> ProcessId {
 /// the machine is quiet.
 const FAILOVER_MS: f64 = 5_000.0;
 
-async fn writes_resume_after_each_kind_of_failover(world: &World) -> Outcome {
-    let trials = Trials::prepare(&world.cluster, "failover").await?;
+async fn writes_resume_after_each_kind_of_failover(world: &World) -> ScenarioResult {
+    let trials = FailoverTrials::prepare(&world.cluster, "failover").await?;
     for (role, kind) in [
-        (Group::Shard, Fault::Kill),
-        (Group::Shard, Fault::Freeze),
-        (Group::Shard, Fault::Cut),
-        (Group::Shard, Fault::Handover),
-        (Group::PlacementDriver, Fault::Kill),
-        (Group::PlacementDriver, Fault::Freeze),
-        (Group::PlacementDriver, Fault::Cut),
+        (LeaderOf::Shard, LeaderFault::Kill),
+        (LeaderOf::Shard, LeaderFault::Freeze),
+        (LeaderOf::Shard, LeaderFault::Cut),
+        (LeaderOf::Shard, LeaderFault::Handover),
+        (LeaderOf::PlacementDriver, LeaderFault::Kill),
+        (LeaderOf::PlacementDriver, LeaderFault::Freeze),
+        (LeaderOf::PlacementDriver, LeaderFault::Cut),
     ] {
         let series = trials.series(role, kind, TRIALS).await?;
         ensure!(
@@ -80,14 +80,17 @@ async fn writes_resume_after_each_kind_of_failover(world: &World) -> Outcome {
             ensure!(pause_ms < FAILOVER_MS, "{role:?} {kind:?}: writes stood still for {pause_ms:.0} ms");
             // The placement driver is needed for changes of the routes only.
             let sql_ms = trial.sql.worst_ms();
-            ensure!(role == Group::Shard || sql_ms < FAILOVER_MS, "{role:?} {kind:?}: statements took {sql_ms:.0} ms");
+            ensure!(
+                role == LeaderOf::Shard || sql_ms < FAILOVER_MS,
+                "{role:?} {kind:?}: statements took {sql_ms:.0} ms"
+            );
         }
     }
     drop(trials);
     world.nothing_is_wrong().await
 }
 
-async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(world: &World) -> Outcome {
+async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "frozen").await?;
     world.create_table("CREATE TABLE witness (id bigint PRIMARY KEY, v bigint NOT NULL)", SHARD).await?;
     world.client.execute("INSERT INTO witness (id, v) VALUES (1, 0)", &[]).await?;
@@ -124,18 +127,18 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
     finish(world, counters, registers).await
 }
 
-async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
+async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "cut").await?;
     // What is blocked of the links between the leader and the other replicas: what it says, what it hears. Clients reach it all the
     // while, and have to find out that nothing comes of it.
     for (says, hears) in [(true, true), (true, false), (false, true)] {
         for with_clients in [false, true] {
             let leader = world.leader(SHARD).await?;
-            let me = Party::Process(node(leader));
-            let mut others: Vec<Party> =
-                (1..=3).filter(|other| *other != leader).map(|other| Party::Process(node(other))).collect();
+            let me = LinkEnd::Process(node(leader));
+            let mut others: Vec<LinkEnd> =
+                (1..=3).filter(|other| *other != leader).map(|other| LinkEnd::Process(node(other))).collect();
             if with_clients {
-                others.push(Party::Outside);
+                others.push(LinkEnd::Outside);
             }
             for other in others {
                 if says {
@@ -150,7 +153,7 @@ async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
             };
             counters.wait_for_answers(150).await.map_err(at)?;
             registers.wait_for_answers(50).await.map_err(at)?;
-            world.cluster.links().mend();
+            world.cluster.links().heal();
             counters.wait_for_answers(50).await.map_err(at)?;
             world.whole().await.map_err(at)?;
         }
@@ -158,10 +161,10 @@ async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
     finish(world, counters, registers).await
 }
 
-async fn links_flap_and_are_slow(world: &World) -> Outcome {
+async fn links_flap_and_are_slow(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "flapping").await?;
     let links = world.cluster.links();
-    let parties = [1, 2, 3].map(|replica| Party::Process(node(replica)));
+    let parties = [1, 2, 3].map(|replica| LinkEnd::Process(node(replica)));
     // Each link in turn goes down and up, in one direction or both, faster than an election and slower.
     for (turn, period_ms) in [30_u64, 100, 250, 400].into_iter().enumerate() {
         for pair in 0..3 {
@@ -174,7 +177,7 @@ async fn links_flap_and_are_slow(world: &World) -> Outcome {
                 }
                 // The length of a fault, not a wait for something.
                 tokio::time::sleep(Duration::from_millis(period_ms)).await;
-                links.mend();
+                links.heal();
                 tokio::time::sleep(Duration::from_millis(period_ms / 2)).await;
             }
         }
@@ -182,32 +185,32 @@ async fn links_flap_and_are_slow(world: &World) -> Outcome {
     }
     // A slow network, and a leader that is further away than the others.
     let leader = world.leader(SHARD).await?;
-    for other in parties.into_iter().filter(|party| *party != Party::Process(node(leader))) {
-        links.set_both(Party::Process(node(leader)), other, Weather { blocked: false, delay_ms: 20 });
+    for other in parties.into_iter().filter(|party| *party != LinkEnd::Process(node(leader))) {
+        links.set_both(LinkEnd::Process(node(leader)), other, LinkFault { blocked: false, delay_ms: 20 });
     }
     counters.wait_for_answers(100).await?;
     registers.wait_for_answers(50).await?;
-    links.mend();
+    links.heal();
     world.whole().await?;
     finish(world, counters, registers).await
 }
 
-async fn transactions_survive_what_leaders_suffer(world: &World) -> Outcome {
+async fn transactions_survive_what_leaders_suffer(world: &World) -> ScenarioResult {
     let mut transactions = Transactions::make(world, "txn", SHARD).await?;
     transactions.start(world, "txn", 6).await?;
-    for kind in [Fault::Kill, Fault::Freeze, Fault::Cut] {
+    for kind in [LeaderFault::Kill, LeaderFault::Freeze, LeaderFault::Cut] {
         for _ in 0..2 {
             let leader = node(world.leader(SHARD).await?);
             match kind {
-                Fault::Kill => world.kill(leader)?,
-                Fault::Freeze => world.cluster.pause(leader)?,
-                Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, true),
+                LeaderFault::Kill => world.kill(leader)?,
+                LeaderFault::Freeze => world.cluster.pause(leader)?,
+                LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, true),
             }
             transactions.wait_for_commits(100).await?;
             match kind {
-                Fault::Kill => world.cluster.restart(leader)?,
-                Fault::Freeze => world.cluster.resume(leader)?,
-                Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, false),
+                LeaderFault::Kill => world.cluster.restart(leader)?,
+                LeaderFault::Freeze => world.cluster.resume(leader)?,
+                LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, false),
             }
             transactions.wait_for_commits(100).await?;
             world.whole().await?;
@@ -219,28 +222,28 @@ async fn transactions_survive_what_leaders_suffer(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) -> Outcome {
+async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) -> ScenarioResult {
     let mut counters = Counters::make(world, "moving", 1, 4_000, 100).await?;
     counters.start(world, 8, 50).await?;
     let range = world.only_range("moving").await?.route.range;
     let mut from = 1;
-    for kind in [Fault::Freeze, Fault::Cut, Fault::Kill] {
+    for kind in [LeaderFault::Freeze, LeaderFault::Cut, LeaderFault::Kill] {
         let to = from % 3 + 1;
-        let leader = ProcessId::PlacementDriver(world.driver_leader().await?);
+        let leader = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
         let operator = world.move_range(range, to).await?.id;
         match kind {
-            Fault::Freeze => world.cluster.pause(leader)?,
-            Fault::Kill => world.kill(leader)?,
-            Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, true),
+            LeaderFault::Freeze => world.cluster.pause(leader)?,
+            LeaderFault::Kill => world.kill(leader)?,
+            LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, true),
         }
         let at = |e: Failure| Failure::new(format!("{kind:?} of {leader}: {e}"));
         counters.wait_for_answers(100).await.map_err(at)?;
         // The others carry it to its end.
         world.done(operator).await.map_err(at)?;
         match kind {
-            Fault::Freeze => world.cluster.resume(leader)?,
-            Fault::Kill => world.cluster.restart(leader)?,
-            Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, false),
+            LeaderFault::Freeze => world.cluster.resume(leader)?,
+            LeaderFault::Kill => world.cluster.restart(leader)?,
+            LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, false),
         }
         world.whole().await.map_err(at)?;
         from = to;
@@ -248,8 +251,8 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
     counters.finish().await?;
     world
         .until("all placement drivers to be ready", PATIENCE, async || {
-            for url in world.rest().urls() {
-                world.rest().is_ready(url).await?;
+            for url in world.admin().urls() {
+                world.admin().is_ready(url).await?;
             }
             Ok(())
         })
@@ -259,26 +262,26 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
 
 /// Its leader cannot reach the other replicas any more, and does not hear from them; shards and clients reach it as before. Were it to
 /// take in their reports for ever, its successor would wait for them in vain.
-async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> Outcome {
+async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> ScenarioResult {
     let counters = {
         let mut counters = Counters::make(world, "let_go", 1, 400, 20).await?;
         counters.start(world, 4, 20).await?;
         counters
     };
     let range = world.only_range("let_go").await?.route.range;
-    let driver = |replica| Party::Process(ProcessId::PlacementDriver(replica));
+    let driver = |replica| LinkEnd::Process(ProcessId::PlacementDriver(replica));
     let (deposed, itself) = loop {
-        let leader = world.driver_leader().await?;
+        let leader = world.placement_driver_leader().await?;
         for other in (1..=3).filter(|other| *other != leader) {
             world.cluster.links().set_both(driver(leader), driver(other), BLOCKED);
         }
         // Asked of itself, and after the cut: whoever was asked before may have been behind, and leadership may have moved.
-        let itself = Rest::new([world.rest().urls()[leader as usize - 1].clone()]);
+        let itself = AdminClient::new([world.admin().urls()[leader as usize - 1].clone()]);
         let said: serde_json::Value = itself.get("/v1/status").await?;
         if said["leads"] == true {
             break (leader, itself);
         }
-        world.cluster.links().mend();
+        world.cluster.links().heal();
     };
     world
         .until("the deposed leader to say that it does not lead", PATIENCE, async || {
@@ -292,29 +295,29 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
         .await?;
     world.done(operator.id).await?;
     counters.wait_for_answers(50).await?;
-    world.cluster.links().mend();
+    world.cluster.links().heal();
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> Outcome {
+async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "hindered").await?;
     let replicas = [1, 2, 3].map(node);
     // One disk after the other; the leader's is among them. Then two at once: a quorum is as slow as its second fastest.
     for slow in [&replicas[..1], &replicas[1..2], &replicas[2..], &replicas[..2]] {
         for id in slow {
-            world.cluster.hinder(*id, SYNC_DELAY_MS, 60)?;
+            world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 60)?;
         }
         counters.wait_for_answers(60).await?;
         registers.wait_for_answers(30).await?;
         for id in slow {
-            world.cluster.hinder(*id, SYNC_DELAY_MS, 0)?;
+            world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 0)?;
         }
     }
     // A clock that is set while the process runs, by more than anything is remembered, forth and back; and leaders that change
     // meanwhile, so that each clock is in charge. Nobody may notice.
     for (id, offset_ms) in replicas.into_iter().zip([3_600_000, -3_600_000, 45_000]) {
-        world.cluster.hinder(id, CLOCK_OFFSET_MS, offset_ms)?;
+        world.cluster.set_fault_hook(id, CLOCK_OFFSET_MS, offset_ms)?;
         let leader = world.leader(SHARD).await?;
         world.cluster.pause(node(leader))?;
         counters.wait_for_answers(60).await?;
@@ -325,7 +328,7 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> Outcome {
     for offset_ms in [8_000, -8_000] {
         let leader = node(world.leader(SHARD).await?);
         world.kill(leader)?;
-        world.cluster.hinder(leader, CLOCK_OFFSET_MS, offset_ms)?;
+        world.cluster.set_fault_hook(leader, CLOCK_OFFSET_MS, offset_ms)?;
         world.cluster.restart(leader)?;
         counters.wait_for_answers(60).await?;
         world.whole().await?;
@@ -336,7 +339,7 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> Outcome {
     }
     finish(world, counters, registers).await?;
     for id in replicas {
-        world.cluster.hinder(id, CLOCK_OFFSET_MS, 0)?;
+        world.cluster.set_fault_hook(id, CLOCK_OFFSET_MS, 0)?;
         world.cluster.restart(id)?;
         world.whole().await?;
     }
@@ -352,7 +355,7 @@ async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), Fai
     Ok((counters, registers))
 }
 
-async fn finish(world: &World, counters: Counters, registers: Registers) -> Outcome {
+async fn finish(world: &World, counters: Counters, registers: Registers) -> ScenarioResult {
     counters.finish().await?;
     let operations = registers.finish().await?;
     println!("  {operations} operations on registers");

@@ -4,14 +4,15 @@
 //! A step can be over within milliseconds. So the move is held at it, by freezing who would end it; then it is made sure that it stands
 //! there, and only then is somebody killed. A move that was quicker is let end, and another one is made.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{Transaction, TransactionOptions};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::rest::OperatorBody;
 use evenkeel_protocol::{OperatorId, RangeId};
 use evenkeel_tests::counters::Counters;
+use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, Replica, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -62,16 +63,16 @@ fn options(executable: PathBuf) -> ClusterOptions {
     options
 }
 
-async fn by_the_death_of_the_source_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_source_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "source_leader", 1, async |source, _, _| Ok(source.id())).await
 }
 
-async fn by_the_death_of_the_destination_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_destination_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "destination_leader", 1, async |_, destination, _| Ok(destination.id())).await
 }
 
 /// Which follower copies is the source's affair, so each gets its turn.
-async fn by_the_death_of_the_copying_follower(world: &World) -> Outcome {
+async fn by_the_death_of_the_copying_follower(world: &World) -> ScenarioResult {
     at_every_step(world, "follower", 2, async |source, _, turn| {
         let followers: Vec<u64> = (1..=3).filter(|replica| *replica != source.number).collect();
         Ok(ProcessId::ShardNode(source.shard, followers[turn % 2]))
@@ -79,9 +80,9 @@ async fn by_the_death_of_the_copying_follower(world: &World) -> Outcome {
     .await
 }
 
-async fn by_the_death_of_the_placement_driver_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_placement_driver_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "driver_leader", 1, async |_, _, _| {
-        Ok(ProcessId::PlacementDriver(world.driver_leader().await?))
+        Ok(ProcessId::PlacementDriver(world.placement_driver_leader().await?))
     })
     .await
 }
@@ -91,8 +92,8 @@ async fn at_every_step(
     world: &World,
     name: &str,
     turns: usize,
-    victim: impl AsyncFn(Replica, Replica, usize) -> Result<ProcessId, Failure>,
-) -> Outcome {
+    victim: impl AsyncFn(ReplicaName, ReplicaName, usize) -> Result<ProcessId, Failure>,
+) -> ScenarioResult {
     let mut counters = Counters::make(world, name, 1, 5_000, 300).await?;
     counters.start(world, 8, 50).await?;
     let range = world.only_range(name).await?.route.range;
@@ -101,7 +102,8 @@ async fn at_every_step(
         for turn in 0..turns {
             let mut hit = false;
             for moves in 1..=MOVES {
-                let (source, destination) = (world.serving(from).await?, world.serving(from % 3 + 1).await?);
+                let (source, destination) =
+                    (leadership::serving(world, from).await?, leadership::serving(world, from % 3 + 1).await?);
                 // Found before the move begins: asking takes time that the step may not last.
                 let victim = victim(source, destination, turn).await?;
                 let mut movement = Movement::begin(world, name, range, source, destination, step).await?;
@@ -136,8 +138,8 @@ enum Seen {
 struct Movement<'a> {
     world: &'a World,
     range: RangeId,
-    source: Replica,
-    destination: Replica,
+    source: ReplicaName,
+    destination: ReplicaName,
     operator: OperatorId,
     frozen: Vec<ProcessId>,
     /// One that keeps the range from being fenced, and a statement for it.
@@ -158,8 +160,8 @@ impl<'a> Movement<'a> {
         world: &'a World,
         name: &str,
         range: RangeId,
-        source: Replica,
-        destination: Replica,
+        source: ReplicaName,
+        destination: ReplicaName,
         step: Step,
     ) -> Result<Movement<'a>, Failure> {
         let (frozen, transaction, operator) = (Vec::new(), None, OperatorId(0));
@@ -203,7 +205,7 @@ impl<'a> Movement<'a> {
         Ok(stands)
     }
 
-    fn freeze(&mut self, ids: impl IntoIterator<Item = ProcessId>) -> Outcome {
+    fn freeze(&mut self, ids: impl IntoIterator<Item = ProcessId>) -> ScenarioResult {
         for id in ids {
             self.frozen.push(id);
             self.world.cluster.pause(id)?;
@@ -279,7 +281,7 @@ impl<'a> Movement<'a> {
     /// Where the placement driver is, compared with the step of this name.
     async fn driver_is_at(&self, wanted: &str) -> Seen {
         let path = format!("/v1/operators/{}", self.operator);
-        let Ok(operator) = self.world.rest().get::<OperatorBody>(&path).await else { return Seen::NotYet };
+        let Ok(operator) = self.world.admin().get::<OperatorBody>(&path).await else { return Seen::NotYet };
         let place = |name: &str| NAMES.iter().position(|n| *n == name).unwrap_or(NAMES.len());
         match place(&operator.step).cmp(&place(wanted)) {
             std::cmp::Ordering::Less => Seen::NotYet,
@@ -289,7 +291,7 @@ impl<'a> Movement<'a> {
     }
 
     /// The move's phase, as the leader of one of its shards says.
-    async fn phase_at(&self, leader: Replica) -> Option<OperatorPhase> {
+    async fn phase_at(&self, leader: ReplicaName) -> Option<OperatorPhase> {
         let report = leader.report(self.world).await.ok()?;
         report.operators.into_iter().find(|o| o.operator == self.operator).map(|o| o.phase)
     }
@@ -298,7 +300,7 @@ impl<'a> Movement<'a> {
     async fn adopted_at(&self) -> Option<bool> {
         let mut known = None;
         for number in 1..=self.world.cluster.options().replicas {
-            let replica = Replica { number, ..self.destination };
+            let replica = ReplicaName { number, ..self.destination };
             if self.frozen.contains(&replica.id()) {
                 continue;
             }
@@ -309,7 +311,7 @@ impl<'a> Movement<'a> {
         known
     }
 
-    async fn adopted(&self) -> Outcome {
+    async fn adopted(&self) -> ScenarioResult {
         self.world
             .until("the shards to finish without the placement driver", PATIENCE, async || {
                 match self.adopted_at().await {

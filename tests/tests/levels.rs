@@ -1,14 +1,15 @@
 //! What a session may choose (R17, R28): `local` reads are as old as they say and no older, and each durability loses what it
 //! says it can, and no more.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{
     Client, ClientConfig, ClientError, ClientSession, Durability, Levels, ReadLevel, StatementLevels, Value,
 };
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::error::codes;
 use evenkeel_tests::history::{AgedRead, check_ages};
+use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,12 +42,12 @@ const LOCAL: Levels =
 
 /// A client with a short statement timeout, for what must not be answered.
 async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, Failure> {
-    let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.rest().urls()) };
+    let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.admin().urls()) };
     Ok(Client::connect(config).await?)
 }
 
 /// A table on shard 1 with one row of key 0.
-async fn table(world: &World, name: &str) -> Outcome {
+async fn table(world: &World, name: &str) -> ScenarioResult {
     world.create_table(&format!("CREATE TABLE {name} (id bigint PRIMARY KEY, n bigint NOT NULL)"), 1).await?;
     world.client.execute(&format!("INSERT INTO {name} VALUES (0, 0)"), &[]).await?;
     Ok(())
@@ -63,14 +64,14 @@ async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Fail
 }
 
 /// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads anywhere and writes at the leader.
-async fn settings_are_the_session_s_own(world: &World) -> Outcome {
+async fn settings_are_the_session_s_own(world: &World) -> ScenarioResult {
     table(world, "settings").await?;
-    world.within_one_leadership(1, async || settings(world).await).await?;
+    leadership::within_one_leadership(world, 1, async || settings(world).await).await?;
     by_command_line(world).await?;
     world.nothing_is_wrong().await
 }
 
-async fn settings(world: &World) -> Outcome {
+async fn settings(world: &World) -> ScenarioResult {
     let mut session = world.client.begin_session(Levels::default());
     let select = "SELECT n FROM settings WHERE id = 0";
     session.execute("SET evenkeel.read_level = 'local'", &[]).await?;
@@ -116,8 +117,8 @@ async fn settings(world: &World) -> Outcome {
     Ok(())
 }
 
-async fn by_command_line(world: &World) -> Outcome {
-    let (urls, program) = (world.rest().urls().to_vec(), world.cluster.options().executable.clone());
+async fn by_command_line(world: &World) -> ScenarioResult {
+    let (urls, program) = (world.admin().urls().to_vec(), world.cluster.options().executable.clone());
     let run = move || {
         let mut command = std::process::Command::new(program);
         command.arg("sql");
@@ -138,17 +139,17 @@ async fn by_command_line(world: &World) -> Outcome {
 
 /// R17, R9: readers at every replica, with the range moving and leaders frozen: each answer was as fresh as it said, and no
 /// row was ever missing.
-async fn local_reads_are_no_older_than_they_say(world: &World) -> Outcome {
+async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult {
     table(world, "aged").await?;
     let (epoch, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
     let reads = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     for replica in 1..=3 {
-        let client = Client::connect(ClientConfig::new(world.rest().urls())).await?;
+        let client = Client::connect(ClientConfig::new(world.admin().urls())).await?;
         readers.spawn(read_on(client, replica, epoch, stop.clone(), reads.clone()));
     }
     let writer = {
-        let (client, stop) = (Client::connect(ClientConfig::new(world.rest().urls())).await?, stop.clone());
+        let (client, stop) = (Client::connect(ClientConfig::new(world.admin().urls())).await?, stop.clone());
         tokio::spawn(async move {
             let mut acknowledged = Vec::new();
             while !stop.load(Ordering::Relaxed) {
@@ -226,7 +227,7 @@ async fn read_on(
 }
 
 /// R17: a replica that hears no leader states a growing age, and refuses above the bound that was asked for.
-async fn a_local_read_above_its_bound_is_refused(world: &World) -> Outcome {
+async fn a_local_read_above_its_bound_is_refused(world: &World) -> ScenarioResult {
     table(world, "bounded").await?;
     world.client.execute("UPDATE bounded SET n = 5 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM bounded WHERE id = 0";
@@ -268,7 +269,7 @@ async fn a_local_read_above_its_bound_is_refused(world: &World) -> Outcome {
 }
 
 /// R28: a write at `local` is answered while no follower can be heard; nobody sees it, its session waits, and in the end it is there.
-async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outcome {
+async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> ScenarioResult {
     table(world, "waiting").await?;
     // Waits behind its own write for as long as this.
     let patient = impatient(world, 5_000).await?;
@@ -277,8 +278,8 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
         session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
         Ok(session.settled().await?)
     };
-    world.within_one_leadership(1, begin).await?;
-    let (_, followers) = world.alone(1).await?;
+    leadership::within_one_leadership(world, 1, begin).await?;
+    let (_, followers) = leadership::alone(world, 1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
     // Another session, at the level that asks least of the leader: only what is on a quorum's disks.
@@ -301,7 +302,7 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
 }
 
 /// R28: what was answered at `memory` survives the death of the leader that answered it.
-async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
+async fn memory_loses_nothing_with_one_crash(world: &World) -> ScenarioResult {
     table(world, "remembered").await?;
     for round in 0..3_i64 {
         let mut session = world.client.begin_session(Levels { durability: Durability::Memory, ..Levels::default() });
@@ -326,7 +327,7 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
 }
 
 /// R28: `local` loses what its leader has told nobody, the session is told, and nothing else is lost. `disk` does not answer meanwhile.
-async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Outcome {
+async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> ScenarioResult {
     table(world, "lost").await?;
     let client = impatient(world, 5_000).await?;
     let insert = "INSERT INTO lost VALUES ($1, 1)";
@@ -338,8 +339,8 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
         }
         Ok(session.settled().await?)
     };
-    world.within_one_leadership(1, begin).await?;
-    let (leader, followers) = world.alone(1).await?;
+    leadership::within_one_leadership(world, 1, begin).await?;
+    let (leader, followers) = leadership::alone(world, 1).await?;
     let leader = leader.id();
     followers.iter().try_for_each(|id| world.kill(*id))?;
     session.execute(insert, &[Value::Int(100)]).await?;

@@ -4,9 +4,9 @@
 //! Once with an admission limit, which makes ten times the load cheap to produce, at a fixed rate whether or not statements are
 //! answered; and once without, where the machine itself is the limit, with ten times the clients that saturate it.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{Client, ClientConfig, Value};
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ impl Counters {
         world.client.execute(&format!("INSERT INTO {table} VALUES {}", rows.join(", ")), &[]).await?;
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
-            clients.push(Client::connect(ClientConfig::new(world.rest().urls())).await?);
+            clients.push(Client::connect(ClientConfig::new(world.admin().urls())).await?);
         }
         let add = format!("UPDATE {table} SET n = n + 1 WHERE id = $1");
         Ok(Arc::new(Counters { clients, add, touch: format!("UPDATE {table} SET n = n + 0 WHERE id = 0") }))
@@ -139,7 +139,7 @@ impl Counters {
     }
 
     /// Writes a row without adding to it.
-    async fn touch(&self) -> Outcome {
+    async fn touch(&self) -> ScenarioResult {
         self.clients[0].execute(&self.touch, &[]).await?;
         Ok(())
     }
@@ -225,14 +225,14 @@ async fn most_resident<T>(pid: u32, work: impl Future<Output = T>) -> (T, u64) {
     tokio::join!(working, looking)
 }
 
-async fn ten_times_the_admission_limit(world: &World) -> Outcome {
+async fn ten_times_the_admission_limit(world: &World) -> ScenarioResult {
     let counters = Counters::new(world, "limited").await?;
     let before = closed_loop(&counters, SATURATING, CALM).await?;
     let load = open_loop(&counters, TIMES as f64 * CAPACITY_PER_S, OVERLOAD);
     overload(world, "limited", &counters, before, load, KEPT).await
 }
 
-async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> Outcome {
+async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> ScenarioResult {
     let counters = Counters::new(world, "unlimited").await?;
     let before = closed_loop(&counters, SATURATING * 4, CALM).await?;
     // Whoever waits for an answer asks for no more meanwhile: so more are needed before anybody has to be refused.
@@ -249,7 +249,7 @@ async fn overload(
     before: Seen,
     load: impl Future<Output = Result<Seen, Failure>>,
     kept: f64,
-) -> Outcome {
+) -> ScenarioResult {
     // A machine that stands still for a moment makes a load too much that it can carry otherwise.
     let (refused, answered) = (before.refused.len(), before.answered.len());
     ensure!(refused * 50 <= answered, "{refused} were refused of a load that can be carried, {answered} answered");
@@ -312,7 +312,7 @@ async fn probe(counters: &Arc<Counters>) -> Result<Duration, Failure> {
 }
 
 /// What was answered has happened once, and what was refused has not.
-async fn exact(world: &World, table: &str, before: &Seen, during: &Seen) -> Outcome {
+async fn exact(world: &World, table: &str, before: &Seen, during: &Seen) -> ScenarioResult {
     let answer = world.client.execute(&format!("SELECT n FROM {table}"), &[]).await?;
     let total: i64 = (0..answer.rows.count as usize).filter_map(|row| answer.rows.int(row, 0)).sum();
     let least = (before.answered.len() + during.answered.len()) as i64;

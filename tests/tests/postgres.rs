@@ -5,12 +5,13 @@
 mod disks;
 
 use disks::SmallDisk;
-use evenkeel::cluster::ClusterOptions;
 use evenkeel_client::{ClientError, TransactionOptions, Value};
+use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_tests::counters::Counters;
+use evenkeel_tests::leadership;
 use evenkeel_tests::replica::{backends, kill_process_9};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, Replica, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World, ensure, scenarios};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,17 +66,17 @@ async fn counting_rows(world: &World, table: &str, rows: i64, padding_bytes: usi
 }
 
 /// The leader, then a follower.
-async fn each_role(world: &World, hurt: impl AsyncFn(Replica) -> Outcome) -> Outcome {
-    hurt(world.serving(1).await?).await?;
-    hurt(world.follower(1).await?).await
+async fn each_role(world: &World, hurt: impl AsyncFn(ReplicaName) -> ScenarioResult) -> ScenarioResult {
+    hurt(leadership::serving(world, 1).await?).await?;
+    hurt(leadership::follower(world, 1).await?).await
 }
 
-async fn a_killed_postgresql_costs_nothing(world: &World) -> Outcome {
+async fn a_killed_postgresql_costs_nothing(world: &World) -> ScenarioResult {
     let counters = counting(world, "killed").await?;
     each_role(world, async |replica| {
         let pid = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
-        world.caught_up(replica, Some(pid)).await
+        leadership::caught_up(world, replica, Some(pid)).await
     })
     .await?;
     counters.finish().await?;
@@ -83,7 +84,7 @@ async fn a_killed_postgresql_costs_nothing(world: &World) -> Outcome {
 }
 
 /// R1. A backend that is killed takes the whole server with it; one that is told to end goes alone.
-async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
+async fn one_killed_backend_costs_nothing(world: &World) -> ScenarioResult {
     let counters = counting(world, "backend").await?;
     let picks = [
         // A lane, most likely, or a transaction of its own: whoever has something to commit.
@@ -94,7 +95,8 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
     ];
     for (of_leader, condition) in picks {
         for orderly in [true, false] {
-            let replica = if of_leader { world.serving(1).await? } else { world.follower(1).await? };
+            let replica =
+                if of_leader { leadership::serving(world, 1).await? } else { leadership::follower(world, 1).await? };
             let intruder = replica.intrude(world).await?;
             let victim = world
                 .until(&format!("a backend with {condition}"), PATIENCE, async || {
@@ -112,7 +114,7 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
             counters.wait_for_answers(200).await?;
             // The end of a reader alone is not the server's, nor the leadership's.
             let restarted = if orderly { None } else { server };
-            world.caught_up(replica, restarted).await?;
+            leadership::caught_up(world, replica, restarted).await?;
         }
     }
     counters.finish().await?;
@@ -120,9 +122,9 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
 }
 
 /// R1, R6. The followers stand still, so that what the leader has proposed stays undecided as long as this takes.
-async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> Outcome {
+async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "between").await?;
-    let (leader, others) = world.alone(1).await?;
+    let (leader, others) = leadership::alone(world, 1).await?;
     let server = leader.inspect(world).await?.postgres_pid;
     let intruder = leader.intrude(world).await?;
     let log = leader.log(world)?;
@@ -146,14 +148,14 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
     }
     ended?;
     counters.wait_for_answers(200).await?;
-    world.caught_up(leader, server).await?;
+    leadership::caught_up(world, leader, server).await?;
     ensure!(log.says("a COMMIT failed")?, "{} does not say why its leadership ended", leader.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
 /// R6. Whoever may do so cancels whatever the leader's sessions are doing, again and again.
-async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
+async fn cancelled_statements_are_executed_once(world: &World) -> ScenarioResult {
     let counters = counting(world, "cancelled").await?;
     // Only those that are doing something count: a session that waits is not cancelled by it.
     let cancel = "SELECT count(pg_cancel_backend(pid)) FILTER (WHERE state = 'active') \
@@ -162,7 +164,7 @@ async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
     let cancelling = async {
         loop {
             // A cancelled COMMIT ends the leadership, and the server that this session is with: the next one is looked for.
-            let Ok(replica) = world.serving(1).await else { continue };
+            let Ok(replica) = leadership::serving(world, 1).await else { continue };
             let Ok(client) = replica.intrude(world).await else { continue };
             while let Ok(row) = client.query_one(cancel, &[]).await {
                 cancelled += row.get::<_, i64>(0) as u64;
@@ -178,15 +180,15 @@ async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outcome {
+async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "leader_full", 200, 2_000).await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
     let outcome = async {
         lead(world, replica).await?;
         let log = replica.log(world)?;
         disk.fill()?;
-        let next = world.serving_other_than(1, Some(replica)).await?;
+        let next = leadership::serving_other_than(world, 1, Some(replica)).await?;
         counters.wait_for_answers(500).await?;
         world
             .until("the replica to rest", PATIENCE, async || {
@@ -196,13 +198,13 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outc
             .await?;
         // Even if it is asked to, it does not lead, and nothing waits for it.
         world.cluster.pause(next.id())?;
-        let third = world.serving_other_than(1, Some(next)).await;
+        let third = leadership::serving_other_than(world, 1, Some(next)).await;
         world.cluster.resume(next.id())?;
         ensure!(third? != replica, "a replica without room serves");
         counters.wait_for_answers(200).await?;
         ensure!(replica.inspect(world).await?.postgres_pid.is_none(), "PostgreSQL does not rest");
         disk.empty()?;
-        world.caught_up(replica, None).await?;
+        leadership::caught_up(world, replica, None).await?;
         lead(world, replica).await
     };
     let outcome = outcome.await;
@@ -212,9 +214,9 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outc
     world.nothing_is_wrong().await
 }
 
-async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
+async fn a_follower_without_room_catches_up_later(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "follower_full", 200, 2_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
     let outcome = async {
         disk.fill()?;
@@ -226,7 +228,7 @@ async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
             .await?;
         counters.wait_for_answers(500).await?;
         disk.empty()?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     };
     let outcome = outcome.await;
     disk.remove(world, replica).await?;
@@ -236,9 +238,9 @@ async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
 }
 
 /// Log rule 13.
-async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Outcome {
+async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "log_full", 200, 2_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "log", LOG_DISK_BYTES).await?;
     let outcome = async {
         let said = "the replicated log has failed, stopping the process: ";
@@ -255,7 +257,7 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
         counters.wait_for_answers(200).await?;
         disk.empty()?;
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     };
     let outcome = outcome.await;
     disk.remove(world, replica).await?;
@@ -265,38 +267,38 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
 }
 
 /// The log is intact, so that the replica votes; its PostgreSQL is a fold of the log, or of a peer's state, again.
-async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> Outcome {
+async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> ScenarioResult {
     let counters = counting(world, "deleted").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
     remove_all(&replica.pgdata(world)?)?;
-    world.serving_other_than(1, Some(replica)).await?;
+    leadership::serving_other_than(world, 1, Some(replica)).await?;
     counters.wait_for_answers(200).await?;
-    world.caught_up(replica, server).await?;
+    leadership::caught_up(world, replica, server).await?;
     counters.finish().await?;
     world.nothing_is_wrong().await?;
     lead(world, replica).await
 }
 
-async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> Outcome {
+async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> ScenarioResult {
     // More than the log keeps, so that it does not reach back to the beginning.
     let counters = counting_rows(world, "stopped", 200, 4_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     stop(world, replica).await?;
     remove_all(&replica.pgdata(world)?)?;
     compacted(world, &counters).await?;
     let log = replica.log(world)?;
     world.cluster.restart(replica.id())?;
-    world.caught_up(replica, None).await?;
+    leadership::caught_up(world, replica, None).await?;
     ensure!(log.says("is being re-seeded")?, "{} was not re-seeded by a peer", replica.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
 /// What keeps PostgreSQL from starting is a matter of this machine: the replica's vote is not. Its data is left as it is.
-async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
+async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> ScenarioResult {
     let counters = counting(world, "refused").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let pgdata = replica.pgdata(world)?;
     let owner = std::fs::metadata(&pgdata).map_err(|e| Failure::new(e.to_string()))?;
     if owner.uid() == rustix::process::geteuid().as_raw() {
@@ -308,26 +310,26 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
     give(0, 0)?;
     world.cluster.kill_postgres(replica.id())?;
     let outcome = async {
-        let next = world.serving_other_than(1, Some(replica)).await?;
+        let next = leadership::serving_other_than(world, 1, Some(replica)).await?;
         counters.wait_for_answers(200).await?;
         // With that one gone too, the majority is this replica's vote and the third's. This one must not get the lead.
         world.kill(next.id())?;
-        let third = world.serving_other_than(1, Some(next)).await;
+        let third = leadership::serving_other_than(world, 1, Some(next)).await;
         counters.wait_for_answers(200).await?;
         world.cluster.restart(next.id())?;
         ensure!(third? != replica, "a replica without PostgreSQL serves");
         Ok(())
     };
-    let outcome: Outcome = outcome.await;
+    let outcome: ScenarioResult = outcome.await;
     give(owner.uid(), owner.gid())?;
     outcome?;
-    world.caught_up(replica, None).await?;
+    leadership::caught_up(world, replica, None).await?;
     ensure!(!log.says("makes PostgreSQL's data again")?, "good data was thrown away");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn damaged_data_is_made_again(world: &World) -> Outcome {
+async fn damaged_data_is_made_again(world: &World) -> ScenarioResult {
     let counters = counting(world, "damaged").await?;
     each_role(world, async |replica| {
         let log = replica.log(world)?;
@@ -335,7 +337,7 @@ async fn damaged_data_is_made_again(world: &World) -> Outcome {
         std::fs::write(control, vec![7; 8_192]).map_err(|e| Failure::new(e.to_string()))?;
         let server = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
-        world.caught_up(replica, Some(server)).await?;
+        leadership::caught_up(world, replica, Some(server)).await?;
         ensure!(log.says("makes PostgreSQL's data again")?, "{} still has it", replica.id());
         let aside = replica.pgdata(world)?.with_extension("damaged");
         world
@@ -350,9 +352,9 @@ async fn damaged_data_is_made_again(world: &World) -> Outcome {
 }
 
 /// Somebody takes every connection of the leader's PostgreSQL, then its sessions end.
-async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
+async fn exhausted_connections_move_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "exhausted").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
     let mut taken = Vec::new();
     // A superuser's, so that those that are reserved go too.
@@ -378,13 +380,13 @@ async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
         .await?;
     counters.wait_for_answers(200).await?;
     drop(taken);
-    world.caught_up(replica, server).await?;
+    leadership::caught_up(world, replica, server).await?;
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
 /// A rollback that overtakes the beginning of its transaction ends it all the same: no lock is left behind.
-async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outcome {
+async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE hasty (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO hasty VALUES (1, 0)", &[]).await?;
     for round in 0..300u64 {
@@ -407,7 +409,7 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outc
 }
 
 /// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, or comes as a stream, and nobody else notices.
-async fn answers_are_bounded(world: &World) -> Outcome {
+async fn answers_are_bounded(world: &World) -> ScenarioResult {
     let counters = counting(world, "bounded").await?;
     world.create_table("CREATE TABLE large (id bigint PRIMARY KEY, body text NOT NULL)", 1).await?;
     let body = "x".repeat(500_000);
@@ -432,15 +434,15 @@ async fn answers_are_bounded(world: &World) -> Outcome {
 }
 
 /// Ends a replica's process, and its PostgreSQL.
-async fn stop(world: &World, replica: Replica) -> Outcome {
+async fn stop(world: &World, replica: ReplicaName) -> ScenarioResult {
     world.kill(replica.id())?;
     let data = replica.data_dir(world)?;
-    evenkeel::cluster::postgres::stop_left_behind(&[data]);
+    evenkeel_local_cluster::postmaster::stop_left_behind(&[data]);
     Ok(())
 }
 
 /// Makes a replica the leader.
-async fn lead(world: &World, replica: Replica) -> Outcome {
+async fn lead(world: &World, replica: ReplicaName) -> ScenarioResult {
     world
         .until(&format!("{} to lead", replica.id()), PATIENCE, async || {
             let found = replica.inspect(world).await?;
@@ -449,18 +451,18 @@ async fn lead(world: &World, replica: Replica) -> Outcome {
             }
             let path = format!("/v1/shards/{}/transfer-leader", replica.shard);
             let body = serde_json::json!({ "to": replica.number });
-            let asked: Result<serde_json::Value, _> = world.rest().post(&path, &body).await;
+            let asked: Result<serde_json::Value, _> = world.admin().post(&path, &body).await;
             Err(format!("{found:?}, {asked:?}"))
         })
         .await
 }
 
 /// Waits until the leader's log no longer reaches back to the beginning.
-async fn compacted(world: &World, counters: &Counters) -> Outcome {
+async fn compacted(world: &World, counters: &Counters) -> ScenarioResult {
     world
         .until("the log to be compacted", PATIENCE, async || {
             counters.wait_for_answers(50).await.map_err(|e| e.to_string())?;
-            let leader = world.serving(1).await.map_err(|e| e.to_string())?;
+            let leader = leadership::serving(world, 1).await.map_err(|e| e.to_string())?;
             let found = leader.inspect(world).await?;
             if found.first > 1 { Ok(()) } else { Err(format!("{found:?}")) }
         })
@@ -468,7 +470,7 @@ async fn compacted(world: &World, counters: &Counters) -> Outcome {
 }
 
 /// Removes a folder in which somebody may still be writing.
-fn remove_all(folder: &std::path::Path) -> Outcome {
+fn remove_all(folder: &std::path::Path) -> ScenarioResult {
     for _ in 0..100 {
         match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -2,12 +2,12 @@
 //! placement driver's from three to five and to other three. Nothing may be lost, applied twice or read stale meanwhile, and in the end
 //! all replicas are equal. And a log stays within its cap though a replica never comes back.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::ShardBody;
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,7 +56,7 @@ async fn follower(world: &World) -> Result<u64, Failure> {
 }
 
 // Log rule 10: it must not rejoin its epoch; its shard lets it in again, by itself, and gives it the state.
-async fn a_shard_s_replica_loses_its_disk(world: &World) -> Outcome {
+async fn a_shard_s_replica_loses_its_disk(world: &World) -> ScenarioResult {
     let counters = counting(world, "wiped").await?;
     let replica = follower(world).await?;
     world.cluster.wipe(ProcessId::ShardNode(1, replica))?;
@@ -72,17 +72,17 @@ async fn a_shard_s_replica_loses_its_disk(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn a_shard_s_replica_is_replaced(world: &World) -> Outcome {
+async fn a_shard_s_replica_is_replaced(world: &World) -> ScenarioResult {
     let replica = follower(world).await?;
     replace(world, "replaced", replica).await
 }
 
-async fn the_leader_of_a_shard_is_replaced(world: &World) -> Outcome {
+async fn the_leader_of_a_shard_is_replaced(world: &World) -> ScenarioResult {
     let leader = world.leader(1).await?;
     replace(world, "replaced_leader", leader).await
 }
 
-async fn replace(world: &World, table: &str, gone: u64) -> Outcome {
+async fn replace(world: &World, table: &str, gone: u64) -> ScenarioResult {
     let counters = counting(world, table).await?;
     world.cluster.lose(ProcessId::ShardNode(1, gone))?;
     counters.wait_for_answers(100).await?;
@@ -90,7 +90,7 @@ async fn replace(world: &World, table: &str, gone: u64) -> Outcome {
     world
         .until("the new replica to be let in", PATIENCE, async || {
             let body = json!({ "remove": gone, "add": new });
-            let answer = world.rest().post::<_, Value>("/v1/shards/1/replicas", &body).await;
+            let answer = world.admin().post::<_, Value>("/v1/shards/1/replicas", &body).await;
             answer.map_err(|e| e.to_string())
         })
         .await?;
@@ -116,16 +116,16 @@ async fn replace(world: &World, table: &str, gone: u64) -> Outcome {
 }
 
 async fn members(world: &World) -> Result<Vec<u64>, String> {
-    let body: Value = world.rest().get("/v1/members").await.map_err(|e| e.to_string())?;
+    let body: Value = world.admin().get("/v1/members").await.map_err(|e| e.to_string())?;
     Ok(body["members"].as_array().into_iter().flatten().filter_map(|m| m["replica"].as_u64()).collect())
 }
 
 /// Asks until the placement driver's replicas are these.
-async fn change_members(world: &World, body: &Value, wanted: &[u64]) -> Outcome {
+async fn change_members(world: &World, body: &Value, wanted: &[u64]) -> ScenarioResult {
     world
         .until(&format!("the placement driver to have the replicas {wanted:?}"), PATIENCE, async || {
             // Its leader's leadership may end under the request: then it is asked again.
-            let answer = world.rest().post::<_, Value>("/v1/members", body).await;
+            let answer = world.admin().post::<_, Value>("/v1/members", body).await;
             let found = members(world).await?;
             if answer.is_ok() && found == wanted { Ok(()) } else { Err(format!("{found:?}, {answer:?}")) }
         })
@@ -133,21 +133,21 @@ async fn change_members(world: &World, body: &Value, wanted: &[u64]) -> Outcome 
 }
 
 /// Every replica says that it is ready: it has the state.
-async fn drivers_ready(world: &World, addresses: &[String]) -> Outcome {
+async fn drivers_ready(world: &World, addresses: &[String]) -> ScenarioResult {
     world
         .until("every replica of the placement driver to be ready", PATIENCE, async || {
             for address in addresses {
-                world.rest().is_ready(&format!("http://{address}")).await?;
+                world.admin().is_ready(&format!("http://{address}")).await?;
             }
             Ok(())
         })
         .await
 }
 
-async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
+async fn the_placement_driver_grows_and_shrinks(world: &World) -> ScenarioResult {
     let counters = counting(world, "drivers").await?;
     let before = world.ranges("drivers").await?;
-    let (fourth, fifth) = (world.cluster.start_driver()?, world.cluster.start_driver()?);
+    let (fourth, fifth) = (world.cluster.start_placement_driver()?, world.cluster.start_placement_driver()?);
     let began = Instant::now();
     change_members(world, &json!({ "add": [fourth, fifth] }), &[1, 2, 3, 4, 5]).await?;
     eprintln!("three became five in {} ms", began.elapsed().as_millis());
@@ -157,14 +157,14 @@ async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
     for gone in [1, 2] {
         world.kill(ProcessId::PlacementDriver(gone))?;
     }
-    world.driver_leader().await?;
+    world.placement_driver_leader().await?;
     change_members(world, &json!({ "remove": [1, 2] }), &[3, 4, 5]).await?;
     for gone in [1, 2] {
         world.cluster.lose(ProcessId::PlacementDriver(gone))?;
     }
     // Three bear the loss of one; shards report to replicas that they were never told of.
     world.kill(ProcessId::PlacementDriver(4))?;
-    world.driver_leader().await?;
+    world.placement_driver_leader().await?;
     world.whole().await?;
     world.cluster.restart(ProcessId::PlacementDriver(4))?;
     drivers_ready(world, &[fourth.rest.to_string(), fifth.rest.to_string()]).await?;
@@ -179,7 +179,7 @@ async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
     world.kill(ProcessId::PlacementDriver(3))?;
     world.client.refresh().await?;
     world.cluster.restart(ProcessId::PlacementDriver(3))?;
-    world.driver_leader().await?;
+    world.placement_driver_leader().await?;
     let after = world.ranges("drivers").await?;
     ensure!(before.len() == after.len(), "{before:?} became {after:?}");
     ensure!(before[0].route == after[0].route, "{before:?} became {after:?}");
@@ -190,13 +190,13 @@ async fn the_placement_driver_grows_and_shrinks(world: &World) -> Outcome {
 }
 
 // Log rule 10, for the placement driver.
-async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> Outcome {
-    let leader = world.driver_leader().await?;
+async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> ScenarioResult {
+    let leader = world.placement_driver_leader().await?;
     let found = members(world).await?;
     let other = found.iter().copied().find(|replica| *replica != leader);
     let lost = other.ok_or_else(|| Failure::new(format!("{found:?}")))?;
     let epoch = async || -> Result<u64, Failure> {
-        let body: Value = world.rest().get("/v1/members").await?;
+        let body: Value = world.admin().get("/v1/members").await?;
         body["epoch"].as_u64().ok_or_else(|| Failure::new(body.to_string()))
     };
     let before = epoch().await?;
@@ -208,10 +208,10 @@ async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> Outcome {
         })
         .await?;
     // It counts: with it, the leader can go.
-    let leader = world.driver_leader().await?;
+    let leader = world.placement_driver_leader().await?;
     world
         .until("it to be heard of", PATIENCE, async || {
-            let status: Value = world.rest().get("/v1/status").await.map_err(|e| e.to_string())?;
+            let status: Value = world.admin().get("/v1/status").await.map_err(|e| e.to_string())?;
             let peers = status["log"]["peers"].as_array().cloned().unwrap_or_default();
             let whole = peers.len() == 2 && peers.iter().all(|peer| peer["connected"] == true);
             if whole { Ok(()) } else { Err(status.to_string()) }
@@ -219,12 +219,12 @@ async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> Outcome {
         .await?;
     if leader != lost {
         world.kill(ProcessId::PlacementDriver(leader))?;
-        world.driver_leader().await?;
+        world.placement_driver_leader().await?;
         world.whole().await?;
         world.cluster.restart(ProcessId::PlacementDriver(leader))?;
     }
     // One that is still catching up would tell the next scenario's clients of an older table.
-    let urls = world.rest().urls().iter().map(|url| url.trim_start_matches("http://").to_string());
+    let urls = world.admin().urls().iter().map(|url| url.trim_start_matches("http://").to_string());
     drivers_ready(world, &urls.collect::<Vec<_>>()).await?;
     world.nothing_is_wrong().await
 }
@@ -239,7 +239,7 @@ fn log_bytes(world: &World, replica: u64) -> Result<u64, Failure> {
 }
 
 // Log rule 10: a log does not grow without bound because somebody is gone for good, and it does not wait until that one is forgotten.
-async fn a_log_keeps_its_cap_though_a_replica_is_gone(world: &World) -> Outcome {
+async fn a_log_keeps_its_cap_though_a_replica_is_gone(world: &World) -> ScenarioResult {
     let gone = follower(world).await?;
     let living: Vec<u64> = shard(world).await?.info.replicas.keys().copied().filter(|r| *r != gone).collect();
     world.create_table("CREATE TABLE bulk (id bigint PRIMARY KEY, filling text NOT NULL)", 1).await?;

@@ -1,13 +1,13 @@
 //! The REST interface over real sockets, on a real cluster: what is asked wrongly is refused with a stable code, and what is
 //! served can be followed without gaps.
 
-use evenkeel::cluster::ClusterOptions;
 use evenkeel_client::ClientError;
+use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, RouteLookupBody, RoutesBody};
 use evenkeel_sql as sql;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ fn options(executable: PathBuf) -> ClusterOptions {
 }
 
 fn url(world: &World, path: &str) -> String {
-    format!("{}{path}", world.rest().urls().first().map_or("", String::as_str))
+    format!("{}{path}", world.admin().urls().first().map_or("", String::as_str))
 }
 
 async fn request(world: &World, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response, Failure> {
@@ -59,7 +59,7 @@ async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<
     }
 }
 
-async fn bad_requests_are_refused_with_stable_codes(world: &World) -> Outcome {
+async fn bad_requests_are_refused_with_stable_codes(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE bad (id bigint PRIMARY KEY, v text)", 1).await?;
     world.create_table("CREATE TABLE worse (a text, b uuid, v text, PRIMARY KEY (a, b))", 1).await?;
     let range = world.only_range("bad").await?.route.range;
@@ -100,7 +100,7 @@ async fn bad_requests_are_refused_with_stable_codes(world: &World) -> Outcome {
     refusal("an oversized body", huge, 413, "body-too-large").await
 }
 
-async fn refusal(what: &str, response: Response, status: u16, code: &str) -> Outcome {
+async fn refusal(what: &str, response: Response, status: u16, code: &str) -> ScenarioResult {
     let found = response.status().as_u16();
     let kind = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
     let body = response.text().await?;
@@ -113,8 +113,8 @@ async fn refusal(what: &str, response: Response, status: u16, code: &str) -> Out
     Ok(())
 }
 
-async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> Outcome {
-    for (number, base) in world.rest().urls().iter().enumerate() {
+async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> ScenarioResult {
+    for (number, base) in world.admin().urls().iter().enumerate() {
         for path in [
             "/livez",
             "/readyz",
@@ -137,7 +137,7 @@ async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> Outc
     Ok(())
 }
 
-async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Outcome {
+async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE followed (id bigint PRIMARY KEY)", 1).await?;
     let whole = Client::new().get(url(world, "/v1/routes")).send().await?;
     let etag = whole.headers().get("etag").and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
@@ -182,7 +182,7 @@ async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Outc
     Ok(())
 }
 
-async fn a_range_is_split_and_moved_by_hand(world: &World) -> Outcome {
+async fn a_range_is_split_and_moved_by_hand(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE byhand (id bigint PRIMARY KEY)", 1).await?;
     world.client.execute("INSERT INTO byhand VALUES (1), (2), (3)", &[]).await?;
     let range = world.only_range("byhand").await?.route.range;
@@ -202,7 +202,7 @@ async fn a_range_is_split_and_moved_by_hand(world: &World) -> Outcome {
 }
 
 /// Invariant 5: decided, it would end every replica of its shard.
-async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> Outcome {
+async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> ScenarioResult {
     const IMPOSSIBLE: &str = "CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(2000))";
     match world.client.execute(IMPOSSIBLE, &[]).await {
         Err(ClientError::Sql(error)) if error.code == "22023" => {}
@@ -221,14 +221,14 @@ async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> Outcome
     world.nothing_is_wrong().await
 }
 
-async fn the_interface_survives_the_death_of_its_leader(world: &World) -> Outcome {
-    let leader = world.driver_leader().await?;
-    let id = evenkeel::cluster::ProcessId::PlacementDriver(leader);
+async fn the_interface_survives_the_death_of_its_leader(world: &World) -> ScenarioResult {
+    let leader = world.placement_driver_leader().await?;
+    let id = evenkeel_local_cluster::ProcessId::PlacementDriver(leader);
     world.kill(id)?;
     world
         .until("another leader to accept a write", PATIENCE, async || {
             let body = json!({ "enabled": false });
-            world.rest().post::<_, Json>("/v1/balancer", &body).await.map(|_| ()).map_err(|e| e.to_string())
+            world.admin().post::<_, Json>("/v1/balancer", &body).await.map(|_| ()).map_err(|e| e.to_string())
         })
         .await?;
     world.cluster.restart(id)?;

@@ -1,5 +1,5 @@
-//! The flags of the commands that are configured in layers. A flag is only text here: what it must be is said once, in the
-//! command's settings, for all layers alike.
+//! The flags of the commands that are configured in layers. Flags are text here. The command's settings define their values, once for
+//! all layers.
 
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -75,7 +75,7 @@ pub struct PlacementDriverFlags {
 }
 
 impl PlacementDriverFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = given!(self: replica, data_dir, rest, rpc, log, listen_rest, listen_rpc, listen_log,
             snapshot_every_entries, log_retention_bytes, log_cap_bytes, incarnation);
@@ -159,7 +159,7 @@ pub struct ShardNodeFlags {
 }
 
 impl ShardNodeFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = given!(self: shard, replica, data_dir, rpc, log, listen_rpc, listen_log, placement_drivers, capacity_per_s, postgres_bin,
             servers_on_machine, postgres_memory_mib, shared_buffers_mib, max_wal_mib, write_lanes, read_lanes, max_transactions, log_cap_bytes,
@@ -169,7 +169,7 @@ impl ShardNodeFlags {
     }
 }
 
-/// What is run, by `demo` and `replay` alike.
+/// Flags of a run, shared by `demo` and `replay`.
 #[derive(Debug, Args)]
 pub struct RunFlags {
     /// The workload: mixgraph, ycsb-a … ycsb-f, zipf:1.2, hotspot-jump, hotspot-drift, sequential, uniform, …
@@ -251,7 +251,7 @@ pub struct DemoFlags {
 }
 
 impl DemoFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = self.run.given();
         given.extend(given!(self: shards, replicas, data_dir, postgres_bin, shard_capacity, endpoints));
@@ -277,7 +277,7 @@ pub struct ReplayFlags {
 }
 
 impl ReplayFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = self.run.given();
         given.extend(given!(self: endpoints, url));
@@ -318,13 +318,13 @@ pub struct BenchFlags {
 }
 
 impl BenchFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: clients, duration, rounds, rows, postgres_bin, json, only)
     }
 }
 
-/// Measurements that are asked for by name.
+/// Measurements that are selected by name.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Measure for how long writes stand still when a leader dies, freezes, is cut off or hands over
@@ -363,7 +363,7 @@ pub struct SizeFlags {
 }
 
 impl SizeFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: trace, duration, gigabytes, large_gigabytes, only, postgres_bin, json)
     }
@@ -393,7 +393,7 @@ pub struct FailoverFlags {
 }
 
 impl FailoverFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: trials, kind, role, postgres_bin, json)
     }

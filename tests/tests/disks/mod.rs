@@ -2,7 +2,8 @@
 //!
 //! Mounting takes root. Without it there is no such disk, and the scenario counts as skipped.
 
-use evenkeel_tests::{Failure, Outcome, Replica, World};
+use evenkeel_tests::leadership;
+use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,12 +20,12 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// Puts a disk of this size under the folder `name` of a replica, with what is in that folder now; the replica is stopped and
     /// started. If nothing can be mounted here the scenario is skipped.
-    pub async fn under(world: &World, replica: Replica, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
+    pub async fn under(world: &World, replica: ReplicaName, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
         let at = replica.data_dir(world)?.join(name);
         super::stop(world, replica).await?;
         let disk = SmallDisk::mount(at, size_bytes);
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await?;
+        leadership::caught_up(world, replica, None).await?;
         disk
     }
 
@@ -46,7 +47,7 @@ impl SmallDisk {
     }
 
     /// Writes until there is no room; again, until what has become free since is taken too.
-    pub fn fill(&self) -> Outcome {
+    pub fn fill(&self) -> ScenarioResult {
         let ballast = File::options().create(true).append(true).open(self.ballast());
         let mut ballast = ballast.map_err(|e| failed("making ballast", e))?;
         for bytes in PIECES_BYTES {
@@ -57,12 +58,12 @@ impl SmallDisk {
     }
 
     /// Makes room again.
-    pub fn empty(&self) -> Outcome {
+    pub fn empty(&self) -> ScenarioResult {
         std::fs::remove_file(self.ballast()).map_err(|e| failed("removing ballast", e))
     }
 
     /// Takes the disk away; what is on it stays in the folder. The replica is stopped and started.
-    pub async fn remove(self, world: &World, replica: Replica) -> Outcome {
+    pub async fn remove(self, world: &World, replica: ReplicaName) -> ScenarioResult {
         super::stop(world, replica).await?;
         // If the scenario has failed it may still be full.
         drop(std::fs::remove_file(self.ballast()));
@@ -72,7 +73,7 @@ impl SmallDisk {
         std::fs::remove_dir_all(&self.at).map_err(|e| failed("removing what was under the disk", e))?;
         std::fs::rename(&kept, &self.at).map_err(|e| failed("putting the folder back", e))?;
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     }
 
     fn ballast(&self) -> PathBuf {
@@ -91,7 +92,7 @@ fn kept(at: &Path) -> PathBuf {
     at.with_extension("kept")
 }
 
-fn run(command: &mut Command) -> Outcome {
+fn run(command: &mut Command) -> ScenarioResult {
     let output = command.output().map_err(|e| failed("running a command", e))?;
     if output.status.success() {
         return Ok(());

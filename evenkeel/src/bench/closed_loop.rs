@@ -1,19 +1,18 @@
-//! A closed loop: a number of clients, each with one operation under way at a time, for a fixed time after a warm-up that does
-//! not count.
+//! A closed loop: clients with one operation in flight each, for a fixed time after a warm-up that does not count.
 
-use super::figures::Figure;
+use crate::bench::comparison::Measurement;
 use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// The longest latency told apart, in microseconds.
+/// The longest latency that is recorded exactly, in microseconds.
 const MAX_LATENCY_US: u64 = 60_000_000;
-/// The warm-up's part of the measured time.
+/// The duration of the warm-up, as a share of the measured time.
 const WARM_UP: f64 = 0.25;
 
-/// Something that does one operation on a row.
+/// An operation on one row.
 pub trait Operate: Clone + Send + 'static {
-    /// Does it for row `key` (0 .. rows), as client number `client`.
+    /// Executes the operation on row `key` (0 .. rows), as client number `client`.
     fn operate(&self, client: usize, key: i64) -> impl Future<Output = Result<(), String>> + Send;
 }
 
@@ -24,7 +23,7 @@ pub async fn measure(
     rows: i64,
     duration: Duration,
     seed: u64,
-) -> Result<Figure, String> {
+) -> Result<Measurement, String> {
     let start = Instant::now() + duration.mul_f64(WARM_UP);
     let end = start + duration;
     let mut tasks = JoinSet::new();
@@ -47,7 +46,7 @@ pub async fn measure(
         tracing::warn!(failed, "some operations failed: {message}");
     }
     let ms = |quantile| all.value_at_quantile(quantile) as f64 / 1000.0;
-    Ok(Figure { per_s: all.len() as f64 / duration.as_secs_f64(), p50_ms: ms(0.5), p99_ms: ms(0.99), failed })
+    Ok(Measurement { per_s: all.len() as f64 / duration.as_secs_f64(), p50_ms: ms(0.5), p99_ms: ms(0.99), failed })
 }
 
 type ClientResult = (Histogram<u64>, u64, Option<String>);
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_fails_is_counted_apart_and_latency_is_what_it_took() {
+    async fn failures_are_counted_apart_and_latency_is_measured() {
         let figure = measure(&Sleeper, 2, 100, Duration::from_millis(200), 1).await.unwrap();
         assert!(figure.failed > 0);
         assert!(figure.p50_ms >= 2.0, "{figure:?}");

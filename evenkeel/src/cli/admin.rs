@@ -1,11 +1,18 @@
-//! The operator's commands: questions and orders to the placement driver over REST, and one SQL statement through the
-//! client.
+//! The administrator's commands: requests to the placement driver over REST, the coordination store, and SQL statements through
+//! the client.
+//!
+//! Not done: nothing is confirmed interactively. A command either runs or is refused.
 
-use super::kv::{self, KvCommand};
-use super::{CommandError, show, sql};
-use crate::config::parse_url;
-use crate::rest::{Rest, percent_encode};
-use clap::{Args, Subcommand, ValueEnum};
+use crate::cli::admin_flags::{AdminFlags, OutputFormat};
+use crate::cli::coordination::{self, KvCommand};
+use crate::cli::{show, sql};
+use crate::config::{ConfigError, Kind};
+use crate::error::CommandError;
+use clap::{Subcommand, ValueEnum};
+use evenkeel_client::admin::percent_encode;
+use evenkeel_local_cluster::operator_text::is_running;
+use evenkeel_local_cluster::registration::shard_body;
+use evenkeel_local_cluster::run::capacity;
 use evenkeel_protocol::rest::{
     DecisionsBody, MoveBody, OperatorBody, RangeBody, RouteLookupBody, RoutesBody, ShardBody, SplitBody,
 };
@@ -19,48 +26,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// How often `--wait` looks, in milliseconds.
+/// The interval between two requests of `--wait`, in milliseconds.
 const WAIT_POLL_MS: u64 = 100;
 
-/// How an answer is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// A table for people.
-    Table,
-    /// The placement driver's JSON.
-    Json,
-}
-
-/// Where to ask, and how to show the answer.
-#[derive(Debug, Clone, Args)]
-pub struct Asking {
-    /// URLs of the placement driver's replicas, comma between
-    #[arg(long, global = true, env = "EVENKEEL_URL", value_delimiter = ',', value_parser = parse_url, default_value = "http://127.0.0.1:7101")]
-    url: Vec<String>,
-    /// How the answer is shown
-    #[arg(long, global = true, env = "EVENKEEL_FORMAT", value_enum, default_value = "table")]
-    format: Format,
-}
-
-impl Asking {
-    /// A handle on the placement driver.
-    pub(super) fn rest(&self) -> Rest {
-        Rest::new(self.url.iter().cloned())
-    }
-
-    /// How the answer is shown.
-    pub(super) fn format(&self) -> Format {
-        self.format
-    }
-}
-
-/// Commands of an operator.
+/// An administrator's commands.
 #[derive(Debug, Subcommand)]
-pub enum OperatorCommand {
+pub enum AdminCommand {
     /// Show which shard owns which range
     Routes {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// Only this table
         #[arg(long, value_name = "NAME")]
         table: Option<String>,
@@ -71,26 +46,26 @@ pub enum OperatorCommand {
     /// Show ranges and their load
     Ranges {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
     },
     /// Show shards, add one, drain one, hand over its leadership
     Shards {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         #[command(subcommand)]
         command: Option<ShardsCommand>,
     },
     /// Show the placement driver's replicas, let one in, take one out
     Members {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         #[command(subcommand)]
         command: Option<MembersCommand>,
     },
     /// Split a range
     Split {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// The range
         range: RangeId,
         /// Where: JSON, an array for keys of several columns; may be repeated [default: the median of its load]
@@ -103,7 +78,7 @@ pub enum OperatorCommand {
     /// Move a range to another shard
     Move {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// The range
         range: RangeId,
         /// The shard it goes to
@@ -115,7 +90,7 @@ pub enum OperatorCommand {
     /// Show splits, merges and moves, cancel one, or delete what one left
     Operators {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// Only those under way
         #[arg(long)]
         running: bool,
@@ -125,7 +100,7 @@ pub enum OperatorCommand {
     /// Show what the balancer decided and why, and why it does nothing now
     Decisions {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// How many
         #[arg(long, default_value_t = 10)]
         last: usize,
@@ -133,21 +108,21 @@ pub enum OperatorCommand {
     /// Turn the balancer on or off
     Balancer {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         /// What to do with it; without it the state is shown
         state: Option<Switch>,
     },
     /// Read and write the coordination store of the placement driver
     Kv {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         #[command(subcommand)]
         command: KvCommand,
     },
     /// Execute SQL statements, one after the other, in one session
     Sql {
         #[command(flatten)]
-        asking: Asking,
+        flags: AdminFlags,
         #[command(flatten)]
         levels: sql::LevelFlags,
         /// The statements, one per argument, without parameters
@@ -266,69 +241,65 @@ pub enum OperatorsCommand {
 }
 
 /// Runs one command.
-pub async fn run(command: OperatorCommand) -> Result<(), CommandError> {
+pub async fn run(command: AdminCommand) -> Result<(), CommandError> {
     match command {
-        OperatorCommand::Routes { asking, table, key: Some(key) } => {
+        AdminCommand::Routes { flags, table, key: Some(key) } => {
             let table = percent_encode(&table.unwrap_or_default());
             let path = format!("/v1/routes/{table}?key={}", percent_encode(&key));
-            ask::<RouteLookupBody>(&asking, &path, show::route).await
+            ask::<RouteLookupBody>(&flags, &path, show::route).await
         }
-        OperatorCommand::Routes { asking, table, key: None } => {
+        AdminCommand::Routes { flags, table, key: None } => {
             let query = table.map(|t| format!("?table={}", percent_encode(&t))).unwrap_or_default();
-            ask::<RoutesBody>(&asking, &format!("/v1/routes{query}"), show::routes).await
+            ask::<RoutesBody>(&flags, &format!("/v1/routes{query}"), show::routes).await
         }
-        OperatorCommand::Ranges { asking } => ranges(&asking).await,
-        OperatorCommand::Shards { asking, command } => shards(&asking, command).await,
-        OperatorCommand::Members { asking, command } => members(&asking, command).await,
-        OperatorCommand::Split { asking, range, at, wait } => {
+        AdminCommand::Ranges { flags } => ranges(&flags).await,
+        AdminCommand::Shards { flags, command } => shards(&flags, command).await,
+        AdminCommand::Members { flags, command } => members(&flags, command).await,
+        AdminCommand::Split { flags, range, at, wait } => {
             let at = at.iter().map(|text| key_columns(text)).collect::<Result<_, _>>()?;
-            order(&asking, &format!("/v1/ranges/{range}/split"), &SplitBody { at }, wait).await
+            create_operator(&flags, &format!("/v1/ranges/{range}/split"), &SplitBody { at }, wait).await
         }
-        OperatorCommand::Move { asking, range, shard, wait } => {
-            order(&asking, &format!("/v1/ranges/{range}/move"), &MoveBody { to: shard }, wait).await
+        AdminCommand::Move { flags, range, shard, wait } => {
+            create_operator(&flags, &format!("/v1/ranges/{range}/move"), &MoveBody { to: shard }, wait).await
         }
-        OperatorCommand::Operators { asking, running, command } => operators(&asking, running, command).await,
-        OperatorCommand::Decisions { asking, last } => {
-            let mut answer: Json = rest(&asking).get("/v1/decisions").await.map_err(CommandError::failed)?;
+        AdminCommand::Operators { flags, running, command } => operators(&flags, running, command).await,
+        AdminCommand::Decisions { flags, last } => {
+            let mut answer: Json = flags.admin().get("/v1/decisions").await.map_err(CommandError::failed)?;
             // The newest come first.
             if let Some(decisions) = answer["decisions"].as_array_mut() {
                 decisions.truncate(last);
             }
-            present::<DecisionsBody>(&asking, answer, show::decisions)
+            present::<DecisionsBody>(&flags, answer, show::decisions)
         }
-        OperatorCommand::Balancer { asking, state: None } => ask::<Json>(&asking, "/v1/balancer", show::balancer).await,
-        OperatorCommand::Balancer { asking, state: Some(state) } => {
+        AdminCommand::Balancer { flags, state: None } => ask::<Json>(&flags, "/v1/balancer", show::balancer).await,
+        AdminCommand::Balancer { flags, state: Some(state) } => {
             let body = serde_json::json!({ "enabled": state == Switch::On });
-            let answer = rest(&asking).post::<_, Json>("/v1/balancer", &body).await.map_err(CommandError::failed)?;
-            done(&asking, &answer, if state == Switch::On { "the balancer is on" } else { "the balancer is off" })
+            let answer = flags.admin().post::<_, Json>("/v1/balancer", &body).await.map_err(CommandError::failed)?;
+            done(&flags, &answer, if state == Switch::On { "the balancer is on" } else { "the balancer is off" })
         }
-        OperatorCommand::Kv { asking, command } => kv::run(&asking, command).await,
-        OperatorCommand::Sql { asking, levels, statements } => {
-            sql::execute(&asking.url, levels, &statements, asking.format).await
+        AdminCommand::Kv { flags, command } => coordination::run(&flags, command).await,
+        AdminCommand::Sql { flags, levels, statements } => {
+            sql::execute(flags.urls(), levels, &statements, flags.format()).await
         }
     }
 }
 
-fn rest(asking: &Asking) -> Rest {
-    asking.rest()
-}
-
-/// Asks, and shows the answer: as JSON exactly what came.
+/// Sends a request and prints the answer; with JSON, unchanged.
 async fn ask<T: DeserializeOwned>(
-    asking: &Asking,
+    flags: &AdminFlags,
     path: &str,
     text: impl FnOnce(&T) -> String,
 ) -> Result<(), CommandError> {
-    let answer: Json = rest(asking).get(path).await.map_err(CommandError::failed)?;
-    present(asking, answer, text)
+    let answer: Json = flags.admin().get(path).await.map_err(CommandError::failed)?;
+    present(flags, answer, text)
 }
 
 fn present<T: DeserializeOwned>(
-    asking: &Asking,
+    flags: &AdminFlags,
     answer: Json,
     text: impl FnOnce(&T) -> String,
 ) -> Result<(), CommandError> {
-    if asking.format == Format::Json {
+    if flags.format() == OutputFormat::Json {
         return print_json(&answer);
     }
     let body = serde_json::from_value(answer)
@@ -342,63 +313,63 @@ fn print_json(answer: &impl Serialize) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn done(asking: &Asking, answer: &Json, sentence: &str) -> Result<(), CommandError> {
-    if asking.format == Format::Json {
+fn done(flags: &AdminFlags, answer: &Json, sentence: &str) -> Result<(), CommandError> {
+    if flags.format() == OutputFormat::Json {
         return print_json(answer);
     }
     println!("{sentence}");
     Ok(())
 }
 
-/// Ranges, and what their load is worth where shards have a limit.
-async fn ranges(asking: &Asking) -> Result<(), CommandError> {
-    ask::<Vec<RangeBody>>(asking, "/v1/ranges", |r| show::ranges(r)).await?;
-    if asking.format == Format::Table {
-        let shards: Vec<ShardBody> = rest(asking).get("/v1/shards").await.map_err(CommandError::failed)?;
-        if let Some(limit) = crate::run::capacity(&shards) {
+/// Prints the ranges, and the rate limit of the shards, if they have one.
+async fn ranges(flags: &AdminFlags) -> Result<(), CommandError> {
+    ask::<Vec<RangeBody>>(flags, "/v1/ranges", |r| show::ranges(r)).await?;
+    if flags.format() == OutputFormat::Table {
+        let shards: Vec<ShardBody> = flags.admin().get("/v1/shards").await.map_err(CommandError::failed)?;
+        if let Some(limit) = capacity(&shards) {
             println!("(each shard is limited to {limit} statements/s)");
         }
     }
     Ok(())
 }
 
-async fn shards(asking: &Asking, command: Option<ShardsCommand>) -> Result<(), CommandError> {
-    let rest = rest(asking);
+async fn shards(flags: &AdminFlags, command: Option<ShardsCommand>) -> Result<(), CommandError> {
+    let admin = flags.admin();
     match command {
-        None => ask::<Vec<ShardBody>>(asking, "/v1/shards", |s| show::shards(s)).await,
+        None => ask::<Vec<ShardBody>>(flags, "/v1/shards", |s| show::shards(s)).await,
         Some(ShardsCommand::Add { shard, replicas }) => {
             let info = ShardInfo { id: shard, replicas: replica_addresses(&replicas)? };
-            let body = crate::cluster::shard_body(info);
-            let answer: Json = rest.post("/v1/shards", &body).await.map_err(CommandError::failed)?;
+            let body = shard_body(info);
+            let answer: Json = admin.post("/v1/shards", &body).await.map_err(CommandError::failed)?;
             let sentence = match answer["status"].as_str() {
                 Some("draining") => format!("shard {shard} is there, and goes on being drained: see shards undrain"),
                 _ => format!("shard {shard} is added"),
             };
-            done(asking, &answer, &sentence)
+            done(flags, &answer, &sentence)
         }
         Some(ShardsCommand::Drain { shard }) => {
-            let answer: Json = rest.delete(&format!("/v1/shards/{shard}")).await.map_err(CommandError::failed)?;
-            done(asking, &answer, &format!("shard {shard} is being drained; it is removed when nothing is left on it"))
+            let answer: Json = admin.delete(&format!("/v1/shards/{shard}")).await.map_err(CommandError::failed)?;
+            done(flags, &answer, &format!("shard {shard} is being drained; it is removed when nothing is left on it"))
         }
         Some(ShardsCommand::Undrain { shard }) => {
             let path = format!("/v1/shards/{shard}/undrain");
-            let answer: Json = rest.post(&path, &serde_json::json!({})).await.map_err(CommandError::failed)?;
-            done(asking, &answer, &format!("shard {shard} is no longer being drained"))
+            let answer: Json = admin.post(&path, &serde_json::json!({})).await.map_err(CommandError::failed)?;
+            done(flags, &answer, &format!("shard {shard} is no longer being drained"))
         }
         Some(ShardsCommand::TransferLeader { shard, to }) => {
             let body = serde_json::json!({ "to": to });
             let path = format!("/v1/shards/{shard}/transfer-leader");
-            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
-            done(asking, &answer, &format!("shard {shard}'s leader was asked to hand over"))
+            let answer: Json = admin.post(&path, &body).await.map_err(CommandError::failed)?;
+            done(flags, &answer, &format!("shard {shard}'s leader was asked to hand over"))
         }
         Some(ShardsCommand::Replicas { shard, remove, add, rpc, log_address }) => {
-            // The command line asks for all three or for none.
+            // The parser accepts all three or none.
             let new = add.zip(rpc).zip(log_address).map(|((replica, rpc), log)| NewReplica { replica, rpc, log });
             let body = serde_json::json!({ "remove": remove, "add": new });
             let path = format!("/v1/shards/{shard}/replicas");
-            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
+            let answer: Json = admin.post(&path, &body).await.map_err(CommandError::failed)?;
             done(
-                asking,
+                flags,
                 &answer,
                 &format!("shard {shard} has its replicas; what left may be stopped and its folder removed"),
             )
@@ -406,38 +377,38 @@ async fn shards(asking: &Asking, command: Option<ShardsCommand>) -> Result<(), C
     }
 }
 
-async fn members(asking: &Asking, command: Option<MembersCommand>) -> Result<(), CommandError> {
+async fn members(flags: &AdminFlags, command: Option<MembersCommand>) -> Result<(), CommandError> {
     let body = match command {
-        None => return ask::<Json>(asking, "/v1/members", show::members).await,
+        None => return ask::<Json>(flags, "/v1/members", show::members).await,
         Some(MembersCommand::Add { replica, rest, rpc, log_address }) => {
             serde_json::json!({ "add": [{ "replica": replica, "rest": rest, "rpc": rpc, "log": log_address }] })
         }
         Some(MembersCommand::Remove { replica }) => serde_json::json!({ "remove": [replica] }),
     };
-    let answer: Json = rest(asking).post("/v1/members", &body).await.map_err(CommandError::failed)?;
-    done(asking, &answer, "the placement driver has its replicas; what left may be stopped and its folder removed")
+    let answer: Json = flags.admin().post("/v1/members", &body).await.map_err(CommandError::failed)?;
+    done(flags, &answer, "the placement driver has its replicas; what left may be stopped and its folder removed")
 }
 
-async fn operators(asking: &Asking, running: bool, command: Option<OperatorsCommand>) -> Result<(), CommandError> {
-    let rest = rest(asking);
+async fn operators(flags: &AdminFlags, running: bool, command: Option<OperatorsCommand>) -> Result<(), CommandError> {
+    let admin = flags.admin();
     match command {
         None => {
-            let answer: Vec<Json> = rest.get("/v1/operators").await.map_err(CommandError::failed)?;
+            let answer: Vec<Json> = admin.get("/v1/operators").await.map_err(CommandError::failed)?;
             let wanted = |o: &Json| !running || matches!(o["status"].as_str(), Some("running" | "cancelling"));
             let answer = answer.into_iter().filter(wanted).collect();
-            present::<Vec<OperatorBody>>(asking, Json::Array(answer), |o| show::operators(o))
+            present::<Vec<OperatorBody>>(flags, Json::Array(answer), |o| show::operators(o))
         }
         Some(OperatorsCommand::Show { operator }) => {
-            ask::<OperatorBody>(asking, &format!("/v1/operators/{operator}"), |o| {
+            ask::<OperatorBody>(flags, &format!("/v1/operators/{operator}"), |o| {
                 show::operators(std::slice::from_ref(o))
             })
             .await
         }
         Some(OperatorsCommand::Purge { operator }) => {
             let answer: Json =
-                rest.delete(&format!("/v1/operators/{operator}/copy")).await.map_err(CommandError::failed)?;
+                admin.delete(&format!("/v1/operators/{operator}/copy")).await.map_err(CommandError::failed)?;
             done(
-                asking,
+                flags,
                 &answer,
                 &format!("nothing is left of what operator {operator} moved away from shard {}", answer["shard"]),
             )
@@ -445,14 +416,14 @@ async fn operators(asking: &Asking, running: bool, command: Option<OperatorsComm
         Some(OperatorsCommand::TakeBack { operator, destination_is_lost_for_good }) => {
             let path = format!("/v1/operators/{operator}/take-back");
             let body = serde_json::json!({ "destination_is_lost_for_good": destination_is_lost_for_good });
-            let answer: Json = rest.post(&path, &body).await.map_err(CommandError::failed)?;
-            done(asking, &answer, &format!("the source of operator {operator} takes the range back"))
+            let answer: Json = admin.post(&path, &body).await.map_err(CommandError::failed)?;
+            done(flags, &answer, &format!("the source of operator {operator} takes the range back"))
         }
         Some(OperatorsCommand::Cancel { operator }) => {
             let path = format!("/v1/operators/{operator}");
-            let answer: Json = rest.delete(&path).await.map_err(CommandError::failed)?;
+            let answer: Json = admin.delete(&path).await.map_err(CommandError::failed)?;
             done(
-                asking,
+                flags,
                 &answer,
                 &format!("operator {operator} is being cancelled; after its fence it only goes forward"),
             )
@@ -460,20 +431,25 @@ async fn operators(asking: &Asking, running: bool, command: Option<OperatorsComm
     }
 }
 
-/// Gives an order that makes an operator, and waits for its end if asked to.
-async fn order(asking: &Asking, path: &str, body: &impl Serialize, wait: bool) -> Result<(), CommandError> {
-    let rest = rest(asking);
-    let mut operator: OperatorBody = rest.post(path, body).await.map_err(CommandError::failed)?;
+/// Sends a request that creates an operator, and waits for the operator's end if asked to.
+async fn create_operator(
+    flags: &AdminFlags,
+    path: &str,
+    body: &impl Serialize,
+    wait: bool,
+) -> Result<(), CommandError> {
+    let admin = flags.admin();
+    let mut operator: OperatorBody = admin.post(path, body).await.map_err(CommandError::failed)?;
     let started = Instant::now();
-    while wait && matches!(operator.status.as_str(), "running" | "cancelling") {
+    while wait && is_running(&operator) {
         tokio::time::sleep(Duration::from_millis(WAIT_POLL_MS)).await;
-        operator = match rest.get(&format!("/v1/operators/{}", operator.id)).await {
+        operator = match admin.get(&format!("/v1/operators/{}", operator.id)).await {
             Ok(operator) => operator,
             Err(error) if error.is_temporary() && started.elapsed() < Duration::from_secs(600) => continue,
             Err(error) => return Err(CommandError::failed(error)),
         };
     }
-    if asking.format == Format::Json {
+    if flags.format() == OutputFormat::Json {
         print_json(&operator)?;
     } else {
         println!("{}", show::operators(std::slice::from_ref(&operator)));
@@ -484,12 +460,12 @@ async fn order(asking: &Asking, path: &str, body: &impl Serialize, wait: bool) -
     }
 }
 
-/// The columns of a key given as JSON; a bare value is a key of one column.
+/// The columns of a key given as JSON. A bare value is a key of one column.
 fn key_columns(text: &str) -> Result<Vec<Json>, CommandError> {
     match serde_json::from_str(text) {
         Ok(Json::Array(columns)) => Ok(columns),
         Ok(column) => Ok(vec![column]),
-        Err(_) => Err(CommandError::Config(crate::config::ConfigError::value(
+        Err(_) => Err(CommandError::Config(ConfigError::value(
             "at",
             text,
             "flag --at",
@@ -503,12 +479,8 @@ fn replica_addresses(text: &str) -> Result<BTreeMap<u64, SocketAddr>, CommandErr
         let (number, address) = part.trim().split_once('=')?;
         Some((number.parse().ok()?, address.parse().ok()?))
     };
-    text.split(',').map(parse).collect::<Option<_>>().ok_or_else(|| {
-        CommandError::Config(crate::config::ConfigError::value(
-            "replicas",
-            text,
-            "argument",
-            crate::config::Kind::Addresses,
-        ))
-    })
+    text.split(',')
+        .map(parse)
+        .collect::<Option<_>>()
+        .ok_or_else(|| CommandError::Config(ConfigError::value("replicas", text, "argument", Kind::Addresses)))
 }

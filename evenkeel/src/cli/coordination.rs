@@ -1,9 +1,10 @@
-//! The coordination store from the command line: `evenkeel kv get|put|delete|list|watch`.
+//! `evenkeel kv get|put|delete|list|watch`: the coordination store from the command line.
 
-use super::operator::{Asking, Format};
-use super::{CommandError, show};
-use crate::rest::{Order, Rest, percent_encode};
+use crate::cli::admin_flags::{AdminFlags, OutputFormat};
+use crate::display::table;
+use crate::error::CommandError;
 use clap::Subcommand;
+use evenkeel_client::admin::{AdminClient, AdminRequest, percent_encode};
 use evenkeel_protocol::kv::{KvEntryBody, KvEventBody, KvListBody, KvValue, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES};
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -11,14 +12,14 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The pause before a watch that broke off is opened again, in milliseconds.
+/// The pause before a watch that ended is opened again, in milliseconds.
 const WATCH_AGAIN_MS: u64 = 200;
-/// A watch is not ended by this side: one year.
+/// A watch has no deadline of its own: one year.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The longest event of a watch that is taken in, in bytes: a value in JSON, every byte of it escaped.
+/// The longest accepted event of a watch, in bytes: a value in JSON with every byte escaped.
 const MAX_EVENT_BYTES: usize = 8 * MAX_VALUE_BYTES;
 
-/// What to do with the coordination store.
+/// Commands of the coordination store.
 #[derive(Debug, Subcommand)]
 pub enum KvCommand {
     /// Print a key's value as it is; with --format json: with its type and its revision
@@ -77,34 +78,34 @@ pub enum KvCommand {
 }
 
 /// Runs one command.
-pub async fn run(asking: &Asking, command: KvCommand) -> Result<(), CommandError> {
-    let rest = asking.rest();
+pub async fn run(flags: &AdminFlags, command: KvCommand) -> Result<(), CommandError> {
+    let admin = flags.admin();
     match command {
         KvCommand::Get { key, sequential } => {
             let query = if sequential { "?consistency=sequential" } else { "" };
-            let order = Order::new(Method::GET, format!("{}{query}", path(&key)));
-            let response = rest.send(&order).await.map_err(CommandError::failed)?;
-            got(asking, key, response).await
+            let request = AdminRequest::new(Method::GET, format!("{}{query}", path(&key)));
+            let response = admin.send(&request).await.map_err(CommandError::failed)?;
+            got(flags, key, response).await
         }
         KvCommand::Put { key, value, file, content_type, if_match, create, idempotency_key } => {
             let value = read_value(value, file)?;
-            let mut order = Order::new(Method::PUT, path(&key)).body(value, content_type.as_deref());
-            order = if_match.map(tag).into_iter().fold(order, |order, tag| order.header("if-match", tag));
+            let mut request = AdminRequest::new(Method::PUT, path(&key)).body(value, content_type.as_deref());
+            request = if_match.map(tag).into_iter().fold(request, |request, tag| request.header("if-match", tag));
             if create {
-                order = order.header("if-none-match", "*");
+                request = request.header("if-none-match", "*");
             }
             if let Some(id) = idempotency_key {
-                order = order.header("idempotency-key", id);
+                request = request.header("idempotency-key", id);
             }
-            written(asking, &rest, &order).await
+            written(flags, &admin, &request).await
         }
         KvCommand::Delete { key, if_match } => {
-            let order = Order::new(Method::DELETE, path(&key));
-            let order = if_match.map(tag).into_iter().fold(order, |order, tag| order.header("if-match", tag));
-            written(asking, &rest, &order).await
+            let request = AdminRequest::new(Method::DELETE, path(&key));
+            let request = if_match.map(tag).into_iter().fold(request, |request, tag| request.header("if-match", tag));
+            written(flags, &admin, &request).await
         }
-        KvCommand::List { prefix } => list(asking, &rest, &prefix).await,
-        KvCommand::Watch { prefix, since } => watch(asking, &rest, &prefix, since).await,
+        KvCommand::List { prefix } => list(flags, &admin, &prefix).await,
+        KvCommand::Watch { prefix, since } => watch(flags, &admin, &prefix, since).await,
     }
 }
 
@@ -116,7 +117,7 @@ fn tag(revision: u64) -> String {
     format!("\"{revision}\"")
 }
 
-/// The value to put; no more than can be one, and a byte, so that what is too long is refused by the store in its words.
+/// The value to put. One byte more than the limit is read at most, so that the store itself refuses a longer value.
 fn read_value(value: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, CommandError> {
     let most = MAX_VALUE_BYTES as u64 + 1;
     let mut bytes = Vec::new();
@@ -133,14 +134,14 @@ fn read_value(value: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, C
     Ok(bytes)
 }
 
-/// Shows what a key holds.
-async fn got(asking: &Asking, key: String, response: Response) -> Result<(), CommandError> {
+/// Prints the value of a key.
+async fn got(flags: &AdminFlags, key: String, response: Response) -> Result<(), CommandError> {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(String::from);
     let (content_type, tag) = (header("content-type"), header("etag"));
     let value = response.bytes().await.map_err(CommandError::failed)?;
-    match asking.format() {
-        Format::Table => std::io::stdout().write_all(&value).map_err(CommandError::failed),
-        Format::Json => {
+    match flags.format() {
+        OutputFormat::Table => std::io::stdout().write_all(&value).map_err(CommandError::failed),
+        OutputFormat::Json => {
             let got = Got {
                 key,
                 bytes: value.len(),
@@ -154,7 +155,7 @@ async fn got(asking: &Asking, key: String, response: Response) -> Result<(), Com
     }
 }
 
-/// What is known of an entry that was read by its key; as in a list.
+/// An entry that was read by its key, in the form of a list's entries.
 #[derive(Debug, Serialize)]
 struct Got {
     key: String,
@@ -165,24 +166,24 @@ struct Got {
     modified: u64,
 }
 
-async fn written(asking: &Asking, rest: &Rest, order: &Order) -> Result<(), CommandError> {
-    let response = rest.send(order).await.map_err(CommandError::failed)?;
+async fn written(flags: &AdminFlags, admin: &AdminClient, request: &AdminRequest) -> Result<(), CommandError> {
+    let response = admin.send(request).await.map_err(CommandError::failed)?;
     let body: KvWrittenBody = response.json().await.map_err(CommandError::failed)?;
-    match asking.format() {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&body).map_err(CommandError::failed)?),
-        Format::Table => println!("revision {}", body.revision),
+    match flags.format() {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&body).map_err(CommandError::failed)?),
+        OutputFormat::Table => println!("revision {}", body.revision),
     }
     Ok(())
 }
 
-/// All pages as one list. It is read page by page: what changes meanwhile may be in it or not.
-async fn list(asking: &Asking, rest: &Rest, prefix: &str) -> Result<(), CommandError> {
+/// Prints all pages as one list. A change between two pages may be in it or not.
+async fn list(flags: &AdminFlags, admin: &AdminClient, prefix: &str) -> Result<(), CommandError> {
     let mut whole: Option<KvListBody> = None;
     loop {
         let after = whole.as_ref().and_then(|whole| whole.next.as_deref());
         let after = after.map(|after| format!("&after={}", percent_encode(after))).unwrap_or_default();
         let path = format!("/v1/kv?prefix={}&limit={MAX_LIST}{after}", percent_encode(prefix));
-        let page: KvListBody = rest.get(&path).await.map_err(CommandError::failed)?;
+        let page: KvListBody = admin.get(&path).await.map_err(CommandError::failed)?;
         let list = whole.get_or_insert_with(|| KvListBody { revision: page.revision, entries: Vec::new(), next: None });
         list.entries.extend(page.entries);
         list.next = page.next;
@@ -191,12 +192,12 @@ async fn list(asking: &Asking, rest: &Rest, prefix: &str) -> Result<(), CommandE
         }
     }
     let Some(list) = whole else { return Ok(()) };
-    match asking.format() {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&list).map_err(CommandError::failed)?),
-        Format::Table => {
+    match flags.format() {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&list).map_err(CommandError::failed)?),
+        OutputFormat::Table => {
             let rows: Vec<_> = list.entries.iter().map(row).collect();
             let heading = ["key", ">revision", ">version", ">bytes", "type", "value"];
-            println!("{}\nrevision {}", show::table(&heading, &rows), list.revision);
+            println!("{}\nrevision {}", table(&heading, &rows), list.revision);
         }
     }
     Ok(())
@@ -213,7 +214,7 @@ fn row(entry: &KvEntryBody) -> Vec<String> {
     ]
 }
 
-/// The beginning of a value that is text; binary values are not shown.
+/// The beginning of a text value. Binary values are not shown.
 fn short(entry: &KvEntryBody) -> String {
     let Some(text) = &entry.value.text else { return "(binary)".into() };
     let mut shown: String = text.chars().take(60).collect::<String>().escape_debug().to_string();
@@ -223,35 +224,35 @@ fn short(entry: &KvEntryBody) -> String {
     shown
 }
 
-/// Prints changes, and goes on at the next replica where a stream broke off: none is missed, none comes twice.
-async fn watch(asking: &Asking, rest: &Rest, prefix: &str, since: Option<u64>) -> Result<(), CommandError> {
+/// Prints changes, and continues at the next replica where a stream ended. No change is missed or repeated.
+async fn watch(flags: &AdminFlags, admin: &AdminClient, prefix: &str, since: Option<u64>) -> Result<(), CommandError> {
     let mut seen = since;
     loop {
-        let mut order = Order::new(Method::GET, format!("/v1/watch/kv?prefix={}", percent_encode(prefix)));
-        order = order.timeout(WATCH_TIMEOUT);
+        let mut request = AdminRequest::new(Method::GET, format!("/v1/watch/kv?prefix={}", percent_encode(prefix)));
+        request = request.timeout(WATCH_TIMEOUT);
         if let Some(seen) = seen {
-            order = order.header("last-event-id", seen.to_string());
+            request = request.header("last-event-id", seen.to_string());
         }
-        match rest.send(&order).await {
-            Ok(response) => follow(asking, response, &mut seen).await?,
-            // The placement driver is away for a moment; it was there, or nothing would have been seen.
+        match admin.send(&request).await {
+            Ok(response) => follow(flags, response, &mut seen).await?,
+            // A temporary failure: the placement driver has answered before.
             Err(error) if error.is_temporary() && seen.is_some() => {}
             Err(error) => return Err(CommandError::failed(error)),
         }
-        rest.pass_over();
+        admin.pass_over();
         tokio::time::sleep(Duration::from_millis(WATCH_AGAIN_MS)).await;
     }
 }
 
-/// Prints what one stream brings, until it breaks off.
-async fn follow(asking: &Asking, mut response: Response, seen: &mut Option<u64>) -> Result<(), CommandError> {
+/// Prints the events of one stream until it ends.
+async fn follow(flags: &AdminFlags, mut response: Response, seen: &mut Option<u64>) -> Result<(), CommandError> {
     let mut buffer = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         buffer.extend_from_slice(&chunk);
         while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
             let block = String::from_utf8_lossy(&buffer[..end]).into_owned();
             buffer.drain(..end + 2);
-            print_event(asking, &block, seen)?;
+            print_event(flags, &block, seen)?;
         }
         if buffer.len() > MAX_EVENT_BYTES {
             return Err(CommandError::Failed(format!("an event is longer than {MAX_EVENT_BYTES} bytes")));
@@ -260,7 +261,7 @@ async fn follow(asking: &Asking, mut response: Response, seen: &mut Option<u64>)
     Ok(())
 }
 
-fn print_event(asking: &Asking, block: &str, seen: &mut Option<u64>) -> Result<(), CommandError> {
+fn print_event(flags: &AdminFlags, block: &str, seen: &mut Option<u64>) -> Result<(), CommandError> {
     let field = |name: &str| {
         let mut lines = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         lines.next().map(|value| value.strip_prefix(' ').unwrap_or(value))
@@ -275,9 +276,9 @@ fn print_event(asking: &Asking, block: &str, seen: &mut Option<u64>) -> Result<(
     }
     let event: KvEventBody =
         serde_json::from_str(data).map_err(|e| CommandError::Failed(format!("an event cannot be understood: {e}")))?;
-    match asking.format() {
-        Format::Json => println!("{data}"),
-        Format::Table => {
+    match flags.format() {
+        OutputFormat::Json => println!("{data}"),
+        OutputFormat::Table => {
             let value = event.entry.as_ref().map(short).unwrap_or_default();
             println!("{:>8}  {name:<6}  {}  {value}", event.revision, event.key.escape_debug());
         }
@@ -290,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_shown_shortened_and_harmless() {
+    fn values_are_shortened_and_escaped() {
         let entry = |bytes: &[u8]| KvEntryBody {
             key: "k".into(),
             value: KvValue::new(bytes),
@@ -301,7 +302,7 @@ mod tests {
             version: 1,
         };
         assert_eq!(short(&entry(b"plain")), "plain");
-        // What somebody stored must not steer the terminal.
+        // A stored value must not control the terminal.
         assert_eq!(short(&entry(b"\x1b[2Ja\nb")), "\\u{1b}[2Ja\\nb");
         assert_eq!(short(&entry(&[0xFF])), "(binary)");
         assert_eq!(short(&entry("ä".repeat(61).as_bytes())), format!("{}…", "ä".repeat(60)));

@@ -1,11 +1,11 @@
-//! Figures, ratios and bars: what was measured becomes what is printed. Pure.
+//! Measurements of two systems, their ratios and their goals, as text. Pure.
 
-use crate::cli::show::table;
+use crate::display::table;
 use serde::Serialize;
 
-/// One system's part of a comparison: the median of its rounds.
+/// The measurement of one system. Of several rounds, the median.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Figure {
+pub struct Measurement {
     /// Operations a second.
     pub per_s: f64,
     /// Median latency, in milliseconds.
@@ -16,24 +16,24 @@ pub struct Figure {
     pub failed: u64,
 }
 
-/// Evenkeel and what it is compared with, doing the same.
+/// The same work by Evenkeel and by a reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// What was done: `update`, `read`, `routes`.
+    /// The operation: `update`, `read`, `routes`.
     pub what: String,
     /// Clients, each with one operation under way at a time.
     pub clients: usize,
     /// Evenkeel.
-    pub evenkeel: Figure,
-    /// What it is compared with: `postgresql` or `nginx`.
+    pub evenkeel: Measurement,
+    /// The reference: `postgresql` or `nginx`.
     pub beside: String,
-    /// That one's figures.
-    pub other: Figure,
-    /// Evenkeel's throughput over the other's.
+    /// The reference's measurement.
+    pub other: Measurement,
+    /// Evenkeel's throughput divided by the reference's.
     pub ratio: f64,
-    /// What the ratio should be at least; absent where no bar is set.
+    /// The least ratio that meets the goal; absent without a goal.
     pub bar: Option<f64>,
-    /// Whether it is; absent without a bar.
+    /// Whether the goal is met; absent without a goal.
     pub met: Option<bool>,
 }
 
@@ -43,8 +43,8 @@ impl Comparison {
         what: &str,
         clients: usize,
         beside: &str,
-        evenkeel: &[Figure],
-        other: &[Figure],
+        evenkeel: &[Measurement],
+        other: &[Measurement],
         bar: Option<f64>,
     ) -> Self {
         let (evenkeel, other) = (median(evenkeel), median(other));
@@ -54,14 +54,14 @@ impl Comparison {
     }
 }
 
-/// The median of each figure over the rounds; failures are summed.
-pub fn median(rounds: &[Figure]) -> Figure {
-    let middle = |value: fn(&Figure) -> f64| {
+/// The median of each measure over the rounds. Failures are summed.
+pub fn median(rounds: &[Measurement]) -> Measurement {
+    let middle = |value: fn(&Measurement) -> f64| {
         let mut values: Vec<f64> = rounds.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied().unwrap_or(0.0)
     };
-    Figure {
+    Measurement {
         per_s: middle(|f| f.per_s),
         p50_ms: middle(|f| f.p50_ms),
         p99_ms: middle(|f| f.p99_ms),
@@ -71,7 +71,7 @@ pub fn median(rounds: &[Figure]) -> Figure {
 
 /// The comparisons as a table.
 pub fn render(comparisons: &[Comparison]) -> String {
-    let latency = |f: &Figure| format!("{:.2} / {:.2}", f.p50_ms, f.p99_ms);
+    let latency = |f: &Measurement| format!("{:.2} / {:.2}", f.p50_ms, f.p99_ms);
     let row = |c: &Comparison| {
         let bar = match (c.bar, c.met) {
             (Some(bar), Some(met)) => format!("{bar:.2} {}", if met { "met" } else { "MISSED" }),
@@ -109,14 +109,14 @@ pub fn render(comparisons: &[Comparison]) -> String {
 mod tests {
     use super::*;
 
-    fn figure(per_s: f64) -> Figure {
-        Figure { per_s, p50_ms: 1.0, p99_ms: 2.0, failed: 1 }
+    fn figure(per_s: f64) -> Measurement {
+        Measurement { per_s, p50_ms: 1.0, p99_ms: 2.0, failed: 1 }
     }
 
     #[test]
     fn the_median_round_counts_and_no_failure_is_forgotten() {
         let rounds = [figure(10.0), figure(1000.0), figure(20.0)];
-        assert_eq!(median(&rounds), Figure { failed: 3, ..figure(20.0) });
+        assert_eq!(median(&rounds), Measurement { failed: 3, ..figure(20.0) });
         assert_eq!(median(&[]).per_s, 0.0);
     }
 

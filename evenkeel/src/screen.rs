@@ -1,8 +1,10 @@
-//! The live picture of a run: on a terminal one bar per shard, the time and the operators under way; elsewhere one plain line
-//! per second, and one for everything that happens.
+//! The progress of a run on standard output. A terminal shows one bar per shard, the time, and the running operators. Any other
+//! output receives one line per second and one line per event.
 
-use super::watch::{Seen, is_running};
-use crate::cli::show;
+use crate::display::bytes;
+use evenkeel_local_cluster::operator_text::{describe, is_running};
+use evenkeel_local_cluster::run::observation::Observation;
+use evenkeel_local_cluster::run::{Progress, TaskProgress};
 use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
 use evenkeel_workloads::replay::SecondSummary;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -11,39 +13,38 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most operators shown at once.
+/// The number of operators shown at once.
 const SHOWN_OPERATORS: usize = 8;
 
-/// Where a run shows itself; cheap to clone.
+/// Shows the progress of a run. Clones are cheap and share the display.
 #[derive(Debug, Clone)]
 pub struct Screen {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ScreenState>>,
     bars: Option<MultiProgress>,
-    silent: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ScreenState {
     started: Option<Instant>,
     duration_s: u64,
-    /// What stands behind a throughput: nothing, or the limit that every shard has.
+    /// The suffix of a throughput: the rate limit of every shard, or nothing.
     limit: String,
     ranges_by_shard: BTreeMap<u32, usize>,
     moving: usize,
-    picture: Picture,
+    display: LoadBars,
 }
 
-/// The bars of the picture, made when first needed.
+/// The bars shown during the load, created when first needed.
 #[derive(Debug, Default)]
-struct Picture {
+struct LoadBars {
     time: Option<ProgressBar>,
     shards: BTreeMap<u32, ProgressBar>,
     operators: Option<ProgressBar>,
 }
 
-/// One task with a known size.
+/// One task with a known number of steps.
 #[derive(Debug, Clone)]
-pub struct Progress {
+struct ScreenTask {
     bar: Option<ProgressBar>,
     screen: Screen,
     what: String,
@@ -52,22 +53,19 @@ pub struct Progress {
 }
 
 impl Screen {
-    /// A picture if standard output is a terminal, lines otherwise.
+    /// Bars if standard output is a terminal, lines otherwise.
     pub fn new() -> Screen {
         let bars = std::io::stdout().is_terminal().then(MultiProgress::new);
-        Screen { state: Arc::default(), bars, silent: false }
+        Screen { state: Arc::default(), bars }
     }
 
-    /// Shows nothing: for tests.
-    pub fn silent() -> Screen {
-        Screen { state: Arc::default(), bars: None, silent: true }
+    fn lock(&self) -> MutexGuard<'_, ScreenState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Says one thing.
-    pub fn line(&self, text: &str) {
-        if self.silent {
-            return;
-        }
+impl Progress for Screen {
+    fn line(&self, text: &str) {
         match &self.bars {
             Some(bars) => {
                 if bars.println(text).is_err() {
@@ -78,41 +76,35 @@ impl Screen {
         }
     }
 
-    /// Starts to show a task of `total` steps.
-    pub fn progress(&self, what: &str, total: u64) -> Progress {
+    fn task(&self, what: &str, total: u64) -> Arc<dyn TaskProgress> {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total));
             bar.set_style(style("{msg:28} {bar:40} {pos}/{len}"));
             bar.set_message(what.to_string());
             bar
         });
-        Progress { bar, screen: self.clone(), what: what.to_string(), total, started: Instant::now() }
+        Arc::new(ScreenTask { bar, screen: self.clone(), what: what.to_string(), total, started: Instant::now() })
     }
 
-    /// The load starts now and lasts this long, on shards that have this limit in statements a second, if they have one.
-    pub fn load_starts(&self, duration_s: f64, limit: Option<u64>) {
+    fn load_starts(&self, duration_s: f64, limit: Option<u64>) {
         let mut state = self.lock();
         state.limit = limit.map_or_else(String::new, |limit| format!(" (limited to {limit}/s each)"));
         state.started = Some(Instant::now());
         state.duration_s = duration_s.ceil() as u64;
     }
 
-    /// The load has ended: the picture goes, what was said stays.
-    pub fn load_ended(&self) {
-        let picture = std::mem::take(&mut self.lock().picture);
-        for bar in picture.shards.into_values().chain(picture.time).chain(picture.operators) {
+    /// Removes the bars; lines stay.
+    fn load_ended(&self) {
+        let bars = std::mem::take(&mut self.lock().display);
+        for bar in bars.shards.into_values().chain(bars.time).chain(bars.operators) {
             bar.finish_and_clear();
         }
     }
 
-    /// A second of load is over.
-    pub fn second(&self, summary: &SecondSummary) {
+    fn second(&self, summary: &SecondSummary) {
         let mut state = self.lock();
         if let Some(bars) = &self.bars {
             draw_second(bars, &mut state, summary);
-            return;
-        }
-        if self.silent {
             return;
         }
         let per_shard: Vec<String> = summary.per_shard.iter().map(|(shard, n)| format!("{shard}:{n}")).collect();
@@ -130,8 +122,7 @@ impl Screen {
         ));
     }
 
-    /// What the placement driver shows.
-    pub fn picture(&self, seen: &Seen) {
+    fn observed(&self, seen: &Observation) {
         let mut state = self.lock();
         state.ranges_by_shard.clear();
         for range in &seen.ranges {
@@ -141,19 +132,14 @@ impl Screen {
         let Some(bars) = &self.bars else {
             return;
         };
-        if state.picture.time.is_none() {
+        if state.display.time.is_none() {
             return;
         }
         let running = seen.running.iter().take(SHOWN_OPERATORS).map(|o| {
-            format!(
-                "  {}: {} {}",
-                show::describe(&o.kind),
-                o.step,
-                if o.bytes > 0 { show::bytes(o.bytes) } else { String::new() }
-            )
+            format!("  {}: {} {}", describe(&o.kind), o.step, if o.bytes > 0 { bytes(o.bytes) } else { String::new() })
         });
         let text = running.collect::<Vec<_>>().join("\n");
-        let bar = state.picture.operators.get_or_insert_with(|| {
+        let bar = state.display.operators.get_or_insert_with(|| {
             let bar = bars.add(ProgressBar::new_spinner());
             bar.set_style(style("{msg}"));
             bar
@@ -161,8 +147,7 @@ impl Screen {
         bar.set_message(text);
     }
 
-    /// An operator was seen: new, or as it is now.
-    pub fn operator(&self, before: Option<&OperatorBody>, now: &OperatorBody) {
+    fn operator(&self, before: Option<&OperatorBody>, now: &OperatorBody) {
         let at = self.lock().started.map_or_else(String::new, |s| format!("{:>6.1} s  ", s.elapsed().as_secs_f64()));
         let ended = !is_running(now) && before.is_none_or(is_running);
         if ended {
@@ -170,18 +155,14 @@ impl Screen {
                 (OperatorKind::Move { .. }, "done") => format!(
                     ": {} rows, {}, writes paused {} ms",
                     now.rows,
-                    show::bytes(now.bytes),
+                    bytes(now.bytes),
                     ms(now.pause_us.map(|us| us as f64 / 1000.0))
                 ),
                 (_, "done") => String::new(),
                 (_, status) => format!(": {status} {}", now.detail.as_deref().unwrap_or_default()),
             };
-            self.line(&format!("{at}{}{moved}", show::describe(&now.kind)));
+            self.line(&format!("{at}{}{moved}", describe(&now.kind)));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,16 +172,14 @@ impl Default for Screen {
     }
 }
 
-impl Progress {
-    /// So many steps are done.
-    pub fn set(&self, steps: u64) {
+impl TaskProgress for ScreenTask {
+    fn set(&self, steps: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(steps);
         }
     }
 
-    /// All steps are done.
-    pub fn done(&self) {
+    fn done(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -209,9 +188,9 @@ impl Progress {
     }
 }
 
-fn draw_second(bars: &MultiProgress, state: &mut State, summary: &SecondSummary) {
+fn draw_second(bars: &MultiProgress, state: &mut ScreenState, summary: &SecondSummary) {
     let (duration, limit) = (state.duration_s, state.limit.clone());
-    let time = state.picture.time.get_or_insert_with(|| {
+    let time = state.display.time.get_or_insert_with(|| {
         let bar = bars.add(ProgressBar::new(duration));
         bar.set_style(style("{pos:>4}/{len} s {bar:40} {msg}"));
         bar
@@ -230,7 +209,7 @@ fn draw_second(bars: &MultiProgress, state: &mut State, summary: &SecondSummary)
     for shard in shards {
         let load = summary.per_shard.get(&shard).copied().unwrap_or(0);
         let ranges = state.ranges_by_shard.get(&shard).copied().unwrap_or(0);
-        let bar = state.picture.shards.entry(shard).or_insert_with(|| {
+        let bar = state.display.shards.entry(shard).or_insert_with(|| {
             let bar = bars.add(ProgressBar::new(1));
             bar.set_style(style("  {prefix:8} {bar:40} {msg}"));
             bar.set_prefix(format!("shard {shard}"));
@@ -250,7 +229,7 @@ fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |v| if v < 10.0 { format!("{v:.1}") } else { format!("{v:.0}") })
 }
 
-/// One line on standard output. A reader that has gone away is no reason to stop the run.
+/// Writes one line to standard output. A closed output does not stop the run.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
@@ -258,7 +237,7 @@ fn say(text: &str) {
     }
 }
 
-/// Shows a spinner while something of unknown length goes on; a line when it is done.
+/// Shows a spinner during work of unknown length. Returns its result and its duration.
 pub async fn while_waiting<T>(screen: &Screen, what: &str, work: impl Future<Output = T>) -> (T, Duration) {
     let started = Instant::now();
     let bar = screen.bars.as_ref().map(|bars| {
