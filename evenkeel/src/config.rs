@@ -1,11 +1,14 @@
-//! Configuration in layers: a TOML file, the environment, flags. A later layer overrides an earlier one.
+//! Configuration in layers: a TOML file, the environment, flags. A later layer overrides an earlier
+//! one.
 //!
-//! A command describes its settings once, as a list of [`Setting`]s. All three layers pass through that list, so that a mistake
-//! is reported the same way in each of them: one line with the key, the value and the accepted values. A key that no command knows
-//! is an error in the file and in the environment alike.
+//! A command describes its settings once, as a list of [`Setting`]s. All three layers pass through
+//! that list, so that a mistake is reported the same way in each of them: one line with the key,
+//! the value and the accepted values. A key that no command knows is an error in the file and in
+//! the environment alike.
 //!
-//! The environment variable of a setting is `EVENKEEL_` and its key in capitals (`EVENKEEL_DATA_DIR`). In a section two underscores
-//! stand for the dot (`EVENKEEL_BALANCER__COOL_DOWN_MS`).
+//! The environment variable of a setting is `EVENKEEL_` and its key in capitals
+//! (`EVENKEEL_DATA_DIR`). In a section two underscores stand for the dot
+//! (`EVENKEEL_BALANCER__COOL_DOWN_MS`).
 //!
 //! This module is pure: the caller passes the file's text, the environment and the flags.
 
@@ -33,7 +36,8 @@ pub enum Kind {
     Path,
     /// Any text.
     Text,
-    /// A time within these bounds, in seconds: a number of seconds, or a number with `ms`, `s`, `m` or `h`. Stored in seconds.
+    /// A time within these bounds, in seconds: a number of seconds, or a number with `ms`, `s`, `m`
+    /// or `h`. Stored in seconds.
     Seconds(f64, f64),
     /// URLs of the placement driver's replicas, separated by commas. Stored as text.
     Urls,
@@ -79,7 +83,8 @@ pub struct Setting {
     pub kind: Kind,
     /// Whether the command needs it.
     pub required: bool,
-    /// The setting that this one replaces. Of the two, the one of the later layer counts. One layer has at most one of them.
+    /// The setting that this one replaces. Of the two, the one of the later layer counts. One layer
+    /// has at most one of them.
     pub instead_of: Option<&'static str>,
 }
 
@@ -132,11 +137,13 @@ pub struct Layers {
     pub environment: Vec<(String, String)>,
     /// The given flags: key and text.
     pub flags: Vec<(&'static str, String)>,
-    /// Keys of other commands. The environment is shared by all commands, so these keys are ignored there.
+    /// Keys of other commands. The environment is shared by all commands, so these keys are ignored
+    /// there.
     pub other_commands_keys: Vec<&'static str>,
 }
 
-/// The flag of a key. `--log` is the log filter of every command, so the flag of the log's addresses differs from its key.
+/// The flag of a key. `--log` is the log filter of every command, so the flag of the log's
+/// addresses differs from its key.
 fn flag_name(key: &str) -> String {
     match key {
         "log" => "log-addresses".to_string(),
@@ -346,7 +353,8 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
     })
 }
 
-/// The value in the form of the configuration's type. The error is the path inside the value, the value there, and what is accepted.
+/// The value in the form of the configuration's type. The error is the path inside the value, the
+/// value there, and the accepted values.
 fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, String, String)> {
     let wrong = || (String::new(), value.to_string(), kind.to_string());
     match (kind, value) {
@@ -400,7 +408,8 @@ fn parse_seconds(text: &str) -> Option<f64> {
     (number.is_finite() && number >= 0.0).then_some(number * unit)
 }
 
-/// Checks that `replica` has an address in each of these maps, and that they name the same replicas.
+/// Checks that `replica` has an address in each of these maps, and that they name the same
+/// replicas.
 pub fn check_members(replica: u64, maps: &[(&str, &BTreeMap<u64, SocketAddr>)]) -> Result<(), ConfigError> {
     let Some((first, named)) = maps.first() else { return Ok(()) };
     let list = |map: &BTreeMap<u64, SocketAddr>| map.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");

@@ -38,7 +38,7 @@ fn resolved(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &s
 }
 
 #[test]
-fn what_comes_later_wins() {
+fn a_later_layer_overrides_an_earlier_one() {
     let file = "replica = 1\ndata_dir = '/a'\nwait = '2m'\n[rpc]\n1 = '127.0.0.1:1'\n[balancer]\nthreshold = 2";
     let one = resolved(file, &[], &[]).unwrap();
     assert_eq!((one.replica, one.data_dir.as_str(), one.wait), (1, "/a", Some(120.0)));
@@ -87,7 +87,7 @@ fn a_configuration_survives_its_own_file() {
 }
 
 #[test]
-fn a_mistake_is_one_line_with_key_value_and_what_is_accepted() {
+fn a_mistake_is_one_line_with_key_value_and_accepted_values() {
     let base = "replica = 1\ndata_dir = '/a'\n";
     for (line, expected) in [
         ("shard = 1", "shard (file a.toml): no such key; accepted are replica, data_dir, rpc, wait, balancer"),

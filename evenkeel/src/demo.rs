@@ -1,4 +1,5 @@
-//! `demo`: starts a cluster on this machine, sends a skewed load to one shard, and shows how the balancer spreads it.
+//! `demo`: starts a cluster on this machine, sends a skewed load to one shard, and shows how the
+//! balancer spreads it.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
 use crate::error::CommandError;

@@ -1,6 +1,7 @@
 //! Tables and sizes as text. Pure.
 
-/// A table with a heading. A column is as wide as its widest cell. A leading `>` in a heading aligns its column right.
+/// A table with a heading. A column is as wide as its widest cell. A leading `>` in a heading
+/// aligns its column right.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let layout = TableLayout::new(heading, rows);
     std::iter::once(layout.heading()).chain(rows.iter().map(|row| layout.line(row))).collect::<Vec<_>>().join("\n")

@@ -1,7 +1,9 @@
-//! The program `evenkeel`: one subcommand per role, the demonstration, the measurements, and the administrator's commands.
+//! The program `evenkeel`: one subcommand per role, the demonstration, the measurements, and the
+//! administrator's commands.
 //!
-//! It stores no data itself. Roles are in crates of their own; this crate starts them, sends requests to them, and prints their
-//! answers. It promises that invalid options are rejected with a one-line error and exit status 2 before anything starts.
+//! It stores no data itself. Roles are in crates of their own; this crate starts them, sends
+//! requests to them, and prints their answers. It promises that invalid options are rejected with a
+//! one-line error and exit status 2 before anything starts.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! Files that a command writes when its work is done. Their paths are checked before the work starts, so that a missing folder does
-//! not discard its results.
+//! Files that a command writes when its work is done. Their paths are checked before the work
+//! starts, so that a missing folder does not discard its results.
 
 use crate::config::ConfigError;
 use std::fs::{self, File};

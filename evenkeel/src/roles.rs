@@ -1,6 +1,8 @@
-//! The two roles of a process, placement driver and shard node: their settings, their start, their end.
+//! The two roles of a process, placement driver and shard node: their settings, their start, their
+//! end.
 //!
-//! A role runs until SIGTERM, SIGINT or, if asked for, the end of standard input. A panic in any of its tasks ends the process.
+//! A role runs until SIGTERM, SIGINT or, if asked for, the end of standard input. A panic in any of
+//! its tasks ends the process.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, check_members, resolve};
 use evenkeel_client::causes::with_causes;
@@ -10,7 +12,8 @@ use std::future::Future;
 use std::io::Read;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The rate limit of a shard's leader, in statements per second. Below one, a start would not finish.
+/// The rate limit of a shard's leader, in statements per second. Below one, a start would not
+/// finish.
 pub const CAPACITY_PER_S: Kind = Kind::Number(1.0, 1e9);
 /// The lower bound of the log's size, in bytes: a few entries of the largest size.
 const MIN_LOG_BYTES: i64 = 4 << 20;
@@ -105,14 +108,15 @@ pub async fn run_shard_node(layers: &Layers, end_with_stdin: bool) -> Result<(),
     on_a_worker(shard_node::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
 }
 
-/// Runs a role as a task of the runtime. The main thread is not a worker of the runtime: each wake-up between it and a task would
-/// pass through another thread, and a shard's applier, which runs here, wakes tasks for every write.
+/// Runs a role as a task of the runtime. The main thread is not a worker of the runtime: each
+/// wake-up between it and a task would pass through another thread, and a shard's applier, which
+/// runs here, wakes tasks for every write.
 async fn on_a_worker<T: Send + 'static>(role: impl Future<Output = T> + Send + 'static) -> Result<T, RoleError> {
     tokio::spawn(role).await.map_err(|error| RoleError::Run(error.to_string()))
 }
 
-/// Makes a panic in any task end the process, in every build profile. A replica that has lost a task would look healthy and not
-/// serve.
+/// Makes a panic in any task end the process, in every build profile. A replica that has lost a
+/// task would look healthy and not serve.
 fn end_on_panic() {
     let show = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -121,8 +125,8 @@ fn end_on_panic() {
     }));
 }
 
-/// Resolves on SIGTERM or SIGINT, and with `end_with_stdin` when standard input closes: the parent process has then ended, and no
-/// other would end this one.
+/// Resolves on SIGTERM or SIGINT, and with `end_with_stdin` when standard input closes: the parent
+/// process has then ended, and no other would end this one.
 pub fn end_request(end_with_stdin: bool) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,4 +1,5 @@
-//! The settings of a run, shared by `demo` and `replay`. Invalid settings are rejected before anything starts.
+//! The settings of a run, shared by `demo` and `replay`. Invalid settings are rejected before
+//! anything starts.
 
 use crate::config::{ConfigError, Kind, Setting};
 use crate::error::CommandError;
@@ -156,8 +157,8 @@ fn of_trace(config: &RunConfig, path: &Path) -> Result<Workload, ConfigError> {
     })
 }
 
-/// Shows the report of a run, and writes it to the file of the configuration. The error says that the run found a violation, or that
-/// the file was not written.
+/// Shows the report of a run, and writes it to the file of the configuration. The error says that
+/// the run found a violation, or that the file was not written.
 pub fn conclude(finished: &FinishedRun, config: &RunConfig, progress: &dyn Progress) -> Result<(), CommandError> {
     progress.line("");
     progress.line(&finished.report.render_text());

@@ -1,5 +1,5 @@
-//! The progress of a run on standard output. A terminal shows one bar per shard, the time, and the running operators. Any other
-//! output receives one line per second and one line per event.
+//! The progress of a run on standard output. A terminal shows one bar per shard, the time, and the
+//! running operators. Any other output receives one line per second and one line per event.
 
 use crate::display::bytes;
 use evenkeel_local_cluster::operator_text::{describe, is_running};

@@ -34,14 +34,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until every shard has a leader that has reported to the placement driver.
+    /// Starts a cluster and waits until every shard has a leader that has reported to the placement
+    /// driver.
     pub async fn start(options: ClusterOptions) -> Result<Cluster, ClusterError> {
         let cluster = Cluster::launch(options)?;
         cluster.wait_ready().await?;
         Ok(cluster)
     }
 
-    /// Starts the processes and returns at once. With links it must be called within a tokio runtime.
+    /// Starts the processes and returns at once. With links it must be called within a tokio
+    /// runtime.
     pub fn launch(options: ClusterOptions) -> Result<Cluster, ClusterError> {
         let (root, temporary) = make_root(options.data_dir.as_deref())?;
         let wanted = options.placement_drivers as usize * 3 + options.shards as usize * options.replicas as usize * 2;
@@ -57,8 +59,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Registers the shards with the placement driver, and waits until every replica runs and every shard has a leader that has
-    /// reported and has its followers connected.
+    /// Registers the shards with the placement driver, and waits until every replica runs and every
+    /// shard has a leader that has reported and has its followers connected.
     pub async fn wait_ready(&self) -> Result<(), ClusterError> {
         let deadline = Instant::now() + Duration::from_millis(self.options.start_timeout_ms);
         self.wait_placement_drivers_ready(deadline).await?;
@@ -133,13 +135,14 @@ impl Cluster {
         self.processes.log_tail(id, lines)
     }
 
-    /// Kills a process with SIGKILL and waits until it has ended. Its PostgreSQL server, if it has one, keeps running, as it would
-    /// on a real machine.
+    /// Kills a process with SIGKILL and waits until it has ended. Its PostgreSQL server, if it has
+    /// one, keeps running, as it would on a real machine.
     pub fn kill(&self, id: ProcessId) -> Result<(), ClusterError> {
         self.processes.with(id, |process| process.kill())
     }
 
-    /// Kills the PostgreSQL server of a shard's replica with SIGKILL. Returns the number of the killed process.
+    /// Kills the PostgreSQL server of a shard's replica with SIGKILL. Returns the number of the
+    /// killed process.
     pub fn kill_postgres(&self, id: ProcessId) -> Result<u32, ClusterError> {
         let data = self.data_dir(id).ok_or(ClusterError::NoSuchProcess(id))?;
         let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "no PostgreSQL server runs there");
@@ -159,7 +162,8 @@ impl Cluster {
         self.processes.with(id, |process| process.signal(rustix::process::Signal::CONT))
     }
 
-    /// Blocks or opens every link of a process, to other processes and to clients (needs [`ClusterOptions::links`]).
+    /// Blocks or opens every link of a process, to other processes and to clients (needs
+    /// [`ClusterOptions::links`]).
     pub fn cut_off(&self, id: ProcessId, blocked: bool) {
         let fault = LinkFault { blocked, delay_ms: 0 };
         let others = self.process_ids().into_iter().filter(|other| *other != id).map(LinkEnd::Process);
@@ -168,14 +172,15 @@ impl Cluster {
         }
     }
 
-    /// Sets a fault hook of a process (needs [`ClusterOptions::links`]): writes `value` to `file`, one of those in
-    /// [`evenkeel_replicated_log::hindrance`].
+    /// Sets a fault hook of a process (needs [`ClusterOptions::links`]): writes `value` to `file`,
+    /// one of those in [`evenkeel_replicated_log::hindrance`].
     pub fn set_fault_hook(&self, id: ProcessId, file: &str, value: i64) -> Result<(), ClusterError> {
         let path = self.data_dir(id).ok_or(ClusterError::NoSuchProcess(id))?.join(file);
         std::fs::write(&path, value.to_string()).map_err(ClusterError::io(format!("writing {}", path.display())))
     }
 
-    /// The network between the processes. Without [`ClusterOptions::links`] no traffic passes over it.
+    /// The network between the processes. Without [`ClusterOptions::links`] no traffic passes over
+    /// it.
     pub fn links(&self) -> &Links {
         &self.links
     }
@@ -191,7 +196,8 @@ impl Cluster {
         self.processes.write_endpoints()
     }
 
-    /// Starts the replicas of a further shard and registers it. Returns once its leader has reported.
+    /// Starts the replicas of a further shard and registers it. Returns once its leader has
+    /// reported.
     pub async fn add_shard(&self) -> Result<ShardId, ClusterError> {
         let wanted = self.options.replicas as usize * if self.options.links { 4 } else { 2 };
         let ports = reserve(wanted)?;
@@ -213,7 +219,8 @@ impl Cluster {
         self.processes.write_endpoints()
     }
 
-    /// Starts a further replica of a shard, which waits to be added to the group (`POST /v1/shards/{id}/replicas`).
+    /// Starts a further replica of a shard, which waits to be added to the group (`POST
+    /// /v1/shards/{id}/replicas`).
     pub fn start_replica(&self, shard: ShardId) -> Result<NewReplica, ClusterError> {
         let ports = reserve(2)?;
         let (new, spec) = self.processes.with_layout(|layout| layout.add_replica(&self.options, shard, &ports))?;
@@ -222,7 +229,8 @@ impl Cluster {
         Ok(new)
     }
 
-    /// Starts a further replica of the placement driver, which waits to be added to the group (`POST /v1/members`).
+    /// Starts a further replica of the placement driver, which waits to be added to the group
+    /// (`POST /v1/members`).
     pub fn start_placement_driver(&self) -> Result<NewDriver, ClusterError> {
         let ports = reserve(3)?;
         let (new, spec) = self.processes.with_layout(|layout| layout.add_placement_driver(&self.options, &ports))?;
@@ -256,7 +264,8 @@ impl Cluster {
         self.processes.endpoints()
     }
 
-    /// Writes [`Cluster::endpoints`] as JSON to `path`, now and after every change of the processes.
+    /// Writes [`Cluster::endpoints`] as JSON to `path`, now and after every change of the
+    /// processes.
     pub fn keep_endpoints_in(&self, path: &Path) -> Result<(), ClusterError> {
         self.processes.set_endpoints_file(path);
         self.processes.write_endpoints()
@@ -267,7 +276,8 @@ impl Cluster {
         self.processes.died()
     }
 
-    /// Ends every process in order, and after a timeout with SIGKILL, and then the PostgreSQL servers that are left.
+    /// Ends every process in order, and after a timeout with SIGKILL, and then the PostgreSQL
+    /// servers that are left.
     pub async fn stop(self) {
         let stopping = tokio::task::spawn_blocking(move || {
             self.processes.stop_all();
@@ -339,7 +349,8 @@ fn make_root(wanted: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir
             (made.path().to_path_buf(), Some(made))
         }
     };
-    // Started as root, PostgreSQL runs as an unprivileged user, who needs access to the folders below.
+    // Started as root, PostgreSQL runs as an unprivileged user, who needs access to the folders
+    // below.
     std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755))
         .map_err(ClusterError::io(format!("opening {} to PostgreSQL's user", root.display())))?;
     Ok((root, temporary))

@@ -14,7 +14,7 @@ pub struct InvalidSetting {
     pub setting: &'static str,
     /// Its value.
     pub value: String,
-    /// What is accepted instead.
+    /// The accepted values.
     pub accepted: String,
 }
 

@@ -1,7 +1,7 @@
 //! The processes of a cluster: their names, folders, addresses and configurations.
 //!
-//! [`Layout`] owns the assignment of ports to processes and never reuses the number of a shard or a replica. It is pure: ports
-//! are reserved by the caller, and nothing is written.
+//! [`Layout`] owns the assignment of ports to processes and never reuses the number of a shard or a
+//! replica. It is pure: ports are reserved by the caller, and nothing is written.
 
 use crate::address::loopback;
 use crate::error::ClusterError;
@@ -64,8 +64,8 @@ struct ShardLayout {
 }
 
 impl Layout {
-    /// Assigns `ports` to the processes of `options`: three per placement driver, two per shard replica, and twice as many with
-    /// links.
+    /// Assigns `ports` to the processes of `options`: three per placement driver, two per shard
+    /// replica, and twice as many with links.
     pub fn new(options: &ClusterOptions, root: &Path, ports: Vec<u16>) -> Layout {
         let mut ports = ports.into_iter();
         let count = options.placement_drivers;
@@ -135,7 +135,8 @@ impl Layout {
         Ok((new, joining(spec)))
     }
 
-    /// Adds a replica of the placement driver on `ports` (three). It waits to be added to the replica group.
+    /// Adds a replica of the placement driver on `ports` (three). It waits to be added to the
+    /// replica group.
     pub fn add_placement_driver(
         &mut self,
         options: &ClusterOptions,
@@ -185,7 +186,8 @@ impl Layout {
         self.shards.iter().map(info).collect()
     }
 
-    /// The proxies in front of a process's addresses, each with the address it forwards to. Empty without links.
+    /// The proxies in front of a process's addresses, each with the address it forwards to. Empty
+    /// without links.
     pub fn proxies_of(&self, id: ProcessId) -> Vec<(SocketAddr, SocketAddr)> {
         let (replica, addresses) = match id {
             ProcessId::PlacementDriver(replica) => {
@@ -277,7 +279,8 @@ impl Layout {
     }
 }
 
-/// The same process, which waits to be added to its replica group. Top-level keys precede any section.
+/// The same process, which waits to be added to its replica group. Top-level keys precede any
+/// section.
 fn joining(spec: ProcessSpec) -> ProcessSpec {
     ProcessSpec { config: format!("join = true\n{}", spec.config), ..spec }
 }

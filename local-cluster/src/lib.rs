@@ -1,17 +1,17 @@
 //! A whole cluster on this machine, as child processes of one executable.
 //!
-//! `evenkeel demo`, `evenkeel bench` and the integration tests are built on it. [`Cluster`] owns the processes it starts, their
-//! folders and their addresses. It promises to leave nothing behind:
+//! `evenkeel demo`, `evenkeel bench` and the integration tests are built on it. [`Cluster`] owns
+//! the processes it starts, their folders and their addresses. It promises to leave nothing behind:
 //!
 //! - [`Cluster::stop`] ends every process in order;
 //! - dropping a [`Cluster`] kills every process at once;
 //! - if this process is killed, its children see their standard input close and end by themselves.
 //!
-//! That includes PostgreSQL servers orphaned by a `kill -9` of their shard node: they are found by the `postmaster.pid` in their
-//! data folder (see [`postmaster`]).
+//! That includes PostgreSQL servers orphaned by a `kill -9` of their shard node: they are found by
+//! the `postmaster.pid` in their data folder (see [`postmaster`]).
 //!
-//! Nothing waits for time. Every wait is for a condition with a deadline; a missed deadline is reported with the end of the
-//! log of the process at fault (see [`wait`]).
+//! Nothing waits for time. Every wait is for a condition with a deadline; a missed deadline is
+//! reported with the end of the log of the process at fault (see [`wait`]).
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -26,6 +26,7 @@
 //! | [`endpoints`] | the `--endpoints` file |
 //! | [`saved_cluster`] | size and ports of a cluster, kept in its folder for the next start |
 //! | [`shard_calls`] | requests to single replicas of a shard |
+//! | [`address`], [`registration`], [`operator_text`], [`toml_text`] | helpers for addresses, requests and texts |
 //! | [`run`] | a workload run with verification and a report |
 //! | [`failover`] | trials that measure how long a failover stops writes |
 //!

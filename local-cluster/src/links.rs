@@ -1,14 +1,16 @@
 //! The network between the processes of a local cluster, with faults: blocked and delayed links.
 //!
-//! With [`crate::ClusterOptions::links`] every address that processes and clients know is that of a proxy in this process, the
-//! process's own address included. A proxy identifies the process that connects by looking up the owner of the socket in
-//! `/proc`. Each *direction* of each pair of processes, and of each process and the clients, therefore has a fault of its own.
+//! With [`crate::ClusterOptions::links`] every address that processes and clients know is that of a
+//! proxy in this process, the process's own address included. A proxy identifies the process that
+//! connects by looking up the owner of the socket in `/proc`. Each *direction* of each pair of
+//! processes, and of each process and the clients, therefore has a fault of its own.
 //!
-//! It promises what TCP does on a network that loses packets: on a blocked direction, bytes and the end of the stream are
-//! held back, in order, and arrive when the direction is open again. A fault applies to open connections too, because it is
-//! looked up for each piece of data.
+//! It promises what TCP does on a network that loses packets: on a blocked direction, bytes and the
+//! end of the stream are held back, in order, and arrive when the direction is open again. A fault
+//! applies to open connections too, because it is looked up for each piece of data.
 //!
-//! Not done: connection requests are not lost. A connection over a blocked link is accepted and then silent.
+//! Not done: connection requests are not lost. A connection over a blocked link is accepted and
+//! then silent.
 
 use crate::process_id::ProcessId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +78,8 @@ impl Default for Links {
 }
 
 impl Links {
-    /// Opens a proxy at `front` that forwards to the address `real` of `owner`. Must be called within a tokio runtime.
+    /// Opens a proxy at `front` that forwards to the address `real` of `owner`. Must be called
+    /// within a tokio runtime.
     pub fn open(&self, owner: ProcessId, front: SocketAddr, real: SocketAddr) -> io::Result<()> {
         let listener = std::net::TcpListener::bind(front)?;
         listener.set_nonblocking(true)?;
@@ -200,7 +203,8 @@ impl Direction {
     }
 }
 
-/// The process that has the connection from `near` to `far` (both on the loopback interface) open at `near`.
+/// The process that has the connection from `near` to `far` (both on the loopback interface) open
+/// at `near`.
 fn owner_of(near: SocketAddr, far: SocketAddr, pids: &BTreeMap<ProcessId, u32>) -> io::Result<Option<ProcessId>> {
     let Some(inode) = inode_of(&std::fs::read_to_string("/proc/net/tcp")?, near, far) else {
         return Ok(None);
@@ -239,10 +243,12 @@ mod tests {
     use super::*;
 
     const OWNER: ProcessId = ProcessId::PlacementDriver(1);
-    /// How long a test waits for data that must not arrive. A slow machine only makes the wait longer.
+    /// How long a test waits for data that must not arrive. A slow machine only makes the wait
+    /// longer.
     const LOOK: Duration = Duration::from_millis(50);
 
-    /// A link to an echo server, and a connection over it by this process, which poses as a process of the cluster or a client.
+    /// A link to an echo server, and a connection over it by this process, which poses as a process
+    /// of the cluster or a client.
     async fn linked(as_process: bool) -> (Links, LinkEnd, TcpStream) {
         let server = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let real = server.local_addr().unwrap();

@@ -13,7 +13,8 @@ pub struct ClusterOptions {
     pub replicas: u64,
     /// Replicas of the placement driver.
     pub placement_drivers: u64,
-    /// The cluster's folder; a cluster that is in it is started again. Absent: a temporary folder, removed at the end.
+    /// The cluster's folder; a cluster that is in it is started again. Absent: a temporary folder,
+    /// removed at the end.
     pub data_dir: Option<PathBuf>,
     /// The rate limit of each shard's leader, in statements per second.
     pub shard_capacity_per_s: Option<f64>,
@@ -23,8 +24,8 @@ pub struct ClusterOptions {
     pub balancer: toml::Table,
     /// Further settings of every shard node.
     pub shard_node: toml::Table,
-    /// Whether faults can be injected: all traffic passes through [`crate::links`], and processes read fault hooks
-    /// ([`crate::Cluster::set_fault_hook`]).
+    /// Whether faults can be injected: all traffic passes through [`crate::links`], and processes
+    /// read fault hooks ([`crate::Cluster::set_fault_hook`]).
     pub links: bool,
     /// The log filter of the processes (`RUST_LOG` syntax).
     pub log: String,

@@ -1,8 +1,10 @@
-//! The PostgreSQL server of a shard's replica, seen from outside: by the `postmaster.pid` in its data folder.
+//! The PostgreSQL server of a shard's replica, seen from outside: by the `postmaster.pid` in its
+//! data folder.
 //!
-//! A shard node that is killed with SIGKILL leaves its PostgreSQL server running; this module finds it and ends it. The
-//! process number in the file may be stale and belong to another program. A process is therefore accepted only if its working
-//! directory is that data folder: a postmaster changes into its data folder and stays there.
+//! A shard node that is killed with SIGKILL leaves its PostgreSQL server running; this module finds
+//! it and ends it. The process number in the file may be stale and belong to another program. A
+//! process is therefore accepted only if its working directory is that data folder: a postmaster
+//! changes into its data folder and stays there.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
@@ -42,8 +44,8 @@ impl Postmaster {
     }
 }
 
-/// Ends the servers that run in these replicas' data folders: with SIGQUIT, which skips the checkpoint, and after
-/// [`IMMEDIATE_TIMEOUT_MS`] with SIGKILL.
+/// Ends the servers that run in these replicas' data folders: with SIGQUIT, which skips the
+/// checkpoint, and after three seconds with SIGKILL.
 pub fn stop_left_behind(replica_data_dirs: &[PathBuf]) {
     let found: Vec<Postmaster> = replica_data_dirs.iter().filter_map(|dir| Postmaster::find(dir)).collect();
     for postmaster in &found {

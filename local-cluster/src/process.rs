@@ -1,7 +1,7 @@
 //! One child process: its start, its signals, its end.
 //!
-//! A [`Process`] owns its configuration file, its log file and its operating-system process. It remembers whether its end was
-//! requested, so that a crash is told from an ordered end.
+//! A [`Process`] owns its configuration file, its log file and its operating-system process. It
+//! remembers whether its end was requested, so that a crash is distinguished from an ordered end.
 
 use crate::error::ClusterError;
 use crate::layout::ProcessSpec;
@@ -83,7 +83,8 @@ impl Process {
             command.env(evenkeel_replicated_log::hindrance::FOLDER_VARIABLE, &self.spec.data_dir);
         }
         command.env("RUST_LOG", &self.log).stdin(Stdio::piped()).stdout(second).stderr(log);
-        // A process group of its own: Ctrl-C reaches this process alone, which then ends the others in order.
+        // A process group of its own: Ctrl-C reaches this process alone, which then ends the others
+        // in order.
         command.process_group(0);
         let started = command.spawn();
         let child = started.map_err(ClusterError::io(format!("starting {}", self.executable.display())))?;
@@ -103,12 +104,14 @@ impl Process {
             .map_err(|e| ClusterError::io(format!("signalling {}", self.spec.id))(e.into()))
     }
 
-    /// Stops it with SIGSTOP and returns once every thread has stopped. A thread may answer a request after the signal is sent.
+    /// Stops it with SIGSTOP and returns once every thread has stopped. A thread may answer a
+    /// request after the signal is sent.
     pub fn pause(&mut self) -> Result<(), ClusterError> {
         self.signal(Signal::STOP)?;
         let Some(pid) = self.pid() else { return Ok(()) };
         let stopped = |task: std::fs::DirEntry| {
-            // A thread that has ended counts as stopped. The state follows the name, which is in parentheses.
+            // A thread that has ended counts as stopped. The state follows the name, which is in
+            // parentheses.
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
         };
@@ -124,7 +127,8 @@ impl Process {
         Err(ClusterError::io(format!("pausing {}", self.spec.id))(still))
     }
 
-    /// Kills it with SIGKILL and waits until it has ended. Does nothing if the process does not run.
+    /// Kills it with SIGKILL and waits until it has ended. Does nothing if the process does not
+    /// run.
     pub fn kill(&mut self) -> Result<(), ClusterError> {
         self.end_requested = true;
         if let Some(mut child) = self.child.take() {
@@ -161,8 +165,8 @@ impl Process {
     }
 }
 
-/// Ends all of these processes together with SIGTERM, and after `timeout_ms` with SIGKILL. Also ends the PostgreSQL servers of
-/// killed shard nodes.
+/// Ends all of these processes together with SIGTERM, and after `timeout_ms` with SIGKILL. Also
+/// ends the PostgreSQL servers of killed shard nodes.
 pub fn stop_all(processes: &mut [&mut Process], timeout_ms: u64) {
     for process in processes.iter_mut() {
         process.end_requested = true;

@@ -1,7 +1,7 @@
 //! The processes of a cluster, running or not, and their addresses.
 //!
-//! [`ProcessTable`] owns every [`Process`] and the [`Layout`], and keeps the `--endpoints` file up to date. All its methods may
-//! be called from several threads; none waits for a condition.
+//! [`ProcessTable`] owns every [`Process`] and the [`Layout`], and keeps the `--endpoints` file up
+//! to date. All its methods may be called from several threads; none waits for a condition.
 
 use crate::endpoints::{EndpointProcess, Endpoints};
 use crate::error::ClusterError;
@@ -136,7 +136,8 @@ impl ProcessTable {
         self.endpoints().write(&path).map_err(ClusterError::io(format!("writing {}", path.display())))
     }
 
-    /// Ends every process in order, and after a timeout with SIGKILL, and then the PostgreSQL servers that are left. Blocks.
+    /// Ends every process in order, and after a timeout with SIGKILL, and then the PostgreSQL
+    /// servers that are left. Blocks.
     pub fn stop_all(&self) {
         let mut content = self.lock();
         process::stop_all(&mut content.processes.values_mut().collect::<Vec<_>>(), process::STOP_TIMEOUT_MS);

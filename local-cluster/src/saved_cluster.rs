@@ -1,6 +1,8 @@
-//! The size and the ports of a cluster, saved in its folder, so that the cluster can be started again from there.
+//! The size and the ports of a cluster, saved in its folder, so that the cluster can be started
+//! again from there.
 //!
-//! Replicas have each other's addresses in their logs. A cluster that is started again must therefore have the same ports.
+//! Replicas have each other's addresses in their logs. A cluster that is started again must
+//! therefore have the same ports.
 
 use crate::error::{ClusterError, InvalidSetting};
 use crate::options::ClusterOptions;

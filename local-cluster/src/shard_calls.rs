@@ -1,6 +1,7 @@
 //! Requests to single replicas of a shard over RPC.
 //!
-//! Each call opens a connection of its own, so that the answer says what that replica can do now. Nothing is retried.
+//! Each call opens a connection of its own, so that the answer says what that replica can do now.
+//! Nothing is retried.
 
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ShardReply, ShardRequest};

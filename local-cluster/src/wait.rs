@@ -1,7 +1,8 @@
 //! Waiting for conditions of a cluster, each with a deadline.
 //!
-//! A wait ends early if a process of the cluster dies. A missed deadline is an error that names the condition, the last
-//! observation, and the end of the log of the process that the observation names.
+//! A wait ends early if a process of the cluster dies. A missed deadline is an error that names the
+//! condition, the last observation, and the end of the log of the process that the observation
+//! names.
 
 use crate::error::ClusterError;
 use crate::process_id::ProcessId;
@@ -22,7 +23,8 @@ pub async fn pause() {
     tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
 }
 
-/// Waits until `look` returns a value; its error is the observation that is reported. Ends early if a process dies.
+/// Waits until `look` returns a value; its error is the observation that is reported. Ends early if
+/// a process dies.
 pub async fn until<T>(
     processes: &ProcessTable,
     condition: &str,
@@ -63,8 +65,9 @@ pub async fn placement_drivers_ready(
     .await
 }
 
-/// Waits until every shard's leader has a report of the last two seconds that lists all of its replicas as connected. The report
-/// may be older than this call: after a fault, use [`shards_whole`].
+/// Waits until every shard's leader has a report of the last two seconds that lists all of its
+/// replicas as connected. The report may be older than this call: after a fault, use
+/// [`shards_whole`].
 pub async fn shards_ready(
     processes: &ProcessTable,
     admin: &AdminClient,
@@ -79,8 +82,9 @@ pub async fn shards_ready(
     .await
 }
 
-/// Waits until every shard's leader has all of its replicas connected, by a report made after this call. A replica that was
-/// killed or wiped just before the call is therefore not mistaken for a running one.
+/// Waits until every shard's leader has all of its replicas connected, by a report made after this
+/// call. A replica that was killed or wiped just before the call is therefore not mistaken for a
+/// running one.
 pub async fn shards_whole(
     processes: &ProcessTable,
     admin: &AdminClient,
@@ -93,7 +97,8 @@ pub async fn shards_whole(
         for (shard, replicas) in look.shards {
             is_whole(&shard, replicas, RECENT)?;
             let age = Duration::from_millis(shard.report_age_ms.unwrap_or(u64::MAX));
-            // The report arrived between these two times. The second report to arrive after the call was made after the call.
+            // The report arrived between these two times. The second report to arrive after the
+            // call was made after the call.
             let (earliest, latest) = (look.asked.checked_sub(age), look.answered.checked_sub(age));
             let (Some(earliest), Some(latest)) = (earliest, latest) else {
                 return Err(format!("shard {} reported last {} ms ago", shard.info.id, age.as_millis()));
@@ -131,7 +136,8 @@ async fn observe_shards(processes: &ProcessTable, admin: &AdminClient) -> Result
     Ok(ShardsObserved { shards, asked, answered })
 }
 
-/// Checks that a shard's leader has reported within `fresh` and has all `replicas` connected. The error is the missing part.
+/// Checks that a shard's leader has reported within `fresh` and has all `replicas` connected. The
+/// error is the missing part.
 pub fn is_whole(shard: &ShardBody, replicas: usize, fresh: Duration) -> Result<(), String> {
     let id = shard.info.id;
     let Some(leader) = shard.leader else {
@@ -151,7 +157,8 @@ pub fn is_whole(shard: &ShardBody, replicas: usize, fresh: Duration) -> Result<(
     Ok(())
 }
 
-/// The end of the log of the process that `seen` names, or of the first replica of the shard that it names.
+/// The end of the log of the process that `seen` names, or of the first replica of the shard that
+/// it names.
 fn blame(processes: &ProcessTable, seen: &str) -> String {
     let ids = processes.ids();
     let named = ids.iter().find(|id| seen.contains(&id.to_string()));

@@ -1,4 +1,5 @@
-//! Clients that count: they add to counters and read them, concurrently, until told to stop, and keep the history.
+//! Clients that count: they add to counters and read them concurrently until they are stopped, and
+//! record the history.
 
 use crate::failure::{Failure, ScenarioResult};
 use crate::history::{Asked, Event, check};
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 
 /// Rows per INSERT.
 const LOAD_ROWS: i64 = 500;
-/// Findings that are shown.
+/// The number of findings that are shown.
 const SHOWN: usize = 12;
 
 /// A table of counters, and the clients that count in it.
@@ -26,11 +27,12 @@ pub struct Counters {
     failures: Failures,
 }
 
-/// What failed, in words.
+/// The failures, in words.
 type Failures = Arc<Mutex<Vec<String>>>;
 
 impl Counters {
-    /// Makes the table on `shard`, with `rows` counters of 0 (keys 0 to before `rows`) and `padding_bytes` beside each.
+    /// Creates the table on `shard` with `rows` counters of 0 (keys `0..rows`) and `padding_bytes`
+    /// beside each.
     pub async fn make(
         world: &World,
         table: &str,
@@ -58,8 +60,9 @@ impl Counters {
         })
     }
 
-    /// Starts `clients` clients that count, each through a client of its own with its own routing cache; every fourth operation is
-    /// a read. `keys` of the counters are in use, spread over the table, so that each is contended.
+    /// Starts `clients` clients that count, each through a client of its own with its own routing
+    /// cache; every fourth operation is a read. `keys` of the counters are in use, spread over the
+    /// table, so that each is contended.
     pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), Failure> {
         let epoch = Instant::now();
         for number in 0..clients {
@@ -80,13 +83,13 @@ impl Counters {
         self.wait_for_answers(clients).await
     }
 
-    /// Waits until this many more operations have been answered: proof that counting goes on.
+    /// Waits until this number of further operations has been answered.
     pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.answered, more, "counting has come to a halt for 30 s").await
     }
 
-    /// Stops counting and judges the history against what the table holds now. Statements that failed although the client may
-    /// retry them are failures of the store, too.
+    /// Stops counting and checks the history against the table. A failed statement that the client
+    /// may retry is a failure of the store, too.
     pub async fn finish(mut self) -> ScenarioResult {
         self.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
@@ -144,7 +147,7 @@ impl Counting {
             match answer {
                 Ok(answer) => {
                     self.answered.fetch_add(1, Ordering::Relaxed);
-                    // A counter that is not there would be a lost row: -1 fails the check.
+                    // A missing counter is a lost row: -1 fails the check.
                     events.push(event(Some(answer.rows.int(0, 0).unwrap_or(-1))));
                 }
                 Err(error) => {

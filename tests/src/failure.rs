@@ -18,7 +18,8 @@ impl Failure {
         Failure { why: why.into(), skipped: false }
     }
 
-    /// The scenario was skipped, because this machine lacks something that it needs. It counts as ignored.
+    /// The scenario was skipped, because this machine lacks something that it needs. It counts as
+    /// ignored.
     pub fn skipped(why: impl Into<String>) -> Failure {
         Failure { why: why.into(), skipped: true }
     }

@@ -1,4 +1,5 @@
-//! The replica that leads a shard, by the account of the replicas themselves, and actions within one leadership.
+//! The replica that leads a shard, by the account of the replicas themselves, and actions within
+//! one leadership.
 
 use crate::failure::{Failure, ScenarioResult};
 use crate::replica::ReplicaName;
@@ -8,7 +9,8 @@ use evenkeel_local_cluster::ProcessId;
 /// The number of leaderships in which an action of a few seconds should find one that lasts.
 const MOST_LEADERSHIPS: usize = 5;
 
-/// Pauses all replicas of a shard but its leader. The leader is asked again afterwards, since leadership may have moved meanwhile.
+/// Pauses all replicas of a shard but its leader. The leader is asked again afterwards, since
+/// leadership may have moved meanwhile.
 pub async fn alone(world: &World, shard: u32) -> Result<(ReplicaName, Vec<ProcessId>), Failure> {
     world
         .until(&format!("a leader of shard {shard} that others leave alone"), PATIENCE, async || {
@@ -58,8 +60,9 @@ pub async fn leadership(world: &World, shard: u32) -> Result<(ReplicaName, u64),
         .await
 }
 
-/// Executes an action that fails if the leadership changes, which may happen at any time on a busy machine. The action is repeated if
-/// it failed and the leadership has changed. A failure within one leadership is final.
+/// Executes an action that fails if the leadership changes, which may happen at any time on a busy
+/// machine. The action is repeated if it failed and the leadership has changed. A failure within
+/// one leadership is final.
 pub async fn within_one_leadership(
     world: &World,
     shard: u32,
@@ -83,7 +86,8 @@ pub async fn follower(world: &World, shard: u32) -> Result<ReplicaName, Failure>
     Ok(ReplicaName { shard, number: leader.number % world.cluster.options().replicas + 1 })
 }
 
-/// Waits until a replica's PostgreSQL runs, as a process other than `not`, and has all entries that were decided at the first check.
+/// Waits until a replica's PostgreSQL runs, as a process other than `not`, and has all entries that
+/// were decided at the first check.
 pub async fn caught_up(world: &World, replica: ReplicaName, not: Option<u32>) -> ScenarioResult {
     let mut wanted = None;
     world

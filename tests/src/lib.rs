@@ -1,12 +1,13 @@
-//! The harness of the integration tests: scenarios against a cluster of real processes that can be started, killed, paused and
-//! wiped.
+//! The harness of the integration tests: scenarios against a cluster of real processes that can be
+//! started, killed, paused and wiped.
 //!
-//! The cluster is [`evenkeel_local_cluster::Cluster`], the one that `evenkeel demo` starts. This crate adds a runner whose scenarios
-//! share one cluster, questions about the cluster's state, and checkers of histories: they prove or disprove that no write was lost,
-//! applied twice, or read stale.
+//! The cluster is [`evenkeel_local_cluster::Cluster`], the one that `evenkeel demo` starts. This
+//! crate adds a runner whose scenarios share one cluster, questions about the cluster's state, and
+//! checkers of histories: they prove or disprove that no write was lost, applied twice, or read
+//! stale.
 //!
-//! A scenario waits for conditions, never for time. It leaves the cluster whole; after a failed scenario the next one gets a new
-//! cluster.
+//! A scenario waits for conditions, never for time. It leaves the cluster whole; after a failed
+//! scenario the next one gets a new cluster.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,6 +1,7 @@
-//! Clients that write, swap and read registers, concurrently, until told to stop, and keep the history for [`crate::linear`].
+//! Clients that write, swap and read registers concurrently until they are stopped, and record the
+//! history for [`crate::linear`].
 //!
-//! Every value written is written once, so that a value read says whose it is.
+//! Every value is written once, so that a value that is read identifies its write.
 
 use crate::failure::{Failure, ScenarioResult};
 use crate::linear::{Operation, What, check};
@@ -11,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// How often each client asks, in milliseconds: so much that the registers are contended, and not so much that the search for an order
-/// takes longer than the test.
+/// The interval between two operations of a client, in milliseconds. It makes the registers
+/// contended, and keeps the search for an order shorter than the test.
 const PACE_MS: u64 = 4;
-/// Findings that are shown.
+/// The number of findings that are shown.
 const SHOWN: usize = 8;
 
 /// A table of registers, and the clients that use it.
@@ -24,11 +25,11 @@ pub struct Registers {
     client: Client,
     epoch: Instant,
     tasks: JoinSet<Vec<Operation>>,
-    shared: Arc<Shared>,
+    shared: Arc<RegisterProgress>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct RegisterProgress {
     stop: AtomicBool,
     next_value: AtomicI64,
     answered: AtomicU64,
@@ -36,13 +37,13 @@ struct Shared {
 }
 
 impl Registers {
-    /// Makes the table on `shard`, with `keys` registers of 0.
+    /// Creates the table on `shard`, with `keys` registers of 0.
     pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, Failure> {
         world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, v bigint NOT NULL)"), shard).await?;
         let values: Vec<String> = (0..keys).map(|id| format!("({id}, 0)")).collect();
         let client = world.client.clone();
         client.execute(&format!("INSERT INTO {table} (id, v) VALUES {}", values.join(", ")), &[]).await?;
-        let (tasks, shared) = (JoinSet::new(), Arc::new(Shared::default()));
+        let (tasks, shared) = (JoinSet::new(), Arc::new(RegisterProgress::default()));
         Ok(Registers { table: table.to_string(), keys, client, epoch: Instant::now(), tasks, shared })
     }
 
@@ -65,12 +66,13 @@ impl Registers {
         self.wait_for_answers(clients * 5).await
     }
 
-    /// Waits until this many more operations have been answered.
+    /// Waits until this number of further operations has been answered.
     pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.shared.answered, more, "the registers' clients have come to a halt for 30 s").await
     }
 
-    /// Stops, reads every register once more, and judges the history. Returns how many operations it has.
+    /// Stops the clients, reads every register once more, and checks the history. Returns its
+    /// number of operations.
     pub async fn finish(mut self) -> Result<usize, Failure> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
@@ -105,10 +107,10 @@ struct User {
     read: String,
     keys: i64,
     random: u64,
-    /// What it saw last, which a swap expects.
+    /// The value seen last, which a swap expects.
     last_seen: i64,
     epoch: Instant,
-    shared: Arc<Shared>,
+    shared: Arc<RegisterProgress>,
 }
 
 impl User {
@@ -140,7 +142,7 @@ impl User {
                 self.shared.answered.fetch_add(1, Ordering::Relaxed);
                 let what = match dice {
                     0..=4 => {
-                        // A register that is not there would be a lost row: no search explains -1.
+                        // A missing register is a lost row: no order explains -1.
                         self.last_seen = answer.rows.int(0, 0).unwrap_or(-1);
                         What::Read(self.last_seen)
                     }

@@ -1,4 +1,5 @@
-//! One replica of a shard: its inspection, its report, its log, and its PostgreSQL as seen by an intruder.
+//! One replica of a shard: its inspection, its report, its log, and its PostgreSQL as seen by an
+//! intruder.
 
 use crate::failure::{Failure, ScenarioResult};
 use crate::world::World;

@@ -1,6 +1,7 @@
 //! The world of a scenario: a running cluster, a client of it, and questions about its state.
 //!
-//! Its methods that wait have a deadline, and an error that says what was seen instead of the condition.
+//! Its methods that wait have a deadline, and an error that says what was seen instead of the
+//! condition.
 
 use crate::failure::{Failure, ScenarioResult};
 use evenkeel_client::admin::AdminClient;
@@ -19,7 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The interval between two checks of a condition, in milliseconds.
 const POLL_MS: u64 = 10;
 
-/// Waits until `count` has grown by `more`. If it has not grown for half of [`PATIENCE`], the failure is `halted`.
+/// Waits until `count` has grown by `more`. If it has not grown for half of [`PATIENCE`], the
+/// failure is `halted`.
 pub async fn grown(count: &AtomicU64, more: u64, halted: &str) -> ScenarioResult {
     let mut last = count.load(Ordering::Relaxed);
     let (wanted, mut since) = (last + more, Instant::now());
@@ -83,7 +85,8 @@ impl World {
         let name = schema.name.clone();
         let body = CreateTableBody { schema, shard: Some(ShardId(shard)), if_not_exists: false };
         let _: serde_json::Value = self.admin().post("/v1/tables", &body).await?;
-        // Any replica may send a client its first routing table, so all replicas that answer must know the new table.
+        // Any replica may send a client its first routing table, so all replicas that answer must
+        // know the new table.
         self.until("every placement driver to know the table", PATIENCE, async || {
             for url in self.admin().urls() {
                 match AdminClient::new([url.clone()]).get::<Vec<serde_json::Value>>("/v1/tables").await {
@@ -250,7 +253,8 @@ impl World {
         Ok(self.cluster.kill(id)?)
     }
 
-    /// Waits until no operator runs, and verifies that all replicas are equal and every key has one owner.
+    /// Waits until no operator runs, and verifies that all replicas are equal and every key has one
+    /// owner.
     pub async fn nothing_is_wrong(&self) -> ScenarioResult {
         self.quiet().await?;
         self.whole().await?;

@@ -1,5 +1,6 @@
-//! The coordination store of the placement driver: real processes, killed with SIGKILL while clients read, write, compare and watch.
-//! Nothing acknowledged is lost, histories are linearizable, and a watch has no gap.
+//! The placement driver's coordination store under faults: processes are killed with SIGKILL while
+//! clients read, write, compare and watch. No acknowledged write is lost, histories are
+//! linearizable, and a watch has no gap.
 
 use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::kv::{KvEventBody, KvListBody};
@@ -14,15 +15,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the leader is killed under a history.
+/// The number of times that the leader is killed during a history.
 const KILLS: usize = 5;
-/// How much is done between two kills: this many operations with a known outcome.
+/// The number of operations with a known outcome between two kills.
 const OPERATIONS_PER_KILL: usize = 200;
 /// Clients of one history.
 const CLIENTS: u64 = 6;
 /// Keys of one history.
 const KEYS: u64 = 3;
-/// How a history shows a key that does not exist.
+/// The value of a key that does not exist, in a history.
 const ABSENT: i64 = 0;
 /// How long a client waits for an answer before it counts the outcome as unknown.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -39,21 +40,21 @@ fn main() -> ExitCode {
     )
 }
 
-/// The placement driver alone: it needs no shard for this.
+/// A cluster of placement drivers without shards.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.shards = 0;
     options
 }
 
-/// What a client knows of one request.
+/// The result of one request, as its client knows it.
 #[derive(Debug)]
 enum Answered {
-    /// It was answered: status, the key's revision, the body.
+    /// The answer: status, the key's revision, the body.
     Known(StatusCode, Option<u64>, Vec<u8>),
-    /// It certainly did nothing.
+    /// The request had no effect.
     Not,
-    /// It may have happened.
+    /// The request may have taken effect.
     Unknown,
 }
 
@@ -85,7 +86,7 @@ impl Store {
         let status = response.status();
         let revision = response.headers().get("etag").and_then(|tag| tag.to_str().ok()?.trim_matches('"').parse().ok());
         match status.as_u16() {
-            // What the placement driver promises of these: nothing was done.
+            // The placement driver promises that these requests had no effect.
             429 | 503 => Answered::Not,
             504 => Answered::Unknown,
             _ => match response.bytes().await {
@@ -95,7 +96,7 @@ impl Store {
         }
     }
 
-    /// Puts until it is known to have happened.
+    /// Repeats a put until it is known to have taken effect.
     async fn put(&self, key: &str, value: &str) -> Result<u64, Failure> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -136,7 +137,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
     Ok(())
 }
 
-/// What the clients of a history share.
+/// The state that the clients of a history share.
 struct History {
     begun: Instant,
     operations: Mutex<Vec<Operation>>,
@@ -151,7 +152,7 @@ impl History {
         self.begun.elapsed().as_micros() as u64
     }
 
-    /// Keeps one operation; `None` if it did nothing.
+    /// Records one operation; `None` if it had no effect.
     fn keep(&self, key: i64, sent_us: u64, answer: &Answered, what: Option<What>) {
         let Some(what) = what else { return };
         let known = matches!(answer, Answered::Known(..));
@@ -207,7 +208,7 @@ async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult
             Answered::Unknown => Some(done),
             Answered::Known(status, ..) if status.is_success() => Some(done),
             Answered::Known(StatusCode::PRECONDITION_FAILED, ..) => Some(done),
-            // A delete of what is not there saw that it is not there.
+            // A delete without effect has observed that the key does not exist.
             Answered::Known(StatusCode::NOT_FOUND, ..) => Some(What::Read(ABSENT)),
             Answered::Known(status, ..) => return Err(Failure::new(format!("{key}: {status}"))),
         };
@@ -216,7 +217,7 @@ async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult
     Ok(())
 }
 
-/// Kills the leader again and again, each time once enough has happened since the last.
+/// Kills the leader repeatedly, each time after enough operations since the last kill.
 async fn killer(world: &World, history: &History) -> ScenarioResult {
     for kill in 0..=KILLS {
         let wanted = history.answered.load(Ordering::Relaxed) + OPERATIONS_PER_KILL;
@@ -231,7 +232,7 @@ async fn killer(world: &World, history: &History) -> ScenarioResult {
         }
         let id = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
         world.kill(id)?;
-        // Half of the time it stays away until another leads.
+        // In half of the cases the killed leader stays down until another replica leads.
         if kill % 2 == 0 {
             world.placement_driver_leader().await?;
         }
@@ -266,7 +267,8 @@ async fn histories_are_linearizable_while_leaders_die(world: &World) -> Scenario
     Ok(())
 }
 
-/// Watches `prefix` from `since` on, going to the next replica whenever a stream ends, until it has seen `last`.
+/// Watches `prefix` from `since` on, going to the next replica whenever a stream ends, until it has
+/// seen `last`.
 async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> Result<Vec<KvEventBody>, Failure> {
     let http = Client::builder().no_proxy().build()?;
     let (mut seen, mut events, mut turn) = (since, Vec::new(), 0);
@@ -280,7 +282,7 @@ async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> R
         };
         ensure!(response.status() == StatusCode::OK, "a watch from {seen} at {url}: {}", response.status());
         let mut buffer = String::new();
-        // A stream in which nothing comes for a second is left: so each replica has its turn.
+        // A stream without events for a second is closed, so that every replica is used.
         while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await {
             buffer.push_str(&String::from_utf8_lossy(&chunk));
             while let Some((block, rest)) = buffer.split_once("\n\n") {
@@ -330,7 +332,8 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
             .map_err(|_| Failure::new("the watch did not reach the end"))?
     };
     let (acknowledged, events) = futures::try_join!(writing, watching)?;
-    // A put that was repeated after an unknown outcome may be there twice, with one acknowledgement; anything else is exact.
+    // A put that was repeated after an unknown outcome may have two revisions and one
+    // acknowledgement. All else is exact.
     let seen: BTreeMap<u64, String> = events
         .iter()
         .map(|e| (e.revision, e.entry.as_ref().and_then(|e| e.value.text.clone()).unwrap_or_default()))
@@ -342,7 +345,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
             seen.get(revision)
         );
     }
-    // Nothing else writes: so revisions follow one another without a gap.
+    // There are no other writers, so revisions have no gap.
     let revisions: Vec<u64> = events.iter().map(|e| e.revision).collect();
     ensure!(revisions.windows(2).all(|pair| pair[1] == pair[0] + 1), "the watch saw {revisions:?}");
     ensure!(revisions.first() == Some(&(since + 1)), "it began with {:?} after {since}", revisions.first());
@@ -375,7 +378,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Scena
     ensure!(run(&["delete", "cli/a b"])?.0 == Some(0), "a delete failed");
     let (status, _, error) = run(&["get", "cli/a b"])?;
     ensure!(status == Some(1) && error.contains("unknown-key") && error.lines().count() == 1, "{status:?} {error}");
-    // A watch from before all that shows it, and is ended by hand.
+    // A watch from an earlier revision shows all these changes. It is ended by a signal.
     let before = (revision.parse::<u64>().unwrap_or(1) - 1).to_string();
     let mut command = kv(&["watch", "cli/", "--since", &before, "--format", "json"]);
     let mut watching = command.stdout(std::process::Stdio::piped()).spawn().map_err(|e| e.to_string())?;

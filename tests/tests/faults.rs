@@ -1,5 +1,6 @@
-//! Leaders that die, freeze, are cut off by halves or altogether, with links that flap, disks that are slow and clocks that
-//! are wrong, while clients count, write registers and run transactions. In the end their histories are judged.
+//! Faults of leaders: death, freeze, one-way and two-way partitions, flapping links, slow disks and
+//! wrong clocks. Clients count, write registers and run transactions meanwhile. At the end their
+//! histories are checked.
 
 use evenkeel_client::Value;
 use evenkeel_client::admin::AdminClient;
@@ -19,11 +20,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The shard that is hurt.
+/// The shard whose leader fails.
 const SHARD: u32 = 1;
-/// Nothing arrives.
+/// A blocked link.
 const BLOCKED: LinkFault = LinkFault { blocked: true, delay_ms: 0 };
-/// FailoverTrials of each kind of failover; `evenkeel bench failover` takes as many as it is told.
+/// Trials of each kind of failover. `evenkeel bench failover` makes more.
 const TRIALS: usize = 3;
 
 fn main() -> ExitCode {
@@ -53,8 +54,8 @@ fn node(replica: u64) -> ProcessId {
     ProcessId::ShardNode(SHARD, replica)
 }
 
-/// A bound that only a failover which does not work misses, however busy the machine; that failovers are quick is measured where
-/// the machine is quiet.
+/// A bound that a working failover meets even on a busy machine. The usual duration is measured by
+/// `evenkeel bench failover` on a quiet machine.
 const FAILOVER_MS: f64 = 5_000.0;
 
 async fn writes_resume_after_each_kind_of_failover(world: &World) -> ScenarioResult {
@@ -78,7 +79,7 @@ async fn writes_resume_after_each_kind_of_failover(world: &World) -> ScenarioRes
         for trial in &series.trials {
             let pause_ms = trial.placement_driver.unwrap_or(trial.sql).worst_ms();
             ensure!(pause_ms < FAILOVER_MS, "{role:?} {kind:?}: writes stood still for {pause_ms:.0} ms");
-            // The placement driver is needed for changes of the routes only.
+            // Statements need the placement driver only for changes of the routes.
             let sql_ms = trial.sql.worst_ms();
             ensure!(
                 role == LeaderOf::Shard || sql_ms < FAILOVER_MS,
@@ -103,10 +104,12 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
         counters.wait_for_answers(100).await?;
         let written = world.client.execute("UPDATE witness SET v = $1 WHERE id = 1", &[Value::Int(round)]).await?;
         ensure!(written.affected == 1, "the new leader wrote {} rows", written.affected);
-        // These wait in the frozen leader's socket and are the first that it sees when it wakes.
+        // These requests wait in the frozen leader's socket and are the first that it reads when it
+        // continues.
         let (read, poison) = tokio::join!(direct.read(ReadLevel::Linearizable), async {
             let poison = tokio::spawn(direct.clone().write(-round));
-            // Both are in its socket before it wakes; a little more of the freeze does no harm.
+            // Both requests are in the socket before the leader continues. A longer freeze does no
+            // harm.
             tokio::time::sleep(Duration::from_millis(50)).await;
             world.cluster.resume(node(leader))?;
             poison.await.map_err(|e| Failure::new(e.to_string()))?
@@ -129,8 +132,8 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
 
 async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "cut").await?;
-    // What is blocked of the links between the leader and the other replicas: what it says, what it hears. Clients reach it all the
-    // while, and have to find out that nothing comes of it.
+    // The blocked directions between the leader and the other replicas: outgoing, incoming, or
+    // both. Clients still reach the leader, and their writes are not acknowledged.
     for (says, hears) in [(true, true), (true, false), (false, true)] {
         for with_clients in [false, true] {
             let leader = world.leader(SHARD).await?;
@@ -165,7 +168,8 @@ async fn links_flap_and_are_slow(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "flapping").await?;
     let links = world.cluster.links();
     let parties = [1, 2, 3].map(|replica| LinkEnd::Process(node(replica)));
-    // Each link in turn goes down and up, in one direction or both, faster than an election and slower.
+    // Each link in turn is blocked and opened, in one direction or both, for less and for more than
+    // an election timeout.
     for (turn, period_ms) in [30_u64, 100, 250, 400].into_iter().enumerate() {
         for pair in 0..3 {
             let (a, b) = (parties[pair], parties[(pair + 1) % 3]);
@@ -175,7 +179,7 @@ async fn links_flap_and_are_slow(world: &World) -> ScenarioResult {
                     1 => links.set(a, b, BLOCKED),
                     _ => links.set(b, a, BLOCKED),
                 }
-                // The length of a fault, not a wait for something.
+                // The duration of a fault, not a wait for a condition.
                 tokio::time::sleep(Duration::from_millis(period_ms)).await;
                 links.heal();
                 tokio::time::sleep(Duration::from_millis(period_ms / 2)).await;
@@ -238,7 +242,7 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
         }
         let at = |e: Failure| Failure::new(format!("{kind:?} of {leader}: {e}"));
         counters.wait_for_answers(100).await.map_err(at)?;
-        // The others carry it to its end.
+        // The other replicas finish the move.
         world.done(operator).await.map_err(at)?;
         match kind {
             LeaderFault::Freeze => world.cluster.resume(leader)?,
@@ -260,8 +264,8 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
     world.nothing_is_wrong().await
 }
 
-/// Its leader cannot reach the other replicas any more, and does not hear from them; shards and clients reach it as before. Were it to
-/// take in their reports for ever, its successor would wait for them in vain.
+/// The leader is partitioned from the other replicas; shards and clients still reach it. If it
+/// accepted their reports for ever, its successor would receive none.
 async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> ScenarioResult {
     let counters = {
         let mut counters = Counters::make(world, "let_go", 1, 400, 20).await?;
@@ -275,7 +279,8 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
         for other in (1..=3).filter(|other| *other != leader) {
             world.cluster.links().set_both(driver(leader), driver(other), BLOCKED);
         }
-        // Asked of itself, and after the cut: whoever was asked before may have been behind, and leadership may have moved.
+        // The leader itself is asked, after the cut: another replica may be behind, and leadership
+        // may have moved.
         let itself = AdminClient::new([world.admin().urls()[leader as usize - 1].clone()]);
         let said: serde_json::Value = itself.get("/v1/status").await?;
         if said["leads"] == true {
@@ -289,7 +294,7 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
             if said["leads"] == false { Ok(()) } else { Err(format!("replica {deposed}: {said}")) }
         })
         .await?;
-    // Whoever is asked: by then there is a successor, or there is one soon.
+    // Any replica may be asked: there is a successor by then, or soon.
     let operator = world
         .until("a move to be taken on", PATIENCE, async || world.move_range(range, 2).await.map_err(|e| e.to_string()))
         .await?;
@@ -303,7 +308,8 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
 async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "hindered").await?;
     let replicas = [1, 2, 3].map(node);
-    // One disk after the other; the leader's is among them. Then two at once: a quorum is as slow as its second fastest.
+    // One disk after another, the leader's included. Then two at once: a quorum is as slow as its
+    // second fastest disk.
     for slow in [&replicas[..1], &replicas[1..2], &replicas[2..], &replicas[..2]] {
         for id in slow {
             world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 60)?;
@@ -314,8 +320,8 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
             world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 0)?;
         }
     }
-    // A clock that is set while the process runs, by more than anything is remembered, forth and back; and leaders that change
-    // meanwhile, so that each clock is in charge. Nobody may notice.
+    // A clock is set forward and back while the process runs, by more than the retry window. The
+    // leader changes meanwhile, so that each clock is once the leader's. No client may notice.
     for (id, offset_ms) in replicas.into_iter().zip([3_600_000, -3_600_000, 45_000]) {
         world.cluster.set_fault_hook(id, CLOCK_OFFSET_MS, offset_ms)?;
         let leader = world.leader(SHARD).await?;
@@ -324,7 +330,8 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
         world.cluster.resume(node(leader))?;
         world.whole().await?;
     }
-    // A replica that starts under a wrong clock, within the ten seconds that clocks may differ by, and leads.
+    // A replica that starts under a wrong clock, within the ten seconds that clocks may differ by,
+    // and leads.
     for offset_ms in [8_000, -8_000] {
         let leader = node(world.leader(SHARD).await?);
         world.kill(leader)?;
@@ -346,7 +353,7 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
     Ok(())
 }
 
-/// Clients that count and clients that use registers, on the shard that is hurt.
+/// Clients that count and clients that use registers, on the shard whose leader fails.
 async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), Failure> {
     let mut counters = Counters::make(world, &format!("{name}_counters"), SHARD, 400, 20).await?;
     let mut registers = Registers::make(world, &format!("{name}_registers"), SHARD, 8).await?;
@@ -362,7 +369,7 @@ async fn finish(world: &World, counters: Counters, registers: Registers) -> Scen
     world.nothing_is_wrong().await
 }
 
-/// A connection to one replica, without a client that would look for the leader.
+/// A connection to one replica, without a client that would search for the leader.
 #[derive(Clone)]
 struct Direct {
     connection: Connection<ShardRequest, ShardReply>,
@@ -396,7 +403,7 @@ impl Direct {
         reply.map_err(|e| Failure::new(format!("a woken leader does not answer: {e}")))
     }
 
-    /// The value in an answer that is one.
+    /// The value of an answer with one value.
     fn value(&self, reply: ShardReply) -> Option<i64> {
         match reply {
             ShardReply::Rows(reply) => reply.rows.int(0, 0),

@@ -1,8 +1,10 @@
-//! A move is interrupted at every step by the death (SIGKILL) of each process that has a part in it, while clients write and
-//! read. It must end as done, and nothing may be lost, applied twice, read stale or owned by two.
+//! Moves that are interrupted at every step: each process with a part in the move is killed with
+//! SIGKILL, while clients write and read. The move must end as done. No write may be lost or
+//! applied twice, no read may be stale, and no key may have two owners.
 //!
-//! A step can be over within milliseconds. So the move is held at it, by freezing who would end it; then it is made sure that it stands
-//! there, and only then is somebody killed. A move that was quicker is let end, and another one is made.
+//! A step may last milliseconds. The test therefore holds the move at the step by freezing the
+//! process that would end it, confirms the step, and then kills the victim. If the move has passed
+//! the step, the test waits for its end and starts another move.
 
 use evenkeel_client::{Transaction, TransactionOptions};
 use evenkeel_local_cluster::{ClusterOptions, ProcessId};
@@ -17,11 +19,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How many moves may pass a step before it is given up: most are caught at the first or second.
+/// The number of moves that may pass a step before the test gives up. Most are held at the first or
+/// second attempt.
 const MOVES: usize = 40;
-/// How often a move is looked at, in milliseconds.
+/// The interval between two checks of a move, in milliseconds.
 const LOOK_MS: u64 = 1;
-/// How long a step is waited for, in milliseconds, before the move counts as past it.
+/// How long the test waits for a step, in milliseconds, before the move counts as past it.
 const COMES_MS: u64 = 20_000;
 
 /// The steps of a move, in order.
@@ -31,9 +34,11 @@ enum Step {
     Open,
     /// The destination has some rows, and not all.
     Copy,
-    /// The destination has caught up, and an open transaction keeps the source from logging the fence.
+    /// The destination has caught up, and an open transaction keeps the source from logging the
+    /// fence.
     Fence,
-    /// The source has logged the fence, and no other replica of the destination than its leader can know of an adoption.
+    /// The source has logged the fence, and no other replica of the destination than its leader can
+    /// know of an adoption.
     Adopt,
     /// The destination has adopted the range, and the placement driver does not know.
     Publish,
@@ -71,7 +76,7 @@ async fn by_the_death_of_the_destination_s_leader(world: &World) -> ScenarioResu
     at_every_step(world, "destination_leader", 1, async |_, destination, _| Ok(destination.id())).await
 }
 
-/// Which follower copies is the source's affair, so each gets its turn.
+/// The source chooses the follower that copies, so each follower is a victim in turn.
 async fn by_the_death_of_the_copying_follower(world: &World) -> ScenarioResult {
     at_every_step(world, "follower", 2, async |source, _, turn| {
         let followers: Vec<u64> = (1..=3).filter(|replica| *replica != source.number).collect();
@@ -87,7 +92,8 @@ async fn by_the_death_of_the_placement_driver_s_leader(world: &World) -> Scenari
     .await
 }
 
-/// Moves a range of the table `name` from shard to shard, and kills what `victim` names when the move is at each step in turn.
+/// Moves a range of the table `name` from shard to shard, and kills the process that `victim`
+/// returns at each step in turn.
 async fn at_every_step(
     world: &World,
     name: &str,
@@ -104,7 +110,8 @@ async fn at_every_step(
             for moves in 1..=MOVES {
                 let (source, destination) =
                     (leadership::serving(world, from).await?, leadership::serving(world, from % 3 + 1).await?);
-                // Found before the move begins: asking takes time that the step may not last.
+                // The victim is determined before the move: a request may take longer than the
+                // step.
                 let victim = victim(source, destination, turn).await?;
                 let mut movement = Movement::begin(world, name, range, source, destination, step).await?;
                 hit = movement.kill_at(step, victim).await?;
@@ -134,7 +141,7 @@ enum Seen {
     Past,
 }
 
-/// A move, as it is held at a step.
+/// A move that is held at a step.
 struct Movement<'a> {
     world: &'a World,
     range: RangeId,
@@ -142,9 +149,9 @@ struct Movement<'a> {
     destination: ReplicaName,
     operator: OperatorId,
     frozen: Vec<ProcessId>,
-    /// One that keeps the range from being fenced, and a statement for it.
+    /// An open transaction that delays the fence, and its statement.
     transaction: Option<(Transaction, String)>,
-    /// What the source said last.
+    /// The source's last answer.
     phase: Option<OperatorPhase>,
 }
 
@@ -155,7 +162,7 @@ impl Drop for Movement<'_> {
 }
 
 impl<'a> Movement<'a> {
-    /// Orders the move, with what must be arranged before.
+    /// Prepares and requests the move.
     async fn begin(
         world: &'a World,
         name: &str,
@@ -215,7 +222,7 @@ impl<'a> Movement<'a> {
 
     fn thaw(&mut self) {
         for id in self.frozen.drain(..) {
-            // One of them may have been killed.
+            // One of the processes may have been killed.
             drop(self.world.cluster.resume(id));
         }
     }
@@ -236,7 +243,7 @@ impl<'a> Movement<'a> {
         match step {
             Step::Open => self.driver_is_at("open").await,
             Step::Purge => self.driver_is_at("purge").await,
-            // From here on the shards finish without the placement driver.
+            // From this step on the shards finish without the placement driver.
             Step::Copy | Step::Publish => match self.phase_at(self.destination).await {
                 Some(OperatorPhase::Copying { rows, .. }) if rows > 0 => Seen::Now,
                 Some(OperatorPhase::Copying { .. }) | None => Seen::NotYet,
@@ -259,12 +266,12 @@ impl<'a> Movement<'a> {
         }
     }
 
-    /// Whether the move is still at the step, now that it cannot leave it.
+    /// Whether the move is still at the step. It cannot leave the step any more.
     async fn stands_at(&mut self, step: Step) -> bool {
         match step {
             Step::Open | Step::Purge => self.look_for(step).await == Seen::Now,
             Step::Copy => self.phase_at(self.source).await == Some(OperatorPhase::Open),
-            // It can still read there: the range is not fenced.
+            // The transaction can still read, so the range is not fenced.
             Step::Fence => match &mut self.transaction {
                 Some((transaction, read)) => transaction.execute(read, &[]).await.is_ok(),
                 None => false,
@@ -273,12 +280,12 @@ impl<'a> Movement<'a> {
                 self.phase_at(self.source).await == Some(OperatorPhase::Fenced)
                     && self.adopted_at().await == Some(false)
             }
-            // What is not adopted now cannot be known to the placement driver.
+            // The placement driver cannot know of an adoption that has not happened.
             Step::Publish => self.adopted_at().await == Some(false),
         }
     }
 
-    /// Where the placement driver is, compared with the step of this name.
+    /// The placement driver's step, compared with the step of this name.
     async fn driver_is_at(&self, wanted: &str) -> Seen {
         let path = format!("/v1/operators/{}", self.operator);
         let Ok(operator) = self.world.admin().get::<OperatorBody>(&path).await else { return Seen::NotYet };
@@ -290,13 +297,13 @@ impl<'a> Movement<'a> {
         }
     }
 
-    /// The move's phase, as the leader of one of its shards says.
+    /// The move's phase by the account of a leader of its shards.
     async fn phase_at(&self, leader: ReplicaName) -> Option<OperatorPhase> {
         let report = leader.report(self.world).await.ok()?;
         report.operators.into_iter().find(|o| o.operator == self.operator).map(|o| o.phase)
     }
 
-    /// Whether a replica of the destination, of those that are not frozen, has adopted the range; `None` if none answers.
+    /// Whether a running replica of the destination has adopted the range; `None` if none answers.
     async fn adopted_at(&self) -> Option<bool> {
         let mut known = None;
         for number in 1..=self.world.cluster.options().replicas {

@@ -1,5 +1,5 @@
-//! What a session may choose (R17, R28): `local` reads are as old as they say and no older, and each durability loses what it
-//! says it can, and no more.
+//! Levels of a session (R17, R28). A `local` read is no older than it states, and each level of
+//! durability loses no more than it documents.
 
 use evenkeel_client::{
     Client, ClientConfig, ClientError, ClientSession, Durability, Levels, ReadLevel, StatementLevels, Value,
@@ -40,7 +40,7 @@ fn options(executable: PathBuf) -> ClusterOptions {
 const LOCAL: Levels =
     Levels { read: ReadLevel::Local, max_staleness_ms: None, durability: Durability::Disk, replica: None };
 
-/// A client with a short statement timeout, for what must not be answered.
+/// A client with a short statement timeout, for statements that must not be answered.
 async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, Failure> {
     let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.admin().urls()) };
     Ok(Client::connect(config).await?)
@@ -63,7 +63,8 @@ async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Fail
     Ok(String::from_utf8_lossy(raw).into_owned())
 }
 
-/// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads anywhere and writes at the leader.
+/// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads
+/// anywhere and writes at the leader.
 async fn settings_are_the_session_s_own(world: &World) -> ScenarioResult {
     table(world, "settings").await?;
     leadership::within_one_leadership(world, 1, async || settings(world).await).await?;
@@ -79,10 +80,10 @@ async fn settings(world: &World) -> ScenarioResult {
     ensure!(show(&mut session, "evenkeel.read_level").await? == "local", "SHOW does not show what was SET");
     let age = session.execute(select, &[]).await?.staleness_ms;
     ensure!(age.is_some_and(|age| age <= 5_000), "a local read stated {age:?}");
-    // The statement's own level wins over the session's.
+    // The level of a statement overrides that of the session.
     let chosen = StatementLevels { read: Some(ReadLevel::Linearizable), ..StatementLevels::default() };
     ensure!(session.execute_with(select, &[], chosen).await?.staleness_ms.is_none(), "the statement's level lost");
-    // R17: what writes or locks goes to the leader, whatever the level.
+    // R17: statements that write or lock go to the leader at every level.
     session.execute("UPDATE settings SET n = 7 WHERE id = 0", &[]).await?;
     let locked = session.execute("SELECT n FROM settings WHERE id = 0 FOR UPDATE", &[]).await?;
     ensure!(locked.rows.int(0, 0) == Some(7) && locked.staleness_ms.is_none(), "locked {locked:?}");
@@ -103,7 +104,7 @@ async fn settings(world: &World) -> ScenarioResult {
     ensure!(refused == codes::NO_TRANSACTION, "{refused}");
     let refused = code(session.execute("SET evenkeel.durability = 'paper'", &[]).await);
     ensure!(refused == codes::INVALID_PARAMETER, "{refused}");
-    // All levels of durability, in statements and in transactions, end up in the same place.
+    // All levels of durability, in statements and in transactions, write the same rows.
     for level in ["local", "memory", "disk"] {
         session.execute(&format!("SET evenkeel.durability = '{level}'"), &[]).await?;
         session.execute("UPDATE settings SET n = n + 1 WHERE id = 0", &[]).await?;
@@ -137,8 +138,8 @@ async fn by_command_line(world: &World) -> ScenarioResult {
     Ok(())
 }
 
-/// R17, R9: readers at every replica, with the range moving and leaders frozen: each answer was as fresh as it said, and no
-/// row was ever missing.
+/// R17, R9: readers at every replica, while the range moves and leaders freeze. Each answer is as
+/// fresh as it states, and no row is ever missing.
 async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult {
     table(world, "aged").await?;
     let (epoch, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
@@ -174,7 +175,7 @@ async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult
     let range = world.only_range("aged").await?.route.range;
     let mut owner = 1;
     for _ in 0..2 {
-        // Frozen, deposed, and back.
+        // The leader freezes, loses its leadership, and continues.
         let leader = ProcessId::ShardNode(owner, world.leader(owner).await?);
         world.cluster.pause(leader)?;
         more_reads(200).await?;
@@ -218,7 +219,7 @@ async fn read_on(
         let Ok(answer) = client.execute_with("SELECT n FROM aged WHERE id = $1", &[Value::Int(0)], levels).await else {
             continue;
         };
-        // A row that is not there, or an answer without an age, fails the check.
+        // A missing row, or an answer without an age, fails the check.
         let age_ms = answer.staleness_ms.unwrap_or(0);
         seen.push(AgedRead { sent_us, seen: answer.rows.int(0, 0).unwrap_or(-1), age_ms });
         count.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +227,8 @@ async fn read_on(
     seen
 }
 
-/// R17: a replica that hears no leader states a growing age, and refuses above the bound that was asked for.
+/// R17: a replica without a leader states a growing age, and refuses reads above the requested
+/// bound.
 async fn a_local_read_above_its_bound_is_refused(world: &World) -> ScenarioResult {
     table(world, "bounded").await?;
     world.client.execute("UPDATE bounded SET n = 5 WHERE id = 0", &[]).await?;
@@ -234,7 +236,7 @@ async fn a_local_read_above_its_bound_is_refused(world: &World) -> ScenarioResul
     let leader = world.leader(1).await?;
     let alone = leader % 3 + 1;
     let levels = Levels { replica: Some(alone), max_staleness_ms: Some(2_000), ..LOCAL };
-    // It is up to date before it is left alone.
+    // The replica is up to date before it is cut off.
     world
         .until("the follower to have what was written", PATIENCE, async || {
             match world.client.execute_with(select, &[], levels).await.map(|answer| answer.rows.int(0, 0)) {
@@ -268,10 +270,11 @@ async fn a_local_read_above_its_bound_is_refused(world: &World) -> ScenarioResul
     world.nothing_is_wrong().await
 }
 
-/// R28: a write at `local` is answered while no follower can be heard; nobody sees it, its session waits, and in the end it is there.
+/// R28: a write at `local` is answered while no follower is connected. No other session sees it,
+/// its session waits, and in the end it is durable.
 async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> ScenarioResult {
     table(world, "waiting").await?;
-    // Waits behind its own write for as long as this.
+    // The session waits this long for its own write.
     let patient = impatient(world, 5_000).await?;
     let mut session = patient.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
     let begin = async || {
@@ -282,7 +285,8 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Scen
     let (_, followers) = leadership::alone(world, 1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
-    // Another session, at the level that asks least of the leader: only what is on a quorum's disks.
+    // Another session, at the level that needs least of the leader, sees only writes that are on a
+    // quorum's disks.
     let read = Levels { read: ReadLevel::Leader, ..Levels::default() };
     let seen = patient.execute_with(select, &[], read).await?.rows.int(0, 0);
     ensure!(seen == Some(1), "another session saw {seen:?}, which was on one disk");
@@ -301,7 +305,7 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Scen
     world.nothing_is_wrong().await
 }
 
-/// R28: what was answered at `memory` survives the death of the leader that answered it.
+/// R28: a write answered at `memory` survives the death of the leader that answered it.
 async fn memory_loses_nothing_with_one_crash(world: &World) -> ScenarioResult {
     table(world, "remembered").await?;
     for round in 0..3_i64 {
@@ -314,7 +318,7 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> ScenarioResult {
             answered.push(id);
         }
         world.kill(leader)?;
-        // The last of them may have been in memory only.
+        // The last writes may have been in memory only.
         session.settled().await?;
         for id in answered {
             let answer = world.client.execute("SELECT n FROM remembered WHERE id = $1", &[Value::Int(id)]).await?;
@@ -326,7 +330,8 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// R28: `local` loses what its leader has told nobody, the session is told, and nothing else is lost. `disk` does not answer meanwhile.
+/// R28: `local` loses writes that its leader has not replicated, the session is notified, and
+/// nothing else is lost. `disk` does not answer meanwhile.
 async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> ScenarioResult {
     table(world, "lost").await?;
     let client = impatient(world, 5_000).await?;
@@ -361,7 +366,7 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Sce
     let answer = world.client.execute("SELECT id FROM lost WHERE id BETWEEN 1 AND 200 ORDER BY id", &[]).await?;
     let ids: Vec<Option<i64>> = (0..answer.rows.count as usize).map(|row| answer.rows.int(row, 0)).collect();
     ensure!(ids == (1..=20).map(Some).collect::<Vec<_>>(), "after the loss there are {ids:?}");
-    // It goes on, and can do it again.
+    // The session continues and can write again.
     session.execute(insert, &[Value::Int(100)]).await?;
     session.settled().await?;
     world.nothing_is_wrong().await

@@ -1,4 +1,5 @@
-//! Ranges split and move while clients write and read: nothing is lost, applied twice or read stale, and no statement fails.
+//! Splits and moves of ranges while clients write and read. No write is lost or applied twice, no
+//! read is stale, and no statement fails.
 
 use evenkeel_client::{Client, ClientConfig, Value};
 use evenkeel_local_cluster::ClusterOptions;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// The balancer is off: what moves here, the scenarios move.
+/// The balancer is off: the scenarios move the ranges.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.balancer.insert("enabled".into(), false.into());
@@ -64,10 +65,11 @@ async fn pieces_move_at_the_same_time(world: &World) -> ScenarioResult {
 }
 
 async fn a_move_is_cancelled_before_its_fence(world: &World) -> ScenarioResult {
-    // Enough rows that the copy takes a while.
+    // Enough rows for a copy that takes a while.
     let mut counters = Counters::make(world, "cancelled", 1, 20_000, 400).await?;
     counters.start(world, 8, 40).await?;
-    // One that is over before the cancellation comes, on a machine that is busy elsewhere, is asked for again.
+    // On a busy machine a move may end before the cancellation arrives. Then another move is
+    // requested.
     let (before, operator) = loop {
         let before = world.only_range("cancelled").await?.route;
         let operator = world.move_range(before.range, before.shard.0 % 3 + 1).await?;
@@ -81,7 +83,7 @@ async fn a_move_is_cancelled_before_its_fence(world: &World) -> ScenarioResult {
     };
     let after = world.only_range("cancelled").await?.route;
     ensure!(after.shard == before.shard && after.epoch == before.epoch, "it left a trace: {before:?}, {after:?}");
-    // Nothing of it is left to be in the way of the next.
+    // The cancelled move leaves nothing that would prevent the next move.
     let next = world.done(world.move_range(before.range, before.shard.0 % 3 + 1).await?.id).await?;
     ensure!(next.id > operator.id, "operator numbers must grow (R20)");
     counters.finish().await?;
@@ -91,7 +93,8 @@ async fn a_move_is_cancelled_before_its_fence(world: &World) -> ScenarioResult {
 async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE stale (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO stale VALUES (1, 0)", &[]).await?;
-    // The placement driver that it watches stands still while the range moves, and it takes that for silence: it learns of no move.
+    // The client's placement driver is paused while the range moves, so that the client does not
+    // learn of the move.
     let urls = world.admin().urls();
     let stopped = 1 + (world.placement_driver_leader().await? % urls.len() as u64);
     let url = urls.get(stopped as usize - 1).cloned().unwrap_or_default();

@@ -1,6 +1,8 @@
-//! PostgreSQL misbehaves (R1 to R6): killed, one backend killed, statements cancelled in the middle of their commit, no room, no data,
-//! damaged data, no start, no connections. Clients count all the while; nothing may be lost, applied twice or read stale, no
-//! statement may fail, and in the end all replicas are equal. A replica whose PostgreSQL cannot serve steps aside and repairs itself.
+//! Failures of PostgreSQL (R1 to R6): the server killed, one backend killed, statements cancelled
+//! during their commit, a full disk, missing data, damaged data, no start, no connections. Clients
+//! count meanwhile. No write may be lost or applied twice, no read may be stale, no statement may
+//! fail, and in the end all replicas are equal. A replica whose PostgreSQL cannot serve becomes
+//! ineligible to lead and repairs itself.
 
 mod disks;
 
@@ -21,7 +23,7 @@ use std::time::Duration;
 const IN_TRANSACTION: &str = "usename = 'evenkeel_user' AND state = 'idle in transaction'";
 /// A disk on which a replica's PostgreSQL has room until it is filled, in bytes.
 const DATA_DISK_BYTES: u64 = 256 << 20;
-/// The same for a replica's log.
+/// The size of a disk for a replica's log, in bytes.
 const LOG_DISK_BYTES: u64 = 192 << 20;
 
 fn main() -> ExitCode {
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
             one_killed_backend_costs_nothing,
             a_session_that_ends_between_proposal_and_commit_ends_the_leadership,
             cancelled_statements_are_executed_once,
-            a_leader_without_room_steps_aside_and_comes_back,
+            a_leader_without_room_becomes_ineligible_and_recovers,
             a_follower_without_room_catches_up_later,
             a_log_without_room_ends_its_process_with_one_line,
             data_deleted_under_a_running_leader_is_made_again,
@@ -46,7 +48,8 @@ fn main() -> ExitCode {
     )
 }
 
-/// One shard: what happens to a replica's PostgreSQL is between it and its peers. Its log is small, so that it is compacted.
+/// One shard: failures of PostgreSQL concern a replica and its peers only. The log is small, so
+/// that it is compacted.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.shards = 1;
@@ -83,14 +86,15 @@ async fn a_killed_postgresql_costs_nothing(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// R1. A backend that is killed takes the whole server with it; one that is told to end goes alone.
+/// R1. The server ends with a backend that is killed with SIGKILL. It does not end with a backend
+/// that is terminated.
 async fn one_killed_backend_costs_nothing(world: &World) -> ScenarioResult {
     let counters = counting(world, "backend").await?;
     let picks = [
-        // A lane, most likely, or a transaction of its own: whoever has something to commit.
+        // A session that has something to commit: a write queue's, most likely, or a transaction's.
         (true, "usename = 'evenkeel_user' AND query NOT ILIKE 'SELECT%' AND query <> ''"),
         (true, "usename = 'evenkeel_user' AND query ILIKE 'SELECT%'"),
-        // The applier, and whatever else the replica itself has open.
+        // The apply writer's session, and the other sessions of the replica itself.
         (false, "application_name = 'evenkeel replica' AND query NOT LIKE 'SELECT%'"),
     ];
     for (of_leader, condition) in picks {
@@ -105,14 +109,14 @@ async fn one_killed_backend_costs_nothing(world: &World) -> ScenarioResult {
                 .await?;
             let server = replica.inspect(world).await?.postgres_pid;
             if orderly {
-                // That the session may be gone by now is fine: another is looked for in the next round.
+                // The session may have ended by now. The next round finds another one.
                 drop(intruder.execute("SELECT pg_terminate_backend($1)", &[&victim]).await);
             } else {
                 // As above: if it has ended by itself, there is nothing to see in this round.
                 drop(kill_process_9(victim));
             }
             counters.wait_for_answers(200).await?;
-            // The end of a reader alone is not the server's, nor the leadership's.
+            // The end of one read session ends neither the server nor the leadership.
             let restarted = if orderly { None } else { server };
             leadership::caught_up(world, replica, restarted).await?;
         }
@@ -121,7 +125,7 @@ async fn one_killed_backend_costs_nothing(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// R1, R6. The followers stand still, so that what the leader has proposed stays undecided as long as this takes.
+/// R1, R6. The followers are paused, so that the leader's proposals stay undecided meanwhile.
 async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "between").await?;
     let (leader, others) = leadership::alone(world, 1).await?;
@@ -136,7 +140,7 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
             })
             .await?;
         for victim in waiting {
-            // R6: cancelling has no hold on a session that only waits to commit.
+            // R6: a cancel request has no effect on a session that only waits to commit.
             let query = "SELECT pg_cancel_backend($1), pg_terminate_backend($1, 5000)";
             intruder.query_one(query, &[&victim]).await.map_err(|e| Failure::new(e.to_string()))?;
         }
@@ -154,16 +158,17 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
     world.nothing_is_wrong().await
 }
 
-/// R6. Whoever may do so cancels whatever the leader's sessions are doing, again and again.
+/// R6. An intruder cancels the statements of the leader's sessions repeatedly.
 async fn cancelled_statements_are_executed_once(world: &World) -> ScenarioResult {
     let counters = counting(world, "cancelled").await?;
-    // Only those that are doing something count: a session that waits is not cancelled by it.
+    // Only active sessions count: an idle session has nothing to cancel.
     let cancel = "SELECT count(pg_cancel_backend(pid)) FILTER (WHERE state = 'active') \
                   FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
     let mut cancelled = 0u64;
     let cancelling = async {
         loop {
-            // A cancelled COMMIT ends the leadership, and the server that this session is with: the next one is looked for.
+            // A cancelled COMMIT ends the leadership, and the server that this session is with: the
+            // next one is looked for.
             let Ok(replica) = leadership::serving(world, 1).await else { continue };
             let Ok(client) = replica.intrude(world).await else { continue };
             while let Ok(row) = client.query_one(cancel, &[]).await {
@@ -180,7 +185,7 @@ async fn cancelled_statements_are_executed_once(world: &World) -> ScenarioResult
     world.nothing_is_wrong().await
 }
 
-async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> ScenarioResult {
+async fn a_leader_without_room_becomes_ineligible_and_recovers(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "leader_full", 200, 2_000).await?;
     let replica = leadership::serving(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
@@ -196,7 +201,7 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Scen
                 if said { Ok(()) } else { Err("it does not say so".to_string()) }
             })
             .await?;
-        // Even if it is asked to, it does not lead, and nothing waits for it.
+        // The replica does not lead even if asked to, and nothing waits for it.
         world.cluster.pause(next.id())?;
         let third = leadership::serving_other_than(world, 1, Some(next)).await;
         world.cluster.resume(next.id())?;
@@ -247,7 +252,7 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Sce
         let log = replica.log(world)?;
         world
             .until("the process to end", PATIENCE, async || {
-                // Compaction makes room, now and then.
+                // Compaction frees space from time to time.
                 disk.fill().map_err(|e| e.to_string())?;
                 let log = log.text().map_err(|e| e.to_string())?;
                 let line = log.lines().find_map(|line| line.strip_prefix(said)).map(str::to_string);
@@ -266,7 +271,8 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Sce
     world.nothing_is_wrong().await
 }
 
-/// The log is intact, so that the replica votes; its PostgreSQL is a fold of the log, or of a peer's state, again.
+/// The log is intact, so the replica votes. Its PostgreSQL is rebuilt from the log, or from a
+/// peer's state.
 async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> ScenarioResult {
     let counters = counting(world, "deleted").await?;
     let replica = leadership::serving(world, 1).await?;
@@ -281,7 +287,7 @@ async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> Sce
 }
 
 async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> ScenarioResult {
-    // More than the log keeps, so that it does not reach back to the beginning.
+    // More than the log retains, so that its first entries are gone.
     let counters = counting_rows(world, "stopped", 200, 4_000).await?;
     let replica = leadership::follower(world, 1).await?;
     stop(world, replica).await?;
@@ -295,7 +301,7 @@ async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> 
     world.nothing_is_wrong().await
 }
 
-/// What keeps PostgreSQL from starting is a matter of this machine: the replica's vote is not. Its data is left as it is.
+/// A replica whose PostgreSQL cannot start still votes, and its data stays unchanged.
 async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> ScenarioResult {
     let counters = counting(world, "refused").await?;
     let replica = leadership::serving(world, 1).await?;
@@ -312,7 +318,8 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> ScenarioR
     let outcome = async {
         let next = leadership::serving_other_than(world, 1, Some(replica)).await?;
         counters.wait_for_answers(200).await?;
-        // With that one gone too, the majority is this replica's vote and the third's. This one must not get the lead.
+        // With that replica down too, the majority needs this replica's vote. This replica must not
+        // lead.
         world.kill(next.id())?;
         let third = leadership::serving_other_than(world, 1, Some(next)).await;
         counters.wait_for_answers(200).await?;
@@ -339,10 +346,10 @@ async fn damaged_data_is_made_again(world: &World) -> ScenarioResult {
         counters.wait_for_answers(200).await?;
         leadership::caught_up(world, replica, Some(server)).await?;
         ensure!(log.says("makes PostgreSQL's data again")?, "{} still has it", replica.id());
-        let aside = replica.pgdata(world)?.with_extension("damaged");
+        let damaged = replica.pgdata(world)?.with_extension("damaged");
         world
             .until("the damaged data to be deleted", PATIENCE, async || {
-                if aside.exists() { Err(format!("{} is there", aside.display())) } else { Ok(()) }
+                if damaged.exists() { Err(format!("{} is there", damaged.display())) } else { Ok(()) }
             })
             .await
     })
@@ -351,24 +358,24 @@ async fn damaged_data_is_made_again(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// Somebody takes every connection of the leader's PostgreSQL, then its sessions end.
+/// An intruder takes every connection of the leader's PostgreSQL, and then its sessions end.
 async fn exhausted_connections_move_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "exhausted").await?;
     let replica = leadership::serving(world, 1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
     let mut taken = Vec::new();
-    // A superuser's, so that those that are reserved go too.
+    // As a superuser, who may use the reserved connections, too.
     while let Ok(client) = replica.intrude(world).await {
         taken.push(client);
     }
     ensure!(taken.len() > 3, "only {} connections were to be had", taken.len());
-    // With what is open the leadership goes on; without it there is none.
+    // The leadership continues with the open connections. Without them it ends.
     counters.wait_for_answers(100).await?;
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
     world
         .until("the leader to lose the race for its own connections", PATIENCE, async || {
             if let Some(inside) = taken.iter().find(|client| !client.is_closed()) {
-                // A server that has been stopped meanwhile has nothing to end.
+                // A server that has stopped meanwhile has no sessions to end.
                 drop(inside.execute(end, &[]).await);
             }
             while let Ok(client) = replica.intrude(world).await {
@@ -385,19 +392,21 @@ async fn exhausted_connections_move_the_leadership(world: &World) -> ScenarioRes
     world.nothing_is_wrong().await
 }
 
-/// A rollback that overtakes the beginning of its transaction ends it all the same: no lock is left behind.
+/// A rollback that overtakes the beginning of its transaction ends the transaction, too. No lock is
+/// left behind.
 async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE hasty (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO hasty VALUES (1, 0)", &[]).await?;
     for round in 0..300u64 {
         let mut transaction = world.client.begin(TransactionOptions::default()).await?;
         let lock = transaction.execute("UPDATE hasty SET n = n + 1 WHERE id = 1", &[]);
-        // Given up at once, or a moment later.
+        // The client gives up at once, or a moment later.
         let bound = Duration::from_micros(round % 30 * 40);
         drop(tokio::time::timeout(bound, lock).await);
         drop(transaction);
     }
-    // A transaction left open would hold the row until it has been idle for half a minute: longer than a statement may take.
+    // An open transaction would lock the row until it has been idle for 30 s, which is longer than a
+    // statement may take.
     world.client.execute("UPDATE hasty SET n = n + 10 WHERE id = 1", &[]).await?;
     let answer = world.client.execute("SELECT n FROM hasty WHERE id = 1", &[]).await?;
     ensure!(
@@ -408,7 +417,8 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Scen
     Ok(())
 }
 
-/// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, or comes as a stream, and nobody else notices.
+/// The answer of one statement fits into a frame and is bounded in memory. A larger answer is
+/// refused or streamed, without an effect on other clients.
 async fn answers_are_bounded(world: &World) -> ScenarioResult {
     let counters = counting(world, "bounded").await?;
     world.create_table("CREATE TABLE large (id bigint PRIMARY KEY, body text NOT NULL)", 1).await?;
@@ -433,7 +443,7 @@ async fn answers_are_bounded(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// Ends a replica's process, and its PostgreSQL.
+/// Ends a replica's process and its PostgreSQL.
 async fn stop(world: &World, replica: ReplicaName) -> ScenarioResult {
     world.kill(replica.id())?;
     let data = replica.data_dir(world)?;
@@ -457,7 +467,7 @@ async fn lead(world: &World, replica: ReplicaName) -> ScenarioResult {
         .await
 }
 
-/// Waits until the leader's log no longer reaches back to the beginning.
+/// Waits until the leader's log has lost its first entries to compaction.
 async fn compacted(world: &World, counters: &Counters) -> ScenarioResult {
     world
         .until("the log to be compacted", PATIENCE, async || {
@@ -469,7 +479,7 @@ async fn compacted(world: &World, counters: &Counters) -> ScenarioResult {
         .await
 }
 
-/// Removes a folder in which somebody may still be writing.
+/// Removes a folder in which a process may still be writing.
 fn remove_all(folder: &std::path::Path) -> ScenarioResult {
     for _ in 0..100 {
         match std::fs::remove_dir_all(folder) {

@@ -1,5 +1,5 @@
-//! The balancer at work on a real cluster: load follows where it goes, new shards fill, drained shards empty, and a level
-//! cluster is left alone.
+//! The balancer on a real cluster: it follows a moving hotspot, fills new shards, empties drained
+//! shards, and moves nothing in a balanced cluster.
 
 use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_local_cluster::run::balancer::BalancerSwitch;
@@ -31,7 +31,8 @@ fn options(executable: PathBuf) -> ClusterOptions {
     ClusterOptions::new(executable)
 }
 
-/// Runs a workload with all of its checks; whatever is lost, failed, different or owned wrongly is a failure.
+/// Runs a workload with its verification. A lost write, a failed statement, a differing replica or a
+/// wrong owner is a failure.
 async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Report, Failure> {
     let scenario: Scenario = workload.parse().map_err(|e| Failure::new(format!("{e}")))?;
     let options =
@@ -53,8 +54,8 @@ async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Rep
     Ok(report)
 }
 
-/// The second from which on the load is level, by means of five seconds: one second of a busy machine says little. That it is level sooner,
-/// second by second, is seen where the machine is quiet (`make demo`).
+/// The second from which the load is balanced, by means of five seconds, since single seconds of a
+/// busy machine vary. On a quiet machine, `make demo` shows the imbalance second by second.
 fn level_from(report: &Report) -> Option<usize> {
     let bound = LEVEL_FACTOR * report.imbalance_floor;
     let means = report.imbalance.windows(5).map(|window| {
@@ -66,14 +67,15 @@ fn level_from(report: &Report) -> Option<usize> {
     (from + 5 <= report.imbalance.len()).then_some(from)
 }
 
-/// What of a run is given to becoming level, in seconds.
+/// The time within which the load must be balanced, in seconds.
 const LEVEL_WITHIN_S: usize = 30;
 
 async fn skewed_load_on_one_shard_becomes_level_and_then_nothing_moves(world: &World) -> ScenarioResult {
     let began_ms = unix_ms();
     let report = checked_run(world, "mixgraph", 45.0).await?;
     ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.render_text());
-    // The load began within two seconds of the run; the workload stays the same, so nothing has a reason to move any more.
+    // The load starts within two seconds of the run. The workload does not change, so no range has a
+    // reason to move later.
     let operators: Vec<OperatorBody> = world.admin().get("/v1/operators").await?;
     let rest_ms = began_ms + (LEVEL_WITHIN_S as u64 + 5) * 1_000;
     let late = |o: &&OperatorBody| matches!(o.kind, OperatorKind::Move { .. }) && o.created_ms > rest_ms;
@@ -88,7 +90,7 @@ fn unix_ms() -> u64 {
 
 async fn load_follows_a_jumping_hotspot(world: &World) -> ScenarioResult {
     let report = checked_run(world, "hotspot-jump:20", 40.0).await?;
-    // Two hotspots, one after the other: the load is level at the end of each, not only once.
+    // Two hotspots, one after another: the load is balanced at the end of each.
     let bound = LEVEL_FACTOR * report.imbalance_floor * 1.1;
     for end in [20, 40] {
         let last: Vec<f64> = report.imbalance[end - 4..end].iter().flatten().copied().collect();

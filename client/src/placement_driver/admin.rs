@@ -1,10 +1,12 @@
 //! The placement driver's REST interface for administrators and for programs that run a cluster.
 //!
-//! [`AdminClient`] owns the HTTP connections, the URLs of the replicas, and the number of the replica that answered last. Any
-//! replica answers reads and redirects writes to its leader; the redirect is followed here. A replica that cannot be reached is
-//! passed over for the next one. While there is no leader, all replicas are asked again until an election must be over.
+//! [`AdminClient`] owns the HTTP connections, the URLs of the replicas, and the number of the
+//! replica that answered last. Any replica answers reads and redirects writes to its leader; the
+//! redirect is followed here. A replica that cannot be reached is passed over for the next one.
+//! While there is no leader, all replicas are asked again until an election must be over.
 //!
-//! It promises that no request is repeated after it may have taken effect: the caller decides what a lost answer means.
+//! It promises that no request is repeated after it may have taken effect: the caller decides what
+//! a lost answer means.
 //!
 //! Not done: it does not learn the addresses of replicas that join later. The routing client does.
 
@@ -19,13 +21,15 @@ use std::time::{Duration, Instant};
 
 /// How long one request may take. Creating a table waits for its shard.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long one replica may take to answer a read before the next is asked. The last one has [`REQUEST_TIMEOUT`].
+/// How long one replica may take to answer a read before the next is asked. The last one has
+/// [`REQUEST_TIMEOUT`].
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long an election may take. Nothing takes effect meanwhile, so a request may be repeated.
 const ELECTION: Duration = Duration::from_secs(10);
 /// The pause between two rounds of requests during an election.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// The code of the refusal that says: the request had no effect, and another replica may know the leader.
+/// The code of the refusal that says: the request had no effect, and another replica may know the
+/// leader.
 const NO_LEADER: &str = "no-leader";
 /// How long connecting to a replica may take. Replicas are near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -281,7 +285,8 @@ pub fn percent_encode(text: &str) -> String {
     })
 }
 
-/// Checks and trims a URL of the placement driver's REST interface. The error says what is accepted instead.
+/// Checks and trims a URL of the placement driver's REST interface. The error says what is accepted
+/// instead.
 pub fn parse_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     let good = reqwest::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());

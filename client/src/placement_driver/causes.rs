@@ -1,6 +1,7 @@
 //! Error texts with their causes.
 
-/// An error and its causes in one line. Many errors leave out of their own text what failed below them.
+/// An error and its causes in one line. Many errors leave out of their own text what failed below
+/// them.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

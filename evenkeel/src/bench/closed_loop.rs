@@ -1,4 +1,5 @@
-//! A closed loop: clients with one operation in flight each, for a fixed time after a warm-up that does not count.
+//! A closed loop: clients with one operation in flight each, for a fixed time after a warm-up that
+//! does not count.
 
 use crate::bench::comparison::Measurement;
 use hdrhistogram::Histogram;

@@ -1,7 +1,9 @@
-//! `bench failover`: for how long writes stop when a leader dies, freezes, is cut off, or hands over.
+//! `bench failover`: for how long writes stop when a leader dies, freezes, is cut off, or hands
+//! over.
 //!
-//! A cluster of the usual size runs trials, one leader at a time ([`evenkeel_local_cluster::failover`]). The measure is the client's: the
-//! time between two acknowledgements. A failed statement is counted. None should fail, since each is safe to retry.
+//! A cluster of the usual size runs trials, one leader at a time
+//! ([`evenkeel_local_cluster::failover`]). The measure is the client's: the time between two
+//! acknowledgements. A failed statement is counted. None should fail, since each is safe to retry.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
 use crate::display::table;
@@ -149,7 +151,8 @@ pub fn render(series: &[FailoverSeries]) -> String {
     table(&header, &series.iter().map(FailoverSeries::row).collect::<Vec<_>>())
 }
 
-/// Runs the trials. A missed goal is a failure. Every process that it starts has ended when it returns.
+/// Runs the trials. A missed goal is a failure. Every process that it starts has ended when it
+/// returns.
 pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
     let config: FailoverConfig = resolve(&settings(), layers)?;
     let wanted = config.series()?;
@@ -160,7 +163,8 @@ pub async fn failover(layers: &Layers) -> Result<(), CommandError> {
         roles::check_postgres(config.postgres_bin.as_deref())?;
     }
     let screen = Screen::new();
-    // With links, all traffic passes through this process, which costs time. Only the trials that need links run on such a cluster.
+    // With links, all traffic passes through this process, which costs time. Only the trials that
+    // need links run on such a cluster.
     let (cut, uncut): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, fault)| *fault == LeaderFault::Cut);
     let mut series = Vec::new();
     for (wanted, links) in [(uncut, false), (cut, true)] {

@@ -1,7 +1,8 @@
 //! `bench`: measurements of Evenkeel beside a reference on the same machine and in the same run.
 //!
-//! Measurements alternate between the two systems, both running and the other one idle, so that a drift of the machine affects both.
-//! The median of the rounds counts. A measurement whose goal is missed is reported, and `bench failover` and `bench size` then fail.
+//! Measurements alternate between the two systems, both running and the other one idle, so that a
+//! drift of the machine affects both. The median of the rounds counts. A measurement whose goal is
+//! missed is reported, and `bench failover` and `bench size` then fail.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,8 +1,9 @@
-//! The reference of Evenkeel: a PostgreSQL primary with two streaming standbys, of which one must have each commit on its disk before
-//! the client is answered (`synchronous_standby_names = 'ANY 1 (…)'`). The durability is the same: on two machines of three.
+//! The reference of Evenkeel: a PostgreSQL primary with two streaming standbys, of which one must
+//! have each commit on its disk before the client is answered (`synchronous_standby_names = 'ANY 1
+//! (…)'`). The durability is the same: on two machines of three.
 //!
-//! Each server has the same programs, the same `shared_buffers` and the same `max_wal_size` as a server of Evenkeel beside it. Clients
-//! use TCP on the loopback interface, as Evenkeel's do.
+//! Each server has the same programs, the same `shared_buffers` and the same `max_wal_size` as a
+//! server of Evenkeel beside it. Clients use TCP on the loopback interface, as Evenkeel's do.
 
 use evenkeel_local_cluster::loopback;
 use evenkeel_shard_node::postgres::{Resources, find};
@@ -34,8 +35,8 @@ pub struct PlainPostgres {
 }
 
 impl PlainPostgres {
-    /// Creates and starts the servers, and waits until both standbys stream. Each is sized like one of `servers` shard replicas on this
-    /// machine. An error is one line.
+    /// Creates and starts the servers, and waits until both standbys stream. Each is sized like one
+    /// of `servers` shard replicas on this machine. An error is one line.
     pub async fn start(bin_dir: Option<&Path>, servers: u32) -> Result<PlainPostgres, String> {
         let programs = program_folder(bin_dir)?;
         let root = tempfile::Builder::new().prefix("evenkeel-bench-").tempdir().map_err(|e| e.to_string())?;
@@ -180,14 +181,16 @@ impl Drop for PlainPostgres {
     }
 }
 
-/// The folder of PostgreSQL's programs. `PATH` may only have links to the server, and none to `pg_basebackup`.
+/// The folder of PostgreSQL's programs. `PATH` may only have links to the server, and none to
+/// `pg_basebackup`.
 fn program_folder(bin_dir: Option<&Path>) -> Result<PathBuf, String> {
     let found = find(bin_dir, None).map_err(|e| e.to_string())?;
     let server = found.program("postgres").canonicalize().map_err(|e| e.to_string())?;
     Ok(server.parent().map_or(found.folder, Path::to_path_buf))
 }
 
-/// The account that PostgreSQL runs as, since it refuses to run as root. `None` if this process is not root's.
+/// The account that PostgreSQL runs as, since it refuses to run as root. `None` if this process is
+/// not root's.
 fn unprivileged_account() -> Result<Option<(u32, u32)>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);

@@ -1,4 +1,5 @@
-//! `GET /v1/routes/{table}?key=` under wrk, beside nginx that serves a static file of the same size.
+//! `GET /v1/routes/{table}?key=` under wrk, beside nginx that serves a static file of the same
+//! size.
 
 use crate::bench::comparison::Measurement;
 use evenkeel_local_cluster::loopback;

@@ -1,8 +1,9 @@
 //! `bench`: single-row statements beside PostgreSQL, and route lookups beside nginx.
 //!
-//! One shard of three replicas runs beside PostgreSQL with two streaming standbys, of which one must confirm: updates and
-//! linearizable reads of single rows by primary key, with the same number of clients. `GET /v1/routes/{table}?key=` runs beside nginx
-//! with a file of the same size, both under wrk.
+//! One shard of three replicas runs beside PostgreSQL with two streaming standbys, of which one
+//! must confirm: updates and linearizable reads of single rows by primary key, with the same number
+//! of clients. `GET /v1/routes/{table}?key=` runs beside nginx with a file of the same size, both
+//! under wrk.
 
 use crate::bench::closed_loop::measure;
 use crate::bench::comparison::{Comparison, Measurement, render};

@@ -1,5 +1,5 @@
-//! The administrator's commands: requests to the placement driver over REST, the coordination store, and SQL statements through
-//! the client.
+//! The administrator's commands: requests to the placement driver over REST, the coordination
+//! store, and SQL statements through the client.
 //!
 //! Not done: nothing is confirmed interactively. A command either runs or is refused.
 
@@ -39,7 +39,8 @@ pub enum AdminCommand {
         /// Only this table
         #[arg(long, value_name = "NAME")]
         table: Option<String>,
-        /// Only the range that holds this key: JSON, an array for keys of several columns; needs --table
+        /// Only the range that holds this key: JSON, an array for keys of several columns; needs
+        /// --table
         #[arg(long, value_name = "JSON", requires = "table")]
         key: Option<String>,
     },
@@ -68,7 +69,8 @@ pub enum AdminCommand {
         flags: AdminFlags,
         /// The range
         range: RangeId,
-        /// Where: JSON, an array for keys of several columns; may be repeated [default: the median of its load]
+        /// Where: JSON, an array for keys of several columns; may be repeated [default: the median
+        /// of its load]
         #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
         at: Vec<String>,
         /// Wait until it is done
@@ -168,7 +170,8 @@ pub enum ShardsCommand {
         #[arg(long)]
         to: Option<u64>,
     },
-    /// Take a replica out of a shard, let a new one in, or both at once; it waits until that is done
+    /// Take a replica out of a shard, let a new one in, or both at once; it waits until that is
+    /// done
     Replicas {
         /// The shard
         shard: ShardId,
@@ -224,16 +227,19 @@ pub enum OperatorsCommand {
         /// The operator
         operator: OperatorId,
     },
-    /// Have a move's source take its range back, because the destination is lost for good after the fence
+    /// Have a move's source take its range back, because the destination is lost for good after the
+    /// fence
     TakeBack {
         /// The operator
         operator: OperatorId,
-        /// Confirms that the destination's disks are gone, or will be emptied before any of its machines starts again: whatever it has
-        /// acknowledged is lost, and its shard number is never used again
+        /// Confirms that the destination's disks are gone, or will be emptied before any of its
+        /// machines starts again: whatever it has acknowledged is lost, and its shard number is
+        /// never used again
         #[arg(long, required = true)]
         destination_is_lost_for_good: bool,
     },
-    /// Delete the copy that a move has left at its source because the two copies could not be compared, or differ
+    /// Delete the copy that a move has left at its source because the two copies could not be
+    /// compared, or differ
     Purge {
         /// The operator
         operator: OperatorId,

@@ -1,4 +1,5 @@
-//! Flags of every administrator's command: the placement driver's URLs, and the format of the output.
+//! Flags of every administrator's command: the placement driver's URLs, and the format of the
+//! output.
 
 use clap::{Args, ValueEnum};
 use evenkeel_client::admin::{AdminClient, parse_url};

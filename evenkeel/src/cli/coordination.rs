@@ -117,7 +117,8 @@ fn tag(revision: u64) -> String {
     format!("\"{revision}\"")
 }
 
-/// The value to put. One byte more than the limit is read at most, so that the store itself refuses a longer value.
+/// The value to put. One byte more than the limit is read at most, so that the store itself refuses
+/// a longer value.
 fn read_value(value: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, CommandError> {
     let most = MAX_VALUE_BYTES as u64 + 1;
     let mut bytes = Vec::new();
@@ -224,7 +225,8 @@ fn short(entry: &KvEntryBody) -> String {
     shown
 }
 
-/// Prints changes, and continues at the next replica where a stream ended. No change is missed or repeated.
+/// Prints changes, and continues at the next replica where a stream ended. No change is missed or
+/// repeated.
 async fn watch(flags: &AdminFlags, admin: &AdminClient, prefix: &str, since: Option<u64>) -> Result<(), CommandError> {
     let mut seen = since;
     loop {

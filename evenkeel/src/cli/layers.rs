@@ -4,7 +4,8 @@ use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
 use crate::{bench, demo, replay, roles};
 use std::path::Path;
 
-/// The keys of all commands. The environment is shared: a key of another command is no mistake there.
+/// The keys of all commands. The environment is shared: a key of another command is no mistake
+/// there.
 fn all_keys() -> Vec<&'static str> {
     let all = [
         roles::placement_driver_settings(),
@@ -33,8 +34,8 @@ pub fn layers(file: Option<&Path>, flags: Vec<(&'static str, String)>) -> Result
     Ok(Layers { file, environment: environment(), flags, other_commands_keys: all_keys() })
 }
 
-/// Checks the environment of an administrator's command, which reads no file and knows two variables. A mistyped variable must not
-/// send the command to the wrong cluster.
+/// Checks the environment of an administrator's command, which reads no file and knows two
+/// variables. A mistyped variable must not send the command to the wrong cluster.
 pub fn check_environment() -> Result<(), ConfigError> {
     let settings = [Setting::optional("url", Kind::Urls), Setting::optional("format", Kind::Text)];
     let layers = Layers { environment: environment(), other_commands_keys: all_keys(), ..Layers::default() };

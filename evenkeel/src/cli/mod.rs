@@ -1,7 +1,8 @@
 //! The command line: its commands, their flags, and the exit status of the program.
 //!
-//! Exit statuses: 0 done; 1 failed, with one line on standard error that says why; 2 the command line or the configuration is wrong,
-//! with one line that names the key, the value and the accepted values; 130 ended by a signal.
+//! Exit statuses: 0 done; 1 failed, with one line on standard error that says why; 2 the command
+//! line or the configuration is wrong, with one line that names the key, the value and the accepted
+//! values; 130 ended by a signal.
 //!
 //! | module | what it holds |
 //! |---|---|

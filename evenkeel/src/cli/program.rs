@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Parser)]
 #[command(name = "evenkeel", version, propagate_version = true)]
 struct Cli {
-    /// What is logged to standard error, for example `info` or `evenkeel_shard_node=debug` [default: RUST_LOG, or warn; for
-    /// the roles info]
+    /// What is logged to standard error, for example `info` or `evenkeel_shard_node=debug`
+    /// [default: RUST_LOG, or warn; for the roles info]
     // Not called `log`: a role's `--log-addresses` has that name, and clap would confuse the two.
     #[arg(long = "log", global = true, value_name = "FILTER")]
     log_filter: Option<String>,
@@ -87,7 +87,8 @@ async fn run(command: Command) -> Result<(), CommandError> {
     }
 }
 
-/// Reports clap's message in one line, without the usage that follows it. Help and version are no mistakes.
+/// Reports clap's message in one line, without the usage that follows it. Help and version are no
+/// mistakes.
 fn refuse_arguments(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     if matches!(

@@ -1,7 +1,8 @@
-//! `evenkeel sql`: statements through a session of the client. Answers are printed as tables or as JSON while rows arrive.
+//! `evenkeel sql`: statements through a session of the client. Answers are printed as tables or as
+//! JSON while rows arrive.
 //!
-//! Values arrive in PostgreSQL's binary format. They are converted to PostgreSQL's text format, with timestamps in UTC and unknown
-//! types as hexadecimal.
+//! Values arrive in PostgreSQL's binary format. They are converted to PostgreSQL's text format,
+//! with timestamps in UTC and unknown types as hexadecimal.
 
 use crate::cli::admin_flags::OutputFormat;
 use crate::display::TableLayout;
@@ -15,7 +16,8 @@ use evenkeel_protocol::value::format_timestamp;
 /// How long connecting may take, in milliseconds. A person waits.
 const CONNECT_PATIENCE_MS: u64 = 1_500;
 
-/// The bytes of an answer that are read before its first row is printed. They decide the width of the columns.
+/// The bytes of an answer that are read before its first row is printed. They decide the width of
+/// the columns.
 const LOOK_AHEAD_BYTES: usize = 1 << 20;
 
 /// The levels of the session's statements.
@@ -49,7 +51,8 @@ fn in_one_line(error: SqlError) -> String {
     error.hint.unwrap_or(error.message)
 }
 
-/// Executes the statements in one session and prints their answers. Returns when all writes are on a quorum's disks.
+/// Executes the statements in one session and prints their answers. Returns when all writes are on
+/// a quorum's disks.
 pub async fn execute(
     urls: &[String],
     levels: LevelFlags,
@@ -92,7 +95,8 @@ fn cells<'a>(answer: &'a Answer, rows: &'a RowBatch) -> impl Iterator<Item = Vec
     rows.rows().map(move |row| row.zip(oids()).map(value).collect())
 }
 
-/// The shard that answered, and the age of its answer. Commands of the session itself have no shard.
+/// The shard that answered, and the age of its answer. Commands of the session itself have no
+/// shard.
 fn origin(answer: &Answer) -> String {
     match (answer.shard.0, answer.staleness_ms) {
         (0, _) => String::new(),
@@ -162,7 +166,8 @@ async fn print_json(stream: &mut RowStream) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// A value as JSON, as by PostgreSQL's `to_json`: numbers and booleans as such, except infinity and NaN.
+/// A value as JSON, as by PostgreSQL's `to_json`: numbers and booleans as such, except infinity and
+/// NaN.
 fn json_cell(oid: u32, text: Option<String>) -> String {
     let Some(text) = text else { return "null".to_string() };
     let finite = text.bytes().any(|b| b.is_ascii_digit());

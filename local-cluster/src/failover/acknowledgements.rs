@@ -29,7 +29,8 @@ impl WritePause {
     }
 }
 
-/// The pause around `fault_ms`, from the writes acknowledged after it and the gaps that ended after it.
+/// The pause around `fault_ms`, from the writes acknowledged after it and the gaps that ended after
+/// it.
 pub fn pause(acks: &[Acknowledgement], fault_ms: f64) -> WritePause {
     let mut at: Vec<f64> = acks.iter().map(|ack| ack.acked_ms).collect();
     at.sort_by(f64::total_cmp);
@@ -38,7 +39,8 @@ pub fn pause(acks: &[Acknowledgement], fault_ms: f64) -> WritePause {
     WritePause { gap_ms: gaps.fold(0.0, f64::max), slowest_ms: after.fold(0.0, f64::max) }
 }
 
-/// Whether each of `writers` writers has `wanted` acknowledged writes that it sent after `fault_ms`.
+/// Whether each of `writers` writers has `wanted` acknowledged writes that it sent after
+/// `fault_ms`.
 pub fn all_resumed(acks: &[Acknowledgement], writers: usize, fault_ms: f64, wanted: usize) -> bool {
     let after = |writer| acks.iter().filter(|a| a.writer == writer && a.sent_ms > fault_ms).count();
     (0..writers).all(|writer| after(writer) >= wanted)
@@ -62,7 +64,8 @@ mod tests {
 
     #[test]
     fn a_pause_is_the_longest_interruption_of_a_client() {
-        // The fault is at 100. Writer 0 is back at 500; writer 1's statement was under way, and came through at 700.
+        // The fault is at 100. Writer 0 is back at 500; writer 1's statement was under way, and
+        // came through at 700.
         let acks = [
             ack(0, 10.0, 20.0),
             ack(1, 10.0, 30.0),

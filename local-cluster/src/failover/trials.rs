@@ -22,7 +22,8 @@ const WRITES_PER_S: f64 = 25.0;
 const PLACEMENT_DRIVER_WRITES_PER_S: f64 = 50.0;
 /// Acknowledged writes per writer that end a trial.
 const RESUMED: usize = 3;
-/// How long before the fault acknowledgements are kept, in milliseconds. The last one before the fault must be among them.
+/// How long before the fault acknowledgements are kept, in milliseconds. The last one before the
+/// fault must be among them.
 const BEFORE_MS: f64 = 2_000.0;
 /// How long a placement driver may take to say whether it leads. It may be stopped.
 const ASK: Duration = Duration::from_millis(250);
@@ -108,7 +109,8 @@ impl<'a> FailoverTrials<'a> {
         Ok(TrialSeries { trials, failed, last_error: self.sql.record.last_error() })
     }
 
-    /// Injects the fault, waits until all writers write again, removes the fault, and waits until the cluster is whole.
+    /// Injects the fault, waits until all writers write again, removes the fault, and waits until
+    /// the cluster is whole.
     pub async fn trial(&self, of: LeaderOf, fault: LeaderFault) -> Result<Trial, String> {
         let victim = self.leader(of, None).await?;
         let record = &self.sql.record;
@@ -121,8 +123,9 @@ impl<'a> FailoverTrials<'a> {
         let (fault_ms, placement_driver_fault_ms) = (record.now_ms(), self.placement_driver.record.now_ms());
         self.inject(victim, fault).await?;
         self.resumed(of, fault_ms, placement_driver_fault_ms).await?;
-        // A failover ends with another leader, and with writes under that leader. No replica is asked for the leader while writes are
-        // interrupted: the requests would distort the measurement.
+        // A failover ends with another leader, and with writes under that leader. No replica is
+        // asked for the leader while writes are interrupted: the requests would distort the
+        // measurement.
         let next = self.leader(of, Some(victim)).await?;
         self.resumed(of, record.now_ms(), self.placement_driver.record.now_ms()).await?;
         let trial = Trial {
@@ -135,7 +138,8 @@ impl<'a> FailoverTrials<'a> {
         Ok(trial)
     }
 
-    /// Waits until the writers that depend on this group write again, each after a time of its own clock.
+    /// Waits until the writers that depend on this group write again, each after a time of its own
+    /// clock.
     async fn resumed(&self, of: LeaderOf, from_ms: f64, placement_driver_from_ms: f64) -> Result<(), String> {
         resumed(&self.sql, from_ms).await?;
         if of == LeaderOf::PlacementDriver {

@@ -1,5 +1,5 @@
-//! Writers that write at a constant rate while faults are injected: to a table, and to the placement driver. They own the record of
-//! their acknowledgements.
+//! Writers that write at a constant rate while faults are injected: to a table, and to the
+//! placement driver. They own the record of their acknowledgements.
 
 use crate::failover::acknowledgements::Acknowledgement;
 use evenkeel_client::{Client, ClientConfig, Value};
@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// How long one placement-driver replica may take to answer before the next is asked, in milliseconds.
+/// How long one placement-driver replica may take to answer before the next is asked, in
+/// milliseconds.
 const REPLICA_PATIENCE_MS: u64 = 250;
 
 /// The acknowledgements and failures of a group of writers.
@@ -85,7 +86,8 @@ impl Writers {
     }
 }
 
-/// Writers that execute `sql`, whose `$1` is the key, `per_s` times a second each. Each has a client and a key of its own.
+/// Writers that execute `sql`, whose `$1` is the key, `per_s` times a second each. Each has a
+/// client and a key of its own.
 pub async fn of_sql(urls: &[String], sql: &str, count: usize, per_s: f64) -> Result<Writers, String> {
     let record = WriteRecord::new();
     let mut tasks = JoinSet::new();
@@ -107,8 +109,9 @@ pub async fn of_sql(urls: &[String], sql: &str, count: usize, per_s: f64) -> Res
     Ok(Writers { record, count, _tasks: tasks })
 }
 
-/// One writer to the placement driver's state: it switches the balancer off repeatedly, which passes through the log like every
-/// change. It asks one replica after another, and so finds the leader by itself.
+/// One writer to the placement driver's state: it switches the balancer off repeatedly, which
+/// passes through the log like every change. It asks one replica after another, and so finds the
+/// leader by itself.
 pub fn of_placement_driver(urls: &[String], per_s: f64) -> Result<Writers, String> {
     let record = WriteRecord::new();
     let patience = Duration::from_millis(REPLICA_PATIENCE_MS);

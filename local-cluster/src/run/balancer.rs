@@ -1,7 +1,8 @@
 //! The switch of a cluster's balancer, and its restoration.
 //!
-//! A run switches the balancer off while it loads rows and reads them back. Afterwards it sets the switch as it found it: an
-//! administrator who has switched the balancer off wants the load to run without it.
+//! A run switches the balancer off while it loads rows and reads them back. Afterwards it sets the
+//! switch as it found it: an administrator who has switched the balancer off wants the load to run
+//! without it.
 
 use crate::run::error::RunError;
 use crate::wait;
@@ -27,7 +28,8 @@ struct BalancerState {
 }
 
 impl BalancerSwitch {
-    /// Reads the switch. This is a run's first request: if no placement driver is reached, it fails at once.
+    /// Reads the switch. This is a run's first request: if no placement driver is reached, it fails
+    /// at once.
     pub async fn read(admin: &AdminClient) -> Result<BalancerSwitch, RunError> {
         let ask = async || match admin.get("/v1/balancer").await {
             Err(error @ AdminError::Unreachable { .. }) => Ok(Err(error)),

@@ -22,7 +22,8 @@ pub struct ChaosResult {
     pub findings: Vec<String>,
 }
 
-/// Injects faults until all four are done or the run nears its end. Returns when every process has been started again.
+/// Injects faults until all four are done or the run nears its end. Returns when every process has
+/// been started again.
 pub async fn run(
     cluster: &Cluster,
     watch: &Watch,

@@ -62,7 +62,8 @@ pub async fn run(
     let first = shards.iter().map(|s| s.info.id).min().ok_or_else(|| failed("the cluster has no shard"))?;
     let limit = capacity(&shards);
     let table = create_table(environment, options.table.as_deref(), first).await?;
-    // A shard may be overloaded until the load is level. Statements wait for that long instead of failing.
+    // A shard may be overloaded until the load is level. Statements wait for that long instead of
+    // failing.
     let mut config = ClientConfig::new(environment.admin.urls());
     config.overload_patience_ms = config.statement_timeout_ms;
     let client = Client::connect(config).await.map_err(RunError::failed)?;
@@ -165,8 +166,8 @@ async fn drive(
     Ok((replayed.map_err(RunError::failed)?, chaos?))
 }
 
-/// Creates the run's table with one range on `shard`, under the wanted name or the first free one. Tables of earlier runs are not
-/// used: the run could not tell their rows from its own.
+/// Creates the run's table with one range on `shard`, under the wanted name or the first free one.
+/// Tables of earlier runs are not used: the run could not tell their rows from its own.
 async fn create_table(
     environment: &RunEnvironment<'_>,
     wanted: Option<&str>,
@@ -200,7 +201,8 @@ async fn create_table(
     Err(failed(format!("usertable and usertable_2 to usertable_{MAX_TABLES} exist already; give another --table")))
 }
 
-/// Switches the balancer off and waits until no operator runs. An operator that runs at the deadline is a finding.
+/// Switches the balancer off and waits until no operator runs. An operator that runs at the
+/// deadline is a finding.
 async fn quiet(environment: &RunEnvironment<'_>, watch: &Watch) -> Result<Vec<String>, RunError> {
     environment.balancer.switch_off().await?;
     let deadline = Instant::now() + Duration::from_secs(QUIET_TIMEOUT_S);

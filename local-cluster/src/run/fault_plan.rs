@@ -1,11 +1,13 @@
 //! The choice of processes that `--chaos` kills. Pure.
 //!
-//! A plan kills a shard's leader, a shard's follower, the placement driver's leader and a PostgreSQL server, each while a range
-//! moves. It takes victims from the shards of a running move, and only from groups whose replicas are all connected: killing two
-//! replicas of three is a different experiment.
+//! A plan kills a shard's leader, a shard's follower, the placement driver's leader and a
+//! PostgreSQL server, each while a range moves. It takes victims from the shards of a running move,
+//! and only from groups whose replicas are all connected: killing two replicas of three is a
+//! different experiment.
 //!
-//! If nothing moves while faults are left, the plan asks for a move of a range with little load, and for another one if that move
-//! ended before it was observed. A run with fewer than four kills has not shown what it should: that is a finding.
+//! If nothing moves while faults are left, the plan asks for a move of a range with little load,
+//! and for another one if that move ended before it was observed. A run with fewer than four kills
+//! has not shown what it should: that is a finding.
 
 use crate::process_id::ProcessId;
 use crate::run::observation::Observation;
@@ -15,7 +17,8 @@ use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// How long a killed process stays down, in milliseconds. The others must work without it for a while.
+/// How long a killed process stays down, in milliseconds. The others must work without it for a
+/// while.
 pub const AWAY_MS: u64 = 1_500;
 /// The age up to which a report proves that all replicas of a group are connected.
 const RECENT: Duration = Duration::from_millis(AWAY_MS / 2);
@@ -83,8 +86,8 @@ impl FaultPlan {
         FaultPlan { left, asked: None, moves: 0 }
     }
 
-    /// The next action, given an observation, the placement driver's leader, the processes that are down, and the share of the
-    /// run that is over (0 to 1).
+    /// The next action, given an observation, the placement driver's leader, the processes that are
+    /// down, and the share of the run that is over (0 to 1).
     pub fn next(
         &mut self,
         seen: &Observation,
@@ -167,8 +170,8 @@ fn victim(
     }
 }
 
-/// A move that changes the balance little: the range with the least load, or at later tries another one of the cooler half, to the
-/// next shard.
+/// A move that changes the balance little: the range with the least load, or at later tries another
+/// one of the cooler half, to the next shard.
 fn quiet_move(seen: &Observation, tries: usize) -> Option<ChaosAction> {
     let load = |r: &RangeBody| r.load.map_or(0.0, |l| l.reads_per_s + l.writes_per_s);
     let mut free: Vec<_> = seen.ranges.iter().filter(|r| r.operator.is_none()).collect();

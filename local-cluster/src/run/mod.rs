@@ -1,9 +1,10 @@
-//! One run of a workload against a cluster, with verification and a report. `evenkeel demo` and `evenkeel replay` differ only in
-//! the owner of the cluster.
+//! One run of a workload against a cluster, with verification and a report. `evenkeel demo` and
+//! `evenkeel replay` differ only in the owner of the cluster.
 //!
 //! A run has these steps:
 //!
-//! 1. create a table and load its rows with the balancer off, so that all rows are in one range on one shard;
+//! 1. create a table and load its rows with the balancer off, so that all rows are in one range on
+//!    one shard;
 //! 2. restore the balancer and start the load;
 //! 3. observe the placement driver, and inject faults if asked to;
 //! 4. switch the balancer off and wait until no operator runs;

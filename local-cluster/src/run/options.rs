@@ -5,15 +5,17 @@ use std::time::Duration;
 
 /// The most keys that a run may write. A run remembers a few words of each.
 pub const MAX_KEYS: usize = 20_000_000;
-/// Default rate in operations per second: two cores serve it, with the whole cluster on them, and have time left.
+/// Default rate in operations per second: two cores serve it, with the whole cluster on them, and
+/// have time left.
 const DEFAULT_RATE_PER_S: f64 = 1_500.0;
-/// Default rate of shards with a rate limit, as a share of the sum of their limits. The rest serves the backlog of the shard that
-/// has all the load at first.
+/// Default rate of shards with a rate limit, as a share of the sum of their limits. The rest serves
+/// the backlog of the shard that has all the load at first.
 const LIMITED_SHARE: f64 = 0.8;
-/// With a rate limit, the time in seconds within which one shard serves all operations in flight. A shard refuses operations that
-/// would wait for more than a quarter of a second.
+/// With a rate limit, the time in seconds within which one shard serves all operations in flight. A
+/// shard refuses operations that would wait for more than a quarter of a second.
 const LIMITED_ANSWER_S: f64 = 0.2;
-/// Default number of operations in flight without a rate: it keeps two cores busy. More would only lengthen queues.
+/// Default number of operations in flight without a rate: it keeps two cores busy. More would only
+/// lengthen queues.
 const DEFAULT_WORKERS: usize = 16;
 /// Default bound of operations in flight at a rate.
 const DEFAULT_IN_FLIGHT: usize = 1_000;
@@ -25,8 +27,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// The longest time that the load lasts, in seconds.
     pub duration_s: f64,
-    /// Operations per second; 0: as fast as possible. Absent: a rate that leaves this machine, or shards with a rate limit, some
-    /// reserve; for a trace, as fast as possible.
+    /// Operations per second; 0: as fast as possible. Absent: a rate that leaves this machine, or
+    /// shards with a rate limit, some reserve; for a trace, as fast as possible.
     pub rate: Option<f64>,
     /// The bound of operations in flight; 0: a default.
     pub workers: usize,
@@ -37,7 +39,8 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// The load on `shards` shards, each of which has a rate limit of `limit` statements per second, if there is one.
+    /// The load on `shards` shards, each of which has a rate limit of `limit` statements per
+    /// second, if there is one.
     pub fn replay(&self, shards: u32, limit: Option<u64>) -> Result<ReplayConfig, String> {
         let duration = Duration::try_from_secs_f64(self.duration_s);
         let duration = duration.map_err(|e| format!("duration = {}: {e}", self.duration_s))?;

@@ -1,4 +1,5 @@
-//! The check that every key of every table has exactly one owner, and that the routing table names it. Pure.
+//! The check that every key of every table has exactly one owner, and that the routing table names
+//! it. Pure.
 
 use evenkeel_protocol::rest::{RouteBody, RoutesBody};
 use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId};
@@ -48,7 +49,8 @@ pub fn wrong_owners(routes: &RoutesBody, owned: &[Owned]) -> Vec<String> {
     wrong
 }
 
-/// The violation of a route, in words: its keys, its epoch and its shard must be the owner's. An id alone proves nothing.
+/// The violation of a route, in words: its keys, its epoch and its shard must be the owner's. An id
+/// alone proves nothing.
 fn wrong_route(route: &RouteBody, owned: &[Owned]) -> Option<String> {
     let Some(known) = route.to_route() else {
         return Some(format!("the route of range {} has a bound that is not hexadecimal", route.range));
@@ -102,7 +104,8 @@ mod tests {
         let whole = [owned(1, 1, b"", Some(b"\x05")), owned(2, 2, b"\x05", None)];
         assert_eq!(wrong_owners(&routes(2), &whole), Vec::<String>::new());
         assert_eq!(wrong_owners(&routes(1), &whole).len(), 1);
-        // Fails if ids alone are compared: the id differs, the epoch is not the owner's, or no shard owns exactly these keys.
+        // Fails if ids alone are compared: the id differs, the epoch is not the owner's, or no
+        // shard owns exactly these keys.
         let mut other = whole.clone();
         other[1].range = RangeId(9);
         assert_eq!(wrong_owners(&routes(2), &other).len(), 1);

@@ -11,7 +11,8 @@ pub trait Progress: Send + Sync {
     fn line(&self, text: &str);
     /// A task of `total` steps starts.
     fn task(&self, what: &str, total: u64) -> Arc<dyn TaskProgress>;
-    /// The load starts and lasts `duration_s` seconds, on shards with this rate limit in statements per second, if they have one.
+    /// The load starts and lasts `duration_s` seconds, on shards with this rate limit in statements
+    /// per second, if they have one.
     fn load_starts(&self, duration_s: f64, limit: Option<u64>);
     /// The load has ended.
     fn load_ended(&self);

@@ -1,15 +1,20 @@
 //! Verification after a run: replicas compared and owners checked, by asking the shards.
 //!
-//! The placement driver's table is only a hint; the shards' logs are the authority (invariant 6). These rules are checked:
+//! The placement driver's table is only a hint; the shards' logs are the authority (invariant 6).
+//! These rules are checked:
 //!
-//! - Each piece of each range is the same on all replicas of its shard, at one position of the log (R31).
+//! - Each piece of each range is the same on all replicas of its shard, at one position of the log
+//!   (R31).
 //! - No replica has rows that its shard neither owns nor is moving.
-//! - Every key of every table is owned by exactly one shard, and the routing table names that shard.
+//! - Every key of every table is owned by exactly one shard, and the routing table names that
+//!   shard.
 //!
-//! A replica that was killed may still be starting, so requests that get no answer are repeated until a deadline. A wrong answer
-//! of a replica is reported at once: waiting does not make replicas more equal.
+//! A replica that was killed may still be starting, so requests that get no answer are repeated
+//! until a deadline. A wrong answer of a replica is reported at once: waiting does not make
+//! replicas more equal.
 //!
-//! Not done: rows are not compared with what clients wrote. `evenkeel_workloads::replay::verify` does that.
+//! Not done: rows are not compared with what clients wrote. `evenkeel_workloads::replay::verify`
+//! does that.
 
 use crate::run::owners::{Owned, wrong_owners};
 use crate::shard_calls::{ask_leader, inspect_all};
@@ -35,7 +40,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 pub struct Verified {
     /// Replicas that differ from the majority, or that were not compared in time.
     pub differing_replicas: u64,
-    /// Places in the key spaces of all tables with no owner or several, and ranges whose route does not name their owner.
+    /// Places in the key spaces of all tables with no owner or several, and ranges whose route does
+    /// not name their owner.
     pub owners_wrong: u64,
     /// Intervals of keys in which a replica has rows that its shard neither owns nor is moving.
     pub left_behind: u64,
@@ -45,7 +51,8 @@ pub struct Verified {
     pub findings: Vec<String>,
 }
 
-/// Verifies the cluster. No operator should be running. An error means that the verification could not be made.
+/// Verifies the cluster. No operator should be running. An error means that the verification could
+/// not be made.
 pub async fn verify_cluster(admin: &AdminClient) -> Result<Verified, String> {
     let shards: Vec<ShardBody> = admin.get("/v1/shards").await.map_err(|e| e.to_string())?;
     let deadline = Instant::now() + Duration::from_secs(TIMEOUT_S);
@@ -65,8 +72,9 @@ pub async fn verify_cluster(admin: &AdminClient) -> Result<Verified, String> {
     Ok(verified)
 }
 
-/// The violations of ownership that persist. A single check can show a state that never existed: shards are asked one after
-/// another while a cold range may still be merged or moved, and a replica that is behind may answer for the routes.
+/// The violations of ownership that persist. A single check can show a state that never existed:
+/// shards are asked one after another while a cold range may still be merged or moved, and a
+/// replica that is behind may answer for the routes.
 async fn persistent_owner_violations(
     admin: &AdminClient,
     shards: &[ShardBody],
@@ -117,7 +125,8 @@ pub fn differing(shard: ShardId, compared: &Compared) -> Vec<String> {
     differ.chain(silent).collect()
 }
 
-/// The number of replicas that differ or were not compared. Without a majority, at least one differs. Pure.
+/// The number of replicas that differ or were not compared. Without a majority, at least one
+/// differs. Pure.
 pub fn differing_replicas(compared: &Compared) -> u64 {
     let mut replicas = compared.blamed();
     replicas.extend(compared.silent.keys());
@@ -125,7 +134,8 @@ pub fn differing_replicas(compared: &Compared) -> u64 {
     (replicas.len() as u64).max(u64::from(unknown))
 }
 
-/// Makes the shard's leader compare its replicas, piece by piece. A piece that fails is repeated until the deadline.
+/// Makes the shard's leader compare its replicas, piece by piece. A piece that fails is repeated
+/// until the deadline.
 async fn compared(shard: &ShardInfo, deadline: Instant) -> Result<Compared, String> {
     let mut compared = Compared::default();
     let mut begun = false;

@@ -1,7 +1,9 @@
-//! Observes the placement driver while a run goes on: shards, ranges and operators, asked for every 100 ms.
+//! Observes the placement driver while a run goes on: shards, ranges and operators, asked for every
+//! 100 ms.
 //!
-//! [`Watch`] owns the observing task. Operators are collected by number, so that the report has all of them even if the
-//! placement driver forgets old ones. An interval without an answer is skipped: its leader may have been killed.
+//! [`Watch`] owns the observing task. Operators are collected by number, so that the report has all
+//! of them even if the placement driver forgets old ones. An interval without an answer is skipped:
+//! its leader may have been killed.
 
 use crate::operator_text::is_running;
 use crate::run::observation::Observation;
@@ -15,7 +17,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// The interval between two observations, in milliseconds. A move takes about a second and must be observed by chaos.
+/// The interval between two observations, in milliseconds. A move takes about a second and must be
+/// observed by chaos.
 const INTERVAL_MS: u64 = 100;
 /// The number of observations per observation that is shown.
 const SHOW_EVERY: u64 = 5;
@@ -116,7 +119,8 @@ async fn observe_repeatedly(
     }
 }
 
-/// One observation; `None` if the placement driver did not answer. Ranges, which change slowly, are asked for only if `all`.
+/// One observation; `None` if the placement driver did not answer. Ranges, which change slowly, are
+/// asked for only if `all`.
 async fn observe(admin: &AdminClient, all: bool, last_ranges: Vec<RangeBody>) -> Option<Observation> {
     let shards = admin.get("/v1/shards").await.ok()?;
     let running: Vec<OperatorBody> = admin.get("/v1/operators").await.ok()?;

@@ -11,8 +11,8 @@ pub struct Workload {
     pub name: String,
     /// Its operations.
     pub source: Box<dyn Source>,
-    /// The share (0 to 1) of operations that touch the hottest key, if it is known in advance. For a trace it depends on how much
-    /// of it is replayed, and is counted.
+    /// The share (0 to 1) of operations that touch the hottest key, if it is known in advance. For
+    /// a trace it depends on how much of it is replayed, and is counted.
     pub hottest_key_share: Option<f64>,
     /// The initial rows: key, and size of the value in bytes.
     pub rows: Vec<(i64, u32)>,

@@ -1,6 +1,6 @@
-//! Small disks that can be filled: a tmpfs in place of one of a replica's folders.
+//! Small disks that can be filled: a tmpfs in place of a replica's folder.
 //!
-//! Mounting takes root. Without it there is no such disk, and the scenario counts as skipped.
+//! Mounting needs root. Without it the scenario is skipped.
 
 use evenkeel_tests::leadership;
 use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World};
@@ -9,17 +9,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// How much is written at a time to fill a disk, in bytes, first and last.
+/// The sizes of the writes that fill a disk, in bytes, first and last.
 const PIECES_BYTES: [usize; 3] = [1 << 20, 4 << 10, 1];
 
-/// A small disk under a folder of a replica. Dropped, it is unmounted, and what was on it is gone.
+/// A small disk under a folder of a replica. Dropping it unmounts it and loses its content.
 pub struct SmallDisk {
     at: PathBuf,
 }
 
 impl SmallDisk {
-    /// Puts a disk of this size under the folder `name` of a replica, with what is in that folder now; the replica is stopped and
-    /// started. If nothing can be mounted here the scenario is skipped.
+    /// Mounts a disk of this size at the folder `name` of a replica and copies the folder's
+    /// content. Stops and starts the replica. If mounting fails, the scenario is skipped.
     pub async fn under(world: &World, replica: ReplicaName, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
         let at = replica.data_dir(world)?.join(name);
         super::stop(world, replica).await?;
@@ -31,7 +31,8 @@ impl SmallDisk {
 
     fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, Failure> {
         let kept = kept(&at);
-        // The mount is made beside and filled first, so that nothing is lost if there is not enough room.
+        // The disk is mounted elsewhere and filled first, so that nothing is lost if it is too
+        // small.
         std::fs::create_dir(&kept).map_err(|e| failed("making a folder", e))?;
         let options = format!("size={size_bytes},mode=0700");
         let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&kept));
@@ -46,7 +47,7 @@ impl SmallDisk {
         bound.map(|()| SmallDisk { at })
     }
 
-    /// Writes until there is no room; again, until what has become free since is taken too.
+    /// Writes until the disk is full, repeatedly, because space may become free meanwhile.
     pub fn fill(&self) -> ScenarioResult {
         let ballast = File::options().create(true).append(true).open(self.ballast());
         let mut ballast = ballast.map_err(|e| failed("making ballast", e))?;
@@ -57,15 +58,15 @@ impl SmallDisk {
         Ok(())
     }
 
-    /// Makes room again.
+    /// Frees the space.
     pub fn empty(&self) -> ScenarioResult {
         std::fs::remove_file(self.ballast()).map_err(|e| failed("removing ballast", e))
     }
 
-    /// Takes the disk away; what is on it stays in the folder. The replica is stopped and started.
+    /// Unmounts the disk and copies its content to the folder. Stops and starts the replica.
     pub async fn remove(self, world: &World, replica: ReplicaName) -> ScenarioResult {
         super::stop(world, replica).await?;
-        // If the scenario has failed it may still be full.
+        // After a failed scenario the disk may still be full.
         drop(std::fs::remove_file(self.ballast()));
         let kept = kept(&self.at);
         run(Command::new("cp").arg("-a").arg(&self.at).arg(&kept))?;

@@ -38,7 +38,8 @@ impl SizeBench<'_> {
         Ok(cluster)
     }
 
-    /// Runs `work` on the cluster, stops the cluster, and returns the result of `work`. `peak` records the memory of its processes.
+    /// Runs `work` on the cluster, stops the cluster, and returns the result of `work`. `peak`
+    /// records the memory of its processes.
     pub async fn on<T>(
         &self,
         cluster: Cluster,

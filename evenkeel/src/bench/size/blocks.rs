@@ -1,5 +1,6 @@
-//! A generated pattern of block accesses: runs of neighbouring blocks, a part of the device that is hot for a while, blocks of 0.5 to
-//! 64 KiB. It replaces a recorded trace if none is given, and generates data of any size.
+//! A generated pattern of block accesses: runs of neighbouring blocks, a part of the device that is
+//! hot for a while, blocks of 0.5 to 64 KiB. It replaces a recorded trace if none is given, and
+//! generates data of any size.
 
 use evenkeel_workloads::generators::{Endless, Generator};
 use evenkeel_workloads::seed::SeededRandom;

@@ -16,7 +16,8 @@ pub struct SizeConfig {
     pub gigabytes: f64,
     /// Gigabytes of the larger data set; 0: none.
     pub large_gigabytes: f64,
-    /// Parts, separated by commas: `trace`, `moves`, `replicas`; or `reseed`, the part of `replicas` that re-seeds a wiped replica.
+    /// Parts, separated by commas: `trace`, `moves`, `replicas`; or `reseed`, the part of
+    /// `replicas` that re-seeds a wiped replica.
     pub only: String,
     /// The folder with PostgreSQL's programs; absent: searched for.
     pub postgres_bin: Option<PathBuf>,

@@ -1,4 +1,5 @@
-//! `bench size`: Evenkeel with gigabytes of data, beside PostgreSQL with two synchronous standbys that does the same work.
+//! `bench size`: Evenkeel with gigabytes of data, beside PostgreSQL with two synchronous standbys
+//! that does the same work.
 //!
 //! A missed goal is reported, and the command fails.
 //!

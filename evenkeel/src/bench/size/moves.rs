@@ -1,4 +1,5 @@
-//! Moves of large data: a range of a gigabyte under a thousand updates per second, and a row of a megabyte that is updated in a loop.
+//! Moves of large data: a range of a gigabyte under a thousand updates per second, and a row of a
+//! megabyte that is updated in a loop.
 
 use super::bench_cluster::{SizeBench, memory};
 use super::figures::{Bar, Figure};

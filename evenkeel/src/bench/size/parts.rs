@@ -10,11 +10,13 @@ use crate::screen::Screen;
 use crate::{outputs, roles};
 use evenkeel_local_cluster::run::Progress;
 
-/// Bytes of disk per byte of data: three replicas, their logs, copies of moving ranges, and PostgreSQL beside them.
+/// Bytes of disk per byte of data: three replicas, their logs, copies of moving ranges, and
+/// PostgreSQL beside them.
 const DISK_PER_BYTE: u64 = 20;
 /// Bytes of disk that are needed for any amount of data.
 const DISK_BASE: u64 = 10 << 30;
-/// Runs the measurements. A missed goal is a failure. Every process that it starts has ended when it returns.
+/// Runs the measurements. A missed goal is a failure. Every process that it starts has ended when
+/// it returns.
 pub async fn size(layers: &Layers) -> Result<(), CommandError> {
     let config: SizeConfig = resolve(&settings(), layers)?;
     let parts: Vec<&str> = config.only.split(',').map(str::trim).collect();

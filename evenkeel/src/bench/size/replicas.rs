@@ -1,5 +1,5 @@
-//! Replicas of a shard with gigabytes of rows: a scan beside keyed reads, a leader killed under full load, a replica and a whole shard
-//! started again, a replica wiped and re-seeded.
+//! Replicas of a shard with gigabytes of rows: a scan beside keyed reads, a leader killed under
+//! full load, a replica and a whole shard started again, a replica wiped and re-seeded.
 
 use super::bench_cluster::{SizeBench, memory};
 use super::figures::{Bar, Figure};
@@ -44,7 +44,8 @@ const FULL_LOAD_TIME: Duration = Duration::from_secs(8);
 /// Positions of the log that a serving replica may be behind: the writes of a fraction of a second.
 const BEHIND: u64 = 500;
 
-/// Measures with the smaller data set, and the restarts with the larger one again: they must not depend on the size.
+/// Measures with the smaller data set, and the restarts with the larger one again: they must not
+/// depend on the size.
 pub async fn measure(bench: &SizeBench<'_>) -> Result<Vec<Figure>, CommandError> {
     let cluster = bench.cluster(SHARD, false).await?;
     let (small, large) = (Peak::default(), Peak::default());
@@ -143,7 +144,8 @@ impl Shard<'_> {
         found.ok_or_else(|| CommandError::Failed("the shard has no leader".into()))
     }
 
-    /// Keyed reads until `other` has ended; their latencies, in milliseconds, and what `other` gave.
+    /// Keyed reads until `other` has ended; their latencies, in milliseconds, and what `other`
+    /// gave.
     async fn keyed_reads<T>(&self, rows: u64, other: impl Future<Output = T>) -> Result<(Vec<f64>, T), CommandError> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut readers = JoinSet::new();

@@ -1,4 +1,5 @@
-//! PostgreSQL with two standbys as the target of a replay: the same statements, over a fixed number of connections.
+//! PostgreSQL with two standbys as the target of a replay: the same statements, over a fixed number
+//! of connections.
 
 use crate::bench::plain::PlainPostgres;
 use bytes::Bytes;
@@ -80,7 +81,8 @@ impl PlainConnection {
     }
 }
 
-/// A parameter in the form of `tokio-postgres`. A type that no replay sends is sent as NULL, which the table refuses.
+/// A parameter in the form of `tokio-postgres`. A type that no replay sends is sent as NULL, which
+/// the table refuses.
 enum Parameter<'a> {
     Int(i64),
     Bytes(&'a [u8]),

@@ -1,5 +1,6 @@
-//! Large blocks, loaded and then read and written by 16 clients. PostgreSQL with two standbys, Evenkeel with the balancer on, and
-//! Evenkeel with the balancer off run in turn, each with an empty disk.
+//! Large blocks, loaded and then read and written by 16 clients. PostgreSQL with two standbys,
+//! Evenkeel with the balancer on, and Evenkeel with the balancer off run in turn, each with an
+//! empty disk.
 
 use super::bench_cluster::SizeBench;
 use super::blocks;
@@ -38,7 +39,8 @@ const SEED: u64 = 1;
 const WINDOW_S: usize = 10;
 /// How long operators that run at the end may take.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(120);
-/// Time that a move may take beside copying its bytes, in seconds, for its request, its fence and its publication.
+/// Time that a move may take beside copying its bytes, in seconds, for its request, its fence and
+/// its publication.
 const MOVE_BASE_S: f64 = 1.0;
 
 /// The measurements of one system.
@@ -166,7 +168,8 @@ async fn plain(bench: &SizeBench<'_>) -> Result<SystemRun, CommandError> {
     run(bench, Arc::new(target), 1, &plain.pids()).await
 }
 
-/// The run on Evenkeel, its operators, and the number of replicas that differ and places with a wrong owner.
+/// The run on Evenkeel, its operators, and the number of replicas that differ and places with a
+/// wrong owner.
 async fn evenkeel(bench: &SizeBench<'_>, balancer: bool) -> Result<(SystemRun, Vec<OperatorBody>, u64), CommandError> {
     let cluster = bench.cluster(SHARDS, balancer).await?;
     let ended = on_cluster(bench, &cluster).await;

@@ -1,7 +1,8 @@
 //! Bytes written to disk and peak memory of processes, by `/proc`.
 //!
-//! The bytes of a process include those of its ended children, so the sum over a tree of live processes is complete. Only data that the
-//! page cache has written to the disk counts; [`flush`] makes it write the rest.
+//! The bytes of a process include those of its ended children, so the sum over a tree of live
+//! processes is complete. Only data that the page cache has written to the disk counts; [`flush`]
+//! makes it write the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,7 +36,8 @@ pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
     field(&status, "VmHWM:").map(|kib| kib * 1024)
 }
 
-/// The peak memory of any process of a group. An ended process has no reading, so memory is read repeatedly.
+/// The peak memory of any process of a group. An ended process has no reading, so memory is read
+/// repeatedly.
 #[derive(Debug, Default)]
 pub struct Peak(AtomicU64);
 
@@ -77,7 +79,8 @@ fn parents() -> BTreeMap<u32, u32> {
     pids.filter_map(|pid| Some((pid, parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
 }
 
-/// The parent in a line of `/proc/PID/stat`: the second field after the name, which is in brackets and may contain any character.
+/// The parent in a line of `/proc/PID/stat`: the second field after the name, which is in brackets
+/// and may contain any character.
 fn parent(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

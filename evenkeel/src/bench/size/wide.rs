@@ -98,8 +98,8 @@ impl Wide {
         read.await.map_err(|error: ClientError| error.to_string())
     }
 
-    /// Starts clients that update random rows among the first `rows`, with their body, `per_s` times per second together; 0: as fast as
-    /// possible.
+    /// Starts clients that update random rows among the first `rows`, with their body, `per_s`
+    /// times per second together; 0: as fast as possible.
     pub fn writers(&self, clients: usize, rows: u64, per_s: f64) -> Writers {
         let record = WriteRecord::new();
         let mut tasks = JoinSet::new();

@@ -1,5 +1,5 @@
-//! The REST interface over real sockets, on a real cluster: what is asked wrongly is refused with a stable code, and what is
-//! served can be followed without gaps.
+//! The REST interface over real sockets, on a real cluster. Invalid requests are refused with a
+//! stable code, and streams of changes have no gaps.
 
 use evenkeel_client::ClientError;
 use evenkeel_local_cluster::ClusterOptions;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// The balancer is off, so that ranges stay where these scenarios put them.
+/// The balancer is off, so that ranges stay on the shards that the scenarios choose.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.balancer.insert("enabled".into(), false.into());
@@ -43,7 +43,8 @@ async fn request(world: &World, method: Method, path: &str, body: Option<Vec<u8>
     request_at(&url(world, path), method, body).await
 }
 
-/// Asks again while there is no leader, as the refusal says: leadership may move at any time.
+/// Repeats a request while there is no leader, as the refusal asks. Leadership may move at any
+/// time.
 async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<Response, Failure> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -129,7 +130,7 @@ async fn every_replica_serves_and_writes_reach_the_leader(world: &World) -> Scen
             let response = request_at(&format!("{base}{path}"), Method::GET, None).await?;
             ensure!(response.status() == StatusCode::OK, "{base}{path}: {}", response.status());
         }
-        // A client that follows redirects needs to know nothing of leaders.
+        // A client that follows redirects needs no knowledge of leaders.
         let body = json!({ "enabled": false }).to_string().into_bytes();
         let response = request_at(&format!("{base}/v1/balancer"), Method::POST, Some(body)).await?;
         ensure!(response.status().is_success(), "a write at replica {}: {}", number + 1, response.status());
@@ -201,7 +202,7 @@ async fn a_range_is_split_and_moved_by_hand(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-/// Invariant 5: decided, it would end every replica of its shard.
+/// Invariant 5: such an entry, once decided, would end every replica of its shard.
 async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> ScenarioResult {
     const IMPOSSIBLE: &str = "CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(2000))";
     match world.client.execute(IMPOSSIBLE, &[]).await {
@@ -215,7 +216,7 @@ async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> Scenari
     let body = serde_json::to_vec(&body).map_err(|e| e.to_string())?;
     let refused = request(world, Method::POST, "/v1/tables", Some(body)).await?;
     refusal(IMPOSSIBLE, refused, 409, "not-created").await?;
-    // The name is free again, and every shard lives.
+    // The name is free again, and every shard serves.
     world.create_table("CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(1000))", 1).await?;
     world.client.execute("INSERT INTO impossible VALUES (1, 2)", &[]).await?;
     world.nothing_is_wrong().await
