@@ -247,7 +247,7 @@ impl Layout {
 
     fn shard_spec(&self, options: &ClusterOptions, shard: ShardId, replica: u64) -> Result<ProcessSpec, ClusterError> {
         let id = ProcessId::ShardNode(shard.0, replica);
-        let addresses = self.shards.get(&shard).ok_or_else(|| ClusterError::NoSuchShard(shard))?;
+        let addresses = self.shards.get(&shard).ok_or(ClusterError::NoSuchShard(shard))?;
         let mut config = serde_json::json!({
             "shard": shard,
             "replica": replica,

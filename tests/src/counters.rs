@@ -1,7 +1,7 @@
 //! Clients that count: they add to counters and read them concurrently until they are stopped, and
 //! record the history.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::history::{Asked, Event, check};
 use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
@@ -39,7 +39,7 @@ impl Counters {
         shard: u32,
         rows: i64,
         padding_bytes: usize,
-    ) -> Result<Counters, Failure> {
+    ) -> Result<Counters, ScenarioFailure> {
         let columns = "(id bigint PRIMARY KEY, n bigint NOT NULL, padding text NOT NULL)";
         world.create_table(&format!("CREATE TABLE {table} {columns}"), shard).await?;
         let client = world.client.clone();
@@ -63,7 +63,7 @@ impl Counters {
     /// Starts `clients` clients that count, each through a client of its own with its own routing
     /// cache; every fourth operation is a read. `keys` of the counters are in use, spread over the
     /// table, so that each is contended.
-    pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), Failure> {
+    pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), ScenarioFailure> {
         let epoch = Instant::now();
         for number in 0..clients {
             let counting = Counting {
@@ -94,13 +94,13 @@ impl Counters {
         self.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
         while let Some(events) = self.tasks.join_next().await {
-            history.extend(events.map_err(|e| Failure::new(e.to_string()))?);
+            history.extend(events.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         }
         let answer = self.client.execute(&format!("SELECT id, n FROM {}", self.table), &[]).await?;
         let rows = answer.rows.rows().map(|mut row| Some((int(row.next()??)?, int(row.next()??)?)));
         let last: BTreeMap<i64, i64> = rows.flatten().collect();
         if last.len() as i64 != self.rows {
-            return Err(Failure::new(format!("the table has {} rows instead of {}", last.len(), self.rows)));
+            return Err(ScenarioFailure::new(format!("the table has {} rows instead of {}", last.len(), self.rows)));
         }
         let mut wrong = check(&history, &last);
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +110,10 @@ impl Counters {
         }
         let shown = wrong.iter().take(SHOWN).chain(failures.iter().take(SHOWN)).cloned().collect::<Vec<_>>().join("\n");
         let (operations, failed) = (history.len(), failures.len());
-        Err(Failure::new(format!("{operations} operations, {failed} failed; {} findings:\n{shown}", wrong.len())))
+        Err(ScenarioFailure::new(format!(
+            "{operations} operations, {failed} failed; {} findings:\n{shown}",
+            wrong.len()
+        )))
     }
 }
 

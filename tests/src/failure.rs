@@ -7,21 +7,21 @@ use std::fmt;
 
 /// Why a scenario failed, or why it was skipped, in words.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ScenarioFailure {
     why: String,
     skipped: bool,
 }
 
-impl Failure {
+impl ScenarioFailure {
     /// A failure with this reason.
-    pub fn new(why: impl Into<String>) -> Failure {
-        Failure { why: why.into(), skipped: false }
+    pub fn new(why: impl Into<String>) -> ScenarioFailure {
+        ScenarioFailure { why: why.into(), skipped: false }
     }
 
     /// The scenario was skipped, because this machine lacks something that it needs. It counts as
     /// ignored.
-    pub fn skipped(why: impl Into<String>) -> Failure {
-        Failure { why: why.into(), skipped: true }
+    pub fn skipped(why: impl Into<String>) -> ScenarioFailure {
+        ScenarioFailure { why: why.into(), skipped: true }
     }
 
     /// Whether the scenario was skipped.
@@ -30,7 +30,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ScenarioFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.why)
     }
@@ -38,9 +38,9 @@ impl fmt::Display for Failure {
 
 macro_rules! failure_from {
     ($($error:ty),*) => {
-        $(impl From<$error> for Failure {
-            fn from(error: $error) -> Failure {
-                Failure::new(error.to_string())
+        $(impl From<$error> for ScenarioFailure {
+            fn from(error: $error) -> ScenarioFailure {
+                ScenarioFailure::new(error.to_string())
             }
         })*
     };
@@ -49,4 +49,4 @@ macro_rules! failure_from {
 failure_from!(ClusterError, AdminError, ClientError, String, reqwest::Error);
 
 /// The result of a scenario, and of its steps.
-pub type ScenarioResult = Result<(), Failure>;
+pub type ScenarioResult = Result<(), ScenarioFailure>;

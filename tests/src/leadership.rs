@@ -1,7 +1,7 @@
 //! The replica that leads a shard, by the account of the replicas themselves, and actions within
 //! one leadership.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::replica::ReplicaName;
 use crate::world::{PATIENCE, World};
 use evenkeel_local_cluster::ProcessId;
@@ -11,7 +11,7 @@ const MOST_LEADERSHIPS: usize = 5;
 
 /// Pauses all replicas of a shard but its leader. The leader is asked again afterwards, since
 /// leadership may have moved meanwhile.
-pub async fn alone(world: &World, shard: u32) -> Result<(ReplicaName, Vec<ProcessId>), Failure> {
+pub async fn alone(world: &World, shard: u32) -> Result<(ReplicaName, Vec<ProcessId>), ScenarioFailure> {
     world
         .until(&format!("a leader of shard {shard} that others leave alone"), PATIENCE, async || {
             let leader = serving(world, shard).await.map_err(|e| e.to_string())?;
@@ -28,12 +28,16 @@ pub async fn alone(world: &World, shard: u32) -> Result<(ReplicaName, Vec<Proces
 }
 
 /// The replica that leads a shard and serves, as the replicas themselves say.
-pub async fn serving(world: &World, shard: u32) -> Result<ReplicaName, Failure> {
+pub async fn serving(world: &World, shard: u32) -> Result<ReplicaName, ScenarioFailure> {
     serving_other_than(world, shard, None).await
 }
 
 /// Waits until a replica other than `not` leads a shard and serves, and returns it.
-pub async fn serving_other_than(world: &World, shard: u32, not: Option<ReplicaName>) -> Result<ReplicaName, Failure> {
+pub async fn serving_other_than(
+    world: &World,
+    shard: u32,
+    not: Option<ReplicaName>,
+) -> Result<ReplicaName, ScenarioFailure> {
     world
         .until(&format!("another replica than {not:?} to serve shard {shard}"), PATIENCE, async || {
             let mut seen = Vec::new();
@@ -51,7 +55,7 @@ pub async fn serving_other_than(world: &World, shard: u32, not: Option<ReplicaNa
 }
 
 /// The replica that leads a shard, and the term of its leadership.
-pub async fn leadership(world: &World, shard: u32) -> Result<(ReplicaName, u64), Failure> {
+pub async fn leadership(world: &World, shard: u32) -> Result<(ReplicaName, u64), ScenarioFailure> {
     world
         .until(&format!("shard {shard} to report"), PATIENCE, async || {
             let leader = serving(world, shard).await.map_err(|e| e.to_string())?;
@@ -81,7 +85,7 @@ pub async fn within_one_leadership(
 }
 
 /// A replica of the shard that does not lead.
-pub async fn follower(world: &World, shard: u32) -> Result<ReplicaName, Failure> {
+pub async fn follower(world: &World, shard: u32) -> Result<ReplicaName, ScenarioFailure> {
     let leader = serving(world, shard).await?;
     Ok(ReplicaName { shard, number: leader.number % world.cluster.options().replicas + 1 })
 }

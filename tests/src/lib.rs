@@ -33,7 +33,7 @@ pub mod runner;
 pub mod transactions;
 pub mod world;
 
-pub use failure::{Failure, ScenarioResult};
+pub use failure::{ScenarioFailure, ScenarioResult};
 pub use replica::ReplicaName;
 pub use runner::{Scenario, run};
 pub use world::World;

@@ -5,7 +5,7 @@
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
         if !$condition {
-            return Err($crate::Failure::new(format!($($message)+)));
+            return Err($crate::ScenarioFailure::new(format!($($message)+)));
         }
     };
 }

@@ -3,7 +3,7 @@
 //!
 //! Every value is written once, so that a value that is read identifies its write.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::linear::{Operation, What, check};
 use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
@@ -38,7 +38,7 @@ struct RegisterProgress {
 
 impl Registers {
     /// Creates the table on `shard`, with `keys` registers of 0.
-    pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, Failure> {
+    pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, ScenarioFailure> {
         world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, v bigint NOT NULL)"), shard).await?;
         let values: Vec<String> = (0..keys).map(|id| format!("({id}, 0)")).collect();
         let client = world.client.clone();
@@ -73,11 +73,11 @@ impl Registers {
 
     /// Stops the clients, reads every register once more, and checks the history. Returns its
     /// number of operations.
-    pub async fn finish(mut self) -> Result<usize, Failure> {
+    pub async fn finish(mut self) -> Result<usize, ScenarioFailure> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
         while let Some(operations) = self.tasks.join_next().await {
-            history.extend(operations.map_err(|e| Failure::new(e.to_string()))?);
+            history.extend(operations.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         }
         for key in 0..self.keys {
             let sent_us = self.epoch.elapsed().as_micros() as u64;
@@ -89,13 +89,13 @@ impl Registers {
         }
         let count = history.len();
         let judged = tokio::task::spawn_blocking(move || check(&history, 0)).await;
-        let mut wrong = judged.map_err(|e| Failure::new(e.to_string()))?;
+        let mut wrong = judged.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         wrong.extend(self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         if wrong.is_empty() {
             return Ok(count);
         }
         let shown: Vec<String> = wrong.iter().take(SHOWN).cloned().collect();
-        Err(Failure::new(format!("{count} operations; {} findings:\n{}", wrong.len(), shown.join("\n"))))
+        Err(ScenarioFailure::new(format!("{count} operations; {} findings:\n{}", wrong.len(), shown.join("\n"))))
     }
 }
 

@@ -1,7 +1,7 @@
 //! One replica of a shard: its inspection, its report, its log, and its PostgreSQL as seen by an
 //! intruder.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::world::World;
 use evenkeel_local_cluster::ProcessId;
 use evenkeel_protocol::report::ShardReport;
@@ -32,14 +32,15 @@ impl ReplicaName {
     }
 
     /// Its data folder.
-    pub fn data_dir(self, world: &World) -> Result<PathBuf, Failure> {
-        world.cluster.data_dir(self.id()).ok_or_else(|| Failure::new(format!("no process {}", self.id())))
+    pub fn data_dir(self, world: &World) -> Result<PathBuf, ScenarioFailure> {
+        world.cluster.data_dir(self.id()).ok_or_else(|| ScenarioFailure::new(format!("no process {}", self.id())))
     }
 
     /// The log of its process from now on.
-    pub fn log(self, world: &World) -> Result<LogTail, Failure> {
+    pub fn log(self, world: &World) -> Result<LogTail, ScenarioFailure> {
         let path = world.cluster.root().join(format!("{}.log", self.id()));
-        let from = std::fs::metadata(&path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?.len();
+        let from =
+            std::fs::metadata(&path).map_err(|e| ScenarioFailure::new(format!("{}: {e}", path.display())))?.len();
         Ok(LogTail { path, from })
     }
 
@@ -70,19 +71,19 @@ impl ReplicaName {
     }
 
     /// Its PostgreSQL's data.
-    pub fn pgdata(self, world: &World) -> Result<PathBuf, Failure> {
+    pub fn pgdata(self, world: &World) -> Result<PathBuf, ScenarioFailure> {
         Ok(self.data_dir(world)?.join("postgres"))
     }
 
     /// A superuser's session in its PostgreSQL, which the machine's owner can open.
-    pub async fn intrude(self, world: &World) -> Result<Client, Failure> {
+    pub async fn intrude(self, world: &World) -> Result<Client, ScenarioFailure> {
         // The file has the socket's folder: the data folder, unless its path is too long.
         let text = std::fs::read_to_string(self.pgdata(world)?.join("postmaster.pid"));
-        let text = text.map_err(|e| Failure::new(e.to_string()))?;
-        let socket = text.lines().nth(4).ok_or_else(|| Failure::new("the server is starting"))?;
+        let text = text.map_err(|e| ScenarioFailure::new(e.to_string()))?;
+        let socket = text.lines().nth(4).ok_or_else(|| ScenarioFailure::new("the server is starting"))?;
         let mut config = Config::new();
         config.host_path(socket).port(5432).user("evenkeel").dbname("postgres").application_name("intruder");
-        let (client, connection) = config.connect(NoTls).await.map_err(|e| Failure::new(e.to_string()))?;
+        let (client, connection) = config.connect(NoTls).await.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         // The task ends with the client or with the server, and the client notices.
         tokio::spawn(connection);
         Ok(client)
@@ -98,8 +99,8 @@ pub async fn backends(intruder: &Client, condition: &str) -> Result<Vec<i32>, St
 
 /// Kills a process with SIGKILL.
 pub fn kill_process_9(pid: i32) -> ScenarioResult {
-    let pid = Pid::from_raw(pid).ok_or_else(|| Failure::new("no process id"))?;
-    kill_process(pid, Signal::KILL).map_err(|e| Failure::new(e.to_string()))
+    let pid = Pid::from_raw(pid).ok_or_else(|| ScenarioFailure::new("no process id"))?;
+    kill_process(pid, Signal::KILL).map_err(|e| ScenarioFailure::new(e.to_string()))
 }
 
 /// The log of a process from a certain position. Lines of earlier scenarios are before it.
@@ -111,7 +112,7 @@ pub struct LogTail {
 
 impl LogTail {
     /// The text so far.
-    pub fn text(&self) -> Result<String, Failure> {
+    pub fn text(&self) -> Result<String, ScenarioFailure> {
         let read = || {
             let mut file = std::fs::File::open(&self.path)?;
             file.seek(SeekFrom::Start(self.from))?;
@@ -119,11 +120,11 @@ impl LogTail {
             file.read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        read().map_err(|e: std::io::Error| Failure::new(format!("{}: {e}", self.path.display())))
+        read().map_err(|e: std::io::Error| ScenarioFailure::new(format!("{}: {e}", self.path.display())))
     }
 
     /// Whether the text contains these words.
-    pub fn says(&self, words: &str) -> Result<bool, Failure> {
+    pub fn says(&self, words: &str) -> Result<bool, ScenarioFailure> {
         Ok(self.text()?.contains(words))
     }
 }

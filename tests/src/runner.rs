@@ -108,7 +108,8 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
     let mut world: Option<World> = None;
     for scenario in wanted {
         print!("test {} ... ", scenario.name);
-        // The line is completed at the end of the scenario. A failure to show it earlier is ignored.
+        // The line is completed at the end of the scenario. A failure to show it earlier is
+        // ignored.
         drop(std::io::stdout().flush());
         let started = Instant::now();
         let outcome = run_one(options, scenario, &mut world).await;

@@ -9,7 +9,7 @@
 //! commit without an answer may have taken effect. An analysis that does not finish counts as a
 //! failure.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::world::{World, grown};
 use adya::{History, Opts, Valid, Workload, check};
 use evenkeel_client::{Client, ClientConfig, ClientError, Transaction, TransactionOptions, Value};
@@ -109,7 +109,7 @@ pub struct Checked {
 
 impl Transactions {
     /// Creates the tables `NAME_lists` and `NAME_accounts` on `shard`.
-    pub async fn make(world: &World, name: &str, shard: u32) -> Result<Transactions, Failure> {
+    pub async fn make(world: &World, name: &str, shard: u32) -> Result<Transactions, ScenarioFailure> {
         let (lists, accounts) = (format!("{name}_lists"), format!("{name}_accounts"));
         world.create_table(&format!("CREATE TABLE {lists} (id bigint PRIMARY KEY, v text NOT NULL)"), shard).await?;
         world
@@ -152,11 +152,11 @@ impl Transactions {
     }
 
     /// Stops the clients and runs both checkers.
-    pub async fn finish(mut self) -> Result<Checked, Failure> {
+    pub async fn finish(mut self) -> Result<Checked, ScenarioFailure> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut all = Seen::default();
         while let Some(seen) = self.tasks.join_next().await {
-            let seen = seen.map_err(|e| Failure::new(e.to_string()))?;
+            let seen = seen.map_err(|e| ScenarioFailure::new(e.to_string()))?;
             all.events.extend(seen.events);
             all.wrong.extend(seen.wrong);
             all.audits += seen.audits;
@@ -166,11 +166,11 @@ impl Transactions {
         let of_kind = |kind: &str| all.events.iter().filter(|e| e.kind == kind).count();
         let checked = Checked { transactions: of_kind("invoke"), committed: of_kind("ok"), audits: all.audits };
         let judged = tokio::task::spawn_blocking(move || check_lists(all.events)).await;
-        all.wrong.extend(judged.map_err(|e| Failure::new(e.to_string()))?);
+        all.wrong.extend(judged.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         if all.wrong.is_empty() {
             return Ok(checked);
         }
-        Err(Failure::new(format!("{checked:?}: {} findings:\n{}", all.wrong.len(), all.wrong.join("\n"))))
+        Err(ScenarioFailure::new(format!("{checked:?}: {} findings:\n{}", all.wrong.len(), all.wrong.join("\n"))))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Its methods that wait have a deadline, and an error that says what was seen instead of the
 //! condition.
 
-use crate::failure::{Failure, ScenarioResult};
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use evenkeel_client::admin::AdminClient;
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_local_cluster::operator_text::is_running;
@@ -34,7 +34,7 @@ pub async fn grown(count: &AtomicU64, more: u64, halted: &str) -> ScenarioResult
             (last, since) = (now, Instant::now());
         }
         if since.elapsed() >= PATIENCE / 2 {
-            return Err(Failure::new(halted));
+            return Err(ScenarioFailure::new(halted));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -50,7 +50,7 @@ pub struct World {
 
 impl World {
     /// Starts a cluster.
-    pub async fn start(options: ClusterOptions) -> Result<World, Failure> {
+    pub async fn start(options: ClusterOptions) -> Result<World, ScenarioFailure> {
         let cluster = Cluster::start(options).await?;
         let client = Client::connect(ClientConfig::new(cluster.admin().urls())).await?;
         Ok(World { cluster, client })
@@ -80,7 +80,7 @@ impl World {
     pub async fn create_table(&self, create: &str, shard: u32) -> ScenarioResult {
         let parsed = sql::parse(create).map_err(|e| e.to_string())?;
         let sql::Command::CreateTable { schema, .. } = parsed else {
-            return Err(Failure::new(format!("{create} is no CREATE TABLE")));
+            return Err(ScenarioFailure::new(format!("{create} is no CREATE TABLE")));
         };
         let name = schema.name.clone();
         let body = CreateTableBody { schema, shard: Some(ShardId(shard)), if_not_exists: false };
@@ -114,14 +114,14 @@ impl World {
         condition: &str,
         patience: Duration,
         mut look: impl AsyncFnMut() -> Result<T, String>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, ScenarioFailure> {
         let deadline = Instant::now() + patience;
         loop {
             match look().await {
                 Ok(value) => return Ok(value),
                 Err(seen) if Instant::now() >= deadline => {
                     let seconds = patience.as_secs();
-                    return Err(Failure::new(format!("waited {seconds} s for {condition}; last seen: {seen}")));
+                    return Err(ScenarioFailure::new(format!("waited {seconds} s for {condition}; last seen: {seen}")));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(POLL_MS)).await,
             }
@@ -129,7 +129,7 @@ impl World {
     }
 
     /// The ranges of a table, in key order.
-    pub async fn ranges(&self, table: &str) -> Result<Vec<RangeBody>, Failure> {
+    pub async fn ranges(&self, table: &str) -> Result<Vec<RangeBody>, ScenarioFailure> {
         let mut ranges: Vec<RangeBody> = self.admin().get("/v1/ranges").await?;
         ranges.retain(|r| r.route.table_name == table);
         ranges.sort_by(|a, b| a.route.start_hex.cmp(&b.route.start_hex));
@@ -137,21 +137,21 @@ impl World {
     }
 
     /// The only range of a table.
-    pub async fn only_range(&self, table: &str) -> Result<RangeBody, Failure> {
+    pub async fn only_range(&self, table: &str) -> Result<RangeBody, ScenarioFailure> {
         let mut ranges = self.ranges(table).await?;
         match (ranges.pop(), ranges.len()) {
             (Some(range), 0) => Ok(range),
-            (_, more) => Err(Failure::new(format!("{table} has {more} further ranges"))),
+            (_, more) => Err(ScenarioFailure::new(format!("{table} has {more} further ranges"))),
         }
     }
 
     /// The shards.
-    pub async fn shards(&self) -> Result<Vec<ShardBody>, Failure> {
+    pub async fn shards(&self) -> Result<Vec<ShardBody>, ScenarioFailure> {
         Ok(self.admin().get("/v1/shards").await?)
     }
 
     /// The replica that leads a shard.
-    pub async fn leader(&self, shard: u32) -> Result<u64, Failure> {
+    pub async fn leader(&self, shard: u32) -> Result<u64, ScenarioFailure> {
         self.until(&format!("shard {shard} to have a leader"), PATIENCE, async || {
             let shards: Vec<ShardBody> = self.admin().get("/v1/shards").await.map_err(|e| e.to_string())?;
             let found = shards.iter().find(|s| s.info.id.0 == shard);
@@ -174,7 +174,7 @@ impl World {
     }
 
     /// The placement driver's leader.
-    pub async fn placement_driver_leader(&self) -> Result<u64, Failure> {
+    pub async fn placement_driver_leader(&self) -> Result<u64, ScenarioFailure> {
         self.until("the placement driver to have a leader", PATIENCE, async || {
             let status: serde_json::Value = self.admin().get("/v1/status").await.map_err(|e| e.to_string())?;
             status["leader"].as_u64().ok_or_else(|| {
@@ -187,18 +187,18 @@ impl World {
     }
 
     /// Asks for a split.
-    pub async fn split(&self, range: RangeId, at: &[i64]) -> Result<OperatorBody, Failure> {
+    pub async fn split(&self, range: RangeId, at: &[i64]) -> Result<OperatorBody, ScenarioFailure> {
         let body = SplitBody { at: at.iter().map(|key| vec![(*key).into()]).collect() };
         Ok(self.admin().post(&format!("/v1/ranges/{range}/split"), &body).await?)
     }
 
     /// Asks for a move.
-    pub async fn move_range(&self, range: RangeId, to: u32) -> Result<OperatorBody, Failure> {
+    pub async fn move_range(&self, range: RangeId, to: u32) -> Result<OperatorBody, ScenarioFailure> {
         Ok(self.admin().post(&format!("/v1/ranges/{range}/move"), &MoveBody { to: ShardId(to) }).await?)
     }
 
     /// The current state of an operator.
-    pub async fn operator(&self, id: OperatorId) -> Result<OperatorBody, Failure> {
+    pub async fn operator(&self, id: OperatorId) -> Result<OperatorBody, ScenarioFailure> {
         self.until(&format!("operator {id} to be known"), PATIENCE, async || {
             self.admin().get(&format!("/v1/operators/{id}")).await.map_err(|e| e.to_string())
         })
@@ -206,7 +206,7 @@ impl World {
     }
 
     /// Waits until an operator has ended, and returns its last state.
-    pub async fn ended(&self, id: OperatorId) -> Result<OperatorBody, Failure> {
+    pub async fn ended(&self, id: OperatorId) -> Result<OperatorBody, ScenarioFailure> {
         self.until(&format!("operator {id} to end"), PATIENCE, async || {
             let operator: OperatorBody =
                 self.admin().get(&format!("/v1/operators/{id}")).await.map_err(|e| e.to_string())?;
@@ -219,12 +219,12 @@ impl World {
     }
 
     /// Waits until an operator is done. Any other end is a failure.
-    pub async fn done(&self, id: OperatorId) -> Result<OperatorBody, Failure> {
+    pub async fn done(&self, id: OperatorId) -> Result<OperatorBody, ScenarioFailure> {
         let operator = self.ended(id).await?;
         if operator.status == "done" {
             Ok(operator)
         } else {
-            Err(Failure::new(format!("operator {id} ended as {operator:?}")))
+            Err(ScenarioFailure::new(format!("operator {id} ended as {operator:?}")))
         }
     }
 
@@ -259,6 +259,6 @@ impl World {
         self.quiet().await?;
         self.whole().await?;
         let verified = verify_cluster(self.admin()).await?;
-        if verified.findings.is_empty() { Ok(()) } else { Err(Failure::new(verified.findings.join("\n"))) }
+        if verified.findings.is_empty() { Ok(()) } else { Err(ScenarioFailure::new(verified.findings.join("\n"))) }
     }
 }

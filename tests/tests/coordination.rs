@@ -6,7 +6,7 @@ use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::kv::{KvEventBody, KvListBody};
 use evenkeel_tests::linear::{Operation, What, check};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use reqwest::{Client, Method, StatusCode};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ struct Store {
 }
 
 impl Store {
-    fn new(world: &World) -> Result<Store, Failure> {
+    fn new(world: &World) -> Result<Store, ScenarioFailure> {
         let http = Client::builder().no_proxy().timeout(ANSWER).build()?;
         Ok(Store { http, urls: world.admin().urls().to_vec(), turn: AtomicUsize::new(0) })
     }
@@ -97,18 +97,21 @@ impl Store {
     }
 
     /// Repeats a put until it is known to have taken effect.
-    async fn put(&self, key: &str, value: &str) -> Result<u64, Failure> {
+    async fn put(&self, key: &str, value: &str) -> Result<u64, ScenarioFailure> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             match self.ask(Method::PUT, key, None, value.as_bytes().to_vec()).await {
                 Answered::Known(status, Some(revision), _) if status.is_success() => return Ok(revision),
                 Answered::Known(status, _, body) => {
-                    return Err(Failure::new(format!("PUT {key}: {status}: {}", String::from_utf8_lossy(&body))));
+                    return Err(ScenarioFailure::new(format!(
+                        "PUT {key}: {status}: {}",
+                        String::from_utf8_lossy(&body)
+                    )));
                 }
                 Answered::Not | Answered::Unknown => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
-        Err(Failure::new(format!("PUT {key} had no answer in {} s", PATIENCE.as_secs())))
+        Err(ScenarioFailure::new(format!("PUT {key} had no answer in {} s", PATIENCE.as_secs())))
     }
 }
 
@@ -163,9 +166,9 @@ impl History {
 }
 
 /// A value as the store returned it.
-fn parse(body: &[u8]) -> Result<i64, Failure> {
+fn parse(body: &[u8]) -> Result<i64, ScenarioFailure> {
     let text = String::from_utf8_lossy(body);
-    text.parse().map_err(|_| Failure::new(format!("a value that nobody wrote: {text:?}")))
+    text.parse().map_err(|_| ScenarioFailure::new(format!("a value that nobody wrote: {text:?}")))
 }
 
 /// One client: reads, then writes, compares and sets, or deletes, at keys in turn.
@@ -180,7 +183,7 @@ async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult
         let held: Option<(i64, Option<u64>)> = match &read {
             Answered::Known(StatusCode::NOT_FOUND, ..) => Some((ABSENT, None)),
             Answered::Known(StatusCode::OK, revision, body) => Some((parse(body)?, *revision)),
-            Answered::Known(status, ..) => return Err(Failure::new(format!("GET {key}: {status}"))),
+            Answered::Known(status, ..) => return Err(ScenarioFailure::new(format!("GET {key}: {status}"))),
             _ => None,
         };
         let Some((from, revision)) = held else { continue };
@@ -210,7 +213,7 @@ async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult
             Answered::Known(StatusCode::PRECONDITION_FAILED, ..) => Some(done),
             // A delete without effect has observed that the key does not exist.
             Answered::Known(StatusCode::NOT_FOUND, ..) => Some(What::Read(ABSENT)),
-            Answered::Known(status, ..) => return Err(Failure::new(format!("{key}: {status}"))),
+            Answered::Known(status, ..) => return Err(ScenarioFailure::new(format!("{key}: {status}"))),
         };
         history.keep(number, sent_us, &answer, what);
     }
@@ -269,7 +272,12 @@ async fn histories_are_linearizable_while_leaders_die(world: &World) -> Scenario
 
 /// Watches `prefix` from `since` on, going to the next replica whenever a stream ends, until it has
 /// seen `last`.
-async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> Result<Vec<KvEventBody>, Failure> {
+async fn watch(
+    urls: &[String],
+    prefix: &str,
+    since: u64,
+    last: &AtomicU64,
+) -> Result<Vec<KvEventBody>, ScenarioFailure> {
     let http = Client::builder().no_proxy().build()?;
     let (mut seen, mut events, mut turn) = (since, Vec::new(), 0);
     loop {
@@ -323,13 +331,13 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
         last.store(acknowledged.last().map_or(1, |(revision, _)| *revision), Ordering::Relaxed);
         // One more, so that a stream that has seen everything wakes up to find that it is over.
         store.put("watched/end", "0").await?;
-        Ok::<_, Failure>(acknowledged)
+        Ok::<_, ScenarioFailure>(acknowledged)
     };
     let watching = async {
         let watched = watch(world.admin().urls(), "watched/", since, &last);
         tokio::time::timeout(2 * PATIENCE, watched)
             .await
-            .map_err(|_| Failure::new("the watch did not reach the end"))?
+            .map_err(|_| ScenarioFailure::new("the watch did not reach the end"))?
     };
     let (acknowledged, events) = futures::try_join!(writing, watching)?;
     // A put that was repeated after an unknown outcome may have two revisions and one
@@ -363,7 +371,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Scena
     let run = |arguments: &[&str]| {
         let output = kv(arguments).output().map_err(|e| format!("{arguments:?}: {e}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok::<_, Failure>((output.status.code(), text(&output.stdout), text(&output.stderr)))
+        Ok::<_, ScenarioFailure>((output.status.code(), text(&output.stdout), text(&output.stderr)))
     };
     let (status, written, error) = run(&["put", "cli/a b", "one", "--content-type", "text/plain"])?;
     ensure!(status == Some(0), "put: {error}");
@@ -390,7 +398,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Scena
     let read = tokio::time::timeout(PATIENCE, reading).await;
     watching.kill().and_then(|()| watching.wait()).map_err(|e| e.to_string())?;
     let events: Vec<KvEventBody> =
-        read.map_err(|_| Failure::new("the watch showed nothing"))?.map_err(|e| e.to_string())?;
+        read.map_err(|_| ScenarioFailure::new("the watch showed nothing"))?.map_err(|e| e.to_string())?;
     let kept: Vec<bool> = events.iter().map(|event| event.entry.is_some()).collect();
     ensure!(kept == [true, true, false], "{events:?}");
     Ok(())

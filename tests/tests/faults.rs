@@ -15,7 +15,7 @@ use evenkeel_tests::counters::Counters;
 use evenkeel_tests::registers::Registers;
 use evenkeel_tests::transactions::Transactions;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -112,7 +112,7 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
             // harm.
             tokio::time::sleep(Duration::from_millis(50)).await;
             world.cluster.resume(node(leader))?;
-            poison.await.map_err(|e| Failure::new(e.to_string()))?
+            poison.await.map_err(|e| ScenarioFailure::new(e.to_string()))?
         });
         let (read, poison) = (read?, poison?);
         let seen = direct.value(read.clone());
@@ -151,8 +151,10 @@ async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> ScenarioRe
                     world.cluster.links().set(other, me, BLOCKED);
                 }
             }
-            let at = |e: Failure| {
-                Failure::new(format!("says blocked {says}, hears blocked {hears}, clients too {with_clients}: {e}"))
+            let at = |e: ScenarioFailure| {
+                ScenarioFailure::new(format!(
+                    "says blocked {says}, hears blocked {hears}, clients too {with_clients}: {e}"
+                ))
             };
             counters.wait_for_answers(150).await.map_err(at)?;
             registers.wait_for_answers(50).await.map_err(at)?;
@@ -240,7 +242,7 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
             LeaderFault::Kill => world.kill(leader)?,
             LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, true),
         }
-        let at = |e: Failure| Failure::new(format!("{kind:?} of {leader}: {e}"));
+        let at = |e: ScenarioFailure| ScenarioFailure::new(format!("{kind:?} of {leader}: {e}"));
         counters.wait_for_answers(100).await.map_err(at)?;
         // The other replicas finish the move.
         world.done(operator).await.map_err(at)?;
@@ -354,7 +356,7 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
 }
 
 /// Clients that count and clients that use registers, on the shard whose leader fails.
-async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), Failure> {
+async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), ScenarioFailure> {
     let mut counters = Counters::make(world, &format!("{name}_counters"), SHARD, 400, 20).await?;
     let mut registers = Registers::make(world, &format!("{name}_registers"), SHARD, 8).await?;
     counters.start(world, 4, 20).await?;
@@ -376,23 +378,24 @@ struct Direct {
 }
 
 impl Direct {
-    async fn to(world: &World, replica: u64) -> Result<Direct, Failure> {
+    async fn to(world: &World, replica: u64) -> Result<Direct, ScenarioFailure> {
         let shards = world.cluster.shards();
         let address = shards.iter().find(|s| s.id.0 == SHARD).and_then(|s| s.replicas.get(&replica)).copied();
-        let address = address.ok_or_else(|| Failure::new(format!("no replica {replica}")))?;
-        let connection = Connection::connect(address, PATIENCE).await.map_err(|e| Failure::new(e.to_string()))?;
+        let address = address.ok_or_else(|| ScenarioFailure::new(format!("no replica {replica}")))?;
+        let connection =
+            Connection::connect(address, PATIENCE).await.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         Ok(Direct { connection })
     }
 
-    async fn read(&self, read: ReadLevel) -> Result<ShardReply, Failure> {
+    async fn read(&self, read: ReadLevel) -> Result<ShardReply, ScenarioFailure> {
         self.ask("SELECT v FROM witness WHERE id = 1", Vec::new(), read).await
     }
 
-    async fn write(self, value: i64) -> Result<ShardReply, Failure> {
+    async fn write(self, value: i64) -> Result<ShardReply, ScenarioFailure> {
         self.ask("UPDATE witness SET v = $1 WHERE id = 1", vec![Value::Int(value)], ReadLevel::default()).await
     }
 
-    async fn ask(&self, sql: &str, params: Vec<Value>, read: ReadLevel) -> Result<ShardReply, Failure> {
+    async fn ask(&self, sql: &str, params: Vec<Value>, read: ReadLevel) -> Result<ShardReply, ScenarioFailure> {
         let first_sent_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let id = TxnId { client: u64::MAX - first_sent_ms, sequence: 1 + params.len() as u64, first_sent_ms };
         let (durability, max_staleness_ms) = (Durability::Disk, None);
@@ -400,7 +403,7 @@ impl Direct {
         let statement =
             StatementRequest { id, sql, params, clip: None, limit: None, read, durability, max_staleness_ms };
         let reply = self.connection.call_within(&ShardRequest::Statement(statement), PATIENCE).await;
-        reply.map_err(|e| Failure::new(format!("a woken leader does not answer: {e}")))
+        reply.map_err(|e| ScenarioFailure::new(format!("a woken leader does not answer: {e}")))
     }
 
     /// The value of an answer with one value.

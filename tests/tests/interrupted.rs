@@ -14,7 +14,7 @@ use evenkeel_protocol::{OperatorId, RangeId};
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -98,7 +98,7 @@ async fn at_every_step(
     world: &World,
     name: &str,
     turns: usize,
-    victim: impl AsyncFn(ReplicaName, ReplicaName, usize) -> Result<ProcessId, Failure>,
+    victim: impl AsyncFn(ReplicaName, ReplicaName, usize) -> Result<ProcessId, ScenarioFailure>,
 ) -> ScenarioResult {
     let mut counters = Counters::make(world, name, 1, 5_000, 300).await?;
     counters.start(world, 8, 50).await?;
@@ -115,7 +115,8 @@ async fn at_every_step(
                 let victim = victim(source, destination, turn).await?;
                 let mut movement = Movement::begin(world, name, range, source, destination, step).await?;
                 hit = movement.kill_at(step, victim).await?;
-                let at = |e: Failure| Failure::new(format!("{victim} at {step:?} (killed: {hit}): {e}"));
+                let at =
+                    |e: ScenarioFailure| ScenarioFailure::new(format!("{victim} at {step:?} (killed: {hit}): {e}"));
                 world.done(movement.operator).await.map_err(at)?;
                 counters.wait_for_answers(100).await.map_err(at)?;
                 from = destination.shard;
@@ -170,7 +171,7 @@ impl<'a> Movement<'a> {
         source: ReplicaName,
         destination: ReplicaName,
         step: Step,
-    ) -> Result<Movement<'a>, Failure> {
+    ) -> Result<Movement<'a>, ScenarioFailure> {
         let (frozen, transaction, operator) = (Vec::new(), None, OperatorId(0));
         let mut movement = Movement { world, range, source, destination, operator, frozen, transaction, phase: None };
         if step == Step::Fence {
@@ -187,7 +188,7 @@ impl<'a> Movement<'a> {
     }
 
     /// Kills the victim at the step; `false` if the move has passed it.
-    async fn kill_at(&mut self, step: Step, victim: ProcessId) -> Result<bool, Failure> {
+    async fn kill_at(&mut self, step: Step, victim: ProcessId) -> Result<bool, ScenarioFailure> {
         if !self.comes_to(step).await {
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use evenkeel_protocol::error::codes;
 use evenkeel_tests::history::{AgedRead, check_ages};
 use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ const LOCAL: Levels =
     Levels { read: ReadLevel::Local, max_staleness_ms: None, durability: Durability::Disk, replica: None };
 
 /// A client with a short statement timeout, for statements that must not be answered.
-async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, Failure> {
+async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, ScenarioFailure> {
     let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.admin().urls()) };
     Ok(Client::connect(config).await?)
 }
@@ -57,7 +57,7 @@ fn code(result: Result<evenkeel_client::Answer, ClientError>) -> String {
     result.map_or_else(|error| error.code().to_string(), |answer| format!("answered: {answer:?}"))
 }
 
-async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Failure> {
+async fn show(session: &mut ClientSession, setting: &str) -> Result<String, ScenarioFailure> {
     let answer = session.execute(&format!("SHOW {setting}"), &[]).await?;
     let raw = answer.rows.rows().next().and_then(|mut row| row.next()).flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(raw).into_owned())
@@ -193,7 +193,7 @@ async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult
     let acknowledged = writer.await.map_err(|e| e.to_string())?;
     let mut history = Vec::new();
     while let Some(events) = readers.join_next().await {
-        history.extend(events.map_err(|e| Failure::new(e.to_string()))?);
+        history.extend(events.map_err(|e| ScenarioFailure::new(e.to_string()))?);
     }
     let wrong = check_ages(&acknowledged, &history);
     let (writes, count) = (acknowledged.len(), history.len());
@@ -351,7 +351,7 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Sce
     session.execute(insert, &[Value::Int(100)]).await?;
     match client.execute(insert, &[Value::Int(101)]).await {
         Err(ClientError::OutcomeUnknown(_)) => {}
-        other => return Err(Failure::new(format!("`disk` without a quorum: {other:?}"))),
+        other => return Err(ScenarioFailure::new(format!("`disk` without a quorum: {other:?}"))),
     }
     world.kill(leader)?;
     followers.iter().try_for_each(|id| world.cluster.restart(*id))?;

@@ -4,7 +4,7 @@
 use evenkeel_client::{Client, ClientConfig, Value};
 use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_tests::counters::Counters;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -78,7 +78,7 @@ async fn a_move_is_cancelled_before_its_fence(world: &World) -> ScenarioResult {
         match ended.status.as_str() {
             "cancelled" => break (before, operator),
             "done" => eprintln!("operator {} was done before it was cancelled: {asked:?}", operator.id),
-            _ => return Err(Failure::new(format!("it ended as {ended:?}, asked {asked:?}"))),
+            _ => return Err(ScenarioFailure::new(format!("it ended as {ended:?}, asked {asked:?}"))),
         }
     };
     let after = world.only_range("cancelled").await?.route;

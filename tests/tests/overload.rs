@@ -8,7 +8,7 @@
 
 use evenkeel_client::{Client, ClientConfig, Value};
 use evenkeel_local_cluster::{ClusterOptions, ProcessId};
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ struct Counters {
 }
 
 impl Counters {
-    async fn new(world: &World, table: &str) -> Result<Arc<Counters>, Failure> {
+    async fn new(world: &World, table: &str) -> Result<Arc<Counters>, ScenarioFailure> {
         world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, n bigint NOT NULL)"), 1).await?;
         let rows: Vec<String> = (0..ROWS).map(|id| format!("({id}, 0)")).collect();
         world.client.execute(&format!("INSERT INTO {table} VALUES {}", rows.join(", ")), &[]).await?;
@@ -152,7 +152,7 @@ impl Counters {
 }
 
 /// A closed loop of `clients` clients.
-async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration) -> Result<Seen, Failure> {
+async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for client in 0..clients {
@@ -175,7 +175,7 @@ async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration
 }
 
 /// Statements at a fixed rate, whether or not earlier ones are answered.
-async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> Result<Seen, Failure> {
+async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     let mut number = 0;
@@ -197,10 +197,10 @@ async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> R
     gather(tasks, lasting).await
 }
 
-async fn gather(mut tasks: JoinSet<Seen>, lasting: Duration) -> Result<Seen, Failure> {
+async fn gather(mut tasks: JoinSet<Seen>, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let mut all = Seen { lasted: lasting, ..Seen::default() };
     while let Some(seen) = tasks.join_next().await {
-        all.merge(seen.map_err(|e| Failure::new(e.to_string()))?);
+        all.merge(seen.map_err(|e| ScenarioFailure::new(e.to_string()))?);
     }
     Ok(all)
 }
@@ -254,7 +254,7 @@ async fn overload(
     table: &str,
     counters: &Arc<Counters>,
     before: Seen,
-    load: impl Future<Output = Result<Seen, Failure>>,
+    load: impl Future<Output = Result<Seen, ScenarioFailure>>,
     kept: f64,
 ) -> ScenarioResult {
     // A machine that pauses for a moment cannot serve the normal load at that moment.
@@ -262,7 +262,7 @@ async fn overload(
     ensure!(refused * 50 <= answered, "{refused} were refused of a load that can be carried, {answered} answered");
     let single = probe(counters).await?;
     let leader = ProcessId::ShardNode(1, world.leader(1).await?);
-    let pid = world.cluster.pid(leader).ok_or_else(|| Failure::new(format!("{leader} does not run")))?;
+    let pid = world.cluster.pid(leader).ok_or_else(|| ScenarioFailure::new(format!("{leader} does not run")))?;
     let resident = resident_mib(pid);
     let (during, most) = most_resident(pid, load).await;
     let during = during?;
@@ -307,7 +307,7 @@ async fn overload(
 }
 
 /// The typical latency of a few sequential statements without other load.
-async fn probe(counters: &Arc<Counters>) -> Result<Duration, Failure> {
+async fn probe(counters: &Arc<Counters>) -> Result<Duration, ScenarioFailure> {
     let mut times = Vec::new();
     for _ in 0..30 {
         let sent = Instant::now();

@@ -13,7 +13,7 @@ use evenkeel_tests::counters::Counters;
 use evenkeel_tests::leadership;
 use evenkeel_tests::replica::{backends, kill_process_9};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,11 +58,16 @@ fn options(executable: PathBuf) -> ClusterOptions {
     options
 }
 
-async fn counting(world: &World, table: &str) -> Result<Counters, Failure> {
+async fn counting(world: &World, table: &str) -> Result<Counters, ScenarioFailure> {
     counting_rows(world, table, 200, 200).await
 }
 
-async fn counting_rows(world: &World, table: &str, rows: i64, padding_bytes: usize) -> Result<Counters, Failure> {
+async fn counting_rows(
+    world: &World,
+    table: &str,
+    rows: i64,
+    padding_bytes: usize,
+) -> Result<Counters, ScenarioFailure> {
     let mut counters = Counters::make(world, table, 1, rows, padding_bytes).await?;
     counters.start(world, 8, 40).await?;
     Ok(counters)
@@ -142,9 +147,9 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
         for victim in waiting {
             // R6: a cancel request has no effect on a session that only waits to commit.
             let query = "SELECT pg_cancel_backend($1), pg_terminate_backend($1, 5000)";
-            intruder.query_one(query, &[&victim]).await.map_err(|e| Failure::new(e.to_string()))?;
+            intruder.query_one(query, &[&victim]).await.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         }
-        Ok::<_, Failure>(())
+        Ok::<_, ScenarioFailure>(())
     };
     let ended = ended.await;
     for other in &others {
@@ -306,12 +311,12 @@ async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> ScenarioR
     let counters = counting(world, "refused").await?;
     let replica = leadership::serving(world, 1).await?;
     let pgdata = replica.pgdata(world)?;
-    let owner = std::fs::metadata(&pgdata).map_err(|e| Failure::new(e.to_string()))?;
+    let owner = std::fs::metadata(&pgdata).map_err(|e| ScenarioFailure::new(e.to_string()))?;
     if owner.uid() == rustix::process::geteuid().as_raw() {
         counters.finish().await?;
-        return Err(Failure::skipped("only root can give a folder away"));
+        return Err(ScenarioFailure::skipped("only root can give a folder away"));
     }
-    let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| Failure::new(e.to_string()));
+    let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| ScenarioFailure::new(e.to_string()));
     let log = replica.log(world)?;
     give(0, 0)?;
     world.cluster.kill_postgres(replica.id())?;
@@ -341,7 +346,7 @@ async fn damaged_data_is_made_again(world: &World) -> ScenarioResult {
     each_role(world, async |replica| {
         let log = replica.log(world)?;
         let control = replica.pgdata(world)?.join("global/pg_control");
-        std::fs::write(control, vec![7; 8_192]).map_err(|e| Failure::new(e.to_string()))?;
+        std::fs::write(control, vec![7; 8_192]).map_err(|e| ScenarioFailure::new(e.to_string()))?;
         let server = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
         leadership::caught_up(world, replica, Some(server)).await?;
@@ -405,8 +410,8 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Scen
         drop(tokio::time::timeout(bound, lock).await);
         drop(transaction);
     }
-    // An open transaction would lock the row until it has been idle for 30 s, which is longer than a
-    // statement may take.
+    // An open transaction would lock the row until it has been idle for 30 s, which is longer than
+    // a statement may take.
     world.client.execute("UPDATE hasty SET n = n + 10 WHERE id = 1", &[]).await?;
     let answer = world.client.execute("SELECT n FROM hasty WHERE id = 1", &[]).await?;
     ensure!(
@@ -429,7 +434,9 @@ async fn answers_are_bounded(world: &World) -> ScenarioResult {
     for sql in ["SELECT id, body FROM large", "UPDATE large SET id = id WHERE id >= 0 RETURNING body"] {
         match world.client.execute(sql, &[]).await {
             Err(ClientError::Sql(error)) if error.code == "54000" || error.code == "0A000" => {}
-            other => return Err(Failure::new(format!("{sql} gives {:?}", other.map(|answer| answer.rows.count)))),
+            other => {
+                return Err(ScenarioFailure::new(format!("{sql} gives {:?}", other.map(|answer| answer.rows.count))));
+            }
         }
     }
     let answer = world.client.execute("SELECT id, body FROM large WHERE id < 25", &[]).await?;
@@ -485,10 +492,10 @@ fn remove_all(folder: &std::path::Path) -> ScenarioResult {
         match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
-                return Err(Failure::new(error.to_string()));
+                return Err(ScenarioFailure::new(error.to_string()));
             }
             _ => {}
         }
     }
-    Err(Failure::new(format!("{} fills as fast as it is emptied", folder.display())))
+    Err(ScenarioFailure::new(format!("{} fills as fast as it is emptied", folder.display())))
 }

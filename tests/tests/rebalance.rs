@@ -7,7 +7,7 @@ use evenkeel_local_cluster::run::workload::Workload;
 use evenkeel_local_cluster::run::{RunEnvironment, RunOptions, Silent, run};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::{OperatorBody, OperatorKind, ShardBody};
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use evenkeel_workloads::Scenario;
 use evenkeel_workloads::report::{LEVEL_FACTOR, Report};
 use std::path::PathBuf;
@@ -31,18 +31,18 @@ fn options(executable: PathBuf) -> ClusterOptions {
     ClusterOptions::new(executable)
 }
 
-/// Runs a workload with its verification. A lost write, a failed statement, a differing replica or a
-/// wrong owner is a failure.
-async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Report, Failure> {
-    let scenario: Scenario = workload.parse().map_err(|e| Failure::new(format!("{e}")))?;
+/// Runs a workload with its verification. A lost write, a failed statement, a differing replica or
+/// a wrong owner is a failure.
+async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Report, ScenarioFailure> {
+    let scenario: Scenario = workload.parse().map_err(|e| ScenarioFailure::new(format!("{e}")))?;
     let options =
         RunOptions { seed: 1, duration_s: duration, rate: Some(800.0), workers: 0, is_trace: false, table: None };
     let workload = Workload::generated(&scenario, 5_000, options.seed)?;
     let admin = world.admin().clone();
-    let balancer = BalancerSwitch::read(&admin).await.map_err(|e| Failure::new(format!("{e:?}")))?;
+    let balancer = BalancerSwitch::read(&admin).await.map_err(|e| ScenarioFailure::new(format!("{e:?}")))?;
     let (cluster, progress) = (Some(&world.cluster), Arc::new(Silent));
     let environment = RunEnvironment { admin, balancer, cluster, chaos: false, progress };
-    let finished = run(&options, workload, &environment).await.map_err(|e| Failure::new(format!("{e:?}")))?;
+    let finished = run(&options, workload, &environment).await.map_err(|e| ScenarioFailure::new(format!("{e:?}")))?;
     let report = finished.report;
     let good = report.statements.failed == 0
         && report.lost_writes == 0
@@ -74,8 +74,8 @@ async fn skewed_load_on_one_shard_becomes_level_and_then_nothing_moves(world: &W
     let began_ms = unix_ms();
     let report = checked_run(world, "mixgraph", 45.0).await?;
     ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.render_text());
-    // The load starts within two seconds of the run. The workload does not change, so no range has a
-    // reason to move later.
+    // The load starts within two seconds of the run. The workload does not change, so no range has
+    // a reason to move later.
     let operators: Vec<OperatorBody> = world.admin().get("/v1/operators").await?;
     let rest_ms = began_ms + (LEVEL_WITHIN_S as u64 + 5) * 1_000;
     let late = |o: &&OperatorBody| matches!(o.kind, OperatorKind::Move { .. }) && o.created_ms > rest_ms;
@@ -105,7 +105,7 @@ async fn a_fourth_shard_is_added_and_fills(world: &World) -> ScenarioResult {
     let report = checked_run(world, "zipf:0.8", 40.0).await?;
     ensure!(report.shards == 4, "{} shards", report.shards);
     ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.render_text());
-    let shard = shard(world, added).await?.ok_or_else(|| Failure::new("the added shard is gone"))?;
+    let shard = shard(world, added).await?.ok_or_else(|| ScenarioFailure::new("the added shard is gone"))?;
     ensure!(shard.ranges > 0, "nothing came to the added shard: {shard:?}");
     Ok(())
 }
@@ -125,6 +125,6 @@ async fn a_shard_is_drained_and_removed(world: &World) -> ScenarioResult {
     world.nothing_is_wrong().await
 }
 
-async fn shard(world: &World, id: ShardId) -> Result<Option<ShardBody>, Failure> {
+async fn shard(world: &World, id: ShardId) -> Result<Option<ShardBody>, ScenarioFailure> {
     Ok(world.shards().await?.into_iter().find(|s| s.info.id == id))
 }

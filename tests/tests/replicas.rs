@@ -8,7 +8,7 @@ use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::ShardBody;
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,22 +38,22 @@ fn options(executable: PathBuf) -> ClusterOptions {
     options
 }
 
-async fn counting(world: &World, table: &str) -> Result<Counters, Failure> {
+async fn counting(world: &World, table: &str) -> Result<Counters, ScenarioFailure> {
     let mut counters = Counters::make(world, table, 1, 200, 200).await?;
     counters.start(world, 4, 20).await?;
     Ok(counters)
 }
 
-async fn shard(world: &World) -> Result<ShardBody, Failure> {
-    world.shards().await?.pop().ok_or_else(|| Failure::new("there is no shard"))
+async fn shard(world: &World) -> Result<ShardBody, ScenarioFailure> {
+    world.shards().await?.pop().ok_or_else(|| ScenarioFailure::new("there is no shard"))
 }
 
 /// A replica that does not lead.
-async fn follower(world: &World) -> Result<u64, Failure> {
+async fn follower(world: &World) -> Result<u64, ScenarioFailure> {
     let leader = world.leader(1).await?;
     let shard = shard(world).await?;
     let other = shard.info.replicas.keys().copied().find(|replica| *replica != leader);
-    other.ok_or_else(|| Failure::new(format!("{shard:?}")))
+    other.ok_or_else(|| ScenarioFailure::new(format!("{shard:?}")))
 }
 
 // Log rule 10: a wiped replica must not rejoin its configuration. Its shard adds it again by
@@ -198,10 +198,10 @@ async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> ScenarioR
     let leader = world.placement_driver_leader().await?;
     let found = members(world).await?;
     let other = found.iter().copied().find(|replica| *replica != leader);
-    let lost = other.ok_or_else(|| Failure::new(format!("{found:?}")))?;
-    let epoch = async || -> Result<u64, Failure> {
+    let lost = other.ok_or_else(|| ScenarioFailure::new(format!("{found:?}")))?;
+    let epoch = async || -> Result<u64, ScenarioFailure> {
         let body: Value = world.admin().get("/v1/members").await?;
-        body["epoch"].as_u64().ok_or_else(|| Failure::new(body.to_string()))
+        body["epoch"].as_u64().ok_or_else(|| ScenarioFailure::new(body.to_string()))
     };
     let before = epoch().await?;
     world.cluster.wipe(ProcessId::PlacementDriver(lost))?;
@@ -234,9 +234,9 @@ async fn a_placement_driver_s_replica_loses_its_disk(world: &World) -> ScenarioR
 }
 
 /// Bytes of the files of a shard's replica's log.
-fn log_bytes(world: &World, replica: u64) -> Result<u64, Failure> {
+fn log_bytes(world: &World, replica: u64) -> Result<u64, ScenarioFailure> {
     let folder = world.cluster.data_dir(ProcessId::ShardNode(1, replica)).unwrap_or_default().join("log");
-    let files = std::fs::read_dir(&folder).map_err(|e| Failure::new(format!("{}: {e}", folder.display())))?;
+    let files = std::fs::read_dir(&folder).map_err(|e| ScenarioFailure::new(format!("{}: {e}", folder.display())))?;
     // A segment may be deleted meanwhile.
     let of_log = |file: &std::fs::DirEntry| file.file_name().to_string_lossy().ends_with(".log");
     Ok(files.flatten().filter(of_log).filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum())

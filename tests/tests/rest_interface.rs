@@ -7,7 +7,7 @@ use evenkeel_protocol::ShardId;
 use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, RouteLookupBody, RoutesBody};
 use evenkeel_sql as sql;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, ScenarioResult, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
@@ -39,13 +39,18 @@ fn url(world: &World, path: &str) -> String {
     format!("{}{path}", world.admin().urls().first().map_or("", String::as_str))
 }
 
-async fn request(world: &World, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Response, Failure> {
+async fn request(
+    world: &World,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> Result<Response, ScenarioFailure> {
     request_at(&url(world, path), method, body).await
 }
 
 /// Repeats a request while there is no leader, as the refusal asks. Leadership may move at any
 /// time.
-async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<Response, Failure> {
+async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<Response, ScenarioFailure> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut request = Client::new().request(method.clone(), url);
@@ -170,11 +175,11 @@ async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Scen
                 return Ok(());
             }
         }
-        Err(Failure::new(format!("the watch ended after {seen}")))
+        Err(ScenarioFailure::new(format!("the watch ended after {seen}")))
     };
     tokio::time::timeout(PATIENCE, reading)
         .await
-        .map_err(|_| Failure::new("the watch told nothing of the split"))??;
+        .map_err(|_| ScenarioFailure::new("the watch told nothing of the split"))??;
 
     let lookup: RouteLookupBody =
         Client::new().get(url(world, "/v1/routes/followed?key=15")).send().await?.json().await?;
@@ -207,10 +212,10 @@ async fn a_table_that_postgresql_refuses_harms_nothing(world: &World) -> Scenari
     const IMPOSSIBLE: &str = "CREATE TABLE impossible (id bigint PRIMARY KEY, n numeric(2000))";
     match world.client.execute(IMPOSSIBLE, &[]).await {
         Err(ClientError::Sql(error)) if error.code == "22023" => {}
-        other => return Err(Failure::new(format!("{IMPOSSIBLE} gave {other:?}"))),
+        other => return Err(ScenarioFailure::new(format!("{IMPOSSIBLE} gave {other:?}"))),
     }
     let Ok(sql::Command::CreateTable { schema, .. }) = sql::parse(IMPOSSIBLE) else {
-        return Err(Failure::new("it does not parse"));
+        return Err(ScenarioFailure::new("it does not parse"));
     };
     let body = CreateTableBody { schema, shard: Some(ShardId(1)), if_not_exists: false };
     let body = serde_json::to_vec(&body).map_err(|e| e.to_string())?;

@@ -3,7 +3,7 @@
 //! Mounting needs root. Without it the scenario is skipped.
 
 use evenkeel_tests::leadership;
-use evenkeel_tests::{Failure, ReplicaName, ScenarioResult, World};
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,12 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// Mounts a disk of this size at the folder `name` of a replica and copies the folder's
     /// content. Stops and starts the replica. If mounting fails, the scenario is skipped.
-    pub async fn under(world: &World, replica: ReplicaName, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
+    pub async fn under(
+        world: &World,
+        replica: ReplicaName,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<SmallDisk, ScenarioFailure> {
         let at = replica.data_dir(world)?.join(name);
         super::stop(world, replica).await?;
         let disk = SmallDisk::mount(at, size_bytes);
@@ -29,7 +34,7 @@ impl SmallDisk {
         disk
     }
 
-    fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, Failure> {
+    fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, ScenarioFailure> {
         let kept = kept(&at);
         // The disk is mounted elsewhere and filled first, so that nothing is lost if it is too
         // small.
@@ -38,7 +43,7 @@ impl SmallDisk {
         let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&kept));
         if let Err(why) = mounted {
             std::fs::remove_dir(&kept).map_err(|e| failed("removing a folder", e))?;
-            return Err(Failure::skipped(format!("no disk can be mounted here: {why}")));
+            return Err(ScenarioFailure::skipped(format!("no disk can be mounted here: {why}")));
         }
         let copied = run(Command::new("cp").arg("-a").arg(at.join(".")).arg(&kept));
         let bound = copied.and_then(|()| run(Command::new("mount").arg("--bind").arg(&kept).arg(&at)));
@@ -98,9 +103,9 @@ fn run(command: &mut Command) -> ScenarioResult {
     if output.status.success() {
         return Ok(());
     }
-    Err(Failure::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    Err(ScenarioFailure::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-fn failed(what: &str, error: std::io::Error) -> Failure {
-    Failure::new(format!("{what}: {error}"))
+fn failed(what: &str, error: std::io::Error) -> ScenarioFailure {
+    ScenarioFailure::new(format!("{what}: {error}"))
 }
