@@ -11,7 +11,7 @@
 
 use crate::retry::{Hint, Learning};
 use evenkeel_protocol::interval::KeyInterval;
-use evenkeel_protocol::rest::RoutesBody;
+use evenkeel_protocol::api::RoutesBody;
 use evenkeel_protocol::routing::{Route, RouteVersion, RoutingTable};
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

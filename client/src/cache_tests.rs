@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::router::tests::{key, schema, table};
-use evenkeel_protocol::rest::RouteBody;
+use evenkeel_protocol::api::RouteBody;
 
 const TABLE: TableId = TableId(1);
 

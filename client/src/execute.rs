@@ -14,7 +14,7 @@ use crate::settle::Unsettled;
 use crate::statements::Statement;
 use bytes::BytesMut;
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rest::CreateTableBody;
+use evenkeel_protocol::api::CreateTableBody;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardRequest, StatementReply, StatementRequest};
 use evenkeel_protocol::{Column, RowBatch, ShardId, SqlError, TableSchema, Value};
 use evenkeel_sql::{self as sql, Command};

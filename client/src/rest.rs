@@ -5,7 +5,7 @@
 //! finds a placement driver all of whose replicas have been replaced. It promises to say whether a request that failed may have been carried out.
 
 use crate::config::ClientConfig;
-use evenkeel_protocol::rest::{CreateTableBody, MembersBody, Problem, RoutesBody};
+use evenkeel_protocol::api::{CreateTableBody, MembersBody, Problem, RoutesBody};
 use futures::StreamExt;
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -219,7 +219,7 @@ async fn decode<T: DeserializeOwned>(response: Response) -> Result<T, RestError>
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_protocol::rest::MemberBody;
+    use evenkeel_protocol::api::MemberBody;
 
     fn told(epoch: u32, addresses: &[&str]) -> MembersBody {
         let member = |(replica, address): (u64, &&str)| {

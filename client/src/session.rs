@@ -15,7 +15,7 @@ use crate::sse::EventParser;
 use crate::statements::StatementCache;
 use crate::stats::{Counters, add};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rest::{MembersBody, RoutesBody};
+use evenkeel_protocol::api::{MembersBody, RoutesBody};
 use evenkeel_protocol::{SqlError, TxnId};
 use futures::StreamExt;
 use std::collections::HashSet;

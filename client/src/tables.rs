@@ -9,7 +9,7 @@ use crate::execute::Answer;
 use crate::rest::RestError;
 use crate::session::Session;
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rest::{CreateTableBody, Problem};
+use evenkeel_protocol::api::{CreateTableBody, Problem};
 use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{ShardId, SqlError, TableSchema};

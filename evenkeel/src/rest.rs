@@ -5,7 +5,7 @@
 //! happened: what to do about a lost answer is the caller's to decide.
 
 use crate::roles::with_causes;
-use evenkeel_protocol::rest::Problem;
+use evenkeel_protocol::api::Problem;
 use reqwest::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -12,7 +12,7 @@ use crate::kv::{Compacted, Entry, Event, Refusal as KvRefusal, Request, Store, W
 use crate::server::{ProposeFailure, Shared};
 use crate::state::{Command, Effect, Refusal};
 use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::kv::KvListBody;
+use evenkeel_protocol::coordination::KvListBody;
 use evenkeel_replicated_log::BarrierError;
 use std::collections::VecDeque;
 use std::sync::Arc;

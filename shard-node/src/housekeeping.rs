@@ -111,9 +111,9 @@ fn start_clean_up(running: &Running, leader: &Arc<Leader>, operator: OperatorId,
 /// Asks the destination what became of a fenced move (R23).
 async fn ask_settled(leader: Arc<Leader>, operator: OperatorId) {
     let Some(movement) = leader.shared().state().move_out(operator).cloned() else { return };
-    let request = ShardRequest::AskSettled { operator };
+    let request = ShardRequest::AskResolved { operator };
     let bound = Duration::from_millis(ASK_SETTLED_MS * 4);
-    if let Some(ShardReply::Settled(Some(adopted))) = peers::ask_leader(&movement.to, &request, bound).await {
+    if let Some(ShardReply::Resolved(Some(adopted))) = peers::ask_leader(&movement.to, &request, bound).await {
         settle(&leader, operator, adopted).await;
     }
 }

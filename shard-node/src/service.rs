@@ -218,7 +218,7 @@ impl Node {
             }
             ShardRequest::Control(request) => Ok(ShardReply::Control(self.control(request).await?)),
             ShardRequest::Fence { operator, .. } => Ok(fence::fence(&self.leader()?, &self.fences, operator).await),
-            ShardRequest::Settled { operator, adopted } => {
+            ShardRequest::Resolved { operator, adopted } => {
                 settle(&*self.leader()?, operator, adopted).await;
                 Ok(ShardReply::Done)
             }
@@ -230,7 +230,7 @@ impl Node {
                 let applied = self.current().map_or(0, |current| current.shared.progress.watermark());
                 Ok(ShardReply::CopyStored { applied, differs: self.checks.differing(operator, attempt) })
             }
-            ShardRequest::AskSettled { operator } => self.ask_settled(operator).await,
+            ShardRequest::AskResolved { operator } => self.ask_settled(operator).await,
             ShardRequest::Inspect => Ok(ShardReply::Inspect(Box::new(self.inspect()))),
             ShardRequest::WhoLeads => Ok(ShardReply::Leads(self.who_leads())),
             ShardRequest::Checkpoint { nonce } => {
@@ -323,7 +323,7 @@ impl Node {
         let leader = self.leader()?;
         let known = leader.shared().state().settled(operator);
         leader.barrier().await?;
-        Ok(ShardReply::Settled(known))
+        Ok(ShardReply::Resolved(known))
     }
 
     fn who_leads(&self) -> Leads {

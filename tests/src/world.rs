@@ -4,7 +4,7 @@ use evenkeel::cluster::{Cluster, ClusterError, ClusterOptions, ProcessId, wait};
 use evenkeel::rest::{Rest, RestError};
 use evenkeel::run::checks;
 use evenkeel_client::{Client, ClientConfig, ClientError};
-use evenkeel_protocol::rest::{CreateTableBody, MoveBody, OperatorBody, RangeBody, ShardBody, SplitBody};
+use evenkeel_protocol::api::{CreateTableBody, MoveBody, OperatorBody, RangeBody, ShardBody, SplitBody};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use evenkeel_sql as sql;
 use std::fmt;

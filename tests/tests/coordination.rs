@@ -2,7 +2,7 @@
 //! Nothing acknowledged is lost, histories are linearizable, and a watch has no gap.
 
 use evenkeel::cluster::{ClusterOptions, ProcessId};
-use evenkeel_protocol::kv::{KvEventBody, KvListBody};
+use evenkeel_protocol::coordination::{KvEventBody, KvListBody};
 use evenkeel_tests::linear::{Operation, What, check};
 use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};

@@ -4,7 +4,7 @@
 
 use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::ShardBody;
+use evenkeel_protocol::api::ShardBody;
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};

@@ -4,7 +4,7 @@
 use evenkeel::cluster::ClusterOptions;
 use evenkeel_client::ClientError;
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, RouteLookupBody, RoutesBody};
+use evenkeel_protocol::api::{CreateTableBody, OperatorBody, RouteLookupBody, RoutesBody};
 use evenkeel_sql as sql;
 use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};

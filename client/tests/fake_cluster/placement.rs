@@ -2,7 +2,7 @@
 
 use crate::world::World;
 use evenkeel_protocol::interval::KeyInterval;
-use evenkeel_protocol::rest::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
+use evenkeel_protocol::api::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::net::SocketAddr;

@@ -4,7 +4,9 @@ use super::operator::{Asking, Format};
 use super::{CommandError, show};
 use crate::rest::{Order, Rest, percent_encode};
 use clap::Subcommand;
-use evenkeel_protocol::kv::{KvEntryBody, KvEventBody, KvListBody, KvValue, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES};
+use evenkeel_protocol::coordination::{
+    KvEntryBody, KvEventBody, KvListBody, KvValue, KvWrittenBody, MAX_LIST, MAX_VALUE_BYTES,
+};
 use reqwest::{Method, Response};
 use serde::Serialize;
 use std::io::{Read, Write};

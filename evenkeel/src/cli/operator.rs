@@ -6,7 +6,7 @@ use super::{CommandError, show, sql};
 use crate::config::parse_url;
 use crate::rest::{Rest, percent_encode};
 use clap::{Args, Subcommand, ValueEnum};
-use evenkeel_protocol::rest::{
+use evenkeel_protocol::api::{
     DecisionsBody, MoveBody, OperatorBody, RangeBody, RouteLookupBody, RoutesBody, ShardBody, SplitBody,
 };
 use evenkeel_protocol::routing::ShardInfo;

@@ -1,6 +1,6 @@
 //! Answers of the placement driver as tables for people. Pure.
 
-use evenkeel_protocol::rest::{
+use evenkeel_protocol::api::{
     DecisionsBody, OperatorBody, OperatorKind, RangeBody, RouteBody, RouteLookupBody, RoutesBody, ShardBody,
 };
 
@@ -84,7 +84,7 @@ pub fn ranges(ranges: &[RangeBody]) -> String {
         .into_iter()
         .map(|range| {
             let mut row = route_row(&range.route);
-            let load = |f: &dyn Fn(&evenkeel_protocol::rest::LoadBody) -> String| {
+            let load = |f: &dyn Fn(&evenkeel_protocol::api::LoadBody) -> String| {
                 range.load.as_ref().map_or_else(|| "-".to_string(), f)
             };
             row.push(load(&|l| format!("{:.0}", l.reads_per_s)));

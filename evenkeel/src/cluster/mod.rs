@@ -34,7 +34,7 @@ use crate::rest::{Rest, RestError};
 use endpoints::{EndpointProcess, Endpoints};
 use evenkeel_host::ports;
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::ShardBody;
+use evenkeel_protocol::api::ShardBody;
 use evenkeel_protocol::routing::ShardInfo;
 use layout::{Layout, ProcessSpec};
 use links::{Links, Party, Weather};

@@ -2,7 +2,7 @@
 
 use super::{Cluster, ClusterError, ProcessId};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::ShardBody;
+use evenkeel_protocol::api::ShardBody;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

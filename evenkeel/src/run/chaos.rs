@@ -11,7 +11,7 @@ use super::screen::Screen;
 use super::watch::{Seen, Watch};
 use crate::cli::CommandError;
 use crate::cluster::{Cluster, ProcessId, wait};
-use evenkeel_protocol::rest::{MoveBody, OperatorBody, OperatorKind};
+use evenkeel_protocol::api::{MoveBody, OperatorBody, OperatorKind};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use evenkeel_workloads::report::FaultRecord;
 use std::collections::{BTreeSet, VecDeque};
@@ -176,7 +176,7 @@ fn victim(
 /// A move that changes the balance little: the range with the least load, or after so many tries another of the cooler half, to
 /// the next shard.
 fn quiet_move(seen: &Seen, tries: usize) -> Option<Act> {
-    let load = |r: &evenkeel_protocol::rest::RangeBody| r.load.map_or(0.0, |l| l.reads_per_s + l.writes_per_s);
+    let load = |r: &evenkeel_protocol::api::RangeBody| r.load.map_or(0.0, |l| l.reads_per_s + l.writes_per_s);
     let mut free: Vec<_> = seen.ranges.iter().filter(|r| r.operator.is_none()).collect();
     free.sort_by(|a, b| load(a).total_cmp(&load(b)).then(a.route.range.cmp(&b.route.range)));
     let cool = free.len().div_ceil(2).max(1);
@@ -260,8 +260,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::cluster::shard_body;
+    use evenkeel_protocol::api::ShardBody;
     use evenkeel_protocol::report::ReplicaReport;
-    use evenkeel_protocol::rest::ShardBody;
     use evenkeel_protocol::routing::ShardInfo;
 
     fn shard(id: u32, connected: bool) -> ShardBody {

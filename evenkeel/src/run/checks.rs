@@ -9,7 +9,7 @@
 //! wrongly is wrong at once: waiting does not make a replica more equal.
 
 use crate::rest::Rest;
-use evenkeel_protocol::rest::{RouteBody, RoutesBody, ShardBody};
+use evenkeel_protocol::api::{RouteBody, RoutesBody, ShardBody};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::scrub::Compared;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, Inspection, ShardReply, ShardRequest};

@@ -33,7 +33,7 @@ use crate::rest::Rest;
 use balancer::Balancer;
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
+use evenkeel_protocol::api::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
 use evenkeel_workloads::Source;
 use evenkeel_workloads::replay::{Ledger, LoadOptions, Replay, Replayed, SecondSummary, VerifyOptions, load, verify};
 use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord};
@@ -278,7 +278,7 @@ fn operator_records(operators: &[OperatorBody], started_ms: u64) -> Vec<Operator
 /// The table's ranges at the end; all of them began on `home`.
 fn range_records(watched: &Watched, table: &str, home: ShardId) -> Vec<RangeRecord> {
     let of_table = watched.last.ranges.iter().filter(|r| r.route.table_name == table);
-    let record = |r: &evenkeel_protocol::rest::RangeBody| RangeRecord {
+    let record = |r: &evenkeel_protocol::api::RangeBody| RangeRecord {
         home_shard: home.0,
         load: r.load.map_or(0.0, |l| l.reads_per_s + l.writes_per_s),
         bytes: r.load.map_or(0, |l| l.bytes),

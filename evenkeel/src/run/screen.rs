@@ -3,7 +3,7 @@
 
 use super::watch::{Seen, is_running};
 use crate::cli::show;
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
+use evenkeel_protocol::api::{OperatorBody, OperatorKind};
 use evenkeel_workloads::replay::SecondSummary;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;

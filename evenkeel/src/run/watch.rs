@@ -6,7 +6,7 @@
 use super::screen::Screen;
 use crate::rest::Rest;
 use evenkeel_protocol::OperatorId;
-use evenkeel_protocol::rest::{OperatorBody, RangeBody, ShardBody};
+use evenkeel_protocol::api::{OperatorBody, RangeBody, ShardBody};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

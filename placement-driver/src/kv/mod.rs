@@ -24,8 +24,8 @@ pub use recent::{MAX_IDS, REMEMBER_MS, Recent};
 
 use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::kv::{KvEntryBody, KvValue, MAX_CONTENT_TYPE_BYTES, MAX_ID_BYTES, MAX_KEY_BYTES};
-pub use evenkeel_protocol::kv::{MAX_KEYS, MAX_STORE_BYTES, MAX_VALUE_BYTES};
+use evenkeel_protocol::coordination::{KvEntryBody, KvValue, MAX_CONTENT_TYPE_BYTES, MAX_ID_BYTES, MAX_KEY_BYTES};
+pub use evenkeel_protocol::coordination::{MAX_KEYS, MAX_STORE_BYTES, MAX_VALUE_BYTES};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Bound;

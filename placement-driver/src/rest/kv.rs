@@ -11,7 +11,7 @@ use crate::coordination::{self, Consistency, Listing, ReadFailure, Told, Watcher
 use crate::kv::{self, Action, Entry, Expect, MAX_VALUE_BYTES};
 use crate::server::{ProposeFailure, Shared};
 use bytes::Bytes;
-use evenkeel_protocol::kv::{ID_HEADER, KvEventBody, KvMarkBody, KvWrittenBody, MAX_LIST, REVISION_HEADER};
+use evenkeel_protocol::coordination::{ID_HEADER, KvEventBody, KvMarkBody, KvWrittenBody, MAX_LIST, REVISION_HEADER};
 use futures::stream;
 use std::convert::Infallible;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use super::view::RoutingView;
 use crate::server::Shared;
 use crate::state::Shard;
 use evenkeel_protocol::report::{RangeReport, ShardReport};
-use evenkeel_protocol::rest::{DifferenceBody, LoadBody, RangeBody, ScrubBody, ShardBody};
+use evenkeel_protocol::api::{DifferenceBody, LoadBody, RangeBody, ScrubBody, ShardBody};
 use evenkeel_protocol::scrub::{Difference, ScrubReport};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use std::collections::{BTreeMap, HashMap};

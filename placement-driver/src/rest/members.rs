@@ -8,7 +8,7 @@ use super::{Error, Failure, json_with};
 use crate::server::{NewDriver, REST, RPC, Shared, contacts, next_members};
 use crate::state::Refusal;
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{MemberBody, MembersBody};
+use evenkeel_protocol::api::{MemberBody, MembersBody};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, NewReplica};
 use evenkeel_replicated_log::{ChangeError, Member, Membership, ReplicaId};

@@ -9,8 +9,8 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /v1/routes` | [`evenkeel_protocol::rest::RoutesBody`]; `?since=`, `?table=`, `ETag`/`If-None-Match` |
-//! | `GET /v1/routes/{table}?key=` | [`evenkeel_protocol::rest::RouteLookupBody`] |
+//! | `GET /v1/routes` | [`evenkeel_protocol::api::RoutesBody`]; `?since=`, `?table=`, `ETag`/`If-None-Match` |
+//! | `GET /v1/routes/{table}?key=` | [`evenkeel_protocol::api::RouteLookupBody`] |
 //! | `GET /v1/routes/watch` | server-sent events of `RoutesBody`; resumable by `Last-Event-ID` |
 //! | `GET /v1/{ranges,shards,tables,operators,decisions}` | lists; operators and decisions newest first |
 //! | `GET /v1/operators/{id}`, `GET /v1/status`, `GET /v1/balancer`, `GET /v1/checksums` | one object |
@@ -24,8 +24,8 @@
 //! | `POST /v1/shards/{id}/replicas` | 200, once the replicas are so |
 //! | `GET /v1/members`, `POST /v1/members` | the placement driver's own replicas |
 //! | `GET`, `PUT`, `DELETE /v1/kv/{key}` | the coordination store: values as they are, `ETag`, `If-Match`, `If-None-Match` |
-//! | `GET /v1/kv?prefix=` | [`evenkeel_protocol::kv::KvListBody`] |
-//! | `GET /v1/watch/kv?prefix=` | server-sent events of [`evenkeel_protocol::kv::KvEventBody`]; resumable by `Last-Event-ID` |
+//! | `GET /v1/kv?prefix=` | [`evenkeel_protocol::coordination::KvListBody`] |
+//! | `GET /v1/watch/kv?prefix=` | server-sent events of [`evenkeel_protocol::coordination::KvEventBody`]; resumable by `Last-Event-ID` |
 //! | `GET /livez`, `/readyz`, `/metrics` | text |
 
 mod checks;

@@ -3,7 +3,7 @@
 use crate::kv;
 use crate::server::ProposeFailure;
 use crate::state::Refusal;
-use evenkeel_protocol::rest::Problem;
+use evenkeel_protocol::api::Problem;
 use warp::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::reply::Response;
 

@@ -5,7 +5,7 @@ use super::view::{RoutingView, ServedTable};
 use super::{Error, Failure, checks, json, json_with, members, metrics, parameters, text};
 use crate::server::{Leading, Shared};
 use crate::state::{Decision, State};
-use evenkeel_protocol::rest::{DecisionsBody, OperatorBody};
+use evenkeel_protocol::api::{DecisionsBody, OperatorBody};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId};
 use evenkeel_replicated_log::Role;

@@ -6,7 +6,7 @@ use crate::balancer::shard_for_new_range;
 use crate::operators::unadopted;
 use crate::server::Shared;
 use crate::state::{Command, Effect, Refusal, Status};
-use evenkeel_protocol::rest::CreateTableBody;
+use evenkeel_protocol::api::CreateTableBody;
 use evenkeel_protocol::{OperatorId, ShardId, TableSchema};
 use evenkeel_sql as sql;
 use std::sync::Arc;

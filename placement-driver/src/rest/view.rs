@@ -4,7 +4,7 @@
 
 use crate::state::{Change, Changes, State};
 use bytes::Bytes;
-use evenkeel_protocol::rest::{RouteBody, RoutesBody};
+use evenkeel_protocol::api::{RouteBody, RoutesBody};
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
 use evenkeel_protocol::{Key, KeyCodec, RangeId, ShardId, TableId, TableSchema};
 use std::collections::{BTreeMap, HashMap};
@@ -247,7 +247,7 @@ mod tests {
     use crate::balancer::testing::{key, state_with_table};
     use crate::state::{Action, Command, Proposal, Step, Transition};
     use evenkeel_protocol::OperatorId;
-    use evenkeel_protocol::rest::RouteLookupBody;
+    use evenkeel_protocol::api::RouteLookupBody;
     use evenkeel_protocol::routing::RoutingTable;
 
     fn split(state: &mut State, range: u64, at: i64) {

@@ -5,7 +5,7 @@ use crate::balancer::sketch;
 use crate::server::Shared;
 use crate::state::{Action, Command, Effect, Refusal, Work};
 use evenkeel_protocol::report::RangeLoad;
-use evenkeel_protocol::rest::{MoveBody, ShardBody, SplitBody};
+use evenkeel_protocol::api::{MoveBody, ShardBody, SplitBody};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId, RangeId, ShardId};

@@ -5,7 +5,7 @@
 //! [`Transition::sources`] and [`Transition::target`] are the whole table of what may follow what; [`Status::may_become`] is the one of statuses.
 
 use super::Moment;
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
+use evenkeel_protocol::api::{OperatorBody, OperatorKind};
 use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, ShardId, TableId};
 use serde::{Deserialize, Serialize};
 

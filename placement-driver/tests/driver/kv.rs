@@ -1,7 +1,7 @@
 //! The coordination store over real sockets: three replicas with their real log.
 
 use crate::cluster::{Cluster, eventually};
-use evenkeel_protocol::kv::{KvEventBody, KvListBody, KvMarkBody, KvWrittenBody, MAX_VALUE_BYTES};
+use evenkeel_protocol::coordination::{KvEventBody, KvListBody, KvMarkBody, KvWrittenBody, MAX_VALUE_BYTES};
 use reqwest::header::{HeaderMap, HeaderName};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::Value;

@@ -73,7 +73,7 @@ pub async fn drive(leader: Arc<Leader>, checks: Arc<Checks>, operator: OperatorI
         match attempt(&leader, &checks, &movement, failures, &mut urgent).await {
             Ok(()) => {
                 let _ = report.try_send(());
-                let settled = ShardRequest::Settled { operator, adopted: true };
+                let settled = ShardRequest::Resolved { operator, adopted: true };
                 // If this is lost, the source asks (R23).
                 peers::ask_leader(&movement.from, &settled, Duration::from_millis(FENCE_MS)).await;
                 return;

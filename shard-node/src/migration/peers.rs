@@ -138,7 +138,7 @@ mod tests {
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         let old = [(1, nobody), (2, nobody), (3, replicas[&3])].into();
         let shard = ShardInfo { id: ShardId(1), replicas: old };
-        let request = ShardRequest::AskSettled { operator: OperatorId(1) };
+        let request = ShardRequest::AskResolved { operator: OperatorId(1) };
         assert_eq!(ask_leader(&shard, &request, Duration::from_secs(2)).await, Some(ShardReply::Done));
         let answered: BTreeSet<u64> = inspect(&shard).await.iter().map(|(_, answer)| answer.replica).collect();
         assert_eq!(answered, BTreeSet::from([3, 4, 5]));

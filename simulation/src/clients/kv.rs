@@ -298,7 +298,7 @@ impl User {
             let listing = Listing { prefix: prefix.into(), after: after.clone(), limit: PAGE, values: true };
             let asked = coordination::list(&shared, &listing, consistency);
             let Ok(Ok(page)) = tokio::time::timeout(Duration::from_millis(ANSWER_MS), asked).await else { return };
-            let text = |entry: &evenkeel_protocol::kv::KvEntryBody| entry.value.text.clone().unwrap_or_default();
+            let text = |entry: &evenkeel_protocol::coordination::KvEntryBody| entry.value.text.clone().unwrap_or_default();
             let found = page.entries.iter().map(|e| (e.key.clone(), (e.modified, text(e)))).collect();
             let (revision, next) = (page.revision, page.next);
             let prefix = prefix.to_string();

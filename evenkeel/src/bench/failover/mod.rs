@@ -17,7 +17,7 @@ use crate::run::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
 use acks::{Pause, all_resumed, pause, percentile};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::CreateTableBody;
+use evenkeel_protocol::api::CreateTableBody;
 use evenkeel_sql as sql;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -9,7 +9,7 @@ use crate::cli::CommandError;
 use crate::cluster::Cluster;
 use crate::run::watch::is_running;
 use evenkeel_client::Value;
-use evenkeel_protocol::rest::{MoveBody, OperatorBody, RangeBody};
+use evenkeel_protocol::api::{MoveBody, OperatorBody, RangeBody};
 use evenkeel_protocol::{RangeId, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,7 +15,7 @@ use crate::run::watch::Watch;
 use crate::run::workload::Workload;
 use crate::run::{RunConfig, checks};
 use evenkeel_client::{Client, ClientConfig};
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
+use evenkeel_protocol::api::{OperatorBody, OperatorKind};
 use evenkeel_workloads::Source;
 use evenkeel_workloads::replay::{
     Ledger, LoadOptions, Pace, Replay, ReplayConfig, ReplayRecord, Target, Verification, VerifyOptions, load, verify,

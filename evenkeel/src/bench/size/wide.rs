@@ -6,7 +6,7 @@ use crate::cluster::Cluster;
 use bytes::Bytes;
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{CreateTableBody, RangeBody};
+use evenkeel_protocol::api::{CreateTableBody, RangeBody};
 use evenkeel_sql as sql;
 use evenkeel_workloads::seed::SeededRandom;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! The placement driver's REST types: what the driver serves, and the client and the command line read.
+//! REST types of the placement driver, shared by the server, the client and the command line.
 //!
-//! Keys appear twice: as the JSON values of their columns (for people) and as lower-case hexadecimal of their encoding
-//! (exact, comparable as text). An absent bound is the end of the table.
+//! Keys appear twice: as the JSON values of their columns (for people) and as lower-case
+//! hexadecimal of their encoding (exact, comparable as text). An absent bound is the end of the
+//! table.
 
 use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId};
 use crate::interval::KeyInterval;
@@ -26,16 +27,18 @@ pub struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened this time.
+    /// The details of this occurrence.
     pub detail: String,
 }
 
-/// `GET /v1/members`, and the event `members` of `GET /v1/routes/watch`: the placement driver's own replicas.
+/// `GET /v1/members`, and the event `members` of `GET /v1/routes/watch`: the placement driver's own
+/// replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersBody {
     /// Grows with every change of them.
     pub epoch: u32,
-    /// The replica that leads, as far as the one that answers knows. It changes without the others: the event has none.
+    /// The replica that leads, as far as the answering replica knows. Absent in the event, since it
+    /// changes independently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<u64>,
     /// The replicas.
@@ -115,8 +118,8 @@ impl RouteBody {
 pub struct RoutesBody {
     /// The table's version: also the `ETag`, and the event's id.
     pub version: String,
-    /// Whether this is the whole table. With `?since=` or in a watch it may be only what changed: put it on top of what
-    /// you have.
+    /// Whether this is the whole table. With `?since=` or in a watch it may contain only the
+    /// changes, to be merged into the client's table.
     pub complete: bool,
     /// Tables (with `complete` all of them, else the new ones).
     pub tables: Vec<Arc<TableSchema>>,
@@ -130,7 +133,8 @@ pub struct RoutesBody {
 }
 
 impl RoutesBody {
-    /// Puts it on top of `table`, or in its place if it is complete. An error is one sentence on what is malformed.
+    /// Merges it into `table`, or replaces `table` if it is complete. An error names the malformed
+    /// part in one sentence.
     pub fn apply_to(&self, table: &mut RoutingTable) -> Result<(), String> {
         let version: RouteVersion = self.version.parse()?;
         let routes = self
@@ -191,7 +195,7 @@ pub struct CreateTableBody {
 /// One element of `GET /v1/ranges`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RangeBody {
-    /// Where it is.
+    /// Its route.
     #[serde(flatten)]
     pub route: RouteBody,
     /// Its load, if its shard has reported in this leadership of the placement driver.
@@ -254,25 +258,26 @@ pub struct ShardBody {
     /// How old its last report is, in milliseconds; absent if it never reported in this leadership.
     #[serde(default)]
     pub report_age_ms: Option<u64>,
-    /// How far its leader's clock is from the median of all, in milliseconds: positive if it is fast. Absent if that cannot be judged.
+    /// How far its leader's clock is from the median of all, in milliseconds: positive if it is
+    /// fast. Absent if that cannot be judged.
     #[serde(default)]
     pub clock_off_ms: Option<i64>,
     /// Its replicas as its leader sees them.
     #[serde(default)]
     pub replicas_seen: Vec<crate::report::ReplicaReport>,
-    /// What its leader has compared of the replicas; absent if it never reported.
+    /// The comparisons of replicas by its leader; absent if it never reported.
     #[serde(default)]
     pub scrub: Option<ScrubBody>,
 }
 
-/// What a shard's leader has compared of its replicas since it leads.
+/// The comparisons of replicas that a shard's leader has done since it leads.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScrubBody {
     /// Rounds over all ranges that have come to their end.
     pub rounds: u64,
     /// Pieces compared.
     pub pieces: u64,
-    /// What their rows take, in bytes, about.
+    /// The approximate size of their rows, in bytes.
     pub bytes: u64,
     /// Differences found, those that are gone included.
     pub found: u64,
@@ -291,7 +296,7 @@ pub struct DifferenceBody {
     pub start: Option<Vec<serde_json::Value>>,
     /// The first key behind; `null` for the table's end.
     pub end: Option<Vec<serde_json::Value>>,
-    /// The replicas that hold something else than a majority does; empty if nobody can say which is right.
+    /// The replicas that differ from a majority; empty if no majority agrees.
     pub replicas: Vec<u64>,
     /// One sentence.
     pub detail: String,
@@ -329,7 +334,7 @@ pub struct MoveBody {
     pub to: ShardId,
 }
 
-/// What an operator does.
+/// The work of an operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum OperatorKind {
@@ -374,17 +379,17 @@ pub enum OperatorKind {
 pub struct OperatorBody {
     /// The operator.
     pub id: OperatorId,
-    /// What it does.
+    /// Its work.
     #[serde(flatten)]
     pub kind: OperatorKind,
     /// The step it is at: `open`, `copy`, `switch`, `verify`, `purge`, … or how it ended.
     pub step: String,
     /// `running`, `cancelling`, `done`, `cancelled`, `failed` or `differs`.
     pub status: String,
-    /// What it waits for, or why it ended as it did.
+    /// The condition it waits for, or the reason of its end.
     #[serde(default)]
     pub detail: Option<String>,
-    /// The decision that made it; absent if a person did.
+    /// The decision that made it; absent if an administrator did.
     #[serde(default)]
     pub decision: Option<u64>,
     /// When it was made, in milliseconds since the Unix epoch.
@@ -410,27 +415,28 @@ pub struct DecisionBody {
     pub id: u64,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// What, in one sentence with its figures.
+    /// The decision, in one sentence with its figures.
     pub why: String,
     /// The imbalance before.
     pub imbalance_before: f64,
     /// The imbalance it expects after.
     pub imbalance_expected: f64,
-    /// What else was considered, and why it was not done.
+    /// The rejected alternatives, with reasons.
     pub alternatives: Vec<String>,
     /// The operators it made.
     pub operators: Vec<OperatorId>,
-    /// What came of it, once its operators have ended.
+    /// Its result, once its operators have ended.
     #[serde(default)]
     pub outcome: Option<String>,
 }
 
-/// `GET /v1/decisions`: the decisions, newest first, and why nothing more is being done now.
+/// `GET /v1/decisions`: the decisions, newest first, and the rejections of the last round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionsBody {
     /// Newest first.
     pub decisions: Vec<DecisionBody>,
-    /// For every shard and range that could have been acted on: why it was not, as of the last round. Absent on replicas that do not lead.
+    /// For every shard and range without an action: the reason, as of the last round. Absent on
+    /// replicas that do not lead.
     #[serde(default)]
     pub now: Vec<String>,
 }

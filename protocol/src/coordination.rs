@@ -1,7 +1,8 @@
-//! The coordination store's REST types and limits: what `/v1/kv` serves, and programs and the command line read.
+//! REST types and limits of the coordination store (`/v1/kv`), shared by the server and the command
+//! line.
 //!
-//! Over `GET` and `PUT /v1/kv/{key}` a value travels as it is. In lists and events it is in JSON: as text if it is UTF-8, otherwise
-//! in base64.
+//! Over `GET` and `PUT /v1/kv/{key}` a value travels as it is. In lists and events it is in JSON:
+//! as text if it is UTF-8, otherwise in base64.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -105,15 +106,17 @@ pub struct KvEventBody {
     pub revision: u64,
     /// The key.
     pub key: String,
-    /// What it holds since; absent if it was deleted.
+    /// The new entry; absent if the key was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<KvEntryBody>,
 }
 
-/// The data of the events of `GET /v1/watch/kv` that are no changes: `begin`, `progress` and `compacted`.
+/// The data of the events of `GET /v1/watch/kv` that are no changes: `begin`, `progress` and
+/// `compacted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvMarkBody {
-    /// The revision up to which the watcher has seen everything; for `compacted` the one it would have to be at.
+    /// The revision up to which the watcher has seen everything; for `compacted` the oldest
+    /// revision that a watch can start from.
     pub revision: u64,
 }
 
