@@ -6,7 +6,7 @@ use evenkeel::run::balancer::Balancer;
 use evenkeel::run::screen::Screen;
 use evenkeel::run::{RunConfig, Stage, run};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind, ShardBody};
+use evenkeel_protocol::api::{OperatorBody, OperatorKind, ShardBody};
 use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
 use evenkeel_workloads::report::{LEVEL_FACTOR, Report};
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ async fn checked_run(world: &World, workload: &str, duration: f64) -> Result<Rep
         && report.wrong_answers == 0
         && report.differing_replicas == Some(0)
         && report.owners_wrong == Some(0);
-    ensure!(good && finished.findings.is_empty(), "{}\n{:?}", report.render_text(), finished.findings);
+    ensure!(good && finished.findings.is_empty(), "{}\n{:?}", report, finished.findings);
     Ok(report)
 }
 
@@ -72,13 +72,13 @@ const LEVEL_WITHIN_S: usize = 30;
 async fn skewed_load_on_one_shard_becomes_level_and_then_nothing_moves(world: &World) -> Outcome {
     let began_ms = unix_ms();
     let report = checked_run(world, "mixgraph", 45.0).await?;
-    ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.render_text());
+    ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report);
     // The load began within two seconds of the run; the workload stays the same, so nothing has a reason to move any more.
     let operators: Vec<OperatorBody> = world.rest().get("/v1/operators").await?;
     let rest_ms = began_ms + (LEVEL_WITHIN_S as u64 + 5) * 1_000;
     let late = |o: &&OperatorBody| matches!(o.kind, OperatorKind::Move { .. }) && o.created_ms > rest_ms;
     let late: Vec<&OperatorBody> = operators.iter().filter(late).collect();
-    ensure!(late.is_empty(), "it did not come to rest:\n{}\n{late:?}", report.render_text());
+    ensure!(late.is_empty(), "it did not come to rest:\n{}\n{late:?}", report);
     Ok(())
 }
 
@@ -93,7 +93,7 @@ async fn load_follows_a_jumping_hotspot(world: &World) -> Outcome {
     for end in [20, 40] {
         let last: Vec<f64> = report.imbalance[end - 4..end].iter().flatten().copied().collect();
         let mean = last.iter().sum::<f64>() / last.len().max(1) as f64;
-        ensure!(mean <= bound, "imbalance {mean:.2} before second {end}:\n{}", report.render_text());
+        ensure!(mean <= bound, "imbalance {mean:.2} before second {end}:\n{}", report);
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ async fn a_fourth_shard_is_added_and_fills(world: &World) -> Outcome {
     let added = world.cluster.add_shard().await?;
     let report = checked_run(world, "zipf:0.8", 40.0).await?;
     ensure!(report.shards == 4, "{} shards", report.shards);
-    ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.render_text());
+    ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report);
     let shard = shard(world, added).await?.ok_or_else(|| Failure::new("the added shard is gone"))?;
     ensure!(shard.ranges > 0, "nothing came to the added shard: {shard:?}");
     Ok(())

@@ -36,7 +36,7 @@ use evenkeel_protocol::ShardId;
 use evenkeel_protocol::api::{CreateTableBody, OperatorBody, OperatorKind, ShardBody};
 use evenkeel_workloads::Source;
 use evenkeel_workloads::replay::{Ledger, LoadOptions, Replay, Replayed, SecondSummary, VerifyOptions, load, verify};
-use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord};
+use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord, assemble};
 use evenkeel_workloads::target_sql::SqlTarget;
 use screen::Screen;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Finished {
     /// Shows the report, and writes it where `config` says. The error says that something was wrong, or that the file was not written.
     pub fn conclude(&self, config: &RunConfig, screen: &Screen) -> Result<(), CommandError> {
         screen.line("");
-        screen.line(&self.report.render_text());
+        screen.line(&self.report.to_string());
         if let Some(path) = &config.report {
             outputs::write(path, &self.report.to_json())
                 .map_err(|e| failed(format!("the report is above only: {e}")))?;
@@ -143,7 +143,7 @@ pub async fn run_prepared(config: &RunConfig, workload: Workload, stage: &Stage<
         findings: [found, moving, chaos.findings].concat(),
         replay: replayed.record,
     };
-    let report = Report::assemble(&record).map_err(CommandError::failed)?;
+    let report = assemble(&record).map_err(CommandError::failed)?;
     Ok(Finished { report, findings: record.findings })
 }
 

@@ -3,7 +3,7 @@
 use crate::bench::plain::PlainPostgres;
 use bytes::Bytes;
 use evenkeel_client::Value;
-use evenkeel_workloads::replay::{Answer, Failure, Outcome, Statement, StatementKind, StoredRow, Target};
+use evenkeel_workloads::replay::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
 use evenkeel_workloads::target_sql::{Texts, parameters};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -121,7 +121,7 @@ fn stored(row: &Row) -> Result<StoredRow, Failure> {
 }
 
 impl Target for PlainTarget {
-    async fn execute(&self, statement: &Statement) -> Outcome {
+    async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let (text, values) = (self.texts.of(statement.kind), parameters(statement));
         let result = match statement.kind {
             StatementKind::Read => match self.run(text, &values).await {
@@ -140,7 +140,7 @@ impl Target for PlainTarget {
                 self.change(text, &values).await.map(|affected_rows| Answer::Written { affected_rows })
             }
         };
-        Outcome { result, shard: None, retries: 0 }
+        StatementOutcome { result, shard: None, retries: 0 }
     }
 
     async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {
