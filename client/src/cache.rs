@@ -10,8 +10,8 @@
 //! redirect serves the statement at hand as a hint, and the table is fetched.
 
 use crate::retry::{Hint, Learning};
-use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::api::RoutesBody;
+use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::routing::{Route, RouteVersion, RoutingTable};
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

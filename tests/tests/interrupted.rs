@@ -6,8 +6,8 @@
 
 use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{Transaction, TransactionOptions};
-use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::api::OperatorBody;
+use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::{OperatorId, RangeId};
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::world::PATIENCE;

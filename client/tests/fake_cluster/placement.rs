@@ -1,8 +1,8 @@
 //! One REST endpoint of a placement driver that says what the world publishes: routes, their watch, and the creation of tables.
 
 use crate::world::World;
-use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::api::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
+use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::net::SocketAddr;

@@ -2,8 +2,8 @@
 
 use super::{Failure, json_with};
 use crate::server::Shared;
-use evenkeel_protocol::report::{RangeState, ShardReport};
 use evenkeel_protocol::api::DifferenceBody;
+use evenkeel_protocol::report::{RangeState, ShardReport};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::scrub::Compared;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};

@@ -4,8 +4,8 @@ use super::{Error, Failure, copies, json_with, lists, members, method_not_allowe
 use crate::balancer::sketch;
 use crate::server::Shared;
 use crate::state::{Action, Command, Effect, Refusal, Work};
-use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::api::{MoveBody, ShardBody, SplitBody};
+use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, OperatorId, RangeId, ShardId};

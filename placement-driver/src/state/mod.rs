@@ -29,8 +29,8 @@ pub use restoration::{Found, SKIPPED_NUMBERS};
 
 use crate::kv;
 use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::api::DecisionBody;
+use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
 use evenkeel_protocol::{OperatorId, RangeId, ShardId, TableId, TableSchema};
 use serde::{Deserialize, Serialize};

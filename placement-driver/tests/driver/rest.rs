@@ -1,8 +1,8 @@
 //! The REST API over real sockets: three replicas with their real log, and shards that are played.
 
 use crate::cluster::{Cluster, bigint_table, eventually, schema};
-use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::api::{RouteLookupBody, RoutesBody};
+use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_protocol::scrub::Difference;
 use evenkeel_protocol::{KeyCodec, KeyInterval, KeyType, KeyValue, RangeId, TableSchema};
