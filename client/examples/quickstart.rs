@@ -19,7 +19,8 @@ async fn main() -> Result<(), ClientError> {
     loop {
         match transfer(&client, 1, 2, 10).await {
             Ok(()) => break,
-            // Nothing of it has taken effect: a range moved, a leader was lost, or another transaction was faster.
+            // Nothing of it has taken effect: a range moved, a leader was lost, or another
+            // transaction was faster.
             Err(error) if error.is_retryable() => println!("once more: {error}"),
             Err(error) => return Err(error),
         }

@@ -1,6 +1,5 @@
-//! What a client can be told: where the placement driver is, and the limits it works under.
-//!
-//! It owns only the defaults. Each limit bounds one thing that could otherwise grow or wait without end.
+//! The settings of a client: the addresses of the placement driver, and limits. Each limit bounds
+//! one thing that could otherwise grow or wait without end.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,38 +7,44 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientConfig {
-    /// The placement driver's REST URLs (`http://127.0.0.1:7101`); any replica will do, several are better. Those of further replicas are
-    /// learned while the client runs.
+    /// The placement driver's REST URLs (`http://127.0.0.1:7101`). One replica suffices, several
+    /// are better; the client learns the URLs of further replicas while it runs.
     pub endpoints: Vec<String>,
-    /// RPC connections to each shard replica, from 1. Statements share them; a transaction uses one of them.
+    /// RPC connections to each shard replica, from 1. Statements share them; a transaction uses one
+    /// of them.
     pub connections_per_replica: usize,
-    /// How long a statement may take, retries and waiting included, in milliseconds. Shards know ids again for about twenty seconds
-    /// (R14); a write that is retried later than that ends in 08007.
+    /// How long a statement may take, with retries and waits, in milliseconds. Shards recognise ids
+    /// for about 20 s (R14); a write that is retried later ends in 08007.
     pub statement_timeout_ms: u64,
-    /// How long a stream may take from its beginning to its last row, in milliseconds. Each of its pieces has `statement_timeout_ms`.
+    /// How long a stream may take from its beginning to its last row, in milliseconds. Each of its
+    /// pieces may take `statement_timeout_ms`.
     pub stream_timeout_ms: u64,
-    /// For how long a statement that an overloaded shard refuses is tried again before the user gets 53300, in milliseconds. It is at
-    /// most what `statement_timeout_ms` leaves. Short, so that users learn early that there is too much.
+    /// How long a statement that an overloaded shard refuses is retried before it fails with 53300,
+    /// in milliseconds; at most `statement_timeout_ms`. The time is short so that users learn early
+    /// of the overload.
     pub overload_patience_ms: u64,
-    /// For how long [`crate::Client::connect`] looks for a placement driver that answers, in milliseconds.
+    /// How long [`crate::Client::connect`] waits for a placement driver that answers, in
+    /// milliseconds.
     pub connect_patience_ms: u64,
     /// How long one attempt to connect to a replica may take, in milliseconds.
     pub connect_timeout_ms: u64,
-    /// After how long without an answer the client asks the shard's other replicas who leads, in milliseconds. A leader
-    /// that is merely slow is waited for; one that has been deposed is not.
+    /// After this time without an answer the client asks the shard's other replicas which of them
+    /// leads, in milliseconds. It waits for a slow leader, and leaves a deposed one.
     pub silence_ms: u64,
     /// How long one REST request may take, in milliseconds. The watch is not bound by it.
     pub rest_timeout_ms: u64,
-    /// The least time between two fetches of the routing table, in milliseconds; who comes in between shares the next.
+    /// The shortest time between two fetches of the routing table, in milliseconds. Requests in
+    /// between share the next fetch.
     pub refresh_interval_ms: u64,
-    /// After how long without a byte the watch is taken for dead, in milliseconds. The placement driver sends a comment
-    /// more often than that when there is nothing to say.
+    /// After this time without a byte the watch is opened again, in milliseconds. The placement
+    /// driver sends comments more often than that.
     pub watch_silence_ms: u64,
-    /// Analysed statements kept, in entries of at most 8 KiB of SQL each.
+    /// The number of cached statement analyses, each of at most 8 KiB of SQL.
     pub statement_cache_entries: usize,
-    /// Ranges of one scan that are read at the same time. A scan with a `LIMIT` reads one after the other.
+    /// The number of ranges of one scan that are read at the same time. A scan with a `LIMIT` reads
+    /// one after the other.
     pub scan_parallelism: usize,
-    /// The largest answer gathered over several ranges, in bytes.
+    /// The largest answer that is collected over several ranges, in bytes.
     pub max_answer_bytes: usize,
 }
 
@@ -70,7 +75,10 @@ impl ClientConfig {
         ClientConfig { endpoints: endpoints.into_iter().map(Into::into).collect(), ..ClientConfig::default() }
     }
 
-    /// One line that names what cannot be, and what is accepted.
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// One line with the setting, its value and the accepted values.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.endpoints.is_empty() {
             return Err("endpoints: none given; expected at least one URL, for example http://127.0.0.1:7101".into());

@@ -1,37 +1,42 @@
-//! What a statement can end in other than an answer, told apart by what must happen next.
+//! The errors of statements, distinguished by what must happen next.
 //!
-//! Every error carries a SQLSTATE, so that it can go to a PostgreSQL driver as it is. The variants promise what has *not*
-//! happened: only [`ClientError::OutcomeUnknown`] leaves open whether the statement took effect (invariant 7).
+//! Every error carries a SQLSTATE, so that a PostgreSQL driver can process it. Only
+//! [`ClientError::OutcomeUnknown`] leaves open whether the statement took effect (invariant 7).
 
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
 
-/// Why a statement or transaction got no answer.
+/// Why a statement or transaction has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
-    /// The statement failed, and would again: show it to the user.
+    /// The statement failed and would fail again: report it to the user.
     #[error("{0}")]
     Sql(SqlError),
-    /// Nothing happened, and the transaction is gone: run it again from its beginning (SQLSTATE class 40).
+    /// Nothing happened, and the transaction has ended: run it again from its beginning (SQLSTATE
+    /// class 40).
     #[error("{0}")]
     Rerun(SqlError),
-    /// Nothing happened, and the store could not be reached in time: try again later (08006, 57P03, 53300).
+    /// Nothing happened, and the cluster could not be reached in time: try again later (08006,
+    /// 57P03, 53300).
     #[error("{0}")]
     Unavailable(SqlError),
-    /// It may have happened, and it could not be found out in time (08007): look before doing it again.
+    /// The statement may have taken effect, and the outcome could not be found out in time (08007):
+    /// read the rows before doing it again.
     #[error("{0}")]
     OutcomeUnknown(SqlError),
-    /// An earlier write of the session, answered at a durability below `disk`, has been lost and has not happened (58K01): do it again, if it
-    /// still matters. The statement that tells was not executed.
+    /// An earlier write of the session, acknowledged at a durability below `disk`, was lost and has
+    /// not happened (58K01): do it again if it still matters. The statement that reports the loss
+    /// was not executed.
     #[error("{0}")]
     WriteLost(SqlError),
-    /// The client's settings cannot be used; one line that names the key, the value and what is accepted.
+    /// The client's settings cannot be used; one line with the setting, its value and the accepted
+    /// values.
     #[error("{0}")]
     Config(String),
 }
 
 impl ClientError {
-    /// A shard's answer that is an error, by its class.
+    /// The error for a shard's answer that is an error, by its class.
     pub(crate) fn answered(error: SqlError) -> ClientError {
         match error.code.as_ref() {
             code if code.starts_with("40") => ClientError::Rerun(error),
@@ -41,7 +46,7 @@ impl ClientError {
         }
     }
 
-    /// 40001: the transaction is gone.
+    /// 40001: the transaction has ended without effect.
     pub(crate) fn rerun(message: impl Into<String>) -> ClientError {
         let error = SqlError::new(codes::SERIALIZATION_FAILURE, message);
         ClientError::Rerun(error.hint("Nothing of the transaction has taken effect. Run it again from its beginning."))
@@ -64,7 +69,7 @@ impl ClientError {
         }
     }
 
-    /// Whether doing the same again is safe (nothing has happened) and may succeed.
+    /// Whether a repetition is safe, because nothing has happened, and may succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, ClientError::Rerun(_) | ClientError::Unavailable(_))
     }

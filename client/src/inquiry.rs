@@ -1,7 +1,8 @@
-//! Who leads, asked of the other replicas when one is silent.
+//! Shared inquiries about the leader of a shard one of whose replicas is silent.
 //!
-//! It owns what was last heard, per shard and silent replica, so that however many statements wait for the same replica, one of them asks
-//! and all share the answer: a shard that is only slow is not asked more often than every `silence_ms`.
+//! It owns the last answer per shard and silent replica. One of the statements that wait for the
+//! same replica asks, and all share the answer: a shard that is only slow is asked at most once per
+//! `silence_ms`.
 
 use evenkeel_protocol::ShardId;
 use std::collections::HashMap;
@@ -9,20 +10,22 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What was heard last, and when it was asked.
-type Heard = Option<(Instant, Option<u64>)>;
+/// The last answer and the time of the question.
+type LastAnswer = Option<(Instant, Option<u64>)>;
 /// By shard and silent replica.
-type Slots = HashMap<(ShardId, u64), Arc<tokio::sync::Mutex<Heard>>>;
+type Answers = HashMap<(ShardId, u64), Arc<tokio::sync::Mutex<LastAnswer>>>;
 
-/// What was heard about silent replicas.
+/// The inquiries about silent replicas.
 #[derive(Debug, Default)]
 pub(crate) struct Inquiries {
-    /// An asynchronous lock each, since who finds an inquiry under way waits for it.
-    by_silent: Mutex<Slots>,
+    /// Each answer has an asynchronous lock: a caller that finds an inquiry in progress waits for
+    /// it.
+    by_silent: Mutex<Answers>,
 }
 
 impl Inquiries {
-    /// What `ask` says, or what it said less than `fresh` ago for the same silent replica of the same shard.
+    /// The result of `ask`, or its result for the same silent replica of the same shard less than
+    /// `fresh` ago.
     pub(crate) async fn share(
         &self,
         shard: ShardId,
@@ -30,18 +33,18 @@ impl Inquiries {
         fresh: Duration,
         ask: impl Future<Output = Option<u64>>,
     ) -> Option<u64> {
-        let slot = {
+        let answer = {
             let mut all = self.by_silent.lock().unwrap_or_else(PoisonError::into_inner);
             all.entry((shard, silent)).or_default().clone()
         };
-        let mut heard = slot.lock().await;
-        if let Some((at, leader)) = *heard
+        let mut last = answer.lock().await;
+        if let Some((at, leader)) = *last
             && at.elapsed() < fresh
         {
             return leader;
         }
         let leader = ask.await;
-        *heard = Some((Instant::now(), leader));
+        *last = Some((Instant::now(), leader));
         leader
     }
 }

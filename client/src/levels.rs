@@ -1,24 +1,29 @@
-//! What a program chooses for its answers: per session, per transaction, per statement; the innermost choice wins.
+//! Levels of reads and writes, chosen per session, transaction or statement; the innermost choice
+//! wins.
 
 use evenkeel_protocol::{Durability, ReadLevel};
 use evenkeel_sql::{Setting, SettingName};
 
-/// How fresh reads are, and what writes have reached, when they are answered (R17, R28).
+/// How fresh reads are, and how durable writes are when they are acknowledged (R17, R28).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Levels {
-    /// How fresh a read must be. A statement that changes or locks rows is the leader's at every level.
+    /// How fresh a read must be. The leader executes statements that change or lock rows at every
+    /// level.
     pub read: ReadLevel,
-    /// A `local` read is refused (72000) if no replica can prove that its state is at most this old, in milliseconds. `None` takes any age
-    /// that can be proven, and the answer states it.
+    /// The staleness bound of `local` reads, in milliseconds: a read fails with 72000 if no replica
+    /// can prove the bound. `None` accepts any bound that a replica can prove; the answer states
+    /// it.
     pub max_staleness_ms: Option<u64>,
-    /// What a write has reached when it is answered. Below `disk` only in a [`crate::ClientSession`], which does not go on before
-    /// the write is on a quorum's disks, and says so if it has been lost.
+    /// The durability of a write when it is acknowledged. A durability below `disk` needs a
+    /// [`crate::Session`], whose next statement waits until the write is on a quorum's disks and
+    /// reports its loss.
     pub durability: Durability,
-    /// Which of a shard's replicas a `local` read asks first, from 1. `None`: they take turns; a session stays with one.
+    /// The place of the replica that a `local` read asks first, from 1. `None`: the replicas take
+    /// turns; a session stays with one.
     pub replica: Option<u64>,
 }
 
-/// What one statement chooses instead of its session's levels; `None` leaves them.
+/// The levels of one statement; `None` leaves those of its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StatementLevels {
     /// See [`Levels::read`].
@@ -32,7 +37,7 @@ pub struct StatementLevels {
 }
 
 impl Levels {
-    /// These, with what a statement chooses instead.
+    /// These levels, with the choices of a statement.
     pub fn with(self, chosen: StatementLevels) -> Levels {
         Levels {
             read: chosen.read.unwrap_or(self.read),
@@ -51,7 +56,7 @@ impl Levels {
         }
     }
 
-    /// The setting's value, to be set again or shown.
+    /// The value of a setting.
     pub(crate) fn get(&self, name: SettingName) -> Setting {
         match name {
             SettingName::ReadLevel => Setting::ReadLevel(self.read),
@@ -62,7 +67,7 @@ impl Levels {
     }
 }
 
-/// A setting's value as `SHOW` gives it.
+/// The value of a setting as `SHOW` displays it.
 pub(crate) fn shown(setting: Setting) -> String {
     match setting {
         Setting::ReadLevel(read) => read.to_string(),

@@ -1,241 +1,277 @@
-//! What all handles of one client share, and the two background tasks that keep its routing table fresh.
+//! A session: statements in order, with settings and transactions of its own.
 //!
-//! It owns the session's identity (the `client` part of every [`TxnId`]), its clock, the caches and the connections. It promises
-//! that fetches of the routing table are shared: whoever asks while one is under way waits for one that begins after the
-//! question, and two never begin within `refresh_interval_ms` of one another.
+//! It owns its levels, at most one open transaction, and at most one unresolved write. It promises:
+//!
+//! - Statements are ordered. Each begins when the one before has been answered, and **after the
+//!   COMMIT of the one before**, however early that was acknowledged (R28). A session therefore
+//!   sees its own writes at every durability.
+//! - The loss of a write that was acknowledged below `disk` is reported: the next statement fails
+//!   with 58K01 and is not executed.
+//! - `local` reads stay with one replica as long as it answers: a row that was seen seldom
+//!   disappears again.
+//! - Settings belong to transactions. A change by `SET` lasts if its transaction commits; `SET
+//!   LOCAL` ends with the transaction.
+//! - After a statement of a transaction has failed, only the end of the transaction is possible,
+//!   and `COMMIT` rolls back.
+//!
+//! A transaction reads linearizably from its shard's leader, whatever the read level. Only a READ
+//! ONLY transaction at READ COMMITTED can read at level `local`: each of its statements is a
+//! separate read, as that isolation level promises.
 
-use crate::cache::RouteCache;
-use crate::config::ClientConfig;
+use crate::answer::Answer;
+use crate::core::ClientCore;
 use crate::error::ClientError;
-use crate::inquiry::Inquiries;
-use crate::leaders::{Leaders, Silent};
-use crate::pool::Pool;
-use crate::rest::{Rest, RestError};
-use crate::sse::EventParser;
-use crate::statements::StatementCache;
-use crate::stats::{Counters, add};
+use crate::execute::{execute, execute_read_only};
+use crate::levels::{Levels, StatementLevels, shown};
+use crate::stream::RowStream;
+use crate::transaction::{EarlyWrite, Resolution, Transaction, failed_before};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::rest::{MembersBody, RoutesBody};
-use evenkeel_protocol::{SqlError, TxnId};
-use futures::StreamExt;
-use std::collections::HashSet;
+use evenkeel_protocol::rows::RowBuilder;
+use evenkeel_protocol::shard::{StatementReply, TransactionOptions};
+use evenkeel_protocol::{Column, ReadLevel, ShardId, SqlError, Value};
+use evenkeel_sql::{self as sql, Command, SettingCommand, SettingName};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::Notify;
+use std::time::Duration;
 
-/// The first and the longest wait before the watch is opened again, in milliseconds.
-const WATCH_WAIT_MS: (u64, u64) = (50, 2_000);
+/// PostgreSQL's number of the type `text`.
+const TEXT_OID: u32 = 25;
 
-/// The last fetch of the routing table.
-struct Fetched {
-    began_at: Option<Instant>,
-    result: Result<(), String>,
+/// A session of a client. If it is dropped, its open transaction is rolled back.
+pub struct Session {
+    core: Arc<ClientCore>,
+    /// The levels that `RESET` restores.
+    began_with: Levels,
+    levels: Levels,
+    transaction: Option<SessionTransaction>,
+    /// The outcome of the last write, if that was acknowledged early.
+    unresolved: Option<Resolution>,
 }
 
-/// One client session.
-pub(crate) struct Session {
-    pub(crate) config: ClientConfig,
-    pub(crate) routes: RouteCache,
-    pub(crate) statements: StatementCache,
-    pub(crate) leaders: Leaders,
-    pub(crate) silent: Silent,
-    pub(crate) inquiries: Inquiries,
-    pub(crate) pool: Pool,
-    pub(crate) rest: Rest,
-    pub(crate) counters: Counters,
-    /// Drawn at random, so that no two clients' ids meet.
-    id: u64,
-    sequence: AtomicU64,
-    started: Instant,
-    started_unix_ms: u64,
-    /// An asynchronous lock, since who finds a fetch under way waits for it; nothing else is guarded by it.
-    fetched: tokio::sync::Mutex<Fetched>,
-    fetches_begun: AtomicU64,
-    refresh_wanted: Notify,
+struct SessionTransaction {
+    transaction: Transaction,
+    options: TransactionOptions,
+    /// The levels with the changes by `SET` and `SET LOCAL`.
+    levels: Levels,
+    /// The session's levels after a commit: with the changes by `SET`.
+    afterwards: Levels,
 }
 
 impl Session {
-    /// A session that knows nothing yet.
-    pub(crate) fn new(config: ClientConfig) -> Result<Session, ClientError> {
-        config.check().map_err(ClientError::Config)?;
-        let id: u64 = rand::random();
-        Ok(Session {
-            routes: RouteCache::default(),
-            statements: StatementCache::new(config.statement_cache_entries),
-            leaders: Leaders::default(),
-            silent: Silent::default(),
-            inquiries: Inquiries::default(),
-            pool: Pool::new(config.connections_per_replica, config.connect_timeout_ms),
-            rest: Rest::new(&config, id as usize).map_err(ClientError::Config)?,
-            counters: Counters::default(),
-            id,
-            sequence: AtomicU64::new(1),
-            started: Instant::now(),
-            started_unix_ms: unix_ms(),
-            fetched: tokio::sync::Mutex::new(Fetched { began_at: None, result: Ok(()) }),
-            fetches_begun: AtomicU64::new(0),
-            refresh_wanted: Notify::new(),
-            config,
-        })
+    pub(crate) fn new(core: Arc<ClientCore>, mut levels: Levels) -> Session {
+        // Sessions spread over the replicas; each stays with one.
+        levels.replica = levels.replica.or(Some(core.new_id().sequence));
+        Session { core, began_with: levels, levels, transaction: None, unresolved: None }
     }
 
-    /// Milliseconds of this session's clock.
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    /// The current levels, including those of an open transaction.
+    pub fn levels(&self) -> Levels {
+        self.transaction.as_ref().map_or(self.levels, |open| open.levels)
     }
 
-    /// Milliseconds since the Unix epoch: the machine's clock as it was when the session began, so that setting it changes no id's age.
-    pub(crate) fn unix_ms(&self) -> u64 {
-        self.started_unix_ms + self.now_ms()
-    }
-
-    /// A new id: it names one statement or transaction and is kept through all of its attempts (R14).
-    pub(crate) fn new_id(&self) -> TxnId {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        TxnId { client: self.id, sequence, first_sent_ms: self.unix_ms() }
-    }
-
-    /// Fetches the routing table, or waits for the fetch that another has begun since the call. An error is one sentence.
-    pub(crate) async fn refresh(&self) -> Result<(), String> {
-        let seen = self.fetches_begun.load(Ordering::Acquire);
-        let mut fetched = self.fetched.lock().await;
-        if self.fetches_begun.load(Ordering::Acquire) > seen {
-            return fetched.result.clone();
+    /// Chooses other levels; in a transaction, for the rest of the transaction.
+    pub fn set_levels(&mut self, levels: Levels) {
+        match &mut self.transaction {
+            Some(open) => open.levels = levels,
+            None => self.levels = levels,
         }
-        let interval = Duration::from_millis(self.config.refresh_interval_ms);
-        if let Some(began_at) = fetched.began_at {
-            tokio::time::sleep(interval.saturating_sub(began_at.elapsed())).await;
-        }
-        fetched.began_at = Some(Instant::now());
-        // If this future is dropped before it has a result, those who wait must not take the one before for theirs.
-        fetched.result = Err("the fetch of the routing table was given up".to_string());
-        self.fetches_begun.fetch_add(1, Ordering::AcqRel);
-        add(&self.counters.refreshes, 1);
-        let result = match self.rest.routes().await {
-            Ok(news) => self.routes.take_in(&news),
-            Err(error) => Err(error.to_string()),
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Executes one statement: in the open transaction, or in one of its own. `BEGIN`, `COMMIT`,
+    /// `ROLLBACK`, and `SET`, `RESET` and `SHOW` of Evenkeel's settings are statements too.
+    ///
+    /// # Errors
+    /// As [`crate::Client::execute`]; also [`ClientError::WriteLost`] and
+    /// [`ClientError::OutcomeUnknown`] for an earlier write, and [`ClientError::Unavailable`] if
+    /// the earlier write is not on a quorum's disks in time. In these cases this statement was not
+    /// executed.
+    pub async fn execute(&mut self, sql: &str, params: &[Value]) -> Result<Answer, ClientError> {
+        self.execute_with(sql, params, StatementLevels::default()).await
+    }
+
+    /// As [`Session::execute`], with levels for this statement.
+    pub async fn execute_with(
+        &mut self,
+        sql: &str,
+        params: &[Value],
+        chosen: StatementLevels,
+    ) -> Result<Answer, ClientError> {
+        let result = match session_command(sql) {
+            Ok(Some(command)) => self.command(command, chosen).await,
+            Ok(None) => return self.statement(sql, params, chosen).await,
+            Err(error) => Err(error),
         };
-        match &result {
-            Ok(()) => self.forget_replicas(),
-            Err(reason) => tracing::debug!(reason, "the routing table could not be fetched"),
+        // A failed command fails the transaction, as any other statement does.
+        if let (Err(_), Some(open)) = (&result, &mut self.transaction) {
+            open.transaction.fail();
         }
-        fetched.result = result.clone();
         result
     }
 
-    /// The same, but not longer than until `deadline_ms`. Whether it brought anything shows in the table.
-    pub(crate) async fn refresh_until(&self, deadline_ms: u64) {
-        let left = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
-        let _ = tokio::time::timeout(left, self.refresh()).await;
+    /// As [`crate::Client::stream`], in this session: after its writes, and at its levels. A
+    /// statement in a transaction, and one that is not a read, is executed as a whole and arrives
+    /// as one piece.
+    ///
+    /// # Errors
+    /// As [`Session::execute`].
+    pub async fn stream(&mut self, sql: &str, params: &[Value]) -> Result<RowStream, ClientError> {
+        if self.transaction.is_none() && session_command(sql)?.is_none() {
+            self.resolved().await?;
+            if let Some(stream) = RowStream::open(&self.core, sql, params, self.levels).await? {
+                return Ok(stream);
+            }
+        }
+        Ok(RowStream::whole(self.execute(sql, params).await?))
     }
 
-    /// Has the table fetched in the background.
-    pub(crate) fn want_refresh(&self) {
-        self.refresh_wanted.notify_one();
+    async fn statement(&mut self, sql: &str, params: &[Value], chosen: StatementLevels) -> Result<Answer, ClientError> {
+        self.resolved().await?;
+        let levels = self.levels().with(chosen);
+        match &mut self.transaction {
+            Some(open) if open.transaction.has_failed() => Err(failed_before()),
+            Some(open) if levels.read == ReadLevel::Local && reads_locally(open.options) => {
+                let answer = execute_read_only(&self.core, sql, params, levels).await;
+                if answer.is_err() {
+                    open.transaction.fail();
+                }
+                answer
+            }
+            Some(open) => open.transaction.execute(sql, params).await,
+            None => {
+                let acknowledged = execute(&self.core, sql, params, levels).await?;
+                self.resolve(acknowledged.early);
+                Ok(acknowledged.answer)
+            }
+        }
     }
 
-    fn forget_replicas(&self) {
-        let routes = self.routes.current();
-        let in_use: HashSet<_> = routes.shards().flat_map(|shard| shard.replicas.values()).collect();
-        self.pool.retain(|address| in_use.contains(address));
+    /// Finds out the outcome of a write in the background, if it was acknowledged early.
+    fn resolve(&mut self, early: Option<EarlyWrite>) {
+        self.unresolved = early.map(|write| write.resolve(self.core.clone()));
     }
 
-    /// Fetches the routing table for the first time; tries again until `connect_patience_ms` have passed.
-    pub(crate) async fn first_fetch(&self) -> Result<(), ClientError> {
-        let mut wait_ms = 10;
-        loop {
-            let Err(reason) = self.refresh().await else { return Ok(()) };
-            if self.now_ms() + wait_ms >= self.config.connect_patience_ms {
-                let error = SqlError::new(codes::CONNECTION_FAILURE, reason);
+    /// Waits until every acknowledged write of this session is on a quorum's disks.
+    ///
+    /// # Errors
+    /// [`ClientError::WriteLost`] and [`ClientError::OutcomeUnknown`], once for each write.
+    /// [`ClientError::Unavailable`] if the wait exceeds the statement timeout; the call can then be
+    /// repeated.
+    pub async fn resolved(&mut self) -> Result<(), ClientError> {
+        let Some(resolution) = &mut self.unresolved else { return Ok(()) };
+        let timeout_ms = self.core.config.statement_timeout_ms;
+        let known = resolution.wait_for(Option::is_some);
+        let outcome = match tokio::time::timeout(Duration::from_millis(timeout_ms), known).await {
+            Ok(Ok(outcome)) => outcome.clone().unwrap_or(Ok(())),
+            // The task was aborted: the runtime is shutting down.
+            Ok(Err(_)) => Ok(()),
+            Err(_) => {
+                let message = format!("an earlier write is not on a quorum's disks after {timeout_ms} ms");
+                let error = SqlError::new(codes::CANNOT_CONNECT_NOW, message);
                 return Err(ClientError::Unavailable(
-                    error.hint(format!("Is one of these a placement driver? {}", self.config.endpoints.join(", "))),
+                    error.hint("This statement was not executed. The write may still get there: try again."),
                 ));
             }
-            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            wait_ms = (wait_ms * 2).min(500);
-        }
-    }
-}
-
-/// Milliseconds since the Unix epoch by the machine's clock.
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// Fetches the table whenever a statement has found it wanting; runs until aborted.
-pub(crate) async fn refresh_when_wanted(session: Arc<Session>) {
-    loop {
-        session.refresh_wanted.notified().await;
-        let _ = session.refresh().await;
-    }
-}
-
-/// Keeps the table fresh by the placement driver's watch; runs until aborted. Each end of the stream, and each silence, is followed
-/// by another try, at another endpoint, from where it ended.
-pub(crate) async fn watch(session: Arc<Session>) {
-    let mut last_id = session.routes.current().version.to_string();
-    let mut wait_ms = WATCH_WAIT_MS.0;
-    loop {
-        match session.rest.watch(&last_id).await {
-            Ok(response) => {
-                let before = last_id.clone();
-                let ended = follow(&session, response, &mut last_id).await;
-                tracing::debug!(ended, last_id, "the watch of the routing table ended");
-                if last_id != before {
-                    wait_ms = WATCH_WAIT_MS.0;
-                }
-            }
-            Err(RestError::Refused(problem)) => {
-                tracing::warn!(problem.detail, "the placement driver refuses the watch");
-                last_id = session.routes.current().version.to_string();
-            }
-            Err(error) => tracing::debug!(%error, "the watch of the routing table cannot be opened"),
-        }
-        session.rest.pass_over();
-        let jitter: f64 = rand::random();
-        tokio::time::sleep(Duration::from_millis((wait_ms as f64 * (0.5 + jitter / 2.0)) as u64)).await;
-        wait_ms = (wait_ms * 2).min(WATCH_WAIT_MS.1);
-    }
-}
-
-/// Takes in events until the stream ends; says why it did.
-async fn follow(session: &Session, response: reqwest::Response, last_id: &mut String) -> String {
-    let silence = Duration::from_millis(session.config.watch_silence_ms);
-    let mut parser = EventParser::default();
-    let mut chunks = response.bytes_stream();
-    loop {
-        let chunk = match tokio::time::timeout(silence, chunks.next()).await {
-            Err(_) => return format!("nothing came for {} ms", silence.as_millis()),
-            Ok(None) => return "the placement driver closed it".to_string(),
-            Ok(Some(Err(error))) => return error.to_string(),
-            Ok(Some(Ok(chunk))) => chunk,
         };
-        let events = match parser.push(&chunk) {
-            Ok(events) => events,
-            Err(error) => return error.to_string(),
-        };
-        for event in events {
-            if event.name == "members" {
-                match serde_json::from_str::<MembersBody>(&event.data) {
-                    Ok(members) => session.rest.learn(&members),
-                    Err(error) => return format!("an event is not understood: {error}"),
-                }
-                continue;
+        self.unresolved = None;
+        outcome
+    }
+
+    async fn command(&mut self, command: Command, chosen: StatementLevels) -> Result<Answer, ClientError> {
+        let failed = self.transaction.as_ref().is_some_and(|open| open.transaction.has_failed());
+        match command {
+            Command::Setting(_) | Command::Begin(_) | Command::Statement(_) | Command::CreateTable { .. } if failed => {
+                Err(failed_before())
             }
-            let taken = serde_json::from_str(&event.data)
-                .map_err(|error| error.to_string())
-                .and_then(|news: RoutesBody| session.routes.take_in(&news).map(|()| news.routes.len()));
-            match taken {
-                Ok(routes) => add(&session.counters.watched, routes as u64),
-                Err(reason) => {
-                    session.want_refresh();
-                    return format!("an event is not understood: {reason}");
+            Command::Setting(command) => self.setting(command),
+            Command::Begin(options) => self.begin(options).await.map(|()| done("BEGIN")),
+            Command::Commit if !failed => self.commit(chosen).await.map(|()| done("COMMIT")),
+            _ => {
+                if let Some(open) = self.transaction.take() {
+                    open.transaction.rollback().await;
                 }
-            }
-            if let Some(id) = event.id {
-                *last_id = id;
+                Ok(done("ROLLBACK"))
             }
         }
     }
+
+    async fn begin(&mut self, options: TransactionOptions) -> Result<(), ClientError> {
+        if self.transaction.is_some() {
+            return Err(ClientError::Sql(SqlError::new(ACTIVE_TRANSACTION, "a transaction is open already")));
+        }
+        self.resolved().await?;
+        let transaction = Transaction::new(self.core.clone(), options);
+        self.transaction =
+            Some(SessionTransaction { transaction, options, levels: self.levels, afterwards: self.levels });
+        Ok(())
+    }
+
+    async fn commit(&mut self, chosen: StatementLevels) -> Result<(), ClientError> {
+        // As in PostgreSQL, a COMMIT without a transaction does nothing.
+        let Some(open) = self.transaction.take() else { return Ok(()) };
+        let durability = open.levels.with(chosen).durability;
+        let early = open.transaction.commit_at(durability).await?;
+        self.levels = open.afterwards;
+        self.resolve(early);
+        Ok(())
+    }
+
+    fn setting(&mut self, command: SettingCommand) -> Result<Answer, ClientError> {
+        let (local, settings, done_as) = match command {
+            SettingCommand::Show(name) => return Ok(text_answer(name.name(), &shown(self.levels().get(name)))),
+            SettingCommand::Set { local, setting } => (local, vec![setting], "SET"),
+            SettingCommand::Reset { local, name } => {
+                let names = name.map_or(SettingName::ALL.to_vec(), |name| vec![name]);
+                (local, names.into_iter().map(|name| self.began_with.get(name)).collect(), "RESET")
+            }
+        };
+        let set = |levels: &mut Levels| settings.iter().for_each(|setting| levels.set(*setting));
+        match &mut self.transaction {
+            Some(open) => {
+                set(&mut open.levels);
+                if !local {
+                    set(&mut open.afterwards);
+                }
+            }
+            None if local => {
+                let error = SqlError::new(codes::NO_TRANSACTION, "SET LOCAL is for transactions, and none is open");
+                return Err(ClientError::Sql(error.hint("Use SET, or begin a transaction first.")));
+            }
+            None => set(&mut self.levels),
+        }
+        Ok(done(done_as))
+    }
+}
+
+/// PostgreSQL's code for a BEGIN in a transaction.
+const ACTIVE_TRANSACTION: &str = "25001";
+
+fn reads_locally(options: TransactionOptions) -> bool {
+    options.read_only && !options.repeatable_read
+}
+
+/// The command that the session executes itself, if the text is one. It is recognised by its first
+/// word, so that other statements are not parsed twice.
+fn session_command(text: &str) -> Result<Option<Command>, ClientError> {
+    let first: String = text.trim_start().chars().take_while(char::is_ascii_alphabetic).take(16).collect();
+    let own = ["BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SET", "RESET", "SHOW"];
+    if !own.iter().any(|word| word.eq_ignore_ascii_case(&first)) {
+        return Ok(None);
+    }
+    Ok(Some(sql::parse(text)?).filter(|command| !matches!(command, Command::Statement(_))))
+}
+
+fn done(command: &'static str) -> Answer {
+    Answer { command: Some(command), ..Answer::new(StatementReply::default(), ShardId(0), 0) }
+}
+
+fn text_answer(name: &str, value: &str) -> Answer {
+    let mut rows = RowBuilder::new(1);
+    rows.push([Some(value.as_bytes())]);
+    let columns = vec![Column { name: name.to_string(), type_oid: TEXT_OID }].into();
+    let reply = StatementReply { columns, rows: rows.finish(), affected: 1, staleness_ms: None };
+    Answer { command: Some("SHOW"), ..Answer::new(reply, ShardId(0), 0) }
 }

@@ -1,23 +1,23 @@
-//! What a client has counted since it started. Counters only grow; reading them takes no lock.
+//! The counters of a client since it started. They only grow; reading them takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A client's counters, read at about one moment.
+/// The counters of a client, read at about the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClientStats {
-    /// Statements, commits included, that were asked for.
+    /// Statements, with commits.
     pub statements: u64,
-    /// Statements that needed more than one attempt, however they ended.
+    /// Statements with more than one attempt, with any result.
     pub retried: u64,
-    /// Attempts after a statement's first.
+    /// Attempts after the first of each statement.
     pub retries: u64,
-    /// Answers that said that a range has moved.
+    /// Answers that a range has moved.
     pub redirects: u64,
     /// Statements that ended in an error.
     pub failures: u64,
     /// Times the whole routing table was fetched.
     pub refreshes: u64,
-    /// Changes of routes that came by the watch.
+    /// Changes of routes that arrived by the watch.
     pub watched: u64,
 }
 

@@ -1,20 +1,25 @@
-//! Configuration in layers: a TOML file, the environment, flags; what comes later wins.
+//! Configuration in layers: a TOML file, the environment, flags. A later layer overrides an earlier
+//! one.
 //!
-//! Every command describes its settings once, as a list of [`Setting`]s. The three layers all pass through that list, so
-//! that a mistake is reported the same way wherever it was made: one line that names the key, the value and what is
-//! accepted. Nothing is guessed: a key that no command knows is an error in the file and in the environment alike.
+//! A command describes its settings once, as a list of [`Setting`]s. All three layers pass through
+//! that list, so that a mistake is reported the same way in each of them: one line with the key,
+//! the value and the accepted values. A key that no command knows is an error in the file and in
+//! the environment alike.
 //!
-//! In the environment a setting is called `EVENKEEL_` and its key in capitals (`EVENKEEL_DATA_DIR`); inside a section the dot
-//! becomes two underscores (`EVENKEEL_BALANCER__COOL_DOWN_MS`).
+//! The environment variable of a setting is `EVENKEEL_` and its key in capitals
+//! (`EVENKEEL_DATA_DIR`). In a section two underscores stand for the dot
+//! (`EVENKEEL_BALANCER__COOL_DOWN_MS`).
 //!
-//! This module is pure: the file's text, the environment and the flags are handed in.
+//! This module is pure: the caller passes the file's text, the environment and the flags.
 
+use evenkeel_client::admin::parse_url;
+use evenkeel_local_cluster::InvalidSetting;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-/// What a setting accepts.
+/// The values that a setting accepts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     /// A whole number within these bounds, both included.
@@ -31,9 +36,10 @@ pub enum Kind {
     Path,
     /// Any text.
     Text,
-    /// A time within these bounds, in seconds: seconds, or a number with `ms`, `s`, `m` or `h`. Kept in seconds.
+    /// A time within these bounds, in seconds: a number of seconds, or a number with `ms`, `s`, `m`
+    /// or `h`. Stored in seconds.
     Seconds(f64, f64),
-    /// URLs of the placement driver's replicas, comma between. Kept as text.
+    /// URLs of the placement driver's replicas, separated by commas. Stored as text.
     Urls,
     /// An address: `IP:PORT`.
     Address,
@@ -73,32 +79,33 @@ impl fmt::Display for Kind {
 pub struct Setting {
     /// Its key in the file.
     pub key: &'static str,
-    /// What it accepts.
+    /// The accepted values.
     pub kind: Kind,
-    /// Whether the command cannot do without.
+    /// Whether the command needs it.
     pub required: bool,
-    /// The setting that this one stands in for: of the two the one counts that comes later, and one layer has only one of them.
+    /// The setting that this one replaces. Of the two, the one of the later layer counts. One layer
+    /// has at most one of them.
     pub instead_of: Option<&'static str>,
 }
 
 impl Setting {
-    /// A setting that may be left out.
+    /// An optional setting.
     pub fn optional(key: &'static str, kind: Kind) -> Setting {
         Setting { key, kind, required: false, instead_of: None }
     }
 
-    /// A setting that must be given.
+    /// A required setting.
     pub fn required(key: &'static str, kind: Kind) -> Setting {
         Setting { key, kind, required: true, instead_of: None }
     }
 
-    /// The same, to be given instead of another.
+    /// The same setting, given instead of another one.
     pub fn instead_of(self, other: &'static str) -> Setting {
         Setting { instead_of: Some(other), ..self }
     }
 }
 
-/// A mistake in the configuration: one line; the process ends with status 2.
+/// A mistake in the configuration, as one line. The process ends with exit status 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
@@ -109,24 +116,34 @@ impl ConfigError {
         ConfigError(line.as_ref().split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// A value that is not accepted.
+    /// The error of a value that is not accepted.
     pub fn value(key: &str, value: impl fmt::Display, origin: &str, accepted: impl fmt::Display) -> ConfigError {
         ConfigError::new(format!("{key} = {value} ({origin}): accepted is {accepted}"))
     }
 }
 
-/// Where a value comes from, in rising precedence.
+impl From<InvalidSetting> for ConfigError {
+    fn from(error: InvalidSetting) -> ConfigError {
+        ConfigError::value(error.setting, error.value, "configuration", error.accepted)
+    }
+}
+
+/// The layers of a configuration, in rising precedence.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
     /// The file's name and text.
     pub file: Option<(String, String)>,
     /// The environment.
     pub environment: Vec<(String, String)>,
-    /// Flags that were given: key and text.
+    /// The given flags: key and text.
     pub flags: Vec<(&'static str, String)>,
+    /// Keys of other commands. The environment is shared by all commands, so these keys are ignored
+    /// there.
+    pub other_commands_keys: Vec<&'static str>,
 }
 
-/// The flag for a key. `--log` says what is logged, in every command, so the log's addresses have another name.
+/// The flag of a key. `--log` is the log filter of every command, so the flag of the log's
+/// addresses differs from its key.
 fn flag_name(key: &str) -> String {
     match key {
         "log" => "log-addresses".to_string(),
@@ -134,22 +151,17 @@ fn flag_name(key: &str) -> String {
     }
 }
 
-/// Variables that are not settings of a role.
+/// Variables with the prefix that are no settings of a command.
 const OTHER_VARIABLES: &[&str] =
     &["CONFIG", "URL", "BIN", "SEEDS", "FORMAT", "TEST_LOG", "TEST_DATA_DIR", "TRACES", "SIMULATION_TRACE"];
 
-/// The configuration of a command with these settings. `also_known` are the keys of other commands: in the environment they
-/// are passed over, since it is shared by all.
-pub fn resolve<T: DeserializeOwned>(
-    settings: &[Setting],
-    also_known: &[&str],
-    layers: &Layers,
-) -> Result<T, ConfigError> {
+/// The configuration of a command with these settings.
+pub fn resolve<T: DeserializeOwned>(settings: &[Setting], layers: &Layers) -> Result<T, ConfigError> {
     let file = match &layers.file {
         Some((name, text)) => read_file(settings, name, text)?,
         None => toml::Table::new(),
     };
-    let environment = read_environment(settings, also_known, &layers.environment)?;
+    let environment = read_environment(settings, layers)?;
     let flags = read_flags(settings, &layers.flags)?;
     let mut all = [("file", file), ("environment", environment), ("flags", flags)];
     choose(settings, &mut all)?;
@@ -167,32 +179,9 @@ pub fn resolve<T: DeserializeOwned>(
             flag_name(missing.key)
         )));
     }
-    // By way of JSON, whose maps may have numbers for keys.
+    // JSON, unlike TOML, can be read into maps with numbers as keys.
     let json = serde_json::to_value(&merged).map_err(|e| ConfigError::new(e.to_string()))?;
     serde_json::from_value(json).map_err(|e| ConfigError::new(format!("configuration: {e}")))
-}
-
-/// A configuration as the text of a TOML file; settings that are absent are left out.
-pub fn to_toml<T: serde::Serialize>(config: &T) -> Result<String, ConfigError> {
-    let json = serde_json::to_value(config).map_err(|e| ConfigError::new(e.to_string()))?;
-    let value = json_to_toml(&json).unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
-    toml::to_string(&value).map_err(|e| ConfigError::new(e.to_string()))
-}
-
-fn json_to_toml(json: &serde_json::Value) -> Option<toml::Value> {
-    Some(match json {
-        serde_json::Value::Null => return None,
-        serde_json::Value::Bool(v) => toml::Value::Boolean(*v),
-        serde_json::Value::Number(n) => match n.as_i64() {
-            Some(n) => toml::Value::Integer(n),
-            None => toml::Value::Float(n.as_f64()?),
-        },
-        serde_json::Value::String(text) => toml::Value::String(text.clone()),
-        serde_json::Value::Array(items) => toml::Value::Array(items.iter().filter_map(json_to_toml).collect()),
-        serde_json::Value::Object(map) => {
-            toml::Value::Table(map.iter().filter_map(|(k, v)| Some((k.clone(), json_to_toml(v)?))).collect())
-        }
-    })
 }
 
 fn find<'a>(settings: &'a [Setting], key: &str, origin: &str) -> Result<&'a Setting, ConfigError> {
@@ -202,12 +191,12 @@ fn find<'a>(settings: &'a [Setting], key: &str, origin: &str) -> Result<&'a Sett
     })
 }
 
-/// Of two settings that stand in for each other, leaves the one that the last layer with any of them has.
+/// Of two settings that replace each other, keeps the one of the last layer that has either.
 fn choose(settings: &[Setting], layers: &mut [(&str, toml::Table)]) -> Result<(), ConfigError> {
     for (key, other) in settings.iter().filter_map(|s| Some((s.key, s.instead_of?))) {
         let last = layers.iter().rev().find(|(_, layer)| layer.contains_key(key) || layer.contains_key(other));
         let Some((origin, layer)) = last else { continue };
-        let outdone = match (layer.contains_key(key), layer.contains_key(other)) {
+        let overridden = match (layer.contains_key(key), layer.contains_key(other)) {
             (true, true) => {
                 return Err(ConfigError::new(format!("{key} and {other} ({origin}): accepted is one of them")));
             }
@@ -215,13 +204,13 @@ fn choose(settings: &[Setting], layers: &mut [(&str, toml::Table)]) -> Result<()
             _ => key,
         };
         for (_, layer) in layers.iter_mut() {
-            layer.remove(outdone);
+            layer.remove(overridden);
         }
     }
     Ok(())
 }
 
-/// Lays one layer over those before it. Sections are joined, key by key.
+/// Applies one layer over the earlier ones. Sections are merged key by key.
 fn overlay(settings: &[Setting], layer: toml::Table, merged: &mut toml::Table) {
     for (key, value) in layer {
         let section = settings.iter().any(|s| s.key == key && matches!(s.kind, Kind::Section(_)));
@@ -262,21 +251,17 @@ fn read_file(settings: &[Setting], name: &str, text: &str) -> Result<toml::Table
     Ok(layer)
 }
 
-fn read_environment(
-    settings: &[Setting],
-    also_known: &[&str],
-    environment: &[(String, String)],
-) -> Result<toml::Table, ConfigError> {
+fn read_environment(settings: &[Setting], layers: &Layers) -> Result<toml::Table, ConfigError> {
     let mut layer = toml::Table::new();
-    for (variable, text) in environment {
-        read_variable(settings, also_known, variable, text, &mut layer)?;
+    for (variable, text) in &layers.environment {
+        read_variable(settings, &layers.other_commands_keys, variable, text, &mut layer)?;
     }
     Ok(layer)
 }
 
 fn read_variable(
     settings: &[Setting],
-    also_known: &[&str],
+    other_commands_keys: &[&str],
     variable: &str,
     text: &str,
     layer: &mut toml::Table,
@@ -288,7 +273,7 @@ fn read_variable(
         Some((section, inner)) => (section.to_lowercase(), Some(inner.to_lowercase())),
         None => (name.to_lowercase(), None),
     };
-    let elsewhere = OTHER_VARIABLES.contains(&name) || also_known.contains(&key.as_str());
+    let elsewhere = OTHER_VARIABLES.contains(&name) || other_commands_keys.contains(&key.as_str());
     if elsewhere && !settings.iter().any(|s| s.key == key) {
         return Ok(());
     }
@@ -315,7 +300,7 @@ fn read_variable(
     Ok(())
 }
 
-/// What a section's setting accepts, by its default value.
+/// The values that a key of a section accepts, by its default value.
 fn kind_of(default: &toml::Value) -> Kind {
     match default {
         toml::Value::Integer(_) => Kind::Count(0, i64::MAX),
@@ -326,7 +311,7 @@ fn kind_of(default: &toml::Value) -> Kind {
     }
 }
 
-/// The value a text stands for; `None` if it is not accepted.
+/// The value of a text; `None` if it is not accepted.
 fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
     let text = text.trim();
     Some(match kind {
@@ -368,7 +353,8 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
     })
 }
 
-/// The value as the role's own type needs it, or the path inside the value, what stands there and what is accepted.
+/// The value in the form of the configuration's type. The error is the path inside the value, the
+/// value there, and the accepted values.
 fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, String, String)> {
     let wrong = || (String::new(), value.to_string(), kind.to_string());
     match (kind, value) {
@@ -408,15 +394,6 @@ fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, S
     }
 }
 
-/// A URL of the placement driver's REST interface. The error is what is accepted instead.
-pub fn parse_url(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    let good = reqwest::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
-    // A scheme without slashes is put right by the parser, but would not be by the client.
-    let whole = good && text.starts_with("http://") && !text.contains(['?', '#']);
-    if whole { Ok(text.to_string()) } else { Err("expected http://HOST:PORT".into()) }
-}
-
 /// Seconds of a time with or without a unit.
 fn parse_seconds(text: &str) -> Option<f64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -431,7 +408,8 @@ fn parse_seconds(text: &str) -> Option<f64> {
     (number.is_finite() && number >= 0.0).then_some(number * unit)
 }
 
-/// Checks that `replica` has an address in each of these maps, and that they name the same replicas.
+/// Checks that `replica` has an address in each of these maps, and that they name the same
+/// replicas.
 pub fn check_members(replica: u64, maps: &[(&str, &BTreeMap<u64, SocketAddr>)]) -> Result<(), ConfigError> {
     let Some((first, named)) = maps.first() else { return Ok(()) };
     let list = |map: &BTreeMap<u64, SocketAddr>| map.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");

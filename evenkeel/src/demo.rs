@@ -1,50 +1,54 @@
-//! `demo`: a cluster on this machine, a skewed load that all lands on one shard at first, and the load levelling itself.
+//! `demo`: starts a cluster on this machine, sends a skewed load to one shard, and shows how the
+//! balancer spreads it.
 
-use crate::cli::CommandError;
-use crate::cluster::endpoints::Endpoints;
-use crate::cluster::{Cluster, ClusterOptions};
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::run::balancer::Balancer;
-use crate::run::screen::{Screen, while_waiting};
-use crate::run::workload::Workload;
-use crate::run::{RunConfig, Stage};
+use crate::error::CommandError;
+use crate::executable::own_executable;
+use crate::run_config::{RunConfig, conclude};
+use crate::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
 use evenkeel_client::{Client, ClientConfig};
+use evenkeel_local_cluster::endpoints::Endpoints;
+use evenkeel_local_cluster::run::balancer::BalancerSwitch;
+use evenkeel_local_cluster::run::workload::Workload;
+use evenkeel_local_cluster::run::{Progress, RunEnvironment, run};
+use evenkeel_local_cluster::{Cluster, ClusterOptions};
 use evenkeel_placement_driver::BalancerConfig;
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-/// What `demo` does.
+/// The configuration of `demo`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct DemoConfig {
-    /// What is run.
+    /// The run.
     #[serde(flatten)]
     pub run: RunConfig,
     /// Shards.
     #[serde(default = "three")]
     pub shards: u32,
-    /// Replicas of each.
+    /// Replicas of each shard.
     #[serde(default = "three")]
     pub replicas: u32,
-    /// Where everything is kept; absent: a temporary folder.
+    /// The cluster's folder; absent: a temporary folder.
     #[serde(default)]
     pub data_dir: Option<PathBuf>,
-    /// The folder with PostgreSQL's programs; absent: found.
+    /// The folder with PostgreSQL's programs; absent: searched for.
     #[serde(default)]
     pub postgres_bin: Option<PathBuf>,
-    /// Statements a second that each shard's leader admits at most.
+    /// The rate limit of each shard's leader, in statements per second.
     #[serde(default)]
     pub shard_capacity: Option<f64>,
-    /// Where the endpoints go as JSON.
+    /// The file that receives the endpoints as JSON.
     #[serde(default)]
     pub endpoints: Option<PathBuf>,
     /// Whether the cluster stays up after the run.
     #[serde(default)]
     pub keep: bool,
-    /// Whether there is no run at all.
+    /// Whether the cluster is started without a run.
     #[serde(default)]
     pub idle: bool,
-    /// Whether processes are killed.
+    /// Whether processes are killed during the run.
     #[serde(default)]
     pub chaos: bool,
     /// The balancer's settings.
@@ -75,9 +79,9 @@ pub fn settings() -> Vec<Setting> {
     settings
 }
 
-/// Runs the demonstration. Whatever happens, nothing that it started is left running.
+/// Runs the demonstration. Every process that it starts has ended when it returns.
 pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
-    let config: DemoConfig = resolve(&settings(), &roles::all_keys(), layers)?;
+    let config: DemoConfig = resolve(&settings(), layers)?;
     let workload = config.prepare()?;
     let screen = Screen::new();
     let mut options = ClusterOptions::new(own_executable()?);
@@ -87,7 +91,7 @@ pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
     options.shard_capacity_per_s = config.shard_capacity;
     options.postgres_bin.clone_from(&config.postgres_bin);
     options.balancer.clone_from(&config.balancer);
-    let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
+    let end = roles::end_request(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
     let cluster = Cluster::launch(options)?;
     let ended = tokio::select! {
         ended = with_cluster(&config, workload, &cluster, &screen) => ended,
@@ -100,7 +104,7 @@ pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
 }
 
 impl DemoConfig {
-    /// What is to be run, if all settings can be obeyed: nothing has been started yet.
+    /// Checks all settings and returns the workload. Starts nothing.
     fn prepare(&self) -> Result<Workload, ConfigError> {
         let refuse = |key, value: &dyn std::fmt::Display, accepted| {
             Err(ConfigError::value(key, value, "configuration", accepted))
@@ -160,10 +164,12 @@ async fn with_cluster(
     }
     let mut ended = Ok(());
     if !config.idle {
-        let rest = cluster.rest().clone();
-        let balancer = Balancer::found(&rest).await?;
-        let stage = Stage { rest, balancer, cluster: Some(cluster), chaos: config.chaos, screen: screen.clone() };
-        ended = crate::run::run_prepared(&config.run, workload, &stage).await?.conclude(&config.run, screen);
+        let admin = cluster.admin().clone();
+        let balancer = BalancerSwitch::read(&admin).await?;
+        let progress = Arc::new(screen.clone());
+        let environment = RunEnvironment { admin, balancer, cluster: Some(cluster), chaos: config.chaos, progress };
+        let finished = run(&config.run.options(), workload, &environment).await?;
+        ended = conclude(&finished, &config.run, screen);
     }
     if config.keep || config.idle {
         if let Err(CommandError::Failed(line)) = &ended {
@@ -175,24 +181,19 @@ async fn with_cluster(
     ended
 }
 
-/// The first SQL statements: what a user would wait for.
+/// Executes the first SQL statement, as a waiting user would.
 async fn first_answer(cluster: &Cluster) -> Result<(), CommandError> {
-    let client = Client::connect(ClientConfig::new(cluster.rest().urls())).await.map_err(CommandError::failed)?;
+    let client = Client::connect(ClientConfig::new(cluster.admin().urls())).await.map_err(CommandError::failed)?;
     client.execute("SELECT 1", &[]).await.map_err(CommandError::failed)?;
     Ok(())
 }
 
 fn how_to_connect(cluster: &Cluster) -> String {
-    let (urls, first) = (cluster.rest().urls().join(","), cluster.rest().urls().first().map_or("", String::as_str));
+    let (urls, first) = (cluster.admin().urls().join(","), cluster.admin().urls().first().map_or("", String::as_str));
     let program = std::env::args().next().unwrap_or_else(|| "evenkeel".into());
     format!(
         "The cluster stays up until Ctrl-C. In another terminal:\n  export EVENKEEL_URL={urls}\n  PD={first}   # one of them, for curl\n\
          For example:\n  {program} shards\n  {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay \
          --workload hotspot-jump\n  curl -L $PD/v1/shards"
     )
-}
-
-/// The program that is running, for its children to run too.
-pub fn own_executable() -> Result<PathBuf, CommandError> {
-    std::env::current_exe().map_err(|e| CommandError::Failed(format!("finding this program's own file: {e}")))
 }

@@ -1,28 +1,33 @@
-//! The one binary: a subcommand per role, the demonstration, the measurements, and an operator's command line.
+//! The program `evenkeel`: one subcommand per role, the demonstration, the measurements, and the
+//! administrator's commands.
 //!
-//! It holds no logic of its own about storing data: roles live in their crates, and what is here starts them, asks them and
-//! shows what they say.
+//! It stores no data itself. Roles are in crates of their own; this crate starts them, sends
+//! requests to them, and prints their answers. It promises that invalid options are rejected with a
+//! one-line error and exit status 2 before anything starts.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`cli`] | the command line: flags, tables, exit statuses |
+//! | [`cli`] | the command line: flags, administrator's commands, exit statuses |
 //! | [`config`] | configuration by file, environment and flags (pure) |
-//! | [`roles`] | `placement-driver` and `shard-node`: configuration, signals, run |
-//! | [`outputs`] | files that a command writes in the end |
-//! | [`rest`] | the placement driver's REST interface, from the caller's side |
-//! | [`cluster`] | a whole cluster on this machine, as child processes |
-//! | [`run`] | one run of a workload with its checks and its report, shared by `demo` and `replay` |
+//! | [`error`] | how a command fails |
+//! | [`roles`] | `placement-driver` and `shard-node`: settings, signals, start |
 //! | [`demo`] | `demo`: a cluster, a run, and the end of both |
-//! | [`replay`] | `replay`: a run against a kept cluster |
-//! | [`mod@bench`] | `bench`: beside plain PostgreSQL and nginx on the same machine |
+//! | [`replay`] | `replay`: a run against a running cluster |
+//! | [`mod@bench`] | `bench`: measurements beside plain PostgreSQL and nginx |
+//! | [`run_config`] | settings and report of a run |
+//! | [`screen`], [`display`] | progress, tables and sizes as text |
+//! | [`outputs`] | files that a command writes at its end |
+//! | [`executable`] | the file of the running program |
 
 pub mod bench;
 pub mod cli;
-pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod display;
+pub mod error;
+pub mod executable;
 pub mod outputs;
 pub mod replay;
-pub mod rest;
 pub mod roles;
-pub mod run;
+pub mod run_config;
+pub mod screen;

@@ -1,11 +1,11 @@
-//! Files that a command writes when its work is done: looked at before the work begins, since a minute's result is too much to lose to a
-//! folder that is not there.
+//! Files that a command writes when its work is done. Their paths are checked before the work
+//! starts, so that a missing folder does not discard its results.
 
 use crate::config::ConfigError;
 use std::fs::{self, File};
 use std::path::Path;
 
-/// Checks that `path` can be written, and leaves it as it was. `key` is the setting that names it.
+/// Checks that `path` can be written, and leaves it unchanged. `key` is the setting that names it.
 pub fn check(key: &str, path: &Path) -> Result<(), ConfigError> {
     let existed = path.exists();
     let opened = File::options().write(true).create(true).truncate(false).open(path);
@@ -16,7 +16,7 @@ pub fn check(key: &str, path: &Path) -> Result<(), ConfigError> {
     if existed { Ok(()) } else { fs::remove_file(path).map_err(cannot) }
 }
 
-/// Writes it. The error is one sentence.
+/// Writes the file. The error is one sentence.
 pub fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|e| format!("{} could not be written: {e}", path.display()))
 }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_written_is_told_and_what_can_is_left_alone() {
+    fn a_path_that_cannot_be_written_is_refused_and_a_checked_file_stays_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
         check("report", &path).unwrap();

@@ -1,23 +1,25 @@
-//! `replay`: a run against a cluster that is up, with the same checks and report as `demo`.
+//! `replay`: a run against a running cluster, with the same verification and report as `demo`.
 
-use crate::cli::CommandError;
-use crate::cluster::endpoints::Endpoints;
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::rest::Rest;
+use crate::error::CommandError;
 use crate::roles;
-use crate::run::balancer::Balancer;
-use crate::run::screen::Screen;
-use crate::run::{RunConfig, Stage};
+use crate::run_config::{RunConfig, conclude};
+use crate::screen::Screen;
+use evenkeel_client::admin::AdminClient;
+use evenkeel_local_cluster::endpoints::Endpoints;
+use evenkeel_local_cluster::run::balancer::BalancerSwitch;
+use evenkeel_local_cluster::run::{RunEnvironment, run};
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-/// What `replay` does.
+/// The configuration of `replay`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ReplayConfig {
-    /// What is run.
+    /// The run.
     #[serde(flatten)]
     pub run: RunConfig,
-    /// The file that says where the cluster is.
+    /// The `--endpoints` file of the cluster.
     #[serde(default)]
     pub endpoints: Option<PathBuf>,
     /// URLs of the placement driver's replicas instead.
@@ -35,29 +37,31 @@ pub fn settings() -> Vec<Setting> {
     settings
 }
 
-/// Runs it. It starts nothing, so nothing is left behind but a table.
+/// Runs the workload. It starts no process; only a table is left behind.
 pub async fn replay(layers: &Layers) -> Result<(), CommandError> {
-    let config: ReplayConfig = resolve(&settings(), &roles::all_keys(), layers)?;
+    let config: ReplayConfig = resolve(&settings(), layers)?;
     let urls = config.urls()?;
     let workload = config.run.prepare()?;
     let screen = Screen::new();
-    let rest = Rest::new(urls);
-    let balancer = Balancer::found(&rest).await?;
-    let stage = Stage { rest, balancer, cluster: None, chaos: false, screen: screen.clone() };
-    let end = roles::told_to_end(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
+    let admin = AdminClient::new(urls);
+    let balancer = BalancerSwitch::read(&admin).await?;
+    let progress = Arc::new(screen.clone());
+    let environment = RunEnvironment { admin, balancer, cluster: None, chaos: false, progress };
+    let end = roles::end_request(false).map_err(|e| CommandError::Failed(format!("listening for signals: {e}")))?;
+    let options = config.run.options();
     let finished = tokio::select! {
-        finished = crate::run::run_prepared(&config.run, workload, &stage) => finished?,
+        finished = run(&options, workload, &environment) => finished?,
         () = end => {
-            // The run may have been holding the balancer still.
-            stage.balancer.restore().await?;
+            // The run may have switched the balancer off.
+            environment.balancer.restore().await?;
             return Err(CommandError::Interrupted);
         }
     };
-    finished.conclude(&config.run, &screen)
+    conclude(&finished, &config.run, &screen)
 }
 
 impl ReplayConfig {
-    /// Where the placement driver is asked.
+    /// The URLs of the placement driver's replicas.
     fn urls(&self) -> Result<Vec<String>, ConfigError> {
         match (&self.endpoints, &self.url) {
             (Some(path), _) => {

@@ -1,24 +1,30 @@
-//! The two roles a process can have: their settings, what makes them end, and their run.
+//! The two roles of a process, placement driver and shard node: their settings, their start, their
+//! end.
+//!
+//! A role runs until SIGTERM, SIGINT or, if asked for, the end of standard input. A panic in any of
+//! its tasks ends the process.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, check_members, resolve};
+use evenkeel_client::causes::with_causes;
 use evenkeel_placement_driver as placement_driver;
 use evenkeel_shard_node as shard_node;
 use std::future::Future;
 use std::io::Read;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What a shard's leader may be limited to, in statements a second. Less than one, and not even a start would end.
+/// The rate limit of a shard's leader, in statements per second. Below one, a start would not
+/// finish.
 pub const CAPACITY_PER_S: Kind = Kind::Number(1.0, 1e9);
-/// The least that a log may take, in bytes: a few entries of the largest size.
+/// The lower bound of the log's size, in bytes: a few entries of the largest size.
 const MIN_LOG_BYTES: i64 = 4 << 20;
 
-/// Why a role's process ended before its time.
+/// Why a role ended with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
     /// The configuration is wrong: exit status 2.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It could not run on: exit status 1.
+    /// The role could not start or continue: exit status 1.
     #[error("{0}")]
     Run(String),
 }
@@ -80,50 +86,37 @@ pub fn check_postgres(folder: Option<&std::path::Path>) -> Result<(), ConfigErro
     shard_node::postgres::find(folder, None).map(drop).map_err(|e| ConfigError::new(e.to_string()))
 }
 
-/// Keys that some command knows: in the environment, which all share, a key of another command is no mistake.
-pub fn all_keys() -> Vec<&'static str> {
-    let all = [
-        placement_driver_settings(),
-        shard_node_settings(),
-        crate::demo::settings(),
-        crate::replay::settings(),
-        crate::bench::settings(),
-        crate::bench::failover::settings(),
-        crate::bench::size::settings(),
-    ];
-    all.iter().flatten().map(|s| s.key).collect()
-}
-
-/// Runs a placement-driver replica until told to end.
+/// Runs a placement-driver replica until its end is requested.
 pub async fn run_placement_driver(layers: &Layers, end_with_stdin: bool) -> Result<(), RoleError> {
     end_on_panic();
-    let config: placement_driver::Config = resolve(&placement_driver_settings(), &all_keys(), layers)?;
+    let config: placement_driver::Config = resolve(&placement_driver_settings(), layers)?;
     config.check().map_err(ConfigError::new)?;
     if config.log_cap_bytes < config.log_retention_bytes {
         let accepted = format!("at least log_retention_bytes, {}", config.log_retention_bytes);
         return Err(ConfigError::value("log_cap_bytes", config.log_cap_bytes, "all layers", accepted).into());
     }
-    let end = told_to_end(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
+    let end = end_request(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
     on_a_worker(placement_driver::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
 }
 
-/// Runs a shard's replica until told to end.
+/// Runs a shard's replica until its end is requested.
 pub async fn run_shard_node(layers: &Layers, end_with_stdin: bool) -> Result<(), RoleError> {
     end_on_panic();
-    let config: shard_node::Config = resolve(&shard_node_settings(), &all_keys(), layers)?;
+    let config: shard_node::Config = resolve(&shard_node_settings(), layers)?;
     check_members(config.replica, &[("rpc", &config.rpc), ("log", &config.log)])?;
-    let end = told_to_end(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
+    let end = end_request(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
     on_a_worker(shard_node::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
 }
 
-/// Runs a role as a task of the runtime. The thread that called `main` is not one of the runtime's workers: every wake-up between
-/// it and a task would go through another thread, and a shard's applier, which runs here, wakes tasks for every write.
+/// Runs a role as a task of the runtime. The main thread is not a worker of the runtime: each
+/// wake-up between it and a task would pass through another thread, and a shard's applier, which
+/// runs here, wakes tasks for every write.
 async fn on_a_worker<T: Send + 'static>(role: impl Future<Output = T> + Send + 'static) -> Result<T, RoleError> {
     tokio::spawn(role).await.map_err(|error| RoleError::Run(error.to_string()))
 }
 
-/// From here on a panic anywhere ends the process, in every build profile: a replica with one task missing would look alive
-/// and not be.
+/// Makes a panic in any task end the process, in every build profile. A replica that has lost a
+/// task would look healthy and not serve.
 fn end_on_panic() {
     let show = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -132,21 +125,21 @@ fn end_on_panic() {
     }));
 }
 
-/// Resolves on SIGTERM or SIGINT, and with `end_with_stdin` when standard input closes: then whoever started this process is
-/// gone, and nobody else would end it.
-pub fn told_to_end(end_with_stdin: bool) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+/// Resolves on SIGTERM or SIGINT, and with `end_with_stdin` when standard input closes: the parent
+/// process has then ended, and no other would end this one.
+pub fn end_request(end_with_stdin: bool) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (closed, mut stdin_closed) = tokio::sync::mpsc::channel::<()>(1);
     if end_with_stdin {
-        // A thread of its own: the runtime would wait for a read of standard input to end before it ends itself.
+        // A separate thread: the runtime's end would wait for a blocked read of standard input.
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
             let mut scrap = [0; 64];
             while std::io::stdin().read(&mut scrap).is_ok_and(|n| n > 0) {}
             drop(closed);
         })?;
     } else {
-        // Never closes by itself.
+        // Keeps the channel open.
         std::mem::forget(closed);
     }
     Ok(async move {
@@ -158,16 +151,44 @@ pub fn told_to_end(end_with_stdin: bool) -> std::io::Result<impl Future<Output =
     })
 }
 
-/// An error and what caused it, in one line: many errors' own texts leave out what went wrong below.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use evenkeel_local_cluster::layout::{Layout, ProcessSpec};
+    use evenkeel_local_cluster::{ClusterOptions, ProcessId};
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    #[test]
+    fn a_local_cluster_s_configurations_are_accepted_by_their_roles() {
+        let options = ClusterOptions { shard_capacity_per_s: Some(500.0), ..ClusterOptions::new("/bin/true") };
+        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_027).collect());
+        let specs = layout.specs(&options).unwrap();
+        assert_eq!(specs.len(), 12);
+        let (mut addresses, mut placement_drivers) = (BTreeSet::new(), BTreeMap::new());
+        for spec in &specs {
+            let text =
+                |spec: &ProcessSpec| Layers { file: Some(("x".into(), spec.config.clone())), ..Default::default() };
+            match spec.id {
+                ProcessId::ShardNode(shard, replica) => {
+                    let config: shard_node::Config = resolve(&shard_node_settings(), &text(spec)).unwrap();
+                    assert_eq!((config.shard.0, config.replica, config.rpc.len()), (shard, replica, 3));
+                    assert_eq!(config.capacity_per_s, Some(500.0));
+                    assert_eq!(config.servers_on_machine, 9, "nine replicas share the machine");
+                    assert_eq!(config.data_dir, Path::new("/data").join(format!("shard-{shard}-{replica}")));
+                    assert_eq!(config.placement_drivers, placement_drivers);
+                    addresses.extend([config.rpc[&replica], config.log[&replica]]);
+                }
+                ProcessId::PlacementDriver(replica) => {
+                    let config: placement_driver::Config = resolve(&placement_driver_settings(), &text(spec)).unwrap();
+                    assert_eq!((config.replica, config.rest.len()), (replica, 3));
+                    // Placement drivers come first.
+                    placement_drivers.clone_from(&config.rpc);
+                    addresses.extend([config.rest[&replica], config.rpc[&replica], config.log[&replica]]);
+                }
+            }
         }
-        cause = error.source();
+        assert_eq!(addresses.len(), 27);
     }
-    text
 }

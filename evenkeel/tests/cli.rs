@@ -12,7 +12,7 @@ fn evenkeel(args: &[&str], environment: &[(&str, &str)]) -> Output {
     command.output().unwrap()
 }
 
-/// Asserts that it fails with this status and one line that begins so.
+/// Asserts that the command fails with this status and one line that begins with `line`.
 fn refused(args: &[&str], environment: &[(&str, &str)], status: i32, line: &str) {
     let output = evenkeel(args, environment);
     let error = String::from_utf8(output.stderr).unwrap();
@@ -54,14 +54,14 @@ fn a_wrong_key_or_value_is_one_line_and_status_2() {
     refused(&["demo", "--config", "/nowhere.toml"], &[], 2, "evenkeel: config = /nowhere.toml");
 }
 
-/// A file that is there and of no use, and one that can be neither read nor written.
+/// A file without useful content, and a path that can be neither read nor written.
 fn files(folder: &std::path::Path) -> (String, String) {
     let (file, nowhere) = (folder.join("file.json"), folder.join("no/file.json"));
     std::fs::write(&file, "[]").unwrap();
     (file.to_str().unwrap().to_string(), nowhere.to_str().unwrap().to_string())
 }
 
-/// Before anything is started: there is no cluster here, and none is waited for.
+/// Refusals come before anything starts: there is no cluster, and none is waited for.
 #[test]
 fn a_run_that_cannot_be_is_refused_by_demo_and_replay_alike() {
     let folder = tempfile::tempdir().unwrap();
@@ -104,7 +104,7 @@ fn a_run_that_cannot_be_is_refused_by_demo_and_replay_alike() {
 }
 
 #[test]
-fn what_cannot_be_obeyed_is_said_before_anything_is_started() {
+fn invalid_settings_are_refused_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let (file, nowhere) = files(folder.path());
     let (file, nowhere) = (file.as_str(), nowhere.as_str());
@@ -137,7 +137,7 @@ fn what_cannot_be_obeyed_is_said_before_anything_is_started() {
         (&["placement-driver", "--log-retention-bytes", "x"], "log_retention_bytes = x (flag"),
         (&["placement-driver", "--snapshot-every-entries", "0"], "snapshot_every_entries = 0 (flag"),
         (&["placement-driver", "--incarnation", "0"], "incarnation = 0 (flag"),
-        // The log's addresses are no filter of what is logged.
+        // The flag of the log's addresses differs from the flag of the log filter.
         (&["placement-driver", "--log-addresses", "1=127.0.0.1:1"], "replica is missing"),
         (&["shard-node", "--log-addresses", "1=127.0.0.1:1", "--log", "a=b=c"], "log = a=b=c (flag --log)"),
     ] {

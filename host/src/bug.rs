@@ -1,18 +1,21 @@
-//! Bugs that are put in on purpose, to see whether a test notices.
+//! Names of the deliberate bugs, with which a simulation shows that its checks detect a broken
+//! rule.
 //!
-//! The names are here and the bugs where they belong: at the line that obeys the rule. Without a simulation [`deliberate`] is never
-//! true, so the program that users run does not have them.
+//! Each bug is at the line that obeys the rule, in whichever crate that is, behind
+//! [`crate::deliberate`]. This module is only the list of names: it depends on nothing. Without a
+//! simulation no bug is enabled, so the program that users run does not have them.
 
-/// What may be broken on purpose. `docs/testing.md` says which test notices each.
+/// A deliberate bug. `docs/testing.md` says which check detects each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run there (R9).
+    /// Changes take effect in ranges that the shard does not own (invariant 2), and statements run
+    /// there (R9).
     NoOwnershipFence,
-    /// A leadership goes on after its PostgreSQL was started again (R1).
+    /// A leadership continues after a new server start of its PostgreSQL (R1).
     LeadershipSurvivesRestart,
-    /// Sessions of a killed node live on and commit later (R2).
+    /// Sessions of a killed process live on and commit later (R2).
     ZombieBackends,
-    /// A disk that says it has written what it has not (log rule 1).
+    /// The disk reports a sync that it has not done (log rule 1).
     NoFsync,
     /// Reads without a barrier (log rule 9).
     NoReadBarrier,
@@ -20,9 +23,9 @@ pub enum Bug {
     AdoptBeforeFence,
     /// A statement's id is not looked up in the retry window (invariant 7, R14).
     NoRetryWindow,
-    /// The answers of a moving range stay behind (R14).
+    /// The retry window of a moving range is not moved (R14).
     AnswersStayBehind,
-    /// A follower leaves out a batch now and then (invariant 3).
+    /// A follower skips a write batch now and then (invariant 3).
     SkippedBatch,
     /// A statement on a row whose COMMIT is under way does not wait for it (R4).
     NoClaim,
@@ -30,43 +33,45 @@ pub enum Bug {
     NoDrain,
     /// The source's changes after the copy do not travel (R21).
     NoTail,
-    /// A new leader serves before it has applied what came before its leadership (invariant 4).
+    /// A new leader serves before it has applied the entries before its leadership (invariant 4).
     LeaderNotWhole,
-    /// What is acknowledged was only proposed (invariant 7).
+    /// A write is acknowledged once it is proposed (invariant 7).
     AnswerBeforeDecided,
     /// A draining shard is removed though it still owns ranges.
     RemovedTooSoon,
-    /// Entries are appended behind the barrier, and count (log rule 10).
+    /// Entries behind the configuration-change barrier are effective in the old configuration (log
+    /// rule 10).
     PassesBarrier,
-    /// A write at durability `memory` is answered without anybody else's memory (R28).
-    MemoryUnheld,
-    /// What is answered before it is decided is visible to others at once (R28).
+    /// A write at durability `memory` is answered without memory acknowledgement (R28).
+    MemoryUnacknowledged,
+    /// A write that is acknowledged early is visible to other sessions at once (R28).
     EarlyVisible,
-    /// A session is told that its write was kept, whatever became of it (R28).
-    LossNotTold,
+    /// A session gets the answer that its write was kept, although it was lost (R28).
+    LossNotReported,
     /// A read at level `leader` is answered by any replica.
     LeaderReadAnywhere,
     /// A linearizable read of the coordination store does not pass the read barrier (log rule 9).
     KvNoBarrier,
-    /// A sequential read of the coordination store does not wait for the revision that its client has seen.
+    /// A sequential read of the coordination store does not wait for the revision that its client
+    /// has seen.
     KvGoesBack,
-    /// The coordination store's conditions are judged by the leader, before the log.
+    /// The coordination store's leader evaluates conditions before the log orders them.
     KvJudgedBeforeTheLog,
-    /// Requests to the coordination store that are repeated are not recognised.
+    /// The coordination store does not recognise repeated requests.
     KvForgetsIds,
-    /// A watch of the coordination store goes on from now, whatever its client has seen.
+    /// A watch of the coordination store continues from now, whatever its client has seen.
     KvWatchGap,
-    /// What follows a BEGIN that failed commits by itself (invariant 3).
+    /// Statements after a failed BEGIN commit by themselves (invariant 3).
     WritesWithoutBegin,
-    /// A replica that is re-seeded takes rows that lack what it has applied already (R32).
+    /// A re-seeded replica accepts rows older than its applied position (R32).
     StalePiece,
-    /// However much is asked for, everybody is let in.
-    NoGate,
-    /// A statement is refused because there is too much, and done all the same.
+    /// Admission control admits every statement.
+    NoAdmissionControl,
+    /// A statement is refused for overload, and executed all the same.
     RefusedAndDone,
-    /// Replicas are compared as they are when each gets to it, not at one place in the log (R31).
+    /// Replicas are compared at different positions of the log (R31).
     ComparedAnywhere,
-    /// A restored placement driver numbers on from its copy (R30).
+    /// A restored placement driver continues the numbers of its copy (R30).
     NumbersReused,
 }
 
@@ -89,9 +94,9 @@ impl Bug {
         Bug::AnswerBeforeDecided,
         Bug::RemovedTooSoon,
         Bug::PassesBarrier,
-        Bug::MemoryUnheld,
+        Bug::MemoryUnacknowledged,
         Bug::EarlyVisible,
-        Bug::LossNotTold,
+        Bug::LossNotReported,
         Bug::LeaderReadAnywhere,
         Bug::KvNoBarrier,
         Bug::KvGoesBack,
@@ -100,14 +105,9 @@ impl Bug {
         Bug::KvWatchGap,
         Bug::WritesWithoutBegin,
         Bug::StalePiece,
-        Bug::NoGate,
+        Bug::NoAdmissionControl,
         Bug::RefusedAndDone,
         Bug::ComparedAnywhere,
         Bug::NumbersReused,
     ];
-}
-
-/// Whether this bug is in. Always false outside of a simulation.
-pub fn deliberate(bug: Bug) -> bool {
-    crate::simulation().is_some_and(|simulation| simulation.has(bug))
 }

@@ -1,23 +1,26 @@
-//! The few things a durable log asks of a disk.
+//! The interface of the disk under a durable log.
 
-use bytes::Bytes;
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 /// A folder of segments.
 ///
-/// It is as narrow as it is so that a simulator can put a disk behind it that forgets what was not synced and tears the last write.
-/// Segments are numbered files that are written from front to back. What has not been written yet may be zeros, the remains of a
-/// segment that was removed, or not there at all: segments are recycled.
+/// The interface is narrow so that a simulator can implement a disk that loses unsynced writes and
+/// tears the last write. Segments are numbered files that are written from front to back. Segments
+/// are recycled: the part not written yet may be zeros, the remains of a removed segment, or
+/// missing.
 pub trait Disk {
-    /// The segments that exist, in ascending order. One that was prepared and not begun may be among them.
+    /// The existing segments in ascending order, possibly with one that was prepared and not begun.
     fn segments(&self) -> io::Result<Vec<u64>>;
-    /// Makes a segment, durably, or takes the one that was prepared under this number. Its contents mean nothing.
+    /// Creates a segment durably, or takes the one prepared under this number. Its contents are
+    /// undefined.
     fn create(&mut self, segment: u64) -> io::Result<()>;
-    /// `segment` will be created next: it may be prepared ahead of need, without being waited for.
+    /// Announces that `segment` will be created next: the disk may prepare it in the background.
     fn expect(&mut self, _segment: u64) {}
-    /// How many bytes a segment takes without growing; `None` if that makes no difference.
+    /// The bytes that a segment takes without growing; `None` if that makes no difference.
     fn room(&self, _segment: u64) -> Option<u64> {
         None
     }
@@ -25,21 +28,22 @@ pub trait Disk {
     fn write(&mut self, segment: u64, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes everything written to the segment durable.
     fn sync(&mut self, segment: u64) -> io::Result<()>;
-    /// No more will be written to the segment; what it holds may be made durable, in its own time.
+    /// Announces that no more is written to the segment: the disk may make it durable in the
+    /// background.
     fn seal(&mut self, _segment: u64) {}
     /// The bytes `offset..offset + len` of a segment; an error if it is shorter.
     fn read(&self, segment: u64, offset: u64, len: usize) -> io::Result<Bytes>;
-    /// A way to read the segment from another thread, for as long as it is held; `None` if there is none.
+    /// A reader of the segment for another thread; `None` if the disk has none.
     fn reader(&self, _segment: u64) -> Option<Arc<dyn SegmentReader>> {
         None
     }
-    /// The length of a segment in bytes, with what means nothing.
+    /// The length of a segment in bytes, undefined contents included.
     fn len(&self, segment: u64) -> io::Result<u64>;
-    /// Deletes a segment, or keeps it to be used again.
+    /// Deletes a segment, or keeps it for recycling.
     fn remove(&mut self, segment: u64) -> io::Result<()>;
 }
 
-/// Reads one segment. What was written when the reader was made does not change while it lives.
+/// Reads one segment. The bytes written before the reader was made do not change while it lives.
 pub trait SegmentReader: Send + Sync + Debug {
     /// The bytes `offset..offset + len`; an error if the segment is shorter.
     fn read(&self, offset: u64, len: usize) -> io::Result<Bytes>;

@@ -1,4 +1,6 @@
 //! Connections: the machine's TCP, or a simulation's.
+//!
+//! The choice is made once per connection or listener; each read and write then costs one branch.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,26 +8,20 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Both directions of a connection.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
-/// A simulated listener. Dropped, it gives its address free.
-pub trait Accept: Send + Sync {
-    /// The next connection.
-    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Duplex>, SocketAddr)>>;
-}
+use crate::duplex::{Accept, Duplex};
+use crate::simulation::simulation;
 
 /// Opens a connection.
 ///
 /// # Errors
 /// The system's.
 pub async fn connect(to: SocketAddr) -> io::Result<Stream> {
-    match crate::simulation() {
+    match simulation() {
         Some(simulation) => simulation.connect(to).await.map(Stream::Simulated),
         None => {
             let stream = TcpStream::connect(to).await?;
@@ -35,15 +31,15 @@ pub async fn connect(to: SocketAddr) -> io::Result<Stream> {
     }
 }
 
-/// A connection on which nothing comes is asked about after so long, in seconds.
+/// A keep-alive probe is sent after this time without data, in seconds.
 const KEEPALIVE_IDLE_S: u64 = 30;
-/// And again after so long, in seconds.
+/// The time between two keep-alive probes, in seconds.
 const KEEPALIVE_INTERVAL_S: u64 = 10;
-/// After so many questions without an answer it has ended.
+/// A connection ends after this number of unanswered probes.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Has the machine find out whether a silent peer is still there. Without it a connection whose other end has lost its power lives for
-/// ever. A machine that cannot do it is no reason to refuse the connection.
+/// Turns on keep-alive probes. Without them a connection whose other end lost its power lives for
+/// ever. A machine that does not support them may still connect.
 fn keep_alive(stream: &TcpStream) {
     use rustix::net::sockopt;
     let _ = sockopt::set_socket_keepalive(stream, true)
@@ -52,12 +48,12 @@ fn keep_alive(stream: &TcpStream) {
         .and_then(|()| sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES));
 }
 
-/// Takes connections at an address. Must be called within a tokio runtime.
+/// Listens at an address. Must be called within a tokio runtime.
 ///
 /// # Errors
 /// The system's.
 pub fn bind(at: SocketAddr) -> io::Result<Listener> {
-    if let Some(simulation) = crate::simulation() {
+    if let Some(simulation) = simulation() {
         return simulation.listen(at).map(Listener::Simulated);
     }
     let listener = std::net::TcpListener::bind(at)?;
@@ -65,7 +61,7 @@ pub fn bind(at: SocketAddr) -> io::Result<Listener> {
     TcpListener::from_std(listener).map(Listener::Tcp)
 }
 
-/// Takes connections.
+/// A listener.
 pub enum Listener {
     /// The machine's.
     Tcp(TcpListener),
@@ -80,10 +76,10 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
-    /// The next connection, and where it comes from.
+    /// The next connection, and the address of its peer.
     ///
     /// # Errors
-    /// The system's; the listener goes on.
+    /// The system's; the listener stays usable.
     pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match self {
             Listener::Tcp(listener) => {
@@ -107,7 +103,7 @@ pub enum Stream {
     Simulated(Box<dyn Duplex>),
 }
 
-/// What is read from a connection.
+/// The half of a connection that reads.
 pub enum ReadHalf {
     /// The machine's.
     Tcp(OwnedReadHalf),
@@ -115,7 +111,7 @@ pub enum ReadHalf {
     Simulated(tokio::io::ReadHalf<Box<dyn Duplex>>),
 }
 
-/// What is written to a connection.
+/// The half of a connection that writes.
 pub enum WriteHalf {
     /// The machine's.
     Tcp(OwnedWriteHalf),
@@ -124,7 +120,7 @@ pub enum WriteHalf {
 }
 
 impl Stream {
-    /// Whether small messages are sent at once.
+    /// Sets whether small messages are sent at once.
     ///
     /// # Errors
     /// The system's.
@@ -151,7 +147,8 @@ impl Stream {
 }
 
 impl WriteHalf {
-    /// Writes what the connection takes at once; [`io::ErrorKind::WouldBlock`] if that is nothing.
+    /// Writes as much as the connection takes at once; [`io::ErrorKind::WouldBlock`] if that is
+    /// nothing.
     ///
     /// # Errors
     /// The system's.
@@ -169,7 +166,7 @@ impl WriteHalf {
         }
     }
 
-    /// Waits until it may take something again.
+    /// Waits until the connection may take bytes again.
     ///
     /// # Errors
     /// The system's.

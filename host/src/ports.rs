@@ -1,8 +1,10 @@
 //! Free ports that stay free.
 //!
-//! A port from `bind(0)` comes from the kernel's ephemeral range, and once its process has been killed, any outgoing connection
-//! may take it before the process is started again. So ports are taken from below that range, tested by binding: from a
-//! random place, so that processes that look for some at the same time do not meet, and within a process from where the last was found.
+//! A port from `bind(0)` comes from the kernel's ephemeral range. Once its process has been killed,
+//! any outgoing connection may take the port before the process is started again. [`reserve`]
+//! therefore takes ports from below that range and tests them by binding. It starts at a random
+//! port, so that processes that search at the same time do not meet, and then continues behind the
+//! last port found.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,14 +13,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Ports that are used: above the well-known ones, below Linux's ephemeral ones (32768 and up).
+/// The first port: above the well-known ones. The last is below Linux's ephemeral ones (32768 and
+/// up).
 const FIRST: u16 = 12_000;
 const COUNT: u16 = 20_000;
 
-/// `wanted` ports of the loopback interface that are free now.
+/// Returns `wanted` free ports of the loopback interface.
 ///
 /// # Errors
-/// If so many are not.
+/// Fewer ports are free.
 pub fn reserve(wanted: usize) -> io::Result<Vec<u16>> {
     static NEXT: OnceLock<AtomicUsize> = OnceLock::new();
     let next = NEXT.get_or_init(|| {
@@ -26,7 +29,7 @@ pub fn reserve(wanted: usize) -> io::Result<Vec<u16>> {
         let seed = u64::from(nanos) ^ (u64::from(std::process::id()) << 20);
         AtomicUsize::new((seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize)
     });
-    // All are held until all are found, so that none is found twice.
+    // All stay bound until all are found, so that none is found twice.
     let mut held = Vec::with_capacity(wanted);
     let mut ports = BTreeSet::new();
     for _ in 0..COUNT {
@@ -48,15 +51,15 @@ pub fn reserve(wanted: usize) -> io::Result<Vec<u16>> {
     Ok(ports.into_iter().collect())
 }
 
-/// An address with such a port.
+/// An address of the loopback interface with a free port.
 ///
 /// # Errors
-/// If none is free.
+/// No port is free.
 pub fn address() -> io::Result<SocketAddr> {
     Ok(SocketAddr::from(([127, 0, 0, 1], reserve(1)?.first().copied().unwrap_or(0))))
 }
 
-/// The first of these ports of the loopback interface that somebody has.
+/// The first of these ports of the loopback interface that is in use.
 pub fn taken(ports: &[u16]) -> Option<u16> {
     ports.iter().copied().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
 }

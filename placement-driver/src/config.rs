@@ -1,32 +1,34 @@
-//! What a placement-driver replica needs to know, and the balancer's knobs.
+//! The configuration of a replica, and the parameters of the balancer.
 //!
-//! Everything here is plain data with defaults that suit a cluster on a local network. Values are checked once, at the
-//! start ([`Config::check`]), so that the rest of the crate can rely on them.
+//! It is plain data, with defaults for a cluster on a local network. [`Config::check`] checks all
+//! values once, at the start; the rest of the crate relies on them.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// A replica's configuration. The maps name the replicas that found the cluster, or whom to ask to be let in; this one included. Later
-/// members are known from the log.
+/// The configuration of a replica. The maps name the first replicas of the cluster, this one
+/// included; a replica that joins asks them. The log has later members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// This replica's number, 1 to 255: its own for life.
+    /// The number of this replica, 1 to 255. It never changes, and no other replica ever has it.
     pub replica: u64,
-    /// Whether it waits, with an empty folder, to be let in by the replicas that exist. Otherwise an empty folder means a new cluster.
+    /// Whether the replica, with an empty folder, waits until the existing replicas admit it.
+    /// Otherwise an empty folder means a new cluster.
     #[serde(default)]
     pub join: bool,
-    /// Where its log and its snapshots lie.
+    /// The folder of its log and its snapshots.
     pub data_dir: PathBuf,
-    /// REST addresses of all replicas, as others reach them; it listens on its own.
+    /// The REST addresses of all replicas, as others reach them. The replica listens on its own.
     pub rest: BTreeMap<u64, SocketAddr>,
-    /// RPC addresses of all replicas (shards report there); it listens on its own.
+    /// The RPC addresses of all replicas, for the shards' reports. The replica listens on its own.
     pub rpc: BTreeMap<u64, SocketAddr>,
-    /// Addresses of all replicas for the log's traffic; it listens on its own.
+    /// The addresses of all replicas for the log's traffic. The replica listens on its own.
     pub log: BTreeMap<u64, SocketAddr>,
-    /// Where it listens for REST, if that is not the address by which others reach it: behind a forwarded port, say.
+    /// The address on which the replica listens for REST, if others reach it by another one, such
+    /// as a forwarded port.
     #[serde(default)]
     pub listen_rest: Option<SocketAddr>,
     /// The same for RPC.
@@ -35,21 +37,24 @@ pub struct Config {
     /// The same for the log's traffic.
     #[serde(default)]
     pub listen_log: Option<SocketAddr>,
-    /// The balancer's knobs.
+    /// The parameters of the balancer.
     #[serde(default)]
     pub balancer: BalancerConfig,
-    /// A snapshot of the state is written after this many applied commands (or log bytes), so that the log can be compacted.
+    /// The number of applied commands after which a snapshot is written, so that the log can be
+    /// compacted. Large commands cause a snapshot earlier.
     #[serde(default = "default_snapshot_every_entries")]
     pub snapshot_every_entries: u64,
-    /// Log kept behind the latest snapshot, so that a replica that was away for a short time needs no copy of the state. Bytes.
+    /// The size of the log that is kept behind the latest snapshot, in bytes. A replica that was
+    /// away for a short time then needs no state transfer.
     #[serde(default = "default_log_retention_bytes")]
     pub log_retention_bytes: u64,
-    /// Above this the log is compacted past replicas that are away. Bytes.
+    /// The size of the log above which it is compacted past replicas that are away, in bytes.
     #[serde(default = "default_log_cap_bytes")]
     pub log_cap_bytes: u64,
-    /// Set it to a number larger than the last one, from 2, after the state was restored from an old copy (R30): versions of the routing table then
-    /// count it, and nothing is numbered until all shards have told what they hold. Without it that begins once a shard's report
-    /// shows that the state is an old one.
+    /// The incarnation. After a restoration of the state from an old copy (R30), set it to a number
+    /// larger than the last one, from 2. Versions of the routing table then contain it, and no
+    /// numbers are assigned until all shards have reported. Without it this begins once a shard's
+    /// report shows that the state is old.
     #[serde(default)]
     pub incarnation: Option<u32>,
 }
@@ -67,7 +72,10 @@ fn default_log_cap_bytes() -> u64 {
 }
 
 impl Config {
-    /// Checks what types cannot say. An error is one line that names the key, the value and what is accepted.
+    /// Checks the constraints that types do not express.
+    ///
+    /// # Errors
+    /// One line that names the key, the value and the accepted values.
     pub fn check(&self) -> Result<(), String> {
         for (name, map) in [("rest", &self.rest), ("rpc", &self.rpc), ("log", &self.log)] {
             let found: Vec<_> = map.keys().collect();
@@ -89,57 +97,64 @@ impl Config {
     }
 }
 
-/// The balancer's knobs. Loads are statements per second; shares are of the mean load of a shard.
+/// The parameters of the balancer. Loads are statements per second. Shares are of the mean load of
+/// a shard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalancerConfig {
-    /// Whether a new cluster's balancer is on; later `POST /v1/balancer` says.
+    /// Whether the balancer of a new cluster is on. Later `POST /v1/balancer` switches it.
     pub enabled: bool,
-    /// Below this total load, in statements per second, nothing is balanced: it would follow noise.
+    /// The total load below which nothing is balanced, in statements per second: the balancer would
+    /// follow noise.
     pub min_load_per_s: f64,
-    /// Imbalance over its floor above which the balancer acts.
+    /// The imbalance, divided by its minimum, above which the balancer acts.
     pub act_above: f64,
-    /// Imbalance over its floor that it then plans to reach.
+    /// The imbalance, divided by its minimum, that the balancer plans to reach.
     pub goal: f64,
-    /// How long the imbalance must last before it acts, in milliseconds.
+    /// How long the imbalance must last before the balancer acts, in milliseconds.
     pub persist_ms: u64,
-    /// The same once the load has been level, in milliseconds: then the total must be steady too.
+    /// The same once the load has been balanced, in milliseconds. The total load must then be
+    /// steady too.
     pub persist_level_ms: u64,
-    /// How long a range must have been measured for its figures to count, in milliseconds.
+    /// How long a range must have been measured before its load is used, in milliseconds.
     pub window_ms: u64,
-    /// A shard whose last report is older than this is silent: neither source nor target (R29). Milliseconds.
+    /// The age of the last report above which a shard is silent, in milliseconds. A silent shard is
+    /// neither source nor destination (R29).
     pub silent_after_ms: u64,
-    /// A range is not moved back to a shard it left less than this ago, in milliseconds.
+    /// How long a range is not moved back to a shard that it has left, in milliseconds.
     pub cooldown_ms: u64,
-    /// A range is not split again within this time, in milliseconds.
+    /// How long a range is not split again, in milliseconds.
     pub resplit_ms: u64,
-    /// A range that carries more than this share of the mean is split on a shard that has too much.
+    /// The share above which a range of an overloaded shard is split.
     pub split_above: f64,
-    /// How many pieces of equal load a shard should have at least: the pieces of a split carry the mean over this.
+    /// The minimum number of pieces of equal load that a shard should have. Each piece of a split
+    /// carries the mean load divided by it.
     pub pieces_per_shard: f64,
-    /// The most pieces of one split.
+    /// The maximum number of pieces of one split.
     pub split_ways: usize,
-    /// The most ranges; above it nothing is split.
+    /// The number of ranges above which nothing is split.
     pub max_ranges: usize,
-    /// Moves that may always be under way at once, per source and per destination.
+    /// The number of moves that may always be under way at once, per source and per destination.
     pub moves_per_shard: usize,
-    /// The most moves under way at once, per source and per destination: beyond `moves_per_shard` only while what they have left takes less than
-    /// `move_backlog_ms` at the shard's bandwidth.
+    /// The maximum number of moves under way at once, per source and per destination. More than
+    /// `moves_per_shard` are possible only while the remaining bytes of those under way take less
+    /// than `move_backlog_ms`.
     pub max_moves_per_shard: usize,
-    /// See `max_moves_per_shard`. Milliseconds.
+    /// See `max_moves_per_shard`, in milliseconds.
     pub move_backlog_ms: u64,
-    /// The bandwidth of a shard's moves as long as it has not been measured, in bytes per second.
+    /// The assumed bandwidth of a shard's moves until it has been measured, in bytes per second.
     pub move_bytes_per_s: u64,
-    /// Two neighbours on one shard are merged after both have been cold for this long, in milliseconds.
+    /// How long two neighbours on one shard must be cold before they are merged, in milliseconds.
     pub merge_after_ms: u64,
-    /// A range is cold below this share of the mean.
+    /// The share below which a range is cold.
     pub cold_share: f64,
-    /// A range with more bytes than this is split by size, whatever its load.
+    /// The size above which a range is split, whatever its load, in bytes.
     pub split_bytes: u64,
-    /// A merged range has at most this many bytes; at most a quarter of `split_bytes`, so that it is not split again.
+    /// The maximum size of a merged range, in bytes. At most a quarter of `split_bytes`, so that
+    /// the range is not split again.
     pub merged_max_bytes: u64,
-    /// How far a range's load may shift within it in one to two seconds, as a share (0 to 1), for its figures to be worth
-    /// splitting by.
+    /// The share of a range's load (0 to 1) that may shift within the range in one to two seconds.
+    /// Above it the range is not split by load.
     pub max_shift: f64,
 }
 
@@ -173,11 +188,14 @@ impl Default for BalancerConfig {
     }
 }
 
-/// The longest time in the configuration, in milliseconds: a hundred years.
+/// The maximum of all times in the configuration, in milliseconds: a hundred years.
 const MAX_TIME_MS: u64 = 3_155_760_000_000;
 
 impl BalancerConfig {
-    /// Checks what types cannot say, as [`Config::check`] does.
+    /// Checks the constraints that types do not express.
+    ///
+    /// # Errors
+    /// As for [`Config::check`].
     pub fn check(&self) -> Result<(), String> {
         self.check_figures()?;
         let at_least = |name: &str, value: f64, least: f64| {
@@ -202,7 +220,7 @@ impl BalancerConfig {
         at_least("window_ms", self.window_ms as f64, 1.0)
     }
 
-    /// Infinity and what is no number pass every comparison, or none.
+    /// Checks numbers that comparisons do not reject: infinity, and NaN.
     fn check_figures(&self) -> Result<(), String> {
         for (name, value, most) in [
             ("min_load_per_s", self.min_load_per_s, f64::MAX),
@@ -272,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_wrong_value_is_named() {
         config().check().unwrap();
         let wrong = |change: fn(&mut Config)| {
             let mut config = config();

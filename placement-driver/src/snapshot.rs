@@ -1,10 +1,12 @@
-//! The state on disk: one file that holds it as of a position in the log.
+//! The state on disk: one file with the state as of a position in the log.
 //!
-//! Written beside its place, synced, and renamed into it, so that a crash leaves the old one or the new one. A restart reads it and
-//! applies the log from there on; the log may be compacted up to it once it is durable (R16). Snapshots come from two sides, the
-//! replica's own state and one that was fetched; [`SnapshotFile`] lets one at a time write, and never an older one over a newer.
+//! The file is written beside its place, synced, and renamed into it, so that a crash leaves the
+//! old or the new file. A restart reads it and applies the log from there on. The log may be
+//! compacted up to the file's position once the file is durable (R16). A replica writes snapshots
+//! of its own state and of states that it has fetched. [`SnapshotFile`] admits one writer at a
+//! time, and never replaces a newer file by an older one.
 
-use crate::state::State;
+use crate::state::PlacementState;
 use evenkeel_replicated_log::{LogIndex, Term};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,10 +15,10 @@ use std::sync::{Mutex, PoisonError};
 
 const MAGIC: &[u8; 8] = b"EVKLPD03";
 const HEADER_BYTES: usize = 40;
-/// The largest snapshot that is read, in bytes.
+/// The maximum size of a snapshot, in bytes.
 pub const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
 
-/// A state and where in the log it belongs.
+/// A state and its position in the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
     /// The last position applied.
@@ -24,10 +26,10 @@ pub struct Snapshot {
     /// The term in force there.
     pub term: Term,
     /// The state.
-    pub state: State,
+    pub state: PlacementState,
 }
 
-/// Why there is no snapshot to be had.
+/// The reason for which a snapshot cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The file cannot be read or written.
@@ -38,28 +40,29 @@ pub enum SnapshotError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not a snapshot, or not a whole one. For the operator: this replica's folder must be restored or emptied.
+    /// The file is not a snapshot, or not a whole one. The administrator must restore or empty this
+    /// replica's folder.
     #[error("{path} is not a whole snapshot: {reason}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
 }
 
-/// The file's place in a replica's folder.
+/// The path of the file in a replica's folder.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join("state.snapshot")
 }
 
 /// Encodes a state for the file or for another replica.
-pub fn encode(state: &State) -> Result<Vec<u8>, String> {
+pub fn encode(state: &PlacementState) -> Result<Vec<u8>, String> {
     postcard::to_stdvec(state).map_err(|e| e.to_string())
 }
 
 /// The reverse of [`encode`].
-pub fn decode(bytes: &[u8]) -> Result<State, String> {
+pub fn decode(bytes: &[u8]) -> Result<PlacementState, String> {
     postcard::from_bytes(bytes).map_err(|e| e.to_string())
 }
 
@@ -92,22 +95,25 @@ pub fn read(dir: &Path) -> Result<Option<Snapshot>, SnapshotError> {
     Ok(Some(Snapshot { index: LogIndex(number(8)), term: Term(number(16)), state }))
 }
 
-/// The only writer of a replica's snapshots. What it does blocks.
+/// The only writer of a replica's snapshots. Its methods block.
 #[derive(Debug)]
 pub struct SnapshotFile {
     dir: PathBuf,
-    /// The position of the durable snapshot; `None` once nothing may be written any more.
+    /// The position of the durable snapshot; `None` after [`SnapshotFile::close`].
     durable: Mutex<Option<LogIndex>>,
 }
 
 impl SnapshotFile {
-    /// The writer in `dir`, where the snapshot as of `durable` is (0 if there is none).
+    /// The writer in `dir`, which has a snapshot as of `durable` (0 if it has none).
     pub fn new(dir: PathBuf, durable: LogIndex) -> SnapshotFile {
         SnapshotFile { dir, durable: Mutex::new(Some(durable)) }
     }
 
-    /// Writes a state encoded by [`encode`], unless there is one that is as new. Gives the position of the one that is durable; `None`
-    /// if the replica has ended.
+    /// Writes a state encoded by [`encode`], unless the durable one is as new. The result is the
+    /// position of the durable snapshot; `None` if the replica has ended.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
     pub fn write(&self, index: LogIndex, term: Term, body: &[u8]) -> Result<Option<LogIndex>, SnapshotError> {
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         if durable.is_some_and(|durable| durable < index) {
@@ -117,13 +123,14 @@ impl SnapshotFile {
         Ok(*durable)
     }
 
-    /// Waits for a write under way, and has none begin: the folder is somebody else's from now on.
+    /// Waits for a write that is under way, and prevents further ones: another process may use the
+    /// folder from now on.
     pub fn close(&self) {
         *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// Writes a state encoded by [`encode`]; durable when it returns.
+/// Writes a state encoded by [`encode`]. It is durable when the function returns.
 fn write(dir: &Path, index: LogIndex, term: Term, body: &[u8]) -> Result<(), SnapshotError> {
     let path = path(dir);
     let beside = path.with_extension("new");
@@ -136,11 +143,11 @@ fn write(dir: &Path, index: LogIndex, term: Term, body: &[u8]) -> Result<(), Sna
     let mut file = File::create(&beside).map_err(io)?;
     file.write_all(&header).and_then(|()| file.write_all(body)).and_then(|()| file.sync_all()).map_err(io)?;
     std::fs::rename(&beside, &path).map_err(io)?;
-    // The rename itself must survive: it is an entry of the folder.
+    // The rename must be durable too: it is an entry of the folder.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
 }
 
-/// FNV-1a over 64 bits: against damage, not against malice.
+/// FNV-1a with 64 bits. It detects damage, not malice.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -154,12 +161,12 @@ mod tests {
     fn an_older_one_never_replaces_a_newer_and_nothing_is_written_after_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let file = SnapshotFile::new(dir.path().to_path_buf(), LogIndex(0));
-        let body = encode(&State::default()).unwrap();
+        let body = encode(&PlacementState::default()).unwrap();
         let at = || read(dir.path()).unwrap().unwrap().index;
         assert_eq!(file.write(LogIndex(7), Term(1), &body).unwrap(), Some(LogIndex(7)));
         assert_eq!(file.write(LogIndex(5), Term(1), &body).unwrap(), Some(LogIndex(7)));
         assert_eq!(at(), LogIndex(7));
-        // Two at once, as when a fetched state arrives while the own one is being written.
+        // Several writers, as when a fetched state arrives while the own state is being written.
         std::thread::scope(|scope| {
             for index in 8..40 {
                 let (file, body) = (&file, &body);
@@ -173,10 +180,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_damage_is_seen() {
+    fn a_written_snapshot_is_read_and_damage_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read(dir.path()).unwrap().is_none());
-        let mut state = State::default();
+        let mut state = PlacementState::default();
         state.restoring = true;
         write(dir.path(), LogIndex(7), Term(9), &encode(&state).unwrap()).unwrap();
         let found = read(dir.path()).unwrap().unwrap();

@@ -1,8 +1,8 @@
-//! Errors, told apart by what must happen next.
+//! Errors, by the client's next action.
 //!
-//! A [`SqlError`] is an answer: it goes to the user as it is. A [`Failure`] is what a shard says when it did not answer: go
-//! elsewhere, wait and try again, or find out what became of it. The client turns failures into retries, and into a
-//! `SqlError` when it gives up.
+//! A [`SqlError`] is an answer and goes to the user as it is. A [`Failure`] says that a shard did
+//! not answer: the client asks another shard or replica, waits and retries, or resolves the
+//! outcome. The client turns failures into retries, and into a `SqlError` when it gives up.
 
 use crate::ids::{Epoch, RangeId, ShardId};
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ pub struct SqlError {
     pub code: Cow<'static, str>,
     /// One sentence.
     pub message: String,
-    /// More about it.
+    /// Details.
     pub detail: Option<String>,
-    /// What to do about it.
+    /// A hint what the user can do.
     pub hint: Option<String>,
 }
 
@@ -34,12 +34,12 @@ impl SqlError {
         self
     }
 
-    /// The message with the code behind it, for where an error can only be told as text.
+    /// The message followed by the code, for places that carry errors as text.
     pub fn to_sentence(&self) -> String {
         format!("{} (SQLSTATE {})", self.message, self.code)
     }
 
-    /// The error that a text made by [`SqlError::to_sentence`] tells of, perhaps with more said before it.
+    /// The error in a text made by [`SqlError::to_sentence`]; other text may precede it.
     pub fn from_sentence(text: &str) -> Option<SqlError> {
         let (message, code) = text.strip_suffix(')')?.rsplit_once(" (SQLSTATE ")?;
         let is_code = code.len() == 5 && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
@@ -47,7 +47,7 @@ impl SqlError {
         is_code.then(|| SqlError { code: code.to_string().into(), message, detail: None, hint: None })
     }
 
-    /// 0A000: what the store cannot do correctly, and what to do instead.
+    /// 0A000: an unsupported feature, and an alternative.
     pub fn unsupported(message: impl Into<String>, instead: impl Into<String>) -> SqlError {
         SqlError::new(codes::FEATURE_NOT_SUPPORTED, message).hint(instead)
     }
@@ -111,14 +111,14 @@ pub mod codes {
     pub const IN_FAILED_TRANSACTION: &str = "25P02";
     /// No such transaction.
     pub const NO_TRANSACTION: &str = "25P01";
-    /// What must not happen.
+    /// An internal error.
     pub const INTERNAL: &str = "XX000";
 }
 
-/// Why a shard's replica did not answer, by what the client must do next.
+/// Why a shard's replica did not answer, by the client's next action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
-    /// An answer after all: the statement failed, and would again.
+    /// The statement failed and would fail again; the error is the answer.
     #[error("{0}")]
     Sql(SqlError),
     /// Nothing happened: ask this shard's leader.
@@ -135,7 +135,8 @@ pub enum Failure {
         /// The range that went, and its epoch there.
         range: Option<(RangeId, Epoch)>,
     },
-    /// Nothing happened: this replica cannot prove that its state is as fresh as a `local` read asks for; another one may.
+    /// Nothing happened: this replica cannot prove that its state is as fresh as a `local` read
+    /// asks for; another one may.
     #[error("the replica's state may be {} old, at most {} is asked for", milliseconds(*staleness_ms), milliseconds(*bound_ms))]
     TooStale {
         /// How old it can be, in milliseconds; `None` if that cannot be said.
@@ -157,7 +158,8 @@ pub enum Failure {
         /// Why, for logs.
         reason: String,
     },
-    /// Nothing happened: more is asked of the shard than it can do; come back after about this long, or tell the user (53300).
+    /// Nothing happened: the shard is overloaded; retry after about this long, or return 53300 to
+    /// the user.
     #[error("the shard is overloaded")]
     Overloaded {
         /// When to come back, in milliseconds.

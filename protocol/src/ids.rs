@@ -1,4 +1,4 @@
-//! The numbers things are called by. Each is a type of its own, so that a range is never passed where a table is meant.
+//! Identifiers. Each is a type of its own, so that a range is never passed where a table is meant.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -26,7 +26,8 @@ macro_rules! number {
 }
 
 number!(
-    /// A shard: one replica group with one log. Chosen by the operator when the shard is added, from 1.
+    /// A shard: one replica group with one log. Chosen by the administrator when the shard is
+    /// added, from 1.
     ShardId(u32)
 );
 number!(
@@ -38,11 +39,13 @@ number!(
     RangeId(u64)
 );
 number!(
-    /// How often a range's bounds or owner have changed; grows with each split, merge and move (invariant 6).
+    /// How often a range's bounds or owner have changed; grows with each split, merge and move
+    /// (invariant 6).
     Epoch(u64)
 );
 number!(
-    /// An operator of the placement driver. Numbers only grow, so of two operators on a range the later is the larger (R20).
+    /// An operator of the placement driver. Numbers only grow, so of two operators on a range the
+    /// later is the larger (R20).
     OperatorId(u64)
 );
 
@@ -60,8 +63,8 @@ pub struct TxnId {
     pub client: u64,
     /// Counts that session's statements, from 1.
     pub sequence: u64,
-    /// When the client first sent it, in milliseconds since the Unix epoch; it tells ids that are older than the retry
-    /// window, which are refused.
+    /// When the client first sent it, in milliseconds since the Unix epoch. Ids that are older than
+    /// the retry window are refused.
     pub first_sent_ms: u64,
 }
 

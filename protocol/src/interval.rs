@@ -1,11 +1,11 @@
-//! Arithmetic of key intervals `[start, end)`.
+//! Key intervals `[start, end)` and their arithmetic.
 
 use crate::key::Key;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The keys from `start` (included) to `end` (excluded). An `end` of `None` is the end of the table, a `start` of
-/// [`Key::MIN`] its beginning.
+/// The keys from `start` (included) to `end` (excluded). An `end` of `None` is the end of the
+/// table, a `start` of [`Key::MIN`] its beginning.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyInterval {
     /// The first key.
@@ -38,7 +38,7 @@ impl KeyInterval {
         other.is_empty() || (self.start <= other.start && end_order(&other.end) <= end_order(&self.end))
     }
 
-    /// What both hold; empty (see [`KeyInterval::is_empty`]) if they share nothing.
+    /// The common part; empty (see [`KeyInterval::is_empty`]) if there is none.
     pub fn intersection(&self, other: &KeyInterval) -> KeyInterval {
         let start = self.start.clone().max(other.start.clone());
         let end = if end_order(&self.end) <= end_order(&other.end) { &self.end } else { &other.end };
@@ -50,12 +50,13 @@ impl KeyInterval {
         !self.is_empty() && !other.is_empty() && !self.intersection(other).is_empty()
     }
 
-    /// Whether `key` may be a point to split at: strictly inside, so that both sides are more than nothing.
+    /// Whether the interval can be split at `key`: strictly inside, so that neither side is empty.
     pub fn splits_at(&self, key: &Key) -> bool {
         self.start < *key && self.contains(key)
     }
 
-    /// The pieces that splitting at `points` gives. `None` unless the points grow strictly and each lies strictly inside.
+    /// The pieces that splitting at `points` gives. `None` unless the points grow strictly and each
+    /// lies strictly inside.
     pub fn split(&self, points: &[Key]) -> Option<Vec<KeyInterval>> {
         let mut pieces = Vec::with_capacity(points.len() + 1);
         let mut start = self.start.clone();
@@ -69,7 +70,8 @@ impl KeyInterval {
         Some(pieces)
     }
 
-    /// The union of two neighbours, the left one first. `None` unless one ends where the other starts.
+    /// The union of two neighbours, the left one first. `None` unless one ends where the other
+    /// starts.
     pub fn join(&self, right: &KeyInterval) -> Option<KeyInterval> {
         (self.end.as_ref() == Some(&right.start)).then(|| KeyInterval::new(self.start.clone(), right.end.clone()))
     }

@@ -1,8 +1,9 @@
 //! Order-preserving ("memcomparable") encoding of primary keys.
 //!
-//! A row's key is the concatenation of its key columns, each encoded so that comparing two encodings byte by byte gives the order that
-//! PostgreSQL gives the values (`COLLATE "C"` for text). Routing, ownership, splitting and copying all compare encoded
-//! keys and never look inside; only the edges (SQL, JSON) decode.
+//! A row's key is the concatenation of its key columns, each encoded so that comparing two
+//! encodings byte by byte gives the order that PostgreSQL gives the values (`COLLATE "C"` for
+//! text). Routing, ownership, splitting and copying all compare encoded keys and never look inside;
+//! only the edges (SQL, JSON) decode.
 //!
 //! | type | encoding |
 //! |---|---|
@@ -15,7 +16,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The longest encoded key, in bytes. PostgreSQL's own limit for a B-tree entry is about a third of its 8 KiB page.
+/// The longest encoded key, in bytes. PostgreSQL's own limit for a B-tree entry is about a third of
+/// its 8 KiB page.
 pub const MAX_KEY_BYTES: usize = 2600;
 
 /// A type a primary-key column can have.
@@ -39,7 +41,8 @@ pub enum KeyType {
 }
 
 impl KeyType {
-    /// The key type of a PostgreSQL type, by its object id; `None` if such a column cannot be part of a key.
+    /// The key type of a PostgreSQL type, by its object id; `None` if such a column cannot be part
+    /// of a key.
     pub fn from_oid(oid: u32) -> Option<KeyType> {
         Some(match oid {
             21 => KeyType::SmallInt,
@@ -66,7 +69,8 @@ impl KeyType {
         }
     }
 
-    /// The type's fixed width in PostgreSQL's binary format, in bytes; `None` for `text` and `bytea`.
+    /// The type's fixed width in PostgreSQL's binary format, in bytes; `None` for `text` and
+    /// `bytea`.
     fn width(self) -> Option<usize> {
         match self {
             KeyType::SmallInt => Some(2),
@@ -124,7 +128,8 @@ impl Key {
     }
 }
 
-/// The byte that two hexadecimal digits stand for; `None` if they are none. (`from_str_radix` would take a sign.)
+/// The byte that two hexadecimal digits stand for; `None` if they are none. (`from_str_radix` would
+/// take a sign.)
 pub fn hex_byte([high, low]: [u8; 2]) -> Option<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     u8::try_from(digit(high)? * 16 + digit(low)?).ok()
@@ -215,8 +220,8 @@ impl KeyCodec {
         finish(out)
     }
 
-    /// Encodes a key from its columns in PostgreSQL's binary format, as rows carry them. `columns` yields the key columns
-    /// in key order.
+    /// Encodes a key from its columns in PostgreSQL's binary format, as rows carry them. `columns`
+    /// yields the key columns in key order.
     pub fn encode_binary<'a>(&self, columns: impl IntoIterator<Item = Option<&'a [u8]>>) -> Result<Key, KeyError> {
         let mut out = Vec::with_capacity(16 * self.types.len());
         let mut count = 0;
@@ -248,10 +253,11 @@ impl KeyCodec {
         if rest.is_empty() { Ok(values) } else { Err(KeyError::Malformed) }
     }
 
-    /// The smallest key after `key`, so that `[key, successor)` holds `key` alone; `None` if `key` is the last possible.
+    /// The smallest key after `key`, so that `[key, successor)` holds `key` alone; `None` if `key`
+    /// is the last possible.
     ///
-    /// The last column takes its next value; a column that has none (an integer's maximum) falls back to the column before
-    /// it, whose next value is followed by the smallest of the rest.
+    /// The last column takes its next value; a column that has none (an integer's maximum) falls
+    /// back to the column before it, whose next value is followed by the smallest of the rest.
     pub fn successor(&self, key: &Key) -> Result<Option<Key>, KeyError> {
         let mut values = self.decode(key)?;
         for column in (0..values.len()).rev() {
@@ -373,7 +379,8 @@ fn next_value(kind: KeyType, value: &KeyValue) -> Option<KeyValue> {
             (*v < max).then(|| KeyValue::Int(v + 1))
         }
         KeyValue::Timestamp(v) => v.checked_add(1).map(KeyValue::Timestamp),
-        // PostgreSQL's text holds no NUL, so nothing lies between a text and itself followed by U+0001.
+        // PostgreSQL's text holds no NUL, so nothing lies between a text and itself followed by
+        // U+0001.
         KeyValue::Text(v) => Some(KeyValue::Text(format!("{v}\u{1}"))),
         KeyValue::Bytes(v) => {
             let mut next = v.to_vec();

@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_no_hex_is_refused(text in "[0-9a-fA-F+\\- ]{1,6}") {
+    fn a_text_that_is_not_hexadecimal_is_refused(text in "[0-9a-fA-F+\\- ]{1,6}") {
         let hex = text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         prop_assert_eq!(Key::from_hex(&text).is_some(), hex);
     }

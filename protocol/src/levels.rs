@@ -1,7 +1,7 @@
-//! What a session may choose: how fresh its reads are, and what its writes have reached when they are answered.
+//! Read levels and durability levels, which a session chooses.
 //!
-//! Only the *answer* depends on these (R28). What other readers see is always decided and on a quorum's disks, at every read
-//! level.
+//! They change only when and from where a statement is answered (R28). Other readers see only
+//! decided writes on a quorum's disks, at every read level.
 
 use crate::error::{SqlError, codes};
 use serde::{Deserialize, Serialize};
@@ -11,20 +11,23 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadLevel {
-    /// Everything acknowledged before the read began is seen.
+    /// The read sees everything that was acknowledged before it began.
     #[default]
     Linearizable,
-    /// What the replica that believes itself the leader has; a deposed one may be behind.
+    /// The read sees the state of the replica that believes to lead; a deposed leader may be
+    /// behind.
     Leader,
-    /// What any replica has: the answer says how old that can be (R17).
+    /// The read sees the state of any replica; the answer says how old that state can be (R17).
     Local,
 }
 
-/// What a write has reached when it is answered (R28). It goes on to the disks of a quorum at every level.
+/// How durable a write is when it is answered (R28). It is replicated to the disks of a quorum at
+/// every level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// The leader has executed it: lost if the leader dies, or another takes over, before it was replicated.
+    /// The leader has executed it: lost if the leader dies, or another takes over, before it was
+    /// replicated.
     Local,
     /// In a quorum's memory: lost only if two replicas crash before a majority has it on disk.
     Memory,
@@ -33,7 +36,7 @@ pub enum Durability {
     Disk,
 }
 
-/// `levels!(Type, "what it is", Variant = "name", …)`: names, from and to.
+/// `levels!(Type, "description", Variant = "name", …)`: names, from and to.
 macro_rules! levels {
     ($type:ident, $setting:literal, $($variant:ident = $name:literal),+) => {
         impl $type {
@@ -45,7 +48,7 @@ macro_rules! levels {
             /// The level of this name, in any case.
             ///
             /// # Errors
-            /// 22023, naming what is accepted.
+            /// 22023, naming the accepted values.
             pub fn from_name(name: &str) -> Result<$type, SqlError> {
                 $(if name.eq_ignore_ascii_case($name) { return Ok($type::$variant); })+
                 let message = format!("invalid value for {}: {name:?}", $setting);
@@ -65,10 +68,11 @@ macro_rules! levels {
 levels!(ReadLevel, "evenkeel.read_level", Linearizable = "linearizable", Leader = "leader", Local = "local");
 levels!(Durability, "evenkeel.durability", Disk = "disk", Memory = "memory", Local = "local");
 
-/// A time as PostgreSQL writes them in settings: a whole number with `ms` (also without a unit), `s` or `min`. In milliseconds.
+/// A time as PostgreSQL writes them in settings: a whole number with `ms` (also without a unit),
+/// `s` or `min`. In milliseconds.
 ///
 /// # Errors
-/// 22023, naming what is accepted.
+/// 22023, naming the accepted values.
 pub fn parse_duration_ms(text: &str) -> Result<u64, SqlError> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

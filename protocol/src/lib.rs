@@ -1,36 +1,38 @@
-//! The vocabulary every part of Evenkeel shares: keys, ranges, the routing table, statements and what they touch,
-//! and the messages that parts exchange over RPC and REST.
+//! Vocabulary of Evenkeel: keys, ranges, the routing table, and the messages that processes
+//! exchange over RPC and REST.
 //!
-//! It owns no socket, no clock and no task: everything here is a value or a pure function of values, so that each rule
-//! of order, ownership and routing can be tested by the thousand.
+//! It owns no socket, no clock and no task. Every item is a value or a pure function of values, so
+//! that each rule of order, ownership and routing can be tested with thousands of random cases. The
+//! encodings of its types are formats of logs, disks and the wire: the order of fields and variants
+//! must not change.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
-//! | [`ids`] | the numbers things are called by |
+//! | [`ids`] | identifiers: shards, tables, ranges, epochs, operators, statements |
 //! | [`key`] | order-preserving key encoding |
-//! | [`levels`] | how fresh reads are, and how durable writes, when they are answered |
+//! | [`levels`] | read levels and durability levels of answers |
 //! | [`interval`] | arithmetic of `[start, end)` over keys |
 //! | [`value`] | parameters and key values, and their JSON form |
 //! | [`rows`] | result rows, packed as PostgreSQL packs them |
 //! | [`schema`] | a table's columns and key |
 //! | [`routing`] | the routing table, its versions and changes |
-//! | [`error`] | SQL errors and failures, by what must happen next |
+//! | [`error`] | SQL errors, and failures by the client's next action |
 //! | [`shard`] | requests to a shard's replicas |
-//! | [`report`] | what shard leaders tell the placement driver |
-//! | [`scrub`] | what is exchanged to compare replicas |
+//! | [`report`] | load reports of shard leaders to the placement driver |
+//! | [`scrub`] | messages of the comparison of replicas |
 //! | [`placement`] | requests to the placement driver over RPC |
-//! | [`rest`] | the placement driver's REST types |
-//! | [`kv`] | the coordination store's REST types and limits |
+//! | [`api`] | the placement driver's REST types |
+//! | [`coordination`] | the coordination store's REST types and limits |
 
+pub mod api;
+pub mod coordination;
 pub mod error;
 pub mod ids;
 pub mod interval;
 pub mod key;
-pub mod kv;
 pub mod levels;
 pub mod placement;
 pub mod report;
-pub mod rest;
 pub mod routing;
 pub mod rows;
 pub mod schema;

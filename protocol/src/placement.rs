@@ -1,5 +1,5 @@
-//! Requests to the placement driver over RPC. People and clients use REST (see [`crate::rest`]); this is how shard leaders
-//! report.
+//! Requests to the placement driver over RPC: reports of shard leaders, state transfers and
+//! members. Administrators and clients use REST (see [`crate::api`]).
 
 use crate::report::ShardReport;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ pub enum PlacementRequest {
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PlacementReply {
-    /// Taken in.
+    /// The report was accepted.
     Accepted,
     /// Not the leader; report to that replica (its number), if known.
     NotLeader {

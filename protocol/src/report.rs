@@ -1,4 +1,5 @@
-//! What a shard's leader tells the placement driver, every 250 ms and whenever an operator gets further.
+//! Load reports: a shard's leader sends one to the placement driver every 250 ms and whenever an
+//! operator makes progress.
 
 use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId};
 use crate::interval::KeyInterval;
@@ -27,24 +28,27 @@ pub struct ShardReport {
     pub sequence: u64,
     /// The last position of the log that the leader has applied.
     pub applied: u64,
-    /// The leader's clock when it made the report, in milliseconds since the Unix epoch: the one that it stamps what it logs with (R14).
+    /// The leader's clock when it made the report, in milliseconds since the Unix epoch: the clock
+    /// that stamps its entries (R14).
     pub clock_ms: u64,
     /// The replicas, as the leader sees them.
     pub replicas: Vec<ReplicaReport>,
-    /// Who the replicas are and where they listen for clients, by the shard's own log; `None` if the reporter does not know.
+    /// The replicas and where they listen for clients, by the shard's own log; `None` if the
+    /// reporter does not know.
     pub members: Option<ShardMembers>,
     /// Statements a second that the leader admits at most, if limited (`--shard-capacity`).
     pub capacity_per_s: Option<f64>,
     /// The ranges owned, fenced or coming in.
     pub ranges: Vec<RangeReport>,
-    /// The operators that have left a trace in this shard's log and are not forgotten.
+    /// The operators in this shard's log that are not forgotten.
     pub operators: Vec<OperatorReport>,
-    /// The highest numbers that have ever come to this shard, of what is over and gone as well: a placement driver that has lost its
-    /// memory allocates above them (R30).
+    /// The highest numbers that this shard has ever seen, also of finished operators and deleted
+    /// ranges: a restored placement driver allocates above them (R30).
     pub highest: HighestNumbers,
-    /// The shard's tables; not in every report, but at least every five seconds and whenever a report is asked for.
+    /// The shard's tables; not in every report, but at least every five seconds and whenever a
+    /// report is asked for.
     pub tables: Option<Vec<TableSchema>>,
-    /// What has been compared of the replicas.
+    /// The comparisons of replicas.
     pub scrub: ScrubReport,
 }
 
@@ -86,7 +90,7 @@ pub struct ReplicaReport {
     pub id: u64,
     /// Whether the leader hears from it.
     pub connected: bool,
-    /// The last decided position it has told.
+    /// The last decided position that it has reported.
     pub decided: u64,
 }
 
@@ -137,7 +141,8 @@ pub struct RangeReport {
 /// A range's load, smoothed over about two seconds at the source.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RangeLoad {
-    /// How long this (range, epoch) has been measured on this leader, in milliseconds. Below one window the rates are estimates carried over.
+    /// How long this (range, epoch) has been measured on this leader, in milliseconds. Below one
+    /// window the rates are estimates carried over.
     pub observed_ms: u64,
     /// Statements that read, per second.
     pub reads_per_s: f64,
@@ -149,11 +154,12 @@ pub struct RangeLoad {
     pub bytes: u64,
     /// Microseconds PostgreSQL worked for it, per second.
     pub postgres_us_per_s: f64,
-    /// Where in the range the load falls: keys in order, each with the share (0 to 1) of the range's load that falls on it and on the keys up to
-    /// the next point. Shares sum to 1 unless there was no load. Points are real keys that statements named.
+    /// The distribution of the load: keys in order, each with the share (0 to 1) of the range's
+    /// load on it and on the keys up to the next point. Shares sum to 1 unless there was no load.
+    /// Points are keys that statements named.
     pub sketch: Vec<(Key, f64)>,
-    /// The hottest single keys and their shares (0 to 1) of the range's load, hottest first; only keys whose share is known well enough to
-    /// act on.
+    /// The hottest single keys and their shares (0 to 1) of the range's load, hottest first; only
+    /// keys whose share is known well enough to act on.
     pub hot: Vec<(Key, f64)>,
 }
 
@@ -173,7 +179,8 @@ pub struct OperatorReport {
     pub range: RangeId,
     /// How far.
     pub phase: OperatorPhase,
-    /// What the destination has taken in so far; `None` on the source's side, and once the range is adopted.
+    /// The progress of the copy at the destination; `None` on the source's side, and once the range
+    /// is adopted.
     pub progress: Option<MoveProgress>,
 }
 
@@ -184,13 +191,14 @@ pub struct MoveProgress {
     pub attempts: u64,
     /// Rows copied in the latest attempt.
     pub rows: u64,
-    /// Bytes taken in, in all attempts, of chunks and of changes.
+    /// Bytes received, in all attempts, of chunks and of changes.
     pub bytes: u64,
     /// The position in the source's log that the latest attempt has reached.
     pub position: u64,
     /// Where the next chunk begins; `None` once all chunks are in.
     pub cursor: Option<Key>,
-    /// What was stored differed from what was sent in several attempts, the latest of them so, in one sentence: the move cannot be done.
+    /// The stored rows differed from the sent ones in several attempts, the latest of them as this
+    /// sentence says: the move cannot be done.
     pub differs: Option<String>,
     /// Why the latest attempt that was lost ended, in one sentence, if this leader saw one.
     pub trouble: Option<String>,
@@ -202,7 +210,7 @@ pub struct MoveProgress {
 pub enum OperatorPhase {
     /// Source: opened, not fenced.
     Open,
-    /// Source: fenced, and the destination has not said yet what became of it.
+    /// Source: fenced, and the outcome at the destination is not known yet.
     Fenced,
     /// Source: the destination has adopted the range; the copy here still lies.
     HandedOver,
@@ -233,15 +241,17 @@ pub enum OperatorPhase {
     Adopted {
         /// The range's epoch from here on.
         epoch: Epoch,
-        /// From the source's hold to the first statement possible here, in microseconds by the two machines' clocks.
+        /// From the source's hold to the first statement possible here, in microseconds by the two
+        /// machines' clocks.
         pause_us: u64,
         /// Rows that came in.
         rows: u64,
         /// Bytes that came in, in all attempts.
         bytes: u64,
     },
-    /// Destination: declined (the source takes the range back) or cancelled; what came in is being deleted.
+    /// Destination: declined (the source takes the range back) or cancelled; the received rows are
+    /// being deleted.
     Discarding,
-    /// Either side: nothing is left of it but its memory; it can be forgotten.
+    /// Either side: only its record is left, which can be forgotten.
     Finished,
 }

@@ -1,8 +1,8 @@
 //! The routing table: which shard owns which range.
 //!
-//! The placement driver's copy is a hint that can be stale but never harmful: shards judge every statement by their own logs
-//! (invariant 6). So a routing table only has to become right in the end, and to say which of two statements about a range is
-//! the later: the one with the larger epoch.
+//! A routing table is a hint. A stale one does no harm, because shards judge every statement by
+//! their own logs (invariant 6). A routing table only has to become correct eventually. Of two
+//! routes of a range, the one with the larger epoch is the later.
 
 use crate::ids::{Epoch, RangeId, ShardId, TableId};
 use crate::interval::KeyInterval;
@@ -15,12 +15,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// A version of the routing table. `incarnation` changes when the placement driver is restored from a backup (R30), and
-/// versions of different incarnations cannot be compared.
+/// A version of the routing table. `incarnation` changes when the placement driver is restored from
+/// a backup (R30), and versions of different incarnations cannot be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct RouteVersion {
-    /// Which life of the placement driver: in the upper 32 bits a number that its cluster drew when it was founded, in the lower ones how often it
-    /// was restored, from 1. So versions of another cluster, or of one that was founded again, are never taken for its own.
+    /// The restore generation: in the upper 32 bits a number that the cluster drew when it was
+    /// founded, in the lower ones how often the placement driver was restored, from 1. Versions of
+    /// another cluster, or of a cluster that was founded again, therefore differ from its own.
     pub incarnation: u64,
     /// Counts changes, from 0.
     pub number: u64,
@@ -65,8 +66,9 @@ pub struct ShardInfo {
     pub replicas: BTreeMap<u64, SocketAddr>,
 }
 
-/// JSON's keys are texts. serde_json turns them into numbers by itself, but not inside a flattened structure, whose fields it has
-/// already taken apart; so texts are accepted here wherever the format is one for people.
+/// JSON's keys are texts. serde_json turns them into numbers by itself, but not inside a flattened
+/// structure, whose fields it has already taken apart; so texts are accepted here wherever the
+/// format is one for people.
 fn numbered_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u64, SocketAddr>, D::Error> {
     if !deserializer.is_human_readable() {
         return BTreeMap::deserialize(deserializer);
@@ -102,8 +104,8 @@ pub struct RoutingTable {
     tables: HashMap<TableId, Arc<TableSchema>>,
     by_name: HashMap<String, TableId>,
     shards: BTreeMap<ShardId, ShardInfo>,
-    /// Shared between copies of the whole, which are made at each piece of news: a copy takes as long as there are tables, and a
-    /// change of one table's routes copies only those.
+    /// Shared between copies of the routing table, which are made at each change: the cost of a
+    /// copy grows with the number of tables, and a change of one table's routes copies only those.
     routes: HashMap<TableId, Arc<BTreeMap<Key, Route>>>,
 }
 
@@ -139,13 +141,14 @@ impl RoutingTable {
         self.shards.insert(shard.id, shard);
     }
 
-    /// Removes a shard. Its routes stay until news of them come: they are hints, and lead nowhere for a while.
+    /// Removes a shard. Its routes stay until newer ones arrive: they are hints, and lead nowhere
+    /// for a while.
     pub fn remove_shard(&mut self, id: ShardId) {
         self.shards.remove(&id);
     }
 
-    /// Takes in what is known of a range, unless something later is known about any of its keys. Returns whether it was taken
-    /// in. What it overlaps gives way, cut to what lies outside.
+    /// Adds a route, unless a later one is known for any of its keys. Returns whether it was added.
+    /// Routes that it overlaps are cut to their parts outside of it.
     pub fn put_route(&mut self, route: Route) -> bool {
         let overlapping: Vec<Route> = self.overlapping(route.table, &route.interval).into_iter().cloned().collect();
         if overlapping.iter().any(|r| r.epoch > route.epoch) {
@@ -264,7 +267,7 @@ mod tests {
     fn replicas_are_keyed_by_number_in_every_format() {
         let replicas = BTreeMap::from([(1, SocketAddr::from(([127, 0, 0, 1], 5)))]);
         let info = ShardInfo { id: ShardId(3), replicas };
-        let body = crate::rest::ShardBody {
+        let body = crate::api::ShardBody {
             info: info.clone(),
             status: String::new(),
             leader: None,
@@ -278,11 +281,12 @@ mod tests {
         };
         let json = serde_json::to_string(&body).unwrap();
         assert!(json.starts_with(r#"{"id":3,"replicas":{"1":"127.0.0.1:5"}"#), "{json}");
-        assert_eq!(serde_json::from_str::<crate::rest::ShardBody>(&json).unwrap(), body);
+        assert_eq!(serde_json::from_str::<crate::api::ShardBody>(&json).unwrap(), body);
         assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
     }
 
-    /// Breaks if a route is looked for among all of them, or if a copy of the whole copies every table's routes.
+    /// Breaks if a route is looked for among all of them, or if a copy of the whole copies every
+    /// table's routes.
     #[test]
     fn large_tables_are_built_and_copied_quickly() {
         let key = |n: u32| if n == 0 { Key::MIN } else { Key(n.to_be_bytes().to_vec().into()) };

@@ -1,8 +1,8 @@
 //! Result rows and row images, packed in one buffer.
 //!
-//! A value is packed as PostgreSQL's own `DataRow` message packs it: a big-endian 32-bit length (−1 for null) and that many bytes in
-//! PostgreSQL's binary format. Rows follow one another; a batch shares one allocation, and a row taken out of it is a
-//! slice of the same memory.
+//! A value is packed as PostgreSQL's own `DataRow` message packs it: a big-endian 32-bit length (−1
+//! for null) and that many bytes in PostgreSQL's binary format. Rows follow one another; a batch
+//! shares one allocation, and a row taken out of it is a slice of the same memory.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -40,13 +40,14 @@ impl RowBatch {
         })
     }
 
-    /// The value at (`row`, `column`), both from 0: `None` outside, `Some(None)` for null. For tests and single-row answers; walks the
-    /// rows before it.
+    /// The value at (`row`, `column`), both from 0: `None` outside, `Some(None)` for null. For
+    /// tests and single-row answers; walks the rows before it.
     pub fn value(&self, row: usize, column: usize) -> Option<Option<&[u8]>> {
         self.rows().nth(row)?.nth(column)
     }
 
-    /// The value at (`row`, `column`) as an integer, if it is one of PostgreSQL's three binary integer widths.
+    /// The value at (`row`, `column`) as an integer, if it is one of PostgreSQL's three binary
+    /// integer widths.
     pub fn int(&self, row: usize, column: usize) -> Option<i64> {
         let raw = self.value(row, column)??;
         Some(match raw.len() {

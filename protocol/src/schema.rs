@@ -1,4 +1,4 @@
-//! A table as every part knows it.
+//! Schema of a table: its columns, key and definition, as every process has it.
 
 use crate::ids::TableId;
 use crate::key::{Key, KeyCodec, KeyError, KeyType};
@@ -11,11 +11,12 @@ pub const MAX_COLUMNS: usize = 200;
 /// One column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ColumnSchema {
-    /// Its name, as PostgreSQL stores it (folded to lower case unless it was quoted).
+    /// Its name, as PostgreSQL stores it (in lower case unless it was quoted).
     pub name: String,
     /// Its type, as PostgreSQL spells it in a cast (`bigint`, `numeric(10,2)`).
     pub type_name: String,
-    /// The type's object id; only PostgreSQL's built-in types are possible, whose ids are the same everywhere.
+    /// The type's object id; only PostgreSQL's built-in types are possible, whose ids are the same
+    /// everywhere.
     pub type_oid: u32,
 }
 

@@ -1,8 +1,9 @@
 //! Comparing the replicas of a shard, piece by piece (R31).
 //!
-//! A piece is an interval of one range's keys, small enough to be read in a short transaction. The shard's leader names pieces in an entry of
-//! its log; each replica sums them up as they are at that place, and the leader judges. These are the values that are exchanged; nothing
-//! here reads or decides.
+//! A piece is an interval of one range's keys, small enough to be read in a short transaction. The
+//! shard's leader names pieces in a log entry, each replica computes their checksums at that
+//! position, and the leader compares them. This module has the messages only; it reads and decides
+//! nothing.
 
 use crate::ids::{Epoch, RangeId, TableId};
 use crate::interval::KeyInterval;
@@ -12,12 +13,14 @@ use std::collections::BTreeMap;
 
 /// The most pieces of one comparison.
 pub const MAX_PIECES: usize = 64;
-/// The most that the rows of one comparison take in PostgreSQL, in bytes, about; a single row that takes more is a piece of its own.
+/// The approximate size limit of the rows of one comparison in PostgreSQL, in bytes; a larger row
+/// is a piece of its own.
 pub const MAX_COMPARED_BYTES: u64 = 16 << 20;
-/// The most differences that are remembered, and told in a report.
+/// The most differences that are kept and reported.
 pub const MAX_DIFFERENCES: usize = 32;
 
-/// A checksum over rows; equal contents give equal sums whatever order the rows lie in, and the sums of pieces add up.
+/// A checksum over rows; equal contents give equal sums whatever order the rows lie in, and the
+/// sums of pieces add up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RangeChecksum {
     /// Rows.
@@ -33,7 +36,8 @@ impl RangeChecksum {
     }
 }
 
-/// A piece of a range. It is compared only where the range, with this epoch, is owned and holds the interval.
+/// A piece of a range. It is compared only where the range, with this epoch, is owned and holds the
+/// interval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     /// The range.
@@ -72,10 +76,11 @@ pub struct ReplicaSums {
     pub replica: u64,
     /// The entry's place in the log; 0 if it did not get there.
     pub index: u64,
-    /// Of each piece, in order; `None` if it is not owned so at that place. An error says why there are none.
+    /// The checksum of each piece, in order; `None` if the piece is not owned with its epoch at
+    /// that position. An error says why there are none.
     pub sums: Result<Vec<Option<RangeChecksum>>, String>,
-    /// If that was asked for: rows that this replica holds and has no reason to. Of each interval of keys that is neither owned nor part of a
-    /// move, the first row's key.
+    /// If asked for: orphaned rows of this replica. Of each interval of keys that is neither owned
+    /// nor part of a move, the first row's key.
     pub left_behind: Vec<(TableId, Key)>,
 }
 
@@ -86,41 +91,43 @@ pub struct Difference {
     pub range: RangeId,
     /// Its table.
     pub table: TableId,
-    /// The keys, as narrow as they were found: those of one row, perhaps, and what would lie between it and the next.
+    /// The keys, as narrow as they were found: at best the key of one row, up to the next.
     pub interval: KeyInterval,
-    /// The replicas that hold something else than a majority does. Empty if no majority holds the same: then nobody can be blamed.
+    /// The replicas that differ from a majority. Empty if no majority agrees.
     pub replicas: Vec<u64>,
-    /// Who holds what, in one sentence.
+    /// The content of each replica, in one sentence.
     pub detail: String,
 }
 
-/// What one comparison found.
+/// The result of one comparison.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The place in the log at which the rows were compared.
     pub index: u64,
-    /// By piece: its range, and what most replicas hold of it.
+    /// By piece: its range, and its checksum on most replicas.
     pub compared: Vec<(RangeId, RangeChecksum)>,
-    /// What the rows compared take in PostgreSQL, in bytes, about.
+    /// The approximate size of the compared rows in PostgreSQL, in bytes.
     pub bytes: u64,
     /// Where replicas differ.
     pub differences: Vec<Difference>,
     /// Replicas that were not compared, and why.
     pub silent: Vec<(u64, String)>,
-    /// If that was asked for: by replica, the first rows of what it holds without a reason.
+    /// If asked for: by replica, its first orphaned rows.
     pub left_behind: Vec<(u64, TableId, Key)>,
-    /// Where to go on; `None` if all of the shard's ranges from the place asked for on have been compared.
+    /// Where to go on; `None` if all of the shard's ranges from the place asked for on have been
+    /// compared.
     pub next: Option<Place>,
 }
 
-/// What a shard's leader has compared since it leads.
+/// The comparisons that a shard's leader has done since it leads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
     /// Rounds that have come to their end: each goes over all ranges.
     pub rounds: u64,
     /// Pieces compared.
     pub pieces: u64,
-    /// What their rows take in PostgreSQL, in bytes, about, counted once and not for each replica.
+    /// The approximate size of their rows in PostgreSQL, in bytes, counted once and not for each
+    /// replica.
     pub bytes: u64,
     /// Differences found, those that are gone included.
     pub found: u64,
@@ -128,16 +135,16 @@ pub struct ScrubReport {
     pub differences: Vec<Difference>,
 }
 
-/// What the comparisons of one shard, one after the other, come to.
+/// The sum of the comparisons of one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Compared {
-    /// By range: what most replicas hold of it.
+    /// By range: its checksum on most replicas.
     pub ranges: BTreeMap<RangeId, RangeChecksum>,
     /// Where replicas differ.
     pub differences: Vec<Difference>,
     /// Replicas that were left out at least once, and why the last time.
     pub silent: BTreeMap<u64, String>,
-    /// By replica, the first rows of what it holds without a reason.
+    /// By replica, its first orphaned rows.
     pub left_behind: Vec<(u64, TableId, Key)>,
     /// Where to go on; `None` once all has been compared.
     pub next: Option<Place>,

@@ -1,5 +1,5 @@
-//! Requests to a shard's replicas, over RPC: from clients, from the placement driver, and from other shards while a range
-//! moves.
+//! Requests to a shard's replicas, over RPC: from clients, from the placement driver, and from
+//! other shards while a range moves.
 
 use crate::error::{Failure, SqlError};
 use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId, TxnId};
@@ -29,16 +29,20 @@ pub struct StatementRequest {
     pub sql: Arc<str>,
     /// The parameters.
     pub params: Vec<Value>,
-    /// Only rows with keys in here: a statement over several ranges is sent to each with its part. Only for `SELECT`.
+    /// Only rows with keys in here: a statement over several ranges is sent to each with its part.
+    /// Only for `SELECT`.
     pub clip: Option<KeyInterval>,
-    /// At most this many rows, on top of the statement's own `LIMIT`: what is left for later ranges of a scan.
+    /// At most this many rows, in addition to the statement's own `LIMIT`: the rest for later
+    /// ranges of a scan.
     pub limit: Option<u64>,
     /// How fresh a read must be.
     pub read: ReadLevel,
-    /// A `local` read whose state can be older than this is refused, in milliseconds. `None` takes any age.
+    /// A `local` read whose state can be older than this is refused, in milliseconds. `None` takes
+    /// any age.
     pub max_staleness_ms: Option<u64>,
-    /// What a write must have reached when it is answered. Below `disk` the answer is a stream: [`ShardReply::Early`], then
-    /// [`ShardReply::Done`] or [`ShardReply::Failed`] when its COMMIT has ended; or [`ShardReply::Rows`] alone.
+    /// How durable a write must be when it is answered. Below `disk` the answer is a stream:
+    /// [`ShardReply::Early`], then [`ShardReply::Done`] or [`ShardReply::Failed`] when its COMMIT
+    /// has ended; or [`ShardReply::Rows`] alone.
     pub durability: Durability,
 }
 
@@ -51,12 +55,14 @@ pub struct TransactionOptions {
     pub read_only: bool,
 }
 
-/// A request to a shard's replica. Each is answered by one [`ShardReply`], a copy by a stream of them.
+/// A request to a shard's replica. Each is answered by one [`ShardReply`], a copy by a stream of
+/// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ShardRequest {
     /// One statement in a transaction of its own.
     Statement(StatementRequest),
-    /// A piece of a read in the order of the keys: the rows that come next. Answered by a [`ShardReply::Piece`].
+    /// A piece of a read in the order of the keys: the rows that come next. Answered by a
+    /// [`ShardReply::Piece`].
     Piece(PieceRequest),
     /// One statement in a transaction that stays open on this connection; the first also begins it.
     InTransaction {
@@ -67,8 +73,8 @@ pub enum ShardRequest {
         /// The statement.
         statement: StatementRequest,
     },
-    /// Commits a transaction of this connection under `id`. Sent again on a new connection after an unknown outcome, it answers from the
-    /// retry window and commits nothing.
+    /// Commits a transaction of this connection under `id`. Sent again on a new connection after an
+    /// unknown outcome, it answers from the retry window and commits nothing.
     Commit {
         /// The transaction's number on this connection.
         transaction: u64,
@@ -76,7 +82,8 @@ pub enum ShardRequest {
         id: TxnId,
         /// A key it has written, by table: where the retry window looks after the range has moved.
         key: Option<(TableId, Key)>,
-        /// What it must have reached when it is answered; below `disk` by a stream, as for a statement.
+        /// How durable it must be when it is answered; below `disk` the answer is a stream, as for
+        /// a statement.
         durability: Durability,
     },
     /// Rolls a transaction of this connection back.
@@ -86,53 +93,58 @@ pub enum ShardRequest {
     },
     /// From the placement driver to the leader.
     Control(ControlRequest),
-    /// From a destination's leader to a replica of the source: stream this range. Answered by a stream of [`CopyItem`]s.
+    /// From a destination's leader to a replica of the source: stream this range. Answered by a
+    /// stream of [`CopyItem`]s.
     Copy(CopyRequest),
-    /// From a destination's leader to the replica that streams a copy: how many of the copy's items are stored. No more than a window of
-    /// items is under way at a time.
+    /// From a destination's leader to the replica that streams a copy: how many of the copy's items
+    /// are stored. No more than a window of items is under way at a time.
     CopyTaken {
         /// The copy's number, as [`CopyItem::Opened`] told it.
         copy: u64,
         /// Items stored so far.
         items: u64,
     },
-    /// From a destination's leader to its other replicas: how far they have applied the log, and whether what they have stored of this
-    /// attempt is what was sent.
+    /// From a destination's leader to its other replicas: how far they have applied the log, and
+    /// whether their stored rows of this attempt equal the sent ones.
     CopyStored {
         /// The move.
         operator: OperatorId,
         /// The attempt.
         attempt: u64,
     },
-    /// From a destination's leader to the source's leader: the destination has caught up, log the fence.
+    /// From a destination's leader to the source's leader: the destination has caught up, log the
+    /// fence.
     Fence {
         /// The move.
         operator: OperatorId,
         /// The attempt that has caught up.
         attempt: u64,
     },
-    /// From a destination's leader to the source: what became of the range after the fence (R23).
-    Settled {
+    /// From a destination's leader to the source: the outcome of the move after the fence (R23).
+    Resolved {
         /// The move.
         operator: OperatorId,
         /// Whether the destination adopted the range; if not, the source takes it back.
         adopted: bool,
     },
-    /// From the source's leader to the destination's: what is known of this move (R23)?
-    AskSettled {
+    /// From the source's leader to the destination's: asks for the outcome of a move (R23).
+    AskResolved {
         /// The move.
         operator: OperatorId,
     },
-    /// For a replica that is re-seeded: another one's state machine and retry window. Answered by a stream of [`StateItem`]s.
+    /// For a replica that is re-seeded: another one's state machine and retry window. Answered by a
+    /// stream of [`StateItem`]s.
     State,
-    /// For a replica that is re-seeded: some rows of one table. Answered by a stream of [`SeedItem`]s.
+    /// For a replica that is re-seeded: some rows of one table. Answered by a stream of
+    /// [`SeedItem`]s.
     SeedRows(SeedRequest),
-    /// What this replica is and knows, for tests and tools.
+    /// The state of this replica, for tests and tools.
     Inspect,
-    /// Whether this replica leads and serves, and who does as far as it knows: what a client asks the others while one is silent. It
-    /// costs the same however many ranges the shard holds.
+    /// Whether this replica leads and serves, and the leader that it knows of. A client asks it of
+    /// the others while one replica is silent. Its cost does not depend on the number of ranges.
     WhoLeads,
-    /// From a shard's leader to its other replicas: the sums of a checkpoint's pieces (R31), as soon as they are known.
+    /// From a shard's leader to its other replicas: the sums of a checkpoint's pieces (R31), as
+    /// soon as they are known.
     Checkpoint {
         /// The checkpoint's number.
         nonce: u64,
@@ -146,7 +158,8 @@ pub enum ShardReply {
     Rows(StatementReply),
     /// To [`ShardRequest::Piece`].
     Piece(Piece),
-    /// To a write at a durability below `disk`: the session may take it for done, and another reply follows (R28).
+    /// To a write at a durability below `disk`: an early acknowledgement; another reply follows
+    /// (R28).
     Early(StatementReply),
     /// To a commit or rollback.
     Done,
@@ -160,15 +173,16 @@ pub enum ShardReply {
     CopyStored {
         /// The position up to which the replica's PostgreSQL holds everything.
         applied: u64,
-        /// How what it has stored of the attempt differs from what was sent, in one sentence.
+        /// How its stored rows of the attempt differ from the sent ones, in one sentence.
         differs: Option<String>,
     },
     /// One item of a piece of rows.
     Seed(SeedItem),
     /// To [`ShardRequest::Checkpoint`].
     Sums(Box<ReplicaSums>),
-    /// To [`ShardRequest::AskSettled`]: `None` while undecided.
-    Settled(Option<bool>),
+    /// To [`ShardRequest::AskResolved`]: whether the destination adopted the range; `None` while
+    /// undecided.
+    Resolved(Option<bool>),
     /// To [`ShardRequest::Inspect`].
     Inspect(Box<Inspection>),
     /// To [`ShardRequest::WhoLeads`].
@@ -186,19 +200,20 @@ pub struct StatementReply {
     pub rows: RowBatch,
     /// Rows inserted, updated, deleted or returned.
     pub affected: u64,
-    /// Of a `local` read, in milliseconds: everything acknowledged longer ago than this, when the answer left the replica, is in it.
+    /// Of a `local` read, in milliseconds: everything acknowledged longer ago than this, when the
+    /// answer left the replica, is in it.
     pub staleness_ms: Option<u64>,
 }
 
-/// Rows of a SELECT, in the order of the keys, that come behind a key. A shard keeps nothing from one piece to the next: each is a
-/// statement of its own, which sees everything that was acknowledged before it was asked for. So a range may split or move, and its leader
-/// change, between two pieces.
+/// The next rows of a SELECT after a key, in the order of the keys. A shard keeps no state between
+/// pieces: each is a statement of its own and sees everything that was acknowledged before it was
+/// sent. A range may therefore split or move, and its leader change, between two pieces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PieceRequest {
-    /// The SELECT: one that ranges can answer one after the other (`Scan::RangeByRange` of the SQL crate). Its clip and its limit are those of
-    /// any statement.
+    /// The SELECT: one that ranges can answer one after the other (`Scan::RangeByRange` of the SQL
+    /// crate). Its clip and its limit are those of any statement.
     pub statement: StatementRequest,
-    /// The last row that was received: only what comes behind it in the statement's direction is wanted.
+    /// The key of the last received row: the piece continues after it in the statement's direction.
     pub after: Option<Key>,
 }
 
@@ -211,10 +226,11 @@ pub struct Piece {
     pub more_after: Option<Key>,
 }
 
-/// The rows of a [`Piece`] end at so many bytes; a row that is longer is a piece of its own.
+/// The size at which the rows of a [`Piece`] end, in bytes; a longer row is a piece of its own.
 pub const PIECE_BYTES: usize = 256 << 10;
 
-/// What the placement driver asks of a shard's leader. Each is idempotent: it carries the operator's id and the epoch it expects.
+/// A request of the placement driver to a shard's leader. Each is idempotent: it carries the
+/// operator's id and the expected epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlRequest {
     /// Create the table and own all of its keys as one range.
@@ -224,14 +240,14 @@ pub enum ControlRequest {
         /// Its first range; epoch 1.
         range: RangeId,
     },
-    /// Drop a table whose creation was given up and came about all the same: nobody was ever told of it. One of which more has become than
-    /// its first range at epoch 1 is refused.
+    /// Drop a table whose creation was given up and happened all the same: no client knows of it.
+    /// Refused if the table has more than its first range at epoch 1.
     DropTable {
         /// The table.
         table: TableId,
     },
-    /// Split a range. The piece on the left keeps its id, each further one gets the id beside its first key; all get the epoch
-    /// after `epoch`.
+    /// Split a range. The piece on the left keeps its id, each further one gets the id beside its
+    /// first key; all get the epoch after `epoch`.
     Split {
         /// The operator.
         operator: OperatorId,
@@ -239,7 +255,7 @@ pub enum ControlRequest {
         range: RangeId,
         /// The range's epoch before.
         epoch: Epoch,
-        /// Where to split, growing strictly, and what the piece that starts there is called.
+        /// Where to split, growing strictly, and the id of the piece that starts there.
         at: Vec<(Key, RangeId)>,
     },
     /// Merge two neighbours. The left one stays, with the epoch after the larger of both.
@@ -269,13 +285,14 @@ pub enum ControlRequest {
         /// The range.
         range: RangeId,
     },
-    /// To the source of a move that is fenced: own the range again, at a higher epoch, because its destination is lost for good (R23). Refused once
-    /// the destination has adopted the range.
+    /// To the source of a move that is fenced: own the range again, at a higher epoch, because its
+    /// destination is lost for good (R23). Refused once the destination has adopted the range.
     TakeBack {
         /// The operator.
         operator: OperatorId,
     },
-    /// To the destination: take the range in. From here on the destination drives the move by itself.
+    /// To the destination: receive the range. From here on the destination drives the move by
+    /// itself.
     IngestOpen {
         /// The operator.
         operator: OperatorId,
@@ -290,7 +307,8 @@ pub enum ControlRequest {
         /// Where it comes from.
         from: ShardInfo,
     },
-    /// To the destination: the move was cancelled at the source; forget it and delete what came in.
+    /// To the destination: the move was cancelled at the source; forget it and delete the received
+    /// rows.
     IngestCancel {
         /// The operator.
         operator: OperatorId,
@@ -305,21 +323,22 @@ pub enum ControlRequest {
         /// The operator.
         operator: OperatorId,
     },
-    /// Where a range can be split into pieces of about the same number of bytes. Answered from a sample, at a cost that does not grow with the
-    /// range.
+    /// Where a range can be split into pieces of about the same number of bytes. Answered from a
+    /// sample, at a cost that does not grow with the range.
     SizeSplitKeys {
         /// The range.
         range: RangeId,
         /// Its epoch.
         epoch: Epoch,
-        /// How many pieces there are to be, from 2.
+        /// The number of pieces, from 2.
         pieces: u32,
     },
-    /// Compare what the replicas hold of the shard's ranges, from a place on: as much as one comparison takes (R31).
+    /// Compare the replicas' rows of the shard's ranges, from a key on: as many as one comparison
+    /// takes (R31).
     Compare {
         /// Where to begin; `None` for the first key of the first table.
         from: Option<Place>,
-        /// Whether to look for rows that replicas hold without a reason, too.
+        /// Whether to look for orphaned rows, too.
         left_behind: bool,
     },
     /// Hand leadership to another replica (to `to` if given).
@@ -329,16 +348,24 @@ pub enum ControlRequest {
     },
     /// A report now.
     Report,
-    /// Change who the shard's replicas are: take one out, let one in, or both at once. Asked again it finds that done.
+    /// Change the shard's replicas: remove one, add one, or both at once. A repeated request finds
+    /// the change done.
     ChangeReplicas {
         /// The number of the replica that leaves.
         remove: Option<u64>,
-        /// The one that comes: its process runs already, with an empty folder, and waits to be let in.
+        /// The new replica: its process runs already, with an empty folder, and waits to become a
+        /// member.
         add: Option<NewReplica>,
+    },
+    /// Check the definition of a new table (R6). Answered by [`ControlReply::Table`], or refused;
+    /// nothing is created.
+    CheckTable {
+        /// The table, with any `create_sql`.
+        schema: TableSchema,
     },
 }
 
-/// A replica to be let in.
+/// A replica to be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewReplica {
@@ -357,23 +384,27 @@ pub enum ControlReply {
     Done,
     /// Under way; ask again.
     Pending {
-        /// What it waits for.
+        /// The condition it waits for.
         waiting_for: String,
     },
     /// Never: the state does not allow it (a wrong epoch, an open move, a fence already logged).
     Refused {
-        /// A stable code: `wrong-epoch`, `no-such-range`, `move-open`, `already-fenced`, `no-such-operator`, `bad-split`, …
+        /// A stable code: `wrong-epoch`, `no-such-range`, `move-open`, `already-fenced`,
+        /// `no-such-operator`, `bad-split`, …
         code: String,
         /// One sentence.
         reason: String,
     },
-    /// To [`ControlRequest::SizeSplitKeys`]: the first keys of the further pieces, growing strictly, all strictly inside the range. Fewer than
-    /// asked for, or none, if the sample does not tell that many apart.
+    /// To [`ControlRequest::SizeSplitKeys`]: the first keys of the further pieces, growing
+    /// strictly, all strictly inside the range. Fewer than asked for, or none, if the sample has
+    /// too few different keys.
     SplitKeys(Vec<Key>),
     /// To [`ControlRequest::Compare`].
     Compared(Box<Comparison>),
     /// To [`ControlRequest::Report`].
     Report(Box<ShardReport>),
+    /// To [`ControlRequest::CheckTable`]: the table with its canonical `create_sql`, and id 0.
+    Table(Box<TableSchema>),
 }
 
 /// Start of a copy.
@@ -385,9 +416,10 @@ pub struct CopyRequest {
     pub attempt: u64,
 }
 
-/// One item of a copy's stream. [`CopyItem::Opened`] comes first. Then chunks come in key order, and between them what has happened
-/// to the keys of the chunks before: at every place in the stream the keys copied so far are as of one position of the source's log,
-/// which each item goes on from (R21). The destination says which items it has stored ([`ShardRequest::CopyTaken`]).
+/// One item of a copy's stream. [`CopyItem::Opened`] comes first. Then chunks come in key order,
+/// and between them the changes of the keys of earlier chunks: at every point of the stream the
+/// copied keys are as of one position of the source's log, from which the next item continues
+/// (R21). The destination says which items it has stored ([`ShardRequest::CopyTaken`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyItem {
     /// The copy has been opened.
@@ -401,19 +433,21 @@ pub enum CopyItem {
     Chunk {
         /// The keys it covers; chunks follow one another without a gap.
         interval: KeyInterval,
-        /// The position that the item before reached. Nothing has happened to the keys before this chunk from there to `position`.
+        /// The position that the item before reached. Nothing has happened to the keys before this
+        /// chunk from there to `position`.
         from: u64,
         /// The last entry of the source's log that the rows surely include.
         position: u64,
         /// Packed row images.
         rows: RowBatch,
-        /// The rows' checksum, as the source's PostgreSQL computed it in the snapshot that gave them.
+        /// The rows' checksum, as the source's PostgreSQL computed it in the snapshot that gave
+        /// them.
         checksum: RangeChecksum,
         /// Whether it is the last chunk.
         last: bool,
     },
-    /// What happened to the keys copied so far in the source's log, from after `from` up to and including `to`; of a key that was changed
-    /// several times perhaps only the last change.
+    /// The changes of the copied keys in the source's log, from after `from` up to and including
+    /// `to`; of a key that was changed several times perhaps only the last change.
     Changes {
         /// The position that the item before reached.
         from: u64,
@@ -421,10 +455,10 @@ pub enum CopyItem {
         to: u64,
         /// Encoded changes with their positions, opaque outside the shard's own code.
         changes: Vec<Bytes>,
-        /// What was still to come when this was sent.
+        /// The backlog when this was sent.
         left: CopyLeft,
     },
-    /// The fence: everything before has been sent.
+    /// The fence: all changes before it have been sent.
     Fenced {
         /// Its position in the source's log.
         position: u64,
@@ -437,18 +471,20 @@ pub enum CopyItem {
     Cancelled,
 }
 
-/// What a copy's destination lacks, at the moment an item is sent.
+/// The backlog of a copy at the moment an item is sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyLeft {
     /// Items sent before and not stored at the destination yet.
     pub items: u64,
     /// Bytes of those, and of changes that are not sent yet.
     pub bytes: u64,
-    /// Whether the replica that streams lags behind its own log, so that more may be to come than it knows.
+    /// Whether the replica that streams lags behind its own log, so that more may be to come than
+    /// it knows.
     pub behind: bool,
 }
 
-/// One item of a state transfer's beginning: what a replica has beside its rows, at one position of the log.
+/// One item of the beginning of a state transfer: the state of a replica without its rows, at one
+/// position of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StateItem {
     /// First: the position.
@@ -466,23 +502,24 @@ pub enum StateItem {
     End,
 }
 
-/// Who leads a shard, as far as the replica that answers knows.
+/// The leader of a shard, as far as the answering replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leads {
-    /// Whether the replica that answers leads and serves.
+    /// Whether the answering replica leads and serves.
     pub itself: bool,
     /// The number of the leader that it knows of.
     pub leader: Option<u64>,
 }
 
-/// What a replica that is re-seeded asks a peer for.
+/// The rows that a re-seeded replica asks a peer for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedRequest {
     /// The table.
     pub table: TableId,
     /// The keys that are still missing from here on. The answer covers a first part of them.
     pub interval: KeyInterval,
-    /// A position of the log: the rows must hold everything up to it, so the peer waits until its PostgreSQL does.
+    /// A position of the log: the rows must hold everything up to it, so the peer waits until its
+    /// PostgreSQL does.
     pub at_least: u64,
 }
 
@@ -491,9 +528,9 @@ pub struct SeedRequest {
 pub enum SeedItem {
     /// A piece of the packed rows. The pieces come in order; a row may be cut.
     Piece(Bytes),
-    /// Last: what the pieces are.
+    /// Last: the description of the pieces.
     End {
-        /// The keys that the rows are all there is of.
+        /// The keys of which these are all rows.
         covered: KeyInterval,
         /// Values per row.
         width: u32,
@@ -508,14 +545,15 @@ pub enum SeedItem {
     },
 }
 
-/// What a replica is and knows.
+/// The state of a replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Inspection {
     /// The shard.
     pub shard: ShardId,
     /// The replica's number.
     pub replica: u64,
-    /// The shard's replicas by the newest membership that it knows, and where they listen: whoever has an older list learns from it.
+    /// The shard's replicas by the newest configuration that it knows, and where they listen; a
+    /// client with an older list learns from it.
     pub replicas: BTreeMap<u64, SocketAddr>,
     /// Whether it leads and serves.
     pub leads: bool,

@@ -1,7 +1,8 @@
 //! Statement parameters, and key values as JSON and as text.
 //!
-//! A [`Value`] says what the client has, not what the column is: `Int` serves every integer column, `Text` serves any type
-//! by PostgreSQL's own input syntax. What it becomes is decided where the type is known.
+//! A [`Value`] has the type of the client's value, not that of the column: `Int` serves every
+//! integer column, `Text` serves any type by PostgreSQL's own input syntax. It is converted where
+//! the column's type is known.
 
 use crate::interval::KeyInterval;
 use crate::key::{Key, KeyCodec, KeyError, KeyType, KeyValue};
@@ -69,7 +70,7 @@ impl From<f64> for Value {
 }
 
 impl Value {
-    /// The size it takes in a message, in bytes, about.
+    /// Its approximate size in a message, in bytes.
     pub fn size_bytes(&self) -> usize {
         match self {
             Value::Text(v) => v.len(),
@@ -107,8 +108,9 @@ impl Value {
     }
 }
 
-/// Reads a key value in PostgreSQL's input syntax, as far as that is the same for every session setting (all of which have the time zone UTC):
-/// `bytea` as `\x…`, timestamps with the year first. `None` if it is none, or is not understood here.
+/// Reads a key value in PostgreSQL's input syntax, as far as that is the same for every session
+/// setting (all of which have the time zone UTC): `bytea` as `\x…`, timestamps with the year first.
+/// `None` if it is none, or is not understood here.
 pub fn parse_text(kind: KeyType, text: &str) -> Option<KeyValue> {
     match kind {
         KeyType::Text => (!text.contains('\0')).then(|| KeyValue::Text(text.to_string())),
@@ -119,7 +121,8 @@ pub fn parse_text(kind: KeyType, text: &str) -> Option<KeyValue> {
     }
 }
 
-/// A uuid as PostgreSQL takes it: 32 hexadecimal digits, a hyphen after any group of four, braces around it.
+/// A uuid as PostgreSQL takes it: 32 hexadecimal digits, a hyphen after any group of four, braces
+/// around it.
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let inner = text.strip_prefix('{').map_or(Some(text), |rest| rest.strip_suffix('}'))?;
     let mut digits = String::with_capacity(32);
@@ -137,7 +140,8 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32).map(u128::to_be_bytes)
 }
 
-/// A key from the JSON values of its columns: numbers for integers, strings for everything else (see [`parse_text`]).
+/// A key from the JSON values of its columns: numbers for integers, strings for everything else
+/// (see [`parse_text`]).
 pub fn key_from_json(codec: &KeyCodec, columns: &[serde_json::Value]) -> Result<Key, KeyError> {
     if columns.len() != codec.types.len() {
         return Err(KeyError::WrongCount { expected: codec.types.len(), found: columns.len() });
@@ -150,7 +154,8 @@ pub fn key_from_json(codec: &KeyCodec, columns: &[serde_json::Value]) -> Result<
                 Some(n) => Value::Int(n),
                 None => Value::Float(n.as_f64().unwrap_or(f64::NAN)),
             },
-            // A text stays a text: a quoted number is no integer, so that a mistake in a script is seen.
+            // A text stays a text: a quoted number is no integer, so that a mistake in a script is
+            // seen.
             serde_json::Value::String(s) => Value::Text(s.clone()),
             other => {
                 let found = other.to_string().chars().take(40).collect();
@@ -178,7 +183,8 @@ pub fn key_to_json(codec: &KeyCodec, key: &Key) -> Result<Vec<serde_json::Value>
     Ok(codec.decode(key)?.into_iter().map(json).collect())
 }
 
-/// A key as people write it: the value of its column, or all of them in parentheses. What is no key of these columns is shown in hexadecimal.
+/// A key as people write it: the value of its column, or all of them in parentheses. Bytes that are
+/// no key of these columns are shown in hexadecimal.
 pub fn key_text(codec: &KeyCodec, key: &Key) -> String {
     match key_to_json(codec, key).as_deref() {
         Ok([single]) => single.to_string(),
@@ -201,8 +207,8 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Days from 0000-03-01 to 2000-01-01 in the proleptic Gregorian calendar.
 const DAYS_TO_2000: i64 = 730_425;
 
-/// Days since 2000-01-01 of a date of the proleptic Gregorian calendar. Years start in March here, so that the leap day is
-/// the last day of a year.
+/// Days since 2000-01-01 of a date of the proleptic Gregorian calendar. Years start in March here,
+/// so that the leap day is the last day of a year.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
@@ -220,8 +226,8 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     (year, month, day_of_year - (153 * shifted_month + 2) / 5 + 1)
 }
 
-/// Microseconds since 2000-01-01 UTC of an RFC 3339 time (`T` or a space between date and time; a zone is required), or of
-/// `infinity` and `-infinity`.
+/// Microseconds since 2000-01-01 UTC of an RFC 3339 time (`T` or a space between date and time; a
+/// zone is required), or of `infinity` and `-infinity`.
 pub fn parse_timestamp(text: &str) -> Option<i64> {
     match text {
         "infinity" => return Some(i64::MAX),
@@ -278,9 +284,10 @@ pub fn parse_timestamp(text: &str) -> Option<i64> {
     Some(days * MICROS_PER_DAY + seconds * 1_000_000 + micros)
 }
 
-/// The microseconds since 2000-01-01 UTC of what PostgreSQL takes for a time besides: `epoch`, a date alone, hours and minutes alone, no zone (it
-/// is UTC in every session), a space before the zone, the era. What depends on the day (`now`, `yesterday`) or names a month or a zone by its
-/// name is not understood.
+/// The microseconds since 2000-01-01 UTC of further forms that PostgreSQL accepts: `epoch`, a date
+/// alone, hours and minutes alone, no zone (it is UTC in every session), a space before the zone,
+/// the era. Forms that depend on the day (`now`, `yesterday`), or that have the name of a month or
+/// a zone, are not understood.
 fn parse_time_input(text: &str) -> Option<i64> {
     let text = text.trim().to_ascii_lowercase();
     match text.as_str() {
@@ -317,7 +324,8 @@ fn parse_time_input(text: &str) -> Option<i64> {
     Some(days * MICROS_PER_DAY + micros)
 }
 
-/// Microseconds since midnight UTC of `HH:MM`, `HH:MM:SS` or `HH:MM:SS.ffffff`, with or without a zone.
+/// Microseconds since midnight UTC of `HH:MM`, `HH:MM:SS` or `HH:MM:SS.ffffff`, with or without a
+/// zone.
 fn parse_time_of_day(text: &str) -> Option<i64> {
     let zone_at = text.find(['z', '+', '-']).unwrap_or(text.len());
     let (clock, zone) = (text[..zone_at].trim_end(), &text[zone_at..]);
@@ -356,7 +364,8 @@ fn parse_time_of_day(text: &str) -> Option<i64> {
     Some(((hour * 60 + minute - offset_minutes) * 60 + second.unwrap_or(0)) * 1_000_000 + micros)
 }
 
-/// The reverse of [`parse_timestamp`], always in UTC with six digits of fraction, and with the era before year 1. [`parse_text`] reads all of them.
+/// The reverse of [`parse_timestamp`], always in UTC with six digits of fraction, and with the era
+/// before year 1. [`parse_text`] reads all of them.
 pub fn format_timestamp(micros: i64) -> String {
     match micros {
         i64::MAX => return "infinity".into(),
@@ -424,7 +433,8 @@ mod tests {
         }
     }
 
-    /// Breaks if what PostgreSQL takes is refused, or taken for another time. The numbers are PostgreSQL's, in a session at UTC.
+    /// Fails if a form that PostgreSQL accepts is refused, or read as another time. The numbers are
+    /// PostgreSQL's, in a session at UTC.
     #[test]
     fn times_and_uuids_are_taken_in_the_forms_that_postgresql_takes() {
         let time = |text: &str| match parse_text(KeyType::TimestampTz, text) {

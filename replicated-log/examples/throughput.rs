@@ -1,5 +1,6 @@
-//! Three replicas on loopback, each with its own durable log: how many small proposals a second they decide, and
-//! how long one takes, alone and with others waiting. A read barrier is timed the same way.
+//! Three replicas on loopback, each with its own durable log: how many small proposals a second
+//! they decide, and how long one takes, alone and with others waiting. A read barrier is timed the
+//! same way.
 //!
 //! `cargo run --release -p evenkeel-replicated-log --example throughput [folder]`
 
@@ -48,8 +49,9 @@ async fn leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
     }
 }
 
-/// As [`leader`], once it has led for a second: replicas that start one after the other change places at first.
-async fn settled_leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
+/// As [`leader`], once it has led for a second: replicas that start one after the other change
+/// places at first.
+async fn stable_leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
     loop {
         let (node, term, start) = leader(nodes).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -137,7 +139,7 @@ async fn main() -> Outcome<()> {
             limits: Limits::default(),
         })?);
     }
-    let (node, term, start) = settled_leader(&nodes).await;
+    let (node, term, start) = stable_leader(&nodes).await;
     let mut log = node.subscribe(start.next());
     println!("payloads of {PAYLOAD_BYTES} bytes, three replicas in one process, logs in {}", root.display());
     for (count, window) in [(3_000, 1), (30_000, 16), (60_000, 64), (500_000, 4_096)] {

@@ -1,13 +1,14 @@
 //! The clock that leases are measured with.
 //!
-//! It must not stand still while the machine sleeps: a leader that slept has to see afterwards that its lease is over.
-//! So it is the time since boot with suspended time counted, in whole milliseconds. It is read at the edges only and
-//! passed into the core. Log rule 9 relies on it running at most 5 % faster or slower than real time; a virtual
-//! machine that is paused and resumed must have its clock put forward before its processes run on.
+//! It must not stop while the machine is suspended: a leader that was suspended must detect
+//! afterwards that its lease is over. It is therefore the time since boot with suspended time
+//! counted, in whole milliseconds. It is read at the edges only and passed into the core. Log rule
+//! 9 relies on it running at most 5 % faster or slower than real time. The clock of a virtual
+//! machine that is paused and resumed must be corrected before its processes continue.
 
 use std::sync::OnceLock;
 
-/// How far a clock may run from real time, either way, in per cent (log rule 9).
+/// The largest drift of a clock from real time, either way, in per cent (log rule 9).
 pub const CLOCK_DRIFT_PERCENT: u64 = 5;
 
 /// Milliseconds since boot, rounded down. Never goes back.
@@ -15,18 +16,19 @@ pub(crate) fn now_ms() -> u64 {
     evenkeel_host::boot_ms()
 }
 
-/// Milliseconds since the Unix epoch: the wall clock as it was when the process first asked, moved on with the time since boot. So it
-/// never goes back, and setting the machine's clock does not make it jump: what is remembered for a time (R14) must neither be forgotten
-/// at once nor kept for ever because somebody set a clock. Clocks of different machines, and of processes started before and after such a
-/// setting, differ all the same.
+/// Milliseconds since the Unix epoch: the wall clock at the first call of the process, plus the
+/// time since then. It never goes back, and setting the machine's clock does not make it jump.
+/// Entries kept for a time (R14) must neither be dropped at once nor kept for ever because an
+/// administrator set a clock. Clocks of different machines differ, and so do those of processes
+/// started before and after a clock was set.
 pub fn unix_ms() -> u64 {
     static ANCHOR: OnceLock<(u64, u64)> = OnceLock::new();
     if let Some(simulation) = evenkeel_host::simulation() {
-        // Many processes share this one's statics there.
+        // In a simulation many simulated processes share the statics of this one.
         return simulation.unix_ms();
     }
     let boot_ms = now_ms();
-    let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::hindrance::wall_ms(), boot_ms));
+    let (wall_ms, then_ms) = *ANCHOR.get_or_init(|| (crate::fault_hook::wall_ms(), boot_ms));
     wall_ms + boot_ms.saturating_sub(then_ms)
 }
 

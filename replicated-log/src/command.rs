@@ -1,4 +1,4 @@
-//! What can arrive at the event loop: calls of the owner, reads of subscribers, and what the sessions bring.
+//! Inputs of the event loop: calls of the owner, reads of subscribers, and events of sessions.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, SendError};
@@ -6,22 +6,12 @@ use std::sync::mpsc::{self, SendError};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
+use crate::error::BarrierError;
+use crate::ids::{LogIndex, Term};
 use crate::item::Kind;
 use crate::membership::Membership;
+use crate::old_entries::OldEntries;
 use crate::transport::SessionEvent;
-use crate::types::{BarrierError, Entry, LogIndex, Term};
-use crate::wal::ReadPlan;
-
-/// The answer to a subscriber that asked for entries which the ring no longer holds.
-#[derive(Debug)]
-pub(crate) enum OldEntries {
-    /// Consecutive from the asked position; empty only if that is not decided.
-    Entries(Vec<Entry>),
-    /// Gone; the log begins behind this.
-    Trimmed(LogIndex),
-    /// On disk, to be read by who asked.
-    OnDisk(ReadPlan),
-}
 
 /// One input of the event loop.
 #[derive(Debug)]
@@ -30,10 +20,10 @@ pub(crate) enum Command {
         kind: Kind,
         term: Term,
         payload: Bytes,
-        /// What was charged to the queue, given back when the event loop takes the proposal.
+        /// Bytes charged to the queue until the event loop takes the proposal.
         charged_bytes: usize,
-        /// Told when it is held in a quorum's memory (R28); dropped if that will not be known.
-        held: Option<oneshot::Sender<()>>,
+        /// Notified by the memory acknowledgement (R28); dropped if there will be none.
+        acknowledged: Option<oneshot::Sender<()>>,
     },
     NewLeadership {
         current: Term,
@@ -44,7 +34,7 @@ pub(crate) enum Command {
         max_bytes: usize,
         reply: oneshot::Sender<OldEntries>,
     },
-    AskFresh,
+    AskStalenessBound,
     Compact(LogIndex),
     RetainFrom(Option<LogIndex>),
     Installed {
@@ -53,19 +43,20 @@ pub(crate) enum Command {
     },
     TryLead,
     YieldLeadership,
-    StandAside(bool),
+    SetIneligible(bool),
     Session(SessionEvent),
-    /// A replica of an older epoch, or of none, has greeted.
+    /// A replica of an older configuration, or of none, has greeted.
     Seen {
         replica: u64,
         store_id: u64,
     },
-    /// A peer is in a newer epoch.
-    NewerEpoch(Membership),
+    /// A peer is in a newer configuration.
+    NewerConfiguration(Membership),
     Shutdown(oneshot::Sender<()>),
 }
 
-/// The way to the event loop. A loop that is a thread blocks on the channel; one that is a task, in a simulation, is woken.
+/// The sender of commands. An event loop on a thread blocks on the channel; in a simulation it is a
+/// task and is woken.
 #[derive(Clone, Debug)]
 pub(crate) struct Commands {
     queue: mpsc::Sender<Command>,

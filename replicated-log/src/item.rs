@@ -1,17 +1,19 @@
-//! What is stored and sent: the log's items, the marker that stands for trimmed ones, and the term fence.
+//! Items, the stored and transmitted form of log entries, and the term fence that judges them.
 //!
-//! An item is one kind byte, the term it was proposed in and the application's bytes. [`Fence`] is the state that
-//! judges items: which leadership is in force, and whether the epoch has ended. The judgement is a fold over the log
-//! and nothing else, so every replica comes to the same one (invariant 1); the fence at the compaction point is
-//! stored and travels with state transfers, so that it also comes to the same one after a restart.
+//! An item is one kind byte, the term in which it was proposed and the application's bytes.
+//! [`Fence`] holds the leadership in force and whether the configuration has ended. The verdict on
+//! an item depends only on the log before it, so every replica reaches the same verdict (invariant
+//! 1). The fence at the compaction point is stored and travels with state transfers; the verdicts
+//! are therefore the same after a restart. [`Trimmed`] is the marker for a compacted part of a log.
 
 use bytes::{Buf, BufMut, Bytes};
 use omnipaxos::storage::{Entry as PaxosEntry, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Body, Entry, LogIndex, Term};
+use crate::entry::{Body, Entry};
+use crate::ids::{LogIndex, Term};
 
-/// What kind of item this is; the value is its byte on disk and on the wire.
+/// The kind of an item; the value is its byte on disk and on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -28,7 +30,7 @@ pub(crate) struct Item {
     pub(crate) payload: Bytes,
 }
 
-/// Bytes that an encoded item takes beyond its payload: length, kind, term.
+/// Size of an encoded item without its payload: length, kind and term.
 pub(crate) const ITEM_OVERHEAD_BYTES: usize = 4 + 1 + 8;
 
 /// An encoded item was cut short or has an unknown kind.
@@ -72,7 +74,7 @@ impl Item {
         Ok(Item { kind, term, payload: input.split_to(payload_bytes) })
     }
 
-    /// The item as subscribers see it.
+    /// The item as subscribers receive it.
     pub(crate) fn deliver(&self, index: LogIndex, before: Fence) -> Entry {
         Entry {
             index,
@@ -92,7 +94,7 @@ impl Item {
 pub(crate) struct Fence {
     /// The leadership in force.
     pub(crate) term: Term,
-    /// Whether an effective `ConfigChange` came before: nothing counts any more (log rule 10).
+    /// Whether an effective `ConfigChange` came before: all later items are rejected (log rule 10).
     pub(crate) ended: bool,
 }
 
@@ -101,7 +103,7 @@ impl Fence {
     pub(crate) fn admits(&self, item: &Item) -> bool {
         !self.ended
             && match item.kind {
-                // Leaderships only follow each other upwards; a LeaderStart that does not is void like any other.
+                // Terms only grow; a LeaderStart with a term that is not higher is rejected.
                 Kind::LeaderStart => item.term > self.term,
                 Kind::Data | Kind::ConfigChange => item.term == self.term && item.term != Term::NONE,
             }
@@ -118,11 +120,12 @@ impl Fence {
     }
 }
 
-/// Stands for the trimmed part of a log (log rule 10). OmniPaxos calls it a snapshot; it holds no state, only the
-/// fence in force where the trimmed part ends.
+/// Marker for the trimmed part of a log (log rule 10). OmniPaxos calls it a snapshot; it holds no
+/// state, only the fence at the end of the trimmed part.
 ///
-/// `transferred` is `None` in the markers that the library makes itself for local compaction (the durable log
-/// knows the fence there), and `Some` in those that this crate puts into synchronisation messages.
+/// `transferred` is `None` in markers that the library makes for local compaction (the durable log
+/// knows the fence there), and `Some` in markers that this crate puts into synchronisation
+/// messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trimmed {
     pub(crate) transferred: Option<Fence>,
@@ -135,8 +138,8 @@ impl Snapshot<Item> for Trimmed {
 
     fn merge(&mut self, _delta: Self) {}
 
-    // log rule 10: the library's own snapshot path would send Delta snapshots, which are broken. Always false;
-    // `core::sync` puts a Complete marker into the messages that need one.
+    // log rule 10: the library's own snapshot path would send Delta snapshots, which are broken.
+    // Always false; `core::paxos` puts a Complete marker into the messages that need one.
     fn use_snapshots() -> bool {
         false
     }
@@ -146,7 +149,8 @@ impl PaxosEntry for Item {
     type Snapshot = Trimmed;
 }
 
-// The library's message types demand these; items travel beside the messages (see `wire`), never through serde.
+// The library's message types require these; items travel beside the messages (see `wire`), never
+// through serde.
 impl Serialize for Item {
     fn serialize<S: serde::Serializer>(&self, _serializer: S) -> Result<S::Ok, S::Error> {
         Err(serde::ser::Error::custom("items travel beside the message"))
@@ -181,13 +185,14 @@ mod tests {
         }
     }
 
-    // Invariant 1: only the leadership in force has effect, whatever a deposed leader got into the log.
+    // Invariant 1: only items of the leadership in force are effective, whatever a deposed leader
+    // appended.
     #[test]
     fn the_fence_admits_only_the_leadership_in_force() {
         let old = Term::first_of(3, 1);
         let new = Term::first_of(4, 2);
         let fence = Fence::default();
-        assert!(!fence.admits(&data(old)), "nothing counts before a leadership");
+        assert!(!fence.admits(&data(old)), "every item before a leadership is rejected");
         assert!(!fence.admits(&data(Term::NONE)));
         let fence = fence.after(&Item::leader_start(old));
         assert!(fence.admits(&data(old)));
@@ -202,13 +207,13 @@ mod tests {
         assert!(fence.admits(&data(again)));
     }
 
-    // Log rule 10: what follows a membership change counts for nothing.
+    // Log rule 10: items after a membership change are rejected.
     #[test]
-    fn nothing_counts_behind_an_effective_config_change() {
+    fn items_behind_an_effective_config_change_are_rejected() {
         let term = Term::first_of(1, 3);
         let change = Item { kind: Kind::ConfigChange, ..data(term) };
-        let void = Fence::default().after(&change);
-        assert!(!void.ended, "a void change ends nothing");
+        let rejected = Fence::default().after(&change);
+        assert!(!rejected.ended, "a rejected change ends nothing");
         let fence = Fence::default().after(&Item::leader_start(term)).after(&change);
         assert!(fence.ended);
         assert!(!fence.admits(&data(term)));

@@ -1,15 +1,19 @@
-//! Who belongs to a group, epoch by epoch.
+//! The membership of a group, configuration by configuration.
 //!
-//! A membership holds for one *epoch*. It changes by an ordinary entry, the barrier, which names the members of the next
-//! epoch (log rule 10): with the barrier decided the epoch is over, and the next one begins right behind it, in a fresh
-//! OmniPaxos instance, at the same place of the same log. So positions go on growing (log rule 12), and so do terms.
+//! A configuration is a numbered set of voters. It changes by an ordinary log entry, the *barrier*,
+//! which names the members of the next configuration (log rule 10). Once the barrier is decided,
+//! the configuration has ended, and the next one begins directly behind it: in a new OmniPaxos
+//! instance, at the same place of the same log. Positions and terms therefore keep growing (log
+//! rule 12).
 //!
-//! A barrier names its members' *disks*, too, by the marks that were drawn when their logs were made. Who lost its disk has forgotten what
-//! it promised and accepted, and so must not take part in that epoch again, however new its copy of the state is; only the first
-//! epoch has to trust whichever disk it sees first.
+//! A barrier also names the *disks* of its members, by identities drawn when their logs were
+//! created. A replica that lost its disk has forgotten its promises and accepted entries. It must
+//! not vote again in that configuration, however recent its copy of the state is. The founding
+//! configuration has no barrier; there the first disk seen counts (see `core::disks`).
 //!
-//! A replica has a number of its own for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a new number. What OmniPaxos
-//! numbers 1..=n without gaps (log rule 6) are the places in the ordered list of an epoch's members.
+//! A replica keeps its number for life ([`ReplicaId`], 1 to 255, with gaps); a new machine gets a
+//! new number. OmniPaxos numbers replicas 1..=n without gaps (log rule 6): these are places in the
+//! ordered list of a configuration's members.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,20 +21,23 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{LogIndex, LogStatus, PeerStatus, ReplicaId, Term};
+use crate::error::ChangeError;
+use crate::ids::{LogIndex, ReplicaId, Term};
+use crate::status::{LogStatus, PeerStatus};
 
-/// Replicas of a group, at least and at most: fewer than two is no group (log rule 15), and a term has eight bits for its
-/// replica.
+/// The number of replicas in a group: at least two (log rule 15), and at most as many as the eight
+/// bits for the replica in a term allow.
 pub(crate) const MEMBERS: std::ops::RangeInclusive<usize> = 2..=255;
 
 /// One replica of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Where it listens for its peers.
+    /// The address on which it listens for its peers.
     pub log: SocketAddr,
-    /// The application's own addresses, in an order that it knows; the log passes them on.
+    /// The application's own addresses, in an order of its choice; the log only stores them.
     pub contacts: Vec<SocketAddr>,
-    /// The mark of its disk, put in by the log when the change is proposed. 0 in the founding epoch: not known yet.
+    /// The identity of its disk, filled in by the log when the change is proposed. 0 in the
+    /// founding configuration: not known yet.
     pub disk: u64,
 }
 
@@ -43,15 +50,16 @@ impl From<SocketAddr> for Member {
 /// Replicas by their numbers.
 pub type Members = BTreeMap<ReplicaId, Member>;
 
-/// The members of one epoch, and where it began.
+/// The members of one configuration, and the position at which it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
-    /// Counts membership changes, from 1. In epoch 0 a replica belongs to no group yet: it waits to be let in.
-    pub epoch: u32,
-    /// The barrier that ended the epoch before; this epoch's entries come after it. Whoever counts in this epoch holds
-    /// everything up to there.
+    /// The number of the configuration, from 1. A replica in configuration 0 belongs to no group
+    /// yet: it waits until a membership change adds it.
+    pub configuration: u32,
+    /// The barrier that ended the previous configuration; this configuration's entries follow it.
+    /// Every voter of this configuration has all entries up to here.
     pub began: LogIndex,
-    /// The term in force at the barrier. This epoch's terms are above it.
+    /// The term in force at the barrier. This configuration's terms are above it.
     pub term: Term,
     /// Its members.
     pub members: Members,
@@ -60,7 +68,7 @@ pub struct Membership {
 impl Membership {
     /// Whether `id` belongs to it.
     pub fn has(&self, id: ReplicaId) -> bool {
-        self.epoch > 0 && self.members.contains_key(&id)
+        self.configuration > 0 && self.members.contains_key(&id)
     }
 
     /// Whether the replica with this disk belongs to it.
@@ -68,17 +76,19 @@ impl Membership {
         self.has(id) && self.members.get(&id).is_some_and(|member| member.disk == disk || member.disk == 0)
     }
 
-    /// What the barrier that proposes `members` carries.
+    /// The payload of the barrier that proposes `members`.
     pub(crate) fn barrier(members: &Members) -> Bytes {
-        // Maps of numbers and addresses always encode; an empty barrier would be refused when it is read.
+        // Maps of numbers and addresses always encode; an empty barrier is rejected when it is
+        // read.
         postcard::to_stdvec(members).map(Bytes::from).unwrap_or_default()
     }
 
-    /// The epoch that begins behind the barrier at `began`, or `None` if that names no group.
+    /// The configuration that begins behind the barrier at `began`, or `None` if the barrier names
+    /// no valid group.
     pub(crate) fn next(&self, began: LogIndex, term: Term, barrier: &[u8]) -> Option<Membership> {
         let members: Members = postcard::from_bytes(barrier).ok()?;
         check(&members).ok()?;
-        Some(Membership { epoch: self.epoch.checked_add(1)?, began, term, members })
+        Some(Membership { configuration: self.configuration.checked_add(1)?, began, term, members })
     }
 
     pub(crate) fn majority(&self) -> usize {
@@ -86,7 +96,7 @@ impl Membership {
     }
 }
 
-/// Log rule 6, as far as it concerns the numbers that replicas have for life.
+/// Checks the size of the group and the numbers of its replicas (log rule 6).
 pub(crate) fn check(members: &Members) -> Result<(), String> {
     if !MEMBERS.contains(&members.len()) {
         return Err(format!("a group has 2 to 255 members, not {}", members.len()));
@@ -97,22 +107,12 @@ pub(crate) fn check(members: &Members) -> Result<(), String> {
     }
 }
 
-/// Why a change of the membership was not proposed. Nothing of it will ever appear in the log.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeError {
-    /// Refuse: there can be no such group, or it can never be reached from the members there are in one step.
-    #[error("{0}")]
-    Impossible(String),
-    /// Wait: as things are now such a group could not serve.
-    #[error("{0}")]
-    Refused(String),
-    /// As for any proposal.
-    #[error(transparent)]
-    Propose(#[from] crate::types::ProposeError),
-}
-
-/// The members `next` with their disks, if the group can go over to them and serve on. Only replicas that are connected in
-/// this epoch, do not wait for a state transfer, and are not among `lacking`, have the state; the others have to fetch it first, from somebody who has it.
+/// Completes `next` with the identities of the disks, if the group can change to these members and
+/// continue to serve.
+///
+/// A majority of `next` must have the state. A replica has it if it is connected in the current
+/// configuration, does not wait for a state transfer, and is not in `lacking`. The others fetch the
+/// state before they vote.
 pub(crate) fn complete(
     now: &Membership,
     me: (ReplicaId, u64),
@@ -128,9 +128,9 @@ pub(crate) fn complete(
         return Err(ChangeError::Impossible(format!("{reason}: change fewer at a time")));
     }
     let has_state = |peer: &PeerStatus| peer.connected && !peer.behind;
-    let counts = |id: &ReplicaId| status.peers.get(id).is_some_and(has_state);
-    let whole = |id: &ReplicaId| *id == me.0 || (counts(id) && !lacking.contains(id));
-    let staying = next.keys().filter(|id| now.has(**id) && whole(id)).count();
+    let peer_has_state = |id: &ReplicaId| status.peers.get(id).is_some_and(has_state);
+    let complete = |id: &ReplicaId| *id == me.0 || (peer_has_state(id) && !lacking.contains(id));
+    let staying = next.keys().filter(|id| now.has(**id) && complete(id)).count();
     if staying < majority {
         return Err(ChangeError::Refused(format!(
             "{staying} of the {} members would have the state, and {majority} are needed: start the others, or change fewer at a time",
@@ -155,13 +155,13 @@ mod tests {
         ids.iter().map(|id| (ReplicaId(*id), SocketAddr::from(([127, 0, 0, 1], 7000 + *id as u16)).into())).collect()
     }
 
-    /// Replica 1 leads 2 and 3, which are there or not; 4 and 5 wait to be let in.
+    /// Replica 1 leads 2 and 3, which are connected or not; 4 and 5 ask to join.
     fn change(connected: [bool; 2], next: &[u64]) -> Result<Members, ChangeError> {
         change_without(&[], connected, next)
     }
 
     fn change_without(lacking: &[u64], connected: [bool; 2], next: &[u64]) -> Result<Members, ChangeError> {
-        let now = Membership { epoch: 1, members: members(&[1, 2, 3]), ..Membership::default() };
+        let now = Membership { configuration: 1, members: members(&[1, 2, 3]), ..Membership::default() };
         let peer = |connected, disk| PeerStatus { connected, disk: Some(disk), ..PeerStatus::default() };
         let status = LogStatus {
             peers: [(ReplicaId(2), peer(connected[0], 22)), (ReplicaId(3), peer(connected[1], 33))].into(),
@@ -173,10 +173,10 @@ mod tests {
     }
 
     #[test]
-    fn the_next_epoch_is_what_the_barrier_says() {
-        let now = Membership { epoch: 3, members: members(&[1, 2, 3]), ..Membership::default() };
+    fn the_next_configuration_has_the_barriers_members() {
+        let now = Membership { configuration: 3, members: members(&[1, 2, 3]), ..Membership::default() };
         let next = now.next(LogIndex(9), Term(5), &Membership::barrier(&members(&[1, 3, 7]))).unwrap();
-        assert_eq!((next.epoch, next.began, next.term), (4, LogIndex(9), Term(5)));
+        assert_eq!((next.configuration, next.began, next.term), (4, LogIndex(9), Term(5)));
         assert!(next.has(ReplicaId(7)) && !next.has(ReplicaId(2)));
         assert_eq!(now.next(LogIndex(9), Term(5), b""), None);
         assert_eq!(now.next(LogIndex(9), Term(5), &Membership::barrier(&members(&[1]))), None);
@@ -193,10 +193,10 @@ mod tests {
         assert!(change([true, true], &[1, 2, 6]).unwrap_err().to_string().contains("replica 6"));
     }
 
-    // The one that has the state would be stopped, and nobody could give it to the others.
+    // The only replica with the state would be removed, and the others could not fetch it.
     #[test]
-    fn members_that_wait_for_the_state_do_not_count_as_having_it() {
-        let now = Membership { epoch: 1, members: members(&[1, 2, 3]), ..Membership::default() };
+    fn members_that_wait_for_the_state_do_not_have_it() {
+        let now = Membership { configuration: 1, members: members(&[1, 2, 3]), ..Membership::default() };
         let status = |behind| {
             let peer = PeerStatus { connected: true, disk: Some(22), behind, ..PeerStatus::default() };
             let peers = [(ReplicaId(2), peer.clone()), (ReplicaId(3), peer)].into();
@@ -216,7 +216,7 @@ mod tests {
         assert!(matches!(change_without(&[2], [true, true], &[1, 2, 4]), Err(ChangeError::Refused(_))), "2 lacks rows");
         change_without(&[2], [true, true], &[1, 3, 4]).unwrap();
         let refused = |connected, next: &[u64]| change(connected, next).unwrap_err();
-        assert!(matches!(refused([false, false], &[1, 2, 3]), ChangeError::Refused(_)), "nobody would follow");
+        assert!(matches!(refused([false, false], &[1, 2, 3]), ChangeError::Refused(_)), "no follower is connected");
         assert!(matches!(refused([true, true], &[1, 2, 6]), ChangeError::Refused(_)), "6 has not been heard of yet");
         // No waiting would help.
         assert!(matches!(refused([true, true], &[1, 4, 5]), ChangeError::Impossible(_)), "one of three has the state");

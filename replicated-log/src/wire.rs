@@ -1,13 +1,15 @@
-//! What replicas say to each other, and its encoding.
+//! Messages between replicas, and their encoding.
 //!
 //! ```text
-//! frame   = length u32 | crc32 u32 | group u64 | epoch u32 | message…      (length counts what follows the crc)
+//! frame   = length u32 | crc32 u32 | group u64 | configuration u32 | message…      (length counts what follows the crc)
 //! message = shell length u32 | shell (postcard) | item count u32 | items
 //! ```
 //!
-//! A frame holds what one turn has for one peer. A message's log items travel beside its shell: they are already
-//! encoded, and on the receiving side they share the frame's memory instead of being copied one by one
-//! (log rule 14). Every frame carries its group and epoch (log rule 4).
+//! A frame holds one turn's messages for one peer. A message's log items travel beside its shell:
+//! they are already encoded, and the receiver's items share the frame's memory instead of being
+//! copied one by one (log rule 14). Every frame carries its group and configuration (log rule 4).
+//!
+//! The order of variants and fields is the format.
 
 use bytes::{Buf, BufMut, Bytes};
 use omnipaxos::ballot_leader_election::Ballot;
@@ -16,62 +18,65 @@ use omnipaxos::messages::sequence_paxos::PaxosMsg;
 use serde::{Deserialize, Serialize};
 
 use crate::item::{ITEM_OVERHEAD_BYTES, Item};
-use crate::types::Lag;
+use crate::status::Lag;
 
 /// A message between two replicas of a group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Wire {
-    /// OmniPaxos's own.
+    /// A message of OmniPaxos.
     Paxos(Message<Item>),
-    /// Do you still accept my ballot? (log rule 9)
+    /// Asks for the receiver's promise (log rule 9).
     Probe { id: u64 },
     /// The answer: the sender's promise when the probe reached it.
     ProbeReply { id: u64, promise: Ballot },
-    /// Up to where does the log hold everything acknowledged by now? `asked_ms` is the sender's clock (R17).
-    FreshAsk { asked_ms: u64 },
-    /// The answer: everything acknowledged before `asked_ms` lies at or before `index`.
-    FreshAnswer { asked_ms: u64, index: u64 },
-    /// Tell at once, please, when so many items of this ballot's log are in your memory (R28).
-    HoldAsk { ballot: Ballot, length: u64 },
-    /// They are. Says nothing about the disk.
-    HoldTold { ballot: Ballot, length: u64 },
-    /// Where the sender stands (log rules 10 and 11).
+    /// Asks the leader for a staleness bound; `asked_ms` is the sender's clock (R17).
+    StalenessAsk { asked_ms: u64 },
+    /// The answer: every write acknowledged before `asked_ms` lies at or before `index`.
+    StalenessAnswer { asked_ms: u64, index: u64 },
+    /// Asks for a reply as soon as `length` items of this ballot's log are in the receiver's memory
+    /// (R28).
+    MemoryAsk { ballot: Ballot, length: u64 },
+    /// The answer: they are. It says nothing about the disk.
+    MemoryAnswer { ballot: Ballot, length: u64 },
+    /// The sender's promise and positions (log rules 10 and 11).
     Status(Standing),
-    /// Take over the leadership, please (log rule 15).
+    /// Asks the receiver to become the leader (log rule 15).
     TryLead,
-    /// Promise nothing to others for one period, please (log rule 9). `sent_ms` is the leader's clock.
+    /// Asks the receiver to promise nothing to other candidates for one period (log rule 9).
+    /// `sent_ms` is the leader's clock.
     LeaseRequest { ballot: Ballot, sent_ms: u64 },
-    /// The sender does so from now on; `sent_ms` is the request's.
+    /// The answer: the sender does so from now on; `sent_ms` is the request's.
     LeaseAck { ballot: Ballot, sent_ms: u64 },
-    /// The sender's leadership with this ballot is over, and with it what was promised for it.
+    /// The sender's leadership with this ballot has ended, and with it the lease.
     LeaseRelease { ballot: Ballot },
-    /// What is decided from the position `first` on, for one that is far behind.
+    /// Decided items from the position `first` on, for a replica that is far behind.
     Decided { first: u64, items: Vec<Item> },
-    /// The disks that the sender has learned the members to have in this epoch, by replica (log rule 10).
+    /// The members' disks in this configuration as far as the sender knows them, by replica (log
+    /// rule 10).
     Disks(Vec<(u64, u64)>),
 }
 
-/// Where a replica stands.
+/// A replica's promise, positions and condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing {
     pub(crate) promise: Ballot,
     pub(crate) decided: u64,
     pub(crate) accepted: u64,
-    /// What its log takes, in bytes of its segments.
+    /// The size of its log's segments, in bytes.
     pub(crate) log_bytes: u64,
-    /// What its application has applied, and how far that is behind.
+    /// Its applied position, and the distance to its decided position.
     pub(crate) applied: u64,
     pub(crate) lag: Lag,
-    /// It waits for a state transfer and must not lead.
+    /// Whether it waits for a state transfer and must not lead.
     pub(crate) needs_state: bool,
-    /// Its application cannot serve, so it must not lead.
-    pub(crate) aside: bool,
+    /// Whether its application cannot serve, so that it must not lead.
+    pub(crate) ineligible: bool,
     /// Its wall clock, in milliseconds since the Unix epoch.
     pub(crate) clock_ms: u64,
 }
 
 impl Wire {
-    /// About how many bytes the message takes on the wire.
+    /// The approximate size of the message on the wire, in bytes.
     pub(crate) fn size_bytes(&self) -> usize {
         match self {
             Wire::Paxos(message) => size_of_message(message),
@@ -118,22 +123,22 @@ fn items_of_mut(wire: &mut Wire) -> Option<&mut Vec<Item>> {
     }
 }
 
-/// Group and epoch of a session (log rule 4).
+/// Group and configuration of a session (log rule 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tag {
     pub(crate) group: u64,
-    pub(crate) epoch: u32,
+    pub(crate) configuration: u32,
 }
 
 /// Length and checksum.
 pub(crate) const FRAME_HEADER_BYTES: usize = 8;
 
-/// A frame is damaged, belongs elsewhere, or makes no sense: the session must end.
+/// Why a frame is not accepted. The session must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadFrame {
     #[error("its checksum does not match")]
     Damaged,
-    #[error("it belongs to another group or epoch")]
+    #[error("it belongs to another group or configuration")]
     Foreign,
     #[error("it is malformed")]
     Malformed,
@@ -148,7 +153,7 @@ pub(crate) fn encode_frame(
     let start = out.len();
     out.put_u64_le(0);
     out.put_u64_le(tag.group);
-    out.put_u32_le(tag.epoch);
+    out.put_u32_le(tag.configuration);
     for message in messages {
         encode_message(out, message)?;
     }
@@ -173,7 +178,7 @@ fn encode_message(out: &mut Vec<u8>, mut message: Wire) -> Result<(), BadFrame> 
     Ok(())
 }
 
-/// Checks and decodes a frame's body; `crc` is what its header said.
+/// Checks and decodes a frame's body; `crc` is the checksum of its header.
 pub(crate) fn decode_frame(mut body: Bytes, crc: u32, tag: Tag) -> Result<Vec<Wire>, BadFrame> {
     if crc32fast::hash(&body) != crc {
         return Err(BadFrame::Damaged);
@@ -182,8 +187,8 @@ pub(crate) fn decode_frame(mut body: Bytes, crc: u32, tag: Tag) -> Result<Vec<Wi
         return Err(BadFrame::Malformed);
     }
     let group = body.get_u64_le();
-    let epoch = body.get_u32_le();
-    if (Tag { group, epoch }) != tag {
+    let configuration = body.get_u32_le();
+    if (Tag { group, configuration }) != tag {
         return Err(BadFrame::Foreign);
     }
     let mut messages = Vec::new();
@@ -222,11 +227,11 @@ fn take_sized(body: &mut Bytes) -> Result<Bytes, BadFrame> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::types::Term;
+    use crate::ids::Term;
     use omnipaxos::messages::sequence_paxos::{AcceptDecide, PaxosMessage};
     use omnipaxos::util::SequenceNumber;
 
-    const TAG: Tag = Tag { group: 7, epoch: 2 };
+    const TAG: Tag = Tag { group: 7, configuration: 2 };
 
     fn frame() -> Vec<u8> {
         let entries = vec![
@@ -266,11 +271,11 @@ mod tests {
         assert!(matches!(messages[1], Wire::Probe { id: 3 }));
     }
 
-    // Log rule 4: ballots and Paxos messages do not know their configuration, so the frame must.
+    // Log rule 4: ballots and Paxos messages do not carry their configuration, so the frame must.
     #[test]
     fn foreign_and_damaged_frames_are_refused() {
         let frame = frame();
-        let other = Tag { epoch: 3, ..TAG };
+        let other = Tag { configuration: 3, ..TAG };
         assert_eq!(decode(&frame, other).unwrap_err(), BadFrame::Foreign);
         for byte in 4..frame.len() {
             let mut bad = frame.clone();
@@ -280,7 +285,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        // Whatever comes over the wire, with whatever checksum, is refused or decoded: it never stops a replica.
+        // Any bytes, with any checksum, are refused or decoded: they never stop a replica.
         #[test]
         fn no_bytes_can_stop_a_replica(
             body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400),

@@ -118,8 +118,9 @@ fn payload(i: u64) -> Bytes {
     Bytes::copy_from_slice(&i.to_le_bytes())
 }
 
-/// Proposes `from..to` and waits until the leader has them, in this order. When a leadership ends on the way (on a busy
-/// machine a leader can seem dead), what did not make it is proposed again in the next one, as owners do.
+/// Proposes `from..to` and waits until the leader has them, in this order. When a leadership ends
+/// on the way (on a busy machine a leader can seem dead), what did not make it is proposed again in
+/// the next one, as owners do.
 async fn propose_all(group: &Group, from: u64, to: u64) {
     let mut next = from;
     while next < to {
@@ -230,7 +231,8 @@ async fn leadership_moves_on_request() {
     group.shutdown().await;
 }
 
-// R1, invariant 1: what was proposed in a leadership and comes after the next one's LeaderStart is void, everywhere.
+// R1, invariant 1: entries of a leadership behind the next one's LeaderStart are rejected,
+// everywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_further_leadership_ends_the_one_before() {
     let group = Group::new(3, Limits::default());
@@ -279,7 +281,8 @@ async fn further_leadership(group: &Group) -> bool {
     true
 }
 
-// Log rule 10: compaction passes a replica that has been away for long; it must fetch the state, and cannot lead.
+// Log rule 10: compaction passes a replica that has been away for long; it must fetch the state,
+// and cannot lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_was_away_too_long_needs_a_state_transfer() {
     let limits =
@@ -339,7 +342,8 @@ async fn a_replica_that_was_away_too_long_needs_a_state_transfer() {
     group.shutdown().await;
 }
 
-// Log rule 10: a replica with an empty disk must not rejoin the epoch in which it has made promises.
+// Log rule 10: a replica with an empty disk must not rejoin the configuration in which it has made
+// promises.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lost_its_disk_is_not_let_in() {
     let mut group = Group::new(3, Limits::default());
@@ -381,7 +385,8 @@ async fn another_group_is_not_heard() {
     group.shutdown().await;
 }
 
-// Log rule 3: a queue that overflows costs the session, never a single message, and the next session makes up for it.
+// Log rule 3: a queue that overflows costs the session, never a single message, and the next
+// session makes up for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overflowing_session_is_lost_as_a_whole_and_replaced() {
     let limits = Limits { session_queue_bytes: 20_000, ..Limits::default() };
@@ -390,7 +395,8 @@ async fn an_overflowing_session_is_lost_as_a_whole_and_replaced() {
     let mut proposed = 0;
     while proposed < count {
         let (leader, term, _) = group.leader().await;
-        // Lost leadership shows as a refusal; what was queued before it may or may not have made it.
+        // Lost leadership shows as a refusal; what was queued before it may or may not have made
+        // it.
         while proposed < count && group.nodes[&leader].propose(term, Bytes::from(vec![1; 4_000])).is_ok() {
             proposed += 1;
         }
@@ -441,29 +447,30 @@ async fn what_cannot_start_says_why() {
     node.shutdown().await;
 }
 
-/// A replica whose application cannot serve is not waited for: another one leads, and it never does, whoever else fails. It
-/// votes, so that the group has its majority.
+/// A replica whose application cannot serve is not waited for: another one leads, and it never
+/// does, whoever else fails. It votes, so that the group has its majority.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_stands_aside_votes_and_does_not_lead() {
+async fn an_ineligible_replica_votes_and_does_not_lead() {
     let mut group = Group::new(3, Limits::default());
     let (first, term, _) = group.leader().await;
-    group.nodes[&first].stand_aside(true);
+    group.nodes[&first].set_ineligible(true);
     let mut role = group.nodes[&first].role();
     timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
     let (second, ..) = group.leader().await;
     assert_ne!(second, first);
     assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its leadership is over");
-    // The majority now needs the vote of the one that stands aside, and its acceptance.
+    // The majority now needs the ineligible replica's vote, and its acceptance.
     group.stop(second).await;
     let (third, term, _) = group.leader().await;
     assert!(third != first && third != second);
     group.nodes[&third].propose(term, payload(2)).unwrap();
     assert_eq!(effective_data(&group.nodes[&first], 1).await, [payload(2)]);
-    // All who are left stand aside: nobody leads until one comes back, in a leadership of its own.
-    group.nodes[&third].stand_aside(true);
+    // All remaining replicas are ineligible: none leads until one is eligible again, in a new
+    // leadership.
+    group.nodes[&third].set_ineligible(true);
     let mut role = group.nodes[&third].role();
     timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. }))).await.unwrap().unwrap();
-    group.nodes[&third].stand_aside(false);
+    group.nodes[&third].set_ineligible(false);
     let (again, later, _) = group.leader().await;
     assert!(again == third && later > term, "{again} leads in {later}, before {term}");
     group.shutdown().await;

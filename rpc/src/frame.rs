@@ -1,29 +1,34 @@
-//! Frames: `length: u32, id: u64, kind: u8, body`, little-endian; the length counts what follows it.
+//! The wire format. A frame is `length: u32, id: u64, kind: u8, body`, little-endian; the length
+//! counts the bytes after itself. The body is a `postcard` message.
+//!
+//! Reading and writing have time limits: a frame that begins and does not arrive, and a peer that
+//! does not read, are errors that end the connection.
 
-use crate::MAX_FRAME_BYTES;
+use crate::budget::Share;
+use crate::limits::MAX_FRAME_BYTES;
 use bytes::{Buf, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 const HEADER_BYTES: usize = 13;
-/// How much is gathered for one write, in bytes, about.
+/// About how many bytes are collected for one write.
 const WRITE_BATCH_BYTES: usize = 256 << 10;
 
-/// What a frame is.
+/// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A request.
     Request,
-    /// The only or last reply.
+    /// The only reply, or the last of a stream.
     Reply,
-    /// A reply with more to come.
+    /// A reply of a stream that is not the last.
     Item,
-    /// The server gave the request up without a reply.
+    /// The server drops the request without a reply.
     Dropped,
     /// The caller of a request no longer waits for its reply.
     GivenUp,
@@ -42,7 +47,10 @@ impl Kind {
     }
 }
 
-/// A message, framed. An error if it is too long or cannot be encoded.
+/// Frames a message.
+///
+/// # Errors
+/// One sentence, if the message is too long or cannot be encoded.
 pub(crate) fn encode<T: Serialize>(id: u64, kind: Kind, message: &T) -> Result<Vec<u8>, String> {
     let mut out = vec![0u8; HEADER_BYTES];
     out[4..12].copy_from_slice(&id.to_le_bytes());
@@ -70,21 +78,23 @@ fn seal(out: &mut [u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A connection that brings no byte of a frame that it has begun for so long has ended, in milliseconds: a peer whose machine is gone says
-/// nothing, and what it has begun to send takes room from others.
+/// A frame that has begun and of which no further byte arrives for this long ends its connection,
+/// in milliseconds: a peer whose machine has failed sends nothing, and its unfinished frame
+/// occupies memory.
 const STALL_MS: u64 = 5_000;
-/// A frame must come at this rate at least, in bytes per millisecond (1 MiB/s), after the first [`STALL_MS`].
-const LEAST_BYTES_PER_MS: usize = 1 << 10;
-/// A peer that takes none of what is written for so long has ended, in milliseconds. Longer than for reading: who is busy with what it got
-/// already is alive.
+/// The lowest accepted rate of a frame after its first [`STALL_MS`], in bytes per millisecond: 1
+/// MiB/s.
+const MIN_BYTES_PER_MS: usize = 1 << 10;
+/// A peer that reads no written byte for this long has ended, in milliseconds. The limit is longer
+/// than for reading: a peer that is busy with earlier messages is alive.
 pub(crate) const WRITE_STALL_MS: u64 = 60_000;
 
-/// By when a frame of `length` bytes that begins now must be there.
+/// The deadline of a frame of `length` bytes that begins now.
 pub(crate) fn due(length: usize) -> Instant {
-    Instant::now() + Duration::from_millis(STALL_MS + (length / LEAST_BYTES_PER_MS) as u64)
+    Instant::now() + Duration::from_millis(STALL_MS + (length / MIN_BYTES_PER_MS) as u64)
 }
 
-/// Reads frames off a connection.
+/// Reads frames from a connection.
 pub(crate) struct FrameReader<R> {
     from: R,
     buffer: BytesMut,
@@ -95,7 +105,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         FrameReader { from, buffer: BytesMut::with_capacity(64 << 10) }
     }
 
-    /// The length of the next frame, as soon as it is known; `None` at the end of the connection.
+    /// Waits for the length of the next frame; `None` at the end of the connection.
     pub(crate) async fn length(&mut self) -> io::Result<Option<usize>> {
         loop {
             if let Some(length) = self.declared()? {
@@ -108,8 +118,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Waits for the first `bytes` bytes of a frame whose length is known, or for all of it if it is shorter, until `due`, and no longer
-    /// than [`STALL_MS`] for any one of them.
+    /// Waits until the first `bytes` bytes of a frame whose length is known have arrived, or the
+    /// whole frame if it is shorter.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] at `due`, or when no byte arrives for [`STALL_MS`].
     pub(crate) async fn arrive(&mut self, bytes: usize, due: Instant) -> io::Result<()> {
         loop {
             let missing = self.missing()?.min((bytes + 4).saturating_sub(self.buffer.len()));
@@ -144,13 +157,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(Some((id, kind, frame)))
     }
 
-    /// How many bytes the first frame still lacks.
+    /// Bytes of the first frame that have not arrived.
     fn missing(&self) -> io::Result<usize> {
         let wanted = self.declared()?.map_or(HEADER_BYTES, |length| length + 4);
         Ok(wanted.saturating_sub(self.buffer.len()))
     }
 
-    /// The length that the first frame says it has.
+    /// The length in the first frame's header, if that has arrived.
     fn declared(&self) -> io::Result<Option<usize>> {
         let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*head) as usize;
@@ -166,62 +179,60 @@ pub(crate) fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
     postcard::from_bytes(body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
 }
 
-/// A frame on its way out, and the room that it takes until it is written.
+/// A frame to be written, and its share of the memory for frames until then.
 pub(crate) struct Outgoing {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) room: Option<OwnedSemaphorePermit>,
+    pub(crate) memory: Option<Share>,
 }
 
 impl From<Vec<u8>> for Outgoing {
     fn from(bytes: Vec<u8>) -> Outgoing {
-        Outgoing { bytes, room: None }
+        Outgoing { bytes, memory: None }
     }
 }
 
-/// Writes what arrives in `frames` until the channel closes, gathering what waits into one write.
+/// Writes the frames of the queue until that closes. Frames that are queued are written together.
 pub(crate) async fn write_all<W: AsyncWrite + Unpin>(
     mut to: W,
     mut frames: mpsc::Receiver<Outgoing>,
 ) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(64 << 10);
-    let mut rooms = Vec::new();
+    let mut shares = Vec::new();
     while let Some(first) = frames.recv().await {
         if frames.is_empty() {
             write_out(&mut to, &first.bytes).await?;
             continue;
         }
         buffer.extend_from_slice(&first.bytes);
-        rooms.extend(first.room);
+        shares.extend(first.memory);
         while buffer.len() < WRITE_BATCH_BYTES {
             match frames.try_recv() {
                 Ok(frame) => {
                     buffer.extend_from_slice(&frame.bytes);
-                    rooms.extend(frame.room);
+                    shares.extend(frame.memory);
                 }
                 Err(_) => break,
             }
         }
         write_out(&mut to, &buffer).await?;
         buffer.clear();
-        rooms.clear();
+        shares.clear();
     }
     to.shutdown().await
 }
 
-/// Writes all of `bytes`, as long as the peer takes some of it every [`WRITE_STALL_MS`].
+/// Writes all of `bytes`.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] when the peer reads nothing for [`WRITE_STALL_MS`].
 async fn write_out<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8]) -> io::Result<()> {
     let stall = Duration::from_millis(WRITE_STALL_MS);
     while !bytes.is_empty() {
         match tokio::time::timeout(stall, to.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
-            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing of what is written")),
+            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")),
         }
     }
     Ok(())
-}
-
-/// A number of bytes in the unit in which room is counted: KiB, begun ones whole, so that a count fits.
-pub(crate) fn room_of(bytes: usize) -> u32 {
-    bytes.div_ceil(1024).max(1) as u32
 }

@@ -1,7 +1,9 @@
-//! The answering side.
+//! The answering side: accepts connections, reads requests within the memory budget, and passes
+//! them to a [`Service`].
 
-use crate::frame::{self, FrameReader, Kind, Outgoing, room_of};
-use crate::{
+use crate::budget::{Budget, Share, kibibytes};
+use crate::frame::{self, FrameReader, Kind, Outgoing};
+use crate::limits::{
     MAX_CONNECTIONS, MAX_REPLY_BYTES_PER_CONNECTION, MAX_REQUEST_BYTES, MAX_REQUESTS_PER_CONNECTION, WRITE_QUEUE_FRAMES,
 };
 use evenkeel_host::{Listener, Stream};
@@ -13,30 +15,30 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncRead;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-/// The beginning of a request, in bytes, that must have arrived before the room for the rest is taken.
+/// Bytes of a request that must have arrived before memory for the rest is reserved.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// What a server does with requests.
+/// Answers the requests of a server.
 pub trait Service: Send + Sync + 'static {
-    /// What it takes.
+    /// The type of its requests.
     type Request: DeserializeOwned + Send + 'static;
-    /// What it answers.
+    /// The type of its replies.
     type Reply: Serialize + Send + 'static;
-    /// What it keeps per connection.
+    /// What the service keeps for each connection.
     type Session: Send + Sync + 'static;
 
-    /// A connection has been made.
+    /// A connection has been accepted.
     fn opened(&self, peer: SocketAddr) -> Self::Session;
 
-    /// A connection has ended; requests of it may still be under way.
+    /// A connection has ended. Requests of it may still be in execution.
     fn closed(&self, session: Arc<Self::Session>) {
         drop(session);
     }
 
-    /// A request has come. Requests of one connection run at the same time.
+    /// Executes a request. Requests of one connection run concurrently.
     fn call(
         self: Arc<Self>,
         session: Arc<Self::Session>,
@@ -45,7 +47,8 @@ pub trait Service: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
-/// The requests of one connection that are not answered yet, and whom to tell when their callers stop waiting.
+/// The unanswered requests of one connection, with the channel that reports that their caller has
+/// stopped waiting.
 #[derive(Default)]
 pub(crate) struct Callers(Mutex<HashMap<u64, oneshot::Sender<()>>>);
 
@@ -54,16 +57,16 @@ impl Callers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A caller no longer waits.
+    /// Reports that a caller has stopped waiting.
     fn given_up(&self, id: u64) {
         if let Some(caller) = self.callers().remove(&id) {
-            // A service that does not ask does not hear it.
+            // Fails if the service does not observe it.
             let _ = caller.send(());
         }
     }
 }
 
-/// Completes when nobody waits for a request's reply any more. See [`Replier::gone`].
+/// Completes when the caller of a request has stopped waiting. See [`Replier::gone`].
 pub struct Gone {
     frames: mpsc::Sender<Outgoing>,
     given_up: oneshot::Receiver<()>,
@@ -79,12 +82,13 @@ impl Gone {
     }
 }
 
-/// Answers one request. Dropped without an answer, it tells the caller so.
+/// Answers one request. Dropped without an answer, it fails the request with
+/// [`crate::RpcError::Lost`].
 pub struct Replier<Rep> {
     id: u64,
     frames: mpsc::Sender<Outgoing>,
-    /// What is left for replies of this connection that are not written yet, in KiB.
-    room: Arc<Semaphore>,
+    /// Memory for the unwritten replies of this connection.
+    memory: Budget,
     callers: Arc<Callers>,
     given_up: Option<oneshot::Receiver<()>>,
     answered: bool,
@@ -92,24 +96,22 @@ pub struct Replier<Rep> {
 }
 
 impl<Rep: Serialize> Replier<Rep> {
-    pub(crate) fn new(
-        id: u64,
-        frames: mpsc::Sender<Outgoing>,
-        room: Arc<Semaphore>,
-        callers: Arc<Callers>,
-    ) -> Replier<Rep> {
+    pub(crate) fn new(id: u64, frames: mpsc::Sender<Outgoing>, memory: Budget, callers: Arc<Callers>) -> Replier<Rep> {
         let (caller, given_up) = oneshot::channel();
         callers.callers().insert(id, caller);
-        Replier { id, frames, room, callers, given_up: Some(given_up), answered: false, reply: PhantomData }
+        Replier { id, frames, memory, callers, given_up: Some(given_up), answered: false, reply: PhantomData }
     }
 
-    /// Completes when nobody waits for the reply any more. To be asked for once; a second time it completes at the connection's end only.
+    /// A future that completes when the caller has stopped waiting or its connection has ended.
+    /// Only the first call observes the caller; the futures of further calls complete at the end of
+    /// the connection.
     pub fn gone(&mut self) -> Gone {
         let given_up = self.given_up.take().unwrap_or_else(|| oneshot::channel().1);
         Gone { frames: self.frames.clone(), given_up }
     }
 
-    /// Sends the only or last reply. One that no frame can hold is not sent; the caller is told that the request was given up.
+    /// Sends the only or last reply. If it is too long for a frame, the request fails with
+    /// [`crate::RpcError::Lost`].
     pub async fn reply(mut self, reply: &Rep) {
         match frame::encode(self.id, Kind::Reply, reply) {
             Ok(frame) => self.send_last(frame).await,
@@ -117,7 +119,8 @@ impl<Rep: Serialize> Replier<Rep> {
         }
     }
 
-    /// The same; of a reply that no frame can hold, what `instead` makes of the reason.
+    /// As [`Replier::reply`]. If the reply is too long for a frame, the reply that `instead` makes
+    /// of the reason is sent.
     pub async fn reply_or(mut self, reply: &Rep, instead: impl FnOnce(&str) -> Rep) {
         match frame::encode(self.id, Kind::Reply, reply) {
             Ok(frame) => self.send_last(frame).await,
@@ -127,11 +130,12 @@ impl<Rep: Serialize> Replier<Rep> {
 
     async fn send_last(&mut self, frame: Vec<u8>) {
         self.answered = true;
-        // A caller that has gone needs no answer.
+        // A caller that is gone needs no answer.
         self.send(frame).await;
     }
 
-    /// Sends a reply with more to come; waits while the connection is behind. `false` if the caller has gone.
+    /// Sends a reply of a stream that is not the last; waits while the connection is behind.
+    /// `false` if the caller is gone.
     pub async fn item(&mut self, reply: &Rep) -> bool {
         match frame::encode(self.id, Kind::Item, reply) {
             Ok(frame) => self.send(frame).await,
@@ -142,15 +146,14 @@ impl<Rep: Serialize> Replier<Rep> {
         }
     }
 
-    /// Waits until there is room, or the caller has gone.
+    /// Queues a frame as soon as there is memory for it. `false` if the connection has ended.
     async fn send(&self, bytes: Vec<u8>) -> bool {
-        let wanted = room_of(bytes.len()).min(room_of(MAX_REPLY_BYTES_PER_CONNECTION));
-        let room = self.room.clone().acquire_many_owned(wanted);
-        let room = tokio::select! {
-            room = room => room.ok(),
+        let wanted = kibibytes(bytes.len()).min(kibibytes(MAX_REPLY_BYTES_PER_CONNECTION));
+        let memory = tokio::select! {
+            memory = self.memory.take(wanted) => memory.ok(),
             () = self.frames.closed() => return false,
         };
-        self.frames.send(Outgoing { bytes, room }).await.is_ok()
+        self.frames.send(Outgoing { bytes, memory }).await.is_ok()
     }
 
     /// Whether the caller's connection has ended.
@@ -163,18 +166,18 @@ impl<Rep> Drop for Replier<Rep> {
     fn drop(&mut self) {
         self.callers.callers().remove(&self.id);
         if !self.answered {
-            // If the queue is full the caller learns it from its own time limit.
+            // If the queue is full, the caller runs into its own time limit.
             let _ = self.frames.try_send(frame::empty(self.id, Kind::Dropped).into());
         }
     }
 }
 
-/// Serves connections until `shutdown` completes; then ends them all.
+/// Serves connections until `shutdown` completes, and then closes them.
 pub async fn serve<S: Service>(listener: impl Into<Listener>, service: Arc<S>, shutdown: impl Future<Output = ()>) {
     serve_within(listener.into(), service, shutdown, MAX_REQUEST_BYTES).await;
 }
 
-/// The same, with another limit on the bytes of requests that are not answered yet.
+/// As [`serve`], with another limit on the bytes of unanswered requests.
 pub(crate) async fn serve_within<S: Service>(
     listener: Listener,
     service: Arc<S>,
@@ -182,8 +185,8 @@ pub(crate) async fn serve_within<S: Service>(
     request_bytes: usize,
 ) {
     let mut connections = JoinSet::new();
-    // One for all connections: what counts is what the process holds.
-    let requests = Arc::new(Semaphore::new(room_of(request_bytes) as usize));
+    // One budget for all connections: it bounds the memory of the process.
+    let requests = Budget::of_bytes(request_bytes);
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -193,7 +196,7 @@ pub(crate) async fn serve_within<S: Service>(
                     connections.spawn(serve_connection(stream, peer, service.clone(), requests.clone()));
                 }
                 Ok((_, peer)) => tracing::warn!(%peer, "{MAX_CONNECTIONS} connections are open; another is closed"),
-                // Out of file descriptors, most likely: the connections that exist go on.
+                // Most likely there are no free file descriptors; existing connections continue.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -204,16 +207,16 @@ pub(crate) async fn serve_within<S: Service>(
     }
 }
 
-async fn serve_connection<S: Service>(stream: Stream, peer: SocketAddr, service: Arc<S>, requests: Arc<Semaphore>) {
+async fn serve_connection<S: Service>(stream: Stream, peer: SocketAddr, service: Arc<S>, requests: Budget) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
     let (read, write) = stream.into_split();
     let (frames, queue) = mpsc::channel(WRITE_QUEUE_FRAMES);
-    // Dropped with this task, however it ends: requests still under way must not keep a dead connection half open.
+    // Aborted with this task: requests in execution must not keep a dead connection half open.
     let mut writer = JoinSet::new();
     writer.spawn(frame::write_all(write, queue));
-    let open = OpenSession { session: Arc::new(service.opened(peer)), service };
+    let open = OpenConnection { session: Arc::new(service.opened(peer)), service };
     let ended = tokio::select! {
         ended = read_requests(FrameReader::new(read), &open.service, &open.session, &frames, requests) => ended,
         _ = writer.join_next() => Ok(()),
@@ -223,35 +226,32 @@ async fn serve_connection<S: Service>(stream: Stream, peer: SocketAddr, service:
     }
 }
 
-/// Tells the service of the connection's end, however it comes.
-struct OpenSession<S: Service> {
+/// Reports the end of the connection to the service, also when the task is aborted.
+struct OpenConnection<S: Service> {
     service: Arc<S>,
     session: Arc<S::Session>,
 }
 
-impl<S: Service> Drop for OpenSession<S> {
+impl<S: Service> Drop for OpenConnection<S> {
     fn drop(&mut self) {
         self.service.closed(self.session.clone());
     }
 }
 
-/// Reads a request of `length` bytes whole, with the room that it takes. Room is taken before what it is for is read, since what is not read
-/// stays with its sender; and that of a large request in two steps, so that one of which no more than the beginning ever comes has
-/// taken little. Waiting for room is not the sender's fault, and so has no limit.
+/// Waits until a request of `length` bytes has arrived, and reserves memory for it. Memory is
+/// reserved before the bytes are read: unread bytes stay with the sender. A large request reserves
+/// in two steps, so that a request of which only the beginning arrives occupies little. Waiting for
+/// memory has no time limit because the sender does not cause it.
 pub(crate) async fn admit<R: AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
     length: usize,
-    requests: &Arc<Semaphore>,
-) -> std::io::Result<OwnedSemaphorePermit> {
-    let take = |room: u32| {
-        let requests = requests.clone();
-        async move { requests.acquire_many_owned(room).await.map_err(std::io::Error::other) }
-    };
+    requests: &Budget,
+) -> std::io::Result<Share> {
     let head = length.min(HEAD_BYTES);
-    let mut taken = take(room_of(head)).await?;
+    let mut taken = requests.take(kibibytes(head)).await?;
     reader.arrive(head, frame::due(head)).await?;
     if length > head {
-        taken.merge(take(room_of(length) - room_of(head)).await?);
+        taken.merge(requests.take(kibibytes(length) - kibibytes(head)).await?);
         reader.arrive(length, frame::due(length)).await?;
     }
     Ok(taken)
@@ -262,10 +262,10 @@ async fn read_requests<S: Service>(
     service: &Arc<S>,
     session: &Arc<S::Session>,
     frames: &mpsc::Sender<Outgoing>,
-    requests: Arc<Semaphore>,
+    requests: Budget,
 ) -> std::io::Result<()> {
-    let room = Arc::new(Semaphore::new(room_of(MAX_REPLY_BYTES_PER_CONNECTION) as usize));
-    let under_way = Arc::new(Semaphore::new(MAX_REQUESTS_PER_CONNECTION));
+    let replies = Budget::of_bytes(MAX_REPLY_BYTES_PER_CONNECTION);
+    let in_flight = Budget::new(MAX_REQUESTS_PER_CONNECTION);
     let callers = Arc::new(Callers::default());
     while let Some(length) = reader.length().await? {
         let taken = admit(&mut reader, length, &requests).await?;
@@ -278,12 +278,12 @@ async fn read_requests<S: Service>(
             return Err(std::io::Error::other("a reply from a client"));
         }
         let request = frame::decode(&body)?;
-        let permit = under_way.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-        let replier = Replier::new(id, frames.clone(), room.clone(), callers.clone());
+        let place = in_flight.take(1).await?;
+        let replier = Replier::new(id, frames.clone(), replies.clone(), callers.clone());
         let (service, session) = (service.clone(), session.clone());
         tokio::spawn(async move {
             service.call(session, request, replier).await;
-            drop((permit, taken));
+            drop((place, taken));
         });
     }
     Ok(())

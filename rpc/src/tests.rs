@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::budget::{Budget, kibibytes};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::sync::Notify;
 struct Echo {
     release: Notify,
     waiting: AtomicUsize,
-    /// Callers that have been noticed to be gone.
+    /// Requests whose callers were noticed to be gone.
     gone: AtomicUsize,
 }
 
@@ -113,7 +114,7 @@ async fn the_end_of_the_server_ends_what_waits() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_is_never_sent() {
+async fn a_request_that_is_too_long_is_never_sent() {
     let (connection, _, _server) = start().await;
     let long = "x".repeat(MAX_FRAME_BYTES + 1);
     assert!(matches!(connection.call(&long).await, Err(RpcError::Unsendable(_))));
@@ -129,13 +130,14 @@ async fn garbage_ends_the_connection() {
     assert_eq!(raw.read(&mut [0; 8]).await.unwrap(), 0);
 }
 
-/// Requests under way may take so much together and no more; what is beyond waits with its sender and is served later.
+/// Requests in execution occupy at most the given memory together; further ones wait with their
+/// sender and are served later.
 #[tokio::test]
 async fn requests_together_are_bounded_in_bytes() {
     const EACH: usize = 64 << 10;
     let (connection, echo, _server) = start_within(8 * EACH).await;
     let address = connection.address();
-    // Each of these is taken in and not answered; together they take all that there is.
+    // Each of these is read and not answered; together they occupy all memory.
     let blocked = (0..8).map(|_| {
         tokio::spawn(async move {
             let connection: Connection<String, String> =
@@ -148,7 +150,7 @@ async fn requests_together_are_bounded_in_bytes() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let mut further = tokio::spawn(async move { connection.call(&"further".to_string()).await });
-    // It cannot be answered as long as all of them wait; one of them ending makes room for it.
+    // It cannot be answered while all of them wait; the end of one makes room for it.
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut further).await.is_err());
     echo.release.notify_one();
     assert_eq!(further.await.unwrap().unwrap(), "further");
@@ -158,13 +160,14 @@ async fn requests_together_are_bounded_in_bytes() {
     }
 }
 
-/// Breaks if a frame that never arrives whole keeps its room: after its peer's machine has gone nothing would be read any more.
+/// Breaks if a frame that never arrives whole keeps its memory: nothing would be read after its
+/// peer's machine has failed.
 #[tokio::test(start_paused = true)]
 async fn requests_that_never_arrive_whole_give_their_room_back() {
     use tokio::io::AsyncWriteExt;
     const EACH: usize = 1 << 20;
-    let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(2 * EACH) as usize));
-    // Each says that it sends a MiB; the others of their bytes never come.
+    let room = Budget::of_bytes(2 * EACH);
+    // Each announces 1 MiB, of which only `bytes` arrive.
     let begun = |bytes: usize| {
         let (near, mut far) = tokio::io::duplex(2 * EACH);
         let room = room.clone();
@@ -183,20 +186,20 @@ async fn requests_that_never_arrive_whole_give_their_room_back() {
     for bytes in [0, 0, EACH / 2, EACH / 2] {
         stuck.push(begun(bytes).await);
     }
-    // One whose bytes all come gets its room, in time.
+    // A request whose bytes all arrive gets its memory in time.
     let (_far, whole) = begun(EACH).await;
     assert!(whole.await.unwrap().is_ok());
     for (_far, reading) in stuck {
         assert_eq!(reading.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     }
-    assert_eq!(room.available_permits(), frame::room_of(2 * EACH) as usize);
+    assert_eq!(room.free(), kibibytes(2 * EACH) as usize);
 }
 
-/// Breaks if a request that has only begun takes the room of all of it.
+/// Breaks if a request that has only begun reserves the memory of the whole.
 #[tokio::test(start_paused = true)]
 async fn a_large_request_takes_little_room_before_its_beginning_is_there() {
     use tokio::io::AsyncWriteExt;
-    let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(1 << 20) as usize));
+    let room = Budget::of_bytes(1 << 20);
     let (near, mut far) = tokio::io::duplex(1 << 20);
     let (taken, within) = (room.clone(), Duration::from_secs(1));
     let mut reader = frame::FrameReader::new(near);
@@ -205,12 +208,12 @@ async fn a_large_request_takes_little_room_before_its_beginning_is_there() {
     assert!(tokio::time::timeout(within, server::admit(&mut reader, length, &taken)).await.is_err());
     let admitting = tokio::spawn(async move { server::admit(&mut reader, length, &taken).await.map(drop) });
     tokio::task::yield_now().await;
-    assert_eq!(room.available_permits(), 1024 - 64);
+    assert_eq!(room.free(), 1024 - 64);
     drop(far);
     assert!(admitting.await.unwrap().is_err());
 }
 
-/// Breaks if a server writes for ever to a peer that takes nothing.
+/// Breaks if a server writes for ever to a peer that reads nothing.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_nothing_loses_its_connection() {
     let (near, _far) = tokio::io::duplex(1024);
@@ -220,25 +223,26 @@ async fn a_peer_that_takes_nothing_loses_its_connection() {
     assert_eq!(writing.await.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
 }
 
-/// Replies that their reader does not take may take so much and no more.
+/// Replies that their reader does not take occupy at most the given memory.
 #[tokio::test]
 async fn replies_that_nobody_reads_are_bounded_in_bytes() {
     let (frames, mut queue) = tokio::sync::mpsc::channel(16);
-    let room = Arc::new(tokio::sync::Semaphore::new(frame::room_of(100 << 10) as usize));
+    let room = Budget::of_bytes(100 << 10);
     let replier = || Replier::<String>::new(1, frames.clone(), room.clone(), Arc::default());
     let long = "x".repeat(40 << 10);
     replier().reply(&long).await;
     replier().reply(&long).await;
     let (third, text) = (replier(), long.clone());
     let third = tokio::spawn(async move { third.reply(&text).await });
-    // There is room for two; the third waits until one of them has been written.
-    assert_eq!(room.available_permits(), 100 - 2 * 41);
+    // There is memory for two; the third waits until one of them has been written.
+    assert_eq!(room.free(), 100 - 2 * 41);
     drop(queue.recv().await.unwrap());
     third.await.unwrap();
     assert!(queue.recv().await.is_some() && queue.recv().await.is_some());
 }
 
-/// A reply that no frame can hold is answered otherwise; the connection, and the other requests on it, live on.
+/// A reply that is too long for a frame is replaced; the connection and its other requests
+/// continue.
 #[tokio::test]
 async fn a_reply_that_is_too_long_is_replaced() {
     let (connection, _, _server) = start().await;
@@ -254,7 +258,7 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-// E3: what nobody waits for any more can be ended, while its connection goes on.
+// E3: a request whose caller has stopped waiting can be ended while its connection goes on.
 #[tokio::test]
 async fn a_caller_that_stops_waiting_is_noticed() {
     let (connection, echo, _server) = start().await;
@@ -277,7 +281,7 @@ async fn a_caller_that_stops_waiting_is_noticed() {
     until("the connection's end is noticed", || echo.gone.load(Ordering::SeqCst) == 3).await;
 }
 
-// E21: whatever fills a connection, what the others wait for gets through.
+// E21: an urgent request gets through a connection that is full of others.
 #[tokio::test]
 async fn an_urgent_request_overtakes_all_that_wait() {
     let (connection, echo, _server) = start().await;
@@ -289,7 +293,8 @@ async fn an_urgent_request_overtakes_all_that_wait() {
     }
     until("as many as may be are under way", || echo.waiting.load(Ordering::SeqCst) == ordinary).await;
     assert_eq!(connection.call_urgently(&"commit".to_string()).await.unwrap(), "commit");
-    // Their places are taken until the server has answered them, whether anybody waits for that or not.
+    // Their places are taken until the server has answered them, whether anybody waits for that or
+    // not.
     calls.shutdown().await;
     let late = connection.call_within(&"late".to_string(), Duration::from_millis(50)).await;
     assert!(matches!(late, Err(RpcError::TimedOut(_))), "{late:?}");

@@ -1,11 +1,13 @@
-//! How fast a replica applies decided changes: rows per second of `Store::apply`, by rows per batch.
+//! How fast a replica applies decided changes: rows per second of `Store::apply`, by rows per
+//! batch.
 //!
-//! `cargo run --release -p evenkeel-shard-node --example apply_rate [SECONDS_PER_LINE [VALUE_BYTES]]`
+//! `cargo run --release -p evenkeel-shard-node --example apply_rate [SECONDS_PER_LINE
+//! [VALUE_BYTES]]`
 //!
-//! Starts a PostgreSQL of its own in a temporary folder, fills a table, and updates random rows of it. Apart from the
-//! batch's size nothing changes between the lines. Each line gives the time that passed and the processor time that
-//! this program and all of PostgreSQL's processes took together: the latter is what counts where replicas share a
-//! machine, and it bears other work beside it.
+//! Starts a PostgreSQL of its own in a temporary folder, fills a table, and updates random rows of
+//! it. Apart from the batch's size nothing changes between the lines. Each line gives the time that
+//! passed and the processor time that this program and all of PostgreSQL's processes took together:
+//! the latter is what counts where replicas share a machine, and it bears other work beside it.
 #![allow(clippy::unwrap_used)]
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +16,7 @@ use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{Key, KeyInterval, KeyValue, TableId, TableSchema};
 use evenkeel_shard_node::load::RangeMeter;
 use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Resources, Role};
-use evenkeel_shard_node::store::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
+use evenkeel_shard_node::storage::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
 use rand::Rng;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,7 +31,7 @@ const VALUE_BYTES: usize = 100;
 /// Bytes of a piece of rows, as a replica that is re-seeded gets them.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// So many bytes that PostgreSQL cannot compress.
+/// Bytes that PostgreSQL cannot compress.
 fn value(bytes: usize) -> Vec<u8> {
     let mut value = vec![0; bytes];
     rand::rng().fill(&mut value[..]);
@@ -99,8 +101,8 @@ impl Watch {
 fn cpu_time(processes: &[String]) -> Duration {
     let of = |process: &String| -> Option<u64> {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        // After the program's name in parentheses: user and system time are the 12th and 13th field, in hundredths of a
-        // second.
+        // After the program's name in parentheses: user and system time are the 12th and 13th
+        // field, in hundredths of a second.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
     };

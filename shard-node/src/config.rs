@@ -14,17 +14,19 @@ pub struct Config {
     pub shard: ShardId,
     /// Its number in the shard, 1 to 255: its own for life. A new machine gets a new one.
     pub replica: u64,
-    /// Whether it waits, with an empty folder, to be let into a shard that exists. Otherwise an empty folder means a new shard.
+    /// Whether it waits, with an empty folder, to be let into a shard that exists. Otherwise an
+    /// empty folder means a new shard.
     #[serde(default)]
     pub join: bool,
     /// Where everything it keeps lies: the log, PostgreSQL's data, sockets.
     pub data_dir: PathBuf,
-    /// RPC addresses of the replicas that found the shard, or whom to ask to be let in; its own included, on which it listens. Later
-    /// members are known from the shard's log.
+    /// RPC addresses of the replicas that found the shard, or whom to ask to be let in; its own
+    /// included, on which it listens. Later members are known from the shard's log.
     pub rpc: BTreeMap<u64, SocketAddr>,
     /// The same replicas' addresses for the log's traffic.
     pub log: BTreeMap<u64, SocketAddr>,
-    /// Where it listens for RPC, if that is not the address by which others reach it: behind a forwarded port, say.
+    /// Where it listens for RPC, if that is not the address by which others reach it: behind a
+    /// forwarded port, say.
     #[serde(default)]
     pub listen_rpc: Option<SocketAddr>,
     /// The same for the log's traffic.
@@ -33,27 +35,33 @@ pub struct Config {
     /// RPC addresses of the placement driver's replicas, by number.
     #[serde(default)]
     pub placement_drivers: BTreeMap<u64, SocketAddr>,
-    /// Statements a second that a leader admits at most: a stand-in for a machine of its own where shards share one. Absent: no limit.
+    /// Statements a second that a leader admits at most: a stand-in for a machine of its own where
+    /// shards share one. Absent: no limit.
     #[serde(default)]
     pub capacity_per_s: Option<f64>,
     /// The folder with `postgres` and `initdb`; absent: found.
     #[serde(default)]
     pub postgres_bin: Option<PathBuf>,
-    /// Shard replicas whose PostgreSQL servers share this machine's memory and disk: each takes its part of them.
+    /// Shard replicas whose PostgreSQL servers share this machine's memory and disk: each takes its
+    /// part of them.
     #[serde(default = "default_servers_on_machine")]
     pub servers_on_machine: u32,
-    /// The memory that PostgreSQL counts with, in MiB. Absent: the machine's, or its control group's, divided by the servers on it.
+    /// The memory that PostgreSQL counts with, in MiB. Absent: the machine's, or its control
+    /// group's, divided by the servers on it.
     #[serde(default)]
     pub postgres_memory_mib: Option<u32>,
-    /// PostgreSQL's `shared_buffers`, in MiB. Absent: a quarter of its memory, from 32 MiB to 4 GiB.
+    /// PostgreSQL's `shared_buffers`, in MiB. Absent: a quarter of its memory, from 32 MiB to 4
+    /// GiB.
     #[serde(default)]
     pub shared_buffers_mib: Option<u32>,
-    /// PostgreSQL's `max_wal_size`, in MiB. Absent: a sixteenth of the free disk divided by the servers on it, from 128 MiB to 1 GiB. A
-    /// start after a crash replays that much before the replica serves.
+    /// PostgreSQL's `max_wal_size`, in MiB. Absent: a sixteenth of the free disk divided by the
+    /// servers on it, from 128 MiB to 1 GiB. A start after a crash replays that much before the
+    /// replica serves.
     #[serde(default)]
     pub max_wal_mib: Option<u32>,
-    /// PostgreSQL sessions for batches of autocommit writes. One gathers the largest batches, and a batch costs little more than a
-    /// statement: more of them pay only where PostgreSQL has processors to spare (docs/decisions/lanes.md).
+    /// PostgreSQL sessions for batches of autocommit writes. One gathers the largest batches, and a
+    /// batch costs little more than a statement: more of them pay only where PostgreSQL has
+    /// processors to spare (docs/decisions/lanes.md).
     #[serde(default = "default_write_lanes")]
     pub write_lanes: usize,
     /// PostgreSQL sessions for autocommit reads.
@@ -62,10 +70,12 @@ pub struct Config {
     /// Transactions with several statements open at once.
     #[serde(default = "default_max_transactions")]
     pub max_transactions: usize,
-    /// What the log may take, in bytes. Up to half of it is kept for a replica that is down, for ten minutes.
+    /// What the log may take, in bytes. Up to half of it is kept for a replica that is down, for
+    /// ten minutes.
     #[serde(default = "default_log_cap_bytes")]
     pub log_cap_bytes: u64,
-    /// How fast a leader compares what its replicas hold in the background, in bytes of rows a second. 0: not at all.
+    /// How fast a leader compares what its replicas hold in the background, in bytes of rows a
+    /// second. 0: not at all.
     #[serde(default = "default_scrub_bytes_per_s")]
     pub scrub_bytes_per_s: u64,
     /// How long it rests between two rounds over all of its ranges, in milliseconds.

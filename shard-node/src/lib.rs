@@ -1,54 +1,49 @@
 //! A shard's replica: stock PostgreSQL, kept identical with its peers through a replicated log.
 //!
-//! The leader executes users' statements in its own PostgreSQL and proposes the rows they changed; once the log has decided an entry the leader
-//! commits and answers, and the followers apply the row images. Ranges come and go by entries of the same log.
+//! The leader executes users' statements in its own PostgreSQL and proposes the row images that
+//! they produced. Once the log has decided an entry, the leader commits and answers, and the
+//! followers apply the row images. Ranges are created, split, merged and moved by entries of the
+//! same log.
 //!
-//! | module | what it holds | decides or does |
+//! | module | holds | kind |
 //! |---|---|---|
-//! | [`entry`] | what the log carries | values |
-//! | [`image`] | what a change says of its row, and what several come to | decides, purely |
-//! | [`parts`] | entries larger than the log takes at once | decides, purely |
-//! | [`fold`] | what a prefix of the log means: ownership, moves, the retry window | decides, purely |
-//! | [`load`] | load and where in a range it falls | decides, purely |
-//! | [`progress`] | how far PostgreSQL has followed | values |
-//! | [`leader`] | executing statements | does |
-//! | [`apply`] | following the log | does |
-//! | [`migration`] | moving ranges | does |
-//! | [`housekeeping`] | what a leadership does by itself | does |
-//! | [`scrub`] | comparing what the replicas hold | decides, and does |
-//! | [`checks`], [`report`] | what was checked of moves, reports | does |
-//! | [`engine`], [`postgres`], [`store`] | the server, and what a replica keeps in it | does |
-//! | [`transfer`] | getting whole again from a peer | does |
-//! | [`members`] | who the replicas are, and how that changes | does |
-//! | [`supervision`] | getting PostgreSQL up again, and when the replica may lead | does |
-//! | [`connection`] | a client connection's transactions | decides, purely |
-//! | [`service`], [`node`] | the RPC service and the process | does |
+//! | [`log_entry`] | the content of the log: row images, control entries, entries in parts | pure |
+//! | [`state_machine`] | ownership, moves, the retry window | pure |
+//! | [`load`] | load of a range, and where in it the load falls | pure |
+//! | [`progress`] | the position that PostgreSQL has reached | values |
+//! | [`apply`] | applying decided entries to the state machine and to PostgreSQL | I/O |
+//! | [`leader`] | executing statements | I/O |
+//! | [`local`] | reads at level `local`, on any replica | I/O |
+//! | [`migration`] | moving ranges | I/O |
+//! | [`move_observations`] | what a replica has observed of moves: differing checksums, pauses, failures | values |
+//! | [`maintenance`] | work that a leader does without being asked | I/O |
+//! | [`scrub`] | comparing the rows of the replicas | both |
+//! | [`postgres`], [`storage`] | the server process; sessions, tables and statements in it | I/O |
+//! | [`state_transfer`] | re-seeding a replica from its peers | I/O |
+//! | [`replica`] | the process, its RPC service, membership, recovery of PostgreSQL | I/O |
+//! | [`config`], [`clock`], [`error`] | configuration, the process's clock, why applying ends | values |
+//!
+//! Pure modules do no I/O and read no clock.
 
 pub mod apply;
-pub mod checks;
+pub mod clock;
 pub mod config;
-pub mod connection;
-pub mod engine;
-pub mod entry;
-pub mod fold;
-pub mod housekeeping;
-pub mod image;
+pub mod error;
 pub mod leader;
 pub mod load;
-pub mod local;
-pub mod members;
+pub mod local_reads;
+pub mod log_entry;
+pub mod maintenance;
 pub mod migration;
-pub mod node;
-pub mod parts;
+pub mod move_observations;
 pub mod postgres;
 pub mod progress;
-pub mod report;
+pub mod replica;
 pub mod scrub;
-pub mod service;
-pub mod sizes;
-pub mod store;
-pub mod supervision;
-pub mod transfer;
+pub mod state_machine;
+pub mod state_transfer;
+pub mod storage;
+mod table_definition;
 
 pub use config::Config;
-pub use node::{RunError, run};
+pub use replica::{RunError, run};

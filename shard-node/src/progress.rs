@@ -1,29 +1,32 @@
 //! How far this replica's PostgreSQL has followed its log (invariant 3).
 //!
-//! The state machine is folded in the log's order, but the leader's transactions commit in any order. So what PostgreSQL
-//! holds is not a prefix of the log; the *watermark* is the longest prefix of which it holds everything.
+//! The state machine is applied in the log's order, but a leader's transactions commit in any
+//! order. The entries that PostgreSQL holds are therefore no prefix of the log. The *watermark* is
+//! the longest prefix that PostgreSQL holds entirely.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 #[derive(Debug, Default)]
-struct Inner {
-    folded: u64,
+struct Positions {
+    applied: u64,
     outstanding: BTreeSet<u64>,
-    /// Bytes of the log folded so far, and how many they were up to some of its positions, oldest first.
+    /// Bytes of the log applied so far, and how many they were up to some of its positions, oldest
+    /// first.
     bytes: u64,
     marks: VecDeque<(u64, u64)>,
 }
 
-/// Bytes of the log between two marks, and how many marks are kept: what is asked is whether a replica is a few MiB behind.
+/// Bytes of the log between two marks, and how many marks are kept: the question is whether a
+/// replica is a few MiB behind.
 const MARK_BYTES: u64 = 64 << 10;
 const MAX_MARKS: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Progress {
-    inner: Mutex<Inner>,
+    inner: Mutex<Positions>,
     watermark: watch::Sender<u64>,
 }
 
@@ -31,16 +34,16 @@ impl Progress {
     /// Everything up to `position` is in PostgreSQL.
     pub fn new(position: u64) -> Progress {
         let marks = VecDeque::from([(position, 0)]);
-        let inner = Inner { folded: position, outstanding: BTreeSet::new(), bytes: 0, marks };
+        let inner = Positions { applied: position, outstanding: BTreeSet::new(), bytes: 0, marks };
         Progress { inner: Mutex::new(inner), watermark: watch::Sender::new(position) }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Positions> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, inner: &Inner) {
-        let watermark = inner.outstanding.first().map_or(inner.folded, |first| first - 1);
+    fn publish(&self, inner: &Positions) {
+        let watermark = inner.outstanding.first().map_or(inner.applied, |first| first - 1);
         self.watermark.send_if_modified(|known| {
             let grew = watermark > *known;
             *known = watermark.max(*known);
@@ -48,17 +51,17 @@ impl Progress {
         });
     }
 
-    /// The entry at `position` has been folded; PostgreSQL does not hold it yet.
+    /// The entry at `position` has been applied; PostgreSQL does not hold it yet.
     pub fn expect(&self, position: u64) {
         let mut inner = self.inner();
-        inner.folded = inner.folded.max(position);
+        inner.applied = inner.applied.max(position);
         inner.outstanding.insert(position);
     }
 
-    /// The entry at `position` has been folded, and there is nothing to do for it.
+    /// The entry at `position` has been applied, and there is nothing to do for it.
     pub fn pass(&self, position: u64) {
         let mut inner = self.inner();
-        inner.folded = inner.folded.max(position);
+        inner.applied = inner.applied.max(position);
         self.publish(&inner);
     }
 
@@ -69,7 +72,7 @@ impl Progress {
         self.publish(&inner);
     }
 
-    /// The entry at `position`, which takes so many bytes in the log, is about to be folded.
+    /// The entry at `position`, of this many bytes, is about to be applied.
     pub fn weigh(&self, position: u64, bytes: u64) {
         let mut inner = self.inner();
         inner.bytes += bytes;
@@ -82,11 +85,11 @@ impl Progress {
         }
     }
 
-    /// Bytes of the log folded here behind `position`, up to the length of one entry and 64 KiB too many; of a position that is long past,
-    /// many.
+    /// Bytes of the log applied here behind `position`, up to the length of one entry and 64 KiB
+    /// too many; of a position that is long past, many.
     pub fn bytes_after(&self, position: u64) -> u64 {
         let inner = self.inner();
-        if position >= inner.folded {
+        if position >= inner.applied {
             return 0;
         }
         let before = inner.marks.partition_point(|(marked, _)| *marked <= position);
@@ -94,9 +97,9 @@ impl Progress {
         inner.bytes - marked.map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// The last position folded.
-    pub fn folded(&self) -> u64 {
-        self.inner().folded
+    /// The last position applied.
+    pub fn applied(&self) -> u64 {
+        self.inner().applied
     }
 
     /// The last position up to which PostgreSQL holds everything.
@@ -126,7 +129,7 @@ mod tests {
         progress.expect(11);
         progress.expect(12);
         progress.pass(13);
-        assert_eq!((progress.folded(), progress.watermark()), (13, 10));
+        assert_eq!((progress.applied(), progress.watermark()), (13, 10));
         progress.confirm(12);
         assert_eq!(progress.watermark(), 10);
         progress.confirm(11);
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn how_far_behind_is_told_in_bytes() {
+    fn the_lag_is_measured_in_bytes() {
         let progress = Progress::new(10);
         for position in 11..=200_000 {
             progress.weigh(position, if position % 1000 == 0 { 1 << 20 } else { 100 });

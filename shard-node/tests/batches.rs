@@ -1,5 +1,5 @@
-//! Batches under load that used to throw them away (E2): large values, and statements that PostgreSQL refuses. A program of its own, because
-//! it counts what the whole process does.
+//! Batches under load that used to throw them away (E2): large values, and statements that
+//! PostgreSQL refuses. A program of its own, because it counts what the whole process does.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "shards/harness.rs"]
@@ -22,7 +22,8 @@ fn counted(metrics: &PrometheusHandle, name: &str) -> f64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Sends the statements together, as the clients of a busy shard do, and gives the SQLSTATE of each answer.
+/// Sends the statements together, as the clients of a busy shard do, and gives the SQLSTATE of each
+/// answer.
 async fn together(shard: &Shard, statements: Vec<(&str, Vec<Value>)>) -> Vec<String> {
     let ask = async |(sql, params): (&str, Vec<Value>)| {
         let request = ShardRequest::Statement(statement(sql, &params));
@@ -41,14 +42,16 @@ async fn together(shard: &Shard, statements: Vec<(&str, Vec<Value>)>) -> Vec<Str
     futures::future::join_all(statements.into_iter().map(ask)).await
 }
 
-/// The answers that are not as they should be: each `nth` refused with `refusal`, the others executed.
+/// The answers that are not as they should be: each `nth` refused with `refusal`, the others
+/// executed.
 fn unexpected<'a>(codes: &'a [String], nth: usize, refusal: &str) -> Vec<(usize, &'a String)> {
     let right = |n: usize, code: &String| code == if n.is_multiple_of(nth) { refusal } else { "00000" };
     codes.iter().enumerate().filter(|(n, code)| !right(*n, code)).collect()
 }
 
-/// R10: one statement never makes others be executed twice. Breaks if a batch ends by count alone, if an INSERT that finds its row there
-/// fails in it, or if a plan that PostgreSQL has refused goes on without a savepoint.
+/// R10: one statement never makes others be executed twice. Breaks if a batch ends by count alone,
+/// if an INSERT that finds its row there fails in it, or if a plan that PostgreSQL has refused goes
+/// on without a savepoint.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_values_and_refusals_do_not_make_others_be_executed_twice() {
     let metrics = PrometheusBuilder::new().install_recorder().unwrap();
@@ -56,7 +59,8 @@ async fn large_values_and_refusals_do_not_make_others_be_executed_twice() {
     let shard = Shard::start(1, 3).await;
     shard.create_table(TABLE, 1, 1).await;
 
-    // Values of 64 KiB: 16 of them are more than an entry holds. An UPDATE of another column has images as large.
+    // Values of 64 KiB: 16 of them are more than an entry holds. An UPDATE of another column has
+    // images as large.
     let large: Value = "x".repeat(64 << 10).as_str().into();
     let inserts = (0..64i64).map(|n| (INSERT, vec![n.into(), 0i64.into(), large.clone()])).collect();
     assert_eq!(together(&shard, inserts).await, ["00000"; 64]);

@@ -1,32 +1,45 @@
 //! Deterministic simulation of the whole system.
 //!
-//! The code of the shards, the placement driver, the log and their connections runs here as it runs for users, as tasks on machines that
-//! a seed drives: a network that delays, cuts and breaks, disks that forget what was not synced, clocks that drift, database servers that
-//! lose what they had not flushed, processes that die, freeze and come back. Clients work, ranges split, merge and move meanwhile. First
-//! everything is hurt, and safety is checked; then everything is healed, and it must recover. A seed gives the same run every time.
+//! The code of the shards, the placement driver, the log and their connections runs here as it runs
+//! for users. It runs as tasks on simulated machines that a seed drives: a network that delays,
+//! cuts and breaks connections, disks that lose unsynced writes, clocks that drift, database
+//! servers that lose unflushed commits, processes that die, freeze and come back. Clients work, and
+//! ranges split, merge and move meanwhile. First faults come, and safety is checked; then all
+//! faults end, and the system must recover. A seed gives the same run every time.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
-//! | [`process`] | the process's clocks and randomness |
+//! | [`process`] | clocks and randomness of the process |
 //! | [`machine`] | a process on a machine, stepped |
-//! | [`net`] | connections |
-//! | [`engine`] | a database server in memory |
+//! | [`net`] | the network |
+//! | [`postgres`] | a database server in memory |
+//! | [`hardware`] | network, disks and database servers together |
+//! | [`topology`] | groups, replicas, machines and addresses |
+//! | [`membership_model`] | members of groups, and commands to machines |
+//! | [`registry`] | the placement drivers, as clients reach them |
+//! | [`fault`], [`fault_injector`] | faults, and when they come |
+//! | [`history`] | operations as their clients saw them |
+//! | [`clients`] | clients and their operations |
+//! | [`operators`] | requests for splits, merges, moves and drains |
+//! | [`membership_changes`] | requests for changes of membership |
+//! | [`checkers`] | properties of a run, one per file |
 //! | [`world`] | the cluster and the passing of time |
-//! | [`weather`] | faults |
-//! | [`clients`] | what users do, and what they saw |
-//! | [`operators`] | splits, merges, moves and drains asked for |
-//! | [`changes`] | changes of membership asked for |
-//! | [`site`] | who is a member, who comes and goes |
-//! | [`oracles`] | what must hold, one per file |
+//!
+//! Not done: REST and TLS are not simulated, and clients do not run the code of the `client` crate.
 
-pub mod changes;
+pub mod checkers;
 pub mod clients;
-pub mod engine;
+pub mod fault;
+pub mod fault_injector;
+pub mod hardware;
+pub mod history;
 pub mod machine;
+pub mod membership_changes;
+pub mod membership_model;
 pub mod net;
 pub mod operators;
-pub mod oracles;
+pub mod postgres;
 pub mod process;
-pub mod site;
-pub mod weather;
+pub mod registry;
+pub mod topology;
 pub mod world;

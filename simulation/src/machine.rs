@@ -1,8 +1,9 @@
 //! A machine: a process with a runtime of its own, stepped from outside.
 //!
-//! A runtime that has nothing to do would sleep until its next timer. Here it says so instead ([`tokio::runtime::Builder::on_thread_park`])
-//! and the step ends; at the next step time has passed, and its timers fire. A machine that is frozen is not stepped. One that dies drops its
-//! runtime, and with it all tasks, wherever they are.
+//! An idle runtime would sleep until its next timer. Here it reports that it is idle
+//! ([`tokio::runtime::Builder::on_thread_park`]) and the step ends; at the next step time has
+//! passed, and its timers fire. A frozen machine is not stepped. A machine that dies drops its
+//! runtime and with it all tasks.
 
 use crate::process::{self, Clocks};
 use std::cell::RefCell;
@@ -16,7 +17,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
-/// How often a runtime must have found nothing to do before a step is over: timers fire after the first time.
+/// How often a runtime must have found nothing to do before a step is over: timers fire after the
+/// first time.
 const IDLE_ROUNDS: usize = 2;
 
 #[derive(Default)]
@@ -49,7 +51,7 @@ impl Machine {
         self.process.is_some()
     }
 
-    /// Starts a process; what it returns is why it ended.
+    /// Starts a process; it returns the reason why it ended.
     pub fn start(&mut self, main: impl Future<Output = String> + 'static) {
         self.clocks.wall_at_start_ms = self.clocks.wall_ms;
         process::set_machine(self.clocks);
@@ -72,7 +74,7 @@ impl Machine {
         process::set_machine(Clocks::NONE);
     }
 
-    /// Lets the process do all that it can do now. Gives why it has ended, if it has.
+    /// Runs the process until it is idle. Returns the reason why it has ended, if it has.
     pub fn step(&mut self) -> Option<String> {
         let (local, runtime) = self.process.as_ref()?;
         process::set_machine(self.clocks);
@@ -82,7 +84,7 @@ impl Machine {
         self.ended.borrow_mut().take()
     }
 
-    /// The process is gone, at once.
+    /// Ends the process at once.
     pub fn die(&mut self) {
         if let Some((local, runtime)) = self.process.take() {
             process::set_machine(self.clocks);

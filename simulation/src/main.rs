@@ -1,9 +1,10 @@
-//! Runs one seed in this process and says what came of it: exit status 0 if all is well, 1 if something was wrong.
+//! Runs one seed in this process and prints the result. The exit status is 0 without violations, 1
+//! with violations.
 
 use clap::Parser;
 use evenkeel_host::Bug;
 use evenkeel_simulation::process;
-use evenkeel_simulation::world::{Options, Report, World};
+use evenkeel_simulation::world::{Options, RunReport, World};
 use std::process::ExitCode;
 
 /// One run of the deterministic simulation.
@@ -12,7 +13,7 @@ struct Flags {
     /// The seed: the same one gives the same run.
     #[arg(long)]
     seed: u64,
-    /// A bug to put in, by its name.
+    /// A deliberate bug to activate, by its name.
     #[arg(long)]
     bug: Option<String>,
     /// How many shards there are; without it the seed says.
@@ -45,14 +46,14 @@ fn main() -> ExitCode {
         eprintln!("no temporary folder");
         return ExitCode::from(2);
     };
-    // Before the simulation begins: whether it tells what it does must make no difference to what it does.
+    // Before the simulation begins, so that logging does not influence the run.
     if std::env::var_os("RUST_LOG").is_some() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     }
     let options = Options { seed: flags.seed, bug, shards: flags.shards, hurt_ms: flags.hurt_ms, faults: !flags.calm };
     let path = folder.path().to_owned();
-    // A thread that has asked for no randomness yet.
+    // A new thread has not asked for randomness yet.
     let run = std::thread::Builder::new().stack_size(16 << 20).spawn(move || simulate(options, path));
     match run.map(std::thread::JoinHandle::join) {
         Ok(Ok(report)) => show(&flags, &report),
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn simulate(options: Options, folder: std::path::PathBuf) -> Report {
+fn simulate(options: Options, folder: std::path::PathBuf) -> RunReport {
     process::begin(options.seed);
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -69,11 +70,11 @@ fn simulate(options: Options, folder: std::path::PathBuf) -> Report {
         std::process::exit(1);
     }));
     let world = World::new(options, folder);
-    evenkeel_host::install(Box::new(world.hardware.clone()));
+    evenkeel_host::install(Box::new(world.hardware().clone()));
     world.run()
 }
 
-fn show(flags: &Flags, report: &Report) -> ExitCode {
+fn show(flags: &Flags, report: &RunReport) -> ExitCode {
     let faults: u64 = report.faults.values().sum();
     let moves: u64 = report.operators.iter().filter(|(kind, _)| *kind == "Move Done").map(|(_, n)| n).sum();
     println!(

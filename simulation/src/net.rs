@@ -1,8 +1,8 @@
 //! The network: connections that keep order, take time, and stop where a fault is.
 //!
-//! A machine's address is `10.0.0.N`. Each direction of a connection is a pipe of chunks, each with the time at which it arrives. A link
-//! that is cut keeps what is on its way, as TCP does, until it is mended; a machine that dies breaks its connections, or leaves its peers
-//! waiting.
+//! A machine's address is `10.0.0.N`. Each direction of a connection is a pipe of chunks, each with
+//! its time of arrival. A cut link keeps the data under way, as TCP does, until it is restored. A
+//! machine that dies breaks its connections, or leaves its peers waiting.
 
 use crate::process;
 use bytes::{Buf, Bytes};
@@ -61,25 +61,25 @@ impl Pipe {
 #[derive(Default)]
 struct Listening {
     waiting: VecDeque<(End, SocketAddr)>,
-    /// Who accepts: two for a moment, when one takes the other's place.
+    /// The tasks that accept: two for a moment, when one takes the other's place.
     wakers: Vec<Waker>,
 }
 
 #[derive(Default)]
-struct State {
+struct NetState {
     listeners: BTreeMap<SocketAddr, Listening>,
     pipes: BTreeMap<u64, Pipe>,
     next_pipe: u64,
     cut: BTreeSet<(u32, u32)>,
     slow_ms: BTreeMap<(u32, u32), u64>,
     due: BinaryHeap<Reverse<(u64, u64)>>,
-    /// Who waits for a moment, or for a link to be mended.
+    /// The tasks that wait for a time, or for a link to be restored.
     connecting: Vec<(u64, Waker)>,
     /// See [`Net::carried`].
     carried: u64,
 }
 
-/// FNV-1a, eight bytes at a time: nobody chooses these bytes to deceive it.
+/// FNV-1a, eight bytes at a time; the input is not adversarial.
 fn digest(of: u64, data: &[u8]) -> u64 {
     data.chunks(8).fold(of, |digest, chunk| {
         let mut word = [0; 8];
@@ -90,14 +90,14 @@ fn digest(of: u64, data: &[u8]) -> u64 {
 
 /// The network of a simulation. Clones are the same one.
 #[derive(Clone, Default)]
-pub struct Net(Arc<Mutex<State>>);
+pub struct Net(Arc<Mutex<NetState>>);
 
 impl Net {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, NetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has arrived by now is there.
+    /// Delivers the data that has arrived by now.
     pub fn deliver(&self) {
         let now_ms = process::now_ms();
         let mut state = self.state();
@@ -118,18 +118,18 @@ impl Net {
         }
     }
 
-    /// Nothing gets from `from` to `to` until [`Net::mend`].
+    /// Nothing gets from `from` to `to` until [`Net::restore`].
     pub fn cut(&self, from: u32, to: u32) {
         self.state().cut.insert((from, to));
     }
 
-    /// What goes from `from` to `to` takes up to this much longer.
+    /// Data from `from` to `to` takes up to `by_ms` milliseconds longer.
     pub fn slow(&self, from: u32, to: u32, by_ms: u64) {
         self.state().slow_ms.insert((from, to), by_ms);
     }
 
     /// This direction works again.
-    pub fn mend(&self, from: u32, to: u32) {
+    pub fn restore(&self, from: u32, to: u32) {
         let mut state = self.state();
         state.slow_ms.remove(&(from, to));
         if state.cut.remove(&(from, to)) {
@@ -137,8 +137,8 @@ impl Net {
         }
     }
 
-    /// All of it works again.
-    pub fn mend_all(&self) {
+    /// All links work again.
+    pub fn restore_all(&self) {
         let mut state = self.state();
         state.slow_ms.clear();
         state.cut.clear();
@@ -157,11 +157,11 @@ impl Net {
             pipe.wake();
         }
         drop(state);
-        // What waited to be accepted takes the lock as it goes.
+        // Connections that were not accepted yet take the lock when they are dropped.
         drop(gone);
     }
 
-    /// A digest of all that was carried so far, and of where to.
+    /// A digest of all data carried so far, and of its pipes.
     pub fn carried(&self) -> u64 {
         self.state().carried
     }
@@ -222,7 +222,7 @@ impl Net {
     }
 }
 
-impl State {
+impl NetState {
     fn latency_ms(&mut self, from: u32, to: u32) -> u64 {
         let usual = if from == to { 0 } else { 1 + u64::from(process::once_in(4)) };
         match self.slow_ms.get(&(from, to)) {
@@ -263,7 +263,8 @@ impl Accept for Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // What waits is dropped outside of the lock, which its end takes.
+        // Waiting connections take the lock when they are dropped, so they are dropped outside of
+        // it.
         let listening = self.net.state().listeners.remove(&self.at);
         drop(listening);
     }
@@ -279,7 +280,7 @@ struct End {
 impl AsyncRead for End {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.net.state();
-        let State { pipes, cut, .. } = &mut *state;
+        let NetState { pipes, cut, .. } = &mut *state;
         let Some(pipe) = pipes.get_mut(&self.back) else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         if pipe.broken {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -322,10 +323,10 @@ impl AsyncWrite for End {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let arrives_ms = process::now_ms() + state.latency_ms(from, to);
-        let State { pipes, due, carried, .. } = &mut *state;
+        let NetState { pipes, due, carried, .. } = &mut *state;
         let Some(pipe) = pipes.get_mut(&self.out) else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         if pipe.broken || pipe.reader_gone {
-            // The answer to what is sent to nobody is a reset, which ends both directions.
+            // Data for an end that is gone is answered by a reset, which ends both directions.
             if let Some(back) = pipes.get_mut(&self.back) {
                 back.broken = true;
                 back.wake();
@@ -354,7 +355,7 @@ impl AsyncWrite for End {
     }
 }
 
-impl State {
+impl NetState {
     /// The writer has no more.
     fn end(&mut self, out: u64) {
         let Some((from, to)) = self.pipes.get(&out).map(|pipe| (pipe.from, pipe.to)) else { return };
@@ -382,7 +383,7 @@ impl Drop for End {
         let mut state = self.net.state();
         state.end(self.out);
         state.reader_gone(self.back);
-        let over = |state: &State, pipe: u64| {
+        let over = |state: &NetState, pipe: u64| {
             state.pipes.get(&pipe).is_none_or(|pipe| pipe.reader_gone && pipe.ends_ms.is_some())
         };
         // Both ends are gone only once both pipes have neither a writer nor a reader.

@@ -1,15 +1,19 @@
-//! Orders to the placement driver: setting up, and splits, merges, moves, cancellations, drains and changes of leadership meanwhile.
+//! Requests to the placement driver: the setup, and during the run splits, merges, moves,
+//! cancellations, drains and transfers of leadership.
 //!
-//! A shard that is drained is sometimes taken back before it is empty; one that has been removed is added again. Where the balancer is on it
-//! splits, moves and merges beside these orders; draining is its work in any case.
+//! The drain of a shard is sometimes cancelled before the shard is empty; a removed shard is added
+//! again. If the balancer is on, it splits, moves and merges beside these requests. It carries out
+//! drains in any case.
 
-use crate::clients::{CREATE, Users};
+use crate::clients::table::CREATE;
+use crate::clients::users::Users;
+use crate::membership_model::{MachineCommand, MembershipModel};
 use crate::process::{below, once_in};
-use crate::site::{Errand, Group, Site};
-use crate::world::{Registry, shard_info};
-use evenkeel_placement_driver::copies::unverified;
-use evenkeel_placement_driver::server::Shared;
-use evenkeel_placement_driver::state::{Action, Command, Effect, State};
+use crate::registry::Registry;
+use crate::topology::{Group, shard_info};
+use evenkeel_placement_driver::operators::orphaned_copies::unverified;
+use evenkeel_placement_driver::replica::ReplicaHandles;
+use evenkeel_placement_driver::state::{Action, Command, Effect, PlacementState};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{KeyValue, OperatorId, ShardId, TableSchema};
@@ -20,26 +24,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two orders, in milliseconds, at most.
+/// Between two requests, in milliseconds, at most.
 const BETWEEN_MS: u64 = 500;
-/// How long an order's outcome is waited for, in milliseconds.
-const ORDER_MS: u64 = 2_000;
+/// The time limit of a request, in milliseconds.
+const REQUEST_MS: u64 = 2_000;
 /// Ranges are split at multiples of this key.
 const SPLIT_EVERY: i64 = 10;
-/// One order in so many is about a whole shard.
+/// One request in this many is about a whole shard.
 const DRAIN_IN: u64 = 10;
-/// The largest key at which is split; accounts lie above it.
+/// Splits are at this many different keys; accounts lie above them.
 const SPLIT_BELOW: u64 = 5;
 
 /// A placement driver that leads, as far as is known.
-pub fn leader(registry: &Registry) -> Option<Arc<Shared>> {
+pub fn leader(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
     registry.borrow().values().find(|shared| shared.leading().is_some()).cloned()
 }
 
-/// Gives an order; `None` if it was not carried out, or nobody knows.
-async fn order(registry: &Registry, command: Command) -> Option<Effect> {
+/// Sends a request; `None` if it was not carried out, or its outcome is unknown.
+async fn request(registry: &Registry, command: Command) -> Option<Effect> {
     let shared = leader(registry)?;
-    tokio::time::timeout(Duration::from_millis(ORDER_MS), shared.propose(command)).await.ok()?.ok()
+    tokio::time::timeout(Duration::from_millis(REQUEST_MS), shared.propose(command)).await.ok()?.ok()
 }
 
 /// Adds the shards and makes the table.
@@ -49,7 +53,7 @@ async fn order(registry: &Registry, command: Command) -> Option<Effect> {
 pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>, String> {
     let pause = || tokio::time::sleep(Duration::from_millis(50));
     for shard in 1..=shards {
-        while order(registry, Command::AddShard(shard_info(shard))).await.is_none() {
+        while request(registry, Command::AddShard(shard_info(shard))).await.is_none() {
             pause().await;
         }
     }
@@ -58,7 +62,7 @@ pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>
     };
     let command = Command::CreateTable { schema, shard: Some(ShardId(1)), if_not_exists: true };
     loop {
-        _ = order(registry, command.clone()).await;
+        _ = request(registry, command.clone()).await;
         if let Some(shared) = leader(registry)
             && let Some(table) = shared.applied().state.tables.values().find(|table| table.creating.is_none())
         {
@@ -68,43 +72,44 @@ pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>
     }
 }
 
-/// Gives orders until everything is healed.
-pub async fn give_orders(users: Users) {
-    while users.told.borrow().healed_ms.is_none() {
+/// Sends requests until the faults have ended.
+pub async fn send_requests(users: Users) {
+    while users.history.borrow().healed_ms.is_none() {
         register_strangers(&users).await;
         if once_in(6) {
             transfer_leadership(&users).await;
         } else if let Some(command) = leader(&users.registry).and_then(|shared| draw(&users, &shared)) {
             let kind = drain_of(&command);
-            let effect = order(&users.registry, command).await;
+            let effect = request(&users.registry, command).await;
             if let (Some(kind), Some(Effect::Applied)) = (kind, effect) {
-                users.site.borrow_mut().count(kind);
+                users.membership.borrow_mut().count(kind);
             }
         }
         tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
     }
-    // What it has begun ends; it begins nothing more, so that there is a last look.
-    while order(&users.registry, Command::SetBalancer { enabled: false }).await.is_none() {
+    // The operators of the balancer end, and it begins no others, so that the last look is final.
+    while request(&users.registry, Command::SetBalancer { enabled: false }).await.is_none() {
         tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
     }
 }
 
-/// Does what people do who have restored a placement driver: shards that it does not know, and that own something, are registered.
+/// Registers shards that a restored placement driver does not know and that own ranges, as an
+/// administrator does.
 pub async fn register_strangers(users: &Users) {
     let strangers: Vec<ShardId> = {
         let Some(shared) = leader(&users.registry) else { return };
         let leading = shared.leading();
-        leading.iter().flat_map(|leading| leading.picture.strangers.keys().copied()).collect()
+        leading.iter().flat_map(|leading| leading.balancer.load.strangers.keys().copied()).collect()
     };
-    for id in strangers.into_iter().filter(|_| users.site.borrow().restored) {
-        let replicas = users.site.borrow().addresses(id);
-        if order(&users.registry, Command::AddShard(ShardInfo { id, replicas })).await.is_some() {
-            users.site.borrow_mut().count("shards registered with a restored placement driver");
+    for id in strangers.into_iter().filter(|_| users.membership.borrow().restored) {
+        let replicas = users.membership.borrow().addresses(id);
+        if request(&users.registry, Command::AddShard(ShardInfo { id, replicas })).await.is_some() {
+            users.membership.borrow_mut().count("shards registered with a restored placement driver");
         }
     }
 }
 
-/// What kind of order about a whole shard this is, if it is one.
+/// The kind of a request about a whole shard; `None` for other requests.
 fn drain_of(command: &Command) -> Option<&'static str> {
     match command {
         Command::DrainShard(_) => Some("drains begun"),
@@ -114,15 +119,17 @@ fn drain_of(command: &Command) -> Option<&'static str> {
     }
 }
 
-/// Switches machines off that came, left again and go on running: they may never have heard that they had been let in.
+/// Switches off machines that came, left again and still run: they may never have heard that they
+/// were members.
 pub fn clear_away(users: &Users) {
-    let mut site = users.site.borrow_mut();
-    let late: Vec<_> = site.lingering().filter(|part| site.configured(*part).1).collect();
-    late.into_iter().for_each(|part| site.run(Errand::SwitchOff(part)));
+    let mut membership = users.membership.borrow_mut();
+    let late: Vec<_> = membership.lingering().filter(|part| membership.configured(*part).1).collect();
+    late.into_iter().for_each(|part| membership.command(MachineCommand::SwitchOff(part)));
 }
 
-/// What is not settled yet, by one placement driver's table: an operator, a drain, or a shard's replicas of which it has not heard.
-pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
+/// Unfinished work, by the state of one placement driver: an operator, a drain, or a change of a
+/// shard's replicas of which it has not heard.
+pub fn unfinished(shared: &ReplicaHandles, membership: &MembershipModel) -> Option<String> {
     let applied = shared.applied();
     let state = &applied.state;
     if state.restoring {
@@ -131,36 +138,36 @@ pub fn unsettled(shared: &Shared, site: &Site) -> Option<String> {
     }
     if let Some(operator) = state.running().next() {
         let trouble = match &*shared.leading() {
-            Some(leading) => leading.driver.trouble(operator.id).unwrap_or("no trouble").to_string(),
+            Some(leading) => leading.controller.trouble(operator.id).unwrap_or("no trouble").to_string(),
             None => format!("does not lead, {:?}", shared.log.role().borrow()),
         };
         return Some(format!("{:?} at {:?}: {trouble}", operator.work, operator.step));
     }
     state.shards.values().find_map(|shard| {
-        let replicas = site.replicas(Group::Shard(shard.info.id));
+        let replicas = membership.replicas(Group::Shard(shard.info.id));
         if shard.draining {
             let ranges = state.range_counts().get(&shard.info.id).copied().unwrap_or(0);
             return Some(format!("shard {} is draining and has {ranges} ranges", shard.info.id));
         }
-        let told = !shard.info.replicas.keys().eq(&replicas);
-        told.then(|| format!("shard {} has the replicas {replicas:?}, not {:?}", shard.info.id, shard.info.replicas))
+        let differs = !shard.info.replicas.keys().eq(&replicas);
+        differs.then(|| format!("shard {} has the replicas {replicas:?}, not {:?}", shard.info.id, shard.info.replicas))
     })
 }
 
-/// Does what people do who have looked at copies that moves could not verify: they may go.
+/// Deletes copies that moves could not verify, as an administrator does after a look at them.
 pub async fn purge_copies(users: &Users, purged: &mut BTreeSet<OperatorId>) {
     let Some(shared) = leader(&users.registry) else { return };
     let kept: Vec<_> = unverified(&shared.applied().state).filter(|(operator, _)| !purged.contains(operator)).collect();
     for (operator, source) in kept {
         if let Ok(ControlReply::Done) = ask(users, source, &ControlRequest::Purge { operator }, None).await {
             purged.insert(operator);
-            users.told.borrow_mut().count("copies deleted by people");
+            users.history.borrow_mut().count("copies deleted by people");
         }
     }
 }
 
-/// Something that could be done now.
-fn draw(users: &Users, shared: &Shared) -> Option<Command> {
+/// Draws a request that is possible now.
+fn draw(users: &Users, shared: &ReplicaHandles) -> Option<Command> {
     let applied = shared.applied();
     let state = &applied.state;
     if once_in(DRAIN_IN) {
@@ -189,16 +196,16 @@ fn draw(users: &Users, shared: &Shared) -> Option<Command> {
     })
 }
 
-/// A shard is emptied; or taken back, or added again if it is gone.
-fn draw_drain(users: &Users, state: &State) -> Option<Command> {
+/// Drains a shard, cancels its drain, or adds it again after it was removed.
+fn draw_drain(users: &Users, state: &PlacementState) -> Option<Command> {
     let busy = |id: &ShardId| state.shards.get(id).is_none_or(|shard| shard.draining);
     let all = (1..=users.shards).map(ShardId);
     let counts = state.range_counts();
     let owns = |id: &ShardId| counts.get(id).is_some_and(|ranges| *ranges > 0);
-    // One at a time, or there would be nothing else to see; and one that has something.
+    // One shard at a time, so that the others keep working; and only a shard that owns ranges.
     match all.clone().find(busy) {
         Some(id) if state.shards.contains_key(&id) => Some(Command::UndrainShard(id)),
-        Some(id) => Some(Command::AddShard(ShardInfo { id, replicas: users.site.borrow().addresses(id) })),
+        Some(id) => Some(Command::AddShard(ShardInfo { id, replicas: users.membership.borrow().addresses(id) })),
         None => all.filter(owns).nth(below(users.shards.into()) as usize).map(Command::DrainShard),
     }
 }
@@ -212,7 +219,7 @@ async fn transfer_leadership(users: &Users) {
     let _ = ask_replica(address, &request).await;
 }
 
-/// Asks a shard's leader, whoever that is; `more` may be it too.
+/// Asks the leader of a shard; `more` is a further replica that may be the leader.
 ///
 /// # Errors
 /// Why there is no answer.
@@ -223,7 +230,7 @@ pub async fn ask(
     more: Option<(u64, SocketAddr)>,
 ) -> Result<ControlReply, String> {
     let mut trouble = "it has no replicas".to_string();
-    let known = users.site.borrow().addresses(shard);
+    let known = users.membership.borrow().addresses(shard);
     for (replica, address) in known.into_iter().chain(more) {
         match ask_replica(address, request).await {
             Ok(ShardReply::Control(reply)) => return Ok(reply),
@@ -235,7 +242,7 @@ pub async fn ask(
 }
 
 async fn ask_replica(address: SocketAddr, request: &ControlRequest) -> Result<ShardReply, String> {
-    let bound = Duration::from_millis(ORDER_MS);
+    let bound = Duration::from_millis(REQUEST_MS);
     let connection =
         Connection::<ShardRequest, ShardReply>::connect(address, bound).await.map_err(|e| e.to_string())?;
     connection.call_within(&ShardRequest::Control(request.clone()), bound).await.map_err(|e| e.to_string())

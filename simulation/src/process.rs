@@ -1,17 +1,19 @@
-//! What makes a process deterministic: its clocks and its randomness.
+//! Clocks and randomness of the process, which make a run deterministic.
 //!
-//! The standard library and tokio ask the C functions `clock_gettime` and `getrandom`. This module defines both, and so takes the C
-//! library's place in the whole program: until [`begin`] they ask the kernel, afterwards the simulation. So `Instant::now`,
-//! `SystemTime::now`, tokio's timers, the order in which `select!` polls and the order of a `HashMap` all follow from the seed, in our code
-//! and in the libraries alike. A process runs one seed, on one thread: nothing that another run left behind can matter.
+//! The standard library and tokio call the C functions `clock_gettime` and `getrandom`. This module
+//! defines both and so replaces those of the C library in the whole program: before [`begin`] they
+//! ask the kernel, afterwards the simulation. `Instant::now`, `SystemTime::now`, tokio's timers,
+//! the order in which `select!` polls and the order of a `HashMap` all follow from the seed, in the
+//! product and in its libraries. A process runs one seed on one thread, so that no earlier run can
+//! influence it.
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use std::cell::{Cell, RefCell};
 
-/// What the wall clocks say when a simulation begins, in seconds since the Unix epoch.
+/// The time of the wall clocks when a simulation begins, in seconds since the Unix epoch.
 const WALL_CLOCK_S: u64 = 1_800_000_000;
-/// What the clocks since boot say then, in milliseconds.
+/// The time since boot at that moment, in milliseconds.
 const UPTIME_MS: u64 = 1_000_000;
 
 thread_local! {
@@ -24,7 +26,7 @@ thread_local! {
     static RANDOM: RefCell<Option<StdRng>> = const { RefCell::new(None) };
 }
 
-/// A machine, and what its clocks show.
+/// A machine and its clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
     /// The machine's number; 0 for none.
@@ -38,11 +40,12 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// No machine, and a clock that is right.
+    /// No machine, and a correct clock.
     pub const NONE: Clocks = Clocks { machine: 0, drift: 0, wall_ms: 0, wall_at_start_ms: 0 };
 }
 
-/// From here on this thread's time and randomness are the simulation's. To be called before anything asked for either.
+/// Makes this thread's time and randomness those of the simulation. It must be called before any
+/// use of either.
 pub fn begin(seed: u64) {
     ENTROPY.with(|rng| *rng.borrow_mut() = Some(StdRng::seed_from_u64(seed ^ 0x5eed)));
     RANDOM.with(|rng| *rng.borrow_mut() = Some(StdRng::seed_from_u64(seed)));
@@ -54,7 +57,7 @@ pub fn now_ms() -> u64 {
     NOW_MS.with(Cell::get)
 }
 
-/// Time passes.
+/// Sets the time.
 pub fn set_now_ms(now_ms: u64) {
     NOW_MS.with(|now| now.set(now_ms));
 }
@@ -81,12 +84,13 @@ pub fn boot_ms() -> u64 {
     clock_us() / 1_000
 }
 
-/// Milliseconds since the Unix epoch by its wall clock as it was when the process started, moved on with the clock since boot.
+/// Milliseconds since the Unix epoch by its wall clock as it was when the process started, moved on
+/// with the clock since boot.
 pub fn unix_ms() -> u64 {
     (WALL_CLOCK_S * 1_000 + boot_ms()).saturating_add_signed(MACHINE.with(Cell::get).wall_at_start_ms)
 }
 
-/// Milliseconds since the Unix epoch by a clock that is right.
+/// Milliseconds since the Unix epoch by a correct clock.
 pub fn true_unix_ms() -> u64 {
     WALL_CLOCK_S * 1_000 + UPTIME_MS + now_ms()
 }
@@ -131,13 +135,13 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, out: *mut libc::times
 /// The C library's source of randomness. Its contract: `length` bytes may be written at `out`.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
-unsafe extern "C" fn getrandom(out: *mut libc::c_void, length: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
+unsafe extern "C" fn getrandom(out: *mut u8, length: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
     if !SIMULATED.try_with(Cell::get).unwrap_or(false) {
         // SAFETY: the kernel's call has the same contract.
         return unsafe { libc::syscall(libc::SYS_getrandom, out, length, flags) } as libc::ssize_t;
     }
     // SAFETY: the caller vouches for `out` and `length`.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(out.cast::<u8>(), length) };
+    let bytes = unsafe { std::slice::from_raw_parts_mut(out, length) };
     ENTROPY.with(|rng| match rng.borrow_mut().as_mut() {
         Some(rng) => rng.fill_bytes(bytes),
         None => bytes.fill(0),

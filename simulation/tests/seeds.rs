@@ -1,8 +1,10 @@
-//! Many seeds of the simulation, each in a process of its own: so that nothing but the seed decides, and one that ends badly ends alone.
+//! Many seeds of the simulation, each in a process of its own, so that only the seed decides and a
+//! failed run ends alone.
 //!
-//! An ordinary run takes as many seeds as fit into its budget of time, but never fewer than [`LEAST_SEEDS`]: what a slow machine leaves out
-//! `make soak-simulation` has. `SEED_SECONDS` sets the budget; `SEEDS=N` asks for a number of seeds instead, however long they take.
-//! `FIRST_SEED` says where to begin, and `BUG_SEEDS` how many seeds each deliberate bug gets to be noticed.
+//! An ordinary run takes as many seeds as fit into its time budget, but at least [`LEAST_SEEDS`];
+//! `make soak-simulation` runs more. `SEED_SECONDS` sets the budget; `SEEDS=N` asks for a number of
+//! seeds instead, however long they take. `FIRST_SEED` is the first seed, and `BUG_SEEDS` the
+//! number of seeds in which each deliberate bug must be noticed.
 
 #![allow(clippy::unwrap_used)]
 use evenkeel_host::Bug;
@@ -21,7 +23,8 @@ const LEAST_SEEDS: u64 = 250;
 const MOST_SEEDS: u64 = 1_000_000;
 /// Seeds in which each deliberate bug must show.
 const BUG_SEEDS: u64 = 400;
-/// Seeds that are run twice: among them are changes of members, drains, and a crowd, in the last of them.
+/// Seeds that are run twice: among them are changes of members, drains, and a load spike, in the
+/// last of them.
 const TWICE: std::ops::RangeInclusive<u64> = 1..=16;
 /// How many seconds a seed may take: a hundred times what one takes.
 const MOST_SECONDS: &str = "120";
@@ -43,7 +46,8 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs `work` on each number, as many at once as there are processors, until it says that it is enough.
+/// Runs `work` on each number, as many at once as there are processors, until it says that it is
+/// enough.
 fn each(numbers: std::ops::Range<u64>, work: impl Fn(u64) -> bool + Sync) {
     let next = AtomicU64::new(numbers.start);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -109,7 +113,8 @@ fn command(seed: u64) -> String {
     format!("cargo run --release -p evenkeel-simulation -- --seed {seed}")
 }
 
-/// The seed decides everything: two runs of it do not differ in one byte sent nor in one number drawn.
+/// The seed decides everything: two runs of it do not differ in one byte sent nor in one number
+/// drawn.
 #[test]
 fn a_seed_gives_the_same_run_every_time() {
     for seed in TWICE {
@@ -133,7 +138,11 @@ fn each_deliberate_bug_is_noticed() {
             let text = text(&output);
             // What a run does not say itself has not been noticed by it.
             let Some(why) = text.lines().find(|line| line.starts_with("wrong: ")) else {
-                panic!("{} --bug {name}: {} without a word of what is wrong\n{text}", command(seed), output.status);
+                panic!(
+                    "{} --bug {name}: {} without a sentence that begins with \"wrong: \"\n{text}",
+                    command(seed),
+                    output.status
+                );
             };
             let why = why.to_string();
             noticed.lock().unwrap().get_or_insert((seed, why));

@@ -1,10 +1,11 @@
 //! Constant expressions for the key of a new row: `39 + 3`, `45.4`, `4e1`.
 //!
-//! A row's key must be known before the row is, so what PostgreSQL would compute is computed here, and the result is what is sent: the
-//! two cannot disagree. Only what is exact is computed: integers with PostgreSQL's types and their limits, and decimal
-//! numbers without division. Everything else is left to be refused.
+//! The key of a new row must be known before the row reaches PostgreSQL. This module therefore
+//! computes the value that PostgreSQL would compute, and the statement carries the result, so that
+//! the two cannot disagree. It computes exact values only: integers with PostgreSQL's types and
+//! limits, and decimal numbers without division. The caller refuses every other expression.
 
-use super::operand::{as_cast_to, integer_limits};
+use super::cast::{as_cast_to, integer_limits};
 use super::syntax::{peel, string_value};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::key::KeyType;
@@ -18,12 +19,12 @@ const MAX_DIGITS: usize = 30;
 enum Number {
     /// `integer`, `bigint` or (after a cast) `smallint`.
     Int(i128, KeyType),
-    /// `numeric`: so many units, each ten to the power of minus the scale.
+    /// `numeric`: a number of units, each ten to the power of minus the scale.
     Numeric { units: i128, scale: u32 },
 }
 
-/// The integer that PostgreSQL stores in an integer column for this expression: a decimal is rounded, half away from zero. `None` if it is
-/// no constant, or one that is not computed here.
+/// The integer that PostgreSQL stores in an integer column for this expression: a decimal is
+/// rounded, half away from zero. `None` if it is no constant, or one that is not computed here.
 ///
 /// # Errors
 /// What PostgreSQL says to an overflow (22003) or a division by zero (22012).

@@ -1,12 +1,15 @@
-//! CREATE TABLE: the schema that every part keeps, and the definition that every shard runs, in our own words.
+//! CREATE TABLE: the schema that every process keeps, and the rewritten definition that every shard
+//! runs.
 //!
-//! Every shard that comes to own a range of the table runs the definition, and each must arrive at the same table (R19). So all
-//! that could differ from server to server is refused: types of one's own, sequences, other collations, checks that
-//! depend on the time.
+//! A shard runs the definition when it first owns a range of the table, and all shards must get the
+//! same table (R19). A definition that could differ between servers is refused: user-defined types,
+//! sequences, other collations, and checks that depend on the time.
 
-use super::expr::{Purpose, Scope, Writer};
+use super::command::Command;
+use super::expr::Writer;
+use super::scope::{Purpose, Scope};
 use super::types::{BuiltIn, built_in};
-use super::{Command, names, parse, refuse};
+use super::{names, refuse};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::ids::TableId;
 use evenkeel_protocol::key::KeyType;
@@ -64,7 +67,8 @@ fn check_table_name(name: &str) -> Result<(), SqlError> {
         return Err(SqlError::new("42939", "table names that begin with evenkeel_ are the store's own")
             .hint("choose another name"));
     }
-    // The index of a primary key is a relation too: on a shard that has table t, a table t_pkey could not be created.
+    // The index of a primary key is a relation too: on a shard that has table t, a table t_pkey
+    // could not be created.
     if name.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with("_pkey") {
         return Err(SqlError::new("42939", "table names that end with _pkey are kept for the indexes of primary keys")
             .hint("choose another name"));
@@ -72,8 +76,9 @@ fn check_table_name(name: &str) -> Result<(), SqlError> {
     Ok(())
 }
 
-/// Refuses every clause but the columns and the constraints. What is left must be what the bare statement would be; a
-/// clause that nobody thought of is refused too.
+/// Refuses every clause but the columns and the constraints. The statement must equal the bare
+/// statement with the same columns and constraints, so that a clause which this code does not name
+/// is refused too.
 fn check_clauses(table: &CreateTable) -> Result<(), SqlError> {
     if table.temporary || table.unlogged {
         return Err(refuse::clause(if table.temporary { "TEMPORARY" } else { "UNLOGGED" }));
@@ -112,12 +117,12 @@ fn check_clauses(table: &CreateTable) -> Result<(), SqlError> {
 }
 
 fn named(name: Option<&Ident>) -> Result<Option<String>, SqlError> {
-    name.map(names::fold).transpose()
+    name.map(names::identifier).transpose()
 }
 
 impl<'a> Definition<'a> {
     fn add_column(&mut self, column: &'a ColumnDef) -> Result<(), SqlError> {
-        let name = names::fold(&column.name)?;
+        let name = names::identifier(&column.name)?;
         if names::is_system_column(&name) {
             let message = format!("column name {name:?} conflicts with a system column name");
             return Err(SqlError::new("42701", message));
@@ -140,7 +145,7 @@ impl<'a> Definition<'a> {
             self.add_option(&mut draft, &option.option, option.name.as_ref())?;
         }
         if draft.not_null && draft.nullable {
-            return Err(parse::syntax(format!("conflicting NULL/NOT NULL declarations for column {:?}", draft.name)));
+            return Err(refuse::syntax(format!("conflicting NULL/NOT NULL declarations for column {:?}", draft.name)));
         }
         self.columns.push(draft);
         Ok(())
@@ -157,7 +162,7 @@ impl<'a> Definition<'a> {
             ColumnOption::NotNull => draft.not_null = true,
             ColumnOption::Default(expr) => {
                 if draft.default.replace(expr).is_some() {
-                    return Err(parse::syntax(format!(
+                    return Err(refuse::syntax(format!(
                         "multiple default values specified for column {:?}",
                         draft.name
                     )));
@@ -201,9 +206,9 @@ impl<'a> Definition<'a> {
                         Expr::Identifier(ident)
                             if column.operator_class.is_none() && column.column.options == Default::default() =>
                         {
-                            columns.push(names::fold(ident)?);
+                            columns.push(names::identifier(ident)?);
                         }
-                        _ => return Err(parse::syntax("PRIMARY KEY takes names of columns")),
+                        _ => return Err(refuse::syntax("PRIMARY KEY takes names of columns")),
                     }
                 }
                 self.set_key(columns)
@@ -284,7 +289,8 @@ impl<'a> Definition<'a> {
         Ok(schema)
     }
 
-    /// The definition in our words. Creating what exists already is no error, so that a shard can run it again.
+    /// The definition in our words. Creating what exists already is no error, so that a shard can
+    /// run it again.
     fn create_sql(&self, schema: &TableSchema) -> Result<String, SqlError> {
         let mut lines = Vec::new();
         for (i, column) in self.columns.iter().enumerate() {

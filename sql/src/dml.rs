@@ -1,19 +1,23 @@
-//! Binding INSERT, UPDATE and DELETE: their keys, and RETURNING rewritten so that every change comes back (R7).
+//! Binding INSERT, UPDATE and DELETE: their keys, and RETURNING rewritten so that every change
+//! comes back (R7).
 //!
-//! After the columns that the user asked for come the columns that the log needs: the whole new row for INSERT, the key and the assigned
-//! columns for UPDATE, the key for DELETE. What an UPDATE leaves alone is not read, however large it is. An UPDATE cannot change a key, because its row could then belong to another range and RETURNING
-//! does not show the old key (R15).
+//! The columns that the log needs follow the columns of the user: the whole new row for INSERT, the
+//! key and the assigned columns for UPDATE, the key for DELETE. An UPDATE does not read the columns
+//! that it does not assign, however large they are. An UPDATE cannot change a key, because its row
+//! could then belong to another range, and RETURNING does not show the old key (R15).
 
+use super::cast::integer_limits;
 use super::constant::assigned_integer;
-use super::expr::{Purpose, Scope, Writer};
-use super::operand::{Operand, integer_limits, integer_operand, operand};
+use super::expr::Writer;
+use super::operand::{Operand, integer_operand, operand};
 use super::plan::{Capture, Keys, Pieces, Plan, PlanKind, RowEffect, Scan};
 use super::region::KeyShape;
+use super::scope::{Purpose, Scope};
 use super::select::{condition_keys, key_names, key_types, write_items, write_table};
 use super::statement::{DeleteBody, InsertBody, TableRef, UpdateBody};
 use super::syntax::peel;
 use super::types::Family;
-use super::{names, parse};
+use super::{names, refuse};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::key::{KeyCodec, KeyType};
 use evenkeel_protocol::schema::{ColumnSchema, TableSchema};
@@ -50,7 +54,8 @@ fn write_value(writer: &mut Writer<'_>, expr: &Expr, family: Family) -> Result<(
     writer.typed(expr, family)
 }
 
-/// Writes `"column" = value` for each assignment, and gives the columns' positions, ascending. Keys stay as they are.
+/// Writes `"column" = value` for each assignment, and gives the columns' positions, ascending. Keys
+/// stay as they are.
 fn write_assignments(
     writer: &mut Writer<'_>,
     assignments: &[Assignment],
@@ -217,7 +222,7 @@ pub(super) fn bind_insert(body: &InsertBody, schema: &TableSchema) -> Result<Pla
             } else {
                 "target columns than expressions"
             };
-            return Err(parse::syntax(format!("INSERT has more {more}")));
+            return Err(refuse::syntax(format!("INSERT has more {more}")));
         }
         writer.push(if i > 0 { ", " } else { "" });
         let (key, computed) = row_key(row, &key_places, schema, &types)?;
@@ -241,12 +246,13 @@ pub(super) fn bind_insert(body: &InsertBody, schema: &TableSchema) -> Result<Pla
     Ok(Plan { effect, plain_insert, ..plan })
 }
 
-/// Which column each value of a row is for. Without a list of columns, values are for the first ones.
+/// Which column each value of a row is for. Without a list of columns, values are for the first
+/// ones.
 fn insert_columns(body: &InsertBody, schema: &TableSchema) -> Result<Vec<usize>, SqlError> {
     if body.columns.is_empty() {
         let width = body.rows.first().map_or(0, Vec::len);
         if width > schema.columns.len() {
-            return Err(parse::syntax("INSERT has more expressions than target columns"));
+            return Err(refuse::syntax("INSERT has more expressions than target columns"));
         }
         return Ok((0..width).collect());
     }
@@ -278,7 +284,8 @@ fn not_null(schema: &TableSchema, column: &str) -> SqlError {
     SqlError::new(codes::NOT_NULL, message)
 }
 
-/// The refusal of a key that is left to its column's default; `None` if it has none, and so is null.
+/// The refusal of a key that is left to its column's default; `None` if it has none, and so is
+/// null.
 fn defaulted(schema: &TableSchema, position: usize) -> Option<SqlError> {
     let column = schema.columns.get(position)?;
     let begins = |collation: &str| {
@@ -336,7 +343,7 @@ fn row_key(row: &[Expr], places: &[usize], schema: &TableSchema, types: &[KeyTyp
             continue;
         }
         let Some(operand) = operand(value, i + 1, *kind)? else {
-            // What is not supported anywhere says so better itself.
+            // An expression that is not supported anywhere has a better message of its own.
             let nothing = Scope { table: None, alias: None, excluded: false };
             write_value(&mut Writer::new(nothing, Purpose::Statement), value, family(schema, schema.key[i]))?;
             return Err(SqlError::unsupported(
@@ -368,7 +375,7 @@ fn write_conflict(writer: &mut Writer<'_>, conflict: &OnConflict, schema: &Table
         Some(ConflictTarget::Columns(columns)) => {
             let mut positions = Vec::new();
             for (i, name) in columns.iter().enumerate() {
-                let name = names::fold(name)?;
+                let name = names::identifier(name)?;
                 positions.push(column(schema, &name)?);
                 writer.push(if i > 0 { ", " } else { " (" });
                 writer.push(&TableSchema::quote(&name));
@@ -391,7 +398,7 @@ fn write_conflict(writer: &mut Writer<'_>, conflict: &OnConflict, schema: &Table
         }
         OnConflictAction::DoUpdate(DoUpdate { assignments, selection }) => {
             if conflict.conflict_target.is_none() {
-                return Err(parse::syntax("ON CONFLICT DO UPDATE requires the columns of the primary key"));
+                return Err(refuse::syntax("ON CONFLICT DO UPDATE requires the columns of the primary key"));
             }
             let outer = writer.scope;
             writer.scope.excluded = true;

@@ -1,12 +1,15 @@
-//! Writes expressions out again, in our own words.
+//! Writes expressions again from the parsed tree.
 //!
-//! PostgreSQL never sees the user's text, only what this module wrote from the parsed tree: so what runs is what was
-//! analysed, and what is not understood is refused instead of passed on. Names are quoted, columns are checked against the
-//! schema, functions against the allow-list, and operands that are not simple are put in parentheses so that nothing hangs
-//! on both parsers agreeing about precedence.
+//! PostgreSQL sees the text that this module writes and never the text of the user. The analysed
+//! statement is therefore the one that runs, and an expression that the analyser does not
+//! understand is refused. Names are quoted, columns are checked against the schema, and functions
+//! against the allow-list. Operands that are not simple are put in parentheses, so that the result
+//! does not depend on both parsers agreeing about precedence.
 
+use super::calls::{self, Call, Piece};
 use super::names;
-use super::parse::syntax;
+use super::refuse::syntax;
+use super::scope::{Purpose, Scope};
 use super::syntax::{
     comparison_operator, is_atomic, is_condition, is_excluded, is_negative_number, is_plain_number, is_regex,
     other_operator, parameter_index, peel, quote_text, says_when, shortened, string_value,
@@ -15,31 +18,6 @@ use super::types::{Family, built_in};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::schema::TableSchema;
 use sqlparser::ast::{BinaryOperator, CaseWhen, CastKind, DataType, Expr, Ident, UnaryOperator, Value as Literal};
-
-/// The most parameters of one statement; the protocol between the shard and PostgreSQL counts them in 16 bits.
-pub(super) const MAX_PARAMETERS: usize = 65_000;
-
-/// Which names an expression may use.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Scope<'a> {
-    /// The table, if there is one.
-    pub table: Option<&'a TableSchema>,
-    /// What the statement calls the table instead of its name.
-    pub alias: Option<&'a str>,
-    /// Whether `excluded` is the row that was to be inserted.
-    pub excluded: bool,
-}
-
-/// What an expression is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Part of a statement: only the leader evaluates it.
-    Statement,
-    /// A column's default: only the leader evaluates it, and there are no parameters.
-    Default,
-    /// A CHECK: every replica evaluates it, at different times, and it must come out the same.
-    Check,
-}
 
 /// Writes expressions and remembers what it saw in them.
 #[derive(Debug)]
@@ -73,9 +51,9 @@ impl<'a> Writer<'a> {
         self.uses.iter().map(|(index, _)| index + 1).max().unwrap_or(0)
     }
 
-    /// Checks that a parameter which decides where a statement goes is read as the same value everywhere. PostgreSQL gives
-    /// a parameter one type, taken from where it sees it first; as `double precision`, for example, a large key would be
-    /// rounded there and not here.
+    /// Checks that a parameter which decides where a statement goes is read as the same value
+    /// everywhere. PostgreSQL gives a parameter one type, taken from where it sees it first; as
+    /// `double precision`, for example, a large key would be rounded there and not here.
     pub fn check_key_parameter(&self, index: usize, family: Family) -> Result<(), SqlError> {
         if self.uses.iter().all(|(used, other)| *used != index || *other == family) {
             return Ok(());
@@ -90,13 +68,13 @@ impl<'a> Writer<'a> {
     pub fn column(&self, idents: &[Ident]) -> Result<usize, SqlError> {
         let (column, qualifier) = match idents {
             [column] => (column, None),
-            [table, column] => (column, Some(names::fold(table)?)),
-            [schema, table, column] if names::fold(schema)? == "public" && self.scope.alias.is_none() => {
-                (column, Some(names::fold(table)?))
+            [table, column] => (column, Some(names::identifier(table)?)),
+            [schema, table, column] if names::identifier(schema)? == "public" && self.scope.alias.is_none() => {
+                (column, Some(names::identifier(table)?))
             }
             _ => return Err(syntax("a column's name is expected")),
         };
-        let name = names::fold(column)?;
+        let name = names::identifier(column)?;
         let Some(table) = self.scope.table else {
             let message = if self.purpose == Purpose::Default {
                 format!("a default cannot use the column {name:?}")
@@ -129,7 +107,7 @@ impl<'a> Writer<'a> {
         Err(SqlError::new(codes::UNDEFINED_COLUMN, format!("column {name:?} does not exist in table {:?}", table.name)))
     }
 
-    /// The column that an expression is, parentheses aside.
+    /// The column that an expression is, without its parentheses.
     pub fn as_column(&self, expr: &Expr) -> Option<usize> {
         match peel(expr) {
             Expr::Identifier(ident) if !names::is_value_word(ident) => self.column(std::slice::from_ref(ident)).ok(),
@@ -155,7 +133,7 @@ impl<'a> Writer<'a> {
         let position = self.column(idents)?;
         let name = self.scope.table.and_then(|t| t.columns.get(position)).map(|c| TableSchema::quote(&c.name));
         if let [.., qualifier, _] = idents {
-            let qualifier = TableSchema::quote(&names::fold(qualifier)?);
+            let qualifier = TableSchema::quote(&names::identifier(qualifier)?);
             self.push(&qualifier);
             self.push(".");
         }
@@ -215,9 +193,22 @@ impl<'a> Writer<'a> {
             Expr::Case { case_token: _, end_token: _, operand, conditions, else_result } => {
                 self.case(operand.as_deref(), conditions, else_result.as_deref())
             }
-            Expr::Function(function) => self.function(function),
-            other => self.special_syntax(other),
+            other => self.call(calls::call(other, self.purpose)?),
         }
+    }
+
+    fn call(&mut self, call: Call<'_>) -> Result<(), SqlError> {
+        self.aggregates |= call.is_aggregate;
+        for piece in call.pieces {
+            match piece {
+                Piece::Text(text) => self.push(&text),
+                Piece::Expr(expr) => self.expr(expr)?,
+                Piece::Operand(expr) => self.operand(expr)?,
+                Piece::Literal(literal) => self.literal(literal, Family::Unknown)?,
+                Piece::Refused(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn parenthesised(&mut self, expr: &Expr) -> Result<(), SqlError> {
@@ -227,14 +218,16 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// An operand of something that binds tighter than most operators: in parentheses unless it needs none.
-    pub(super) fn operand(&mut self, expr: &Expr) -> Result<(), SqlError> {
+    /// An operand of something that binds tighter than most operators: in parentheses unless it
+    /// needs none.
+    fn operand(&mut self, expr: &Expr) -> Result<(), SqlError> {
         if is_atomic(expr) {
             return self.expr(expr);
         }
         match expr {
             Expr::BinaryOp { op, .. } if is_regex(op) => Err(ambiguous_regex()),
-            // The tree does not say whether the user wrote ~a + b (PostgreSQL: ~(a + b)) or (~a) + b.
+            // The tree does not say whether the user wrote ~a + b (PostgreSQL: ~(a + b)) or (~a) +
+            // b.
             Expr::UnaryOp { op: UnaryOperator::BitwiseNot, .. } => Err(ambiguous("~")),
             _ => self.parenthesised(expr),
         }
@@ -366,7 +359,8 @@ impl<'a> Writer<'a> {
             }
         } else {
             let family = self.family(expr);
-            // The whole list gets one type; it is the column's only if nothing in the list pulls it elsewhere.
+            // The whole list gets one type; it is the column's only if nothing in the list pulls it
+            // elsewhere.
             let pulls = list.iter().any(|item| !self.has_family(item, family));
             self.operand(expr)?;
             self.push(operator);
@@ -481,7 +475,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    pub(super) fn literal(&mut self, literal: &Literal, family: Family) -> Result<(), SqlError> {
+    fn literal(&mut self, literal: &Literal, family: Family) -> Result<(), SqlError> {
         match literal {
             Literal::Number(digits, false) if is_plain_number(digits) => self.push(digits),
             Literal::Boolean(true) => self.push("true"),

@@ -1,8 +1,8 @@
 //! The functions that statements may call.
 //!
-//! An allow-list, because what is not known cannot be trusted with a replica: PostgreSQL's built-in functions include some
-//! that write, lock, sleep, signal other sessions, read the server's files or change settings, and a change that a
-//! function makes escapes capture (R7).
+//! An allow-list: PostgreSQL's built-in functions include some that write, lock, sleep, signal
+//! other sessions, read the server's files or change settings, and a change that a function makes
+//! escapes capture (R7).
 
 use evenkeel_protocol::error::SqlError;
 
@@ -11,8 +11,9 @@ use evenkeel_protocol::error::SqlError;
 pub(super) enum Class {
     /// Its result depends on its arguments (and on settings, which are the same on every replica).
     Fixed,
-    /// Its result depends on when or how often it is called. Statements may call it, because only the leader runs them and
-    /// followers get the rows; a CHECK, which every replica evaluates, may not (invariant 5).
+    /// Its result depends on when or how often it is called. Statements may call it, because only
+    /// the leader runs them and followers get the rows; a CHECK, which every replica evaluates, may
+    /// not (invariant 5).
     Moving,
     /// Its result depends on many rows.
     Aggregate,
@@ -28,7 +29,7 @@ pub(super) fn is_bare(name: &str) -> bool {
     matches!(name, "current_timestamp" | "current_date" | "current_time" | "localtime" | "localtimestamp")
 }
 
-/// What is known about a function, by its lower-case name.
+/// The class of a function, by its lower-case name.
 pub(super) fn class(name: &str) -> Result<Class, SqlError> {
     Ok(match name {
         // Conditions.

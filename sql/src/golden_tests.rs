@@ -1,13 +1,17 @@
-//! Runs the scenarios in `testscripts/`, which double as documentation: after each statement stands what it became.
+//! Runs the scenarios in `testscripts/`, which double as documentation: after each statement stands
+//! what it became.
 //!
-//! A scenario is a list of blocks separated by empty lines. A block is one statement (it may span lines), then `with …`
-//! lines, each a set of parameters in JSON, then what came out, in lines that begin with `=>`. `UPDATE_GOLDEN=1` writes
-//! what comes out into the files. Lines that begin with `#` are comments.
+//! A scenario is a list of blocks separated by empty lines. A block is one statement (it may span
+//! lines), then `with …` lines, each a set of parameters in JSON, then what came out, in lines that
+//! begin with `=>`. `UPDATE_GOLDEN=1` writes what comes out into the files. Lines that begin with
+//! `#` are comments.
 
 #![allow(clippy::unwrap_used)]
 use super::*;
+use evenkeel_protocol::error::SqlError;
 use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::key::Key;
+use evenkeel_protocol::schema::TableSchema;
 use evenkeel_protocol::value::{Value, key_to_json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -68,7 +72,8 @@ fn outcome(tables: &mut BTreeMap<String, TableSchema>, statement: &str, paramete
                 .unwrap();
             let key: Vec<_> = schema.key_columns().map(|column| column.name.as_str()).collect();
             writeln!(out, "key ({})", key.join(", ")).unwrap();
-            // The placement driver reads the definition again before shards run it: it must find the same table.
+            // The placement driver reads the definition again before shards run it: it must find
+            // the same table.
             let again = parse(&schema.create_sql);
             assert!(matches!(&again, Ok(Command::CreateTable { schema: same, .. }) if *same == schema), "{again:?}");
             schema.id = evenkeel_protocol::ids::TableId(tables.len() as u32 + 1);
@@ -142,7 +147,7 @@ fn run(script: &str) -> String {
 
 #[test]
 fn statements_become_what_the_scenarios_say() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/sql/testscripts");
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/testscripts");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert!(files.len() >= 5, "the scenarios are missing from {}", folder.display());
@@ -156,7 +161,8 @@ fn statements_become_what_the_scenarios_say() {
         }
         let (old, new): (Vec<_>, Vec<_>) = (before.lines().collect(), now.lines().collect());
         if old != new {
-            // Scenarios are short: the first line that differs, with its surroundings, is diff enough.
+            // Scenarios are short: the first line that differs, with its surroundings, is diff
+            // enough.
             let at = old.iter().zip(&new).position(|(a, b)| a != b).unwrap_or(old.len().min(new.len()));
             let around = |lines: &[&str], sign: char| {
                 let lines = lines.iter().skip(at.saturating_sub(4)).take(9);

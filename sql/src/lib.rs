@@ -1,133 +1,70 @@
-//! What a statement does and which keys it touches.
+//! SQL analyser: parses one statement, binds it to its table, and computes the primary keys that it
+//! touches.
 //!
-//! Clients ask in order to route a statement; shards ask again, since a client's view can be stale, in order to admit it (R9)
-//! and to capture its changes (R7). Both use this code, so both come to the same answer. It owns nothing: a text and a
-//! schema go in, a [`Plan`] comes out, and a plan with parameters gives [`Touches`], cheaply enough for every statement.
+//! Clients use it to route a statement. Shards use it again, since a client's routing table can be
+//! stale, to latch the keys (R9) and to capture the changes (R7). Both run this code and get the
+//! same result. The crate owns no state: a text and a schema yield a [`Plan`], and a plan with
+//! parameters yields [`Touches`], cheaply enough for every statement.
 //!
 //! It promises three things.
 //!
-//! * **What runs is what was analysed.** PostgreSQL never sees the user's text, only SQL that was written again from the
-//!   parsed tree: names quoted and checked against the schema, functions from an allow-list, operands in parentheses. What is
-//!   not understood, or what PostgreSQL would read differently, is refused with SQLSTATE 0A000 and a hint.
-//! * **A statement never reads or writes a row outside of what it touches** (R9). Conditions narrow only as far as they
-//!   are understood; a constant is understood only where PostgreSQL reads it as the same value of the key's type.
-//! * **Every change comes back** (R7): an INSERT or UPDATE returns whole new rows, a DELETE returns keys, after what the user
-//!   asked for; an UPDATE cannot change a key (R15).
+//! * **The analysed statement is the one that runs.** PostgreSQL never sees the user's text. It
+//!   sees SQL that was written again from the parsed tree: names are quoted and checked against the
+//!   schema, functions come from an allow-list, operands are in parentheses. A statement that is
+//!   not understood, or that PostgreSQL would read differently, is refused with SQLSTATE 0A000 and
+//!   a hint.
+//! * **A statement reads and writes only rows whose keys it touches** (R9). A condition narrows the
+//!   keys only as far as it is understood; a constant is understood only where PostgreSQL reads it
+//!   as the same value of the key's type.
+//! * **Every change is returned** (R7), after the columns that the user asked for: an INSERT
+//!   returns whole new rows, an UPDATE the key and the assigned columns, a DELETE the key. An
+//!   UPDATE cannot change a key (R15).
 //!
-//! | module | what it does |
+//! | module | task |
 //! |---|---|
-//! | `parse`, `refuse`, `statement` | text to one statement over one table; what is refused as a whole |
-//! | `names`, `types`, `functions`, `syntax` | what PostgreSQL knows about identifiers, types, functions, expressions |
-//! | `expr`, `calls` | write expressions again |
-//! | `operand`, `narrow`, `region` | constants, what a condition says about keys, sets of keys |
+//! | `parse`, `refuse`, `statement` | text to one statement over one table; refusals |
+//! | `command`, `parsed`, `plan` | the results: a command, a statement, a statement bound to its table |
+//! | `names`, `types`, `functions`, `syntax` | PostgreSQL's identifiers, types, functions and operators |
+//! | `scope`, `expr`, `calls` | write expressions again |
+//! | `constant`, `cast`, `operand`, `narrow`, `region` | constants, keys that a condition lets through, sets of keys |
 //! | `select`, `dml`, `create` | bind each kind of statement |
-//! | `settings` | `SET` and `SHOW` of what a session chooses for its answers |
-//! | `plan` | the result |
+//! | `settings` | `SET`, `RESET` and `SHOW` of a session's levels |
 //!
-//! `testscripts/` shows by example what each kind of statement becomes.
+//! `testscripts/` shows the result of each kind of statement by example.
+//!
+//! Not done: joins, subqueries, WITH, set operations and statements over several tables.
 
 mod calls;
+mod cast;
+mod command;
 mod constant;
 mod create;
+pub mod definition;
 mod dml;
 mod expr;
 mod functions;
+mod limits;
 mod names;
 mod narrow;
 mod operand;
 mod parse;
+mod parsed;
 mod plan;
 mod refuse;
 mod region;
+mod scope;
 mod select;
 mod settings;
 mod statement;
 mod syntax;
 mod types;
 
+pub use command::Command;
+pub use limits::MAX_SQL_BYTES;
+pub use parse::parse;
+pub use parsed::Parsed;
 pub use plan::{Capture, LimitExpr, Plan, PlanKind, RowEffect, Scan, Touches};
 pub use settings::{Setting, SettingCommand, SettingName};
-
-use evenkeel_protocol::error::{SqlError, codes};
-use evenkeel_protocol::schema::TableSchema;
-use evenkeel_protocol::shard::TransactionOptions;
-use statement::Body;
-
-/// The longest SQL text, in bytes.
-pub const MAX_SQL_BYTES: usize = 1 << 20;
-
-/// What one SQL text asks for.
-#[derive(Debug, Clone)]
-pub enum Command {
-    /// A SELECT, INSERT, UPDATE or DELETE; bind it to its table to know what it touches.
-    Statement(Parsed),
-    /// `CREATE TABLE`.
-    CreateTable {
-        /// The table, with id 0 and a definition in our own words.
-        schema: TableSchema,
-        /// Whether it is fine if the table exists.
-        if_not_exists: bool,
-    },
-    /// `BEGIN`.
-    Begin(TransactionOptions),
-    /// `COMMIT`.
-    Commit,
-    /// `ROLLBACK`.
-    Rollback,
-    /// `SET`, `RESET` or `SHOW` of one of Evenkeel's own settings.
-    Setting(SettingCommand),
-}
-
-/// A statement, not yet bound to its table.
-#[derive(Debug, Clone)]
-pub struct Parsed {
-    body: statement::Body,
-}
-
-/// Reads exactly one statement; a semicolon after it is fine.
-///
-/// # Errors
-///
-/// The text is no SQL (42601), is too long or nested too deeply (54000), or asks for what the store cannot do correctly
-/// (0A000, with a hint what to do instead).
-pub fn parse(sql: &str) -> Result<Command, SqlError> {
-    parse::parse(sql)
-}
-
-impl Parsed {
-    fn new(body: statement::Body) -> Parsed {
-        Parsed { body }
-    }
-
-    /// The name of its table; `None` for a SELECT without FROM.
-    pub fn table_name(&self) -> Option<&str> {
-        self.body.table().map(|table| table.name.as_str())
-    }
-
-    /// Resolves it against its table's schema: `None` only if it has no table.
-    ///
-    /// # Errors
-    ///
-    /// There is no such table (42P01) or column (42703), or the statement asks for what the store cannot do correctly
-    /// (0A000).
-    pub fn bind(&self, schema: Option<&TableSchema>) -> Result<Plan, SqlError> {
-        let Some(table) = self.body.table() else {
-            return match &self.body {
-                Body::Select(body) => select::bind(body, None),
-                _ => Err(SqlError::new(codes::INTERNAL, "a statement that writes has no table")),
-            };
-        };
-        let Some(schema) = schema.filter(|schema| schema.name == table.name) else {
-            return Err(SqlError::new(codes::UNDEFINED_TABLE, format!("relation {:?} does not exist", table.name)));
-        };
-        match &self.body {
-            Body::Select(body) => select::bind(body, Some(schema)),
-            Body::Insert(body) => dml::bind_insert(body, schema),
-            Body::Update(body) => dml::bind_update(body, schema),
-            Body::Delete(body) => dml::bind_delete(body, schema),
-        }
-    }
-}
 
 #[cfg(test)]
 mod golden_tests;

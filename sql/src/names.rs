@@ -1,9 +1,10 @@
-//! Identifiers, as PostgreSQL folds and quotes them.
+//! Identifiers, in lower case or quoted as PostgreSQL reads them.
 
 use evenkeel_protocol::error::{SqlError, codes};
 use sqlparser::ast::{Ident, ObjectName, ObjectNamePart};
 
-/// The longest name, in bytes. PostgreSQL cuts longer ones off silently, and two tables could become one.
+/// The longest name, in bytes. PostgreSQL cuts longer ones off silently, and two tables could
+/// become one.
 pub(super) const MAX_NAME_BYTES: usize = 63;
 
 /// Words that are values, not columns, when they are not quoted.
@@ -35,8 +36,8 @@ pub(super) fn is_value_word(ident: &Ident) -> bool {
     ident.quote_style.is_none() && VALUE_WORDS.iter().any(|word| word.eq_ignore_ascii_case(&ident.value))
 }
 
-/// The name that an identifier stands for: folded to lower case unless quoted.
-pub(super) fn fold(ident: &Ident) -> Result<String, SqlError> {
+/// The name that an identifier stands for: in lower case unless quoted.
+pub(super) fn identifier(ident: &Ident) -> Result<String, SqlError> {
     let name = match ident.quote_style {
         None => ident.value.to_ascii_lowercase(),
         Some('"') => ident.value.clone(),
@@ -54,7 +55,7 @@ pub(super) fn fold(ident: &Ident) -> Result<String, SqlError> {
 
 fn parts(name: &ObjectName) -> Result<Vec<String>, SqlError> {
     let part = |part: &ObjectNamePart| match part {
-        ObjectNamePart::Identifier(ident) => fold(ident),
+        ObjectNamePart::Identifier(ident) => identifier(ident),
         ObjectNamePart::Function(_) => Err(SqlError::new(codes::SYNTAX_ERROR, "a name is expected")),
     };
     name.0.iter().map(part).collect()

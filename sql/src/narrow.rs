@@ -1,8 +1,9 @@
 //! Which keys a WHERE clause can let through.
 //!
-//! [`Narrow`] is the part of the condition that speaks of key columns and constants; its region covers every key of a row for
-//! which the condition can be true (R9). What is not understood becomes [`Narrow::Everything`]: with AND it narrows nothing,
-//! with OR it widens to the whole table. NOT is not looked into, so "true" never depends on "false" or null.
+//! [`Narrow`] is the part of the condition that speaks of key columns and constants; its region
+//! covers every key of a row for which the condition can be true (R9). A condition that is not
+//! understood becomes [`Narrow::Everything`]: with AND it narrows nothing, with OR it widens to the
+//! whole table. NOT is not analysed, so "true" never depends on "false" or null.
 
 use super::expr::Writer;
 use super::operand::{Bound, Operand, operand};
@@ -15,7 +16,8 @@ use evenkeel_protocol::schema::TableSchema;
 use evenkeel_protocol::value::Value;
 use sqlparser::ast::{BinaryOperator, Expr, Value as Literal};
 
-/// The most keys that are told apart; a condition that names more is widened to intervals over the key's first columns.
+/// The most keys of a list of points; a condition with more keys is widened to intervals over the
+/// key's first columns.
 const MAX_POINTS: usize = 10_000;
 
 /// A comparison.
@@ -195,7 +197,8 @@ impl Reader<'_> {
     }
 }
 
-/// One of two holds. Equalities of one column become one list, so that `a = 1 AND (b = 2 OR b = 3)` names two keys.
+/// One of two holds. Equalities of one column become one list, so that `a = 1 AND (b = 2 OR b = 3)`
+/// names two keys.
 fn either(left: Narrow, right: Narrow) -> Narrow {
     let list = |narrow: Narrow| match narrow {
         Narrow::Column { column, comparison: Comparison::Equal, operand } => Ok((column, vec![operand])),
@@ -341,7 +344,7 @@ fn row_region(
     Ok(Region::intervals(vec![interval]))
 }
 
-/// What is known of one column.
+/// The values that one column can have.
 #[derive(Debug, Clone, Default)]
 struct Column {
     /// It is one of these; sorted.
@@ -368,7 +371,7 @@ impl Column {
     }
 }
 
-/// What is known of each column of the key.
+/// The values that each column of the key can have.
 struct Columns(Vec<Column>);
 
 impl Columns {
@@ -426,7 +429,8 @@ impl Columns {
         Ok(true)
     }
 
-    /// The keys whose columns are all admitted: the leading columns with known values make prefixes, the next one a range.
+    /// The keys whose columns are all admitted: the leading columns with known values make
+    /// prefixes, the next one a range.
     fn region(mut self, shape: &KeyShape) -> Result<Region, SqlError> {
         for column in &mut self.0 {
             if let Some(values) = column.values.take() {
@@ -468,8 +472,8 @@ fn extended(prefixes: &[Vec<KeyValue>], values: &[KeyValue]) -> Vec<Vec<KeyValue
     longer
 }
 
-/// The keys that begin with `prefix` and whose next column lies within its bounds. (A list of too many values counts as its
-/// first and last.)
+/// The keys that begin with `prefix` and whose next column lies within its bounds. (A list of too
+/// many values counts as its first and last.)
 fn prefix_interval(prefix: &[KeyValue], column: &Column, shape: &KeyShape) -> Result<Option<KeyInterval>, SqlError> {
     let with = |value: &KeyValue| {
         let mut values = prefix.to_vec();

@@ -1,15 +1,18 @@
-//! Constants that keys are compared with: literals and parameters, as a value of the key column's type.
+//! Constants that keys are compared with: literals and parameters, as a value of the key column's
+//! type.
 //!
-//! A constant is understood only where PostgreSQL would read it as the same value. Everything else is left alone, and the
-//! condition it stands in then narrows nothing.
+//! A constant is understood only where PostgreSQL would read it as the same value. Any other
+//! operand yields no constant, and its condition then narrows nothing.
 
+use super::cast::{Cast, CastOperand, as_cast, as_literal, integer_limits, is_integer};
 use super::constant::compared_integer;
+use super::refuse::{key_error, missing_parameter};
 use super::syntax::{parameter_index, peel, string_value};
-use super::types::{Family, built_in};
+use super::types::Family;
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::key::{KeyError, KeyType, KeyValue};
 use evenkeel_protocol::value::{Value, parse_text};
-use sqlparser::ast::{CastKind, Expr, UnaryOperator, Value as Literal};
+use sqlparser::ast::{Expr, UnaryOperator, Value as Literal};
 
 /// A constant beside a key column.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +46,8 @@ pub(super) enum Bound {
 }
 
 impl Operand {
-    /// The parameter it depends on (from 0), and the family of types that it must have wherever it is used.
+    /// The parameter it depends on (from 0), and the family of types that it must have wherever it
+    /// is used.
     pub fn parameter(&self) -> Option<(usize, Family)> {
         match self {
             Operand::Fixed(_) => None,
@@ -80,19 +84,6 @@ fn place(kind: KeyType, value: KeyValue) -> Bound {
     }
 }
 
-pub(super) fn integer_limits(kind: KeyType) -> Option<(i64, i64)> {
-    Some(match kind {
-        KeyType::SmallInt => (i16::MIN.into(), i16::MAX.into()),
-        KeyType::Integer => (i32::MIN.into(), i32::MAX.into()),
-        KeyType::BigInt => (i64::MIN, i64::MAX),
-        _ => return None,
-    })
-}
-
-fn is_integer(kind: KeyType) -> bool {
-    integer_limits(kind).is_some()
-}
-
 fn family(kind: KeyType) -> Family {
     Family::of(match kind {
         KeyType::SmallInt => 21,
@@ -105,8 +96,8 @@ fn family(kind: KeyType) -> Family {
     })
 }
 
-/// The constant that `expr` is beside the key column number `column` (from 1) of type `kind`: `None` if it is none, or if
-/// PostgreSQL would not read it as a value of that type.
+/// The constant that `expr` is beside the key column number `column` (from 1) of type `kind`:
+/// `None` if it is none, or if PostgreSQL would not read it as a value of that type.
 pub(super) fn operand(expr: &Expr, column: usize, kind: KeyType) -> Result<Option<Operand>, SqlError> {
     let expr = peel(expr);
     if let Some(literal) = as_literal(expr)
@@ -116,7 +107,7 @@ pub(super) fn operand(expr: &Expr, column: usize, kind: KeyType) -> Result<Optio
     }
     if let Some(Cast { inner, to }) = as_cast(expr)? {
         let Some(to) = to.filter(|to| *to == kind || (is_integer(*to) && is_integer(kind))) else { return Ok(None) };
-        if let Inner::Literal(literal) = inner
+        if let CastOperand::Literal(literal) = inner
             && let Some(operand) = literal_operand(literal, Some(to), column, kind)?
         {
             return Ok(Some(operand));
@@ -132,19 +123,6 @@ pub(super) fn operand(expr: &Expr, column: usize, kind: KeyType) -> Result<Optio
 pub(super) fn integer_operand(n: i128, kind: KeyType) -> Operand {
     let beyond = if n < 0 { Bound::Below } else { Bound::Above };
     Operand::Fixed(i64::try_from(n).map_or(beyond, |n| place(kind, KeyValue::Int(n))))
-}
-
-/// What is cast, and the key's type that it is cast to.
-pub(super) fn as_cast_to(expr: &Expr) -> Result<Option<(&Expr, KeyType)>, SqlError> {
-    let Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, .. } = expr else { return Ok(None) };
-    Ok(as_cast(expr)?.and_then(|cast| cast.to).map(|to| (&**inner, to)))
-}
-
-fn as_literal(expr: &Expr) -> Option<&Literal> {
-    match expr {
-        Expr::Value(value) => Some(&value.value),
-        _ => None,
-    }
 }
 
 /// A parameter, null or text, with the type it is cast to; `None` for other literals.
@@ -176,31 +154,6 @@ fn mismatch(expr: &Expr, column: usize, kind: KeyType) -> Result<Option<Operand>
     }
 }
 
-struct Cast<'a> {
-    inner: Inner<'a>,
-    /// `None` for a type that is not a key's, or that changes the value (`varchar(3)`, `timestamptz(0)`).
-    to: Option<KeyType>,
-}
-
-enum Inner<'a> {
-    Literal(&'a Literal),
-    Other(&'a Expr),
-}
-
-fn as_cast(expr: &Expr) -> Result<Option<Cast<'_>>, SqlError> {
-    let (inner, data_type) = match expr {
-        Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr, data_type, format: None } => {
-            let inner = peel(expr);
-            (as_literal(inner).map_or(Inner::Other(inner), Inner::Literal), data_type)
-        }
-        Expr::TypedString(typed) => (Inner::Literal(&typed.value.value), &typed.data_type),
-        _ => return Ok(None),
-    };
-    let target = built_in(data_type)?;
-    let oid = if target.oid == 1043 { 25 } else { target.oid };
-    Ok(Some(Cast { inner, to: KeyType::from_oid(oid).filter(|_| !target.limited) }))
-}
-
 /// An integer constant: digits, signs, and casts to integer types.
 fn integer(expr: &Expr) -> Result<Option<i128>, SqlError> {
     match peel(expr) {
@@ -211,8 +164,8 @@ fn integer(expr: &Expr) -> Result<Option<i128>, SqlError> {
             let Some(Cast { inner, to: Some(to) }) = as_cast(cast)? else { return Ok(None) };
             let Some((least, most)) = integer_limits(to) else { return Ok(None) };
             let value = match inner {
-                Inner::Literal(literal) => digits(literal),
-                Inner::Other(expr) => integer(expr)?,
+                CastOperand::Literal(literal) => digits(literal),
+                CastOperand::Other(expr) => integer(expr)?,
             };
             // A number that does not fit is PostgreSQL's to refuse.
             Ok(value.filter(|n| (i128::from(least)..=i128::from(most)).contains(n)))
@@ -221,7 +174,8 @@ fn integer(expr: &Expr) -> Result<Option<i128>, SqlError> {
     }
 }
 
-/// Numbers with a point or an exponent are numeric, and left alone; so are integers beyond 64 bits, but those compare alike.
+/// Numbers with a point or an exponent are numeric, and left alone; so are integers beyond 64 bits,
+/// but those compare alike.
 fn digits(literal: &Literal) -> Option<i128> {
     match literal {
         Literal::Number(digits, false) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok(),
@@ -261,38 +215,4 @@ fn is_long_integer(text: &str) -> bool {
 
 fn out_of_range(value: i64, kind: KeyType) -> SqlError {
     SqlError::new(codes::OUT_OF_RANGE, format!("value {value} is out of range for type {}", kind.sql_name()))
-}
-
-pub(super) fn missing_parameter(index: usize, given: usize) -> SqlError {
-    SqlError::new(codes::UNDEFINED_PARAMETER, format!("there is no parameter ${}: {given} were given", index + 1))
-}
-
-/// A key error as an answer to the user.
-pub(super) fn key_error(error: KeyError) -> SqlError {
-    let (code, hint) = match &error {
-        // PostgreSQL takes many more forms, and some of them mean another time on each day.
-        KeyError::WrongType { expected: "timestamptz", .. } => {
-            (codes::FEATURE_NOT_SUPPORTED, Some("write it out with its zone, such as 2026-01-31T12:00:00Z"))
-        }
-        KeyError::WrongType { expected: "bytea", found, .. } if found.starts_with("the text") => {
-            (codes::FEATURE_NOT_SUPPORTED, Some("write it in hexadecimal, such as \\x01ff"))
-        }
-        KeyError::WrongType { found, .. } if found.starts_with("the text") => (codes::INVALID_TEXT, None),
-        KeyError::WrongType { .. } | KeyError::WrongCount { .. } => (codes::DATATYPE_MISMATCH, None),
-        KeyError::OutOfRange { .. } => (codes::OUT_OF_RANGE, None),
-        KeyError::Null { .. } => (codes::NOT_NULL, None),
-        KeyError::TooLong { .. } => (codes::PROGRAM_LIMIT, Some("use a shorter key, such as a hash of it")),
-        KeyError::Malformed => (codes::INTERNAL, None),
-    };
-    let message = match &error {
-        KeyError::WrongType { expected, found, .. } if code == codes::INVALID_TEXT => {
-            format!("invalid input syntax for type {expected}: {}", found.trim_start_matches("the text "))
-        }
-        error => error.to_string(),
-    };
-    let answer = SqlError::new(code, message);
-    match hint {
-        Some(hint) => answer.hint(hint),
-        None => answer,
-    }
 }

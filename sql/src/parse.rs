@@ -1,10 +1,16 @@
-//! From text to one statement: size, nesting, how many, which kind.
+//! From text to one command: checks size, nesting and the number of statements, and finds the kind
+//! of the statement.
 //!
-//! Text comes from outside, so its cost is bounded before the parser sees it: by its length, and by how deep a tree it can
-//! grow into. An expression's tree is dropped and walked recursively, so depth is stack; the parser bounds nesting by
-//! parentheses but not a chain of operators, which is why the tokens between two commas are counted here.
+//! Clients are not trusted, so the cost of a text is bounded before the parser sees it: by its
+//! length, and by the depth of the tree that it can become. Trees are dropped and walked
+//! recursively, so depth costs stack. The parser bounds nesting of parentheses but not chains of
+//! operators; this module therefore counts the tokens between two commas.
 
-use super::{Command, MAX_SQL_BYTES, Parsed, create, refuse, settings, statement};
+use super::command::Command;
+use super::limits::MAX_SQL_BYTES;
+use super::parsed::Parsed;
+use super::refuse::syntax;
+use super::{create, refuse, settings, statement};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::shard::TransactionOptions;
 use sqlparser::ast::Statement;
@@ -17,7 +23,13 @@ const MAX_CHAIN_TOKENS: usize = 1_000;
 /// The deepest nesting of parentheses, about.
 const MAX_NESTING: usize = 50;
 
-pub(super) fn parse(sql: &str) -> Result<Command, SqlError> {
+/// Reads exactly one statement; a semicolon after it is fine.
+///
+/// # Errors
+///
+/// The text is no SQL (42601), is too long or nested too deeply (54000), or asks for what the store
+/// cannot do correctly (0A000, with a hint what to do instead).
+pub fn parse(sql: &str) -> Result<Command, SqlError> {
     if sql.len() > MAX_SQL_BYTES {
         let message = format!("the statement is {} bytes long; at most {MAX_SQL_BYTES} are possible", sql.len());
         return Err(SqlError::new(codes::PROGRAM_LIMIT, message).hint("send it in parts, or its values as parameters"));
@@ -80,10 +92,6 @@ fn command(statement: Statement) -> Result<Command, SqlError> {
     })
 }
 
-pub(super) fn syntax(message: impl Into<String>) -> SqlError {
-    SqlError::new(codes::SYNTAX_ERROR, message)
-}
-
 fn parser_error(error: ParserError) -> SqlError {
     match error {
         ParserError::TokenizerError(message) | ParserError::ParserError(message) => syntax(message),
@@ -96,8 +104,8 @@ fn too_deep() -> SqlError {
         .hint("write a long chain of ORs as IN (…), or send the statement in parts")
 }
 
-/// Bounds the depth of the tree that `tokens` can grow into: each level costs at least one token that no comma separates
-/// from the one above.
+/// Bounds the depth of the tree that `tokens` can grow into: each level costs at least one token
+/// that no comma separates from the one above.
 fn check_depth(tokens: &[TokenWithSpan]) -> Result<(), SqlError> {
     let (mut depth, mut outer) = (0, Vec::new());
     let mut start = 0;
@@ -119,7 +127,8 @@ fn check_depth(tokens: &[TokenWithSpan]) -> Result<(), SqlError> {
     Ok(())
 }
 
-/// Refuses what the parser reads as something else than PostgreSQL does, without a trace in the tree.
+/// Refuses what the parser reads as something else than PostgreSQL does, without a trace in the
+/// tree.
 fn check_misread(tokens: &[TokenWithSpan]) -> Result<(), SqlError> {
     for (i, token) in tokens.iter().enumerate() {
         match word(&token.token).as_deref() {
@@ -147,7 +156,8 @@ fn word(token: &Token) -> Option<String> {
     }
 }
 
-/// A transaction command's words; commas between modes are optional in PostgreSQL, so they are left out.
+/// A transaction command's words; commas between modes are optional in PostgreSQL, so they are left
+/// out.
 fn all_words(tokens: &[TokenWithSpan]) -> Result<Vec<String>, SqlError> {
     let tokens = tokens.iter().filter(|token| token.token != Token::Comma);
     tokens.map(|t| word(&t.token).ok_or_else(|| syntax(format!("syntax error at or near {}", t.token)))).collect()

@@ -1,7 +1,8 @@
 //! A statement bound to its table: what it does, which keys it touches, what a shard runs for it.
 
 use super::narrow::Narrow;
-use super::operand::{Bound, Operand, key_error, missing_parameter};
+use super::operand::{Bound, Operand};
+use super::refuse::{key_error, missing_parameter};
 use super::region::{KeyShape, Region};
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::ids::TableId;
@@ -27,11 +28,12 @@ pub enum PlanKind {
 pub enum Capture {
     /// Nothing: the statement does not write.
     None,
-    /// All columns of the table in schema order: the new image of each row inserted or updated. After those of an INSERT with ON
-    /// CONFLICT DO UPDATE comes `xmax`: zero for a row that was not there before.
+    /// All columns of the table in schema order: the new image of each row inserted or updated.
+    /// After those of an INSERT with ON CONFLICT DO UPDATE comes `xmax`: zero for a row that was
+    /// not there before.
     Rows,
-    /// The key columns in key order, then those of [`Plan::assigned`]: what an UPDATE has changed of each row. The others stay as they
-    /// are, and need not be read.
+    /// The key columns in key order, then those of [`Plan::assigned`]: what an UPDATE has changed
+    /// of each row. The others stay as they are, and need not be read.
     Assigned,
     /// The key columns in key order: the key of each row deleted.
     Keys,
@@ -71,7 +73,8 @@ pub enum Scan {
         /// How many rows suffice.
         limit: Option<LimitExpr>,
     },
-    /// Only a PostgreSQL that has all of its keys can answer: aggregates, other orders, DISTINCT, OFFSET.
+    /// Only a PostgreSQL that has all of its keys can answer: aggregates, other orders, DISTINCT,
+    /// OFFSET.
     Whole,
 }
 
@@ -165,7 +168,7 @@ pub struct Plan {
     pub(super) limit: Option<LimitExpr>,
     pub(super) keys: Keys,
     pub(super) shape: KeyShape,
-    /// An INSERT of one row that says nothing of what is there already.
+    /// An INSERT of one row without ON CONFLICT.
     pub(super) plain_insert: bool,
 }
 
@@ -197,13 +200,14 @@ impl Plan {
 
     /// The keys it touches with these parameters (R9).
     ///
-    /// [`Touches::Nothing`] says that no row can matter, not that there is nothing to run: `SELECT count(*) … WHERE id =
-    /// NULL` still answers with one row. Any shard that has the table can run it.
+    /// [`Touches::Nothing`] says that no row can matter, not that there is nothing to run: `SELECT
+    /// count(*) … WHERE id = NULL` still answers with one row. Any shard that has the table can run
+    /// it.
     ///
     /// # Errors
     ///
-    /// A parameter is missing (42P02), of another type than the key it is compared with (42804, 22P02), out of its range
-    /// (22003), or null where a row to insert needs a key (23502).
+    /// A parameter is missing (42P02), of another type than the key it is compared with (42804,
+    /// 22P02), out of its range (22003), or null where a row to insert needs a key (23502).
     pub fn touches(&self, params: &[Value]) -> Result<Touches, SqlError> {
         if params.len() < self.parameters {
             return Err(missing_parameter(params.len(), params.len()));
@@ -267,13 +271,14 @@ impl Plan {
         &self.sql
     }
 
-    /// For an INSERT of one row without ON CONFLICT: the same INSERT, but where PostgreSQL would find a unique constraint violated no
-    /// row is inserted, and none comes back. So among other statements it cannot fail for that, which would undo them all.
+    /// For an INSERT of one row without ON CONFLICT: the same INSERT, but where PostgreSQL would
+    /// find a unique constraint violated no row is inserted, and none comes back. So among other
+    /// statements it cannot fail for that, which would undo them all.
     pub fn insert_if_absent_sql(&self) -> Option<String> {
         self.plain_insert.then(|| format!("{} ON CONFLICT DO NOTHING{}", self.pieces.head, self.pieces.tail))
     }
 
-    /// How many columns the user asked for; what is captured follows them.
+    /// How many columns the user asked for; the captured columns follow them.
     pub fn returned(&self) -> usize {
         self.returned
     }
@@ -320,21 +325,23 @@ impl Plan {
         u64::try_from(rows).map(Some).map_err(|_| SqlError::new("2201W", "LIMIT must not be negative"))
     }
 
-    /// Whether a scan that can be read range by range must be read from the last range to the first.
+    /// Whether a scan that can be read range by range must be read from the last range to the
+    /// first.
     pub fn descending(&self) -> bool {
         self.descending
     }
 
-    /// What the shard runs with a clip: only rows with keys from `start` on and before `end`, and at most `limit` rows. The
-    /// added parameters follow the statement's own: the start's key columns, the end's key columns, the limit as `bigint`.
-    /// An UPDATE or DELETE takes the clip on keys; an INSERT has none, and returns what [`Plan::sql`] does.
+    /// What the shard runs with a clip: only rows with keys from `start` on and before `end`, and
+    /// at most `limit` rows. The added parameters follow the statement's own: the start's key
+    /// columns, the end's key columns, the limit as `bigint`. An UPDATE or DELETE takes the clip on
+    /// keys; an INSERT has none, and returns what [`Plan::sql`] does.
     pub fn clipped_sql(&self, start: bool, end: bool, limit: bool) -> String {
         let (clips, limit) = self.clips(start.then_some(">="), end, limit);
         self.pieces.assemble(&clips, limit.as_deref())
     }
 
-    /// The same for a SELECT that is read piece by piece: in the order of its keys, whose columns follow those asked for. `behind`: only what
-    /// comes behind `start`.
+    /// The same for a SELECT that is read piece by piece: in the order of its keys, whose columns
+    /// follow those asked for. `behind`: only what comes behind `start`.
     pub fn piece_sql(&self, start: bool, behind: bool, end: bool, limit: bool) -> String {
         let (clips, limit) = self.clips(start.then_some(if behind { ">" } else { ">=" }), end, limit);
         let way = if self.descending { " DESC" } else { "" };
@@ -343,8 +350,9 @@ impl Plan {
         let mut pieces = self.pieces.clone();
         let added: String = names().map(|column| format!(", {column}")).collect();
         pieces.head.insert_str(pieces.columns_end, &added);
-        // Whatever order was asked for is a part of this one: ranges could not answer one after the other otherwise. One with parameters
-        // stays where it is, since PostgreSQL does not take a statement that leaves one out.
+        // Whatever order was asked for is a part of this one: ranges could not answer one after the
+        // other otherwise. One with parameters stays where it is, since PostgreSQL does not take a
+        // statement that leaves one out.
         let asked = pieces.tail.contains('$').then(|| format!("{}, ", pieces.tail));
         pieces.tail = asked.unwrap_or_else(|| " ORDER BY ".into()) + &order.join(", ");
         pieces.assemble(&clips, limit.as_deref())

@@ -1,11 +1,15 @@
-//! What is not supported, by the first words of a statement: one sentence that says so, one that says what to do instead.
+//! Errors of the analyser: refusals of unsupported statements, and errors that several modules
+//! raise.
 //!
-//! It looks at words, not at a parsed statement, so that the answer to a statement this parser does not even know is still
-//! a clear refusal and not a syntax error.
+//! A refusal has a message that names the unsupported feature and a hint that names an alternative.
+//! [`refusal`] looks at the first words of a statement and not at a parsed tree, so that a
+//! statement which the parser does not know is refused clearly and not as a syntax error.
 
-use evenkeel_protocol::error::SqlError;
+use evenkeel_protocol::error::{SqlError, codes};
+use evenkeel_protocol::key::KeyError;
 
-/// What to answer to a statement that begins with these words (upper case), if it is one that is refused as a whole.
+/// The refusal of a statement that begins with these words (upper case); `None` if such statements
+/// are supported.
 pub(super) fn refusal(words: &[&str]) -> Option<SqlError> {
     let (what, instead) = match *words.first()? {
         "CREATE" => return refused_creation(&words[1..]),
@@ -107,7 +111,7 @@ fn refused_creation(words: &[&str]) -> Option<SqlError> {
     Some(SqlError::unsupported(what, instead))
 }
 
-/// What several places refuse in the same words.
+/// A subquery, wherever it stands.
 pub(super) fn subquery() -> SqlError {
     SqlError::unsupported(
         "subqueries are not supported yet, because their rows can lie on other shards",
@@ -126,4 +130,44 @@ pub(super) fn join() -> SqlError {
 /// A clause that only other databases have, or that is not understood.
 pub(super) fn clause(name: &str) -> SqlError {
     SqlError::unsupported(format!("{name} is not supported"), format!("leave {name} out"))
+}
+
+/// The text is no SQL (42601).
+pub(super) fn syntax(message: impl Into<String>) -> SqlError {
+    SqlError::new(codes::SYNTAX_ERROR, message)
+}
+
+/// A statement uses a parameter that was not given (42P02).
+pub(super) fn missing_parameter(index: usize, given: usize) -> SqlError {
+    SqlError::new(codes::UNDEFINED_PARAMETER, format!("there is no parameter ${}: {given} were given", index + 1))
+}
+
+/// A key error as an answer to the user.
+pub(super) fn key_error(error: KeyError) -> SqlError {
+    let (code, hint) = match &error {
+        // PostgreSQL takes many more forms, and some of them mean another time on each day.
+        KeyError::WrongType { expected: "timestamptz", .. } => {
+            (codes::FEATURE_NOT_SUPPORTED, Some("write it out with its zone, such as 2026-01-31T12:00:00Z"))
+        }
+        KeyError::WrongType { expected: "bytea", found, .. } if found.starts_with("the text") => {
+            (codes::FEATURE_NOT_SUPPORTED, Some("write it in hexadecimal, such as \\x01ff"))
+        }
+        KeyError::WrongType { found, .. } if found.starts_with("the text") => (codes::INVALID_TEXT, None),
+        KeyError::WrongType { .. } | KeyError::WrongCount { .. } => (codes::DATATYPE_MISMATCH, None),
+        KeyError::OutOfRange { .. } => (codes::OUT_OF_RANGE, None),
+        KeyError::Null { .. } => (codes::NOT_NULL, None),
+        KeyError::TooLong { .. } => (codes::PROGRAM_LIMIT, Some("use a shorter key, such as a hash of it")),
+        KeyError::Malformed => (codes::INTERNAL, None),
+    };
+    let message = match &error {
+        KeyError::WrongType { expected, found, .. } if code == codes::INVALID_TEXT => {
+            format!("invalid input syntax for type {expected}: {}", found.trim_start_matches("the text "))
+        }
+        error => error.to_string(),
+    };
+    let answer = SqlError::new(code, message);
+    match hint {
+        Some(hint) => answer.hint(hint),
+        None => answer,
+    }
 }

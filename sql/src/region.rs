@@ -1,9 +1,9 @@
 //! Sets of keys: a list of points, or of disjoint intervals, with union and intersection.
 //!
-//! All ends are whole encoded keys, so that they can be decoded where an interval becomes an SQL predicate: the values of
-//! a key's first columns are completed with the smallest of the rest.
+//! All ends are whole encoded keys, so that they can be decoded where an interval becomes an SQL
+//! predicate: the values of a key's first columns are completed with the smallest of the rest.
 
-use super::operand::key_error;
+use super::refuse::key_error;
 use evenkeel_protocol::error::SqlError;
 use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::key::{Key, KeyCodec, KeyValue, least_value};
@@ -162,7 +162,7 @@ fn intersect(left: &[KeyInterval], right: &[KeyInterval]) -> Vec<KeyInterval> {
         if !common.is_empty() {
             both.push(common);
         }
-        // The one that ends first meets nothing further on.
+        // The interval that ends first meets no later interval.
         match (&a.end, &b.end) {
             (Some(a_end), Some(b_end)) if a_end <= b_end => i += 1,
             (Some(_), None) => i += 1,

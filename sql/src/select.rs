@@ -1,9 +1,12 @@
-//! Binding a SELECT: its text in our words, its keys, and whether it can be answered range by range.
+//! Binding a SELECT: its text in our words, its keys, and whether it can be answered range by
+//! range.
 
-use super::expr::{Purpose, Scope, Writer};
+use super::calls::order_options;
+use super::expr::Writer;
 use super::narrow::{Narrow, Reader};
 use super::plan::{Capture, Keys, LimitExpr, Pieces, Plan, PlanKind, RowEffect, Scan};
 use super::region::KeyShape;
+use super::scope::{Purpose, Scope};
 use super::statement::{SelectBody, TableRef};
 use super::syntax::{parameter_index, peel};
 use super::types::Family;
@@ -49,7 +52,8 @@ pub(super) fn condition_keys(
     for (index, family) in parameters {
         writer.check_key_parameter(index, family)?;
     }
-    // The hot path: each key column equals one constant. Further conditions can only narrow, so they are left out.
+    // The hot path: each key column equals one constant. Further conditions can only narrow, so
+    // they are left out.
     let point: Option<Vec<_>> = (0..types.len()).map(|column| narrow.fixed_column(column).cloned()).collect();
     Ok(point.map_or(Keys::Condition(narrow), Keys::Point))
 }
@@ -76,7 +80,7 @@ pub(super) fn write_items(writer: &mut Writer<'_>, items: &[SelectItem]) -> Resu
             SelectItem::ExprWithAlias { expr, alias } => {
                 writer.expr(expr)?;
                 writer.push(" AS ");
-                writer.push(&TableSchema::quote(&names::fold(alias)?));
+                writer.push(&TableSchema::quote(&names::identifier(alias)?));
                 columns += 1;
             }
             SelectItem::Wildcard(options) => {
@@ -124,7 +128,7 @@ fn check_wildcard(options: &WildcardAdditionalOptions) -> Result<(), SqlError> {
 }
 
 fn table_columns(writer: &Writer<'_>) -> Result<usize, SqlError> {
-    let table = writer.scope.table.ok_or_else(|| super::parse::syntax("SELECT * needs a table"))?;
+    let table = writer.scope.table.ok_or_else(|| super::refuse::syntax("SELECT * needs a table"))?;
     Ok(table.columns.len())
 }
 
@@ -232,17 +236,20 @@ fn write_order(writer: &mut Writer<'_>, body: &SelectBody) -> Result<(), SqlErro
     for (i, item) in body.order_by.iter().enumerate() {
         writer.push(if i > 0 { ", " } else { " ORDER BY " });
         write_sorted(writer, &item.expr, body)?;
-        writer.order_options(item)?;
+        for option in order_options(item)? {
+            writer.push(option);
+        }
     }
     Ok(())
 }
 
-/// Writes an expression of ORDER BY, GROUP BY or DISTINCT ON, where a bare name can be that of an output column.
+/// Writes an expression of ORDER BY, GROUP BY or DISTINCT ON, where a bare name can be that of an
+/// output column.
 fn write_sorted(writer: &mut Writer<'_>, expr: &Expr, body: &SelectBody) -> Result<(), SqlError> {
     if let Expr::Identifier(ident) = expr
         && !names::is_value_word(ident)
     {
-        let name = names::fold(ident)?;
+        let name = names::identifier(ident)?;
         let aliased = body.items.iter().any(|item| is_alias(item, &name));
         if aliased {
             writer.push(&TableSchema::quote(&name));
@@ -253,7 +260,7 @@ fn write_sorted(writer: &mut Writer<'_>, expr: &Expr, body: &SelectBody) -> Resu
 }
 
 fn is_alias(item: &SelectItem, name: &str) -> bool {
-    matches!(item, SelectItem::ExprWithAlias { alias, .. } if names::fold(alias).is_ok_and(|alias| alias == name))
+    matches!(item, SelectItem::ExprWithAlias { alias, .. } if names::identifier(alias).is_ok_and(|alias| alias == name))
 }
 
 /// A LIMIT or OFFSET: its text and, if it bounds anything, its value.
@@ -286,10 +293,12 @@ enum Direction {
     Descending,
 }
 
-/// The direction in which the order asked for is that of the keys, so that ranges one after the other give it; `None` if it is another order.
+/// The direction in which the order asked for is that of the keys, so that ranges one after the
+/// other give it; `None` if it is another order.
 ///
-/// A prefix of the key suffices: ranges follow one another in key order, so rows of an earlier range never sort after those
-/// of a later one. Columns that the condition fixes, and columns after the whole key, order nothing.
+/// A prefix of the key suffices: ranges follow one another in key order, so rows of an earlier
+/// range never sort after those of a later one. Columns that the condition fixes, and columns after
+/// the whole key, order nothing.
 fn ordered_by_key(body: &SelectBody, writer: &Writer<'_>, schema: &TableSchema, keys: &Keys) -> Option<Direction> {
     let fixed = |column: usize| matches!(keys, Keys::Condition(narrow) if narrow.fixed_column(column).is_some());
     let mut next = 0;
@@ -303,7 +312,8 @@ fn ordered_by_key(body: &SelectBody, writer: &Writer<'_>, schema: &TableSchema, 
         }
         let position = sort_column(item, body, writer)?;
         match schema.key.iter().position(|key| *key == position) {
-            // All columns must go the same way: rows of one range never sort between those of another only then.
+            // All columns must go the same way: rows of one range never sort between those of
+            // another only then.
             Some(column) if column == next && *so_far.get_or_insert(direction(item)?) == direction(item)? => next += 1,
             // Sorted by already, or constant.
             Some(column) if column < next || fixed(column) => {}
@@ -313,7 +323,8 @@ fn ordered_by_key(body: &SelectBody, writer: &Writer<'_>, schema: &TableSchema, 
     Some(so_far.unwrap_or(Direction::Ascending))
 }
 
-/// Which way an item of ORDER BY sorts; key columns have no nulls, so where those go is all the same.
+/// Which way an item of ORDER BY sorts; key columns have no nulls, so where those go is all the
+/// same.
 fn direction(item: &OrderByExpr) -> Option<Direction> {
     match item.options.sort {
         None | Some(OrderBySort::Asc) => Some(Direction::Ascending),
@@ -326,7 +337,7 @@ fn direction(item: &OrderByExpr) -> Option<Direction> {
 fn sort_column(item: &OrderByExpr, body: &SelectBody, writer: &Writer<'_>) -> Option<usize> {
     // PostgreSQL looks for the name among the output columns first.
     if let Expr::Identifier(ident) = &item.expr {
-        let name = names::fold(ident).ok()?;
+        let name = names::identifier(ident).ok()?;
         for output in &body.items {
             match output {
                 SelectItem::ExprWithAlias { expr, .. } if is_alias(output, &name) => return writer.as_column(expr),
@@ -355,7 +366,7 @@ fn may_be_called(expr: &Expr, name: &str) -> bool {
 fn lock_text(locks: &[LockClause], table: Option<&TableRef>) -> Result<String, SqlError> {
     let mut text = String::new();
     for LockClause { lock_type, of, nonblock } in locks {
-        let Some(table) = table else { return Err(super::parse::syntax("FOR UPDATE needs a table")) };
+        let Some(table) = table else { return Err(super::refuse::syntax("FOR UPDATE needs a table")) };
         text.push_str(match lock_type {
             LockType::Share => " FOR SHARE",
             LockType::Update => " FOR UPDATE",

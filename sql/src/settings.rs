@@ -1,4 +1,5 @@
-//! `SET`, `RESET` and `SHOW` of Evenkeel's own settings: what a session chooses for its answers.
+//! `SET`, `RESET` and `SHOW` of Evenkeel's own settings, by which a session chooses levels of reads
+//! and writes.
 //!
 //! | setting | values |
 //! |---|---|
@@ -9,7 +10,7 @@
 //!
 //! Other settings stay refused: statements of many sessions share one PostgreSQL session.
 
-use super::parse::syntax;
+use super::refuse::syntax;
 use evenkeel_protocol::error::{SqlError, codes};
 use evenkeel_protocol::levels::{Durability, ReadLevel, parse_duration_ms};
 use sqlparser::tokenizer::{Token, TokenWithSpan};
@@ -79,7 +80,7 @@ pub enum Setting {
     Replica(Option<u64>),
 }
 
-/// What is to be done with settings.
+/// A command about settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SettingCommand {
     /// `SET`, for the session or (`LOCAL`) for the rest of the transaction.
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_setting_is_refused_by_name() {
+    fn an_unknown_setting_is_refused_by_name() {
         for (sql, code) in [
             ("SET evenkeel.durability = 'paper'", codes::INVALID_PARAMETER),
             ("SET evenkeel.max_staleness = '1 fortnight'", codes::INVALID_PARAMETER),

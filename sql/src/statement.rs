@@ -1,9 +1,10 @@
-//! The shape of a statement: that it is about one table, and which.
+//! The shape of a statement: its one table and its supported clauses.
 //!
-//! Every field of the parser's structures is named here, without `..`: a clause that the parser knows and that the code
-//! below does not write out again would be dropped silently, and the statement would mean something else.
+//! Every field of the parser's structures is named here, without `..`. A clause that the parser
+//! knows and that this code does not write again would be dropped silently, and the statement would
+//! mean something else.
 
-use super::parse::syntax;
+use super::refuse::syntax;
 use super::{names, refuse};
 use evenkeel_protocol::error::SqlError;
 use sqlparser::ast::{
@@ -19,7 +20,7 @@ pub(super) struct TableRef {
     pub alias: Option<String>,
 }
 
-/// A SELECT, reduced to what is supported.
+/// A SELECT, reduced to the supported clauses.
 #[derive(Debug, Clone)]
 pub(super) struct SelectBody {
     pub table: Option<TableRef>,
@@ -34,7 +35,7 @@ pub(super) struct SelectBody {
     pub locks: Vec<LockClause>,
 }
 
-/// An INSERT, reduced to what is supported.
+/// An INSERT, reduced to the supported clauses.
 #[derive(Debug, Clone)]
 pub(super) struct InsertBody {
     pub table: TableRef,
@@ -45,7 +46,7 @@ pub(super) struct InsertBody {
     pub returning: Vec<SelectItem>,
 }
 
-/// An UPDATE, reduced to what is supported.
+/// An UPDATE, reduced to the supported clauses.
 #[derive(Debug, Clone)]
 pub(super) struct UpdateBody {
     pub table: TableRef,
@@ -54,7 +55,7 @@ pub(super) struct UpdateBody {
     pub returning: Vec<SelectItem>,
 }
 
-/// A DELETE, reduced to what is supported.
+/// A DELETE, reduced to the supported clauses.
 #[derive(Debug, Clone)]
 pub(super) struct DeleteBody {
     pub table: TableRef,
@@ -62,7 +63,7 @@ pub(super) struct DeleteBody {
     pub returning: Vec<SelectItem>,
 }
 
-/// A statement, reduced to what is supported.
+/// A statement, reduced to the supported clauses.
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     Select(Box<SelectBody>),
@@ -233,7 +234,7 @@ fn single_table(mut from: Vec<TableWithJoins>) -> Result<TableRef, SqlError> {
             refuse_if(!index_hints.is_empty(), "an index hint")?;
             let alias = match alias {
                 None => None,
-                Some(alias) if alias.columns.is_empty() && alias.at.is_none() => Some(names::fold(&alias.name)?),
+                Some(alias) if alias.columns.is_empty() && alias.at.is_none() => Some(names::identifier(&alias.name)?),
                 Some(_) => return Err(refuse::clause("a list of columns after a table's alias")),
             };
             Ok(TableRef { name: names::table(&name)?, alias })
@@ -299,7 +300,7 @@ pub(super) fn insert(insert: Insert) -> Result<Body, SqlError> {
         return Err(syntax("this is not PostgreSQL's INSERT").hint("use INSERT INTO table (columns) VALUES (…)"));
     }
     let TableObject::TableName(name) = table else { return Err(refuse::subquery()) };
-    let alias = table_alias.map(|alias| names::fold(&alias.alias)).transpose()?;
+    let alias = table_alias.map(|alias| names::identifier(&alias.alias)).transpose()?;
     let columns = columns.iter().map(names::column).collect::<Result<Vec<_>, _>>()?;
     let Some(source) = source else {
         return Err(SqlError::unsupported(

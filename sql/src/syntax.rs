@@ -1,8 +1,8 @@
 //! Small questions about parsed expressions.
 
-use super::expr::MAX_PARAMETERS;
+use super::limits::MAX_PARAMETERS;
 use super::names;
-use super::parse::syntax;
+use super::refuse::syntax;
 use evenkeel_protocol::error::{SqlError, codes};
 use sqlparser::ast::{BinaryOperator, Expr, Ident, UnaryOperator, Value as Literal};
 
@@ -47,7 +47,7 @@ pub(super) fn is_plain_number(digits: &str) -> bool {
 }
 
 pub(super) fn is_excluded(idents: &[Ident]) -> bool {
-    matches!(idents, [table, _] if names::fold(table).is_ok_and(|name| name == "excluded"))
+    matches!(idents, [table, _] if names::identifier(table).is_ok_and(|name| name == "excluded"))
 }
 
 /// Whether a text contains a word that PostgreSQL's date input takes for the current time.
@@ -111,7 +111,8 @@ pub(super) fn is_condition(expr: &Expr) -> bool {
     }
 }
 
-/// A match with a regular expression: PostgreSQL binds it as tightly as `||`, this parser as loosely as `=`.
+/// A match with a regular expression: PostgreSQL binds it as tightly as `||`, this parser as
+/// loosely as `=`.
 pub(super) fn is_regex(op: &BinaryOperator) -> bool {
     matches!(
         op,

@@ -1,5 +1,5 @@
-//! The column types that a table can have: PostgreSQL's built-in scalar types, whose object ids are the same on every
-//! server.
+//! The column types that a table can have: PostgreSQL's built-in scalar types, whose object ids are
+//! the same on every server.
 
 use evenkeel_protocol::error::SqlError;
 use sqlparser::ast::{CharacterLength, DataType, ExactNumberInfo, TimezoneInfo};
@@ -15,8 +15,9 @@ pub(super) struct BuiltIn {
     pub limited: bool,
 }
 
-/// Which values a parameter of a type takes, as far as a key's type can be mistaken for another: a parameter that is bound
-/// as one of two types with different families may not be what the other reads.
+/// Which values a parameter of a type takes, as far as a key's type can be mistaken for another: a
+/// parameter that is bound as one of two types with different families may not be what the other
+/// reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// `smallint`, `integer`, `bigint`: the number is the same or the binding fails.

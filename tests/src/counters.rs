@@ -1,7 +1,9 @@
-//! Clients that count: they add to counters and read them, concurrently, until told to stop, and keep the history.
+//! Clients that count: they add to counters and read them concurrently until they are stopped, and
+//! record the history.
 
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::history::{Asked, Event, check};
-use crate::world::{Failure, Outcome, World, grown};
+use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +13,7 @@ use tokio::task::JoinSet;
 
 /// Rows per INSERT.
 const LOAD_ROWS: i64 = 500;
-/// Findings that are shown.
+/// The number of findings that are shown.
 const SHOWN: usize = 12;
 
 /// A table of counters, and the clients that count in it.
@@ -25,18 +27,19 @@ pub struct Counters {
     failures: Failures,
 }
 
-/// What failed, in words.
+/// The failures, in words.
 type Failures = Arc<Mutex<Vec<String>>>;
 
 impl Counters {
-    /// Makes the table on `shard`, with `rows` counters of 0 (keys 0 to before `rows`) and `padding_bytes` beside each.
+    /// Creates the table on `shard` with `rows` counters of 0 (keys `0..rows`) and `padding_bytes`
+    /// beside each.
     pub async fn make(
         world: &World,
         table: &str,
         shard: u32,
         rows: i64,
         padding_bytes: usize,
-    ) -> Result<Counters, Failure> {
+    ) -> Result<Counters, ScenarioFailure> {
         let columns = "(id bigint PRIMARY KEY, n bigint NOT NULL, padding text NOT NULL)";
         world.create_table(&format!("CREATE TABLE {table} {columns}"), shard).await?;
         let client = world.client.clone();
@@ -57,13 +60,14 @@ impl Counters {
         })
     }
 
-    /// Starts `clients` clients that count, each through a client of its own with its own routing cache; every fourth operation is
-    /// a read. `keys` of the counters are in use, spread over the table, so that each is contended.
-    pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), Failure> {
+    /// Starts `clients` clients that count, each through a client of its own with its own routing
+    /// cache; every fourth operation is a read. `keys` of the counters are in use, spread over the
+    /// table, so that each is contended.
+    pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), ScenarioFailure> {
         let epoch = Instant::now();
         for number in 0..clients {
             let counting = Counting {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 add: format!("UPDATE {} SET n = n + 1 WHERE id = $1 RETURNING n", self.table),
                 read: format!("SELECT n FROM {} WHERE id = $1", self.table),
                 step: (self.rows / keys).max(1),
@@ -79,24 +83,24 @@ impl Counters {
         self.wait_for_answers(clients).await
     }
 
-    /// Waits until this many more operations have been answered: proof that counting goes on.
-    pub async fn wait_for_answers(&self, more: u64) -> Outcome {
+    /// Waits until this number of further operations has been answered.
+    pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.answered, more, "counting has come to a halt for 30 s").await
     }
 
-    /// Stops counting and judges the history against what the table holds now. Statements that failed although the client may
-    /// retry them are failures of the store, too.
-    pub async fn finish(mut self) -> Outcome {
+    /// Stops counting and checks the history against the table. A failed statement that the client
+    /// may retry is a failure of the store, too.
+    pub async fn finish(mut self) -> ScenarioResult {
         self.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
         while let Some(events) = self.tasks.join_next().await {
-            history.extend(events.map_err(|e| Failure::new(e.to_string()))?);
+            history.extend(events.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         }
         let answer = self.client.execute(&format!("SELECT id, n FROM {}", self.table), &[]).await?;
         let rows = answer.rows.rows().map(|mut row| Some((int(row.next()??)?, int(row.next()??)?)));
         let last: BTreeMap<i64, i64> = rows.flatten().collect();
         if last.len() as i64 != self.rows {
-            return Err(Failure::new(format!("the table has {} rows instead of {}", last.len(), self.rows)));
+            return Err(ScenarioFailure::new(format!("the table has {} rows instead of {}", last.len(), self.rows)));
         }
         let mut wrong = check(&history, &last);
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +110,10 @@ impl Counters {
         }
         let shown = wrong.iter().take(SHOWN).chain(failures.iter().take(SHOWN)).cloned().collect::<Vec<_>>().join("\n");
         let (operations, failed) = (history.len(), failures.len());
-        Err(Failure::new(format!("{operations} operations, {failed} failed; {} findings:\n{shown}", wrong.len())))
+        Err(ScenarioFailure::new(format!(
+            "{operations} operations, {failed} failed; {} findings:\n{shown}",
+            wrong.len()
+        )))
     }
 }
 
@@ -143,7 +150,7 @@ impl Counting {
             match answer {
                 Ok(answer) => {
                     self.answered.fetch_add(1, Ordering::Relaxed);
-                    // A counter that is not there would be a lost row: -1 fails the check.
+                    // A missing counter is a lost row: -1 fails the check.
                     events.push(event(Some(answer.rows.int(0, 0).unwrap_or(-1))));
                 }
                 Err(error) => {

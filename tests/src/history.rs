@@ -1,39 +1,41 @@
-//! Histories of counters, and whether they can have happened. Pure.
+//! A checker of histories of counters. Pure.
 //!
-//! Clients add one to a counter (and learn its new value) or read it, concurrently, while the cluster is hurt. A history is what
-//! they saw: what was asked, when it was sent, when it was answered and with what, in one process's monotonic time. A store that is linearizable and applies
-//! each statement at most once (invariant 7) gives each addition a value of its own, and values that respect real time:
-//! whatever was sent after an answer has seen at least what that answer saw. For counters that can be decided by sorting,
-//! without search.
+//! Clients concurrently add one to a counter, which returns its new value, or read it, while faults
+//! are injected. A history has their operations: the request, the answer, and the times of both on
+//! one process's monotonic clock. A store that is linearizable and applies each statement at most
+//! once (invariant 7) gives each addition a value of its own. Values respect real time: an
+//! operation that was sent after an answer sees at least the value of that answer. For counters,
+//! sorting decides this without a search.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was asked.
+/// The operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    /// Add one, and tell the new value.
+    /// Add one and return the new value.
     Add,
-    /// Tell the value.
+    /// Return the value.
     Read,
 }
 
 /// One operation as its client saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// Which counter.
+    /// The counter.
     pub key: i64,
-    /// What was asked.
+    /// The operation.
     pub asked: Asked,
-    /// When it was sent, in microseconds.
+    /// The time of sending, in microseconds.
     pub sent_us: u64,
-    /// When it was answered, in microseconds; irrelevant if it was not.
+    /// The time of the answer, in microseconds; meaningless without an answer.
     pub answered_us: u64,
-    /// What it saw: `None` if the outcome is unknown. What certainly did not happen is not in a history.
+    /// The value seen; `None` if the outcome is unknown. Operations without effect are not in a
+    /// history.
     pub seen: Option<i64>,
 }
 
-/// What of this history cannot have happened, in words; empty if all of it can. Counters begin at 0 and `last` is what they
-/// hold in the end.
+/// The violations of this history, in words. Empty if the history is possible. Counters begin at 0,
+/// and `last` has their final values.
 pub fn check(history: &[Event], last: &BTreeMap<i64, i64>) -> Vec<String> {
     let mut by_key: BTreeMap<i64, Vec<&Event>> = BTreeMap::new();
     for event in history {
@@ -66,7 +68,8 @@ fn check_counter(key: i64, events: &[&Event], last: Option<i64>) -> Vec<String> 
         }
         Some(_) => {}
     }
-    // In real time: what is sent after an answer sees at least as much; an addition sees more.
+    // In real time, an operation sent after an answer sees at least the answer's value; an addition
+    // sees more.
     let mut answered: Vec<(u64, i64)> = events.iter().filter_map(|e| Some((e.answered_us, e.seen?))).collect();
     answered.sort_unstable();
     let mut highest = Vec::with_capacity(answered.len());
@@ -101,16 +104,18 @@ fn check_counter(key: i64, events: &[&Event], last: Option<i64>) -> Vec<String> 
 /// A read at level `local`, as its client saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AgedRead {
-    /// When it was sent, in microseconds.
+    /// The time of sending, in microseconds.
     pub sent_us: u64,
-    /// What it saw.
+    /// The value seen.
     pub seen: i64,
-    /// How old its state could be, as its answer stated, in milliseconds.
+    /// The staleness that the answer states, in milliseconds.
     pub age_ms: u64,
 }
 
-/// Which of these reads of one counter were older than they stated. `acknowledged` is when each value was, in microseconds; values only
-/// grow. An answer leaves its replica after the read was sent, so what was acknowledged longer than its age before that must be in it.
+/// The reads of one counter that were older than they stated. `acknowledged` has the time of each
+/// value's acknowledgement, in microseconds; values only grow. An answer leaves its replica after
+/// the read was sent, so it must include every value that was acknowledged longer than its age
+/// before the sending.
 pub fn check_ages(acknowledged: &[(u64, i64)], reads: &[AgedRead]) -> Vec<String> {
     let mut known = acknowledged.to_vec();
     known.sort_unstable();
@@ -136,7 +141,8 @@ mod tests {
     fn a_read_older_than_it_says_is_seen() {
         let acknowledged = [(10_000, 1), (20_000, 2), (30_000, 3)];
         let read = |sent_us, seen, age_ms| AgedRead { sent_us, seen, age_ms };
-        // At 35 ms, ten milliseconds old: the second was acknowledged before, the third need not be seen.
+        // At 35 ms, ten milliseconds old: the second was acknowledged before, the third need not be
+        // seen.
         assert_eq!(check_ages(&acknowledged, &[read(35_000, 2, 10), read(35_000, 3, 10)]), Vec::<String>::new());
         assert_eq!(check_ages(&acknowledged, &[read(35_000, 1, 10)]).len(), 1);
         assert_eq!(check_ages(&acknowledged, &[read(35_000, -1, 20)]).len(), 1, "a row that is gone");
@@ -162,7 +168,7 @@ mod tests {
             event(Asked::Read, 60, 70, Some(3)),
         ];
         assert_eq!(wrong(&history, 3), Vec::<String>::new());
-        // The addition of unknown outcome may as well not have happened.
+        // The addition with the unknown outcome may not have taken effect.
         assert_eq!(wrong(&history[..5], 2), Vec::<String>::new());
     }
 

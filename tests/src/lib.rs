@@ -1,40 +1,39 @@
-//! The cluster harness: scenarios against a real cluster of real processes, whose members can be started, killed, paused and
-//! started again.
+//! The harness of the integration tests: scenarios against a cluster of real processes that can be
+//! started, killed, paused and wiped.
 //!
-//! The cluster itself is `evenkeel::cluster`, the same that `evenkeel demo` starts. What is added here is what a test needs: a runner
-//! whose scenarios share one cluster ([`runner`]), a world to act in ([`world`]), its replicas from inside ([`replica`]), and
-//! histories that prove or disprove that nothing was lost, applied twice or read stale: counters ([`history`], [`counters`]),
-//! registers ([`linear`], [`registers`]) and transactions ([`transactions`]).
+//! The cluster is [`evenkeel_local_cluster::Cluster`], the one that `evenkeel demo` starts. This
+//! crate adds a runner whose scenarios share one cluster, questions about the cluster's state, and
+//! checkers of histories: they prove or disprove that no write was lost, applied twice, or read
+//! stale.
 //!
-//! Scenarios wait for conditions, never for time. Each leaves the cluster whole; one that fails gets its successor a new one.
+//! A scenario waits for conditions, never for time. It leaves the cluster whole; after a failed
+//! scenario the next one gets a new cluster.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`runner`] | the `main` of a file of scenarios |
+//! | [`world`] | a running cluster, a client, and questions about their state |
+//! | [`replica`] | one replica: its inspection, its log, its PostgreSQL |
+//! | [`leadership`] | the replica that leads a shard, and actions within one leadership |
+//! | [`failure`] | the result of a scenario |
+//! | [`history`], [`counters`] | histories of counters |
+//! | [`linear`], [`registers`] | histories of registers |
+//! | [`transactions`] | histories of transactions |
+//! | `macros` | `ensure!` and `scenarios!` |
 
 pub mod counters;
+pub mod failure;
 pub mod history;
+pub mod leadership;
 pub mod linear;
+mod macros;
 pub mod registers;
 pub mod replica;
 pub mod runner;
 pub mod transactions;
 pub mod world;
 
-pub use replica::Replica;
+pub use failure::{ScenarioFailure, ScenarioResult};
+pub use replica::ReplicaName;
 pub use runner::{Scenario, run};
-pub use world::{Failure, Outcome, World};
-
-/// Ends a scenario with an error unless the condition holds.
-#[macro_export]
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err($crate::Failure::new(format!($($message)+)));
-        }
-    };
-}
-
-/// Scenarios by their names.
-#[macro_export]
-macro_rules! scenarios {
-    ($($name:ident),* $(,)?) => {
-        &[$($crate::Scenario { name: stringify!($name), run: |world| Box::pin($name(world)) }),*]
-    };
-}
+pub use world::World;

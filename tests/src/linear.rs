@@ -1,32 +1,33 @@
-//! Whether a history of registers is linearizable: a search with memory, key by key (Wing and Gong's, with Lowe's
-//! improvements). Pure.
+//! A checker of linearizability for registers: a search with memory, key by key (Wing and Gong's,
+//! with Lowe's improvements). Pure.
 //!
-//! Counters need no search ([`crate::history`]); registers do, since a write says nothing about its place in the order. Each
-//! key is a register of its own, and linearizability is local: a history is linearizable if each key's part of it is. A write whose
-//! outcome is unknown may take effect at any time after it was sent, or never. The search is bounded; if it comes to no end within the
-//! bound that is a finding like any other: what is not shown is not claimed.
+//! Counters need no search ([`crate::history`]). Registers do, since a write does not say its place
+//! in the order. Each key is a register of its own, and linearizability is local: a history is
+//! linearizable if each key's part of it is. A write with an unknown outcome may take effect at any
+//! time after it was sent, or never. The search is bounded; a search that reaches its bound is a
+//! finding.
 
 use std::collections::{BTreeMap, HashSet};
 
-/// The most steps of the search for one key.
+/// The bound of steps of the search for one key.
 pub const MAX_STEPS: u64 = 20_000_000;
-/// The most that one key's search may remember, in bytes.
+/// The bound of one key's search in memory, in bytes.
 const MAX_MEMORY_BYTES: usize = 1 << 30;
 
-/// What was done to a register, and what was seen.
+/// An operation on a register, with its observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// Its value was read, and was this.
+    /// The register was read and had this value.
     Read(i64),
-    /// It was given this value.
+    /// This value was written.
     Write(i64),
-    /// It was to be given the value `to` if its value was `from`; `done` says whether it was, if that is known.
+    /// A compare-and-set from `from` to `to`. `done` says whether it took effect, if that is known.
     Swap {
-        /// What it had to hold.
+        /// The expected value.
         from: i64,
-        /// What it was to be given.
+        /// The new value.
         to: i64,
-        /// Whether it was.
+        /// Whether it took effect.
         done: Option<bool>,
     },
 }
@@ -49,24 +50,24 @@ impl What {
 /// One operation as its client saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
-    /// Which register.
+    /// The register.
     pub key: i64,
-    /// What.
+    /// The operation.
     pub what: What,
-    /// When it was sent, in microseconds of one process's monotonic time.
+    /// The time of sending, in microseconds of one process's monotonic clock.
     pub sent_us: u64,
-    /// When it was answered; `None` if its outcome is unknown. What certainly did not happen, and reads without an answer, are
-    /// not in a history.
+    /// The time of the answer; `None` if the outcome is unknown. Operations without effect, and
+    /// reads without an answer, are not in a history.
     pub answered_us: Option<u64>,
 }
 
-/// What of this history cannot have happened, or could not be decided, in words; empty if all of it can. Registers begin as
-/// `initial`.
+/// The violations of this history, and the keys that could not be decided, in words. Empty if the
+/// history is possible. Registers are `initial` at first.
 pub fn check(history: &[Operation], initial: i64) -> Vec<String> {
     check_within(history, initial, MAX_STEPS)
 }
 
-/// The same with a bound of its own.
+/// The same with a given bound.
 pub fn check_within(history: &[Operation], initial: i64, max_steps: u64) -> Vec<String> {
     let mut by_key: BTreeMap<i64, Vec<Operation>> = BTreeMap::new();
     for operation in history {
@@ -96,10 +97,11 @@ struct Moment {
     is_answer: bool,
 }
 
-/// Which operations have their place in the order, one bit each.
+/// The operations that have a place in the order, one bit each.
 type Placed = Vec<u64>;
 
-/// The search: the list of moments that have no place yet, what was placed, and every state that was seen before.
+/// The search: the list of moments that have no place yet, what was placed, and every state that
+/// was seen before.
 struct Search<'a> {
     operations: &'a [Operation],
     moments: Vec<Moment>,
@@ -120,7 +122,8 @@ impl<'a> Search<'a> {
         let mut times: Vec<(u64, bool, usize)> = Vec::new();
         for (number, operation) in operations.iter().enumerate() {
             times.push((operation.sent_us, false, number));
-            // In the same microsecond nothing is known about the order: a sending counts as before an answer, so both overlap.
+            // In the same microsecond nothing is known about the order: a sending counts as before
+            // an answer, so both overlap.
             times.extend(operation.answered_us.map(|at| (at, true, number)));
         }
         times.sort_unstable();
@@ -156,7 +159,7 @@ impl<'a> Search<'a> {
         let mut furthest = 0;
         for _ in 0..max_steps {
             if at == end {
-                // No answer is left: whatever has no place yet need not have happened.
+                // No answer is left: the remaining operations need not have taken effect.
                 return Verdict::Possible;
             }
             if self.seen.len() * state_bytes > MAX_MEMORY_BYTES {
@@ -167,7 +170,8 @@ impl<'a> Search<'a> {
                 at = if self.place(moment.operation) { self.next[end] } else { self.next[at] };
                 continue;
             }
-            // This one was answered without having found a place: an earlier choice was wrong.
+            // This operation was answered without a place in the order: an earlier choice was
+            // wrong.
             furthest = furthest.max(at);
             match self.order.pop() {
                 Some((operation, before)) => {
@@ -180,7 +184,8 @@ impl<'a> Search<'a> {
         Verdict::Undecided
     }
 
-    /// Gives an operation the next place in the order, if it can have it and that leads to a state not seen before.
+    /// Gives an operation the next place in the order, if that is possible and leads to a new
+    /// state.
     fn place(&mut self, operation: usize) -> bool {
         let Some(after) = self.operations[operation].what.after(self.value) else { return false };
         self.placed[operation / 64] |= 1 << (operation % 64);
@@ -253,7 +258,8 @@ mod tests {
     fn stale_reads_are_seen() {
         use What::{Read, Write};
         assert!(!possible(&[op(Write(1), 0, 10), op(Read(0), 11, 20)]));
-        // A read that saw the new value, then one that saw the old, while the write was still under way.
+        // A read that saw the new value, then one that saw the old, while the write was still under
+        // way.
         assert!(!possible(&[op(Write(1), 0, 100), op(Read(1), 10, 20), op(Read(0), 30, 40)]));
         // Two readers that disagree about the order of two writes.
         let writes = [op(Write(1), 0, 100), op(Write(2), 0, 100)];
@@ -286,17 +292,18 @@ mod tests {
         assert!(!possible(&[unknown(swap(1, 4, None), 0), op(Read(4), 10, 20)]));
     }
 
-    /// Breaks if a search that gave up counts as a success.
+    /// Fails if a search that reached its bound counts as a success.
     #[test]
-    fn what_is_not_decided_is_a_finding() {
+    fn an_undecided_history_is_a_finding() {
         let history: Vec<Operation> = (0..12).map(|n| op(What::Write(n), 0, 1_000)).collect();
         let found = check_within(&history, 0, 10);
         assert!(found.len() == 1 && found[0].contains("undecided after 10 steps"), "{found:?}");
         assert!(possible(&history));
     }
 
-    /// A small store that is linearizable by construction: each operation takes effect at a moment between its sending and its answer.
-    /// Then one answer is changed to one that was never true at the time.
+    /// A small store that is linearizable by construction: each operation takes effect at a moment
+    /// between its sending and its answer. Then one answer is changed to one that was never true at
+    /// the time.
     #[test]
     fn many_histories_with_and_without_a_stale_read() {
         for seed in 0..10_u64 {

@@ -1,19 +1,21 @@
-//! Clients that write, swap and read registers, concurrently, until told to stop, and keep the history for [`crate::linear`].
+//! Clients that write, swap and read registers concurrently until they are stopped, and record the
+//! history for [`crate::linear`].
 //!
-//! Every value written is written once, so that a value read says whose it is.
+//! Every value is written once, so that a value that is read identifies its write.
 
+use crate::failure::{ScenarioFailure, ScenarioResult};
 use crate::linear::{Operation, What, check};
-use crate::world::{Failure, Outcome, World, grown};
+use crate::world::{World, grown};
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// How often each client asks, in milliseconds: so much that the registers are contended, and not so much that the search for an order
-/// takes longer than the test.
+/// The interval between two operations of a client, in milliseconds. It makes the registers
+/// contended, and keeps the search for an order shorter than the test.
 const PACE_MS: u64 = 4;
-/// Findings that are shown.
+/// The number of findings that are shown.
 const SHOWN: usize = 8;
 
 /// A table of registers, and the clients that use it.
@@ -23,11 +25,11 @@ pub struct Registers {
     client: Client,
     epoch: Instant,
     tasks: JoinSet<Vec<Operation>>,
-    shared: Arc<Shared>,
+    shared: Arc<RegisterProgress>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct RegisterProgress {
     stop: AtomicBool,
     next_value: AtomicI64,
     answered: AtomicU64,
@@ -35,21 +37,21 @@ struct Shared {
 }
 
 impl Registers {
-    /// Makes the table on `shard`, with `keys` registers of 0.
-    pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, Failure> {
+    /// Creates the table on `shard`, with `keys` registers of 0.
+    pub async fn make(world: &World, table: &str, shard: u32, keys: i64) -> Result<Registers, ScenarioFailure> {
         world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, v bigint NOT NULL)"), shard).await?;
         let values: Vec<String> = (0..keys).map(|id| format!("({id}, 0)")).collect();
         let client = world.client.clone();
         client.execute(&format!("INSERT INTO {table} (id, v) VALUES {}", values.join(", ")), &[]).await?;
-        let (tasks, shared) = (JoinSet::new(), Arc::new(Shared::default()));
+        let (tasks, shared) = (JoinSet::new(), Arc::new(RegisterProgress::default()));
         Ok(Registers { table: table.to_string(), keys, client, epoch: Instant::now(), tasks, shared })
     }
 
     /// Starts `clients` clients, each with a routing cache of its own.
-    pub async fn start(&mut self, world: &World, clients: u64) -> Outcome {
+    pub async fn start(&mut self, world: &World, clients: u64) -> ScenarioResult {
         for number in 0..clients {
             let user = User {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 write: format!("UPDATE {} SET v = $2 WHERE id = $1", self.table),
                 swap: format!("UPDATE {} SET v = $2 WHERE id = $1 AND v = $3", self.table),
                 read: format!("SELECT v FROM {} WHERE id = $1", self.table),
@@ -64,17 +66,18 @@ impl Registers {
         self.wait_for_answers(clients * 5).await
     }
 
-    /// Waits until this many more operations have been answered.
-    pub async fn wait_for_answers(&self, more: u64) -> Outcome {
+    /// Waits until this number of further operations has been answered.
+    pub async fn wait_for_answers(&self, more: u64) -> ScenarioResult {
         grown(&self.shared.answered, more, "the registers' clients have come to a halt for 30 s").await
     }
 
-    /// Stops, reads every register once more, and judges the history. Returns how many operations it has.
-    pub async fn finish(mut self) -> Result<usize, Failure> {
+    /// Stops the clients, reads every register once more, and checks the history. Returns its
+    /// number of operations.
+    pub async fn finish(mut self) -> Result<usize, ScenarioFailure> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut history = Vec::new();
         while let Some(operations) = self.tasks.join_next().await {
-            history.extend(operations.map_err(|e| Failure::new(e.to_string()))?);
+            history.extend(operations.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         }
         for key in 0..self.keys {
             let sent_us = self.epoch.elapsed().as_micros() as u64;
@@ -86,13 +89,13 @@ impl Registers {
         }
         let count = history.len();
         let judged = tokio::task::spawn_blocking(move || check(&history, 0)).await;
-        let mut wrong = judged.map_err(|e| Failure::new(e.to_string()))?;
+        let mut wrong = judged.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         wrong.extend(self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         if wrong.is_empty() {
             return Ok(count);
         }
         let shown: Vec<String> = wrong.iter().take(SHOWN).cloned().collect();
-        Err(Failure::new(format!("{count} operations; {} findings:\n{}", wrong.len(), shown.join("\n"))))
+        Err(ScenarioFailure::new(format!("{count} operations; {} findings:\n{}", wrong.len(), shown.join("\n"))))
     }
 }
 
@@ -104,10 +107,10 @@ struct User {
     read: String,
     keys: i64,
     random: u64,
-    /// What it saw last, which a swap expects.
+    /// The value seen last, which a swap expects.
     last_seen: i64,
     epoch: Instant,
-    shared: Arc<Shared>,
+    shared: Arc<RegisterProgress>,
 }
 
 impl User {
@@ -139,7 +142,7 @@ impl User {
                 self.shared.answered.fetch_add(1, Ordering::Relaxed);
                 let what = match dice {
                     0..=4 => {
-                        // A register that is not there would be a lost row: no search explains -1.
+                        // A missing register is a lost row: no order explains -1.
                         self.last_seen = answer.rows.int(0, 0).unwrap_or(-1);
                         What::Read(self.last_seen)
                     }

@@ -1,13 +1,16 @@
-//! Runs scenarios one after another on one cluster, and reports as `cargo test` does: one line each, then the counts.
+//! Runs scenarios one after another on one cluster, and reports like `cargo test`: one line per
+//! scenario, then the counts.
 //!
-//! Arguments are those of `cargo test`: a part of a name, `--exact`, `--skip PART`, `--list`; others are accepted and change
-//! nothing. The cluster is started with the first scenario that runs, and again after one that failed.
+//! Arguments are those of `cargo test`: a part of a name, `--exact`, `--skip PART`, `--list`.
+//! Others are accepted and ignored. The cluster is started for the first scenario, and again after
+//! a failed one.
 //!
-//! With `EVENKEEL_TEST_DATA_DIR` the clusters' folders, logs included, are kept there, each under the name of its first scenario;
-//! `EVENKEEL_TEST_LOG` says what the processes log (as `RUST_LOG`).
+//! With `EVENKEEL_TEST_DATA_DIR` the clusters' folders, logs included, are kept there, each under
+//! the name of its first scenario; `EVENKEEL_TEST_LOG` says what the processes log (as `RUST_LOG`).
 
-use crate::world::{Outcome, World};
-use evenkeel::cluster::ClusterOptions;
+use crate::failure::ScenarioResult;
+use crate::world::World;
+use evenkeel_local_cluster::ClusterOptions;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use std::io::Write;
@@ -16,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// A scenario may take this long, its cluster's start included.
+/// How long a scenario may take, its cluster's start included.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One scenario.
@@ -24,8 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 pub struct Scenario {
     /// Its name.
     pub name: &'static str,
-    /// What it does.
-    pub run: for<'a> fn(&'a World) -> LocalBoxFuture<'a, Outcome>,
+    /// Its steps.
+    pub run: for<'a> fn(&'a World) -> LocalBoxFuture<'a, ScenarioResult>,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +108,8 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
     let mut world: Option<World> = None;
     for scenario in wanted {
         print!("test {} ... ", scenario.name);
-        // The line is completed when the scenario is over; if nobody sees it until then, nothing is lost.
+        // The line is completed at the end of the scenario. A failure to show it earlier is
+        // ignored.
         drop(std::io::stdout().flush());
         let started = Instant::now();
         let outcome = run_one(options, scenario, &mut world).await;
@@ -131,16 +135,16 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
     Results { failures, skipped }
 }
 
-/// What did not end well: names, and why.
+/// The failed and the skipped scenarios.
 struct Results {
     failures: Vec<(&'static str, String)>,
     skipped: Vec<&'static str>,
 }
 
-/// How a scenario that did not fail has ended.
+/// The end of a scenario that did not fail.
 enum Ended {
     Well,
-    /// It could not be run on this machine, because of this.
+    /// It was skipped on this machine, for this reason.
     Skipped(String),
 }
 

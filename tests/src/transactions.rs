@@ -1,13 +1,16 @@
-//! Clients that run transactions of several statements, and two oracles that do not know of each other.
+//! Clients that run transactions of several statements, and two independent checkers.
 //!
-//! Transactions append to lists and read them; from what each saw, the `adya` crate infers which depended on which, and looks
-//! for cycles that snapshot isolation in real time forbids (after Elle). Beside them money is moved between accounts, and audits add it up: the sum
-//! never changes. Lists show *which* anomaly; sums need no theory to be believed.
+//! Transactions append to lists and read them; from what each saw, the `adya` crate infers which
+//! depended on which, and looks for cycles that snapshot isolation in real time forbids (after
+//! Elle). Other transactions move money between accounts, and audits add it up: the sum never
+//! changes. Lists show *which* anomaly occurred; sums need no theory.
 //!
-//! What failed before its commit, and what was refused at its commit, has not happened; a commit without an answer may have. An
-//! analysis that comes to no end counts as a failure.
+//! A transaction that failed before its commit, or was refused at its commit, has no effect. A
+//! commit without an answer may have taken effect. An analysis that does not finish counts as a
+//! failure.
 
-use crate::world::{Failure, Outcome, World, grown};
+use crate::failure::{ScenarioFailure, ScenarioResult};
+use crate::world::{World, grown};
 use adya::{History, Opts, Valid, Workload, check};
 use evenkeel_client::{Client, ClientConfig, ClientError, Transaction, TransactionOptions, Value};
 use serde_json::{Value as Json, json};
@@ -16,17 +19,18 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// What transactions promise: REPEATABLE READ on one shard, whose snapshot is never older than its first statement.
+/// The isolation of transactions: REPEATABLE READ on one shard, whose snapshot is never older than
+/// its first statement.
 const MODEL: &str = "strong-snapshot-isolation";
 /// How long the search for cycles may take in each part of the graph.
 const SEARCH: Duration = Duration::from_secs(20);
 /// Lists in use.
 const LISTS: u64 = 6;
-/// Accounts, and what each holds in the beginning.
+/// Accounts, and the initial balance of each.
 const ACCOUNTS: (u64, i64) = (8, 100);
-/// How often each client begins a transaction, in milliseconds.
+/// The interval between two transactions of a client, in milliseconds.
 const PACE_MS: u64 = 8;
-/// How transactions begin.
+/// The options of transactions.
 const OPTIONS: TransactionOptions = TransactionOptions { repeatable_read: true, read_only: false };
 
 /// One event of a history of lists.
@@ -36,13 +40,14 @@ pub struct Event {
     pub at_us: u64,
     /// `invoke`, `ok`, `fail` or `info`, as in Jepsen's histories.
     pub kind: &'static str,
-    /// Whose: a process has one transaction at a time, and none after one whose outcome is unknown.
+    /// The process. It has one transaction at a time, and none after a transaction with an unknown
+    /// outcome.
     pub process: i64,
     /// Its operations: `["append", list, value]` or `["r", list, [values]]`.
     pub value: Json,
 }
 
-/// What of this history cannot have happened, in words; empty if all of it can.
+/// The anomalies of this history, in words. Empty if the history is possible.
 pub fn check_lists(mut events: Vec<Event>) -> Vec<String> {
     events.sort_by_key(|event| event.at_us);
     let line = |e: &Event| {
@@ -72,18 +77,18 @@ pub struct Transactions {
     accounts: String,
     epoch: Instant,
     tasks: JoinSet<Seen>,
-    shared: Arc<Shared>,
+    shared: Arc<TransactionProgress>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct TransactionProgress {
     stop: AtomicBool,
     next_value: AtomicI64,
     next_process: AtomicI64,
     committed: AtomicU64,
 }
 
-/// What one client saw.
+/// The observations of one client.
 #[derive(Default)]
 struct Seen {
     events: Vec<Event>,
@@ -91,10 +96,10 @@ struct Seen {
     wrong: Vec<String>,
 }
 
-/// What was checked.
+/// The extent of the checks.
 #[derive(Debug, Clone, Copy)]
 pub struct Checked {
-    /// Transactions on lists, whatever became of them.
+    /// Transactions on lists, with any outcome.
     pub transactions: usize,
     /// Of those, committed.
     pub committed: usize,
@@ -103,8 +108,8 @@ pub struct Checked {
 }
 
 impl Transactions {
-    /// Makes the tables `NAME_lists` and `NAME_accounts` on `shard`.
-    pub async fn make(world: &World, name: &str, shard: u32) -> Result<Transactions, Failure> {
+    /// Creates the tables `NAME_lists` and `NAME_accounts` on `shard`.
+    pub async fn make(world: &World, name: &str, shard: u32) -> Result<Transactions, ScenarioFailure> {
         let (lists, accounts) = (format!("{name}_lists"), format!("{name}_accounts"));
         world.create_table(&format!("CREATE TABLE {lists} (id bigint PRIMARY KEY, v text NOT NULL)"), shard).await?;
         world
@@ -121,10 +126,10 @@ impl Transactions {
     }
 
     /// Starts `clients` clients.
-    pub async fn start(&mut self, world: &World, name: &str, clients: u64) -> Outcome {
+    pub async fn start(&mut self, world: &World, name: &str, clients: u64) -> ScenarioResult {
         for number in 0..clients {
             let user = User {
-                client: Client::connect(ClientConfig::new(world.rest().urls())).await?,
+                client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
                 read: format!("SELECT v FROM {name}_lists WHERE id = $1"),
                 append: format!("UPDATE {name}_lists SET v = v || $2 WHERE id = $1"),
                 take: format!("UPDATE {name}_accounts SET n = n - $2 WHERE id = $1"),
@@ -141,17 +146,17 @@ impl Transactions {
         self.wait_for_commits(clients).await
     }
 
-    /// Waits until this many more transactions have been committed.
-    pub async fn wait_for_commits(&self, more: u64) -> Outcome {
+    /// Waits until this number of further transactions has been committed.
+    pub async fn wait_for_commits(&self, more: u64) -> ScenarioResult {
         grown(&self.shared.committed, more, "no transaction has been committed for 30 s").await
     }
 
-    /// Stops, and asks both oracles.
-    pub async fn finish(mut self) -> Result<Checked, Failure> {
+    /// Stops the clients and runs both checkers.
+    pub async fn finish(mut self) -> Result<Checked, ScenarioFailure> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut all = Seen::default();
         while let Some(seen) = self.tasks.join_next().await {
-            let seen = seen.map_err(|e| Failure::new(e.to_string()))?;
+            let seen = seen.map_err(|e| ScenarioFailure::new(e.to_string()))?;
             all.events.extend(seen.events);
             all.wrong.extend(seen.wrong);
             all.audits += seen.audits;
@@ -161,15 +166,15 @@ impl Transactions {
         let of_kind = |kind: &str| all.events.iter().filter(|e| e.kind == kind).count();
         let checked = Checked { transactions: of_kind("invoke"), committed: of_kind("ok"), audits: all.audits };
         let judged = tokio::task::spawn_blocking(move || check_lists(all.events)).await;
-        all.wrong.extend(judged.map_err(|e| Failure::new(e.to_string()))?);
+        all.wrong.extend(judged.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         if all.wrong.is_empty() {
             return Ok(checked);
         }
-        Err(Failure::new(format!("{checked:?}: {} findings:\n{}", all.wrong.len(), all.wrong.join("\n"))))
+        Err(ScenarioFailure::new(format!("{checked:?}: {} findings:\n{}", all.wrong.len(), all.wrong.join("\n"))))
     }
 }
 
-/// What is wrong with an audit's answer.
+/// The violation in an audit's answer, in words.
 fn wrong_sum(answer: &evenkeel_client::Answer) -> Option<String> {
     let values: Vec<Option<i64>> = (0..answer.rows.count as usize).map(|row| answer.rows.int(row, 0)).collect();
     let sum: i64 = values.iter().flatten().sum();
@@ -189,7 +194,7 @@ struct User {
     random: u64,
     process: i64,
     epoch: Instant,
-    shared: Arc<Shared>,
+    shared: Arc<TransactionProgress>,
     seen: Seen,
 }
 
@@ -213,7 +218,7 @@ impl User {
         (self.random >> 33) % sides
     }
 
-    /// What no fault that is brought about here can explain.
+    /// Errors that no injected fault explains.
     fn unexpected(&mut self, what: &str, error: &ClientError) {
         if matches!(error, ClientError::Sql(_) | ClientError::Config(_)) {
             self.seen.wrong.push(format!("{what} failed: {error}"));
@@ -249,7 +254,8 @@ impl User {
         self.event(kind, Json::Array(operations));
         match kind {
             "ok" => drop(self.shared.committed.fetch_add(1, Ordering::Relaxed)),
-            // Its transaction may still take effect: whatever comes next is another process's.
+            // The transaction may still take effect, so later transactions belong to another
+            // process.
             "info" => self.process = self.shared.next_process.fetch_add(1, Ordering::Relaxed),
             _ => {}
         }
@@ -362,9 +368,9 @@ mod tests {
         assert!(found(&vanished).contains("incompatible-order"), "{}", found(&vanished));
     }
 
-    /// Breaks if a history that says nothing counts as one that was checked.
+    /// Fails if an empty history counts as checked.
     #[test]
-    fn what_is_not_decided_is_a_finding() {
+    fn an_undecided_history_is_a_finding() {
         assert_ne!(found(&[]), "");
     }
 }

@@ -1,11 +1,12 @@
-//! The coordination store of the placement driver: real processes, killed with SIGKILL while clients read, write, compare and watch.
-//! Nothing acknowledged is lost, histories are linearizable, and a watch has no gap.
+//! The placement driver's coordination store under faults: processes are killed with SIGKILL while
+//! clients read, write, compare and watch. No acknowledged write is lost, histories are
+//! linearizable, and a watch has no gap.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
-use evenkeel_protocol::kv::{KvEventBody, KvListBody};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
+use evenkeel_protocol::coordination::{KvEventBody, KvListBody};
 use evenkeel_tests::linear::{Operation, What, check};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use reqwest::{Client, Method, StatusCode};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,15 +15,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the leader is killed under a history.
+/// The number of times that the leader is killed during a history.
 const KILLS: usize = 5;
-/// How much is done between two kills: this many operations with a known outcome.
+/// The number of operations with a known outcome between two kills.
 const OPERATIONS_PER_KILL: usize = 200;
 /// Clients of one history.
 const CLIENTS: u64 = 6;
 /// Keys of one history.
 const KEYS: u64 = 3;
-/// How a history shows a key that does not exist.
+/// The value of a key that does not exist, in a history.
 const ABSENT: i64 = 0;
 /// How long a client waits for an answer before it counts the outcome as unknown.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -39,21 +40,21 @@ fn main() -> ExitCode {
     )
 }
 
-/// The placement driver alone: it needs no shard for this.
+/// A cluster of placement drivers without shards.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.shards = 0;
     options
 }
 
-/// What a client knows of one request.
+/// The result of one request, as its client knows it.
 #[derive(Debug)]
 enum Answered {
-    /// It was answered: status, the key's revision, the body.
+    /// The answer: status, the key's revision, the body.
     Known(StatusCode, Option<u64>, Vec<u8>),
-    /// It certainly did nothing.
+    /// The request had no effect.
     Not,
-    /// It may have happened.
+    /// The request may have taken effect.
     Unknown,
 }
 
@@ -65,9 +66,9 @@ struct Store {
 }
 
 impl Store {
-    fn new(world: &World) -> Result<Store, Failure> {
+    fn new(world: &World) -> Result<Store, ScenarioFailure> {
         let http = Client::builder().no_proxy().timeout(ANSWER).build()?;
-        Ok(Store { http, urls: world.rest().urls().to_vec(), turn: AtomicUsize::new(0) })
+        Ok(Store { http, urls: world.admin().urls().to_vec(), turn: AtomicUsize::new(0) })
     }
 
     /// One attempt, at the next replica.
@@ -85,7 +86,7 @@ impl Store {
         let status = response.status();
         let revision = response.headers().get("etag").and_then(|tag| tag.to_str().ok()?.trim_matches('"').parse().ok());
         match status.as_u16() {
-            // What the placement driver promises of these: nothing was done.
+            // The placement driver promises that these requests had no effect.
             429 | 503 => Answered::Not,
             504 => Answered::Unknown,
             _ => match response.bytes().await {
@@ -95,23 +96,26 @@ impl Store {
         }
     }
 
-    /// Puts until it is known to have happened.
-    async fn put(&self, key: &str, value: &str) -> Result<u64, Failure> {
+    /// Repeats a put until it is known to have taken effect.
+    async fn put(&self, key: &str, value: &str) -> Result<u64, ScenarioFailure> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             match self.ask(Method::PUT, key, None, value.as_bytes().to_vec()).await {
                 Answered::Known(status, Some(revision), _) if status.is_success() => return Ok(revision),
                 Answered::Known(status, _, body) => {
-                    return Err(Failure::new(format!("PUT {key}: {status}: {}", String::from_utf8_lossy(&body))));
+                    return Err(ScenarioFailure::new(format!(
+                        "PUT {key}: {status}: {}",
+                        String::from_utf8_lossy(&body)
+                    )));
                 }
                 Answered::Not | Answered::Unknown => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
-        Err(Failure::new(format!("PUT {key} had no answer in {} s", PATIENCE.as_secs())))
+        Err(ScenarioFailure::new(format!("PUT {key} had no answer in {} s", PATIENCE.as_secs())))
     }
 }
 
-async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World) -> Outcome {
+async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let mut expected = BTreeMap::new();
     for round in 0..3 {
@@ -120,7 +124,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
             store.put(&key, &value).await?;
             expected.insert(key, value);
         }
-        let replicas: Vec<u64> = if round == 0 { vec![world.driver_leader().await?] } else { vec![1, 2, 3] };
+        let replicas: Vec<u64> = if round == 0 { vec![world.placement_driver_leader().await?] } else { vec![1, 2, 3] };
         for replica in &replicas {
             world.kill(ProcessId::PlacementDriver(*replica))?;
         }
@@ -128,7 +132,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
             world.cluster.restart(ProcessId::PlacementDriver(replica))?;
         }
         world.cluster.wait_ready().await?;
-        let list: KvListBody = world.rest().get("/v1/kv?prefix=survive/&limit=1000").await?;
+        let list: KvListBody = world.admin().get("/v1/kv?prefix=survive/&limit=1000").await?;
         let found = list.entries.into_iter().map(|e| (e.key, e.value.text.unwrap_or_default()));
         let found: BTreeMap<String, String> = found.collect();
         ensure!(found == expected, "after round {round} there is {found:?} instead of {expected:?}");
@@ -136,7 +140,7 @@ async fn what_was_acknowledged_survives_the_death_of_every_replica(world: &World
     Ok(())
 }
 
-/// What the clients of a history share.
+/// The state that the clients of a history share.
 struct History {
     begun: Instant,
     operations: Mutex<Vec<Operation>>,
@@ -151,7 +155,7 @@ impl History {
         self.begun.elapsed().as_micros() as u64
     }
 
-    /// Keeps one operation; `None` if it did nothing.
+    /// Records one operation; `None` if it had no effect.
     fn keep(&self, key: i64, sent_us: u64, answer: &Answered, what: Option<What>) {
         let Some(what) = what else { return };
         let known = matches!(answer, Answered::Known(..));
@@ -162,13 +166,13 @@ impl History {
 }
 
 /// A value as the store returned it.
-fn parse(body: &[u8]) -> Result<i64, Failure> {
+fn parse(body: &[u8]) -> Result<i64, ScenarioFailure> {
     let text = String::from_utf8_lossy(body);
-    text.parse().map_err(|_| Failure::new(format!("a value that nobody wrote: {text:?}")))
+    text.parse().map_err(|_| ScenarioFailure::new(format!("a value that nobody wrote: {text:?}")))
 }
 
 /// One client: reads, then writes, compares and sets, or deletes, at keys in turn.
-async fn client(number: u64, store: &Store, history: &History) -> Outcome {
+async fn client(number: u64, store: &Store, history: &History) -> ScenarioResult {
     let mut turn = number;
     while !history.over.load(Ordering::Relaxed) {
         turn = turn.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -179,7 +183,7 @@ async fn client(number: u64, store: &Store, history: &History) -> Outcome {
         let held: Option<(i64, Option<u64>)> = match &read {
             Answered::Known(StatusCode::NOT_FOUND, ..) => Some((ABSENT, None)),
             Answered::Known(StatusCode::OK, revision, body) => Some((parse(body)?, *revision)),
-            Answered::Known(status, ..) => return Err(Failure::new(format!("GET {key}: {status}"))),
+            Answered::Known(status, ..) => return Err(ScenarioFailure::new(format!("GET {key}: {status}"))),
             _ => None,
         };
         let Some((from, revision)) = held else { continue };
@@ -207,17 +211,17 @@ async fn client(number: u64, store: &Store, history: &History) -> Outcome {
             Answered::Unknown => Some(done),
             Answered::Known(status, ..) if status.is_success() => Some(done),
             Answered::Known(StatusCode::PRECONDITION_FAILED, ..) => Some(done),
-            // A delete of what is not there saw that it is not there.
+            // A delete without effect has observed that the key does not exist.
             Answered::Known(StatusCode::NOT_FOUND, ..) => Some(What::Read(ABSENT)),
-            Answered::Known(status, ..) => return Err(Failure::new(format!("{key}: {status}"))),
+            Answered::Known(status, ..) => return Err(ScenarioFailure::new(format!("{key}: {status}"))),
         };
         history.keep(number, sent_us, &answer, what);
     }
     Ok(())
 }
 
-/// Kills the leader again and again, each time once enough has happened since the last.
-async fn killer(world: &World, history: &History) -> Outcome {
+/// Kills the leader repeatedly, each time after enough operations since the last kill.
+async fn killer(world: &World, history: &History) -> ScenarioResult {
     for kill in 0..=KILLS {
         let wanted = history.answered.load(Ordering::Relaxed) + OPERATIONS_PER_KILL;
         world
@@ -229,11 +233,11 @@ async fn killer(world: &World, history: &History) -> Outcome {
         if kill == KILLS {
             break;
         }
-        let id = ProcessId::PlacementDriver(world.driver_leader().await?);
+        let id = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
         world.kill(id)?;
-        // Half of the time it stays away until another leads.
+        // In half of the cases the killed leader stays down until another replica leads.
         if kill % 2 == 0 {
-            world.driver_leader().await?;
+            world.placement_driver_leader().await?;
         }
         world.cluster.restart(id)?;
         world.cluster.wait_ready().await?;
@@ -241,7 +245,7 @@ async fn killer(world: &World, history: &History) -> Outcome {
     Ok(())
 }
 
-async fn histories_are_linearizable_while_leaders_die(world: &World) -> Outcome {
+async fn histories_are_linearizable_while_leaders_die(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let history = History {
         begun: Instant::now(),
@@ -266,8 +270,14 @@ async fn histories_are_linearizable_while_leaders_die(world: &World) -> Outcome 
     Ok(())
 }
 
-/// Watches `prefix` from `since` on, going to the next replica whenever a stream ends, until it has seen `last`.
-async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> Result<Vec<KvEventBody>, Failure> {
+/// Watches `prefix` from `since` on, going to the next replica whenever a stream ends, until it has
+/// seen `last`.
+async fn watch(
+    urls: &[String],
+    prefix: &str,
+    since: u64,
+    last: &AtomicU64,
+) -> Result<Vec<KvEventBody>, ScenarioFailure> {
     let http = Client::builder().no_proxy().build()?;
     let (mut seen, mut events, mut turn) = (since, Vec::new(), 0);
     loop {
@@ -280,7 +290,7 @@ async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> R
         };
         ensure!(response.status() == StatusCode::OK, "a watch from {seen} at {url}: {}", response.status());
         let mut buffer = String::new();
-        // A stream in which nothing comes for a second is left: so each replica has its turn.
+        // A stream without events for a second is closed, so that every replica is used.
         while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await {
             buffer.push_str(&String::from_utf8_lossy(&chunk));
             while let Some((block, rest)) = buffer.split_once("\n\n") {
@@ -302,7 +312,7 @@ async fn watch(urls: &[String], prefix: &str, since: u64, last: &AtomicU64) -> R
     }
 }
 
-async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
+async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let since = store.put("watched/begin", "0").await?;
     let last = AtomicU64::new(0);
@@ -310,7 +320,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
         let mut acknowledged = Vec::new();
         for n in 0..240 {
             if n % 80 == 40 {
-                let id = ProcessId::PlacementDriver(world.driver_leader().await?);
+                let id = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
                 world.kill(id)?;
                 acknowledged.push((store.put("watched/k", &format!("{n}")).await?, format!("{n}")));
                 world.cluster.restart(id)?;
@@ -321,16 +331,17 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
         last.store(acknowledged.last().map_or(1, |(revision, _)| *revision), Ordering::Relaxed);
         // One more, so that a stream that has seen everything wakes up to find that it is over.
         store.put("watched/end", "0").await?;
-        Ok::<_, Failure>(acknowledged)
+        Ok::<_, ScenarioFailure>(acknowledged)
     };
     let watching = async {
-        let watched = watch(world.rest().urls(), "watched/", since, &last);
+        let watched = watch(world.admin().urls(), "watched/", since, &last);
         tokio::time::timeout(2 * PATIENCE, watched)
             .await
-            .map_err(|_| Failure::new("the watch did not reach the end"))?
+            .map_err(|_| ScenarioFailure::new("the watch did not reach the end"))?
     };
     let (acknowledged, events) = futures::try_join!(writing, watching)?;
-    // A put that was repeated after an unknown outcome may be there twice, with one acknowledgement; anything else is exact.
+    // A put that was repeated after an unknown outcome may have two revisions and one
+    // acknowledgement. All else is exact.
     let seen: BTreeMap<u64, String> = events
         .iter()
         .map(|e| (e.revision, e.entry.as_ref().and_then(|e| e.value.text.clone()).unwrap_or_default()))
@@ -342,7 +353,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
             seen.get(revision)
         );
     }
-    // Nothing else writes: so revisions follow one another without a gap.
+    // There are no other writers, so revisions have no gap.
     let revisions: Vec<u64> = events.iter().map(|e| e.revision).collect();
     ensure!(revisions.windows(2).all(|pair| pair[1] == pair[0] + 1), "the watch saw {revisions:?}");
     ensure!(revisions.first() == Some(&(since + 1)), "it began with {:?} after {since}", revisions.first());
@@ -350,17 +361,17 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> Outcome {
     Ok(())
 }
 
-async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Outcome {
+async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> ScenarioResult {
     let kv = |arguments: &[&str]| {
         let mut command = std::process::Command::new(&world.cluster.options().executable);
-        command.arg("kv").args(arguments).args(["--url", &world.rest().urls().join(",")]);
+        command.arg("kv").args(arguments).args(["--url", &world.admin().urls().join(",")]);
         command.stdin(std::process::Stdio::null());
         command
     };
     let run = |arguments: &[&str]| {
         let output = kv(arguments).output().map_err(|e| format!("{arguments:?}: {e}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok::<_, Failure>((output.status.code(), text(&output.stdout), text(&output.stderr)))
+        Ok::<_, ScenarioFailure>((output.status.code(), text(&output.stdout), text(&output.stderr)))
     };
     let (status, written, error) = run(&["put", "cli/a b", "one", "--content-type", "text/plain"])?;
     ensure!(status == Some(0), "put: {error}");
@@ -375,7 +386,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Outco
     ensure!(run(&["delete", "cli/a b"])?.0 == Some(0), "a delete failed");
     let (status, _, error) = run(&["get", "cli/a b"])?;
     ensure!(status == Some(1) && error.contains("unknown-key") && error.lines().count() == 1, "{status:?} {error}");
-    // A watch from before all that shows it, and is ended by hand.
+    // A watch from an earlier revision shows all these changes. It is ended by a signal.
     let before = (revision.parse::<u64>().unwrap_or(1) - 1).to_string();
     let mut command = kv(&["watch", "cli/", "--since", &before, "--format", "json"]);
     let mut watching = command.stdout(std::process::Stdio::piped()).spawn().map_err(|e| e.to_string())?;
@@ -387,7 +398,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Outco
     let read = tokio::time::timeout(PATIENCE, reading).await;
     watching.kill().and_then(|()| watching.wait()).map_err(|e| e.to_string())?;
     let events: Vec<KvEventBody> =
-        read.map_err(|_| Failure::new("the watch showed nothing"))?.map_err(|e| e.to_string())?;
+        read.map_err(|_| ScenarioFailure::new("the watch showed nothing"))?.map_err(|e| e.to_string())?;
     let kept: Vec<bool> = events.iter().map(|event| event.entry.is_some()).collect();
     ensure!(kept == [true, true, false], "{events:?}");
     Ok(())

@@ -1,29 +1,30 @@
-//! Leaders that die, freeze, are cut off by halves or altogether, with links that flap, disks that are slow and clocks that
-//! are wrong, while clients count, write registers and run transactions. In the end their histories are judged.
+//! Faults of leaders: death, freeze, one-way and two-way partitions, flapping links, slow disks and
+//! wrong clocks. Clients count, write registers and run transactions meanwhile. At the end their
+//! histories are checked.
 
-use evenkeel::bench::failover::{Fault, Group, Trials};
-use evenkeel::cluster::links::{Party, Weather};
-use evenkeel::cluster::{ClusterOptions, ProcessId};
-use evenkeel::rest::Rest;
 use evenkeel_client::Value;
+use evenkeel_client::admin::AdminClient;
+use evenkeel_local_cluster::failover::trials::{FailoverTrials, LeaderFault, LeaderOf};
+use evenkeel_local_cluster::links::{LinkEnd, LinkFault};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::TxnId;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardReply, ShardRequest, StatementRequest};
-use evenkeel_replicated_log::hindrance::{CLOCK_OFFSET_MS, SYNC_DELAY_MS};
+use evenkeel_replicated_log::fault_hook::{CLOCK_OFFSET_MS, SYNC_DELAY_MS};
 use evenkeel_rpc::Connection;
 use evenkeel_tests::counters::Counters;
 use evenkeel_tests::registers::Registers;
 use evenkeel_tests::transactions::Transactions;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The shard that is hurt.
+/// The shard whose leader fails.
 const SHARD: u32 = 1;
-/// Nothing arrives.
-const BLOCKED: Weather = Weather { blocked: true, delay_ms: 0 };
-/// Trials of each kind of failover; `evenkeel bench failover` takes as many as it is told.
+/// A blocked link.
+const BLOCKED: LinkFault = LinkFault { blocked: true, delay_ms: 0 };
+/// Trials of each kind of failover. `evenkeel bench failover` makes more.
 const TRIALS: usize = 3;
 
 fn main() -> ExitCode {
@@ -53,20 +54,20 @@ fn node(replica: u64) -> ProcessId {
     ProcessId::ShardNode(SHARD, replica)
 }
 
-/// A bound that only a failover which does not work misses, however busy the machine; that failovers are quick is measured where
-/// the machine is quiet.
+/// A bound that a working failover meets even on a busy machine. The usual duration is measured by
+/// `evenkeel bench failover` on a quiet machine.
 const FAILOVER_MS: f64 = 5_000.0;
 
-async fn writes_resume_after_each_kind_of_failover(world: &World) -> Outcome {
-    let trials = Trials::prepare(&world.cluster, "failover").await?;
+async fn writes_resume_after_each_kind_of_failover(world: &World) -> ScenarioResult {
+    let trials = FailoverTrials::prepare(&world.cluster, "failover").await?;
     for (role, kind) in [
-        (Group::Shard, Fault::Kill),
-        (Group::Shard, Fault::Freeze),
-        (Group::Shard, Fault::Cut),
-        (Group::Shard, Fault::Handover),
-        (Group::PlacementDriver, Fault::Kill),
-        (Group::PlacementDriver, Fault::Freeze),
-        (Group::PlacementDriver, Fault::Cut),
+        (LeaderOf::Shard, LeaderFault::Kill),
+        (LeaderOf::Shard, LeaderFault::Freeze),
+        (LeaderOf::Shard, LeaderFault::Cut),
+        (LeaderOf::Shard, LeaderFault::Handover),
+        (LeaderOf::PlacementDriver, LeaderFault::Kill),
+        (LeaderOf::PlacementDriver, LeaderFault::Freeze),
+        (LeaderOf::PlacementDriver, LeaderFault::Cut),
     ] {
         let series = trials.series(role, kind, TRIALS).await?;
         ensure!(
@@ -78,16 +79,19 @@ async fn writes_resume_after_each_kind_of_failover(world: &World) -> Outcome {
         for trial in &series.trials {
             let pause_ms = trial.placement_driver.unwrap_or(trial.sql).worst_ms();
             ensure!(pause_ms < FAILOVER_MS, "{role:?} {kind:?}: writes stood still for {pause_ms:.0} ms");
-            // The placement driver is needed for changes of the routes only.
+            // Statements need the placement driver only for changes of the routes.
             let sql_ms = trial.sql.worst_ms();
-            ensure!(role == Group::Shard || sql_ms < FAILOVER_MS, "{role:?} {kind:?}: statements took {sql_ms:.0} ms");
+            ensure!(
+                role == LeaderOf::Shard || sql_ms < FAILOVER_MS,
+                "{role:?} {kind:?}: statements took {sql_ms:.0} ms"
+            );
         }
     }
     drop(trials);
     world.nothing_is_wrong().await
 }
 
-async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(world: &World) -> Outcome {
+async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "frozen").await?;
     world.create_table("CREATE TABLE witness (id bigint PRIMARY KEY, v bigint NOT NULL)", SHARD).await?;
     world.client.execute("INSERT INTO witness (id, v) VALUES (1, 0)", &[]).await?;
@@ -100,13 +104,15 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
         counters.wait_for_answers(100).await?;
         let written = world.client.execute("UPDATE witness SET v = $1 WHERE id = 1", &[Value::Int(round)]).await?;
         ensure!(written.affected == 1, "the new leader wrote {} rows", written.affected);
-        // These wait in the frozen leader's socket and are the first that it sees when it wakes.
+        // These requests wait in the frozen leader's socket and are the first that it reads when it
+        // continues.
         let (read, poison) = tokio::join!(direct.read(ReadLevel::Linearizable), async {
             let poison = tokio::spawn(direct.clone().write(-round));
-            // Both are in its socket before it wakes; a little more of the freeze does no harm.
+            // Both requests are in the socket before the leader continues. A longer freeze does no
+            // harm.
             tokio::time::sleep(Duration::from_millis(50)).await;
             world.cluster.resume(node(leader))?;
-            poison.await.map_err(|e| Failure::new(e.to_string()))?
+            poison.await.map_err(|e| ScenarioFailure::new(e.to_string()))?
         });
         let (read, poison) = (read?, poison?);
         let seen = direct.value(read.clone());
@@ -124,18 +130,18 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
     finish(world, counters, registers).await
 }
 
-async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
+async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "cut").await?;
-    // What is blocked of the links between the leader and the other replicas: what it says, what it hears. Clients reach it all the
-    // while, and have to find out that nothing comes of it.
+    // The blocked directions between the leader and the other replicas: outgoing, incoming, or
+    // both. Clients still reach the leader, and their writes are not acknowledged.
     for (says, hears) in [(true, true), (true, false), (false, true)] {
         for with_clients in [false, true] {
             let leader = world.leader(SHARD).await?;
-            let me = Party::Process(node(leader));
-            let mut others: Vec<Party> =
-                (1..=3).filter(|other| *other != leader).map(|other| Party::Process(node(other))).collect();
+            let me = LinkEnd::Process(node(leader));
+            let mut others: Vec<LinkEnd> =
+                (1..=3).filter(|other| *other != leader).map(|other| LinkEnd::Process(node(other))).collect();
             if with_clients {
-                others.push(Party::Outside);
+                others.push(LinkEnd::Outside);
             }
             for other in others {
                 if says {
@@ -145,12 +151,14 @@ async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
                     world.cluster.links().set(other, me, BLOCKED);
                 }
             }
-            let at = |e: Failure| {
-                Failure::new(format!("says blocked {says}, hears blocked {hears}, clients too {with_clients}: {e}"))
+            let at = |e: ScenarioFailure| {
+                ScenarioFailure::new(format!(
+                    "says blocked {says}, hears blocked {hears}, clients too {with_clients}: {e}"
+                ))
             };
             counters.wait_for_answers(150).await.map_err(at)?;
             registers.wait_for_answers(50).await.map_err(at)?;
-            world.cluster.links().mend();
+            world.cluster.links().heal();
             counters.wait_for_answers(50).await.map_err(at)?;
             world.whole().await.map_err(at)?;
         }
@@ -158,11 +166,12 @@ async fn a_leader_is_cut_off_both_ways_and_each_way(world: &World) -> Outcome {
     finish(world, counters, registers).await
 }
 
-async fn links_flap_and_are_slow(world: &World) -> Outcome {
+async fn links_flap_and_are_slow(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "flapping").await?;
     let links = world.cluster.links();
-    let parties = [1, 2, 3].map(|replica| Party::Process(node(replica)));
-    // Each link in turn goes down and up, in one direction or both, faster than an election and slower.
+    let parties = [1, 2, 3].map(|replica| LinkEnd::Process(node(replica)));
+    // Each link in turn is blocked and opened, in one direction or both, for less and for more than
+    // an election timeout.
     for (turn, period_ms) in [30_u64, 100, 250, 400].into_iter().enumerate() {
         for pair in 0..3 {
             let (a, b) = (parties[pair], parties[(pair + 1) % 3]);
@@ -172,9 +181,9 @@ async fn links_flap_and_are_slow(world: &World) -> Outcome {
                     1 => links.set(a, b, BLOCKED),
                     _ => links.set(b, a, BLOCKED),
                 }
-                // The length of a fault, not a wait for something.
+                // The duration of a fault, not a wait for a condition.
                 tokio::time::sleep(Duration::from_millis(period_ms)).await;
-                links.mend();
+                links.heal();
                 tokio::time::sleep(Duration::from_millis(period_ms / 2)).await;
             }
         }
@@ -182,32 +191,32 @@ async fn links_flap_and_are_slow(world: &World) -> Outcome {
     }
     // A slow network, and a leader that is further away than the others.
     let leader = world.leader(SHARD).await?;
-    for other in parties.into_iter().filter(|party| *party != Party::Process(node(leader))) {
-        links.set_both(Party::Process(node(leader)), other, Weather { blocked: false, delay_ms: 20 });
+    for other in parties.into_iter().filter(|party| *party != LinkEnd::Process(node(leader))) {
+        links.set_both(LinkEnd::Process(node(leader)), other, LinkFault { blocked: false, delay_ms: 20 });
     }
     counters.wait_for_answers(100).await?;
     registers.wait_for_answers(50).await?;
-    links.mend();
+    links.heal();
     world.whole().await?;
     finish(world, counters, registers).await
 }
 
-async fn transactions_survive_what_leaders_suffer(world: &World) -> Outcome {
+async fn transactions_survive_what_leaders_suffer(world: &World) -> ScenarioResult {
     let mut transactions = Transactions::make(world, "txn", SHARD).await?;
     transactions.start(world, "txn", 6).await?;
-    for kind in [Fault::Kill, Fault::Freeze, Fault::Cut] {
+    for kind in [LeaderFault::Kill, LeaderFault::Freeze, LeaderFault::Cut] {
         for _ in 0..2 {
             let leader = node(world.leader(SHARD).await?);
             match kind {
-                Fault::Kill => world.kill(leader)?,
-                Fault::Freeze => world.cluster.pause(leader)?,
-                Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, true),
+                LeaderFault::Kill => world.kill(leader)?,
+                LeaderFault::Freeze => world.cluster.pause(leader)?,
+                LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, true),
             }
             transactions.wait_for_commits(100).await?;
             match kind {
-                Fault::Kill => world.cluster.restart(leader)?,
-                Fault::Freeze => world.cluster.resume(leader)?,
-                Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, false),
+                LeaderFault::Kill => world.cluster.restart(leader)?,
+                LeaderFault::Freeze => world.cluster.resume(leader)?,
+                LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, false),
             }
             transactions.wait_for_commits(100).await?;
             world.whole().await?;
@@ -219,28 +228,28 @@ async fn transactions_survive_what_leaders_suffer(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) -> Outcome {
+async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) -> ScenarioResult {
     let mut counters = Counters::make(world, "moving", 1, 4_000, 100).await?;
     counters.start(world, 8, 50).await?;
     let range = world.only_range("moving").await?.route.range;
     let mut from = 1;
-    for kind in [Fault::Freeze, Fault::Cut, Fault::Kill] {
+    for kind in [LeaderFault::Freeze, LeaderFault::Cut, LeaderFault::Kill] {
         let to = from % 3 + 1;
-        let leader = ProcessId::PlacementDriver(world.driver_leader().await?);
+        let leader = ProcessId::PlacementDriver(world.placement_driver_leader().await?);
         let operator = world.move_range(range, to).await?.id;
         match kind {
-            Fault::Freeze => world.cluster.pause(leader)?,
-            Fault::Kill => world.kill(leader)?,
-            Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, true),
+            LeaderFault::Freeze => world.cluster.pause(leader)?,
+            LeaderFault::Kill => world.kill(leader)?,
+            LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, true),
         }
-        let at = |e: Failure| Failure::new(format!("{kind:?} of {leader}: {e}"));
+        let at = |e: ScenarioFailure| ScenarioFailure::new(format!("{kind:?} of {leader}: {e}"));
         counters.wait_for_answers(100).await.map_err(at)?;
-        // The others carry it to its end.
+        // The other replicas finish the move.
         world.done(operator).await.map_err(at)?;
         match kind {
-            Fault::Freeze => world.cluster.resume(leader)?,
-            Fault::Kill => world.cluster.restart(leader)?,
-            Fault::Cut | Fault::Handover => world.cluster.cut_off(leader, false),
+            LeaderFault::Freeze => world.cluster.resume(leader)?,
+            LeaderFault::Kill => world.cluster.restart(leader)?,
+            LeaderFault::Cut | LeaderFault::Handover => world.cluster.cut_off(leader, false),
         }
         world.whole().await.map_err(at)?;
         from = to;
@@ -248,8 +257,8 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
     counters.finish().await?;
     world
         .until("all placement drivers to be ready", PATIENCE, async || {
-            for url in world.rest().urls() {
-                world.rest().is_ready(url).await?;
+            for url in world.admin().urls() {
+                world.admin().is_ready(url).await?;
             }
             Ok(())
         })
@@ -257,28 +266,29 @@ async fn the_placement_driver_s_leader_suffers_while_ranges_move(world: &World) 
     world.nothing_is_wrong().await
 }
 
-/// Its leader cannot reach the other replicas any more, and does not hear from them; shards and clients reach it as before. Were it to
-/// take in their reports for ever, its successor would wait for them in vain.
-async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> Outcome {
+/// The leader is partitioned from the other replicas; shards and clients still reach it. If it
+/// accepted their reports for ever, its successor would receive none.
+async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: &World) -> ScenarioResult {
     let counters = {
         let mut counters = Counters::make(world, "let_go", 1, 400, 20).await?;
         counters.start(world, 4, 20).await?;
         counters
     };
     let range = world.only_range("let_go").await?.route.range;
-    let driver = |replica| Party::Process(ProcessId::PlacementDriver(replica));
+    let driver = |replica| LinkEnd::Process(ProcessId::PlacementDriver(replica));
     let (deposed, itself) = loop {
-        let leader = world.driver_leader().await?;
+        let leader = world.placement_driver_leader().await?;
         for other in (1..=3).filter(|other| *other != leader) {
             world.cluster.links().set_both(driver(leader), driver(other), BLOCKED);
         }
-        // Asked of itself, and after the cut: whoever was asked before may have been behind, and leadership may have moved.
-        let itself = Rest::new([world.rest().urls()[leader as usize - 1].clone()]);
+        // The leader itself is asked, after the cut: another replica may be behind, and leadership
+        // may have moved.
+        let itself = AdminClient::new([world.admin().urls()[leader as usize - 1].clone()]);
         let said: serde_json::Value = itself.get("/v1/status").await?;
         if said["leads"] == true {
             break (leader, itself);
         }
-        world.cluster.links().mend();
+        world.cluster.links().heal();
     };
     world
         .until("the deposed leader to say that it does not lead", PATIENCE, async || {
@@ -286,46 +296,48 @@ async fn a_placement_driver_that_lost_its_majority_lets_go_of_the_shards(world: 
             if said["leads"] == false { Ok(()) } else { Err(format!("replica {deposed}: {said}")) }
         })
         .await?;
-    // Whoever is asked: by then there is a successor, or there is one soon.
+    // Any replica may be asked: there is a successor by then, or soon.
     let operator = world
         .until("a move to be taken on", PATIENCE, async || world.move_range(range, 2).await.map_err(|e| e.to_string()))
         .await?;
     world.done(operator.id).await?;
     counters.wait_for_answers(50).await?;
-    world.cluster.links().mend();
+    world.cluster.links().heal();
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> Outcome {
+async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> ScenarioResult {
     let (counters, registers) = clients(world, "hindered").await?;
     let replicas = [1, 2, 3].map(node);
-    // One disk after the other; the leader's is among them. Then two at once: a quorum is as slow as its second fastest.
+    // One disk after another, the leader's included. Then two at once: a quorum is as slow as its
+    // second fastest disk.
     for slow in [&replicas[..1], &replicas[1..2], &replicas[2..], &replicas[..2]] {
         for id in slow {
-            world.cluster.hinder(*id, SYNC_DELAY_MS, 60)?;
+            world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 60)?;
         }
         counters.wait_for_answers(60).await?;
         registers.wait_for_answers(30).await?;
         for id in slow {
-            world.cluster.hinder(*id, SYNC_DELAY_MS, 0)?;
+            world.cluster.set_fault_hook(*id, SYNC_DELAY_MS, 0)?;
         }
     }
-    // A clock that is set while the process runs, by more than anything is remembered, forth and back; and leaders that change
-    // meanwhile, so that each clock is in charge. Nobody may notice.
+    // A clock is set forward and back while the process runs, by more than the retry window. The
+    // leader changes meanwhile, so that each clock is once the leader's. No client may notice.
     for (id, offset_ms) in replicas.into_iter().zip([3_600_000, -3_600_000, 45_000]) {
-        world.cluster.hinder(id, CLOCK_OFFSET_MS, offset_ms)?;
+        world.cluster.set_fault_hook(id, CLOCK_OFFSET_MS, offset_ms)?;
         let leader = world.leader(SHARD).await?;
         world.cluster.pause(node(leader))?;
         counters.wait_for_answers(60).await?;
         world.cluster.resume(node(leader))?;
         world.whole().await?;
     }
-    // A replica that starts under a wrong clock, within the ten seconds that clocks may differ by, and leads.
+    // A replica that starts under a wrong clock, within the ten seconds that clocks may differ by,
+    // and leads.
     for offset_ms in [8_000, -8_000] {
         let leader = node(world.leader(SHARD).await?);
         world.kill(leader)?;
-        world.cluster.hinder(leader, CLOCK_OFFSET_MS, offset_ms)?;
+        world.cluster.set_fault_hook(leader, CLOCK_OFFSET_MS, offset_ms)?;
         world.cluster.restart(leader)?;
         counters.wait_for_answers(60).await?;
         world.whole().await?;
@@ -336,15 +348,15 @@ async fn disks_are_slow_and_clocks_are_wrong(world: &World) -> Outcome {
     }
     finish(world, counters, registers).await?;
     for id in replicas {
-        world.cluster.hinder(id, CLOCK_OFFSET_MS, 0)?;
+        world.cluster.set_fault_hook(id, CLOCK_OFFSET_MS, 0)?;
         world.cluster.restart(id)?;
         world.whole().await?;
     }
     Ok(())
 }
 
-/// Clients that count and clients that use registers, on the shard that is hurt.
-async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), Failure> {
+/// Clients that count and clients that use registers, on the shard whose leader fails.
+async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), ScenarioFailure> {
     let mut counters = Counters::make(world, &format!("{name}_counters"), SHARD, 400, 20).await?;
     let mut registers = Registers::make(world, &format!("{name}_registers"), SHARD, 8).await?;
     counters.start(world, 4, 20).await?;
@@ -352,37 +364,38 @@ async fn clients(world: &World, name: &str) -> Result<(Counters, Registers), Fai
     Ok((counters, registers))
 }
 
-async fn finish(world: &World, counters: Counters, registers: Registers) -> Outcome {
+async fn finish(world: &World, counters: Counters, registers: Registers) -> ScenarioResult {
     counters.finish().await?;
     let operations = registers.finish().await?;
     println!("  {operations} operations on registers");
     world.nothing_is_wrong().await
 }
 
-/// A connection to one replica, without a client that would look for the leader.
+/// A connection to one replica, without a client that would search for the leader.
 #[derive(Clone)]
 struct Direct {
     connection: Connection<ShardRequest, ShardReply>,
 }
 
 impl Direct {
-    async fn to(world: &World, replica: u64) -> Result<Direct, Failure> {
+    async fn to(world: &World, replica: u64) -> Result<Direct, ScenarioFailure> {
         let shards = world.cluster.shards();
         let address = shards.iter().find(|s| s.id.0 == SHARD).and_then(|s| s.replicas.get(&replica)).copied();
-        let address = address.ok_or_else(|| Failure::new(format!("no replica {replica}")))?;
-        let connection = Connection::connect(address, PATIENCE).await.map_err(|e| Failure::new(e.to_string()))?;
+        let address = address.ok_or_else(|| ScenarioFailure::new(format!("no replica {replica}")))?;
+        let connection =
+            Connection::connect(address, PATIENCE).await.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         Ok(Direct { connection })
     }
 
-    async fn read(&self, read: ReadLevel) -> Result<ShardReply, Failure> {
+    async fn read(&self, read: ReadLevel) -> Result<ShardReply, ScenarioFailure> {
         self.ask("SELECT v FROM witness WHERE id = 1", Vec::new(), read).await
     }
 
-    async fn write(self, value: i64) -> Result<ShardReply, Failure> {
+    async fn write(self, value: i64) -> Result<ShardReply, ScenarioFailure> {
         self.ask("UPDATE witness SET v = $1 WHERE id = 1", vec![Value::Int(value)], ReadLevel::default()).await
     }
 
-    async fn ask(&self, sql: &str, params: Vec<Value>, read: ReadLevel) -> Result<ShardReply, Failure> {
+    async fn ask(&self, sql: &str, params: Vec<Value>, read: ReadLevel) -> Result<ShardReply, ScenarioFailure> {
         let first_sent_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let id = TxnId { client: u64::MAX - first_sent_ms, sequence: 1 + params.len() as u64, first_sent_ms };
         let (durability, max_staleness_ms) = (Durability::Disk, None);
@@ -390,10 +403,10 @@ impl Direct {
         let statement =
             StatementRequest { id, sql, params, clip: None, limit: None, read, durability, max_staleness_ms };
         let reply = self.connection.call_within(&ShardRequest::Statement(statement), PATIENCE).await;
-        reply.map_err(|e| Failure::new(format!("a woken leader does not answer: {e}")))
+        reply.map_err(|e| ScenarioFailure::new(format!("a woken leader does not answer: {e}")))
     }
 
-    /// The value in an answer that is one.
+    /// The value of an answer with one value.
     fn value(&self, reply: ShardReply) -> Option<i64> {
         match reply {
             ShardReply::Rows(reply) => reply.rows.int(0, 0),

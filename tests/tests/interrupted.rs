@@ -1,26 +1,30 @@
-//! A move is interrupted at every step by the death (SIGKILL) of each process that has a part in it, while clients write and
-//! read. It must end as done, and nothing may be lost, applied twice, read stale or owned by two.
+//! Moves that are interrupted at every step: each process with a part in the move is killed with
+//! SIGKILL, while clients write and read. The move must end as done. No write may be lost or
+//! applied twice, no read may be stale, and no key may have two owners.
 //!
-//! A step can be over within milliseconds. So the move is held at it, by freezing who would end it; then it is made sure that it stands
-//! there, and only then is somebody killed. A move that was quicker is let end, and another one is made.
+//! A step may last milliseconds. The test therefore holds the move at the step by freezing the
+//! process that would end it, confirms the step, and then kills the victim. If the move has passed
+//! the step, the test waits for its end and starts another move.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{Transaction, TransactionOptions};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
+use evenkeel_protocol::api::OperatorBody;
 use evenkeel_protocol::report::OperatorPhase;
-use evenkeel_protocol::rest::OperatorBody;
 use evenkeel_protocol::{OperatorId, RangeId};
 use evenkeel_tests::counters::Counters;
+use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, Replica, World, ensure, scenarios};
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How many moves may pass a step before it is given up: most are caught at the first or second.
+/// The number of moves that may pass a step before the test gives up. Most are held at the first or
+/// second attempt.
 const MOVES: usize = 40;
-/// How often a move is looked at, in milliseconds.
+/// The interval between two checks of a move, in milliseconds.
 const LOOK_MS: u64 = 1;
-/// How long a step is waited for, in milliseconds, before the move counts as past it.
+/// How long the test waits for a step, in milliseconds, before the move counts as past it.
 const COMES_MS: u64 = 20_000;
 
 /// The steps of a move, in order.
@@ -30,9 +34,11 @@ enum Step {
     Open,
     /// The destination has some rows, and not all.
     Copy,
-    /// The destination has caught up, and an open transaction keeps the source from logging the fence.
+    /// The destination has caught up, and an open transaction keeps the source from logging the
+    /// fence.
     Fence,
-    /// The source has logged the fence, and no other replica of the destination than its leader can know of an adoption.
+    /// The source has logged the fence, and no other replica of the destination than its leader can
+    /// know of an adoption.
     Adopt,
     /// The destination has adopted the range, and the placement driver does not know.
     Publish,
@@ -62,16 +68,16 @@ fn options(executable: PathBuf) -> ClusterOptions {
     options
 }
 
-async fn by_the_death_of_the_source_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_source_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "source_leader", 1, async |source, _, _| Ok(source.id())).await
 }
 
-async fn by_the_death_of_the_destination_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_destination_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "destination_leader", 1, async |_, destination, _| Ok(destination.id())).await
 }
 
-/// Which follower copies is the source's affair, so each gets its turn.
-async fn by_the_death_of_the_copying_follower(world: &World) -> Outcome {
+/// The source chooses the follower that copies, so each follower is a victim in turn.
+async fn by_the_death_of_the_copying_follower(world: &World) -> ScenarioResult {
     at_every_step(world, "follower", 2, async |source, _, turn| {
         let followers: Vec<u64> = (1..=3).filter(|replica| *replica != source.number).collect();
         Ok(ProcessId::ShardNode(source.shard, followers[turn % 2]))
@@ -79,20 +85,21 @@ async fn by_the_death_of_the_copying_follower(world: &World) -> Outcome {
     .await
 }
 
-async fn by_the_death_of_the_placement_driver_s_leader(world: &World) -> Outcome {
+async fn by_the_death_of_the_placement_driver_s_leader(world: &World) -> ScenarioResult {
     at_every_step(world, "driver_leader", 1, async |_, _, _| {
-        Ok(ProcessId::PlacementDriver(world.driver_leader().await?))
+        Ok(ProcessId::PlacementDriver(world.placement_driver_leader().await?))
     })
     .await
 }
 
-/// Moves a range of the table `name` from shard to shard, and kills what `victim` names when the move is at each step in turn.
+/// Moves a range of the table `name` from shard to shard, and kills the process that `victim`
+/// returns at each step in turn.
 async fn at_every_step(
     world: &World,
     name: &str,
     turns: usize,
-    victim: impl AsyncFn(Replica, Replica, usize) -> Result<ProcessId, Failure>,
-) -> Outcome {
+    victim: impl AsyncFn(ReplicaName, ReplicaName, usize) -> Result<ProcessId, ScenarioFailure>,
+) -> ScenarioResult {
     let mut counters = Counters::make(world, name, 1, 5_000, 300).await?;
     counters.start(world, 8, 50).await?;
     let range = world.only_range(name).await?.route.range;
@@ -101,12 +108,15 @@ async fn at_every_step(
         for turn in 0..turns {
             let mut hit = false;
             for moves in 1..=MOVES {
-                let (source, destination) = (world.serving(from).await?, world.serving(from % 3 + 1).await?);
-                // Found before the move begins: asking takes time that the step may not last.
+                let (source, destination) =
+                    (leadership::serving(world, from).await?, leadership::serving(world, from % 3 + 1).await?);
+                // The victim is determined before the move: a request may take longer than the
+                // step.
                 let victim = victim(source, destination, turn).await?;
                 let mut movement = Movement::begin(world, name, range, source, destination, step).await?;
                 hit = movement.kill_at(step, victim).await?;
-                let at = |e: Failure| Failure::new(format!("{victim} at {step:?} (killed: {hit}): {e}"));
+                let at =
+                    |e: ScenarioFailure| ScenarioFailure::new(format!("{victim} at {step:?} (killed: {hit}): {e}"));
                 world.done(movement.operator).await.map_err(at)?;
                 counters.wait_for_answers(100).await.map_err(at)?;
                 from = destination.shard;
@@ -132,17 +142,17 @@ enum Seen {
     Past,
 }
 
-/// A move, as it is held at a step.
+/// A move that is held at a step.
 struct Movement<'a> {
     world: &'a World,
     range: RangeId,
-    source: Replica,
-    destination: Replica,
+    source: ReplicaName,
+    destination: ReplicaName,
     operator: OperatorId,
     frozen: Vec<ProcessId>,
-    /// One that keeps the range from being fenced, and a statement for it.
+    /// An open transaction that delays the fence, and its statement.
     transaction: Option<(Transaction, String)>,
-    /// What the source said last.
+    /// The source's last answer.
     phase: Option<OperatorPhase>,
 }
 
@@ -153,15 +163,15 @@ impl Drop for Movement<'_> {
 }
 
 impl<'a> Movement<'a> {
-    /// Orders the move, with what must be arranged before.
+    /// Prepares and requests the move.
     async fn begin(
         world: &'a World,
         name: &str,
         range: RangeId,
-        source: Replica,
-        destination: Replica,
+        source: ReplicaName,
+        destination: ReplicaName,
         step: Step,
-    ) -> Result<Movement<'a>, Failure> {
+    ) -> Result<Movement<'a>, ScenarioFailure> {
         let (frozen, transaction, operator) = (Vec::new(), None, OperatorId(0));
         let mut movement = Movement { world, range, source, destination, operator, frozen, transaction, phase: None };
         if step == Step::Fence {
@@ -178,7 +188,7 @@ impl<'a> Movement<'a> {
     }
 
     /// Kills the victim at the step; `false` if the move has passed it.
-    async fn kill_at(&mut self, step: Step, victim: ProcessId) -> Result<bool, Failure> {
+    async fn kill_at(&mut self, step: Step, victim: ProcessId) -> Result<bool, ScenarioFailure> {
         if !self.comes_to(step).await {
             return Ok(false);
         }
@@ -203,7 +213,7 @@ impl<'a> Movement<'a> {
         Ok(stands)
     }
 
-    fn freeze(&mut self, ids: impl IntoIterator<Item = ProcessId>) -> Outcome {
+    fn freeze(&mut self, ids: impl IntoIterator<Item = ProcessId>) -> ScenarioResult {
         for id in ids {
             self.frozen.push(id);
             self.world.cluster.pause(id)?;
@@ -213,7 +223,7 @@ impl<'a> Movement<'a> {
 
     fn thaw(&mut self) {
         for id in self.frozen.drain(..) {
-            // One of them may have been killed.
+            // One of the processes may have been killed.
             drop(self.world.cluster.resume(id));
         }
     }
@@ -234,7 +244,7 @@ impl<'a> Movement<'a> {
         match step {
             Step::Open => self.driver_is_at("open").await,
             Step::Purge => self.driver_is_at("purge").await,
-            // From here on the shards finish without the placement driver.
+            // From this step on the shards finish without the placement driver.
             Step::Copy | Step::Publish => match self.phase_at(self.destination).await {
                 Some(OperatorPhase::Copying { rows, .. }) if rows > 0 => Seen::Now,
                 Some(OperatorPhase::Copying { .. }) | None => Seen::NotYet,
@@ -257,12 +267,12 @@ impl<'a> Movement<'a> {
         }
     }
 
-    /// Whether the move is still at the step, now that it cannot leave it.
+    /// Whether the move is still at the step. It cannot leave the step any more.
     async fn stands_at(&mut self, step: Step) -> bool {
         match step {
             Step::Open | Step::Purge => self.look_for(step).await == Seen::Now,
             Step::Copy => self.phase_at(self.source).await == Some(OperatorPhase::Open),
-            // It can still read there: the range is not fenced.
+            // The transaction can still read, so the range is not fenced.
             Step::Fence => match &mut self.transaction {
                 Some((transaction, read)) => transaction.execute(read, &[]).await.is_ok(),
                 None => false,
@@ -271,15 +281,15 @@ impl<'a> Movement<'a> {
                 self.phase_at(self.source).await == Some(OperatorPhase::Fenced)
                     && self.adopted_at().await == Some(false)
             }
-            // What is not adopted now cannot be known to the placement driver.
+            // The placement driver cannot know of an adoption that has not happened.
             Step::Publish => self.adopted_at().await == Some(false),
         }
     }
 
-    /// Where the placement driver is, compared with the step of this name.
+    /// The placement driver's step, compared with the step of this name.
     async fn driver_is_at(&self, wanted: &str) -> Seen {
         let path = format!("/v1/operators/{}", self.operator);
-        let Ok(operator) = self.world.rest().get::<OperatorBody>(&path).await else { return Seen::NotYet };
+        let Ok(operator) = self.world.admin().get::<OperatorBody>(&path).await else { return Seen::NotYet };
         let place = |name: &str| NAMES.iter().position(|n| *n == name).unwrap_or(NAMES.len());
         match place(&operator.step).cmp(&place(wanted)) {
             std::cmp::Ordering::Less => Seen::NotYet,
@@ -288,17 +298,17 @@ impl<'a> Movement<'a> {
         }
     }
 
-    /// The move's phase, as the leader of one of its shards says.
-    async fn phase_at(&self, leader: Replica) -> Option<OperatorPhase> {
+    /// The move's phase by the account of a leader of its shards.
+    async fn phase_at(&self, leader: ReplicaName) -> Option<OperatorPhase> {
         let report = leader.report(self.world).await.ok()?;
         report.operators.into_iter().find(|o| o.operator == self.operator).map(|o| o.phase)
     }
 
-    /// Whether a replica of the destination, of those that are not frozen, has adopted the range; `None` if none answers.
+    /// Whether a running replica of the destination has adopted the range; `None` if none answers.
     async fn adopted_at(&self) -> Option<bool> {
         let mut known = None;
         for number in 1..=self.world.cluster.options().replicas {
-            let replica = Replica { number, ..self.destination };
+            let replica = ReplicaName { number, ..self.destination };
             if self.frozen.contains(&replica.id()) {
                 continue;
             }
@@ -309,7 +319,7 @@ impl<'a> Movement<'a> {
         known
     }
 
-    async fn adopted(&self) -> Outcome {
+    async fn adopted(&self) -> ScenarioResult {
         self.world
             .until("the shards to finish without the placement driver", PATIENCE, async || {
                 match self.adopted_at().await {

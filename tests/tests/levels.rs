@@ -1,14 +1,15 @@
-//! What a session may choose (R17, R28): `local` reads are as old as they say and no older, and each durability loses what it
-//! says it can, and no more.
+//! Levels of a session (R17, R28). A `local` read is no older than it states, and each level of
+//! durability loses no more than it documents.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{
-    Client, ClientConfig, ClientError, ClientSession, Durability, Levels, ReadLevel, StatementLevels, Value,
+    Client, ClientConfig, ClientError, Durability, Levels, ReadLevel, Session, StatementLevels, Value,
 };
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
 use evenkeel_protocol::error::codes;
 use evenkeel_tests::history::{AgedRead, check_ages};
+use evenkeel_tests::leadership;
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,14 +40,14 @@ fn options(executable: PathBuf) -> ClusterOptions {
 const LOCAL: Levels =
     Levels { read: ReadLevel::Local, max_staleness_ms: None, durability: Durability::Disk, replica: None };
 
-/// A client with a short statement timeout, for what must not be answered.
-async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, Failure> {
-    let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.rest().urls()) };
+/// A client with a short statement timeout, for statements that must not be answered.
+async fn impatient(world: &World, statement_timeout_ms: u64) -> Result<Client, ScenarioFailure> {
+    let config = ClientConfig { statement_timeout_ms, ..ClientConfig::new(world.admin().urls()) };
     Ok(Client::connect(config).await?)
 }
 
 /// A table on shard 1 with one row of key 0.
-async fn table(world: &World, name: &str) -> Outcome {
+async fn table(world: &World, name: &str) -> ScenarioResult {
     world.create_table(&format!("CREATE TABLE {name} (id bigint PRIMARY KEY, n bigint NOT NULL)"), 1).await?;
     world.client.execute(&format!("INSERT INTO {name} VALUES (0, 0)"), &[]).await?;
     Ok(())
@@ -56,21 +57,22 @@ fn code(result: Result<evenkeel_client::Answer, ClientError>) -> String {
     result.map_or_else(|error| error.code().to_string(), |answer| format!("answered: {answer:?}"))
 }
 
-async fn show(session: &mut ClientSession, setting: &str) -> Result<String, Failure> {
+async fn show(session: &mut Session, setting: &str) -> Result<String, ScenarioFailure> {
     let answer = session.execute(&format!("SHOW {setting}"), &[]).await?;
     let raw = answer.rows.rows().next().and_then(|mut row| row.next()).flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(raw).into_owned())
 }
 
-/// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads anywhere and writes at the leader.
-async fn settings_are_the_session_s_own(world: &World) -> Outcome {
+/// Levels by SQL: for the session, for a transaction, for a statement. A `local` session reads
+/// anywhere and writes at the leader.
+async fn settings_are_the_session_s_own(world: &World) -> ScenarioResult {
     table(world, "settings").await?;
-    world.within_one_leadership(1, async || settings(world).await).await?;
+    leadership::within_one_leadership(world, 1, async || settings(world).await).await?;
     by_command_line(world).await?;
     world.nothing_is_wrong().await
 }
 
-async fn settings(world: &World) -> Outcome {
+async fn settings(world: &World) -> ScenarioResult {
     let mut session = world.client.begin_session(Levels::default());
     let select = "SELECT n FROM settings WHERE id = 0";
     session.execute("SET evenkeel.read_level = 'local'", &[]).await?;
@@ -78,10 +80,10 @@ async fn settings(world: &World) -> Outcome {
     ensure!(show(&mut session, "evenkeel.read_level").await? == "local", "SHOW does not show what was SET");
     let age = session.execute(select, &[]).await?.staleness_ms;
     ensure!(age.is_some_and(|age| age <= 5_000), "a local read stated {age:?}");
-    // The statement's own level wins over the session's.
+    // The level of a statement overrides that of the session.
     let chosen = StatementLevels { read: Some(ReadLevel::Linearizable), ..StatementLevels::default() };
     ensure!(session.execute_with(select, &[], chosen).await?.staleness_ms.is_none(), "the statement's level lost");
-    // R17: what writes or locks goes to the leader, whatever the level.
+    // R17: statements that write or lock go to the leader at every level.
     session.execute("UPDATE settings SET n = 7 WHERE id = 0", &[]).await?;
     let locked = session.execute("SELECT n FROM settings WHERE id = 0 FOR UPDATE", &[]).await?;
     ensure!(locked.rows.int(0, 0) == Some(7) && locked.staleness_ms.is_none(), "locked {locked:?}");
@@ -102,7 +104,7 @@ async fn settings(world: &World) -> Outcome {
     ensure!(refused == codes::NO_TRANSACTION, "{refused}");
     let refused = code(session.execute("SET evenkeel.durability = 'paper'", &[]).await);
     ensure!(refused == codes::INVALID_PARAMETER, "{refused}");
-    // All levels of durability, in statements and in transactions, end up in the same place.
+    // All levels of durability, in statements and in transactions, write the same rows.
     for level in ["local", "memory", "disk"] {
         session.execute(&format!("SET evenkeel.durability = '{level}'"), &[]).await?;
         session.execute("UPDATE settings SET n = n + 1 WHERE id = 0", &[]).await?;
@@ -110,14 +112,14 @@ async fn settings(world: &World) -> Outcome {
         session.execute("UPDATE settings SET n = n + 1 WHERE id = 0", &[]).await?;
         session.execute("COMMIT", &[]).await?;
     }
-    session.settled().await?;
+    session.resolved().await?;
     let sum = world.client.execute(select, &[]).await?.rows.int(0, 0);
     ensure!(sum == Some(13), "six additions to 7 gave {sum:?}");
     Ok(())
 }
 
-async fn by_command_line(world: &World) -> Outcome {
-    let (urls, program) = (world.rest().urls().to_vec(), world.cluster.options().executable.clone());
+async fn by_command_line(world: &World) -> ScenarioResult {
+    let (urls, program) = (world.admin().urls().to_vec(), world.cluster.options().executable.clone());
     let run = move || {
         let mut command = std::process::Command::new(program);
         command.arg("sql");
@@ -136,19 +138,19 @@ async fn by_command_line(world: &World) -> Outcome {
     Ok(())
 }
 
-/// R17, R9: readers at every replica, with the range moving and leaders frozen: each answer was as fresh as it said, and no
-/// row was ever missing.
-async fn local_reads_are_no_older_than_they_say(world: &World) -> Outcome {
+/// R17, R9: readers at every replica, while the range moves and leaders freeze. Each answer is as
+/// fresh as it states, and no row is ever missing.
+async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult {
     table(world, "aged").await?;
     let (epoch, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
     let reads = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     for replica in 1..=3 {
-        let client = Client::connect(ClientConfig::new(world.rest().urls())).await?;
+        let client = Client::connect(ClientConfig::new(world.admin().urls())).await?;
         readers.spawn(read_on(client, replica, epoch, stop.clone(), reads.clone()));
     }
     let writer = {
-        let (client, stop) = (Client::connect(ClientConfig::new(world.rest().urls())).await?, stop.clone());
+        let (client, stop) = (Client::connect(ClientConfig::new(world.admin().urls())).await?, stop.clone());
         tokio::spawn(async move {
             let mut acknowledged = Vec::new();
             while !stop.load(Ordering::Relaxed) {
@@ -173,7 +175,7 @@ async fn local_reads_are_no_older_than_they_say(world: &World) -> Outcome {
     let range = world.only_range("aged").await?.route.range;
     let mut owner = 1;
     for _ in 0..2 {
-        // Frozen, deposed, and back.
+        // The leader freezes, loses its leadership, and continues.
         let leader = ProcessId::ShardNode(owner, world.leader(owner).await?);
         world.cluster.pause(leader)?;
         more_reads(200).await?;
@@ -191,7 +193,7 @@ async fn local_reads_are_no_older_than_they_say(world: &World) -> Outcome {
     let acknowledged = writer.await.map_err(|e| e.to_string())?;
     let mut history = Vec::new();
     while let Some(events) = readers.join_next().await {
-        history.extend(events.map_err(|e| Failure::new(e.to_string()))?);
+        history.extend(events.map_err(|e| ScenarioFailure::new(e.to_string()))?);
     }
     let wrong = check_ages(&acknowledged, &history);
     let (writes, count) = (acknowledged.len(), history.len());
@@ -217,7 +219,7 @@ async fn read_on(
         let Ok(answer) = client.execute_with("SELECT n FROM aged WHERE id = $1", &[Value::Int(0)], levels).await else {
             continue;
         };
-        // A row that is not there, or an answer without an age, fails the check.
+        // A missing row, or an answer without an age, fails the check.
         let age_ms = answer.staleness_ms.unwrap_or(0);
         seen.push(AgedRead { sent_us, seen: answer.rows.int(0, 0).unwrap_or(-1), age_ms });
         count.fetch_add(1, Ordering::Relaxed);
@@ -225,15 +227,16 @@ async fn read_on(
     seen
 }
 
-/// R17: a replica that hears no leader states a growing age, and refuses above the bound that was asked for.
-async fn a_local_read_above_its_bound_is_refused(world: &World) -> Outcome {
+/// R17: a replica without a leader states a growing age, and refuses reads above the requested
+/// bound.
+async fn a_local_read_above_its_bound_is_refused(world: &World) -> ScenarioResult {
     table(world, "bounded").await?;
     world.client.execute("UPDATE bounded SET n = 5 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM bounded WHERE id = 0";
     let leader = world.leader(1).await?;
     let alone = leader % 3 + 1;
     let levels = Levels { replica: Some(alone), max_staleness_ms: Some(2_000), ..LOCAL };
-    // It is up to date before it is left alone.
+    // The replica is up to date before it is cut off.
     world
         .until("the follower to have what was written", PATIENCE, async || {
             match world.client.execute_with(select, &[], levels).await.map(|answer| answer.rows.int(0, 0)) {
@@ -267,21 +270,23 @@ async fn a_local_read_above_its_bound_is_refused(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-/// R28: a write at `local` is answered while no follower can be heard; nobody sees it, its session waits, and in the end it is there.
-async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outcome {
+/// R28: a write at `local` is answered while no follower is connected. No other session sees it,
+/// its session waits, and in the end it is durable.
+async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> ScenarioResult {
     table(world, "waiting").await?;
-    // Waits behind its own write for as long as this.
+    // The session waits this long for its own write.
     let patient = impatient(world, 5_000).await?;
     let mut session = patient.begin_session(Levels { durability: Durability::Local, ..Levels::default() });
     let begin = async || {
         session.execute("UPDATE waiting SET n = 1 WHERE id = 0", &[]).await?;
-        Ok(session.settled().await?)
+        Ok(session.resolved().await?)
     };
-    world.within_one_leadership(1, begin).await?;
-    let (_, followers) = world.alone(1).await?;
+    leadership::within_one_leadership(world, 1, begin).await?;
+    let (_, followers) = leadership::alone(world, 1).await?;
     session.execute("UPDATE waiting SET n = 2 WHERE id = 0", &[]).await?;
     let select = "SELECT n FROM waiting WHERE id = 0";
-    // Another session, at the level that asks least of the leader: only what is on a quorum's disks.
+    // Another session, at the level that needs least of the leader, sees only writes that are on a
+    // quorum's disks.
     let read = Levels { read: ReadLevel::Leader, ..Levels::default() };
     let seen = patient.execute_with(select, &[], read).await?.rows.int(0, 0);
     ensure!(seen == Some(1), "another session saw {seen:?}, which was on one disk");
@@ -300,8 +305,8 @@ async fn a_session_goes_on_only_after_its_previous_commit(world: &World) -> Outc
     world.nothing_is_wrong().await
 }
 
-/// R28: what was answered at `memory` survives the death of the leader that answered it.
-async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
+/// R28: a write answered at `memory` survives the death of the leader that answered it.
+async fn memory_loses_nothing_with_one_crash(world: &World) -> ScenarioResult {
     table(world, "remembered").await?;
     for round in 0..3_i64 {
         let mut session = world.client.begin_session(Levels { durability: Durability::Memory, ..Levels::default() });
@@ -313,8 +318,8 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
             answered.push(id);
         }
         world.kill(leader)?;
-        // The last of them may have been in memory only.
-        session.settled().await?;
+        // The last writes may have been in memory only.
+        session.resolved().await?;
         for id in answered {
             let answer = world.client.execute("SELECT n FROM remembered WHERE id = $1", &[Value::Int(id)]).await?;
             ensure!(answer.rows.int(0, 0) == Some(1), "row {id} was answered and is gone");
@@ -325,8 +330,9 @@ async fn memory_loses_nothing_with_one_crash(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-/// R28: `local` loses what its leader has told nobody, the session is told, and nothing else is lost. `disk` does not answer meanwhile.
-async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Outcome {
+/// R28: `local` loses writes that its leader has not replicated, the session is notified, and
+/// nothing else is lost. `disk` does not answer meanwhile.
+async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> ScenarioResult {
     table(world, "lost").await?;
     let client = impatient(world, 5_000).await?;
     let insert = "INSERT INTO lost VALUES ($1, 1)";
@@ -336,21 +342,21 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
         for id in 1..=20 {
             session.execute(insert, &[Value::Int(id)]).await?;
         }
-        Ok(session.settled().await?)
+        Ok(session.resolved().await?)
     };
-    world.within_one_leadership(1, begin).await?;
-    let (leader, followers) = world.alone(1).await?;
+    leadership::within_one_leadership(world, 1, begin).await?;
+    let (leader, followers) = leadership::alone(world, 1).await?;
     let leader = leader.id();
     followers.iter().try_for_each(|id| world.kill(*id))?;
     session.execute(insert, &[Value::Int(100)]).await?;
     match client.execute(insert, &[Value::Int(101)]).await {
         Err(ClientError::OutcomeUnknown(_)) => {}
-        other => return Err(Failure::new(format!("`disk` without a quorum: {other:?}"))),
+        other => return Err(ScenarioFailure::new(format!("`disk` without a quorum: {other:?}"))),
     }
     world.kill(leader)?;
     followers.iter().try_for_each(|id| world.cluster.restart(*id))?;
     world
-        .until("the session to learn of its loss", PATIENCE, async || match session.settled().await {
+        .until("the session to learn of its loss", PATIENCE, async || match session.resolved().await {
             Err(ClientError::WriteLost(error)) if error.code == codes::WRITE_LOST => Ok(()),
             other => Err(format!("{other:?}")),
         })
@@ -360,8 +366,8 @@ async fn local_loses_what_died_with_its_leader_and_says_so(world: &World) -> Out
     let answer = world.client.execute("SELECT id FROM lost WHERE id BETWEEN 1 AND 200 ORDER BY id", &[]).await?;
     let ids: Vec<Option<i64>> = (0..answer.rows.count as usize).map(|row| answer.rows.int(row, 0)).collect();
     ensure!(ids == (1..=20).map(Some).collect::<Vec<_>>(), "after the loss there are {ids:?}");
-    // It goes on, and can do it again.
+    // The session continues and can write again.
     session.execute(insert, &[Value::Int(100)]).await?;
-    session.settled().await?;
+    session.resolved().await?;
     world.nothing_is_wrong().await
 }

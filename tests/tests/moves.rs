@@ -1,9 +1,10 @@
-//! Ranges split and move while clients write and read: nothing is lost, applied twice or read stale, and no statement fails.
+//! Splits and moves of ranges while clients write and read. No write is lost or applied twice, no
+//! read is stale, and no statement fails.
 
-use evenkeel::cluster::ClusterOptions;
 use evenkeel_client::{Client, ClientConfig, Value};
+use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_tests::counters::Counters;
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,14 +21,14 @@ fn main() -> ExitCode {
     )
 }
 
-/// The balancer is off: what moves here, the scenarios move.
+/// The balancer is off: the scenarios move the ranges.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.balancer.insert("enabled".into(), false.into());
     options
 }
 
-async fn a_range_moves_while_it_is_written_and_read(world: &World) -> Outcome {
+async fn a_range_moves_while_it_is_written_and_read(world: &World) -> ScenarioResult {
     let mut counters = Counters::make(world, "moved", 1, 5_000, 100).await?;
     counters.start(world, 16, 50).await?;
     let range = world.only_range("moved").await?.route.range;
@@ -42,7 +43,7 @@ async fn a_range_moves_while_it_is_written_and_read(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn pieces_move_at_the_same_time(world: &World) -> Outcome {
+async fn pieces_move_at_the_same_time(world: &World) -> ScenarioResult {
     let mut counters = Counters::make(world, "pieces", 1, 4_000, 100).await?;
     counters.start(world, 16, 40).await?;
     let range = world.only_range("pieces").await?.route.range;
@@ -63,42 +64,44 @@ async fn pieces_move_at_the_same_time(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn a_move_is_cancelled_before_its_fence(world: &World) -> Outcome {
-    // Enough rows that the copy takes a while.
+async fn a_move_is_cancelled_before_its_fence(world: &World) -> ScenarioResult {
+    // Enough rows for a copy that takes a while.
     let mut counters = Counters::make(world, "cancelled", 1, 20_000, 400).await?;
     counters.start(world, 8, 40).await?;
-    // One that is over before the cancellation comes, on a machine that is busy elsewhere, is asked for again.
+    // On a busy machine a move may end before the cancellation arrives. Then another move is
+    // requested.
     let (before, operator) = loop {
         let before = world.only_range("cancelled").await?.route;
         let operator = world.move_range(before.range, before.shard.0 % 3 + 1).await?;
-        let asked: Result<serde_json::Value, _> = world.rest().delete(&format!("/v1/operators/{}", operator.id)).await;
+        let asked: Result<serde_json::Value, _> = world.admin().delete(&format!("/v1/operators/{}", operator.id)).await;
         let ended = world.ended(operator.id).await?;
         match ended.status.as_str() {
             "cancelled" => break (before, operator),
             "done" => eprintln!("operator {} was done before it was cancelled: {asked:?}", operator.id),
-            _ => return Err(Failure::new(format!("it ended as {ended:?}, asked {asked:?}"))),
+            _ => return Err(ScenarioFailure::new(format!("it ended as {ended:?}, asked {asked:?}"))),
         }
     };
     let after = world.only_range("cancelled").await?.route;
     ensure!(after.shard == before.shard && after.epoch == before.epoch, "it left a trace: {before:?}, {after:?}");
-    // Nothing of it is left to be in the way of the next.
+    // The cancelled move leaves nothing that would prevent the next move.
     let next = world.done(world.move_range(before.range, before.shard.0 % 3 + 1).await?.id).await?;
     ensure!(next.id > operator.id, "operator numbers must grow (R20)");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> Outcome {
+async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE stale (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO stale VALUES (1, 0)", &[]).await?;
-    // The placement driver that it watches stands still while the range moves, and it takes that for silence: it learns of no move.
-    let urls = world.rest().urls();
-    let stopped = 1 + (world.driver_leader().await? % urls.len() as u64);
+    // The client's placement driver is paused while the range moves, so that the client does not
+    // learn of the move.
+    let urls = world.admin().urls();
+    let stopped = 1 + (world.placement_driver_leader().await? % urls.len() as u64);
     let url = urls.get(stopped as usize - 1).cloned().unwrap_or_default();
     let patient = ClientConfig { watch_silence_ms: 600_000, ..ClientConfig::new([url]) };
     let stale = Client::connect(patient).await?;
     stale.execute("SELECT n FROM stale WHERE id = 1", &[]).await?;
-    let id = evenkeel::cluster::ProcessId::PlacementDriver(stopped);
+    let id = evenkeel_local_cluster::ProcessId::PlacementDriver(stopped);
     world.cluster.pause(id)?;
     let range = world.only_range("stale").await?.route.range;
     for number in 0..10 {
@@ -111,13 +114,13 @@ async fn a_client_that_missed_ten_moves_gets_there(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn a_postgresql_server_killed_in_the_middle_of_a_move_costs_nothing(world: &World) -> Outcome {
+async fn a_postgresql_server_killed_in_the_middle_of_a_move_costs_nothing(world: &World) -> ScenarioResult {
     let mut counters = Counters::make(world, "hurt", 1, 10_000, 200).await?;
     counters.start(world, 16, 50).await?;
     let range = world.only_range("hurt").await?.route.range;
     for (to, hurt) in [(2, 1), (3, 3)] {
         let operator = world.move_range(range, to).await?;
-        let id = evenkeel::cluster::ProcessId::ShardNode(hurt, world.leader(hurt).await?);
+        let id = evenkeel_local_cluster::ProcessId::ShardNode(hurt, world.leader(hurt).await?);
         world.cluster.kill_postgres(id)?;
         world.done(operator.id).await?;
         counters.wait_for_answers(200).await?;

@@ -1,12 +1,14 @@
-//! Ten times the load that a shard can carry: what is let in is answered soon, the rest is refused early with 53300 and has not happened,
-//! memory stays within its limit, throughput does not collapse, and afterwards everything is as before within seconds.
+//! Overload of a shard with ten times its capacity. Admitted statements are answered soon; the
+//! others are refused early with 53300 and have no effect. Memory stays within its limit,
+//! throughput does not collapse, and latency recovers within seconds.
 //!
-//! Once with an admission limit, which makes ten times the load cheap to produce, at a fixed rate whether or not statements are
-//! answered; and once without, where the machine itself is the limit, with ten times the clients that saturate it.
+//! One scenario has a rate limit, which makes the overload cheap to produce, and sends statements
+//! at a fixed rate. The other has none: ten times the clients that saturate the machine send
+//! statements in a closed loop.
 
-use evenkeel::cluster::{ClusterOptions, ProcessId};
 use evenkeel_client::{Client, ClientConfig, Value};
-use evenkeel_tests::{Failure, Outcome, World, ensure, scenarios};
+use evenkeel_local_cluster::{ClusterOptions, ProcessId};
+use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,35 +16,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Statements a second of the shard with a limit.
+/// The rate limit of the shard, in statements per second.
 const CAPACITY_PER_S: f64 = 400.0;
 /// Clients that saturate a shard.
 const SATURATING: usize = 48;
-/// How many times as much is then asked for.
+/// The factor of the overload.
 const TIMES: usize = 10;
 /// How long the overload lasts.
 const OVERLOAD: Duration = Duration::from_secs(8);
-/// How long the load that can be carried lasts.
+/// How long the normal load lasts.
 const CALM: Duration = Duration::from_secs(4);
-/// By how much the leader's memory may grow: half of what waiting statements may take, which these small ones never do. What is kept of
-/// each statement that was answered comes on top, see [`ANSWER_BYTES`].
+/// The allowed growth of the leader's memory: half of the limit of waiting statements, which these
+/// small statements never reach. The retry window adds [`ANSWER_BYTES`] per answered statement.
 const GROWTH_MIB: u64 = 160;
-/// What the retry window keeps of a statement that was answered, with its row, for longer than an overload lasts here (R14): how many these
-/// are depends on how fast the machine is.
+/// The memory of the retry window per answered statement, with its row (R14). It is kept for longer
+/// than the overload lasts. The number of statements depends on the machine.
 const ANSWER_BYTES: u64 = 512;
-/// How much of what is done in a second may wait (the limit is a quarter): so many clients are too many for any machine.
+/// The share of a second's statements that may wait (the limit is a quarter). This number of
+/// clients is too high for any machine.
 const WAITING_S: f64 = 0.4;
-/// The share of the throughput that is kept where the limit is the shard's.
+/// The share of the throughput that remains under overload with a rate limit.
 const KEPT: f64 = 0.7;
-/// The same where the limit is the machine, whose processors the many clients that are refused need too, and so may others: far from
-/// a collapse is all that can be said.
+/// The same without a rate limit. The refused clients use the same processors, so the bound only
+/// excludes a collapse.
 const KEPT_ON_A_FULL_MACHINE: f64 = 0.25;
-/// Within this time after the last answer of the overload latency is what it was: in truth at once, as the printed line says.
+/// The time after the overload within which latency is as before. The printed line shows the true
+/// time, which is about zero.
 const RECOVERY: Duration = Duration::from_secs(5);
-/// The longest that somebody who is answered or refused may have waited: the client's patience of a second, a last attempt, and the
-/// queue that it was let into (a quarter of a second); and three seconds more for a machine that does much else.
+/// The longest time to an answer or a refusal: the client's patience of one second, a last attempt,
+/// and the queue of the admitted statement (a quarter of a second), and three seconds more for a
+/// busy machine.
 const LONGEST_P99: Duration = Duration::from_millis(5_000);
-/// How long a client of a closed loop waits after it was refused.
+/// The pause of a closed-loop client after a refusal.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Separate clients, each with its own connections and routing cache.
 const CLIENTS: usize = 8;
@@ -65,11 +70,11 @@ fn limited(executable: PathBuf) -> ClusterOptions {
     ClusterOptions { shard_capacity_per_s: Some(CAPACITY_PER_S), ..unlimited(executable) }
 }
 
-/// How statements ended.
+/// The results of the statements of a load.
 #[derive(Debug, Default)]
 struct Seen {
     answered: Vec<Duration>,
-    /// How many of them before the load ended: what came after it tells nothing about throughput.
+    /// The number of answers before the load ended. Later answers do not count for the throughput.
     in_time: usize,
     refused: Vec<Duration>,
     unknown: u64,
@@ -78,7 +83,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Takes in how a statement of a load ended that lasts until `until`; whether it was refused.
+    /// Records the result of a statement of a load that lasts until `until`. Returns whether the
+    /// statement was refused.
     fn take(&mut self, began: Instant, until: Instant, result: Result<u64, (String, String)>) -> bool {
         let refused = self.refused.len();
         self.in_time += usize::from(result == Ok(1) && Instant::now() <= until);
@@ -112,7 +118,7 @@ fn p99(times: &[Duration]) -> Duration {
     sorted.get(sorted.len() * 99 / 100).copied().unwrap_or_default()
 }
 
-/// A table of counters, and who adds to them.
+/// A table of counters, and the clients that add to them.
 struct Counters {
     clients: Vec<Client>,
     add: String,
@@ -120,13 +126,13 @@ struct Counters {
 }
 
 impl Counters {
-    async fn new(world: &World, table: &str) -> Result<Arc<Counters>, Failure> {
+    async fn new(world: &World, table: &str) -> Result<Arc<Counters>, ScenarioFailure> {
         world.create_table(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, n bigint NOT NULL)"), 1).await?;
         let rows: Vec<String> = (0..ROWS).map(|id| format!("({id}, 0)")).collect();
         world.client.execute(&format!("INSERT INTO {table} VALUES {}", rows.join(", ")), &[]).await?;
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
-            clients.push(Client::connect(ClientConfig::new(world.rest().urls())).await?);
+            clients.push(Client::connect(ClientConfig::new(world.admin().urls())).await?);
         }
         let add = format!("UPDATE {table} SET n = n + 1 WHERE id = $1");
         Ok(Arc::new(Counters { clients, add, touch: format!("UPDATE {table} SET n = n + 0 WHERE id = 0") }))
@@ -139,14 +145,14 @@ impl Counters {
     }
 
     /// Writes a row without adding to it.
-    async fn touch(&self) -> Outcome {
+    async fn touch(&self) -> ScenarioResult {
         self.clients[0].execute(&self.touch, &[]).await?;
         Ok(())
     }
 }
 
-/// So many clients, each with one statement after the other.
-async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration) -> Result<Seen, Failure> {
+/// A closed loop of `clients` clients.
+async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     for client in 0..clients {
@@ -158,7 +164,7 @@ async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration
                 number += 1;
                 let sent = Instant::now();
                 if seen.take(sent, began + lasting, counters.add(number).await) {
-                    // As the hint of the refusal asks for.
+                    // As the refusal's hint asks.
                     tokio::time::sleep(AFTER_REFUSAL).await;
                 }
             }
@@ -168,8 +174,8 @@ async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration
     gather(tasks, lasting).await
 }
 
-/// So many statements a second, whether or not earlier ones are answered.
-async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> Result<Seen, Failure> {
+/// Statements at a fixed rate, whether or not earlier ones are answered.
+async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
     let mut number = 0;
@@ -185,28 +191,28 @@ async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> R
             });
         }
         number = number.max(due);
-        // The pace is kept by the clock above, however long this takes.
+        // The clock above sets the rate, independent of the duration of this step.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     gather(tasks, lasting).await
 }
 
-async fn gather(mut tasks: JoinSet<Seen>, lasting: Duration) -> Result<Seen, Failure> {
+async fn gather(mut tasks: JoinSet<Seen>, lasting: Duration) -> Result<Seen, ScenarioFailure> {
     let mut all = Seen { lasted: lasting, ..Seen::default() };
     while let Some(seen) = tasks.join_next().await {
-        all.merge(seen.map_err(|e| Failure::new(e.to_string()))?);
+        all.merge(seen.map_err(|e| ScenarioFailure::new(e.to_string()))?);
     }
     Ok(all)
 }
 
-/// What a process has in memory, in MiB.
+/// The memory of a process, in MiB.
 fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-/// The most that a process has in memory while `work` lasts, in MiB.
+/// The peak memory of a process while `work` lasts, in MiB.
 async fn most_resident<T>(pid: u32, work: impl Future<Output = T>) -> (T, u64) {
     let over = AtomicBool::new(false);
     let looking = async {
@@ -225,44 +231,45 @@ async fn most_resident<T>(pid: u32, work: impl Future<Output = T>) -> (T, u64) {
     tokio::join!(working, looking)
 }
 
-async fn ten_times_the_admission_limit(world: &World) -> Outcome {
+async fn ten_times_the_admission_limit(world: &World) -> ScenarioResult {
     let counters = Counters::new(world, "limited").await?;
     let before = closed_loop(&counters, SATURATING, CALM).await?;
     let load = open_loop(&counters, TIMES as f64 * CAPACITY_PER_S, OVERLOAD);
     overload(world, "limited", &counters, before, load, KEPT).await
 }
 
-async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> Outcome {
+async fn ten_times_the_clients_that_saturate_the_machine(world: &World) -> ScenarioResult {
     let counters = Counters::new(world, "unlimited").await?;
     let before = closed_loop(&counters, SATURATING * 4, CALM).await?;
-    // Whoever waits for an answer asks for no more meanwhile: so more are needed before anybody has to be refused.
+    // A closed-loop client sends no further statement while it waits, so more clients are needed
+    // before any is refused.
     let clients = (SATURATING * 4 * TIMES * 3).max((before.per_s() * WAITING_S) as usize);
     let load = closed_loop(&counters, clients, OVERLOAD);
     overload(world, "unlimited", &counters, before, load, KEPT_ON_A_FULL_MACHINE).await
 }
 
-/// Judges an overload after a load that could be carried, and what comes after it.
+/// Checks an overload that follows a normal load, and the recovery after it.
 async fn overload(
     world: &World,
     table: &str,
     counters: &Arc<Counters>,
     before: Seen,
-    load: impl Future<Output = Result<Seen, Failure>>,
+    load: impl Future<Output = Result<Seen, ScenarioFailure>>,
     kept: f64,
-) -> Outcome {
-    // A machine that stands still for a moment makes a load too much that it can carry otherwise.
+) -> ScenarioResult {
+    // A machine that pauses for a moment cannot serve the normal load at that moment.
     let (refused, answered) = (before.refused.len(), before.answered.len());
     ensure!(refused * 50 <= answered, "{refused} were refused of a load that can be carried, {answered} answered");
     let single = probe(counters).await?;
     let leader = ProcessId::ShardNode(1, world.leader(1).await?);
-    let pid = world.cluster.pid(leader).ok_or_else(|| Failure::new(format!("{leader} does not run")))?;
+    let pid = world.cluster.pid(leader).ok_or_else(|| ScenarioFailure::new(format!("{leader} does not run")))?;
     let resident = resident_mib(pid);
     let (during, most) = most_resident(pid, load).await;
     let during = during?;
     let over = Instant::now();
     let recovered = loop {
         let now = probe(counters).await?;
-        // Noise of the machine is not what is looked for: 100 ms more than before is as before.
+        // A difference of 100 ms counts as noise of the machine.
         if now <= 2 * single + Duration::from_millis(100) {
             break over.elapsed();
         }
@@ -299,8 +306,8 @@ async fn overload(
     exact(world, table, &before, &during).await
 }
 
-/// The typical latency of a few statements one after the other, with nobody else about.
-async fn probe(counters: &Arc<Counters>) -> Result<Duration, Failure> {
+/// The typical latency of a few sequential statements without other load.
+async fn probe(counters: &Arc<Counters>) -> Result<Duration, ScenarioFailure> {
     let mut times = Vec::new();
     for _ in 0..30 {
         let sent = Instant::now();
@@ -311,8 +318,8 @@ async fn probe(counters: &Arc<Counters>) -> Result<Duration, Failure> {
     Ok(times[times.len() * 9 / 10])
 }
 
-/// What was answered has happened once, and what was refused has not.
-async fn exact(world: &World, table: &str, before: &Seen, during: &Seen) -> Outcome {
+/// Every answered statement has taken effect once, and every refused statement has not.
+async fn exact(world: &World, table: &str, before: &Seen, during: &Seen) -> ScenarioResult {
     let answer = world.client.execute(&format!("SELECT n FROM {table}"), &[]).await?;
     let total: i64 = (0..answer.rows.count as usize).filter_map(|row| answer.rows.int(row, 0)).sum();
     let least = (before.answered.len() + during.answered.len()) as i64;

@@ -1,16 +1,19 @@
-//! PostgreSQL misbehaves (R1 to R6): killed, one backend killed, statements cancelled in the middle of their commit, no room, no data,
-//! damaged data, no start, no connections. Clients count all the while; nothing may be lost, applied twice or read stale, no
-//! statement may fail, and in the end all replicas are equal. A replica whose PostgreSQL cannot serve steps aside and repairs itself.
+//! Failures of PostgreSQL (R1 to R6): the server killed, one backend killed, statements cancelled
+//! during their commit, a full disk, missing data, damaged data, no start, no connections. Clients
+//! count meanwhile. No write may be lost or applied twice, no read may be stale, no statement may
+//! fail, and in the end all replicas are equal. A replica whose PostgreSQL cannot serve becomes
+//! ineligible to lead and repairs itself.
 
 mod disks;
 
 use disks::SmallDisk;
-use evenkeel::cluster::ClusterOptions;
 use evenkeel_client::{ClientError, TransactionOptions, Value};
+use evenkeel_local_cluster::ClusterOptions;
 use evenkeel_tests::counters::Counters;
+use evenkeel_tests::leadership;
 use evenkeel_tests::replica::{backends, kill_process_9};
 use evenkeel_tests::world::PATIENCE;
-use evenkeel_tests::{Failure, Outcome, Replica, World, ensure, scenarios};
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +23,7 @@ use std::time::Duration;
 const IN_TRANSACTION: &str = "usename = 'evenkeel_user' AND state = 'idle in transaction'";
 /// A disk on which a replica's PostgreSQL has room until it is filled, in bytes.
 const DATA_DISK_BYTES: u64 = 256 << 20;
-/// The same for a replica's log.
+/// The size of a disk for a replica's log, in bytes.
 const LOG_DISK_BYTES: u64 = 192 << 20;
 
 fn main() -> ExitCode {
@@ -31,7 +34,7 @@ fn main() -> ExitCode {
             one_killed_backend_costs_nothing,
             a_session_that_ends_between_proposal_and_commit_ends_the_leadership,
             cancelled_statements_are_executed_once,
-            a_leader_without_room_steps_aside_and_comes_back,
+            a_leader_without_room_becomes_ineligible_and_recovers,
             a_follower_without_room_catches_up_later,
             a_log_without_room_ends_its_process_with_one_line,
             data_deleted_under_a_running_leader_is_made_again,
@@ -45,7 +48,8 @@ fn main() -> ExitCode {
     )
 }
 
-/// One shard: what happens to a replica's PostgreSQL is between it and its peers. Its log is small, so that it is compacted.
+/// One shard: failures of PostgreSQL concern a replica and its peers only. The log is small, so
+/// that it is compacted.
 fn options(executable: PathBuf) -> ClusterOptions {
     let mut options = ClusterOptions::new(executable);
     options.shards = 1;
@@ -54,47 +58,54 @@ fn options(executable: PathBuf) -> ClusterOptions {
     options
 }
 
-async fn counting(world: &World, table: &str) -> Result<Counters, Failure> {
+async fn counting(world: &World, table: &str) -> Result<Counters, ScenarioFailure> {
     counting_rows(world, table, 200, 200).await
 }
 
-async fn counting_rows(world: &World, table: &str, rows: i64, padding_bytes: usize) -> Result<Counters, Failure> {
+async fn counting_rows(
+    world: &World,
+    table: &str,
+    rows: i64,
+    padding_bytes: usize,
+) -> Result<Counters, ScenarioFailure> {
     let mut counters = Counters::make(world, table, 1, rows, padding_bytes).await?;
     counters.start(world, 8, 40).await?;
     Ok(counters)
 }
 
 /// The leader, then a follower.
-async fn each_role(world: &World, hurt: impl AsyncFn(Replica) -> Outcome) -> Outcome {
-    hurt(world.serving(1).await?).await?;
-    hurt(world.follower(1).await?).await
+async fn each_role(world: &World, hurt: impl AsyncFn(ReplicaName) -> ScenarioResult) -> ScenarioResult {
+    hurt(leadership::serving(world, 1).await?).await?;
+    hurt(leadership::follower(world, 1).await?).await
 }
 
-async fn a_killed_postgresql_costs_nothing(world: &World) -> Outcome {
+async fn a_killed_postgresql_costs_nothing(world: &World) -> ScenarioResult {
     let counters = counting(world, "killed").await?;
     each_role(world, async |replica| {
         let pid = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
-        world.caught_up(replica, Some(pid)).await
+        leadership::caught_up(world, replica, Some(pid)).await
     })
     .await?;
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-/// R1. A backend that is killed takes the whole server with it; one that is told to end goes alone.
-async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
+/// R1. The server ends with a backend that is killed with SIGKILL. It does not end with a backend
+/// that is terminated.
+async fn one_killed_backend_costs_nothing(world: &World) -> ScenarioResult {
     let counters = counting(world, "backend").await?;
     let picks = [
-        // A lane, most likely, or a transaction of its own: whoever has something to commit.
+        // A session that has something to commit: a write queue's, most likely, or a transaction's.
         (true, "usename = 'evenkeel_user' AND query NOT ILIKE 'SELECT%' AND query <> ''"),
         (true, "usename = 'evenkeel_user' AND query ILIKE 'SELECT%'"),
-        // The applier, and whatever else the replica itself has open.
+        // The apply writer's session, and the other sessions of the replica itself.
         (false, "application_name = 'evenkeel replica' AND query NOT LIKE 'SELECT%'"),
     ];
     for (of_leader, condition) in picks {
         for orderly in [true, false] {
-            let replica = if of_leader { world.serving(1).await? } else { world.follower(1).await? };
+            let replica =
+                if of_leader { leadership::serving(world, 1).await? } else { leadership::follower(world, 1).await? };
             let intruder = replica.intrude(world).await?;
             let victim = world
                 .until(&format!("a backend with {condition}"), PATIENCE, async || {
@@ -103,26 +114,26 @@ async fn one_killed_backend_costs_nothing(world: &World) -> Outcome {
                 .await?;
             let server = replica.inspect(world).await?.postgres_pid;
             if orderly {
-                // That the session may be gone by now is fine: another is looked for in the next round.
+                // The session may have ended by now. The next round finds another one.
                 drop(intruder.execute("SELECT pg_terminate_backend($1)", &[&victim]).await);
             } else {
                 // As above: if it has ended by itself, there is nothing to see in this round.
                 drop(kill_process_9(victim));
             }
             counters.wait_for_answers(200).await?;
-            // The end of a reader alone is not the server's, nor the leadership's.
+            // The end of one read session ends neither the server nor the leadership.
             let restarted = if orderly { None } else { server };
-            world.caught_up(replica, restarted).await?;
+            leadership::caught_up(world, replica, restarted).await?;
         }
     }
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-/// R1, R6. The followers stand still, so that what the leader has proposed stays undecided as long as this takes.
-async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> Outcome {
+/// R1, R6. The followers are paused, so that the leader's proposals stay undecided meanwhile.
+async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "between").await?;
-    let (leader, others) = world.alone(1).await?;
+    let (leader, others) = leadership::alone(world, 1).await?;
     let server = leader.inspect(world).await?.postgres_pid;
     let intruder = leader.intrude(world).await?;
     let log = leader.log(world)?;
@@ -134,11 +145,11 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
             })
             .await?;
         for victim in waiting {
-            // R6: cancelling has no hold on a session that only waits to commit.
+            // R6: a cancel request has no effect on a session that only waits to commit.
             let query = "SELECT pg_cancel_backend($1), pg_terminate_backend($1, 5000)";
-            intruder.query_one(query, &[&victim]).await.map_err(|e| Failure::new(e.to_string()))?;
+            intruder.query_one(query, &[&victim]).await.map_err(|e| ScenarioFailure::new(e.to_string()))?;
         }
-        Ok::<_, Failure>(())
+        Ok::<_, ScenarioFailure>(())
     };
     let ended = ended.await;
     for other in &others {
@@ -146,23 +157,24 @@ async fn a_session_that_ends_between_proposal_and_commit_ends_the_leadership(wor
     }
     ended?;
     counters.wait_for_answers(200).await?;
-    world.caught_up(leader, server).await?;
+    leadership::caught_up(world, leader, server).await?;
     ensure!(log.says("a COMMIT failed")?, "{} does not say why its leadership ended", leader.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-/// R6. Whoever may do so cancels whatever the leader's sessions are doing, again and again.
-async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
+/// R6. An intruder cancels the statements of the leader's sessions repeatedly.
+async fn cancelled_statements_are_executed_once(world: &World) -> ScenarioResult {
     let counters = counting(world, "cancelled").await?;
-    // Only those that are doing something count: a session that waits is not cancelled by it.
+    // Only active sessions count: an idle session has nothing to cancel.
     let cancel = "SELECT count(pg_cancel_backend(pid)) FILTER (WHERE state = 'active') \
                   FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
     let mut cancelled = 0u64;
     let cancelling = async {
         loop {
-            // A cancelled COMMIT ends the leadership, and the server that this session is with: the next one is looked for.
-            let Ok(replica) = world.serving(1).await else { continue };
+            // A cancelled COMMIT ends the leadership, and the server that this session is with: the
+            // next one is looked for.
+            let Ok(replica) = leadership::serving(world, 1).await else { continue };
             let Ok(client) = replica.intrude(world).await else { continue };
             while let Ok(row) = client.query_one(cancel, &[]).await {
                 cancelled += row.get::<_, i64>(0) as u64;
@@ -178,15 +190,15 @@ async fn cancelled_statements_are_executed_once(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outcome {
+async fn a_leader_without_room_becomes_ineligible_and_recovers(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "leader_full", 200, 2_000).await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
     let outcome = async {
         lead(world, replica).await?;
         let log = replica.log(world)?;
         disk.fill()?;
-        let next = world.serving_other_than(1, Some(replica)).await?;
+        let next = leadership::serving_other_than(world, 1, Some(replica)).await?;
         counters.wait_for_answers(500).await?;
         world
             .until("the replica to rest", PATIENCE, async || {
@@ -194,15 +206,15 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outc
                 if said { Ok(()) } else { Err("it does not say so".to_string()) }
             })
             .await?;
-        // Even if it is asked to, it does not lead, and nothing waits for it.
+        // The replica does not lead even if asked to, and nothing waits for it.
         world.cluster.pause(next.id())?;
-        let third = world.serving_other_than(1, Some(next)).await;
+        let third = leadership::serving_other_than(world, 1, Some(next)).await;
         world.cluster.resume(next.id())?;
         ensure!(third? != replica, "a replica without room serves");
         counters.wait_for_answers(200).await?;
         ensure!(replica.inspect(world).await?.postgres_pid.is_none(), "PostgreSQL does not rest");
         disk.empty()?;
-        world.caught_up(replica, None).await?;
+        leadership::caught_up(world, replica, None).await?;
         lead(world, replica).await
     };
     let outcome = outcome.await;
@@ -212,9 +224,9 @@ async fn a_leader_without_room_steps_aside_and_comes_back(world: &World) -> Outc
     world.nothing_is_wrong().await
 }
 
-async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
+async fn a_follower_without_room_catches_up_later(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "follower_full", 200, 2_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "postgres", DATA_DISK_BYTES).await?;
     let outcome = async {
         disk.fill()?;
@@ -226,7 +238,7 @@ async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
             .await?;
         counters.wait_for_answers(500).await?;
         disk.empty()?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     };
     let outcome = outcome.await;
     disk.remove(world, replica).await?;
@@ -236,16 +248,16 @@ async fn a_follower_without_room_catches_up_later(world: &World) -> Outcome {
 }
 
 /// Log rule 13.
-async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Outcome {
+async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> ScenarioResult {
     let counters = counting_rows(world, "log_full", 200, 2_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     let disk = SmallDisk::under(world, replica, "log", LOG_DISK_BYTES).await?;
     let outcome = async {
         let said = "the replicated log has failed, stopping the process: ";
         let log = replica.log(world)?;
         world
             .until("the process to end", PATIENCE, async || {
-                // Compaction makes room, now and then.
+                // Compaction frees space from time to time.
                 disk.fill().map_err(|e| e.to_string())?;
                 let log = log.text().map_err(|e| e.to_string())?;
                 let line = log.lines().find_map(|line| line.strip_prefix(said)).map(str::to_string);
@@ -255,7 +267,7 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
         counters.wait_for_answers(200).await?;
         disk.empty()?;
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     };
     let outcome = outcome.await;
     disk.remove(world, replica).await?;
@@ -264,83 +276,85 @@ async fn a_log_without_room_ends_its_process_with_one_line(world: &World) -> Out
     world.nothing_is_wrong().await
 }
 
-/// The log is intact, so that the replica votes; its PostgreSQL is a fold of the log, or of a peer's state, again.
-async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> Outcome {
+/// The log is intact, so the replica votes. Its PostgreSQL is rebuilt from the log, or from a
+/// peer's state.
+async fn data_deleted_under_a_running_leader_is_made_again(world: &World) -> ScenarioResult {
     let counters = counting(world, "deleted").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
     remove_all(&replica.pgdata(world)?)?;
-    world.serving_other_than(1, Some(replica)).await?;
+    leadership::serving_other_than(world, 1, Some(replica)).await?;
     counters.wait_for_answers(200).await?;
-    world.caught_up(replica, server).await?;
+    leadership::caught_up(world, replica, server).await?;
     counters.finish().await?;
     world.nothing_is_wrong().await?;
     lead(world, replica).await
 }
 
-async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> Outcome {
-    // More than the log keeps, so that it does not reach back to the beginning.
+async fn data_deleted_while_stopped_is_made_again_from_a_peer(world: &World) -> ScenarioResult {
+    // More than the log retains, so that its first entries are gone.
     let counters = counting_rows(world, "stopped", 200, 4_000).await?;
-    let replica = world.follower(1).await?;
+    let replica = leadership::follower(world, 1).await?;
     stop(world, replica).await?;
     remove_all(&replica.pgdata(world)?)?;
     compacted(world, &counters).await?;
     let log = replica.log(world)?;
     world.cluster.restart(replica.id())?;
-    world.caught_up(replica, None).await?;
+    leadership::caught_up(world, replica, None).await?;
     ensure!(log.says("is being re-seeded")?, "{} was not re-seeded by a peer", replica.id());
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-/// What keeps PostgreSQL from starting is a matter of this machine: the replica's vote is not. Its data is left as it is.
-async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> Outcome {
+/// A replica whose PostgreSQL cannot start still votes, and its data stays unchanged.
+async fn a_refused_start_leaves_a_replica_that_votes(world: &World) -> ScenarioResult {
     let counters = counting(world, "refused").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let pgdata = replica.pgdata(world)?;
-    let owner = std::fs::metadata(&pgdata).map_err(|e| Failure::new(e.to_string()))?;
+    let owner = std::fs::metadata(&pgdata).map_err(|e| ScenarioFailure::new(e.to_string()))?;
     if owner.uid() == rustix::process::geteuid().as_raw() {
         counters.finish().await?;
-        return Err(Failure::skipped("only root can give a folder away"));
+        return Err(ScenarioFailure::skipped("only root can give a folder away"));
     }
-    let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| Failure::new(e.to_string()));
+    let give = |uid, gid| chown(&pgdata, Some(uid), Some(gid)).map_err(|e| ScenarioFailure::new(e.to_string()));
     let log = replica.log(world)?;
     give(0, 0)?;
     world.cluster.kill_postgres(replica.id())?;
     let outcome = async {
-        let next = world.serving_other_than(1, Some(replica)).await?;
+        let next = leadership::serving_other_than(world, 1, Some(replica)).await?;
         counters.wait_for_answers(200).await?;
-        // With that one gone too, the majority is this replica's vote and the third's. This one must not get the lead.
+        // With that replica down too, the majority needs this replica's vote. This replica must not
+        // lead.
         world.kill(next.id())?;
-        let third = world.serving_other_than(1, Some(next)).await;
+        let third = leadership::serving_other_than(world, 1, Some(next)).await;
         counters.wait_for_answers(200).await?;
         world.cluster.restart(next.id())?;
         ensure!(third? != replica, "a replica without PostgreSQL serves");
         Ok(())
     };
-    let outcome: Outcome = outcome.await;
+    let outcome: ScenarioResult = outcome.await;
     give(owner.uid(), owner.gid())?;
     outcome?;
-    world.caught_up(replica, None).await?;
+    leadership::caught_up(world, replica, None).await?;
     ensure!(!log.says("makes PostgreSQL's data again")?, "good data was thrown away");
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-async fn damaged_data_is_made_again(world: &World) -> Outcome {
+async fn damaged_data_is_made_again(world: &World) -> ScenarioResult {
     let counters = counting(world, "damaged").await?;
     each_role(world, async |replica| {
         let log = replica.log(world)?;
         let control = replica.pgdata(world)?.join("global/pg_control");
-        std::fs::write(control, vec![7; 8_192]).map_err(|e| Failure::new(e.to_string()))?;
+        std::fs::write(control, vec![7; 8_192]).map_err(|e| ScenarioFailure::new(e.to_string()))?;
         let server = world.cluster.kill_postgres(replica.id())?;
         counters.wait_for_answers(200).await?;
-        world.caught_up(replica, Some(server)).await?;
+        leadership::caught_up(world, replica, Some(server)).await?;
         ensure!(log.says("makes PostgreSQL's data again")?, "{} still has it", replica.id());
-        let aside = replica.pgdata(world)?.with_extension("damaged");
+        let damaged = replica.pgdata(world)?.with_extension("damaged");
         world
             .until("the damaged data to be deleted", PATIENCE, async || {
-                if aside.exists() { Err(format!("{} is there", aside.display())) } else { Ok(()) }
+                if damaged.exists() { Err(format!("{} is there", damaged.display())) } else { Ok(()) }
             })
             .await
     })
@@ -349,24 +363,24 @@ async fn damaged_data_is_made_again(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-/// Somebody takes every connection of the leader's PostgreSQL, then its sessions end.
-async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
+/// An intruder takes every connection of the leader's PostgreSQL, and then its sessions end.
+async fn exhausted_connections_move_the_leadership(world: &World) -> ScenarioResult {
     let counters = counting(world, "exhausted").await?;
-    let replica = world.serving(1).await?;
+    let replica = leadership::serving(world, 1).await?;
     let server = replica.inspect(world).await?.postgres_pid;
     let mut taken = Vec::new();
-    // A superuser's, so that those that are reserved go too.
+    // As a superuser, who may use the reserved connections, too.
     while let Ok(client) = replica.intrude(world).await {
         taken.push(client);
     }
     ensure!(taken.len() > 3, "only {} connections were to be had", taken.len());
-    // With what is open the leadership goes on; without it there is none.
+    // The leadership continues with the open connections. Without them it ends.
     counters.wait_for_answers(100).await?;
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
     world
         .until("the leader to lose the race for its own connections", PATIENCE, async || {
             if let Some(inside) = taken.iter().find(|client| !client.is_closed()) {
-                // A server that has been stopped meanwhile has nothing to end.
+                // A server that has stopped meanwhile has no sessions to end.
                 drop(inside.execute(end, &[]).await);
             }
             while let Ok(client) = replica.intrude(world).await {
@@ -378,24 +392,26 @@ async fn exhausted_connections_move_the_leadership(world: &World) -> Outcome {
         .await?;
     counters.wait_for_answers(200).await?;
     drop(taken);
-    world.caught_up(replica, server).await?;
+    leadership::caught_up(world, replica, server).await?;
     counters.finish().await?;
     world.nothing_is_wrong().await
 }
 
-/// A rollback that overtakes the beginning of its transaction ends it all the same: no lock is left behind.
-async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outcome {
+/// A rollback that overtakes the beginning of its transaction ends the transaction, too. No lock is
+/// left behind.
+async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> ScenarioResult {
     world.create_table("CREATE TABLE hasty (id bigint PRIMARY KEY, n bigint NOT NULL)", 1).await?;
     world.client.execute("INSERT INTO hasty VALUES (1, 0)", &[]).await?;
     for round in 0..300u64 {
         let mut transaction = world.client.begin(TransactionOptions::default()).await?;
         let lock = transaction.execute("UPDATE hasty SET n = n + 1 WHERE id = 1", &[]);
-        // Given up at once, or a moment later.
+        // The client gives up at once, or a moment later.
         let bound = Duration::from_micros(round % 30 * 40);
         drop(tokio::time::timeout(bound, lock).await);
         drop(transaction);
     }
-    // A transaction left open would hold the row until it has been idle for half a minute: longer than a statement may take.
+    // An open transaction would lock the row until it has been idle for 30 s, which is longer than
+    // a statement may take.
     world.client.execute("UPDATE hasty SET n = n + 10 WHERE id = 1", &[]).await?;
     let answer = world.client.execute("SELECT n FROM hasty WHERE id = 1", &[]).await?;
     ensure!(
@@ -406,8 +422,9 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Outc
     Ok(())
 }
 
-/// One statement's answer fits into a frame and is bounded in memory; what is larger is refused, or comes as a stream, and nobody else notices.
-async fn answers_are_bounded(world: &World) -> Outcome {
+/// The answer of one statement fits into a frame and is bounded in memory. A larger answer is
+/// refused or streamed, without an effect on other clients.
+async fn answers_are_bounded(world: &World) -> ScenarioResult {
     let counters = counting(world, "bounded").await?;
     world.create_table("CREATE TABLE large (id bigint PRIMARY KEY, body text NOT NULL)", 1).await?;
     let body = "x".repeat(500_000);
@@ -417,7 +434,9 @@ async fn answers_are_bounded(world: &World) -> Outcome {
     for sql in ["SELECT id, body FROM large", "UPDATE large SET id = id WHERE id >= 0 RETURNING body"] {
         match world.client.execute(sql, &[]).await {
             Err(ClientError::Sql(error)) if error.code == "54000" || error.code == "0A000" => {}
-            other => return Err(Failure::new(format!("{sql} gives {:?}", other.map(|answer| answer.rows.count)))),
+            other => {
+                return Err(ScenarioFailure::new(format!("{sql} gives {:?}", other.map(|answer| answer.rows.count))));
+            }
         }
     }
     let answer = world.client.execute("SELECT id, body FROM large WHERE id < 25", &[]).await?;
@@ -431,16 +450,16 @@ async fn answers_are_bounded(world: &World) -> Outcome {
     world.nothing_is_wrong().await
 }
 
-/// Ends a replica's process, and its PostgreSQL.
-async fn stop(world: &World, replica: Replica) -> Outcome {
+/// Ends a replica's process and its PostgreSQL.
+async fn stop(world: &World, replica: ReplicaName) -> ScenarioResult {
     world.kill(replica.id())?;
     let data = replica.data_dir(world)?;
-    evenkeel::cluster::postgres::stop_left_behind(&[data]);
+    evenkeel_local_cluster::postmaster::stop_left_behind(&[data]);
     Ok(())
 }
 
 /// Makes a replica the leader.
-async fn lead(world: &World, replica: Replica) -> Outcome {
+async fn lead(world: &World, replica: ReplicaName) -> ScenarioResult {
     world
         .until(&format!("{} to lead", replica.id()), PATIENCE, async || {
             let found = replica.inspect(world).await?;
@@ -449,34 +468,34 @@ async fn lead(world: &World, replica: Replica) -> Outcome {
             }
             let path = format!("/v1/shards/{}/transfer-leader", replica.shard);
             let body = serde_json::json!({ "to": replica.number });
-            let asked: Result<serde_json::Value, _> = world.rest().post(&path, &body).await;
+            let asked: Result<serde_json::Value, _> = world.admin().post(&path, &body).await;
             Err(format!("{found:?}, {asked:?}"))
         })
         .await
 }
 
-/// Waits until the leader's log no longer reaches back to the beginning.
-async fn compacted(world: &World, counters: &Counters) -> Outcome {
+/// Waits until the leader's log has lost its first entries to compaction.
+async fn compacted(world: &World, counters: &Counters) -> ScenarioResult {
     world
         .until("the log to be compacted", PATIENCE, async || {
             counters.wait_for_answers(50).await.map_err(|e| e.to_string())?;
-            let leader = world.serving(1).await.map_err(|e| e.to_string())?;
+            let leader = leadership::serving(world, 1).await.map_err(|e| e.to_string())?;
             let found = leader.inspect(world).await?;
             if found.first > 1 { Ok(()) } else { Err(format!("{found:?}")) }
         })
         .await
 }
 
-/// Removes a folder in which somebody may still be writing.
-fn remove_all(folder: &std::path::Path) -> Outcome {
+/// Removes a folder in which a process may still be writing.
+fn remove_all(folder: &std::path::Path) -> ScenarioResult {
     for _ in 0..100 {
         match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
-                return Err(Failure::new(error.to_string()));
+                return Err(ScenarioFailure::new(error.to_string()));
             }
             _ => {}
         }
     }
-    Err(Failure::new(format!("{} fills as fast as it is emptied", folder.display())))
+    Err(ScenarioFailure::new(format!("{} fills as fast as it is emptied", folder.display())))
 }

@@ -1,13 +1,14 @@
-//! Workloads: what is asked of the store, how it is replayed, and what the run has shown.
+//! Workloads: generators and traces of operations, their replay against a target, and the report of
+//! a run.
 //!
-//! Evenkeel claims that skewed load ends up level and that nothing is lost on the way. This crate is the other side of
-//! that claim: it makes the load, remembers every answer, and judges. It knows nothing about clusters; it sees a
-//! [`replay::Target`] that answers statements, and gets what only the cluster can know (operators, pauses, checksums)
-//! handed in for the [`report`].
+//! Evenkeel promises that skewed load becomes level and that no acknowledged write is lost. This
+//! crate tests the promise: it generates the load, records every answer, and judges them. It knows
+//! nothing about clusters. It sees a [`replay::Target`] that answers statements; facts that only
+//! the cluster knows (operators, pauses, checksums) are passed in for the [`report`].
 //!
 //! | module | holds | pure? |
 //! |---|---|---|
-//! | [`seed`] | the random numbers: an algorithm of our own, so that a seed means the same run for ever | yes |
+//! | [`seed`] | random numbers by a fixed algorithm, so that a seed gives the same run in every version | yes |
 //! | [`operation`] | one operation, and a source of them | yes |
 //! | [`generators`] | the published workloads | yes |
 //! | [`trace`] | readers of recorded workloads | reads files |
@@ -16,8 +17,9 @@
 //! | [`target_sql`] | the one real target: SQL through the routing client | no |
 //! | [`report`] | from a run's record to the JSON report and its text | yes |
 //!
-//! What it promises: the same workload, rows and seed give the same sequence of operations on every machine; a write
-//! is counted as lost exactly if it was acknowledged and cannot be read back; nothing grows without a limit.
+//! It promises: the same workload, rows and seed give the same sequence of operations on every
+//! machine; a write is counted as lost exactly if it was acknowledged and cannot be read back;
+//! nothing grows without a limit.
 
 pub mod generators;
 pub mod operation;

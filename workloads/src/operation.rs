@@ -1,8 +1,9 @@
 //! One operation of a workload, and a source of operations.
 //!
-//! Generators and trace readers meet the replay engine here: both are a [`Source`], asked for the next operation with
-//! the time passed in. Keys are `i64` because the table that is replayed against has a `bigint` primary key; values are
-//! only sizes, their content is made by the engine so that it can be checked.
+//! Generators and trace readers meet the replay engine here: both are a [`Source`], asked for the
+//! next operation with the time passed in. Keys are `i64` because the table that is replayed
+//! against has a `bigint` primary key; values are only sizes, their content is made by the engine
+//! so that it can be checked.
 
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ pub struct TimedOperation {
     pub operation: Operation,
 }
 
-/// A source could not give its next operation. The run ends: skipping input would change the workload in silence.
+/// A source could not give its next operation. The run ends: skipping input would change the
+/// workload in silence.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The trace is malformed or unreadable.
@@ -65,12 +67,13 @@ pub enum SourceError {
 
 /// Where operations come from.
 pub trait Source: Send {
-    /// The next operation, or `None` at the end. `now` is the time since the start of the run at which it will be due;
-    /// workloads that change over time follow it, and it never runs backwards.
+    /// The next operation, or `None` at the end. `now` is the time since the start of the run at
+    /// which it will be due; workloads that change over time follow it, and it never runs
+    /// backwards.
     fn next(&mut self, now: Duration) -> Result<Option<TimedOperation>, SourceError>;
 
-    /// The share (0 to 1) of all operations that touch the hottest key, if the source knows it. It sets the floor of the
-    /// imbalance, `max(1, N * share)`, because one key cannot be split.
+    /// The share (0 to 1) of all operations that touch the hottest key, if the source knows it. It
+    /// sets the floor of the imbalance, `max(1, N * share)`, because one key cannot be split.
     fn hottest_key_share(&self) -> Option<f64>;
 }
 

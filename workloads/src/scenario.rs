@@ -1,7 +1,7 @@
 //! A workload by its name, as it is given on a command line and printed in a report.
 //!
-//! A name is a word, for some workloads followed by `:` and a parameter: `mixgraph`, `ycsb-a`, `ycsb-a:unscrambled`,
-//! `zipf:1.2`. A wrong name is answered with the list of the right ones.
+//! A name is a word, for some workloads followed by `:` and a parameter: `mixgraph`, `ycsb-a`,
+//! `ycsb-a:unscrambled`, `zipf:1.2`. A wrong name is answered with the list of the right ones.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::generators::ycsb::{Core, Requests, ycsb};
 use crate::generators::zipf::{Placement, Zipf};
 use crate::generators::{Generator, KeyChooser, MixedGenerator, OperationMix, SizeDistribution, Uniform};
 
-/// What is accepted, with the meaning of each; `name:default` where a parameter may follow.
+/// The accepted names, with the meaning of each; `name:default` where a parameter may follow.
 pub const ACCEPTED: &[(&str, &str)] = &[
     ("mixgraph", "Facebook's social graph: 30 key ranges, the hottest with four fifths of the load"),
     ("ycsb-a[:KEYS]", "50 % read, 50 % update; KEYS is scrambled, unscrambled, latest, hotspot or uniform"),
@@ -49,7 +49,7 @@ pub enum ScenarioError {
         name: String,
         /// What followed, possibly nothing.
         parameter: String,
-        /// What is accepted.
+        /// The accepted names.
         expected: &'static str,
     },
     /// The table is too small or too large for the workload.
@@ -158,7 +158,8 @@ impl Scenario {
         &self.name
     }
 
-    /// Starts it over a table of `rows` rows. The same name, rows and seed give the same operations.
+    /// Starts it over a table of `rows` rows. The same name, rows and seed give the same
+    /// operations.
     pub fn generator(&self, rows: u64, seed: u64) -> Result<Box<dyn Generator>, ScenarioError> {
         let min_rows = if self.kind == Kind::Mixgraph { mixgraph::KEY_RANGES } else { 1 };
         if !(min_rows..=MAX_ROWS).contains(&rows) {

@@ -1,15 +1,17 @@
 //! Random numbers that repeat.
 //!
-//! A run is named by its seed: two people who replay seed 7 must see the same operations, on any machine, with any
-//! version of any library. Generators of general-purpose crates do not promise that across versions, so the two
-//! algorithms used here are written out: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-//! generators", OOPSLA 2014) to spread a seed, and xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom
-//! number generators", TOMS 2021) to draw. Neither is fit for secrets; nothing here is secret.
+//! A run is named by its seed: two people who replay seed 7 must see the same operations, on any
+//! machine, with any version of any library. Generators of general-purpose crates do not promise
+//! that across versions, so the two algorithms used here are written out: SplitMix64 (Steele, Lea
+//! and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) to spread a seed, and
+//! xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", TOMS 2021)
+//! to draw. Neither is fit for secrets; nothing here is secret.
 
 /// The golden-ratio increment of SplitMix64.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Mixes 64 bits so that every input bit reaches every output bit: the finaliser of SplitMix64, a bijection.
+/// Mixes 64 bits so that every input bit reaches every output bit: the finaliser of SplitMix64, a
+/// bijection.
 pub fn mix64(value: u64) -> u64 {
     let mut z = value.wrapping_add(GOLDEN);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +24,8 @@ pub fn mix_pair(a: u64, b: u64) -> u64 {
     mix64(mix64(a) ^ b.wrapping_mul(GOLDEN))
 }
 
-/// FNV-1a over bytes (Fowler, Noll, Vo): the hash that YCSB scatters its keys with, also used for string keys of traces.
+/// FNV-1a over bytes (Fowler, Noll, Vo): the hash that YCSB scatters its keys with, also used for
+/// string keys of traces.
 pub fn fnv1a64(bytes: &[u8]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in bytes {
@@ -39,8 +42,8 @@ pub struct SeededRandom {
 }
 
 impl SeededRandom {
-    /// The stream numbered `stream` of `seed`. Parts of one run take different streams, so that drawing one number
-    /// more in one part does not shift what another part draws.
+    /// The stream numbered `stream` of `seed`. Parts of one run take different streams, so that
+    /// drawing one number more in one part does not shift what another part draws.
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut word = mix_pair(seed, stream);
         let mut state = [0u64; 4];
@@ -48,8 +51,8 @@ impl SeededRandom {
             word = word.wrapping_add(GOLDEN);
             *slot = mix64(word);
         }
-        // Four zero words are the one state xoshiro cannot leave; mix64 is a bijection, so four different inputs
-        // cannot all give zero.
+        // Four zero words are the one state xoshiro cannot leave; mix64 is a bijection, so four
+        // different inputs cannot all give zero.
         Self { state }
     }
 
@@ -77,7 +80,8 @@ impl SeededRandom {
         ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in `[0, bound)`, without bias (multiply and reject, Lemire 2019). A bound of 0 gives 0.
+    /// Uniform in `[0, bound)`, without bias (multiply and reject, Lemire 2019). A bound of 0 gives
+    /// 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 {
             return 0;
@@ -103,8 +107,9 @@ mod tests {
 
     #[test]
     fn known_values_never_change() {
-        // SplitMix64's published first outputs for seed 0, and FNV-1a's published value for "a". The third pins our own
-        // combination: changing it changes the meaning of every seed that a report names.
+        // SplitMix64's published first outputs for seed 0, and FNV-1a's published value for "a".
+        // The third pins our own combination: changing it changes the meaning of every seed that a
+        // report names.
         assert_eq!(mix64(0), 0xe220_a839_7b1d_cdaf);
         assert_eq!(mix64(GOLDEN), 0x6e78_9e6a_a1b9_65f4);
         assert_eq!(fnv1a64(b"a"), 0xaf63_dc4c_8601_ec8c);

@@ -1,13 +1,15 @@
 //! The store as a target: each statement as SQL through the routing client.
 //!
-//! The table has [`COLUMNS`]. Updates and deletes name the versions that they may find ([`Statement::over`] up to their own): a write of unknown
-//! outcome that arrives late must not undo a later one, and one that finds an older version than was acknowledged finds that it is lost. The
-//! store knows none of this, and a write costs no read: the version is in the row that is written anyway. An update that is executed
-//! twice finds its own version, takes effect again, and leaves a count of writes that is one too high.
+//! The table has [`COLUMNS`]. Updates and deletes name the versions that they may find
+//! ([`Statement::over`] up to their own): a write of unknown outcome that arrives late must not
+//! undo a later one, and one that finds an older version than was acknowledged finds that it is
+//! lost. The store knows none of this, and a write costs no read: the version is in the row that is
+//! written anyway. An update that is executed twice finds its own version, takes effect again, and
+//! leaves a count of writes that is one too high.
 //!
-//! What is retried here and what is not: the client follows redirects and repeats under one id by itself. An answer of
-//! class 40 says that nothing happened and that the statement may be sent again; that is done here, a bounded number of
-//! times. Everything else is the statement's end.
+//! Retries: the client follows redirects and repeats under one id by itself. An answer of class 40
+//! says that nothing happened and that the statement may be sent again; that is done here, a
+//! bounded number of times. Everything else is the statement's end.
 
 use std::time::Duration;
 
@@ -16,12 +18,13 @@ use evenkeel_client::{Client, ClientError, Value};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{RowBatch, TableSchema};
 
-use crate::replay::{Answer, Failure, Outcome, Statement, StatementKind, StoredRow, Target};
+use crate::replay::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
 
 /// How often a statement that was rolled back is sent again.
 const MAX_RERUNS: u32 = 20;
 
-/// Wait before the first time a statement is sent again, in milliseconds; it doubles up to [`MAX_RERUN_WAIT_MS`].
+/// Wait before the first time a statement is sent again, in milliseconds; it doubles up to
+/// [`MAX_RERUN_WAIT_MS`].
 const MIN_RERUN_WAIT_MS: u64 = 1;
 
 /// The longest wait before a statement is sent again, in milliseconds.
@@ -133,8 +136,8 @@ impl SqlTarget {
         Ok(target)
     }
 
-    /// Creates a table that did not exist: `base`, or `base_2`, `base_3` and so on if that is taken. A replay wants an empty
-    /// table, and a kept cluster has those of earlier runs.
+    /// Creates a table that did not exist: `base`, or `base_2`, `base_3` and so on if that is
+    /// taken. A replay wants an empty table, and a kept cluster has those of earlier runs.
     pub async fn create_new(client: Client, base: &str) -> Result<Self, ClientError> {
         let mut number = 1;
         loop {
@@ -180,11 +183,11 @@ impl SqlTarget {
 }
 
 impl Target for SqlTarget {
-    async fn execute(&self, statement: &Statement) -> Outcome {
+    async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let (ended, reruns) = self.send(self.texts.of(statement.kind), &parameters(statement)).await;
         match ended {
-            Err(error) => Outcome { result: Err(failure(&error)), shard: None, retries: reruns },
-            Ok(answer) => Outcome {
+            Err(error) => StatementOutcome { result: Err(failure(&error)), shard: None, retries: reruns },
+            Ok(answer) => StatementOutcome {
                 result: decode(statement.kind, &answer.rows, answer.affected),
                 shard: Some(answer.shard.0),
                 retries: reruns + answer.retries,
@@ -193,8 +196,8 @@ impl Target for SqlTarget {
     }
 
     async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {
-        // Rows of several shards cannot go in as one statement: halve until they can. A stack instead of recursion, in
-        // key order, so that what is stored is always a prefix.
+        // Rows of several shards cannot go in as one statement: halve until they can. A stack
+        // instead of recursion, in key order, so that the stored rows are always a prefix.
         let mut parts = vec![(0, rows)];
         while let Some((first, part)) = parts.pop() {
             if part.is_empty() {
@@ -219,7 +222,8 @@ impl Target for SqlTarget {
     }
 }
 
-/// What the client's error says about the row: only one of them leaves the outcome open (invariant 7).
+/// What the client's error says about the row: only one of them leaves the outcome open (invariant
+/// 7).
 fn failure(error: &ClientError) -> Failure {
     match error {
         ClientError::OutcomeUnknown(_) => Failure::Unknown(error.to_string()),
@@ -227,7 +231,8 @@ fn failure(error: &ClientError) -> Failure {
     }
 }
 
-/// An answer in the engine's words. What cannot be read is a failure of unknown outcome: it was executed.
+/// An answer in the engine's words. What cannot be read is a failure of unknown outcome: it was
+/// executed.
 fn decode(kind: StatementKind, rows: &RowBatch, affected: u64) -> Result<Answer, Failure> {
     match kind {
         StatementKind::Insert | StatementKind::Update | StatementKind::Delete => {
@@ -354,7 +359,8 @@ mod tests {
         assert!(texts.load(2).ends_with("VALUES ($1, $2, 1, $3), ($4, $5, 1, $6)"));
     }
 
-    /// The store takes each text, and knows from it which key or keys it touches: otherwise it could not be routed.
+    /// The store takes each text, and knows from it which key or keys it touches: otherwise it
+    /// could not be routed.
     #[test]
     fn every_text_can_be_routed_by_its_key() {
         let texts = Texts::new("usertable");

@@ -1,6 +1,7 @@
-//! The client against a store made of scripts: shards that redirect, drop connections after executing, fall silent or lose their leader
-//! when a test says so, and a placement driver that knows only what it was told. All of it in this process, on sockets of
-//! its own; nothing is left running.
+//! The client against a scripted cluster: shards that redirect, drop connections after executing,
+//! fall silent or lose their leader when a test says so, and a placement driver that knows only
+//! what a test publishes. All of it runs in this process on its own sockets; nothing is left
+//! running.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +19,7 @@ use evenkeel_client::{Client, ClientConfig};
 use std::time::Duration;
 use world::Cluster;
 
-/// Short limits, so that a test that waits for one of them does not wait long.
+/// Short limits, so that tests that wait for them are short.
 fn config(cluster: &Cluster) -> ClientConfig {
     ClientConfig {
         silence_ms: 50,
@@ -33,7 +34,7 @@ async fn connect(cluster: &Cluster) -> Client {
     Client::connect(config(cluster)).await.unwrap()
 }
 
-/// Waits until something is so; gives up after a minute.
+/// Waits until a condition holds; fails after 60 s.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !is_so() {

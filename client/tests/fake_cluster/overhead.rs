@@ -1,4 +1,5 @@
-//! What a statement costs in client, connection and scripted shard together; a figure to watch, not a check.
+//! The cost of a statement in client, connection and scripted shard together: a figure to watch,
+//! not a check.
 //! `cargo test --release -p evenkeel-client --test fake_cluster overhead -- --ignored --nocapture`
 
 use crate::world::Cluster;

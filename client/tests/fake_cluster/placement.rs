@@ -1,8 +1,9 @@
-//! One REST endpoint of a placement driver that says what the world publishes: routes, their watch, and the creation of tables.
+//! One REST endpoint of a placement driver that serves what the world publishes: routes, their
+//! watch, and the creation of tables.
 
 use crate::world::World;
+use evenkeel_protocol::api::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
 use evenkeel_protocol::interval::KeyInterval;
-use evenkeel_protocol::rest::{CreateTableBody, MemberBody, MembersBody, Problem, RouteBody, RoutesBody};
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, RangeId, ShardId, TableId};
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ pub struct Endpoint {
     cut: watch::Sender<u64>,
     stop: watch::Sender<bool>,
     _port: TcpSocket,
-    /// The `Last-Event-ID` of every watch that was opened.
+    /// The `Last-Event-ID` of every opened watch.
     pub resumed_from: Arc<Mutex<Vec<String>>>,
 }
 
@@ -58,7 +59,7 @@ impl Endpoint {
         self.news.send_modify(|n| *n += 1);
     }
 
-    /// Ends every watch that is open.
+    /// Ends every open watch.
     pub fn cut_watches(&self) {
         self.cut.send_modify(|n| *n += 1);
     }
@@ -153,7 +154,7 @@ async fn watch_routes(stream: &mut BufReader<TcpStream>, shared: &mut Shared, la
             sent = news.version;
         }
         tokio::select! {
-            // What happens after a cut is told to the next watch.
+            // Changes after a cut go to the next watch.
             biased;
             _ = shared.cut.wait_for(|cut| *cut != cut_before) => return,
             changed = shared.news.changed() => if changed.is_err() { return },
@@ -161,7 +162,8 @@ async fn watch_routes(stream: &mut BufReader<TcpStream>, shared: &mut Shared, la
     }
 }
 
-/// The next status of the script: below 500 or absent does the work; 500 does the work and says that it failed; 503 does nothing.
+/// The next status of the script: below 500, or none, does the work; 500 does the work and reports
+/// a failure; 503 does nothing.
 fn create_table(shared: &Shared, body: CreateTableBody) -> (u16, String) {
     let mut world = shared.world.lock().unwrap();
     let fault = world.table_faults.pop_front().unwrap_or(201);
@@ -186,7 +188,7 @@ fn create_table(shared: &Shared, body: CreateTableBody) -> (u16, String) {
     world.published.put_schema(Arc::new(schema));
     world.published.put_route(route);
     world.published.version.number += 1;
-    if fault == 500 { (500, problem(500, "it is told to fail")) } else { (201, "{}".into()) }
+    if fault == 500 { (500, problem(500, "as the script says")) } else { (201, "{}".into()) }
 }
 
 fn problem(status: u16, detail: &str) -> String {

@@ -1,11 +1,13 @@
-//! How the routing table is kept: by redirects, by the watch, by fetching; and tables that come into being.
+//! Updates of the routing table by redirects, by the watch and by fetches; and the creation of
+//! tables.
 
 use crate::world::Cluster;
 use crate::{BUMP, INSERT, READ, config, connect, until};
 use evenkeel_client::{Client, ClientConfig, ClientError};
 
-/// The placement driver knows nothing of ten moves; the shards' redirects alone lead there. What they say does not tell the range's
-/// bounds, so it serves the statement at hand; the table is right once the placement driver knows.
+/// The placement driver does not know ten moves; only the shards' redirects lead to the range. A
+/// redirect does not contain the range's bounds, so it serves the current statement only; the table
+/// is correct once the placement driver knows.
 #[tokio::test]
 async fn a_stale_client_arrives_after_ten_moves() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -26,7 +28,7 @@ async fn a_stale_client_arrives_after_ten_moves() {
     assert_eq!(client.stats().failures, 0);
 }
 
-/// One move at a time is learned without asking the placement driver at all.
+/// Single moves are learnt without the placement driver.
 #[tokio::test]
 async fn each_single_move_costs_one_redirect_and_no_fetch() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -48,7 +50,7 @@ async fn a_range_that_nobody_seems_to_own_is_looked_for() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = Client::connect(ClientConfig { statement_timeout_ms: 300, ..config(&cluster) }).await.unwrap();
     cluster.put([1]);
-    // Fenced at the source, not yet adopted: shard 3 neither owns it nor knows who does.
+    // Fenced at the source, not yet adopted: shard 3 neither owns it nor knows its owner.
     cluster.world().move_range(1, 3);
     let adopted = std::mem::take(&mut cluster.world().shards.get_mut(&3).unwrap().owned);
     let error = client.execute(READ, &[1.into()]).await.unwrap_err();
@@ -69,7 +71,8 @@ async fn the_watch_tells_before_a_redirect_has_to() {
     cluster.world().move_range(1, 3);
     cluster.publish();
     until("the watch has told", || owner(5) == 3).await;
-    // Cut, it goes on at another endpoint from where it ended; what happened meanwhile is told then.
+    // After a cut the watch continues at another endpoint, after its last event; changes meanwhile
+    // arrive then.
     cluster.placement.iter().for_each(|endpoint| endpoint.cut_watches());
     cluster.world().split(2, 15, 9);
     cluster.world().move_range(9, 1);
@@ -88,7 +91,7 @@ async fn the_watch_tells_before_a_redirect_has_to() {
 async fn one_endpoint_suffices() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     cluster.placement[0].stop();
-    // Whichever endpoint a client begins with.
+    // At any endpoint that a client begins with.
     for _ in 0..4 {
         let client = connect(&cluster).await;
         client.refresh().await.unwrap();
@@ -100,14 +103,14 @@ async fn one_endpoint_suffices() {
     assert!(matches!(&error, ClientError::Unavailable(e) if e.code == "08006"), "{error}");
 }
 
-/// All replicas of the placement driver that a client was configured with can be replaced while it runs.
+/// All configured replicas of the placement driver can be replaced while a client runs.
 #[tokio::test]
 async fn endpoints_that_the_watch_tells_of_are_learned() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     cluster.world().members = vec![cluster.placement[1].address];
     let endpoints = vec![format!("http://{}", cluster.placement[0].address)];
     let client = Client::connect(ClientConfig { endpoints, ..config(&cluster) }).await.unwrap();
-    // Only when the watch goes on at the one that it was told of is it known to have been told.
+    // The client has learnt the new endpoint once the watch continues there.
     let told = || !cluster.placement[1].resumed_from.lock().unwrap().is_empty();
     until("it goes on at the other endpoint", || {
         cluster.placement[0].cut_watches();
@@ -124,7 +127,7 @@ async fn endpoints_that_the_watch_tells_of_are_learned() {
     until("the watch goes on", || owner() == 3).await;
 }
 
-/// Whoever comes while a fetch is under way shares the next one.
+/// Callers that arrive during a fetch share the next one.
 #[tokio::test]
 async fn fetches_are_shared() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -154,7 +157,8 @@ async fn a_table_is_created_once_and_known_at_once() {
     let error = client.execute(CREATE, &[]).await.unwrap_err();
     assert_eq!(error.code(), "42P07");
     client.execute("CREATE TABLE IF NOT EXISTS u (id bigint PRIMARY KEY, v text)", &[]).await.unwrap();
-    // Another client, which has heard nothing of it, asks before it says that there is no such table.
+    // Another client, which does not know the table, asks before it reports that there is no such
+    // table.
     let error = other.execute("SELECT * FROM v", &[]).await.unwrap_err();
     assert_eq!(error.code(), "42P01");
     assert!(other.routes().table("u").is_some());
@@ -164,13 +168,13 @@ async fn a_table_is_created_once_and_known_at_once() {
 async fn a_creation_whose_answer_is_lost_is_found_out_about() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = connect(&cluster).await;
-    // No leader, twice; then it is created, and the answer says that something failed.
+    // Twice there is no leader; then the table is created, and the answer reports a failure.
     cluster.world().table_faults.extend([503, 503, 503, 500]);
     client.execute(CREATE, &[]).await.unwrap();
     cluster.world().table_faults.extend(std::iter::repeat_n(503, 1000));
     let client = Client::connect(ClientConfig { statement_timeout_ms: 1_000, ..config(&cluster) }).await.unwrap();
     let error = client.execute("CREATE TABLE w (id bigint PRIMARY KEY)", &[]).await.unwrap_err();
-    // Which of the two depends on whether the last request was cut off by the deadline.
+    // Which of the two depends on whether the deadline cancelled the last request.
     assert!(matches!(error, ClientError::Unavailable(_) | ClientError::OutcomeUnknown(_)), "{error}");
     assert!(client.routes().table("w").is_none());
 }

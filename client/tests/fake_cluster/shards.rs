@@ -1,4 +1,4 @@
-//! A shard's replica as an RPC server: answers as the world says, and does wrong as the script says.
+//! A shard's replica as an RPC server: it answers from the world and fails as the script says.
 
 use crate::world::{Fault, OpenId, Seen, World};
 use evenkeel_protocol::shard::{Leads, ShardReply, ShardRequest};
@@ -21,7 +21,8 @@ pub struct ReplicaServer {
     _port: TcpSocket,
 }
 
-/// A listener, and what keeps its port from being given to another test's server once it has stopped: a client would talk to that.
+/// A listener, and a guard that keeps its port from the servers of other tests after it has
+/// stopped: a client would connect to them.
 pub fn listen() -> (TcpListener, TcpSocket) {
     let socket = || {
         let socket = TcpSocket::new_v4().unwrap();
@@ -55,7 +56,7 @@ impl ReplicaServer {
         self.paused.send_replace(paused);
     }
 
-    /// Returns once nobody can connect any more.
+    /// Returns once connections are refused.
     pub async fn kill(&self) {
         self.dead.send_replace(true);
         self.stopped.clone().wait_for(|stopped| *stopped).await.unwrap();
@@ -94,7 +95,7 @@ impl Service for Replica {
 
     async fn call(self: Arc<Self>, session: Arc<u64>, request: ShardRequest, mut replier: Replier<ShardReply>) {
         let _ = self.pausing.clone().wait_for(|paused| !paused).await;
-        // Whatever else is asked while a replica is silent costs more the more ranges there are.
+        // The cost of other requests, while a replica is silent, grows with the number of ranges.
         if request == ShardRequest::WhoLeads {
             return replier.reply(&ShardReply::Leads(self.leads())).await;
         }
@@ -114,7 +115,7 @@ impl Service for Replica {
             Fault::ForgetRequest => return,
             Fault::DieBefore => return self.die(),
             Fault::Busy(retry_after_ms) => {
-                let failure = Failure::Busy { reason: "it is told to be".into(), retry_after_ms };
+                let failure = Failure::Busy { reason: "as the script says".into(), retry_after_ms };
                 return replier.reply(&ShardReply::Failed(failure)).await;
             }
             Fault::Error(error) => return replier.reply(&error.into()).await,
@@ -125,7 +126,7 @@ impl Service for Replica {
             Fault::ForgetAnswer => {}
             Fault::DieAfter => self.die(),
             Fault::Unsure => {
-                let failure = Failure::OutcomeUnknown { reason: "it is told to be unsure".into() };
+                let failure = Failure::OutcomeUnknown { reason: "as the script says".into() };
                 replier.reply(&ShardReply::Failed(failure)).await;
             }
             _ => replier.reply(&reply).await,
@@ -139,7 +140,7 @@ impl Replica {
         Leads { itself: leader == Some(self.number), leader }
     }
 
-    /// Notes a request to the leader, and takes the next line of the script.
+    /// Records a request to the leader, and takes the next line of the script.
     fn admit(&self, request: &ShardRequest) -> Result<Fault, Failure> {
         let mut world = self.world.lock().unwrap();
         let leader = world.shards[&self.shard].leader;
@@ -151,7 +152,7 @@ impl Replica {
             ShardRequest::InTransaction { statement, .. } => (statement.id, statement.sql.to_string()),
             ShardRequest::Piece(piece) => (piece.statement.id, "piece".to_string()),
             ShardRequest::Commit { id, .. } => (*id, "commit".to_string()),
-            // No line of the script is for a rollback.
+            // Rollbacks take no line of the script.
             _ => return Ok(Fault::Nothing),
         };
         world.seen.push(Seen { shard: self.shard, id, what });

@@ -1,5 +1,5 @@
-//! Everything at once: many clients count rows up while ranges split and move, leaders change, answers are lost. At the end every
-//! acknowledged change is there exactly once.
+//! Many clients increment rows while ranges split and move, leaders change and answers are lost. At
+//! the end every acknowledged change is there exactly once.
 
 use crate::world::{Cluster, Fault};
 use crate::{BUMP, READ, config, until};
@@ -20,7 +20,7 @@ impl Random {
     }
 }
 
-/// Goes wrong in every way that leaves a majority alive, until told to stop.
+/// Injects every fault that leaves a majority alive, until it is stopped.
 async fn trouble(cluster: Arc<Cluster>, mut random: Random, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
     let mut next_range = 100;
     while !stop.load(Ordering::Relaxed) {
@@ -56,7 +56,7 @@ async fn trouble(cluster: Arc<Cluster>, mut random: Random, stop: Arc<AtomicBool
     }
 }
 
-/// Counts rows up, by statements and by transactions; returns how often each row was acknowledged.
+/// Increments rows, by statements and by transactions; returns how often each row was acknowledged.
 async fn work(client: Client, mut random: Random, stop: Arc<AtomicBool>) -> Vec<i64> {
     let mut acknowledged = vec![0; ROWS as usize];
     while !stop.load(Ordering::Relaxed) {
@@ -104,7 +104,7 @@ async fn no_change_is_lost_and_none_is_made_twice() {
                 *total += n;
             }
         }
-        // There is no isolation in the scripted shards: what is being rolled back is seen until it has been.
+        // The scripted shards have no isolation: changes are visible until their rollback ends.
         until("what was given up is rolled back", || cluster.open_transactions() == 0).await;
         let found: Vec<i64> = (0..ROWS).map(|id| cluster.value(id).unwrap()).collect();
         assert_eq!(found, expected, "seed {seed}");

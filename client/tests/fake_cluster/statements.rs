@@ -1,4 +1,4 @@
-//! Single statements: where they go, what is retried, and under which id.
+//! Single statements: their routes, their retries, and the ids of these.
 
 use crate::world::{Cluster, Fault, Seen};
 use crate::{BUMP, INSERT, READ, config, connect, until};
@@ -8,7 +8,7 @@ fn ids(answer: &Answer) -> Vec<i64> {
     (0..answer.rows.count as usize).map(|row| answer.rows.int(row, 0).unwrap()).collect()
 }
 
-/// All requests carry one id; returns how many there were.
+/// Checks that all requests carry one id; returns their number.
 fn one_id(seen: &[Seen]) -> usize {
     assert!(seen.iter().all(|request| request.id == seen[0].id), "{seen:?}");
     seen.len()
@@ -29,7 +29,8 @@ async fn a_statement_goes_to_the_shard_of_its_key() {
     assert_eq!((stats.statements, stats.failures, stats.retries, stats.redirects), (7, 0, 0, 0));
 }
 
-/// Breaks if a retry takes a new id, or if the window is not asked: the row would be counted up twice (invariant 7, R14).
+/// Breaks if a retry takes a new id, or if the retry window is ignored: the row would be
+/// incremented twice (invariant 7, R14).
 #[tokio::test]
 async fn a_retried_write_carries_the_same_id_and_is_applied_once() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -58,7 +59,7 @@ async fn a_retried_write_carries_the_same_id_and_is_applied_once() {
     assert_eq!(client.stats().failures, 0);
 }
 
-/// Breaks if a refusal is taken for proof that nothing happened.
+/// Breaks if a refusal counts as proof that nothing happened.
 #[tokio::test]
 async fn keys_that_come_apart_while_the_answer_is_lost_are_08007() {
     let cluster = Cluster::start(&[(1, 10), (1, 0)]).await;
@@ -76,7 +77,7 @@ async fn keys_that_come_apart_while_the_answer_is_lost_are_08007() {
     assert_eq!((error.code(), cluster.value(1), cluster.value(11)), ("08007", Some(1), Some(1)));
 }
 
-/// Two replicas have died above; here all do, and what is said at the end depends on whether a request may have got through.
+/// All replicas die; the final error depends on whether a request may have been executed.
 #[tokio::test]
 async fn at_the_deadline_the_error_says_whether_it_may_have_happened() {
     for (fault, code) in [(Fault::DieAfter, "08007"), (Fault::Nothing, "08006")] {
@@ -93,7 +94,7 @@ async fn at_the_deadline_the_error_says_whether_it_may_have_happened() {
         assert_eq!(error.code(), code, "{error}");
         assert_eq!(matches!(error, ClientError::OutcomeUnknown(_)), code == "08007");
         assert!(error.sql().unwrap().hint.is_some());
-        // A read of a store that is gone never has an unknown outcome.
+        // A read of a cluster that is gone never has an unknown outcome.
         assert_eq!(client.execute(READ, &[1.into()]).await.unwrap_err().code(), "08006");
     }
 }
@@ -124,7 +125,8 @@ async fn a_silent_leader_is_left_once_another_leads() {
     assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().retries, 0, "the new leader is remembered");
 }
 
-/// Breaks if a slow answer is taken for a lost one: the leader would get the statement twice while it is executing it.
+/// Breaks if a slow answer counts as lost: the leader would get the statement twice while it
+/// executes it.
 #[tokio::test]
 async fn a_slow_leader_is_waited_for_and_asked_once() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -152,7 +154,8 @@ async fn a_scan_over_three_ranges_comes_in_key_order() {
     assert_eq!(ids(&select("WHERE id >= 8 ORDER BY id LIMIT 5").await), all[8..13]);
     assert_eq!(ids(&select("WHERE id IN (25, 3, 15, 99)").await), [3, 15, 25]);
     assert_eq!(ids(&select("WHERE id > 5 AND id < 22 ORDER BY id").await), all[6..22]);
-    // A limit that the first range satisfies asks no other; one of nothing asks one, for the columns.
+    // With a limit that the first range satisfies, no other range is read; with limit 0 one is, for
+    // the columns.
     cluster.seen();
     assert_eq!(ids(&select("ORDER BY id LIMIT 10").await), all[..10]);
     assert_eq!(cluster.seen().len(), 1);
@@ -160,7 +163,8 @@ async fn a_scan_over_three_ranges_comes_in_key_order() {
     assert_eq!((empty.rows.count, empty.columns.len(), cluster.seen().len()), (0, 2, 1));
 }
 
-/// Breaks if ranges are read from the first on whatever the order: the last rows would not come first, or not be found at all.
+/// Breaks if ranges are always read from the first: with a descending order the last rows would not
+/// be first, or would be missing.
 #[tokio::test]
 async fn a_scan_over_three_ranges_comes_backwards() {
     let cluster = Cluster::start(&[(3, 10), (1, 20), (2, 0)]).await;
@@ -186,7 +190,8 @@ async fn a_scan_over_three_ranges_comes_backwards() {
     assert_eq!(ids(&select("ORDER BY id DESC LIMIT 28").await), backwards[..28], "with stale routes");
 }
 
-/// The ranges of a scan split and move while this client knows nothing of it: no row is missed or comes twice.
+/// The ranges of a scan split and move without notice to the client: no row is missed or arrives
+/// twice.
 #[tokio::test]
 async fn a_scan_with_stale_routes_is_whole() {
     for text in ["SELECT id, n FROM t ORDER BY id", "SELECT id, n FROM t ORDER BY id LIMIT 28"] {
@@ -198,7 +203,7 @@ async fn a_scan_with_stale_routes_is_whole() {
             world.move_range(1, 2);
             world.split(2, 15, 7);
             world.move_range(7, 3);
-            // The placement driver knows; the watch has not told yet.
+            // The placement driver knows; the watch has not reported it yet.
             world.publish();
         }
         let expected: Vec<i64> = if text.ends_with("28") { (0..28).collect() } else { (0..30).collect() };
@@ -238,7 +243,7 @@ async fn what_cannot_be_done_over_shards_is_refused_clearly() {
     assert!(matches!(&error, ClientError::Sql(e) if e.message == "duplicate key"), "{error}");
 }
 
-/// A refusal is never due to routes that are out of date.
+/// A refusal is never due to outdated routes.
 #[tokio::test]
 async fn a_refusal_is_checked_against_fresh_routes() {
     let cluster = Cluster::start(&[(1, 10), (2, 0)]).await;
@@ -267,7 +272,7 @@ async fn a_client_that_goes_leaves_nothing_behind() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let with_client = tasks();
     drop(client);
-    // Two background tasks, two tasks per end of a connection.
+    // Two background tasks, and two tasks per end of a connection.
     until("the tasks end", || tasks() < with_client - 3).await;
     assert_eq!(routes.tables().count(), 1);
 }

@@ -1,4 +1,5 @@
-//! Streams: whole and in order whatever happens between their pieces, bounded, and ended when nobody reads them.
+//! Streams: complete and in order under every fault between their pieces, bounded, and ended when
+//! their reader is gone.
 
 use crate::world::{Cluster, Fault, PIECE_ROWS};
 use crate::{BUMP, READ, config, connect, until};
@@ -44,7 +45,7 @@ async fn a_stream_is_whole_and_in_the_order_of_the_keys() {
     assert_eq!((empty.columns().len(), cluster.seen().len()), (2, 1));
 }
 
-/// Breaks if a stream goes on by its old routes, begins again, or takes a row for received that was not.
+/// Breaks if a stream continues by old routes, begins again, or skips a row.
 #[tokio::test]
 async fn ranges_split_and_move_between_two_pieces() {
     for way in ["", " ORDER BY id DESC"] {
@@ -54,7 +55,7 @@ async fn ranges_split_and_move_between_two_pieces() {
         let mut stream = client.stream(&format!("{ALL}{way}"), &[]).await.unwrap();
         let mut seen = ids(&stream.next().await.unwrap().unwrap());
         {
-            // What has been read in part, what comes next, and what comes last.
+            // The range that is partly read, the next one, and the last one.
             let mut world = cluster.world();
             world.split(1, 2, 4);
             world.split(4, 6, 5);
@@ -100,7 +101,7 @@ async fn a_piece_that_gets_lost_is_asked_for_again() {
     assert_eq!(client.stats().failures, 0);
 }
 
-/// Breaks if a stream that could not go on looks like one that has ended.
+/// Breaks if a stream that cannot continue looks like one that has ended.
 #[tokio::test]
 async fn what_cannot_go_on_is_an_error() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -123,7 +124,7 @@ async fn what_cannot_go_on_is_an_error() {
     until("the shard hears of it", || cluster.world().gone == 1).await;
 }
 
-/// Breaks if pieces are asked for faster than they are read: what nobody reads would fill the memory.
+/// Breaks if pieces are requested faster than they are read: unread pieces would fill the memory.
 #[tokio::test]
 async fn a_slow_reader_is_not_overrun() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -131,16 +132,16 @@ async fn a_slow_reader_is_not_overrun() {
     let rows = 100 * PIECE_ROWS as i64;
     cluster.put(0..rows);
     let mut stream = client.stream(ALL, &[]).await.unwrap();
-    // One is in the stream's hands, one waits, and one has come and finds no room.
+    // One is taken, one is queued, and one has arrived and waits to be queued.
     let pieces = || cluster.world().seen.len();
     until("as many are asked for as may be", || pieces() == 3).await;
     for taken in 1..10 {
         assert_eq!(stream.next().await.unwrap().unwrap().count, PIECE_ROWS as u32);
-        // The first piece was in the reader's hands already.
+        // The reader has taken the first piece already.
         let asked = 2 + taken.max(1);
         until("the next is asked for", || pieces() >= asked).await;
         assert!(pieces() <= asked + 1, "{} pieces for {taken} that were taken", pieces());
-        // Others are not held up by it.
+        // Other statements do not wait for it.
         client.execute(READ, &[1.into()]).await.unwrap();
         cluster.world().seen.pop();
     }
@@ -148,7 +149,7 @@ async fn a_slow_reader_is_not_overrun() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_dropped_ends_what_is_executed_for_it() {
+async fn a_dropped_stream_ends_its_execution() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = connect(&cluster).await;
     cluster.put(0..40);
@@ -158,7 +159,7 @@ async fn a_stream_that_is_dropped_ends_what_is_executed_for_it() {
     assert_eq!(cluster.world().gone, 0);
     drop(stream);
     until("the shard hears of it", || cluster.world().gone == 1).await;
-    // So does a read whose caller has gone.
+    // So does a read whose caller is gone.
     cluster.script(1, [Fault::UntilGone]);
     let read = tokio::spawn({
         let client = client.clone();
@@ -170,7 +171,7 @@ async fn a_stream_that_is_dropped_ends_what_is_executed_for_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_read_in_pieces_comes_as_one() {
+async fn other_statements_arrive_as_one_piece() {
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = connect(&cluster).await;
     cluster.put(0..9);
@@ -180,7 +181,7 @@ async fn what_is_not_read_in_pieces_comes_as_one() {
     let bumped = client.stream(BUMP, &[3.into()]).await.unwrap();
     assert_eq!((bumped.answer().affected, cluster.value(3)), (1, Some(2)));
     assert!(cluster.seen().iter().all(|seen| seen.what != "piece"));
-    // In a session it follows what the session has done, and is a part of its transaction.
+    // In a session a stream follows the earlier statements, and belongs to the transaction.
     let mut session = client.begin_session(evenkeel_client::Levels::default());
     let mut all = session.stream(ALL, &[]).await.unwrap();
     assert_eq!((all.columns().len(), rest(&mut all).await.unwrap().len()), (2, 9));

@@ -1,4 +1,4 @@
-//! Transactions: one shard each, and a commit that is never lost nor done twice.
+//! Transactions: one shard each, and a commit that is neither lost nor done twice.
 
 use crate::world::{Cluster, Fault};
 use crate::{BUMP, INSERT, READ, config, connect, until};
@@ -9,7 +9,7 @@ async fn begin(client: &Client) -> Transaction {
 }
 
 #[tokio::test]
-async fn what_is_committed_stays_and_what_is_not_goes() {
+async fn committed_changes_stay_and_others_go() {
     let cluster = Cluster::start(&[(1, 10), (2, 0)]).await;
     let client = connect(&cluster).await;
     let mut transaction = begin(&client).await;
@@ -35,7 +35,7 @@ async fn what_is_committed_stays_and_what_is_not_goes() {
     assert_eq!(client.stats().failures, 0);
 }
 
-/// Two transactions of one connection do not meet.
+/// Two transactions on one connection are independent.
 #[tokio::test]
 async fn transactions_share_connections() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -89,7 +89,8 @@ async fn a_commit_that_did_not_happen_is_40001() {
     }
 }
 
-/// Lets a commit be executed and its answer be forgotten, does something, and lets the question be answered then.
+/// Has a commit executed and its answer lost, runs `meanwhile`, and then lets the repeated commit
+/// be answered.
 async fn lose_the_answer(
     cluster: &Cluster,
     transaction: Transaction,
@@ -103,7 +104,7 @@ async fn lose_the_answer(
     committing.await.unwrap()
 }
 
-/// Breaks if the question follows the rows: not every key's range takes the answer along.
+/// Breaks if the repeated commit follows the rows: not every key's range moves with the answer.
 #[tokio::test]
 async fn a_lost_commit_is_asked_about_where_it_ran() {
     for sql in [INSERT, "INSERT INTO t (id, n) VALUES ($1, 1), (11, 1)", "UPDATE t SET n = n + 1 WHERE id > 20"] {
@@ -122,7 +123,7 @@ async fn a_lost_commit_is_asked_about_where_it_ran() {
     }
 }
 
-/// A shard that has been drained and removed has given its answers away with its ranges.
+/// The answers of a shard that was drained and removed are with its ranges.
 #[tokio::test]
 async fn a_lost_commit_of_a_removed_shard_is_asked_about_where_its_rows_are() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -156,7 +157,8 @@ async fn a_commit_that_cannot_be_asked_about_is_08007() {
     assert!(matches!(&error, ClientError::OutcomeUnknown(e) if e.code == "08007"), "{error}");
 }
 
-/// Breaks if a transaction's id grows old with it: shards refuse old ones, since they may have been forgotten (R14).
+/// Breaks if a transaction's id is as old as the transaction: shards refuse old ids, which they may
+/// have forgotten (R14).
 #[tokio::test]
 async fn the_id_of_a_commit_is_as_old_as_the_commit() {
     let cluster = Cluster::start(&[(1, 0)]).await;
@@ -190,7 +192,7 @@ async fn whatever_breaks_a_transaction_before_its_commit_is_40001() {
     }
 }
 
-/// Its beginning can be tried again freely, and a busy shard waited for.
+/// The first statement is retried freely, and a busy shard is waited for.
 #[tokio::test]
 async fn a_transaction_begins_in_spite_of_failures() {
     for fault in [Fault::ForgetAnswer, Fault::ForgetRequest, Fault::DieAfter, Fault::Unsure, Fault::Busy(5)] {
@@ -228,7 +230,8 @@ async fn a_transaction_stays_on_its_shard() {
     assert_eq!(reading.execute(INSERT, &[1.into()]).await.unwrap_err().code(), "25006");
 }
 
-/// A range that moves under an open transaction is a reason to run it again, not a statement that is not supported.
+/// If a range moves during a transaction, the transaction fails as retryable and not as
+/// unsupported.
 #[tokio::test]
 async fn a_range_that_moves_under_a_transaction_is_40001() {
     for told in [false, true] {
@@ -249,14 +252,14 @@ async fn a_range_that_moves_under_a_transaction_is_40001() {
     }
 }
 
-/// Breaks if a setting outlives the transaction that set it and was rolled back, or answers in one that has failed.
+/// Breaks if a setting outlives the rollback of its transaction, or is accepted in a failed one.
 #[tokio::test]
 async fn settings_belong_to_transactions() {
     use evenkeel_client::{Levels, ReadLevel};
     let cluster = Cluster::start(&[(1, 0)]).await;
     let client = connect(&cluster).await;
     let mut session = client.begin_session(Levels::default());
-    let run = async |session: &mut evenkeel_client::ClientSession, text: &str| {
+    let run = async |session: &mut evenkeel_client::Session, text: &str| {
         session.execute(text, &[]).await.map(|answer| answer.command).map_err(|error| error.code().to_string())
     };
     let local = "SET evenkeel.read_level = 'local'";
@@ -269,7 +272,7 @@ async fn settings_belong_to_transactions() {
         let kept = if end == "COMMIT" { ReadLevel::Local } else { ReadLevel::Linearizable };
         assert_eq!(session.levels().read, kept, "after {end}");
     }
-    // A transaction that has failed takes nothing but its end, and COMMIT is one.
+    // A failed transaction accepts only its end; COMMIT is one.
     for (failing, code) in
         [("UPDATE nowhere SET n = 1 WHERE id = 1", "42P01"), ("SET evenkeel.colour = 'red'", "42704")]
     {

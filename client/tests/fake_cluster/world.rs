@@ -1,4 +1,5 @@
-//! The truth behind the scripts: which shard owns what, its rows, its retry window, and what it is to do wrong next.
+//! The state behind the scripts: the ranges of each shard, its rows, its retry window, and its next
+//! faults.
 
 use crate::placement::Endpoint;
 use crate::shards::ReplicaServer;
@@ -17,7 +18,7 @@ pub const TABLE: TableId = TableId(1);
 /// Rows of a piece, at most.
 pub const PIECE_ROWS: u64 = 4;
 
-/// What a shard's leader does with its next request.
+/// The fault of a shard's leader at its next request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// Executes it and gives no answer.
@@ -28,17 +29,17 @@ pub enum Fault {
     DieAfter,
     /// Dies without executing it; another replica takes over.
     DieBefore,
-    /// Asks for patience.
+    /// Reports that it is busy.
     Busy(u32),
-    /// Says that the outcome is unknown, having executed it.
+    /// Executes it and reports that the outcome is unknown.
     Unsure,
     /// Takes this long, in milliseconds.
     Slow(u64),
     /// Answers with this error.
     Error(SqlError),
-    /// Takes as long as its caller waits, and notes when that has gone.
+    /// Takes as long as its caller waits, and records when the caller is gone.
     UntilGone,
-    /// Executes it; nothing is wrong.
+    /// Executes it without a fault.
     Nothing,
 }
 
@@ -64,12 +65,13 @@ pub enum Undo {
 pub struct Shard {
     pub leader: Option<u64>,
     pub owned: Vec<Route>,
-    /// Ranges handed over, and to whom.
+    /// Ranges handed over, with their new owners.
     pub gone: Vec<Route>,
     pub rows: BTreeMap<Key, (i64, i64)>,
     pub window: HashMap<TxnId, ShardReply>,
     pub faults: VecDeque<Fault>,
-    /// What an open transaction would have to undo. Relative, since there are no row locks here and others go on.
+    /// The changes that the rollback of an open transaction undoes. They are relative, since there
+    /// are no row locks.
     pub open: HashMap<OpenId, Vec<Undo>>,
 }
 
@@ -78,14 +80,14 @@ pub struct World {
     pub schema: Arc<TableSchema>,
     pub shards: BTreeMap<u32, Shard>,
     pub infos: Vec<ShardInfo>,
-    /// What the placement driver tells.
+    /// The routes that the placement driver publishes.
     pub published: RoutingTable,
     pub seen: Vec<Seen>,
-    /// Callers that were noticed to have stopped waiting.
+    /// Requests whose callers were noticed to have stopped waiting.
     pub gone: usize,
-    /// The placement driver's replicas as a watch is told of them; none: it is told nothing.
+    /// The placement driver's replicas that a watch reports; none: it reports nothing.
     pub members: Vec<std::net::SocketAddr>,
-    /// Statuses and whether they come after the work is done, for the next `POST /v1/tables`.
+    /// The statuses of the next `POST /v1/tables`, and whether they follow the work.
     pub table_faults: VecDeque<u16>,
     plans: HashMap<String, Plan>,
 }
@@ -106,7 +108,7 @@ pub fn key(id: i64) -> Key {
 }
 
 impl World {
-    /// Every route as the shards' own logs have it.
+    /// Every route according to the shards' own logs.
     pub fn truth(&self) -> Vec<Route> {
         self.shards.values().flat_map(|shard| shard.owned.clone()).collect()
     }
@@ -137,7 +139,7 @@ impl World {
         let mut route = source.owned.remove(at);
         route.epoch = route.epoch.next();
         route.shard = ShardId(to);
-        // Transactions that are open there do not survive the fence.
+        // Open transactions do not survive the fence.
         let open: Vec<OpenId> = source.open.keys().copied().collect();
         open.into_iter().for_each(|id| source.undo(id));
         source.gone.retain(|gone| !route.interval.covers(&gone.interval));
@@ -162,7 +164,7 @@ impl World {
         }
     }
 
-    /// Executes a statement on a shard, unless it does not own what it touches.
+    /// Executes a statement on a shard, if the shard owns the touched keys.
     pub fn execute(&mut self, shard: u32, request: &StatementRequest, open: Option<OpenId>) -> ShardReply {
         let plan = self.plan(&request.sql);
         let state = self.shards.get_mut(&shard).unwrap();
@@ -180,7 +182,7 @@ impl World {
         if let Some(elsewhere) = intervals.iter().find_map(|interval| state.elsewhere(interval)) {
             return ShardReply::Failed(elsewhere);
         }
-        // After ownership: the answers of a range come with it.
+        // After ownership: the answers of a range move with it.
         if open.is_none()
             && let Some(reply) = state.window.get(&request.id)
         {
@@ -229,7 +231,7 @@ fn point(key: &Key) -> KeyInterval {
 }
 
 impl Shard {
-    /// Who owns an interval, if not all of it is here.
+    /// The owner of an interval, if not all of it is on this shard.
     pub fn elsewhere(&self, interval: &KeyInterval) -> Option<Failure> {
         let mut at = Some(interval.start.clone());
         while let Some(key) = at.clone() {
@@ -316,7 +318,7 @@ impl Shard {
         }
     }
 
-    /// Another replica leads: what was open on the one before is gone.
+    /// Makes another replica the leader: the transactions of the one before are gone.
     pub fn elect(&mut self, leader: Option<u64>) {
         let open: Vec<OpenId> = self.open.keys().copied().collect();
         open.into_iter().for_each(|id| self.undo(id));
@@ -324,7 +326,7 @@ impl Shard {
     }
 }
 
-/// The whole store.
+/// The whole cluster.
 pub struct Cluster {
     pub world: Arc<Mutex<World>>,
     replicas: BTreeMap<(u32, u64), ReplicaServer>,
@@ -332,8 +334,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Three shards of three replicas, all known to the placement driver. `layout` as `(shard, end)`, the last one without an
-    /// end; ranges are numbered from 1.
+    /// Three shards of three replicas, all known to the placement driver. `layout` as `(shard,
+    /// end)`, the last one without an end; ranges are numbered from 1.
     pub async fn start(layout: &[(u32, i64)]) -> Cluster {
         let mut start = Key::MIN;
         let mut shards: BTreeMap<u32, Shard> =
@@ -380,7 +382,7 @@ impl Cluster {
         self.world.lock().unwrap()
     }
 
-    /// What `shard`'s leader does with its next requests, in order.
+    /// Sets the faults of `shard`'s leader at its next requests, in order.
     pub fn script(&self, shard: u32, faults: impl IntoIterator<Item = Fault>) {
         self.world().shards.get_mut(&shard).unwrap().faults.extend(faults);
     }
@@ -389,7 +391,7 @@ impl Cluster {
         self.world().shards.get_mut(&shard).unwrap().elect(leader);
     }
 
-    /// The replica stops answering, and stays connected.
+    /// Makes a replica stop answering while it stays connected.
     pub fn pause(&self, shard: u32, replica: u64) {
         self.replicas[&(shard, replica)].pause(true);
     }
@@ -412,7 +414,7 @@ impl Cluster {
         std::mem::take(&mut self.world().seen)
     }
 
-    /// A row's number, wherever it is.
+    /// The number in a row, on any shard.
     pub fn value(&self, id: i64) -> Option<i64> {
         let world = self.world();
         let found: Vec<i64> = world.shards.values().filter_map(|s| s.rows.get(&key(id))).map(|row| row.1).collect();

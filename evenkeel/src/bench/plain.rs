@@ -1,10 +1,11 @@
-//! What Evenkeel is compared with: a PostgreSQL primary with two streaming standbys, one of which must have each commit on its
-//! disk before it is answered (`synchronous_standby_names = 'ANY 1 (…)'`). The same durability: on two machines of three.
+//! The reference of Evenkeel: a PostgreSQL primary with two streaming standbys, of which one must
+//! have each commit on its disk before the client is answered (`synchronous_standby_names = 'ANY 1
+//! (…)'`). The durability is the same: on two machines of three.
 //!
-//! It has the same programs, each server the same memory for pages and the same length of its log as one of Evenkeel's beside it, and clients
-//! over TCP on the loopback interface like Evenkeel's.
+//! Each server has the same programs, the same `shared_buffers` and the same `max_wal_size` as a
+//! server of Evenkeel beside it. Clients use TCP on the loopback interface, as Evenkeel's do.
 
-use crate::cluster::loopback;
+use evenkeel_local_cluster::loopback;
 use evenkeel_shard_node::postgres::{Resources, find};
 use std::fs;
 use std::net::SocketAddr;
@@ -15,12 +16,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, Config, NoTls};
 
-/// Clients at once at most, standbys and tools included.
+/// The bound of connections, standbys and tools included.
 const MAX_CONNECTIONS: u32 = 150;
-/// How long the servers may take to be up and streaming.
+/// How long the servers may take to start and to stream.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The servers; dropping them ends them.
+/// The three servers. Dropping this ends them.
 #[derive(Debug)]
 pub struct PlainPostgres {
     /// The folder with PostgreSQL's programs.
@@ -34,8 +35,8 @@ pub struct PlainPostgres {
 }
 
 impl PlainPostgres {
-    /// Makes and starts all three, and waits until both standbys stream. Each is sized like one of `servers` shard replicas on this machine.
-    /// An error is one line.
+    /// Creates and starts the servers, and waits until both standbys stream. Each is sized like one
+    /// of `servers` shard replicas on this machine. An error is one line.
     pub async fn start(bin_dir: Option<&Path>, servers: u32) -> Result<PlainPostgres, String> {
         let programs = program_folder(bin_dir)?;
         let root = tempfile::Builder::new().prefix("evenkeel-bench-").tempdir().map_err(|e| e.to_string())?;
@@ -53,7 +54,7 @@ impl PlainPostgres {
             plain.make_standby(standby)?;
             plain.launch(standby)?;
         }
-        // `quorum`: a commit really waits for one of the two.
+        // With `quorum`, a commit waits for one of the two.
         let streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'";
         plain.wait_for(streaming, 2).await?;
         Ok(plain)
@@ -140,7 +141,7 @@ impl PlainPostgres {
         }
     }
 
-    /// Waits until `query` gives `expected` on the primary.
+    /// Waits until `query` returns `expected` on the primary.
     async fn wait_for(&mut self, query: &str, expected: i64) -> Result<(), String> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
@@ -165,7 +166,7 @@ impl PlainPostgres {
 impl Drop for PlainPostgres {
     fn drop(&mut self) {
         for server in &mut self.servers {
-            // SIGQUIT: at once. Nothing here is worth a checkpoint.
+            // SIGQUIT skips the checkpoint.
             if let Err(error) =
                 rustix::process::kill_process(rustix::process::Pid::from_child(server), rustix::process::Signal::QUIT)
             {
@@ -180,7 +181,7 @@ impl Drop for PlainPostgres {
     }
 }
 
-/// The folder that PostgreSQL's programs really lie in: on `PATH` there may only be links to the server's, and not to
+/// The folder of PostgreSQL's programs. `PATH` may only have links to the server, and none to
 /// `pg_basebackup`.
 fn program_folder(bin_dir: Option<&Path>) -> Result<PathBuf, String> {
     let found = find(bin_dir, None).map_err(|e| e.to_string())?;
@@ -188,7 +189,8 @@ fn program_folder(bin_dir: Option<&Path>) -> Result<PathBuf, String> {
     Ok(server.parent().map_or(found.folder, Path::to_path_buf))
 }
 
-/// Whom PostgreSQL runs as, since it refuses to run as root: `None` if this is not root.
+/// The account that PostgreSQL runs as, since it refuses to run as root. `None` if this process is
+/// not root's.
 fn unprivileged_account() -> Result<Option<(u32, u32)>, String> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn root_finds_somebody_else_to_run_as() {
+    fn root_finds_an_unprivileged_account() {
         let account = unprivileged_account().unwrap();
         let me = fs::metadata("/proc/self").unwrap().uid();
         assert_eq!(account.is_some(), me == 0);

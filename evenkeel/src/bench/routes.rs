@@ -1,6 +1,8 @@
-//! `GET /v1/routes/{table}?key=` under wrk, beside nginx that serves a static file of the same size.
+//! `GET /v1/routes/{table}?key=` under wrk, beside nginx that serves a static file of the same
+//! size.
 
-use super::figures::Figure;
+use crate::bench::comparison::Measurement;
+use evenkeel_local_cluster::loopback;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,7 +25,7 @@ impl Nginx {
         let program = find_program("nginx")?;
         let root = tempfile::Builder::new().prefix("evenkeel-nginx-").tempdir().map_err(|e| e.to_string())?;
         let port = evenkeel_host::ports::reserve(1).map_err(|e| e.to_string())?[0];
-        let address = crate::cluster::loopback(port);
+        let address = loopback(port);
         let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
         let folder = root.path().display();
         let text = format!(
@@ -92,8 +94,8 @@ pub async fn fetch(url: &str) -> Result<Vec<u8>, String> {
     Ok(response.bytes().await.map_err(|e| e.to_string())?.to_vec())
 }
 
-/// Runs wrk against `url`.
-pub async fn wrk(url: &str, connections: usize, duration: Duration) -> Result<Figure, String> {
+/// Runs wrk against `url` and returns its measurement.
+pub async fn wrk(url: &str, connections: usize, duration: Duration) -> Result<Measurement, String> {
     let program = find_program("wrk")?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(MAX_THREADS).min(connections);
@@ -108,13 +110,13 @@ pub async fn wrk(url: &str, connections: usize, duration: Duration) -> Result<Fi
         .ok_or_else(|| format!("wrk's output cannot be understood:\n{text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// The figures in wrk's report. Pure.
-fn parse(text: &str) -> Option<Figure> {
+/// The measurement in wrk's report. Pure.
+fn parse(text: &str) -> Option<Measurement> {
     let after = |label: &str| text.lines().find_map(|line| line.trim().strip_prefix(label)).map(str::trim);
     let failed = after("Non-2xx or 3xx responses:").map_or(Some(0), |n| n.parse().ok())?;
     let sockets = after("Socket errors:")
         .map_or(0, |line| line.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u64>().ok()).sum());
-    Some(Figure {
+    Some(Measurement {
         per_s: after("Requests/sec:")?.parse().ok()?,
         p50_ms: milliseconds(after("50%")?)?,
         p99_ms: milliseconds(after("99%")?)?,
@@ -152,9 +154,9 @@ mod tests {
         Non-2xx or 3xx responses: 4\nRequests/sec:  42069.51\nTransfer/sec: 1MB\n";
 
     #[test]
-    fn the_report_of_wrk_is_understood() {
+    fn the_report_of_wrk_is_parsed() {
         let figure = parse(REPORT).unwrap();
-        assert_eq!(figure, Figure { per_s: 42_069.51, p50_ms: 0.125, p99_ms: 1020.0, failed: 7 });
+        assert_eq!(figure, Measurement { per_s: 42_069.51, p50_ms: 0.125, p99_ms: 1020.0, failed: 7 });
         assert_eq!(parse("unable to connect"), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The flags of the commands that are configured in layers. A flag is only text here: what it must be is said once, in the
-//! command's settings, for all layers alike.
+//! The flags of the commands that are configured in layers. Flags are text here. The command's
+//! settings define their values, once for all layers.
 
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -63,7 +63,8 @@ pub struct PlacementDriverFlags {
     /// Log kept behind the latest snapshot, in bytes
     #[arg(long, value_name = "BYTES")]
     log_retention_bytes: Option<String>,
-    /// What the log may take, in bytes; above it compaction does not wait for replicas that are down
+    /// What the log may take, in bytes; above it compaction does not wait for replicas that are
+    /// down
     #[arg(long, value_name = "BYTES")]
     log_cap_bytes: Option<String>,
     /// After the state was restored from a backup: a number larger than the last
@@ -75,7 +76,7 @@ pub struct PlacementDriverFlags {
 }
 
 impl PlacementDriverFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = given!(self: replica, data_dir, rest, rpc, log, listen_rest, listen_rpc, listen_log,
             snapshot_every_entries, log_retention_bytes, log_cap_bytes, incarnation);
@@ -126,13 +127,15 @@ pub struct ShardNodeFlags {
     /// Shard replicas whose PostgreSQL servers share this machine [default: 1]
     #[arg(long, value_name = "N")]
     servers_on_machine: Option<String>,
-    /// The memory that PostgreSQL counts with, in MiB [default: the machine's, divided by the servers on it]
+    /// The memory that PostgreSQL counts with, in MiB [default: the machine's, divided by the
+    /// servers on it]
     #[arg(long, value_name = "MIB")]
     postgres_memory_mib: Option<String>,
     /// PostgreSQL's shared_buffers, in MiB [default: a quarter of its memory]
     #[arg(long, value_name = "MIB")]
     shared_buffers_mib: Option<String>,
-    /// PostgreSQL's max_wal_size, in MiB, which a start after a crash replays [default: by the free disk, at most 1024]
+    /// PostgreSQL's max_wal_size, in MiB, which a start after a crash replays [default: by the free
+    /// disk, at most 1024]
     #[arg(long, value_name = "MIB")]
     max_wal_mib: Option<String>,
     /// PostgreSQL sessions for batches of writes
@@ -144,10 +147,12 @@ pub struct ShardNodeFlags {
     /// Transactions with several statements open at once
     #[arg(long, value_name = "N")]
     max_transactions: Option<String>,
-    /// What the log may take, in bytes; above half of it compaction does not wait for replicas that are down
+    /// What the log may take, in bytes; above half of it compaction does not wait for replicas that
+    /// are down
     #[arg(long, value_name = "BYTES")]
     log_cap_bytes: Option<String>,
-    /// How fast a leader compares what its replicas hold, in bytes a second; 0: not at all [default: 4194304]
+    /// How fast a leader compares what its replicas hold, in bytes a second; 0: not at all
+    /// [default: 4194304]
     #[arg(long, value_name = "BYTES")]
     scrub_bytes_per_s: Option<String>,
     /// How long it rests between two rounds over all of its ranges [default: 600000]
@@ -159,7 +164,7 @@ pub struct ShardNodeFlags {
 }
 
 impl ShardNodeFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = given!(self: shard, replica, data_dir, rpc, log, listen_rpc, listen_log, placement_drivers, capacity_per_s, postgres_bin,
             servers_on_machine, postgres_memory_mib, shared_buffers_mib, max_wal_mib, write_lanes, read_lanes, max_transactions, log_cap_bytes,
@@ -169,13 +174,15 @@ impl ShardNodeFlags {
     }
 }
 
-/// What is run, by `demo` and `replay` alike.
+/// Flags of a run, shared by `demo` and `replay`.
 #[derive(Debug, Args)]
 pub struct RunFlags {
-    /// The workload: mixgraph, ycsb-a … ycsb-f, zipf:1.2, hotspot-jump, hotspot-drift, sequential, uniform, …
+    /// The workload: mixgraph, ycsb-a … ycsb-f, zipf:1.2, hotspot-jump, hotspot-drift, sequential,
+    /// uniform, …
     #[arg(long, value_name = "NAME")]
     workload: Option<String>,
-    /// A trace file to replay instead: CSV or CSV.gz `time_us,op,key[,value_bytes]`; Twitter's cache trace with --trace-format
+    /// A trace file to replay instead: CSV or CSV.gz `time_us,op,key[,value_bytes]`; Twitter's
+    /// cache trace with --trace-format
     #[arg(long, value_name = "FILE")]
     trace: Option<String>,
     /// The trace's format: csv or twitter [default: csv]
@@ -227,13 +234,15 @@ pub struct DemoFlags {
     /// Replicas of each shard
     #[arg(long, value_name = "N")]
     replicas: Option<String>,
-    /// Where everything is kept; a cluster that is there is started again [default: a temporary folder, removed in the end]
+    /// Where everything is kept; a cluster that is there is started again [default: a temporary
+    /// folder, removed in the end]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
     /// The folder with `postgres` and `initdb` [default: found]
     #[arg(long, value_name = "DIR")]
     postgres_bin: Option<String>,
-    /// An admission limit on each shard's leader, in statements a second: a stand-in for a machine of its own
+    /// An admission limit on each shard's leader, in statements a second: a stand-in for a machine
+    /// of its own
     #[arg(long, value_name = "OPS")]
     shard_capacity: Option<String>,
     /// Write how to reach the cluster as JSON to this file
@@ -245,13 +254,14 @@ pub struct DemoFlags {
     /// Start the cluster without load, and leave it up until Ctrl-C
     #[arg(long)]
     idle: bool,
-    /// Kill -9 a shard leader, a shard follower, the placement driver's leader and a PostgreSQL server while ranges move
+    /// Kill -9 a shard leader, a shard follower, the placement driver's leader and a PostgreSQL
+    /// server while ranges move
     #[arg(long)]
     chaos: bool,
 }
 
 impl DemoFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = self.run.given();
         given.extend(given!(self: shards, replicas, data_dir, postgres_bin, shard_capacity, endpoints));
@@ -277,7 +287,7 @@ pub struct ReplayFlags {
 }
 
 impl ReplayFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let mut given = self.run.given();
         given.extend(given!(self: endpoints, url));
@@ -318,16 +328,17 @@ pub struct BenchFlags {
 }
 
 impl BenchFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: clients, duration, rounds, rows, postgres_bin, json, only)
     }
 }
 
-/// Measurements that are asked for by name.
+/// Measurements that are selected by name.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Measure for how long writes stand still when a leader dies, freezes, is cut off or hands over
+    /// Measure for how long writes stand still when a leader dies, freezes, is cut off or hands
+    /// over
     Failover(FailoverFlags),
     /// Measure loads, moves, restarts and re-seeding on gigabytes, beside PostgreSQL
     Size(SizeFlags),
@@ -363,7 +374,7 @@ pub struct SizeFlags {
 }
 
 impl SizeFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: trace, duration, gigabytes, large_gigabytes, only, postgres_bin, json)
     }
@@ -393,7 +404,7 @@ pub struct FailoverFlags {
 }
 
 impl FailoverFlags {
-    /// Those that were given.
+    /// The given flags.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         given!(self: trials, kind, role, postgres_bin, json)
     }

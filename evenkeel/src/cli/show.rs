@@ -1,51 +1,10 @@
-//! Answers of the placement driver as tables for people. Pure.
+//! Answers of the placement driver as text for administrators. Pure.
 
-use evenkeel_protocol::rest::{
-    DecisionsBody, OperatorBody, OperatorKind, RangeBody, RouteBody, RouteLookupBody, RoutesBody, ShardBody,
+use crate::display::{bytes, table};
+use evenkeel_local_cluster::operator_text::describe;
+use evenkeel_protocol::api::{
+    DecisionsBody, OperatorBody, RangeBody, RouteBody, RouteLookupBody, RoutesBody, ShardBody,
 };
-
-/// A table: the first row is the heading. Columns are as wide as their widest cell; numbers (by the heading's leading `>`) stand
-/// right.
-pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
-    let layout = Layout::new(heading, rows);
-    std::iter::once(layout.heading()).chain(rows.iter().map(|row| layout.line(row))).collect::<Vec<_>>().join("\n")
-}
-
-/// The columns of a table.
-pub struct Layout {
-    heading: Vec<String>,
-    right: Vec<bool>,
-    widths: Vec<usize>,
-}
-
-impl Layout {
-    /// As wide as these rows need it.
-    pub fn new(heading: &[&str], rows: &[Vec<String>]) -> Layout {
-        let right: Vec<bool> = heading.iter().map(|h| h.starts_with('>')).collect();
-        let heading: Vec<String> = heading.iter().map(|h| h.trim_start_matches('>').to_string()).collect();
-        let mut widths: Vec<usize> = heading.iter().map(|h| h.chars().count()).collect();
-        for row in rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        Layout { heading, right, widths }
-    }
-
-    /// The first line.
-    pub fn heading(&self) -> String {
-        self.line(&self.heading)
-    }
-
-    /// A row. A cell that is wider than its column moves those behind it.
-    pub fn line(&self, cells: &[String]) -> String {
-        let padded = cells.iter().zip(&self.widths).zip(&self.right).map(|((cell, width), right)| {
-            let space = " ".repeat(width.saturating_sub(cell.chars().count()));
-            if *right { format!("{space}{cell}") } else { format!("{cell}{space}") }
-        });
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_string()
-    }
-}
 
 /// `GET /v1/routes`.
 pub fn routes(body: &RoutesBody) -> String {
@@ -84,7 +43,7 @@ pub fn ranges(ranges: &[RangeBody]) -> String {
         .into_iter()
         .map(|range| {
             let mut row = route_row(&range.route);
-            let load = |f: &dyn Fn(&evenkeel_protocol::rest::LoadBody) -> String| {
+            let load = |f: &dyn Fn(&evenkeel_protocol::api::LoadBody) -> String| {
                 range.load.as_ref().map_or_else(|| "-".to_string(), f)
             };
             row.push(load(&|l| format!("{:.0}", l.reads_per_s)));
@@ -189,18 +148,6 @@ pub fn operators(operators: &[OperatorBody]) -> String {
     table(&[">operator", "what", "status", "step", ">moved", ">pause", ">decision", "detail"], &rows)
 }
 
-/// What an operator does, in a few words.
-pub fn describe(kind: &OperatorKind) -> String {
-    match kind {
-        OperatorKind::CreateTable { table, shard } => format!("create table {table} on shard {shard}"),
-        OperatorKind::Split { range, shard, into } => {
-            format!("split range {range} on shard {shard} into {}", into.len())
-        }
-        OperatorKind::Merge { left, right, shard } => format!("merge ranges {left} and {right} on shard {shard}"),
-        OperatorKind::Move { range, from, to } => format!("move range {range} from shard {from} to {to}"),
-    }
-}
-
 /// `GET /v1/decisions`.
 pub fn decisions(body: &DecisionsBody) -> String {
     let mut lines = Vec::new();
@@ -223,16 +170,6 @@ pub fn decisions(body: &DecisionsBody) -> String {
     lines.join("\n")
 }
 
-/// A size for people.
-pub fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
-    }
-}
-
 fn bound(columns: Option<&[serde_json::Value]>) -> String {
     match columns {
         None => "…".into(),
@@ -244,16 +181,11 @@ fn bound(columns: Option<&[serde_json::Value]>) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use evenkeel_protocol::api::OperatorKind;
     use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 
     #[test]
-    fn columns_line_up_and_numbers_stand_right() {
-        let rows = vec![vec!["a".to_string(), "1".to_string()], vec!["länger".to_string(), "100".to_string()]];
-        assert_eq!(table(&["name", ">n"], &rows), "name      n\na         1\nlänger  100");
-    }
-
-    #[test]
-    fn an_operator_says_what_it_does() {
+    fn an_operator_shows_its_action_and_its_measures() {
         let kind = OperatorKind::Move { range: RangeId(7), from: ShardId(1), to: ShardId(2) };
         let operator = OperatorBody {
             id: OperatorId(3),

@@ -1,23 +1,26 @@
-//! `evenkeel sql`: statements through a session of the client, their answers as tables or as JSON, printed as the rows come.
+//! `evenkeel sql`: statements through a session of the client. Answers are printed as tables or as
+//! JSON while rows arrive.
 //!
-//! Values come in PostgreSQL's binary format; here they become the text that PostgreSQL would show (with timestamps in UTC,
-//! and an unknown type as hexadecimal).
+//! Values arrive in PostgreSQL's binary format. They are converted to PostgreSQL's text format,
+//! with timestamps in UTC and unknown types as hexadecimal.
 
-use super::operator::Format;
-use super::{CommandError, show};
+use crate::cli::admin_flags::OutputFormat;
+use crate::display::TableLayout;
+use crate::error::CommandError;
 use clap::Args;
 use evenkeel_client::{Answer, Client, ClientConfig, ClientError, Durability, Levels, ReadLevel, RowStream, SqlError};
 use evenkeel_protocol::RowBatch;
 use evenkeel_protocol::levels::parse_duration_ms;
 use evenkeel_protocol::value::format_timestamp;
 
-/// For how long a placement driver is looked for, in milliseconds: a person waits.
+/// How long connecting may take, in milliseconds. A person waits.
 const CONNECT_PATIENCE_MS: u64 = 1_500;
 
-/// How much of an answer is looked at before its first row is printed, in bytes: a table's columns are as wide as these rows need it.
+/// The bytes of an answer that are read before its first row is printed. They decide the width of
+/// the columns.
 const LOOK_AHEAD_BYTES: usize = 1 << 20;
 
-/// What the session's statements are answered at.
+/// The levels of the session's statements.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct LevelFlags {
     /// How fresh reads are: linearizable, leader or local
@@ -43,17 +46,18 @@ fn duration_ms(text: &str) -> Result<u64, String> {
     parse_duration_ms(text).map_err(in_one_line)
 }
 
-/// clap has named the flag and the value already.
+/// The reason alone: clap names the flag and the value.
 fn in_one_line(error: SqlError) -> String {
     error.hint.unwrap_or(error.message)
 }
 
-/// Executes the statements in one session and prints their answers; ends when what was written is on a quorum's disks.
+/// Executes the statements in one session and prints their answers. Returns when all writes are on
+/// a quorum's disks.
 pub async fn execute(
     urls: &[String],
     levels: LevelFlags,
     statements: &[String],
-    format: Format,
+    format: OutputFormat,
 ) -> Result<(), CommandError> {
     let config = ClientConfig { connect_patience_ms: CONNECT_PATIENCE_MS, ..ClientConfig::new(urls.to_vec()) };
     let client = Client::connect(config).await.map_err(CommandError::failed)?;
@@ -66,8 +70,8 @@ pub async fn execute(
     for statement in statements {
         let mut stream = session.stream(statement, &[]).await.map_err(|error| failed(&error))?;
         match format {
-            Format::Table => print_table(&mut stream).await,
-            Format::Json => print_json(&mut stream).await,
+            OutputFormat::Table => print_table(&mut stream).await,
+            OutputFormat::Json => print_json(&mut stream).await,
         }
         .map_err(|error| failed(&error))?;
     }
@@ -75,7 +79,7 @@ pub async fn execute(
         let line = "the transaction was not committed, so nothing of it has taken effect: end it with COMMIT";
         return Err(CommandError::Failed(line.into()));
     }
-    session.settled().await.map_err(|error| failed(&error))
+    session.resolved().await.map_err(|error| failed(&error))
 }
 
 fn failed(error: &ClientError) -> CommandError {
@@ -91,7 +95,8 @@ fn cells<'a>(answer: &'a Answer, rows: &'a RowBatch) -> impl Iterator<Item = Vec
     rows.rows().map(move |row| row.zip(oids()).map(value).collect())
 }
 
-/// Who answered, and of what age that is; a session's own commands are answered by no shard.
+/// The shard that answered, and the age of its answer. Commands of the session itself have no
+/// shard.
 fn origin(answer: &Answer) -> String {
     match (answer.shard.0, answer.staleness_ms) {
         (0, _) => String::new(),
@@ -120,7 +125,7 @@ async fn print_table(stream: &mut RowStream) -> Result<(), ClientError> {
     let heading: Vec<String> =
         answer.columns.iter().map(|c| format!("{}{}", if numeric(c.type_oid) { ">" } else { "" }, c.name)).collect();
     let heading: Vec<&str> = heading.iter().map(String::as_str).collect();
-    let layout = show::Layout::new(&heading, &rows);
+    let layout = TableLayout::new(&heading, &rows);
     println!("{}", layout.heading());
     let mut count = rows.len();
     rows.iter().for_each(|row| println!("{}", layout.line(row)));
@@ -135,7 +140,7 @@ async fn print_table(stream: &mut RowStream) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// One object. Of a stream that fails only the beginning is printed.
+/// Prints one object. Of a stream that fails only the beginning is printed.
 async fn print_json(stream: &mut RowStream) -> Result<(), ClientError> {
     let columns: Vec<&str> = stream.answer().columns.iter().map(|c| c.name.as_str()).collect();
     print!(r#"{{"columns":{},"rows":["#, serde_json::json!(columns));
@@ -143,7 +148,7 @@ async fn print_json(stream: &mut RowStream) -> Result<(), ClientError> {
     while let Some(batch) = stream.next().await? {
         let answer = stream.answer();
         for row in cells(answer, &batch) {
-            // Numbers are written here, since a JSON library's would lose digits of `numeric`.
+            // Numbers are copied as text: a JSON library would lose digits of `numeric`.
             let cells: Vec<String> =
                 row.into_iter().zip(answer.columns.iter()).map(|(cell, c)| json_cell(c.type_oid, cell)).collect();
             print!("{comma}[{}]", cells.join(","));
@@ -161,7 +166,8 @@ async fn print_json(stream: &mut RowStream) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// A value as JSON, as PostgreSQL's `to_json` has it: numbers and booleans as such, unless they are infinite or none.
+/// A value as JSON, as by PostgreSQL's `to_json`: numbers and booleans as such, except infinity and
+/// NaN.
 fn json_cell(oid: u32, text: Option<String>) -> String {
     let Some(text) = text else { return "null".to_string() };
     let finite = text.bytes().any(|b| b.is_ascii_digit());

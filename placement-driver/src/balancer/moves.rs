@@ -1,104 +1,120 @@
-//! What is seen of the moves under way: how far each is, and how many bytes a second the shards move.
+//! Moves by load: from shards above the ceiling to the least loaded ones.
 
-use super::heard::ShardView;
-use crate::state::{State, Step, Work};
-use evenkeel_protocol::report::{MoveProgress, OperatorReport, ShardReport};
-use evenkeel_protocol::{OperatorId, ShardId};
-use std::collections::BTreeMap;
+use super::imbalance::Imbalance;
+use super::planning_context::PlanningContext;
+use super::rejection::Reason;
+use super::score::{MoveScore, TargetScore, TotalLoad};
+use crate::state::{NewDecision, Range};
+use evenkeel_protocol::ShardId;
+use std::cmp::Reverse;
 
-/// A move's rate is measured over at least this long, in milliseconds.
-const RATE_OVER_MS: u64 = 500;
-/// How much of a new rate is taken into the shard's bandwidth at once.
-const BANDWIDTH_WEIGHT: f64 = 0.3;
+/// Loads that differ by less than this share of the mean are equal when a range is chosen; then
+/// bytes decide.
+const EQUAL_SHARE: f64 = 0.05;
+/// A move relieves the busiest shard by at least this share of the mean.
+const WORTH_SHARE: f64 = 0.02;
 
-/// How far a move is, by its destination's reports.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MoveView {
-    /// What was told last.
-    pub progress: MoveProgress,
-    /// When it last got further, in milliseconds of the state machine's time: rows, bytes or the cursor have changed, or less of the source's
-    /// log was to come than ever before.
-    pub further_ms: u64,
-    /// Since when all chunks have been at the destination, in milliseconds of the state machine's time; `None` while it copies.
-    pub copied_ms: Option<u64>,
-    /// Bytes per second, once they have been measured.
-    pub bytes_per_s: Option<f64>,
-    least_lag: u64,
-    measured: (u64, u64),
+/// Begins moves from shards above the ceiling to the least loaded ones, as many as there are slots
+/// for.
+pub(super) fn moves(context: &mut PlanningContext<'_>) -> Option<NewDecision> {
+    let before = context.imbalance.clone();
+    let mut actions = Vec::new();
+    let mut parts = Vec::new();
+    while let Some((range, to)) = best_move(context) {
+        parts.push(format!(
+            "range {} ({:.0}/s) from shard {} to {to}",
+            range.route.range,
+            context.load.rate(range.route.range),
+            range.route.shard
+        ));
+        actions.push(context.take_move(range, to));
+    }
+    if actions.is_empty() {
+        explain_no_moves(context);
+        return None;
+    }
+    let loads = |imbalance: &Imbalance| {
+        let loads: Vec<String> = imbalance.loads.iter().map(|(id, load)| format!("{id}: {load:.0}")).collect();
+        loads.join(", ")
+    };
+    let why = format!(
+        "loads per shard {{{}}} (imbalance {:.2}, floor {:.2}): moving {}, to come to {{{}}}",
+        loads(&before),
+        before.ratio_to_mean,
+        before.floor,
+        parts.join(", "),
+        loads(&context.imbalance)
+    );
+    let alternatives = vec![format!(
+        "larger pieces would overfill their destination (at most {:.0}/s); of equal ones those with the fewest bytes were taken",
+        before.ceiling()
+    )];
+    context.decision(why, before.ratio_to_mean, alternatives, actions)
 }
 
-impl MoveView {
-    fn new(now_ms: u64) -> MoveView {
-        MoveView {
-            progress: MoveProgress::default(),
-            further_ms: now_ms,
-            copied_ms: None,
-            bytes_per_s: None,
-            least_lag: u64::MAX,
-            measured: (now_ms, 0),
-        }
-    }
-
-    /// `lag`: positions of the source's log still to come.
-    fn see(&mut self, told: &MoveProgress, lag: u64, now_ms: u64) {
-        let known = &self.progress;
-        let came = (told.rows, told.bytes, &told.cursor) != (known.rows, known.bytes, &known.cursor);
-        if came || told.attempts != known.attempts || lag < self.least_lag {
-            self.further_ms = now_ms;
-        }
-        if told.attempts != known.attempts {
-            self.least_lag = u64::MAX;
-        }
-        self.least_lag = self.least_lag.min(lag);
-        self.copied_ms = (told.attempts > 0 && told.cursor.is_none()).then(|| self.copied_ms.unwrap_or(now_ms));
-        let (since_ms, before) = self.measured;
-        let passed_ms = now_ms.saturating_sub(since_ms);
-        if passed_ms >= RATE_OVER_MS {
-            self.bytes_per_s = Some(told.bytes.saturating_sub(before) as f64 * 1000.0 / passed_ms as f64);
-            self.measured = (now_ms, told.bytes);
-        }
-        self.progress = told.clone();
-    }
+/// The move that brings the busiest shard that can be relieved closest to the mean without
+/// overfilling the destination. The destination is filled up to the goal if a range fits so well,
+/// otherwise up to `close_enough`.
+fn best_move<'a>(context: &PlanningContext<'a>) -> Option<(&'a Range, ShardId)> {
+    let full = context.imbalance.floor * context.imbalance.mean;
+    [context.imbalance.goal, context.imbalance.close_enough()]
+        .into_iter()
+        .find_map(|filled| best_move_up_to(context, filled * full))
 }
 
-/// Takes in what a report tells of the moves that come to its shard.
-pub(super) fn observe(
-    moves: &mut BTreeMap<OperatorId, MoveView>,
-    shards: &BTreeMap<ShardId, ShardView>,
-    report: &ShardReport,
-    now_ms: u64,
-) {
-    for seen in &report.operators {
-        let Some(told) = &seen.progress else { continue };
-        let sends = |view: &&ShardView| {
-            let source = |o: &OperatorReport| o.operator == seen.operator && o.progress.is_none();
-            view.report.shard != report.shard && view.report.operators.iter().any(source)
-        };
-        let source = shards.values().find(sends).map(|view| view.report.applied);
-        let lag = source.map_or(u64::MAX, |applied| applied.saturating_sub(told.position));
-        moves.entry(seen.operator).or_insert_with(|| MoveView::new(now_ms)).see(told, lag, now_ms);
-    }
-}
-
-/// Forgets the moves that are over, and learns from the others how many bytes a second each shard moves, in or out.
-pub(super) fn follow(
-    moves: &mut BTreeMap<OperatorId, MoveView>,
-    bandwidth: &mut BTreeMap<ShardId, f64>,
-    state: &State,
-) {
-    moves.retain(|id, _| state.operators.get(id).is_some_and(|operator| !operator.status.is_over()));
-    bandwidth.retain(|id, _| state.shards.contains_key(id));
-    let mut seen: BTreeMap<ShardId, f64> = BTreeMap::new();
-    for operator in state.running().filter(|operator| operator.step == Step::Copy) {
-        let (Work::Move { from, to, .. }, Some(view)) = (&operator.work, moves.get(&operator.id)) else { continue };
-        // What catches up moves what is written, not what it could.
-        let Some(rate) = view.bytes_per_s.filter(|rate| view.copied_ms.is_none() && *rate > 0.0) else { continue };
-        for shard in [from, to] {
-            *seen.entry(*shard).or_default() += rate;
+/// The best move that fills its destination at most up to `ceiling` statements per second.
+fn best_move_up_to<'a>(context: &PlanningContext<'a>, ceiling: f64) -> Option<(&'a Range, ShardId)> {
+    let (mean, full) = (context.imbalance.mean, context.imbalance.floor * context.imbalance.mean);
+    for from in context.overloaded() {
+        if !context.may_send(from) || !context.reports(from) {
+            continue;
+        }
+        let excess = context.imbalance.loads.get(&from).copied().unwrap_or(0.0) - mean;
+        let open = context.imbalance.loads.iter().filter(|(id, _)| **id != from && context.may_receive(**id));
+        let mut targets: Vec<TargetScore> =
+            open.map(|(shard, load)| TargetScore { load: TotalLoad(*load), shard: *shard }).collect();
+        targets.sort();
+        for TargetScore { load: TotalLoad(load), shard: to } in targets {
+            // The source must not fall below the mean by more than rounding. A destination that is
+            // nearly full is left alone rather than filled completely.
+            let room = (ceiling - load).min(excess + EQUAL_SHARE * mean).min(2.0 * (full - load));
+            let fitting = context.free_ranges(from).into_iter().filter(|range| {
+                let rate = context.load.rate(range.route.range);
+                rate <= room
+                    && rate > WORTH_SHARE * mean
+                    && context.known(range)
+                    && context.cooling_ms(range, to).is_none()
+            });
+            let best = fitting.min_by_key(|range| {
+                let range = range.route.range;
+                let load_steps = (context.load.rate(range) / (EQUAL_SHARE * mean)).round() as u64;
+                MoveScore { load_steps: Reverse(load_steps), bytes: context.load.bytes(range), range }
+            });
+            if let Some(range) = best {
+                return Some((range, to));
+            }
         }
     }
-    for (shard, rate) in seen {
-        let known = bandwidth.entry(shard).or_insert(rate);
-        *known += (rate - *known) * BANDWIDTH_WEIGHT;
+    None
+}
+
+/// Rejects the ranges of overloaded shards, none of which can move.
+fn explain_no_moves(context: &mut PlanningContext<'_>) {
+    for from in context.overloaded() {
+        if !context.may_send(from) {
+            context.reject_shard(from, Reason::EnoughMoves { moves: context.moves_at(from) });
+            continue;
+        }
+        context.reject_unfree(from);
+        for range in context.free_ranges(from) {
+            let cooling =
+                context.imbalance.loads.keys().find_map(|to| context.cooling_ms(range, *to).map(|ms| (*to, ms)));
+            let reason = match cooling {
+                _ if !context.known(range) => Reason::TooNew,
+                Some((left, for_ms)) => Reason::CoolingDown { left, for_ms },
+                None => Reason::DoesNotFit,
+            };
+            context.reject_range(range, reason);
+        }
     }
 }

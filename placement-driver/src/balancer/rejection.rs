@@ -1,119 +1,176 @@
-//! Why the balancer left a shard or a range alone.
+//! Rejections: why the balancer leaves a shard, a range or the whole cluster alone.
+//!
+//! Each reason has a sentence for people and a stable code for programs ([`Reason::code`]). A code
+//! never changes its meaning:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | `switched-off` | an administrator has switched the balancer off |
+//! | `restoring` | the state comes from an old copy, and not all shards have reported (R30) |
+//! | `too-few-shards` | fewer than two active shards report |
+//! | `not-reported` | a shard has not reported for a full window in this leadership (R29) |
+//! | `unsteady` | a shard has a new leader, or was silent until just now |
+//! | `unmeasured` | a range has not been measured for a full window (R29) |
+//! | `little-load` | the whole load is too small to be judged |
+//! | `balanced` | the imbalance is below the threshold |
+//! | `not-yet` | the imbalance is above the threshold, but not for long enough |
+//! | `below-ceiling` | the shard does not carry too much |
+//! | `silent` | the shard does not report: it is neither source nor target (R29) |
+//! | `faulty-report` | the shard's reports contain impossible figures |
+//! | `clock-off` | the shard's clock is too far from the median: nothing moves there |
+//! | `busy` | an operator works on the range |
+//! | `enough-moves` | the shard's move slots are taken |
+//! | `does-not-fit` | the range would overfill every other shard, and splitting would not help |
+//! | `single-key` | all load of the range falls on one key |
+//! | `shifting` | the load shifts within the range faster than a split could follow |
+//! | `too-new` | the range's load has not been known for long enough |
+//! | `cut-lately` | the range was split or merged a short while ago |
+//! | `cooling-down` | the range left the only shard that could take it a short while ago |
+//! | `failed-lately` | operators on the range have failed or were cancelled |
+//! | `too-many-ranges` | the limit on ranges is reached |
 
-use super::level::NotReady;
+use super::readiness::NotReady;
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use std::fmt;
 
-/// Why something was left alone.
+/// Why a subject is left alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rejection {
-    /// What.
+    /// The subject.
     pub subject: Subject,
-    /// Its load, in statements per second.
+    /// Its load in statements per second.
     pub load: f64,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
 }
 
-/// What was left alone.
+/// The subject that is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
-    /// Everything.
+    /// The cluster.
     All,
     /// A shard.
     Shard(ShardId),
-    /// A range, on a shard.
+    /// A range on a shard.
     Range(RangeId, ShardId),
 }
 
-/// Why.
+/// A reason to leave a subject alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reason {
-    /// Someone switched the balancer off.
+    /// An administrator has switched the balancer off.
     SwitchedOff,
-    /// R30.
+    /// A restoration from an old copy is under way (R30).
     Restoring,
-    /// R29: not enough is known.
+    /// The load model does not know enough (R29).
     NotReady(NotReady),
-    /// There is too little load to judge by.
+    /// The whole load is too small to be judged.
     LittleLoad {
-        /// All of it, in statements per second.
+        /// The whole load in statements per second.
         total: f64,
     },
-    /// The load is even enough.
-    Level {
-        /// The imbalance over its floor.
+    /// The load is balanced.
+    Balanced {
+        /// The imbalance divided by its floor.
         ratio: f64,
-        /// The ratio above which something is done.
+        /// The ratio above which rebalancing begins.
         act_above: f64,
     },
-    /// The load is uneven, but not for long enough yet.
+    /// The load is imbalanced, but not for long enough.
     NotYet {
-        /// The imbalance over its floor.
+        /// The imbalance divided by its floor.
         ratio: f64,
-        /// For how long, in milliseconds.
+        /// The time for which it has been, in milliseconds.
         for_ms: u64,
     },
-    /// The shard has no more than its part.
+    /// The shard carries no more than the ceiling.
     BelowCeiling {
-        /// What it may carry, in statements per second.
+        /// The ceiling in statements per second.
         ceiling: f64,
     },
-    /// R29: a silent shard is neither source nor target.
+    /// The shard does not report: it is neither source nor target (R29).
     Silent,
-    /// Its reports hold what cannot be.
-    WrongReport {
-        /// What kind of number.
+    /// Its reports contain impossible figures.
+    FaultyReport {
+        /// The kind of figure.
         what: &'static str,
-        /// Whether the whole report was refused; otherwise what was wrong was left out of it.
+        /// Whether the whole report was refused. Otherwise only the faulty part was left out.
         refused: bool,
     },
-    /// Its leader's clock is too far from the others'.
+    /// Its leader's clock is too far from the median: nothing moves there.
     ClockOff {
-        /// By how much it is fast, in milliseconds.
+        /// The difference in milliseconds; positive if the clock is fast.
         off_ms: i64,
     },
-    /// An operator is at work.
+    /// An operator works on it.
     Busy(OperatorId),
-    /// As many moves as are allowed at once involve this shard.
+    /// Its move slots are taken.
     EnoughMoves {
-        /// How many.
+        /// The moves under way at the shard.
         moves: usize,
     },
-    /// Its load would be too much for every other shard, and splitting would not help.
+    /// It would overfill every other shard, and splitting would not help.
     DoesNotFit,
-    /// All its load is on one key.
+    /// All of its load falls on one key.
     SingleKey,
-    /// Where in the range the load falls changes faster than a split could follow.
+    /// The load shifts within it faster than a split could follow.
     Shifting {
-        /// The share that shifted within two seconds.
+        /// The share that has shifted within two seconds.
         shift: f64,
     },
-    /// Its load has not been known for long enough to split by.
+    /// Its load has not been known for long enough.
     TooNew,
-    /// It was cut just now.
+    /// It was split or merged a short while ago.
     CutLately {
-        /// How long ago, in milliseconds.
+        /// The time since then in milliseconds.
         ago_ms: u64,
     },
     /// It left the only shard that could take it a short while ago.
     CoolingDown {
         /// The shard it left.
         left: ShardId,
-        /// How much longer, in milliseconds.
+        /// The rest of the cool-down in milliseconds.
         for_ms: u64,
     },
-    /// Operators on it failed or were cancelled: the reason may still be there.
+    /// Operators on it have failed or were cancelled. The cause may persist.
     FailedLately {
-        /// How many, one after the other.
+        /// How many in a row.
         times: u32,
-        /// How long ago the last was, in milliseconds.
+        /// The time since the last one in milliseconds.
         ago_ms: u64,
-        /// How much longer the range is left alone, in milliseconds.
+        /// The rest of the pause in milliseconds.
         for_ms: u64,
     },
-    /// There are as many ranges as are allowed.
+    /// The limit on ranges is reached.
     TooManyRanges,
+}
+
+impl Reason {
+    /// A stable code for programs, in kebab case. The page of this module lists all codes.
+    pub fn code(self) -> &'static str {
+        match self {
+            Reason::SwitchedOff => "switched-off",
+            Reason::Restoring => "restoring",
+            Reason::NotReady(why) => why.code(),
+            Reason::LittleLoad { .. } => "little-load",
+            Reason::Balanced { .. } => "balanced",
+            Reason::NotYet { .. } => "not-yet",
+            Reason::BelowCeiling { .. } => "below-ceiling",
+            Reason::Silent => "silent",
+            Reason::FaultyReport { .. } => "faulty-report",
+            Reason::ClockOff { .. } => "clock-off",
+            Reason::Busy(_) => "busy",
+            Reason::EnoughMoves { .. } => "enough-moves",
+            Reason::DoesNotFit => "does-not-fit",
+            Reason::SingleKey => "single-key",
+            Reason::Shifting { .. } => "shifting",
+            Reason::TooNew => "too-new",
+            Reason::CutLately { .. } => "cut-lately",
+            Reason::CoolingDown { .. } => "cooling-down",
+            Reason::FailedLately { .. } => "failed-lately",
+            Reason::TooManyRanges => "too-many-ranges",
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -133,7 +190,7 @@ impl fmt::Display for Reason {
             Reason::Restoring => write!(f, "the state comes from a backup and not all shards have told what they have"),
             Reason::NotReady(why) => write!(f, "{why}"),
             Reason::LittleLoad { total } => write!(f, "{total:.0} statements/s in all are too few to judge by"),
-            Reason::Level { ratio, act_above } => {
+            Reason::Balanced { ratio, act_above } => {
                 write!(f, "level: imbalance is {ratio:.2} × its floor, below {act_above:.2}")
             }
             Reason::NotYet { ratio, for_ms } => {
@@ -141,10 +198,10 @@ impl fmt::Display for Reason {
             }
             Reason::BelowCeiling { ceiling } => write!(f, "it carries no more than its part ({ceiling:.0}/s)"),
             Reason::Silent => write!(f, "it does not report: neither source nor target"),
-            Reason::WrongReport { what, refused: true } => {
+            Reason::FaultyReport { what, refused: true } => {
                 write!(f, "its reports are refused: what they say ({what}) cannot be")
             }
-            Reason::WrongReport { what, refused: false } => {
+            Reason::FaultyReport { what, refused: false } => {
                 write!(f, "part of its reports ({what}) cannot be, and was left out")
             }
             Reason::ClockOff { off_ms } => {
@@ -174,5 +231,54 @@ impl fmt::Display for Reason {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({:.0}/s): {}", self.subject, self.load, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each reason. `Reason::code` has no wildcard, so that a new variant cannot be
+    /// forgotten there.
+    fn every_reason() -> Vec<Reason> {
+        let (shard, range) = (ShardId(1), RangeId(1));
+        vec![
+            Reason::SwitchedOff,
+            Reason::Restoring,
+            Reason::NotReady(NotReady::TooFewShards),
+            Reason::NotReady(NotReady::NotReported(shard)),
+            Reason::NotReady(NotReady::Unsteady(shard)),
+            Reason::NotReady(NotReady::Unmeasured(range)),
+            Reason::LittleLoad { total: 1.0 },
+            Reason::Balanced { ratio: 1.0, act_above: 1.1 },
+            Reason::NotYet { ratio: 1.5, for_ms: 10 },
+            Reason::BelowCeiling { ceiling: 1.0 },
+            Reason::Silent,
+            Reason::FaultyReport { what: "rate", refused: false },
+            Reason::ClockOff { off_ms: 3000 },
+            Reason::Busy(OperatorId(1)),
+            Reason::EnoughMoves { moves: 2 },
+            Reason::DoesNotFit,
+            Reason::SingleKey,
+            Reason::Shifting { shift: 0.5 },
+            Reason::TooNew,
+            Reason::CutLately { ago_ms: 10 },
+            Reason::CoolingDown { left: shard, for_ms: 10 },
+            Reason::FailedLately { times: 1, ago_ms: 10, for_ms: 10 },
+            Reason::TooManyRanges,
+        ]
+    }
+
+    /// Programs rely on codes: each is documented on this module's page, in this order, and no two
+    /// are equal.
+    #[test]
+    fn every_reason_has_a_code_of_its_own_and_it_is_documented() {
+        let codes: Vec<&str> = every_reason().into_iter().map(Reason::code).collect();
+        let rows = include_str!("rejection.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
+        let documented: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+        assert_eq!(codes, documented);
+        let different: std::collections::BTreeSet<&str> = codes.iter().copied().collect();
+        assert_eq!(different.len(), codes.len());
+        assert!(codes.iter().all(|code| code.chars().all(|c| c.is_ascii_lowercase() || c == '-')), "{codes:?}");
     }
 }

@@ -1,21 +1,23 @@
-//! The balancer in a closed loop: synthetic statements fall on ranges, shards report what they counted (smoothed, noisy, late), the
-//! balancer plans, and what it planned happens after a while. Deterministic by seed; no clock, no socket.
+//! Simulation of the balancer in a closed loop: synthetic statements fall on ranges, shards report
+//! their counts (smoothed, noisy, late), the balancer plans, and its decisions take effect after a
+//! while. It is deterministic by seed.
 
+use super::Balancer;
 use super::testing::{codec, key, schema};
-use super::{Picture, plan};
 use crate::config::BalancerConfig;
-use crate::state::{Action, Command, Proposal, State, Status, Transition, Work};
+use crate::state::{Action, Command, PlacementState, Proposal, Status, Transition, Work, apply};
 use evenkeel_protocol::report::{RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::ControlReply;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, RangeId, ShardId, TableId};
 use std::collections::BTreeMap;
 
-/// A report every so often, in milliseconds.
+/// Time between two reports of a shard, in milliseconds.
 const TICK_MS: u64 = 250;
-/// After so many ticks a statement counts half, as the shards' meters have it.
+/// Ticks after which a statement counts half, as in the shards' meters.
 const HALF_LIFE_TICKS: f64 = 6.0;
-/// How long the table lies idle before the load begins, in milliseconds: rates then ramp up as the meters' averages do.
+/// How long the table lies idle before the load begins, in milliseconds: rates then ramp up as the
+/// meters' averages do.
 const IDLE_MS: u64 = 5_000;
 /// When the simulation begins, in milliseconds of the state machine's time.
 const START_MS: u64 = 1_700_000_000_000;
@@ -42,7 +44,7 @@ impl Random {
     }
 }
 
-/// The number a key encodes; the beginning of the table is before all.
+/// The number that a key encodes. The start of the table is below all numbers.
 fn number(key: &Key) -> i64 {
     match codec().decode(key).as_deref() {
         Ok([KeyValue::Int(n)]) => *n,
@@ -50,13 +52,14 @@ fn number(key: &Key) -> i64 {
     }
 }
 
-/// Keys that weigh something, if any do: from 0 up to this.
+/// The number of keys that have bytes, if any do.
 pub const SIZED_KEYS: i64 = 100_000;
 
 /// Draws keys; the second argument is the time since the start in milliseconds.
 pub type Workload = Box<dyn FnMut(&mut Random, u64) -> i64>;
 
-/// What a shard counted on a range, decaying. New statements weigh more instead of old ones less: see [`Simulation::scale`].
+/// The decaying count of a shard on a range. New statements weigh more instead of old ones less:
+/// see [`Simulation::scale`].
 #[derive(Clone, Default)]
 struct Counter {
     since_ms: u64,
@@ -65,15 +68,15 @@ struct Counter {
 }
 
 pub struct Simulation {
-    pub state: State,
-    pub picture: Picture,
+    pub state: PlacementState,
+    pub balancer: Balancer,
     pub config: BalancerConfig,
     pub random: Random,
     pub now_ms: u64,
     pub statements_per_s: u64,
     workload: Workload,
     counters: BTreeMap<(RangeId, Epoch, ShardId), Counter>,
-    /// Reports on their way: when they arrive, and what.
+    /// Reports on their way, each with the time at which it arrives.
     mail: Vec<(u64, ShardReport)>,
     sequence: u64,
     /// Moves that are copying: when they end.
@@ -87,14 +90,14 @@ pub struct Simulation {
     pub merges: Vec<u64>,
     /// Shards that send no reports.
     pub silent: Vec<ShardId>,
-    /// A shard whose clock is ahead, by so many milliseconds.
+    /// A shard whose clock is ahead, and by how many milliseconds.
     pub fast: Option<(ShardId, u64)>,
     /// The term of all shards' leaders.
     pub term: u64,
     /// A shard whose ranges all carry this many statements per second by its reports.
     pub lies: Option<(ShardId, f64)>,
     pub rejections: std::sync::Arc<Vec<super::Rejection>>,
-    /// What each key from 0 up to [`SIZED_KEYS`] weighs, in bytes; 0 for ranges of a kilobyte each.
+    /// Bytes of each key below [`SIZED_KEYS`]; 0 for ranges of a kilobyte each.
     pub bytes_per_key: u64,
     /// How long a move takes, in milliseconds: at least, and by how much more at most.
     pub move_ms: (u64, u64),
@@ -107,8 +110,8 @@ pub struct Simulation {
 impl Simulation {
     pub fn new(shards: u32, statements_per_s: u64, seed: u64, workload: Workload) -> Simulation {
         let mut simulation = Simulation {
-            state: State::default(),
-            picture: Picture::default(),
+            state: PlacementState::default(),
+            balancer: Balancer::default(),
             config: BalancerConfig::default(),
             random: Random(seed),
             now_ms: START_MS,
@@ -156,7 +159,8 @@ impl Simulation {
 
     pub fn apply(&mut self, command: Command) {
         let since_ms = self.now_ms.saturating_sub(self.state.time_ms());
-        let result = self.state.apply(Proposal { at_ms: self.now_ms, since_ms, nonce: 0, command: command.clone() });
+        let result =
+            apply(&mut self.state, Proposal { at_ms: self.now_ms, since_ms, nonce: 0, command: command.clone() });
         assert!(result.is_ok(), "{command:?}: {result:?}");
         self.check_partition();
     }
@@ -170,14 +174,14 @@ impl Simulation {
         }
     }
 
-    /// Runs for so many seconds of simulated time.
+    /// Runs for this many seconds of simulated time.
     pub fn run(&mut self, seconds: u64) {
         for _ in 0..seconds * 1000 / TICK_MS {
             self.tick();
         }
     }
 
-    /// A shard serves nothing for so many seconds, and then in one tick what has queued up.
+    /// A shard serves nothing for this many seconds, and then serves its queue in one tick.
     pub fn stall(&mut self, shard: ShardId, seconds: u64) {
         self.stalled = Some(shard);
         self.run(seconds);
@@ -196,17 +200,17 @@ impl Simulation {
             if let Some((_, figure)) = self.lies.filter(|(shard, _)| *shard == report.shard) {
                 report.ranges.iter_mut().for_each(|range| range.load.reads_per_s = figure);
             }
-            self.picture.observe(report, &self.state, &self.config, now_ms);
+            self.balancer.load.observe(report, &self.state, &self.config, now_ms);
         }
         self.carry_out();
-        self.picture.update(&self.state, &self.config, now_ms);
-        let plan = plan(&self.state, &self.picture, &self.config, now_ms);
+        self.balancer.update(&self.state, &self.config, now_ms);
+        let plan = self.balancer.plan(&self.state, &self.config, now_ms);
         if plan.exhausted {
-            self.picture.rest();
+            self.balancer.rebalancing.rest();
         }
-        for question in self.picture.size_questions(&self.state, &self.config, now_ms) {
+        for question in self.balancer.size_questions(&self.state, &self.config, now_ms) {
             let answer = Ok(ControlReply::SplitKeys(self.size_keys(&question)));
-            self.picture.sizes.answered(question.range, question.epoch, answer, now_ms);
+            self.balancer.sizes.answered(question.range, question.epoch, answer, now_ms);
         }
         self.rejections = super::explanation(&self.rejections, &plan);
         for decision in plan.decisions {
@@ -214,7 +218,7 @@ impl Simulation {
             self.apply(Command::Decide(Box::new(decision)));
         }
         self.carry_out();
-        self.picture.update(&self.state, &self.config, now_ms);
+        self.balancer.update(&self.state, &self.config, now_ms);
         if now_ms.is_multiple_of(1000) {
             self.end_second();
         }
@@ -249,7 +253,7 @@ impl Simulation {
         self.second.clear();
     }
 
-    /// What a statement weighs now: twice as much every half-life.
+    /// The weight of a statement now: twice as much after every half-life.
     fn scale(&self) -> f64 {
         ((self.now_ms - (START_MS - IDLE_MS)) as f64 / TICK_MS as f64 / HALF_LIFE_TICKS).exp2()
     }
@@ -387,7 +391,7 @@ impl Simulation {
         }
     }
 
-    /// A source that splits a range starts its pieces with what it counted on the whole.
+    /// A shard that splits a range begins the meters of its pieces with the counts of the whole.
     fn carry_counts_over(&mut self, before: &BTreeMap<(RangeId, Epoch, ShardId), Counter>) {
         for range in self.state.ranges.values() {
             let id = (range.route.range, range.route.epoch, range.route.shard);
@@ -408,12 +412,12 @@ impl Simulation {
         self.counters.retain(|id, _| live.contains(id));
     }
 
-    /// What a range weighs, in bytes.
+    /// The bytes of a range.
     pub fn bytes_of(&self, id: RangeId) -> u64 {
         self.state.ranges.get(&id).map_or(0, |_| self.keys_of(id, SIZED_KEYS).max(0) as u64 * self.bytes_per_key)
     }
 
-    /// All keys weigh the same: equal pieces.
+    /// The keys of equal pieces: all keys have the same size.
     fn size_keys(&self, question: &super::SizeQuestion) -> Vec<Key> {
         let keys = self.keys_of(question.range, SIZED_KEYS);
         let first = number(&self.state.ranges[&question.range].route.interval.start).max(0);
@@ -434,11 +438,12 @@ impl Simulation {
     }
 
     pub fn loads(&self) -> &BTreeMap<ShardId, f64> {
-        &self.picture.level.loads
+        &self.balancer.imbalance.loads
     }
 }
 
-/// Zipf's distribution over `n` items with any exponent, by its cumulative table; scrambled so that hot keys are not neighbours.
+/// Zipf's distribution over `n` items with any exponent, by its cumulative table; scrambled so that
+/// hot keys are not neighbours.
 pub fn zipf(n: usize, exponent: f64, scrambled: bool) -> Workload {
     let mut cumulative = Vec::with_capacity(n);
     let mut sum = 0.0;

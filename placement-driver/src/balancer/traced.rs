@@ -1,6 +1,8 @@
-//! How level a real trace is held: what it takes to level it at all, and what the balancer makes of it in its closed loop.
+//! Balance of a real trace: the number of pieces that balance it, and the result of the balancer in
+//! its closed loop.
 //!
-//! Figures for docs/decisions/bursty-load.md, not checks: the trace is no part of the product, so these tests are run by hand.
+//! Figures for docs/decisions/bursty-load.md, not checks: the trace is no part of the product, so
+//! these tests are run by hand.
 //!
 //!     EVENKEEL_TRACE=orm-busy-1m.csv.gz cargo test --release -p evenkeel-placement-driver --lib traced -- --ignored --nocapture
 #![allow(clippy::unwrap_used)]
@@ -16,12 +18,14 @@ const SHARDS: usize = 3;
 const RATES: [usize; 2] = [8_000, 10_000];
 /// The load is to be level from this second on.
 const LEVEL_BY_S: usize = 20;
-/// The most by which the busiest shard may exceed its part, as a factor; the floor of this trace's imbalance is 1.
+/// The most by which the busiest shard may exceed its part, as a factor; the floor of this trace's
+/// imbalance is 1.
 const LEVEL: f64 = 1.25;
 /// How long a move takes in a cluster, in milliseconds: at least, and by how much more at most.
 const MOVE_MS: (u64, u64) = (300, 700);
 
-/// The accesses' keys in their order. The file that `EVENKEEL_TRACE` names has a line of names, then `time,op,key` per line.
+/// The accesses' keys in their order. The file that `EVENKEEL_TRACE` names has a line of names,
+/// then `time,op,key` per line.
 fn keys() -> Rc<Vec<i64>> {
     let path = std::env::var("EVENKEEL_TRACE").expect("EVENKEEL_TRACE names the trace");
     let mut text = String::new();
@@ -29,12 +33,14 @@ fn keys() -> Rc<Vec<i64>> {
     Rc::new(text.lines().skip(1).map(|line| line.split(',').nth(2).unwrap().parse().unwrap()).collect())
 }
 
-/// Where in the trace a run begins, so that no figure is luck: at its start, after a third, after two thirds. Then it goes round.
+/// Where in the trace a run begins, so that no figure is luck: at its start, after a third, after
+/// two thirds. Then it goes round.
 fn phases(keys: &[i64]) -> [usize; 3] {
     [0, keys.len() / 3, 2 * keys.len() / 3]
 }
 
-/// What the last so many seconds say at each second from [`LEVEL_BY_S`] on: the share above [`LEVEL`], and the worst.
+/// What the last `window` seconds say at each second from [`LEVEL_BY_S`] on: the share above
+/// [`LEVEL`], and the worst.
 fn held(per_second: &[Vec<u64>], window: usize) -> String {
     let ratio = |end: usize| {
         let sum = |shard: usize| -> u64 { per_second[end + 1 - window..=end].iter().map(|loads| loads[shard]).sum() };
@@ -47,7 +53,8 @@ fn held(per_second: &[Vec<u64>], window: usize) -> String {
     format!("{window} s: {:3.0} %, {worst:.2}", above * 100.0)
 }
 
-/// Ranges of equally many rows, cut without a look at the load and dealt out in turn, never moved.
+/// Ranges of equally many rows, cut without regard to the load, scattered over the shards in turn,
+/// and never moved.
 #[test]
 #[ignore = "needs a trace"]
 fn what_stripes_of_equally_many_rows_would_hold() {

@@ -5,14 +5,19 @@ use super::testing::{owned_report, report};
 use super::*;
 use crate::balancer::testing::{key, must, schema, state_with_table};
 use crate::config::BalancerConfig;
-use crate::state::{Action, Effect, Found, Proposal, Refusal, SKIPPED_NUMBERS, Status};
+use crate::load::LoadModel;
+use crate::state::{
+    Action, Command, Effect, Found, PlacementState, Proposal, Refusal, SKIPPED_NUMBERS, Status, Step, Transition, apply,
+};
 use evenkeel_protocol::report::{HighestNumbers, OperatorPhase, OperatorReport, ShardReport};
-use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, TableId, TableSchema};
+use evenkeel_protocol::shard::ControlRequest;
+use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, ShardId, TableId, TableSchema};
 
-/// A state as a copy has it: three shards, one table, one operator so far. And a leadership that has just begun on it.
+/// A state as a copy has it: three shards, one table, one operator so far. And a leadership that
+/// has just begun on it.
 struct Restored {
-    state: State,
-    picture: Picture,
+    state: PlacementState,
+    load: LoadModel,
     now_ms: u64,
     sequence: u64,
 }
@@ -20,28 +25,28 @@ struct Restored {
 impl Restored {
     fn new() -> Restored {
         let mut restored =
-            Restored { state: state_with_table(3), picture: Picture::default(), now_ms: 1000, sequence: 0 };
+            Restored { state: state_with_table(3), load: LoadModel::default(), now_ms: 1000, sequence: 0 };
         restored.update();
         restored
     }
 
     fn update(&mut self) {
-        self.picture.update(&self.state, &BalancerConfig::default(), self.now_ms);
+        self.load.update(&self.state, &BalancerConfig::default(), self.now_ms);
     }
 
     fn hear(&mut self, report: ShardReport) {
         self.sequence += 1;
         self.now_ms += 10;
         let report = ShardReport { sequence: self.sequence, ..report };
-        self.picture.observe(report, &self.state, &BalancerConfig::default(), self.now_ms);
+        self.load.observe(report, &self.state, &BalancerConfig::default(), self.now_ms);
         self.update();
     }
 
     fn next(&self) -> Option<Command> {
-        take_in(&self.state, &self.picture, self.now_ms)
+        take_in(&self.state, &self.load, self.now_ms)
     }
 
-    /// Proposes what is to be taken in.
+    /// Applies the command that takes in what the state lacks.
     fn take(&mut self) -> Command {
         let command = self.next().unwrap();
         must(&mut self.state, self.now_ms, command.clone());
@@ -51,7 +56,7 @@ impl Restored {
 
     fn begin(&mut self, action: Action) -> Result<OperatorId, Refusal> {
         let command = Command::Begin(action);
-        match self.state.apply(Proposal { at_ms: self.now_ms, since_ms: 0, nonce: 0, command })? {
+        match apply(&mut self.state, Proposal { at_ms: self.now_ms, since_ms: 0, nonce: 0, command })? {
             Effect::Begun(operators) => Ok(operators[0]),
             other => panic!("{other:?}"),
         }
@@ -73,12 +78,13 @@ fn split(range: u64) -> Action {
     Action::Split { range: RangeId(range), epoch: None, at: vec![key(7)] }
 }
 
-/// The schedule of the finding: numbers were given after the copy was taken, and their operators have ended.
+/// The schedule of the finding: numbers were given after the copy was taken, and their operators
+/// have ended.
 #[test]
 fn numbers_go_on_above_what_any_shard_has_seen() {
     let mut restored = Restored::new();
     restored.hear(with(owned_report(1, 0, RangeId(1), 9, KeyInterval::ALL), 150, 40, vec![table(1, "t")]));
-    // Nobody has said that the state is an old one: the report shows it.
+    // The state was not declared an old copy: the report shows that it is.
     assert_eq!(restored.take(), Command::BeginIncarnation(2));
     assert_eq!(restored.begin(split(1)), Err(Refusal::Restoring));
     restored.hear(with(report(2, 0, vec![]), 160, 30, vec![table(1, "t")]));
@@ -105,7 +111,7 @@ fn tables_that_only_shards_know_are_taken_in() {
     restored.hear(with(of.clone(), 9, 9, vec![table(7, "u"), table(8, "t")]));
     restored.hear(with(report(3, 0, vec![]), 9, 9, vec![]));
     assert_eq!(restored.next(), None, "the rest of table 7 is on its way between two shards");
-    let missing = |restored: &Restored| missing(&restored.state, &restored.picture).join("; ");
+    let missing = |restored: &Restored| missing(&restored.state, &restored.load).join("; ");
     assert!(missing(&restored).contains("not all keys of table 7"), "{}", missing(&restored));
     of.ranges.push({
         let mut right = of.ranges[0].clone();
@@ -156,13 +162,13 @@ fn a_shard_that_is_not_registered_is_waited_for_if_it_owns_something() {
     left.ranges[0].table = TableId(4);
     restored.hear(with(left, 300, 9, vec![table(4, "u")]));
     assert_eq!(restored.next(), None);
-    assert!(missing(&restored.state, &restored.picture)[0].contains("shard 9 owns ranges"));
+    assert!(missing(&restored.state, &restored.load)[0].contains("shard 9 owns ranges"));
     restored.now_ms = 1000 + GRACE_MS;
     restored.take();
     assert_eq!(restored.state.next_operator(), OperatorId(301 + SKIPPED_NUMBERS), "its numbers count");
 }
 
-/// Somebody has pointed a shard of another cluster at this one.
+/// A shard of another cluster is registered here by mistake.
 #[test]
 fn other_tables_of_the_same_number_are_left_out() {
     let mut restored = Restored::new();
@@ -170,10 +176,10 @@ fn other_tables_of_the_same_number_are_left_out() {
     restored.hear(with(foreign, 900, 900, vec![table(1, "another")]));
     assert_eq!(restored.next(), None);
     assert_eq!(restored.state.ranges[&RangeId(1)].route.shard, ShardId(1));
-    assert!(missing(&restored.state, &restored.picture)[0].contains("another table 1"));
+    assert!(missing(&restored.state, &restored.load)[0].contains("another table 1"));
 }
 
-/// What shard 1 tells after range 1 was split there, at epoch 5, behind the copy.
+/// The report of shard 1 after range 1 was split there at epoch 5, later than the copy.
 fn range_1_was_split() -> ShardReport {
     let mut report = owned_report(1, 0, RangeId(1), 5, KeyInterval::new(Default::default(), Some(key(5))));
     let mut right = report.ranges[0].clone();
@@ -195,11 +201,11 @@ fn an_operator_of_the_copy_changes_nothing_that_came_after_it() {
     restored.hear(with(report(3, 0, vec![]), 0, 0, vec![]));
     restored.hear(with(report(2, 0, vec![told(7)]), 150, 40, vec![table(1, "t")]));
     restored.take();
-    let mut driver = Driver::default();
+    let mut controller = OperatorController::default();
     let proposes = |todo: Vec<Todo>| todo.into_iter().find(|todo| matches!(todo, Todo::Propose(_)));
-    assert_eq!(proposes(driver.next(&restored.state, &restored.picture, restored.now_ms)), None);
+    assert_eq!(proposes(controller.next(&restored.state, &restored.load, restored.now_ms)), None);
     restored.hear(with(report(2, 0, vec![told(1)]), 150, 40, vec![table(1, "t")]));
-    let Some(Todo::Propose(command)) = proposes(driver.next(&restored.state, &restored.picture, restored.now_ms))
+    let Some(Todo::Propose(command)) = proposes(controller.next(&restored.state, &restored.load, restored.now_ms))
     else {
         panic!("nothing is proposed");
     };
@@ -210,7 +216,8 @@ fn an_operator_of_the_copy_changes_nothing_that_came_after_it() {
     assert_eq!(restored.state.operators[&operator].status, Status::Running);
 }
 
-/// A source that owns the range's number at a later epoch, but other keys, has not taken it back: it was split behind the copy.
+/// A source that owns the range's number at a later epoch, but other keys, has not taken it back:
+/// it was split behind the copy.
 #[test]
 fn a_range_that_was_split_since_was_not_taken_back() {
     let mut restored = Restored::new();
@@ -219,8 +226,8 @@ fn a_range_that_was_split_since_was_not_taken_back() {
     must(&mut restored.state, 1, opened);
     must(&mut restored.state, 1, Command::BeginIncarnation(2));
     restored.hear(range_1_was_split());
-    let mut driver = Driver::default();
-    let proposed = driver.next(&restored.state, &restored.picture, restored.now_ms);
+    let mut controller = OperatorController::default();
+    let proposed = controller.next(&restored.state, &restored.load, restored.now_ms);
     assert!(!proposed.iter().any(|todo| matches!(todo, Todo::Propose(_))), "{proposed:?}");
 }
 
@@ -229,14 +236,15 @@ fn told(operator: u64, phase: OperatorPhase) -> OperatorReport {
     OperatorReport { operator: OperatorId(operator), range: RangeId(1), phase, progress: None }
 }
 
-fn sweeps(restored: &Restored, driver: &mut Driver) -> Vec<(ShardId, ControlRequest)> {
-    let todo = driver.next(&restored.state, &restored.picture, restored.now_ms);
+fn sweeps(restored: &Restored, controller: &mut OperatorController) -> Vec<(ShardId, ControlRequest)> {
+    let todo = controller.next(&restored.state, &restored.load, restored.now_ms);
     todo.into_iter()
         .filter_map(|todo| if let Todo::Call { name, request } = todo { Some((name.shard, request)) } else { None })
         .collect()
 }
 
-/// S3: breaks if a destination is asked to discard a move that its source has fenced: nobody would own the range. R20: the source's log decides.
+/// S3: breaks if a destination is asked to discard a move that its source has fenced: nobody would
+/// own the range. R20: the source's log decides.
 #[test]
 fn what_a_forgotten_move_brings_in_stays_until_its_source_has_cancelled_it() {
     let mut restored = Restored::new();
@@ -246,20 +254,20 @@ fn what_a_forgotten_move_brings_in_stays_until_its_source_has_cancelled_it() {
     restored.hear(with(report(3, 0, vec![]), 9, 9, vec![]));
     let found = Found { highest: HighestNumbers { operator: OperatorId(9), ..Default::default() }, ..Found::default() };
     must(&mut restored.state, 2, Command::Reconciled(Box::new(found)));
-    let mut driver = Driver::default();
-    assert_eq!(sweeps(&restored, &mut driver), [], "its source has not been heard");
+    let mut controller = OperatorController::default();
+    assert_eq!(sweeps(&restored, &mut controller), [], "its source has not been heard");
     for phase in [OperatorPhase::Fenced, OperatorPhase::HandedOver] {
         restored.hear(report(1, 0, vec![told(5, phase.clone())]));
-        let asked = sweeps(&restored, &mut driver);
+        let asked = sweeps(&restored, &mut controller);
         assert!(!asked.iter().any(|(shard, _)| *shard == ShardId(2)), "{phase:?}: {asked:?}");
     }
-    let mut driver = Driver::default();
+    let mut controller = OperatorController::default();
     restored.hear(report(1, 0, vec![told(5, OperatorPhase::Open)]));
     let cancel = ControlRequest::MoveCancel { operator: OperatorId(5), range: RangeId(1) };
-    assert_eq!(sweeps(&restored, &mut driver), [(ShardId(1), cancel)]);
+    assert_eq!(sweeps(&restored, &mut controller), [(ShardId(1), cancel)]);
     restored.hear(report(1, 0, vec![]));
     let discard = ControlRequest::IngestCancel { operator: OperatorId(5) };
-    assert_eq!(sweeps(&restored, &mut driver), [(ShardId(2), discard)]);
+    assert_eq!(sweeps(&restored, &mut controller), [(ShardId(2), discard)]);
 }
 
 /// A state that has a move at this step, with the shards that a copy has; and its number.
@@ -276,23 +284,28 @@ fn with_move_at(step: Step) -> (Restored, OperatorId) {
     (restored, operator)
 }
 
-/// S3: a move that was past its fence in the copy, and has ended since, would wait for its shards for ever.
+/// S3: a move that was past its fence in the copy, and has ended since, would wait for its shards
+/// for ever.
 #[test]
 fn a_move_of_the_copy_that_nobody_knows_any_more_ends() {
     for step in [Step::Switch, Step::Restore] {
         let (mut restored, operator) = with_move_at(step);
-        let mut driver = Driver::default();
-        let proposed = |restored: &Restored, driver: &mut Driver| {
-            let todo = driver.next(&restored.state, &restored.picture, restored.now_ms);
+        let mut controller = OperatorController::default();
+        let proposed = |restored: &Restored, controller: &mut OperatorController| {
+            let todo = controller.next(&restored.state, &restored.load, restored.now_ms);
             todo.into_iter().find_map(|todo| if let Todo::Propose(command) = todo { Some(command) } else { None })
         };
         restored.hear(range_1_was_split());
-        assert_eq!(proposed(&restored, &mut driver), None, "{step:?}: its destination has not been heard");
+        assert_eq!(proposed(&restored, &mut controller), None, "{step:?}: its destination has not been heard");
         restored.hear(with(report(2, 0, vec![told(operator.0, OperatorPhase::Discarding)]), 0, 0, vec![]));
-        assert_ne!(proposed(&restored, &mut driver), Some(overtaken(operator, step)), "{step:?}: it is known there");
-        let mut driver = Driver::default();
+        assert_ne!(
+            proposed(&restored, &mut controller),
+            Some(overtaken(operator, step)),
+            "{step:?}: it is known there"
+        );
+        let mut controller = OperatorController::default();
         restored.hear(with(report(2, 0, vec![]), 0, 0, vec![]));
-        assert_eq!(proposed(&restored, &mut driver), Some(overtaken(operator, step)), "{step:?}");
+        assert_eq!(proposed(&restored, &mut controller), Some(overtaken(operator, step)), "{step:?}");
         must(&mut restored.state, 2, overtaken(operator, step));
         assert_eq!(restored.state.operators[&operator].status, Status::Failed);
         assert_eq!(restored.state.ranges[&RangeId(1)].operator, None, "its range is free");
@@ -304,13 +317,14 @@ fn overtaken(operator: OperatorId, from: Step) -> Command {
     Command::Advance { operator, from, transition: Transition::Overtaken }
 }
 
-/// S3: a move that was under way in the copy and that its source has cancelled since keeps its range for half a minute, unless it is noticed.
+/// S3: a move that was under way in the copy and that its source has cancelled since keeps its
+/// range for half a minute, unless it is noticed.
 #[test]
 fn a_move_that_its_source_does_not_know_is_given_up() {
     let (mut restored, operator) = with_move_at(Step::Copy);
-    let mut driver = Driver::default();
-    let given_up = |restored: &Restored, driver: &mut Driver| {
-        let todo = driver.next(&restored.state, &restored.picture, restored.now_ms);
+    let mut controller = OperatorController::default();
+    let given_up = |restored: &Restored, controller: &mut OperatorController| {
+        let todo = controller.next(&restored.state, &restored.load, restored.now_ms);
         todo.iter()
             .any(|todo| matches!(todo, Todo::Propose(Command::Advance { transition: Transition::GiveUp { .. }, .. })))
     };
@@ -319,19 +333,20 @@ fn a_move_that_its_source_does_not_know_is_given_up() {
         restored.hear(source(vec![told(operator.0, OperatorPhase::Open)]));
         restored.hear(report(2, 0, vec![]));
         restored.now_ms += 1_000;
-        assert!(!given_up(&restored, &mut driver));
+        assert!(!given_up(&restored, &mut controller));
     }
     restored.hear(source(vec![]));
     restored.hear(report(2, 0, vec![]));
-    assert!(given_up(&restored, &mut driver), "it was opened long ago");
+    assert!(given_up(&restored, &mut controller), "it was opened long ago");
 }
 
-/// Breaks if a leadership numbers before it can know that its state is an old copy: two shards would get a range of the same number.
+/// Breaks if a leadership numbers before it can know that its state is an old copy: two shards
+/// would get a range of the same number.
 #[test]
 fn a_new_leadership_gives_no_numbers_before_the_shards_have_shown_what_they_have_seen() {
     let mut restored = Restored::new();
     let first = restored.state.shards.keys().copied().collect();
-    let may = |restored: &Restored| may_number(&restored.state, &restored.picture, &first, restored.now_ms);
+    let may = |restored: &Restored| may_number(&restored.state, &restored.load, &first, restored.now_ms);
     restored.hear(report(1, 0, vec![]));
     restored.hear(report(2, 0, vec![]));
     assert!(!may(&restored), "shard 3 has not been heard");

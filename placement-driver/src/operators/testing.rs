@@ -1,4 +1,4 @@
-//! What tests share: reports.
+//! Reports, shared by tests.
 #![allow(clippy::unwrap_used)]
 
 use evenkeel_protocol::report::{HighestNumbers, OperatorReport, RangeLoad, RangeReport, RangeState, ShardReport};

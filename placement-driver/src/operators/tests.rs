@@ -1,19 +1,23 @@
-//! The driver against a scripted world: what it asks, what it concludes, and what a successor does.
+//! The operator controller against scripted shards: its requests, its conclusions, and what a
+//! successor does.
 #![allow(clippy::unwrap_used)]
 
+use super::controller::MAX_PAUSE_MS;
 use super::testing::{owned_report, report};
 use super::*;
 use crate::balancer::testing::{key, must, state_with_table};
 use crate::config::BalancerConfig;
-use crate::state::{Action, Effect, Proposal, Refusal, Status};
+use crate::load::LoadModel;
+use crate::state::{Action, Command, Effect, PlacementState, Proposal, Refusal, Status, Step, Transition, apply};
 use evenkeel_protocol::report::{MoveProgress, OperatorPhase, OperatorReport, ShardReport};
-use evenkeel_protocol::{Epoch, KeyInterval, RangeId, TableId};
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
+use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, ShardId, TableId};
 
 /// The state, a leadership, and its clock.
 struct World {
-    state: State,
-    picture: Picture,
-    driver: Driver,
+    state: PlacementState,
+    load: LoadModel,
+    controller: OperatorController,
     now_ms: u64,
     sequence: u64,
 }
@@ -22,8 +26,8 @@ impl World {
     fn new() -> World {
         let mut world = World {
             state: state_with_table(3),
-            picture: Picture::default(),
-            driver: Driver::default(),
+            load: LoadModel::default(),
+            controller: OperatorController::default(),
             now_ms: 1000,
             sequence: 0,
         };
@@ -32,7 +36,7 @@ impl World {
     }
 
     fn update(&mut self) {
-        self.picture.update(&self.state, &BalancerConfig::default(), self.now_ms);
+        self.load.update(&self.state, &BalancerConfig::default(), self.now_ms);
     }
 
     fn begin(&mut self, action: Action) -> OperatorId {
@@ -45,7 +49,7 @@ impl World {
     fn observe(&mut self, mut report: ShardReport) {
         self.sequence += 1;
         report.sequence = self.sequence;
-        assert!(self.picture.observe(report, &self.state, &BalancerConfig::default(), self.now_ms).taken);
+        assert!(self.load.observe(report, &self.state, &BalancerConfig::default(), self.now_ms).taken);
         self.update();
     }
 
@@ -53,12 +57,12 @@ impl World {
         self.observe(report(shard, 0, vec![OperatorReport { operator, range: RangeId(1), phase, progress: None }]));
     }
 
-    /// Lets time pass, applies what is proposed, and gives what is asked.
+    /// Lets time pass, applies the proposals, and returns the requests.
     fn turn(&mut self) -> Vec<(CallName, ControlRequest)> {
         self.now_ms += 10;
         let mut calls = Vec::new();
         for _ in 0..4 {
-            for todo in self.driver.next(&self.state, &self.picture, self.now_ms) {
+            for todo in self.controller.next(&self.state, &self.load, self.now_ms) {
                 match todo {
                     Todo::Call { name, request } => calls.push((name, request)),
                     Todo::Propose(command) => drop(must(&mut self.state, self.now_ms, command)),
@@ -70,7 +74,7 @@ impl World {
     }
 
     fn answer(&mut self, name: CallName, reply: ControlReply) {
-        self.driver.answered(name, Ok(reply), &self.state, self.now_ms);
+        self.controller.answered(name, Ok(reply), &self.state, self.now_ms);
     }
 
     /// One call is expected; it is answered.
@@ -122,7 +126,7 @@ fn a_move_takes_its_steps_and_publishes_at_the_adoption() {
     assert_eq!(world.expect(1, ControlReply::Done), ControlRequest::Purge { operator });
     let range = &world.state.ranges[&RangeId(1)];
     assert_eq!(range.route.shard, ShardId(2));
-    assert_eq!(range.operator, None, "A8: what is left to do concerns the source's copy, not the range");
+    assert_eq!(range.operator, None, "A8: the remaining steps concern the source's copy, not the range");
     assert_eq!(world.expect(2, ControlReply::Done), ControlRequest::MoveForget { operator });
     world.turn();
     assert_eq!(world.status(operator), (Step::End, Status::Done));
@@ -135,8 +139,8 @@ fn a_split_is_asked_of_the_owner_until_it_answers() {
     let operator = world.begin(Action::Split { range: RangeId(1), epoch: None, at: vec![key(5)] });
     let (name, _) = world.turn().remove(0);
     assert!(world.turn().is_empty(), "one request at a time");
-    world.driver.answered(name, Err("lost".into()), &world.state, world.now_ms);
-    assert_eq!(world.driver.trouble(operator), Some("lost"));
+    world.controller.answered(name, Err("lost".into()), &world.state, world.now_ms);
+    assert_eq!(world.controller.trouble(operator), Some("lost"));
     assert!(world.turn().is_empty(), "not at once again");
     world.now_ms += MAX_PAUSE_MS;
     let request = world.expect(1, ControlReply::Done);
@@ -174,8 +178,8 @@ fn a_cancellation_after_the_fence_goes_forward() {
     assert_eq!(world.state.ranges[&RangeId(1)].route.shard, ShardId(2));
 }
 
-/// R24: what the destination stores differs from what it is sent, again and again. That is found out before the fence: the range stays where
-/// it is, and the alarm is raised.
+/// R24: the destination repeatedly stores other rows than the source sends. This is found before
+/// the fence: the range stays where it is, and the alarm is raised.
 #[test]
 fn copies_that_differ_raise_the_alarm_and_the_range_stays() {
     let mut world = World::new();
@@ -233,8 +237,8 @@ fn a_successor_resumes_at_every_step() {
         for turn in 0..40 {
             if turn == handover_at {
                 // All that is not in the log is lost, with the answers under way.
-                world.driver = Driver::default();
-                world.picture = Picture::default();
+                world.controller = OperatorController::default();
+                world.load = LoadModel::default();
             }
             world.phase(1, operator, source.clone());
             if let Some(phase) = &destination {
@@ -254,7 +258,7 @@ fn a_successor_resumes_at_every_step() {
                 }
             }
             if turn == handover_at {
-                world.driver = Driver::default();
+                world.controller = OperatorController::default();
             }
             if world.status(operator).1 == Status::Done {
                 break;
@@ -264,7 +268,8 @@ fn a_successor_resumes_at_every_step() {
     }
 }
 
-/// What an operator that is over left behind is swept up: here a move whose opening was overtaken by its cancellation.
+/// Leftovers of an ended operator are deleted: here a move whose opening was overtaken
+/// by its cancellation.
 #[test]
 fn leftovers_of_ended_operators_are_swept_up() {
     let mut world = World::new();
@@ -283,7 +288,7 @@ fn leftovers_of_ended_operators_are_swept_up() {
     assert!(world.turn().is_empty(), "what was never begun here is somebody else's");
 }
 
-/// Invariant 6: what the shards' logs say is later wins, once it is whole.
+/// Invariant 6: later routes in the shards' logs win, once they are complete.
 #[test]
 fn later_routes_in_reports_are_taken_in_when_they_leave_no_gap() {
     let mut world = World::new();
@@ -293,13 +298,13 @@ fn later_routes_in_reports_are_taken_in_when_they_leave_no_gap() {
     assert_eq!(world.status(split).1, Status::Failed);
     let (left, right) = (KeyInterval::new(evenkeel_protocol::Key::MIN, Some(key(5))), KeyInterval::new(key(5), None));
     world.observe(owned_report(1, 0, RangeId(1), 2, left));
-    assert_eq!(take_in(&world.state, &world.picture, world.now_ms), None, "only half is known");
+    assert_eq!(take_in(&world.state, &world.load, world.now_ms), None, "only half is known");
     world.observe(owned_report(2, 0, RangeId(2), 3, right));
-    let command = take_in(&world.state, &world.picture, world.now_ms).unwrap();
+    let command = take_in(&world.state, &world.load, world.now_ms).unwrap();
     must(&mut world.state, 5, command);
     assert_eq!(world.state.ranges[&RangeId(2)].route.shard, ShardId(2));
     world.update();
-    assert_eq!(take_in(&world.state, &world.picture, world.now_ms), None);
+    assert_eq!(take_in(&world.state, &world.load, world.now_ms), None);
 }
 
 #[test]
@@ -313,7 +318,7 @@ fn a_drained_shard_is_removed_when_its_own_report_says_it_is_empty() {
     assert!(!world.state.shards.contains_key(&ShardId(3)));
 }
 
-/// Its addresses are mistyped, say: nobody will ever hear of it, and nothing is there.
+/// Its addresses are mistyped, for example: it never reports, and it owns nothing.
 #[test]
 fn a_drained_shard_that_never_spoke_is_removed_if_it_owns_nothing() {
     let mut world = World::new();
@@ -327,7 +332,7 @@ fn a_drained_shard_that_never_spoke_is_removed_if_it_owns_nothing() {
     world.turn();
     assert!(!world.state.shards.contains_key(&ShardId(3)));
     assert!(world.state.shards.contains_key(&ShardId(2)), "an operator works with it");
-    // Restored from a backup, the state does not know what it owns (R30).
+    // A state that was restored from a backup does not prove that the shard owns nothing (R30).
     for (from, transition) in [(Step::Cancel, Transition::CancelledAtSource), (Step::Discard, Transition::Discarded)] {
         must(&mut world.state, 1, Command::Advance { operator, from, transition });
     }
@@ -336,7 +341,8 @@ fn a_drained_shard_that_never_spoke_is_removed_if_it_owns_nothing() {
     assert!(world.state.shards.contains_key(&ShardId(2)));
 }
 
-/// A creation that was given up while its shard was silent, and that had come about: the name would stay taken there.
+/// A creation that was given up while its shard was silent, and that had come about: the name would
+/// stay taken there.
 #[test]
 fn a_table_whose_creation_was_given_up_is_dropped_where_it_came_about() {
     let mut world = World::new();
@@ -354,10 +360,10 @@ fn a_table_whose_creation_was_given_up_is_dropped_where_it_came_about() {
     // The shard turns up.
     let made = evenkeel_protocol::TableSchema { id: TableId(2), ..schema };
     world.observe(ShardReport { tables: Some(vec![made]), ..report(3, 0, vec![]) });
-    assert_eq!(take_in(&world.state, &world.picture, world.now_ms), None, "nobody wants it");
+    assert_eq!(take_in(&world.state, &world.load, world.now_ms), None, "nobody wants it");
     assert_eq!(world.expect(3, ControlReply::Done), ControlRequest::DropTable { table: TableId(2) });
     assert!(world.turn().is_empty(), "not again at once");
-    assert_eq!(missing(&world.state, &world.picture), Vec::<String>::new());
+    assert_eq!(missing(&world.state, &world.load), Vec::<String>::new());
     world.observe(ShardReport { tables: Some(vec![]), ..report(3, 0, vec![]) });
     world.now_ms += 10_000;
     assert!(world.turn().is_empty());
@@ -371,7 +377,8 @@ fn copied(attempts: u64, bytes: u64) -> MoveProgress {
     MoveProgress { attempts, bytes, cursor: Some(key(bytes as i64)), ..MoveProgress::default() }
 }
 
-/// Both shards speak every second for `seconds`; the destination tells what `far` says.
+/// Both shards report every second for `seconds`; the destination reports the progress that `far`
+/// returns.
 fn speak(world: &mut World, operator: OperatorId, seconds: u64, far: impl Fn(u64) -> MoveProgress) -> Option<u64> {
     for second in 0..seconds {
         world.now_ms += 1000;
@@ -390,7 +397,7 @@ fn why(world: &World, operator: OperatorId) -> &str {
     world.state.operators[&operator].detail.as_deref().unwrap_or_default()
 }
 
-/// A move must not hold its range, and its share of two shards, until somebody looks.
+/// A move must not hold its range and its slots until an administrator notices.
 #[test]
 fn a_move_to_a_shard_that_falls_silent_is_given_up_and_its_range_is_free() {
     let mut world = World::new();
@@ -436,7 +443,8 @@ fn a_move_of_which_nothing_changes_is_given_up_and_a_slow_one_is_not() {
     assert!(why(&world, operator).starts_with("no-progress: "), "{}", why(&world, operator));
 }
 
-/// Changes come in for ever, and nobody is fenced: a statement that never ends holds the range, say.
+/// Changes arrive for ever and the source does not fence: for example, a statement that never ends
+/// uses the range.
 #[test]
 fn a_move_that_is_never_fenced_is_given_up() {
     let mut world = World::new();
@@ -453,11 +461,11 @@ fn a_move_that_begins_again_and_again_is_given_up() {
     let mut world = World::new();
     let operator = copying(&mut world);
     let given_up = speak(&mut world, operator, 60, |second| copied(second + 1, 1000 * second));
-    assert_eq!(given_up, Some(watchdog::MAX_ATTEMPTS));
+    assert_eq!(given_up, Some(move_range::MAX_ATTEMPTS));
     assert!(why(&world, operator).starts_with("too-many-attempts: "), "{}", why(&world, operator));
 }
 
-/// R20: after the fence only forward, whoever is silent.
+/// R20: after the fence the move only goes forward, whichever shard is silent.
 #[test]
 fn a_move_is_not_given_up_after_its_fence() {
     let mut world = World::new();
@@ -487,13 +495,13 @@ fn what_a_lost_destination_has_not_adopted_is_taken_back() {
     assert_eq!((route.shard, route.epoch), (ShardId(1), Epoch(3)));
     // It comes back all the same, and says that it has adopted the range.
     let told = report(2, 900, vec![seen(operator, adopted(), None)]);
-    let observed = world.picture.observe(told, &world.state, &BalancerConfig::default(), world.now_ms);
+    let observed = world.load.observe(told, &world.state, &BalancerConfig::default(), world.now_ms);
     assert!(!observed.taken && observed.fault.is_some_and(|fault| fault.what == "lost"));
     let proposal = |command| Proposal { at_ms: 1, since_ms: 0, nonce: 0, command };
     let back = Command::Begin(Action::Move { range: RangeId(1), epoch: None, to: ShardId(2) });
-    assert_eq!(world.state.apply(proposal(back)), Err(Refusal::Lost(ShardId(2))));
+    assert_eq!(apply(&mut world.state, proposal(back)), Err(Refusal::Lost(ShardId(2))));
     let again = Command::AddShard(crate::balancer::testing::shard(2));
-    assert_eq!(world.state.apply(proposal(again)), Err(Refusal::Lost(ShardId(2))));
+    assert_eq!(apply(&mut world.state, proposal(again)), Err(Refusal::Lost(ShardId(2))));
 }
 
 #[test]
@@ -501,7 +509,7 @@ fn what_was_adopted_is_not_taken_back() {
     let mut world = World::new();
     let operator = copying(&mut world);
     let take_back = Proposal { at_ms: 1, since_ms: 0, nonce: 0, command: Command::TakeBack(OperatorId(1)) };
-    assert!(matches!(world.state.apply(take_back), Err(Refusal::NotFenced { .. })), "a table was created");
+    assert!(matches!(apply(&mut world.state, take_back), Err(Refusal::NotFenced { .. })), "a table was created");
     world.phase(1, operator, OperatorPhase::Fenced);
     world.turn();
     must(&mut world.state, 1, Command::TakeBack(operator));
@@ -520,7 +528,7 @@ fn a_transition_that_is_refused_is_proposed_more_and_more_rarely() {
     let mut proposed = 0;
     for _ in 0..120 {
         world.now_ms += 1000;
-        let todo = world.driver.next(&world.state, &world.picture, world.now_ms);
+        let todo = world.controller.next(&world.state, &world.load, world.now_ms);
         proposed += todo.iter().filter(|todo| matches!(todo, Todo::Propose(Command::Advance { .. }))).count();
     }
     assert!((5..=9).contains(&proposed), "{proposed} in two minutes");

@@ -1,13 +1,14 @@
-//! What changed in the routing table, version by version, so that a client that was away for a while need not fetch all of it.
+//! Changes of the routing table by version. A client that has missed some versions fetches their
+//! changes instead of the whole table.
 
 use evenkeel_protocol::{RangeId, ShardId, TableId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 
-/// The most versions remembered; who is further behind gets the whole table.
+/// Versions that are remembered, at most. A client further behind fetches the whole table.
 pub const MAX_CHANGES: usize = 512;
 
-/// What one version changed.
+/// The changes of one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The version's number.
@@ -18,7 +19,8 @@ pub struct Change {
     pub shards: BTreeSet<ShardId>,
     /// Shards removed.
     pub removed_shards: BTreeSet<ShardId>,
-    /// Ranges whose route changed. Ranges that ceased to exist are covered by the ones that took their keys.
+    /// Ranges whose route changed. Ranges that ceased to exist are covered by the ones that took
+    /// their keys.
     pub ranges: BTreeSet<RangeId>,
 }
 
@@ -57,12 +59,13 @@ impl Changes {
         self.0.push_back(change);
     }
 
-    /// Forgets everything: nobody's version can be compared with what comes now.
+    /// Forgets all changes: later versions cannot be compared with earlier ones.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Everything that changed after version `number`, of which `current` is the latest; `None` if that is not remembered.
+    /// Everything that changed after version `number` up to `current`, the latest. `None` if that
+    /// is not remembered.
     pub fn since(&self, number: u64, current: u64) -> Option<Change> {
         if number > current {
             return None;
@@ -86,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_ago_is_not_answered_in_part() {
+    fn changes_too_long_ago_are_not_answered_in_part() {
         let mut changes = Changes::default();
         for number in 1..=MAX_CHANGES as u64 + 10 {
             changes.push(Change { number, ranges: [RangeId(number)].into(), ..Change::default() });

@@ -1,36 +1,38 @@
-//! What the state machine promises, whatever is proposed.
+//! The promises of the placement state, whatever is proposed.
 #![allow(clippy::unwrap_used)]
 
+use super::limits::{MAX_DECISIONS, MAX_ENDED, MAX_LEFT};
 use super::*;
 use crate::balancer::testing::{key, must, schema, shard, state_with_table};
+use crate::coordination;
 use evenkeel_protocol::report::HighestNumbers;
-use evenkeel_protocol::routing::Route;
-use evenkeel_protocol::{Epoch, Key, KeyInterval};
+use evenkeel_protocol::routing::{Route, ShardInfo};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, ShardId, TableId, TableSchema};
 use proptest::prelude::*;
 
-fn try_apply(state: &mut State, at_ms: u64, command: Command) -> Result<Effect, Refusal> {
-    state.apply(Proposal { at_ms, since_ms: 0, nonce: 0, command })
+fn try_apply(state: &mut PlacementState, at_ms: u64, command: Command) -> Result<Effect, Refusal> {
+    apply(state, Proposal { at_ms, since_ms: 0, nonce: 0, command })
 }
 
-fn begin(state: &mut State, action: Action) -> OperatorId {
+fn begin(state: &mut PlacementState, action: Action) -> OperatorId {
     match must(state, 5, Command::Begin(action)) {
         Effect::Begun(operators) => operators[0],
         other => panic!("{other:?}"),
     }
 }
 
-fn advance(state: &mut State, operator: OperatorId, from: Step, transition: Transition) -> Effect {
+fn advance(state: &mut PlacementState, operator: OperatorId, from: Step, transition: Transition) -> Effect {
     must(state, 6, Command::Advance { operator, from, transition })
 }
 
-fn split(state: &mut State, range: u64, at: &[i64]) -> OperatorId {
+fn split(state: &mut PlacementState, range: u64, at: &[i64]) -> OperatorId {
     let at = at.iter().map(|n| key(*n)).collect();
     let operator = begin(state, Action::Split { range: RangeId(range), epoch: None, at });
     advance(state, operator, Step::Apply, Transition::Applied);
     operator
 }
 
-fn move_to(state: &mut State, range: u64, to: u32) -> OperatorId {
+fn move_to(state: &mut PlacementState, range: u64, to: u32) -> OperatorId {
     begin(state, Action::Move { range: RangeId(range), epoch: None, to: ShardId(to) })
 }
 
@@ -38,7 +40,7 @@ fn adopted(epoch: u64) -> Transition {
     Transition::Adopted { epoch: Epoch(epoch), pause_us: 7000, rows: 10, bytes: 1000 }
 }
 
-fn finish_move(state: &mut State, operator: OperatorId, epoch: u64) {
+fn finish_move(state: &mut PlacementState, operator: OperatorId, epoch: u64) {
     for (from, transition) in [
         (Step::Open, Transition::Opened),
         (Step::Copy, adopted(epoch)),
@@ -49,7 +51,7 @@ fn finish_move(state: &mut State, operator: OperatorId, epoch: u64) {
     }
 }
 
-fn create_at(state: &mut State, shard: u32) -> OperatorId {
+fn create_at(state: &mut PlacementState, shard: u32) -> OperatorId {
     let shard = Some(ShardId(shard));
     match must(state, 2, Command::CreateTable { schema: schema("a"), shard, if_not_exists: false }) {
         Effect::Begun(operators) => operators[0],
@@ -57,7 +59,7 @@ fn create_at(state: &mut State, shard: u32) -> OperatorId {
     }
 }
 
-fn partitioned(state: &State) -> bool {
+fn partitioned(state: &PlacementState) -> bool {
     state.tables.values().filter(|table| table.creating.is_none()).all(|table| {
         let parts: Vec<_> = state.ranges_of(table.schema.id).into_iter().map(|r| &r.route.interval).collect();
         KeyInterval::ALL.is_partitioned_by(parts)
@@ -66,9 +68,9 @@ fn partitioned(state: &State) -> bool {
 
 #[test]
 fn a_table_appears_when_its_shard_has_answered_and_goes_if_it_refused() {
-    let mut state = State::default();
+    let mut state = PlacementState::default();
     must(&mut state, 1, Command::AddShard(shard(1)));
-    let create = |state: &mut State, if_not_exists| {
+    let create = |state: &mut PlacementState, if_not_exists| {
         try_apply(state, 2, Command::CreateTable { schema: schema("a"), shard: None, if_not_exists })
     };
     let Ok(Effect::Begun(first)) = create(&mut state, false) else { panic!("not begun") };
@@ -262,7 +264,8 @@ fn what_a_drain_was_moving_away_stays_when_the_shard_is_taken_back() {
     assert!(cancelled.detail.as_ref().unwrap().contains("no longer being drained"));
 }
 
-/// What an operator left at its destination concerns nobody who is served: the range is free once the source has cancelled (R20).
+/// The copy that a cancelled move leaves at its destination serves nobody: the range is free once
+/// the source has cancelled (R20).
 #[test]
 fn a_range_is_free_once_its_source_has_cancelled() {
     let mut state = state_with_table(3);
@@ -280,7 +283,7 @@ fn a_range_is_free_once_its_source_has_cancelled() {
 #[test]
 fn a_range_is_left_alone_for_longer_after_each_failure() {
     let mut state = state_with_table(2);
-    let fail = |state: &mut State, transition| {
+    let fail = |state: &mut PlacementState, transition| {
         let operator = move_to(state, 1, 2);
         advance(state, operator, Step::Open, transition);
         state.ranges[&RangeId(1)].failures
@@ -299,12 +302,13 @@ fn a_range_is_left_alone_for_longer_after_each_failure() {
     assert_eq!(Failures::default().until_ms(10_000), None);
 }
 
-/// Clocks can be set wrong: what is decided by time is decided by the time that leaders have led, which nobody sets.
+/// Wall clocks can be set wrong: decisions depend on the time for which leaders have led, which
+/// cannot be set.
 #[test]
 fn a_leader_whose_clock_is_an_hour_off_changes_no_times_that_decide() {
     let mut state = state_with_table(2);
-    let at = |state: &mut State, at_ms, since_ms, command| {
-        assert!(state.apply(Proposal { at_ms, since_ms, nonce: 0, command }).is_ok());
+    let at = |state: &mut PlacementState, at_ms, since_ms, command| {
+        assert!(apply(state, Proposal { at_ms, since_ms, nonce: 0, command }).is_ok());
     };
     let began = state.time_ms();
     let action = Action::Split { range: RangeId(1), epoch: None, at: vec![key(10)] };
@@ -328,7 +332,7 @@ fn a_leader_whose_clock_is_an_hour_off_changes_no_times_that_decide() {
 fn refusals_name_keys_and_steps_as_people_know_them() {
     let mut state = state_with_table(2);
     let operator = split(&mut state, 1, &[10]);
-    let refusal = |state: &mut State, command| try_apply(state, 1, command).unwrap_err().to_string();
+    let refusal = |state: &mut PlacementState, command| try_apply(state, 1, command).unwrap_err().to_string();
     let outside = Command::Begin(Action::Split { range: RangeId(1), epoch: None, at: vec![key(100)] });
     assert_eq!(refusal(&mut state, outside), "100 is not strictly inside [-∞, 10)");
     assert_eq!(refusal(&mut state, Command::Cancel(operator)), "operator 2 is over already: done");
@@ -336,7 +340,8 @@ fn refusals_name_keys_and_steps_as_people_know_them() {
     assert_eq!(refusal(&mut state, late), "operator 2 is at step done");
 }
 
-/// R20, for a table: nothing is known of it before its shard has answered. A shard that owns nothing may not even be there.
+/// R20, for a table: nothing is known of it before its shard has answered. A shard that owns
+/// nothing may not even be there.
 #[test]
 fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
     let mut state = state_with_table(2);
@@ -347,7 +352,7 @@ fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
     let late = Command::Advance { operator, from: Step::Apply, transition: Transition::Applied };
     assert!(
         matches!(try_apply(&mut state, 4, late), Err(Refusal::OtherStep { .. })),
-        "an answer that comes late is void"
+        "an answer that comes late is rejected"
     );
     assert!(matches!(try_apply(&mut state, 4, Command::Cancel(operator)), Err(Refusal::AlreadyOver { .. })));
     let operator = create_at(&mut state, 1);
@@ -355,7 +360,7 @@ fn the_creation_of_a_table_can_be_cancelled_where_nothing_is() {
     assert!(matches!(refused, Err(Refusal::NotCancellable { .. })), "a shard that owns something will answer");
 }
 
-/// Invariant 6: shards' logs are the authority, and only what is later counts, and never with a gap.
+/// Invariant 6: the shards' logs are the authority. Only later routes count, and never with a gap.
 #[test]
 fn later_routes_are_taken_in_and_nothing_else() {
     let mut state = state_with_table(2);
@@ -377,7 +382,8 @@ fn later_routes_are_taken_in_and_nothing_else() {
     assert!(partitioned(&state));
 }
 
-/// R30: restored from a backup it allocates nothing until it knows what the shards have, and then nothing they know already.
+/// R30: a state restored from a backup gives no numbers until the shards have reported, and then
+/// none that they have seen.
 #[test]
 fn a_restored_state_allocates_nothing_before_it_is_reconciled() {
     let mut state = state_with_table(2);
@@ -397,7 +403,8 @@ fn a_restored_state_allocates_nothing_before_it_is_reconciled() {
     assert!(state.ranges.contains_key(&RangeId(41)));
 }
 
-/// A cluster that was founded again begins to count again: its versions must not look like those of before.
+/// A cluster that was founded again begins to count again: its versions must not look like those of
+/// before.
 #[test]
 fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
     let founded = |cluster| {
@@ -410,7 +417,7 @@ fn versions_of_clusters_that_were_founded_apart_are_never_alike() {
     assert_ne!(before.version.incarnation, again.version.incarnation);
     assert!(
         before.changes.since(0, before.version.number).is_none(),
-        "what was served without the number is told whole"
+        "a table served without the number is sent whole"
     );
     assert_eq!(must(&mut before, 1, Command::NameCluster(9)), Effect::Unchanged, "for life");
     must(&mut before, 1, Command::BeginIncarnation(2));
@@ -431,7 +438,7 @@ fn a_decision_notes_what_came_of_it() {
         actions: vec![action(1), action(77)],
     };
     let Effect::Begun(operators) = must(&mut state, 5, Command::Decide(Box::new(decision))) else { panic!() };
-    assert_eq!(operators.len(), 1, "what is no longer possible is left out");
+    assert_eq!(operators.len(), 1, "impossible actions are left out");
     finish_move(&mut state, operators[0], 3);
     let outcome = state.decisions[0].outcome.clone().unwrap();
     assert!(outcome.starts_with("1 of 1 done after") && outcome.contains("1000 bytes"), "{outcome}");
@@ -482,7 +489,7 @@ fn wild() -> impl Strategy<Value = Wild> {
     ]
 }
 
-fn command(state: &State, wild: Wild) -> Option<Command> {
+fn command(state: &PlacementState, wild: Wild) -> Option<Command> {
     let epoch = |range: u64| state.ranges.get(&RangeId(range)).map(|r| r.route.epoch);
     Some(match wild {
         Wild::Split(range, at) => {
@@ -537,26 +544,38 @@ fn command(state: &State, wild: Wild) -> Option<Command> {
     })
 }
 
-/// The coordination store's promise to recognise a repetition is kept by time that has passed, not by what a leader's clock says.
+/// The coordination store recognises repetitions for a time that has passed, not by a leader's wall
+/// clock.
 #[test]
 fn a_clock_that_is_set_wrong_forgets_nothing() {
     let mut state = state_with_table(1);
     let put = || {
-        let action = kv::Action::Put { value: "1".into(), content_type: "text/plain".into() };
-        let request = kv::Request { key: "k".into(), expect: kv::Expect::Absent, action, id: Some("a".into()) };
+        let action = coordination::Action::Put { value: "1".into(), content_type: "text/plain".into() };
+        let request = coordination::Request {
+            key: "k".into(),
+            expect: coordination::Expect::Absent,
+            action,
+            id: Some("a".into()),
+        };
         Command::Kv(Box::new(request))
     };
-    let apply =
-        |state: &mut State, at_ms, since_ms| state.apply(Proposal { at_ms, since_ms, nonce: 0, command: put() });
+    let apply = |state: &mut PlacementState, at_ms, since_ms| {
+        super::apply(state, Proposal { at_ms, since_ms, nonce: 0, command: put() })
+    };
     let written = apply(&mut state, 1, 0).unwrap();
-    assert_eq!(apply(&mut state, 100 * kv::REMEMBER_MS, 0), Ok(written.clone()), "the next leader's clock is ahead");
-    assert_eq!(apply(&mut state, 2, kv::REMEMBER_MS - 1), Ok(written));
+    assert_eq!(
+        apply(&mut state, 100 * coordination::REMEMBER_MS, 0),
+        Ok(written.clone()),
+        "the next leader's clock is ahead"
+    );
+    assert_eq!(apply(&mut state, 2, coordination::REMEMBER_MS - 1), Ok(written));
     assert!(apply(&mut state, 3, 1).is_err(), "the time is over, and the key is there");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-    /// Whatever is proposed: no gap, no overlap, epochs only grow per key, a refusal changes nothing, the state survives its encoding.
+    /// Whatever is proposed: no gap, no overlap, epochs only grow per key, a refusal changes
+    /// nothing, the state survives its encoding.
     #[test]
     fn nothing_proposed_breaks_the_table(wilds in proptest::collection::vec(wild(), 1..60)) {
         let mut state = state_with_table(3);
@@ -569,7 +588,7 @@ proptest! {
             }
             prop_assert!(partitioned(&state));
             for n in (0..40).map(key).chain([Key::MIN]) {
-                let epoch = |state: &State| {
+                let epoch = |state: &PlacementState| {
                     state.ranges.values().find(|r| r.route.interval.contains(&n)).map(|r| r.route.epoch)
                 };
                 prop_assert!(epoch(&before) <= epoch(&state));
@@ -580,6 +599,6 @@ proptest! {
             }
         }
         let encoded = postcard::to_stdvec(&state).unwrap();
-        prop_assert_eq!(postcard::from_bytes::<State>(&encoded).unwrap(), state);
+        prop_assert_eq!(postcard::from_bytes::<PlacementState>(&encoded).unwrap(), state);
     }
 }

@@ -1,10 +1,11 @@
-//! Death and return of placement-driver replicas while operators are under way.
+//! Crashes and restarts of placement-driver replicas while operators are under way.
 
 use crate::cluster::{Cluster, bigint_table, eventually};
 use reqwest::StatusCode;
 use serde_json::json;
 
-/// The leader dies while a move is at the given step; its successor takes the move to its end, and nothing is done twice.
+/// The leader dies while a move is at the given step. Its successor completes the move, and nothing
+/// is done twice.
 async fn leader_dies(step: &str) {
     let mut cluster = Cluster::start(2).await;
     cluster.create_table(&bigint_table("t")).await;
@@ -20,7 +21,7 @@ async fn leader_dies(step: &str) {
     cluster.shards.world().hold_switches = false;
     assert_eq!(cluster.ended(&operator).await["status"], "done");
     assert_eq!(cluster.shards.world().owner(1), Some(2));
-    // The one that died comes back and learns what happened.
+    // The old leader restarts and catches up.
     cluster.revive(leader);
     let url = format!("{}/v1/operators/{}", cluster.url(leader), operator["id"]);
     eventually("the returned replica to know", || async {
@@ -80,7 +81,7 @@ async fn a_shard_that_is_away_delays_a_move() {
     let (_, operator) = cluster.post("/v1/ranges/1/move", &json!({ "to": 2 })).await;
     cluster.at_step(&operator, "copy").await;
     eventually("the reason", || async {
-        // What an operator waits for is known to the leader alone.
+        // Only the leader knows what an operator waits for.
         let url = format!("{}/v1/operators/{}", cluster.url(cluster.leader().await), operator["id"]);
         let body: serde_json::Value = cluster.http.get(url).send().await.ok()?.json().await.ok()?;
         body["detail"].as_str()?.contains("shard 2").then_some(())
@@ -91,13 +92,14 @@ async fn a_shard_that_is_away_delays_a_move() {
     cluster.stop().await;
 }
 
-/// A replica that was away for so long that the log no longer reaches back to it fetches the state from another (log rule 10).
+/// A replica that was away until the log no longer reaches back to it fetches the state from
+/// another (log rule 10).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_was_away_too_long_fetches_the_state() {
     let mut cluster = Cluster::start_with(2, |config| {
         config.snapshot_every_entries = 1;
         config.log_retention_bytes = 0;
-        // Half of it is less than what is written below: the log then waits for nobody.
+        // Half of this is less than the test writes: the log then waits for no replica.
         config.log_cap_bytes = 1 << 20;
     })
     .await;
@@ -118,13 +120,13 @@ async fn a_replica_that_was_away_too_long_fetches_the_state() {
     .await;
     cluster.revive(away);
     eventually("the returned replica to know all tables", || async {
-        // The leader's word: another follower may itself still be behind.
+        // Compare with the leader: another follower may still be behind.
         let (_, expected) = cluster.get_at(cluster.leader().await, "/v1/routes").await?;
         let (_, returned) = cluster.get_at(away, "/v1/routes").await?;
         (returned == expected && returned["tables"].as_array()?.len() == 8).then_some(())
     })
     .await;
-    // And it goes on from there: what happens next reaches it through the log.
+    // It continues from there: the next entries reach it through the log.
     cluster.create_table(&bigint_table("last")).await;
     eventually("the returned replica to follow", || async {
         let url = format!("{}/v1/routes/last?key=1", cluster.url(away));

@@ -1,8 +1,8 @@
-//! The placement driver over real sockets: three replicas with their real log, and shards that are played. One program: what all of them
-//! need is built once.
+//! The placement driver over real sockets: three replicas with a real log, and fake shards. All
+//! tests are one program, so that their common parts are built once.
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod cluster;
+mod coordination;
 mod failover;
-mod kv;
-mod rest;

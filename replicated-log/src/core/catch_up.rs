@@ -1,187 +1,203 @@
-//! Synchronisations of bounded size: who is far behind is brought near first, with decided entries in pieces.
+//! Synchronisation in pieces of bounded size, for replicas that are far behind.
 //!
-//! OmniPaxos synchronises two logs with one message that holds all that one of them lacks: a leader's AcceptSync to a follower that was
-//! away, and the Promise to a new leader that was. It cannot be cut: it makes the receiver say that it has accepted in the message's
-//! round, so whoever prepares a later round takes its log for the newest. A part of what was chosen before that round, accepted in
-//! it, would be lost that way.
+//! OmniPaxos synchronises two logs with one message that holds everything one of them lacks: a
+//! leader's AcceptSync to a follower that was away, and the Promise to a new leader that was. That
+//! message cannot be split: it makes the receiver report that it has accepted in the message's
+//! round, so the preparer of a later round takes its log for the newest. A part of the chosen
+//! entries before that round, accepted in it, would be lost that way.
 //!
-//! *Decided* entries can come in pieces ([`Wire::Decided`]), for they are the same everywhere and always. They leave the accepted
-//! round as it is:
+//! *Decided* entries can come in pieces ([`Wire::Decided`]), because they are the same everywhere
+//! and always. They leave the accepted round as it is:
 //!
-//! - A leader that is promised by somebody far behind keeps the Promise from OmniPaxos and answers with the next piece.
-//! - The receiver writes it into its log, starts a fresh OmniPaxos instance on that, as after a restart that has lost nothing, and so asks
-//!   to be prepared again. Its next Promise says how far it is now; the leader keeps no state of this.
-//! - A candidate that is itself far behind gets no Promise. The replica that would have had to send it so much stands for election
-//!   instead, and brings it near as above. Of all that can be elected the one with the newest log is refused by nobody. Where only
-//!   one that is behind can be (the hub of a star of cuts), it is promised all the same after [`REFUSING_ELECTIONS`].
+//! - A leader that receives a Promise from a replica that is far behind keeps the Promise from
+//!   OmniPaxos and answers with the next piece.
+//! - The receiver writes it into its log, starts a new OmniPaxos instance on that, as after a
+//!   restart that has lost nothing, and so asks to be prepared again. Its next Promise states its
+//!   new position; the leader keeps no state about it.
+//! - A candidate that is itself far behind gets no Promise. The replica that would have had to send
+//!   it so much stands for election instead, and synchronises it as above. The candidate with the
+//!   newest log is refused by no replica. If only a candidate that is behind can be elected (the
+//!   hub of a star of cuts), it is promised after [`REFUSING_ELECTIONS`].
 //!
-//! Why it is safe. Let a replica whose log was accepted in round `a` learn the decided entries up to `p`; where its accepted
-//! entries differ from them it gives up the rest of its log, and keeps it otherwise. If round `a`'s leader had all these entries in its
-//! log then the replica has accepted a longer part of that log than before, which it might have at any time. If not, the first
-//! entry that is missing there was decided in a round `b > a`, for what is decided in a round is in the logs of all later
-//! ones. Then a majority has accepted in `b` or later, every majority that promises anything later has one of it, and this log is
-//! never the newest of those. Nor is anything given up that was chosen with this replica: in round `a` nothing was at or behind the
-//! place where that log differs from what is decided, and what was chosen before `a` is in that log.
+//! # Why it is safe
 //!
-//! A leader compares the rounds in which a follower and its newest predecessor accepted, and would begin a synchronisation where
-//! their logs part *in that round*. A follower that has learned more than that has nothing undecided: its Promise is fed without its
-//! round, so that the synchronisation begins at what it has decided.
+//! Let a replica whose log was accepted in round `a` learn the decided entries up to `p`. Where its
+//! accepted entries differ from them it drops the rest of its log, and keeps it otherwise. If round
+//! `a`'s leader had all these entries in its log, then the replica has accepted a longer part of
+//! that log than before, which it might have at any time. If not, the first entry that is missing
+//! there was decided in a round `b > a`, because an entry decided in a round is in the logs of all
+//! later ones. Then a majority has accepted in `b` or later, every majority that promises anything
+//! later has one of it, and this log is never the newest of those. Nor is anything dropped that was
+//! chosen with this replica: in round `a` nothing was chosen at or behind the place where that log
+//! differs from the decided entries, and entries chosen before `a` are in that log.
+//!
+//! A leader compares the rounds in which a follower and its newest predecessor accepted, and would
+//! begin a synchronisation where their logs part *in that round*. A follower that has learned more
+//! than that has nothing undecided: its Promise is fed without its round, so that the
+//! synchronisation begins at its decided position.
 
 use omnipaxos::ballot_leader_election::Ballot;
-use omnipaxos::messages::Message;
-use omnipaxos::messages::sequence_paxos::{AcceptSync, PaxosMsg, Prepare, Promise};
+use omnipaxos::messages::sequence_paxos::{AcceptSync, Prepare, Promise};
 
 use crate::item::Item;
 use crate::wal::Disk;
 use crate::wire::Wire;
 
-use super::{Core, Fault, epoch};
+use super::config::CoreConfig;
+use super::fault::Fault;
+use super::outgoing::Outgoing;
+use super::paxos::Paxos;
+use super::peers::Peers;
 
-/// A replica is far behind if it lacks more than so many pieces.
+/// A replica is far behind if it lacks more than this number of pieces.
 const FAR_PIECES: u64 = 2;
 
-/// For how many election timeouts a candidate that is far behind is refused in favour of this replica.
+/// The number of election timeouts for which a candidate that is far behind is refused in favour of
+/// this replica.
 const REFUSING_ELECTIONS: u64 = 20;
 
-/// Steps towards a ballot above a candidate's, at most, each time.
-const MAX_BALLOT_STEPS: u32 = 1000;
-
-/// Refusals of candidates, in a row.
+/// Consecutive refusals of candidates.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Refusing {
+struct Refusals {
     since_ms: u64,
     last_ms: u64,
 }
 
-impl<D: Disk> Core<D> {
-    /// The message as OmniPaxos may have it, if it may.
-    pub(super) fn within_bounds(&mut self, peer: u64, mut message: Message<Item>) -> Option<Message<Item>> {
-        let Message::SequencePaxos(paxos) = &mut message else {
-            return Some(message);
-        };
-        let feed = match &mut paxos.msg {
-            PaxosMsg::Prepare(prepare) => !self.refuses(*prepare),
-            PaxosMsg::Promise(promise) => !self.sends_piece(peer, promise),
-            PaxosMsg::AcceptSync(sync) => self.skip_decided(sync),
-            _ => true,
-        };
-        feed.then_some(message)
-    }
+/// The refusal of candidates that are far behind.
+#[derive(Debug, Default)]
+pub(super) struct CatchUp {
+    refusals: Option<Refusals>,
+}
 
-    fn far_bytes(&self) -> u64 {
-        self.config.limits.sync_bytes as u64 * FAR_PIECES
-    }
-
-    /// Whether a Promise to this candidate would have to carry too much; then this replica stands itself.
-    fn refuses(&mut self, prepare: Prepare) -> bool {
-        if prepare.n < self.omni.get_promise() || !self.lacks_much(prepare) {
+impl CatchUp {
+    /// Whether the Promise to this candidate would be too large. Then this replica stands for
+    /// election itself.
+    pub(super) fn refuses<D: Disk>(
+        &mut self,
+        config: &CoreConfig,
+        prepare: Prepare,
+        paxos: &mut Paxos<D>,
+        now_ms: u64,
+        out: &mut Outgoing,
+    ) -> bool {
+        if prepare.n < paxos.promise() || !lacks_much(config, prepare, paxos) {
             return false;
         }
-        let now_ms = self.now_ms;
-        let patience_ms = self.config.timing.election_timeout_ms * REFUSING_ELECTIONS;
-        let fresh = Refusing { since_ms: now_ms, last_ms: now_ms };
-        let refusing = self.refusing.filter(|r| now_ms.saturating_sub(r.last_ms) < patience_ms).unwrap_or(fresh);
-        if now_ms.saturating_sub(refusing.since_ms) >= patience_ms {
-            tracing::warn!("a candidate that is far behind is followed: nobody else could be elected");
-            self.refusing = None;
+        let patience_ms = config.timing.election_timeout_ms * REFUSING_ELECTIONS;
+        let first = Refusals { since_ms: now_ms, last_ms: now_ms };
+        let refusals = self.refusals.filter(|r| now_ms.saturating_sub(r.last_ms) < patience_ms).unwrap_or(first);
+        if now_ms.saturating_sub(refusals.since_ms) >= patience_ms {
+            tracing::warn!("following a candidate that is far behind: no other replica could be elected");
+            self.refusals = None;
             return false;
         }
-        self.refusing = Some(Refusing { last_ms: now_ms, ..refusing });
-        self.turn.refusals += 1;
-        for _ in 0..MAX_BALLOT_STEPS {
-            if self.omni.get_promise() > prepare.n {
-                break;
-            }
-            self.omni.try_become_leader();
-        }
-        self.observe();
+        self.refusals = Some(Refusals { last_ms: now_ms, ..refusals });
+        out.counts.refusals += 1;
+        paxos.outbid(prepare.n);
         true
     }
+}
 
-    /// Where OmniPaxos would begin the candidate's synchronisation, and whether that is far from the end.
-    fn lacks_much(&self, prepare: Prepare) -> bool {
-        let wal = self.wal.borrow();
-        let accepted_in = wal.accepted_round().unwrap_or_default();
-        let from = if accepted_in > prepare.n_accepted {
-            prepare.decided_idx
-        } else if accepted_in == prepare.n_accepted && wal.end() > prepare.accepted_idx as u64 {
-            prepare.accepted_idx
-        } else {
-            return false;
-        };
-        wal.bytes_between(from as u64, wal.end()) > self.far_bytes()
+fn far_bytes(config: &CoreConfig) -> u64 {
+    config.limits.sync_bytes as u64 * FAR_PIECES
+}
+
+/// Whether OmniPaxos would begin the candidate's synchronisation far from the end.
+fn lacks_much<D: Disk>(config: &CoreConfig, prepare: Prepare, paxos: &Paxos<D>) -> bool {
+    let wal = paxos.wal();
+    let accepted_in = wal.accepted_round().unwrap_or_default();
+    let from = if accepted_in > prepare.n_accepted {
+        prepare.decided_idx
+    } else if accepted_in == prepare.n_accepted && wal.end() > prepare.accepted_idx as u64 {
+        prepare.accepted_idx
+    } else {
+        return false;
+    };
+    wal.bytes_between(from as u64, wal.end()) > far_bytes(config)
+}
+
+/// Whether the promising replica receives a piece instead. If not, its Promise may have been
+/// changed: see the module's page.
+pub(super) fn sends_piece<D: Disk>(
+    config: &CoreConfig,
+    peer: u64,
+    promise: &mut Promise<Item>,
+    paxos: &Paxos<D>,
+    peers: &Peers,
+    out: &mut Outgoing,
+) -> bool {
+    let ours = promise.n == paxos.promise() && promise.n.pid == paxos.my_pid();
+    if !ours || promise.log_sync.is_some() {
+        return false;
     }
-
-    /// Whether the promising replica is brought near first. If not, its Promise may have been changed: see the module's page.
-    fn sends_piece(&mut self, peer: u64, promise: &mut Promise<Item>) -> bool {
-        let ours = promise.n == self.omni.get_promise() && promise.n.pid == self.pid(self.config.me);
-        if !ours || promise.log_sync.is_some() {
-            return false;
+    let from = promise.decided_idx as u64;
+    let piece = {
+        let wal = paxos.wal();
+        let known = (wal.compacted()..wal.decided()).contains(&from);
+        let far = known && wal.bytes_between(from, wal.decided()) > far_bytes(config);
+        far.then(|| wal.read(from, wal.decided(), config.limits.sync_bytes))
+    };
+    match piece {
+        Some(Ok(items)) => {
+            out.send(peers, peer, Wire::Decided { first: from, items });
+            true
         }
-        let from = promise.decided_idx as u64;
-        let piece = {
-            let wal = self.wal.borrow();
-            let some = (wal.compacted()..wal.decided()).contains(&from);
-            let far = some && wal.bytes_between(from, wal.decided()) > self.far_bytes();
-            far.then(|| wal.read(from, wal.decided(), self.config.limits.sync_bytes))
-        };
-        match piece {
-            Some(Ok(items)) => {
-                self.control(peer, Wire::Decided { first: from, items });
-                true
+        // log rule 13: as the library does when its storage fails.
+        Some(Err(error)) => unreachable!("the log cannot be read: {error}"),
+        None => {
+            if promise.accepted_idx == promise.decided_idx {
+                promise.n_accepted = Ballot::default();
             }
-            // log rule 13: as the library does when its storage fails.
-            Some(Err(error)) => unreachable!("the log cannot be read: {error}"),
-            None => {
-                if promise.accepted_idx == promise.decided_idx {
-                    promise.n_accepted = Ballot::default();
-                }
-                false
-            }
+            false
         }
     }
+}
 
-    /// A synchronisation must not touch what is decided here. Whether anything is left of it that can be used: the log of
-    /// a leader that lacks decided entries belongs to one that has been deposed.
-    fn skip_decided(&self, sync: &mut AcceptSync<Item>) -> bool {
-        let log = &mut sync.log_sync;
-        let decided = self.omni.get_decided_idx();
-        if log.decided_snapshot.is_some() || log.sync_idx >= decided {
-            return true;
-        }
-        let known = decided - log.sync_idx;
-        if known > log.suffix.len() {
-            return false;
-        }
-        log.suffix.drain(..known);
-        log.sync_idx = decided;
-        true
+/// Removes the part of a synchronisation that is decided here, which must not change. Returns
+/// whether the rest can be used: the log of a leader that lacks decided entries belongs to a
+/// deposed leader.
+pub(super) fn skip_decided(sync: &mut AcceptSync<Item>, decided: u64) -> bool {
+    let log = &mut sync.log_sync;
+    let decided = decided as usize;
+    if log.decided_snapshot.is_some() || log.sync_idx >= decided {
+        return true;
     }
+    let known = decided - log.sync_idx;
+    if known > log.suffix.len() {
+        return false;
+    }
+    log.suffix.drain(..known);
+    log.sync_idx = decided;
+    true
+}
 
-    /// Takes in a piece, if this replica waits to be synchronised.
-    pub(super) fn learn(&mut self, first: u64, items: Vec<Item>) {
-        let me = self.pid(self.config.me);
-        // A leader has no use for it, nor has who is synchronised.
-        if !matches!(self.omni.get_current_leader(), Some((leader, false)) if leader != me) {
-            return;
-        }
-        let keep = !self.fault(Fault::ForgetAccepted);
-        let learned = self.wal.borrow_mut().learn(first, items, keep);
-        match learned {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => unreachable!("the log cannot be read: {error}"),
-        }
-        if self.fault(Fault::AcceptPieces) {
-            self.wal.borrow_mut().set_accepted_round(self.omni.get_promise());
-        }
-        self.turn.learned += 1;
-        // What it has to send is still true; after that it starts over, on what the log is now.
-        self.take_outgoing();
-        match epoch::build(&self.config, &self.membership, &self.wal) {
-            Ok(omni) => self.omni = omni,
-            Err(what) => unreachable!("a checked membership: {what}"),
-        }
-        self.observe();
+/// Takes in a piece, if this replica waits to be synchronised. Returns whether it did; then the
+/// OmniPaxos instance is a new one.
+pub(super) fn learn<D: Disk>(
+    config: &CoreConfig,
+    first: u64,
+    items: Vec<Item>,
+    paxos: &mut Paxos<D>,
+    peers: &mut Peers,
+) -> bool {
+    // A leader has no use for a piece, nor has a replica that is synchronised.
+    if !paxos.awaits_synchronisation() {
+        return false;
     }
+    let keep = !config.fault(Fault::ForgetAccepted);
+    let learned = paxos.wal_mut().learn(first, items, keep);
+    match learned {
+        Ok(true) => {}
+        Ok(false) => return false,
+        Err(error) => unreachable!("the log cannot be read: {error}"),
+    }
+    if config.fault(Fault::AcceptPieces) {
+        let promise = paxos.promise();
+        paxos.wal_mut().set_accepted_round(promise);
+    }
+    // The pending messages are still true. After them the instance starts over on the log as it is
+    // now.
+    paxos.take_outgoing(peers);
+    paxos.restart(config);
+    true
 }

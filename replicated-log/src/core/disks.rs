@@ -1,44 +1,59 @@
-//! Which disks count (log rule 10). A replica that comes back with another one has forgotten what it promised and accepted.
+//! Identity of the members' disks (log rule 10). A replica with another disk has forgotten its
+//! promises and accepted entries.
 //!
-//! A barrier names the disks of the epoch that it begins. In a group's founding epoch nobody has named them: the disk with which a
-//! member is first heard of is its disk. Two replicas may hear of a third at different times, so each tells the others what
-//! it knows, when it learns it and when a session begins; else one that has not met a member yet would take it for new after it
-//! lost its disk, and count it, while it had already promised and accepted something for others.
+//! A barrier names the disks of the configuration that it begins. In a group's founding
+//! configuration no disk is named: the first disk with which a member is seen is its disk. Two
+//! replicas may first see a third at different times, so each reports what it knows, when it learns
+//! it and when a session begins. Otherwise a replica that has not met a member would accept it as
+//! new after the member lost its disk, and count its vote, although the member had already promised
+//! and accepted for others.
 //!
-//! Two that know different disks of a member show that it has lost one: then neither counts, for anybody, until an epoch names
-//! the one that it has now. What is known so only ever goes from nothing over one disk to [`DISPUTED`], in whatever order it is
-//! told, and it is durable before anybody is told.
+//! Two replicas that know different disks of a member prove that the member lost one. Then neither
+//! disk is accepted, by any replica, until a configuration names the member's current disk.
+//! Knowledge about a disk goes only from none over one disk to [`DISPUTED`], in whatever order
+//! reports arrive, and it is durable before it is reported.
 //!
-//! Left: a replica that has never heard from anybody who met a member cannot know that the member has lost its disk. So nothing is
-//! promised of disks that are lost before all replicas of a new group have been connected once.
+//! Not done: a replica without contact to any replica that met a member cannot know that the member
+//! lost its disk. So nothing is promised for disks lost before all replicas of a new group have
+//! been connected once.
 
-use crate::types::ReplicaId;
+use std::collections::BTreeMap;
+
+use crate::ids::ReplicaId;
 use crate::wal::{DISPUTED, Disk};
 use crate::wire::Wire;
 
-use super::{Core, Fault};
+use super::config::CoreConfig;
+use super::fault::Fault;
+use super::outgoing::Outgoing;
+use super::paxos::Paxos;
+use super::peers::Peers;
 
-impl<D: Disk> Core<D> {
-    /// Whether the peer has the disk that it must have in this epoch. The first one that is heard of is.
-    pub(super) fn check_disk(&mut self, peer: u64, store_id: u64) -> bool {
-        let new = self.wal.borrow().known_peer_store(peer).is_none();
-        let expected = self.wal.borrow_mut().peer_store(peer, store_id);
-        let let_in = expected == store_id || self.fault(Fault::LetAnyDiskIn);
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.other_disk = !let_in;
-            known.disk = Some(store_id);
-        }
-        if new {
-            self.tell_disks();
-        }
-        let_in
+/// Replicas outside of the configuration that may ask to join at one time.
+const MAX_APPLICANTS: usize = 16;
+
+/// The replicas that ask to join, with their disks. The disks of members are in the durable log.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    applicants: BTreeMap<u64, u64>,
+}
+
+impl Disks {
+    /// The applicants and their disks.
+    pub(super) fn applicants(&self) -> &BTreeMap<u64, u64> {
+        &self.applicants
     }
 
-    /// A replica of an older epoch, or of none: one that missed a change, lost its disk, or is new.
-    pub(super) fn seen(&mut self, replica: u64, store_id: u64) {
-        const MAX_APPLICANTS: usize = 16;
-        let known = self.wal.borrow().known_peer_store(replica);
-        if let Some(peer) = self.peers.get_mut(&replica) {
+    /// A new configuration begins.
+    pub(super) fn forget_applicants(&mut self) {
+        self.applicants.clear();
+    }
+
+    /// A replica of an older configuration, or of none: it missed a change, lost its disk, or is
+    /// new.
+    pub(super) fn seen<D: Disk>(&mut self, replica: u64, store_id: u64, paxos: &Paxos<D>, peers: &mut Peers) {
+        let known = paxos.wal().peer_store(replica);
+        if let Some(peer) = peers.get_mut(replica) {
             if known.is_some_and(|known| known != store_id) {
                 peer.other_disk = true;
                 peer.disk = Some(store_id);
@@ -47,56 +62,66 @@ impl<D: Disk> Core<D> {
             self.applicants.insert(replica, store_id);
         }
     }
+}
 
-    /// Tells every peer which disks have been learned in this epoch.
-    fn tell_disks(&mut self) {
-        let peers: Vec<u64> = self.peers.keys().copied().collect();
-        peers.into_iter().for_each(|peer| self.tell_disks_to(peer));
+/// Whether a peer has the disk that it must have in this configuration. The first one seen is.
+pub(super) fn check<D: Disk>(
+    config: &CoreConfig,
+    (peer, store_id): (u64, u64),
+    paxos: &Paxos<D>,
+    peers: &mut Peers,
+    out: &mut Outgoing,
+) -> bool {
+    let new = paxos.wal().peer_store(peer).is_none();
+    let expected = paxos.wal_mut().peer_store_or_insert(peer, store_id);
+    let accepted = expected == store_id || config.fault(Fault::AcceptAnyDisk);
+    if let Some(known) = peers.get_mut(peer) {
+        known.other_disk = !accepted;
+        known.disk = Some(store_id);
     }
+    if new {
+        report(config, paxos, peers, out);
+    }
+    accepted
+}
 
-    /// Tells a peer which disks have been learned in this epoch, if any have.
-    pub(super) fn tell_disks_to(&mut self, peer: u64) {
-        let disks = self.wal.borrow().learned_stores();
-        if !disks.is_empty() && !self.fault(Fault::KeepDisksToOneself) {
-            self.control(peer, Wire::Disks(disks));
+/// Reports to every peer the disks learned in this configuration.
+pub(super) fn report<D: Disk>(config: &CoreConfig, paxos: &Paxos<D>, peers: &Peers, out: &mut Outgoing) {
+    peers.ids().for_each(|peer| report_to(peer, config, paxos, peers, out));
+}
+
+/// Reports to a peer the disks learned in this configuration, if there are any.
+pub(super) fn report_to<D: Disk>(peer: u64, config: &CoreConfig, paxos: &Paxos<D>, peers: &Peers, out: &mut Outgoing) {
+    let disks = paxos.wal().learned_stores();
+    if !disks.is_empty() && !config.fault(Fault::WithholdDisks) {
+        out.send(peers, peer, Wire::Disks(disks));
+    }
+}
+
+/// The effect of a peer's report.
+#[derive(Debug, Default)]
+pub(super) struct DiskReport {
+    /// It was news, which other peers need too.
+    pub(super) news: bool,
+    /// Members that turned out to have lost a disk.
+    pub(super) disputed: Vec<u64>,
+}
+
+/// A peer reports the disks that it has learned in this configuration.
+pub(super) fn reported<D: Disk>(me: u64, disks: Vec<(u64, u64)>, paxos: &Paxos<D>) -> DiskReport {
+    let mut report = DiskReport::default();
+    for (member, disk) in disks {
+        if member == me || !paxos.membership().has(ReplicaId(member)) {
+            continue;
+        }
+        if !paxos.wal_mut().report_peer_store(member, disk) {
+            continue;
+        }
+        report.news = true;
+        if paxos.wal().peer_store(member) == Some(DISPUTED) {
+            tracing::error!(member, "had another disk before in this configuration; it cannot rejoin it");
+            report.disputed.push(member);
         }
     }
-
-    /// A peer tells which disks it has learned in this epoch.
-    pub(super) fn disks_told(&mut self, disks: Vec<(u64, u64)>) {
-        let mut news = false;
-        for (member, disk) in disks {
-            if member == self.config.me || !self.membership.has(ReplicaId(member)) {
-                continue;
-            }
-            if !self.wal.borrow_mut().peer_store_told(member, disk) {
-                continue;
-            }
-            news = true;
-            let known = self.wal.borrow().known_peer_store(member);
-            if known == Some(DISPUTED) {
-                tracing::error!(member, "had another disk before in this epoch; it cannot rejoin it");
-                self.shut_out(member);
-            }
-        }
-        if news {
-            self.tell_disks();
-        }
-    }
-
-    /// Ends the session with a peer that has lost a disk, and lets none begin.
-    fn shut_out(&mut self, peer: u64) {
-        let Some(known) = self.peers.get_mut(&peer) else {
-            return;
-        };
-        match known.session {
-            Some(session) => {
-                known.other_disk = true;
-                self.session_down(peer, session);
-                self.turn.refused.push((peer, session));
-            }
-            // The disk that it had says nothing about the one that it will come with.
-            None => known.disk = None,
-        }
-    }
+    report
 }

@@ -1,19 +1,24 @@
-//! Chosen schedules of replicas that are far behind (`core::catch_up`): no message and no record grows with how far.
+//! Chosen schedules of replicas that are far behind (`core::catch_up`): no message and no record
+//! grows with how far.
 
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 
-use crate::command::OldEntries;
+use crate::config::Limits;
 use crate::core::{Fault, Input};
+use crate::entry::{Body, Entry};
+use crate::ids::LogIndex;
 use crate::item::Kind;
-use crate::types::{Body, Entry, Limits, LogIndex, Role};
+use crate::old_entries::OldEntries;
+use crate::role::Role;
 
 use super::schedules::Group;
 
 const SYNC_BYTES: usize = 4 << 10;
 const ENTRY_BYTES: usize = 100;
-/// What a synchronisation may take: as much as is not far behind, the piece before which that was said, and what the protocol adds.
+/// What a synchronisation may take: as much as is not far behind, the piece before which that was
+/// said, and what the protocol adds.
 const BOUND_BYTES: usize = 4 * SYNC_BYTES;
 
 /// Three replicas, one of them the leader.
@@ -73,7 +78,8 @@ fn largest(group: &Group) -> usize {
     group.largest_message_bytes.max(group.largest_write_bytes as usize)
 }
 
-/// A follower is away while much is written; what its return takes at most, in one message or record.
+/// A follower is away while much is written; what its return takes at most, in one message or
+/// record.
 fn a_follower_returns(sync_bytes: usize) -> usize {
     let (mut group, leader, [away, _]) = group(sync_bytes, &[]);
     group.crash(away);
@@ -92,7 +98,8 @@ fn a_follower_that_was_away_is_synchronised_in_pieces() {
     assert!(bytes > 400 * ENTRY_BYTES, "all in one message, which this test must notice: {bytes}");
 }
 
-/// One that was away stands for election as soon as it is back; the other one, which has everything, hears it first.
+/// One that was away stands for election as soon as it is back; the other one, which has
+/// everything, hears it first.
 fn a_candidate_is_behind(sync_bytes: usize) -> (usize, Option<u64>, u64) {
     let (mut group, leader, [away, fresh]) = group(sync_bytes, &[]);
     group.crash(away);
@@ -137,8 +144,9 @@ fn what_nobody_else_accepted_makes_room_for_pieces() {
     assert!(!kept, "it was never decided");
 }
 
-/// Both replicas that are up accept a hundred entries, so that they are chosen. The follower crashes before it hears so, and some pieces
-/// after its return the leader is gone for good: how many of the entries the third replica and this one go on with.
+/// Both replicas that are up accept a hundred entries, so that they are chosen. The follower
+/// crashes before it hears so, and some pieces after its return the leader is gone for good: how
+/// many of the entries the third replica and this one go on with.
 fn chosen_and_behind_pieces(faults: &[Fault]) -> usize {
     let (mut group, leader, [follower, late]) = group(SYNC_BYTES, faults);
     group.crash(late);
@@ -160,7 +168,8 @@ fn chosen_and_behind_pieces(faults: &[Fault]) -> usize {
     entries(&group, last).iter().filter(|e| e.effective && matches!(e.body, Body::Data(_))).count()
 }
 
-// What was accepted as one of a majority stays behind the pieces, though nobody that is left knows that it is decided.
+// What was accepted as one of a majority stays behind the pieces, though nobody that is left knows
+// that it is decided.
 #[test]
 fn what_was_accepted_behind_pieces_stays() {
     assert_eq!(chosen_and_behind_pieces(&[]), 120);

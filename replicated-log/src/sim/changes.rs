@@ -1,9 +1,11 @@
 //! Membership changes and lost disks in the simulated world.
 //!
-//! Leaders propose memberships: one replaced, two more, fewer, or the same replicas with a disk that one of them has lost. A disk is
-//! lost only where the group must survive that: a minority of the newest epoch's members, only once that epoch has decided
-//! something (until then the disks of the epoch before are still needed), and not while a change is under way. In the founding epoch everybody must have seen the
-//! disk before (see the notes on the membership in `docs/decisions/replicated-log.md`).
+//! Leaders propose memberships: one replica replaced, two more, fewer, or the same replicas with a
+//! new disk of one of them. A disk is lost only where the group must survive that: for a minority
+//! of the newest configuration's members, once that configuration has decided an entry (until then
+//! the disks of the previous one are needed), and not during a change. In the founding
+//! configuration every replica must have seen the disk before (see the notes on the membership in
+//! `docs/decisions/replicated-log.md`).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,15 +13,16 @@ use std::net::SocketAddr;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::core::{Input, Turn};
+use crate::core::{AfterSync, Input};
+use crate::ids::ReplicaId;
 use crate::item::Kind;
 use crate::membership::{self, Members, Membership};
-use crate::types::{ReplicaId, Role};
+use crate::role::Role;
 
-use super::disk::SimDisk;
-use super::node::{Node, Process};
-use super::oracle::{Checked, State, ensure};
+use super::oracle::{AppState, Checked, ensure};
+use super::simulated_replica::{Node, Process};
 use super::world::World;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// The most replicas there ever are in a run, members or not.
 const MAX_REPLICAS: u64 = 9;
@@ -31,11 +34,11 @@ pub(super) fn members(ids: impl IntoIterator<Item = u64>) -> Members {
 
 impl World {
     fn newest(&self) -> &Members {
-        self.oracle.epochs.last().map_or(&self.founding.members, |(_, members)| members)
+        self.oracle.configurations.last().map_or(&self.founding.members, |(_, members)| members)
     }
 
-    pub(super) fn newest_epoch(&self) -> u32 {
-        self.oracle.epochs.len() as u32 + 1
+    pub(super) fn newest_configuration(&self) -> u32 {
+        self.oracle.configurations.len() as u32 + 1
     }
 
     pub(super) fn is_member(&self, id: u64) -> bool {
@@ -48,17 +51,18 @@ impl World {
         }
     }
 
-    /// The epoch in which two replicas may have a session. If one is in a newer epoch the other hears of it instead.
-    pub(super) fn common_epoch(&mut self, low: u64, high: u64) -> Option<u32> {
-        let (a, b) = (self.nodes[&low].epoch()?.clone(), self.nodes[&high].epoch()?.clone());
-        if a.epoch == b.epoch {
+    /// The configuration in which two replicas may have a session. If one is in a newer
+    /// configuration, the other learns it instead.
+    pub(super) fn common_configuration(&mut self, low: u64, high: u64) -> Option<u32> {
+        let (a, b) = (self.nodes[&low].membership()?.clone(), self.nodes[&high].membership()?.clone());
+        if a.configuration == b.configuration {
             let both = a.has(ReplicaId(high)) && b.has(ReplicaId(low));
-            return both.then_some(a.epoch);
+            return both.then_some(a.configuration);
         }
-        let (older, newer, known) = if a.epoch < b.epoch { (low, high, b) } else { (high, low, a) };
+        let (older, newer, known) = if a.configuration < b.configuration { (low, high, b) } else { (high, low, a) };
         let store_id = self.nodes[&older].store;
         self.tell(newer, Input::Seen { replica: older, store_id });
-        self.tell(older, Input::NewerEpoch(known));
+        self.tell(older, Input::NewerConfiguration(known));
         None
     }
 
@@ -68,22 +72,24 @@ impl World {
         }
     }
 
-    /// What the turn says about sessions: those of an epoch that is over, and those with a peer whose disk is not the one it had.
-    pub(super) fn over(&mut self, id: u64, turn: &Turn) -> Checked<()> {
-        for (peer, _) in &turn.refused {
+    /// Ends the sessions that the turn closes: those of an ended configuration, and those with a
+    /// peer that has another disk.
+    pub(super) fn end_sessions(&mut self, id: u64, ready: &AfterSync) -> Checked<()> {
+        for (peer, _) in &ready.refused {
             let peer = *peer;
             let lost_once = self.nodes[&peer].store != peer;
             ensure(lost_once, || format!("replica {id} refuses replica {peer} with the disk that it always had"))?;
             self.lose_session((id.min(peer), id.max(peer)));
         }
-        if turn.entered {
-            let began = self.nodes[&id].epoch().map_or(0, |epoch| epoch.began.0);
+        if ready.entered {
+            let began = self.nodes[&id].membership().map_or(0, |membership| membership.began.0);
             let transferred = self.nodes[&id].process.as_ref().is_some_and(|p| p.core.status().compacted.0 == began);
             if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
-                // What a lease was to keep may be gone with the whole log.
+                // The retained entries may be gone with the whole log.
                 process.lease = process.lease.filter(|_| !transferred);
             }
-            self.stats.count(if transferred { "epochs entered by transfer" } else { "epochs entered" }, 1);
+            self.stats
+                .count(if transferred { "configurations entered by transfer" } else { "configurations entered" }, 1);
             let keys: Vec<_> = self.sessions.keys().copied().filter(|(a, b)| *a == id || *b == id).collect();
             keys.into_iter().for_each(|key| self.lose_session(key));
         }
@@ -92,13 +98,13 @@ impl World {
 
     /// Replaces a replica's disk by an empty one, if the group must survive that.
     pub(super) fn lose_disk(&mut self, id: u64) {
-        let began = self.oracle.epochs.last().map_or(0, |(began, _)| *began);
+        let began = self.oracle.configurations.last().map_or(0, |(began, _)| *began);
         let n = self.newest().len();
         let has_lost = |other: u64, disk: u64| self.nodes[&other].store != if disk == 0 { other } else { disk };
         let others = self.newest().iter().filter(|(other, _)| other.0 != id);
         let lost = others.filter(|(other, member)| has_lost(other.0, member.disk)).count();
         let enough = lost < n - (n / 2 + 1);
-        // With a change under way the group has less to spare than it seems.
+        // During a change the group tolerates fewer failures.
         let steady = |node: &Node| node.process.as_ref().is_some_and(|p| p.frozen.is_none() && !p.core.has_barrier());
         let changing = !self.nodes.values().all(steady) || self.oracle.len() <= began;
         if !self.is_member(id) || !enough || changing || !self.all_have_seen_the_disk_of(id) {
@@ -123,10 +129,10 @@ impl World {
         // A barrier names the disks.
         let named = self.newest()[&ReplicaId(id)].disk == store;
         let others = self.newest().keys().filter(|other| other.0 != id);
-        named || (self.newest_epoch() == 1 && others.copied().all(|other| seen(&self.nodes[&other.0])))
+        named || (self.newest_configuration() == 1 && others.copied().all(|other| seen(&self.nodes[&other.0])))
     }
 
-    /// A replica that waits to be let in.
+    /// Adds a replica that asks to join.
     pub(super) fn add_replica(&mut self) -> u64 {
         let id = self.nodes.len() as u64 + 1;
         let (skip_every, prepared_bytes) = self.disks;
@@ -137,10 +143,10 @@ impl World {
             id,
             disk: SimDisk::new(skip_every, prepared_bytes),
             config,
-            founding: Membership { epoch: 0, members: asked, ..Membership::default() },
+            founding: Membership { configuration: 0, members: asked, ..Membership::default() },
             store: id,
             process: None,
-            durable: State::default(),
+            durable: AppState::default(),
             up_at_ms: self.now_ms,
             drift_permille: self.rng.random_range(-50..=50),
             told: Default::default(),
@@ -149,16 +155,17 @@ impl World {
         id
     }
 
-    /// Somebody may want other members: then one more replica is started, so that there is one to let in.
+    /// Starts one more replica now and then, so that a change can add it.
     pub(super) fn prepare_changes(&mut self) {
         let waiting = self.nodes.keys().filter(|id| !self.is_member(**id)).count();
-        if waiting < 2 && (self.nodes.len() as u64) < MAX_REPLICAS && self.rng.random_bool(self.weather.change) {
+        if waiting < 2 && (self.nodes.len() as u64) < MAX_REPLICAS && self.rng.random_bool(self.rates.change) {
             self.add_replica();
         }
     }
 }
 
-/// The members that a leader asks for, now and then; `always` if some replica has come with another disk.
+/// The members that a leader asks for: with probability `chance`, or more often if some replica has
+/// come with another disk.
 pub(super) fn wanted(id: u64, process: &Process, rng: &mut StdRng, chance: f64) -> Option<Input> {
     let Role::Leader { term, .. } = process.role else { return None };
     let status = process.core.status();

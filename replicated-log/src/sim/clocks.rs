@@ -1,21 +1,24 @@
-//! Wall clocks (R14): in most runs one replica's is an hour off, and whoever leaderships must not go by it.
+//! Wall clocks (R14): in most runs one replica's clock is an hour off, and a leader must not use
+//! it.
 
 #![allow(clippy::unwrap_used)]
 
+use crate::config::Limits;
 use crate::core::Core;
-use crate::types::{Limits, Role};
+use crate::role::Role;
 
-use super::disk::SimDisk;
 use super::oracle::{Checked, ensure};
 use super::schedules::Group;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// The true wall clock when a run begins, in milliseconds since the Unix epoch.
 const TRUE_MS: u64 = 1_800_000_000_000;
 const HOUR_MS: u64 = 3_600_000;
-/// A leader keeps to its own clock that far from its group's, and clocks drift.
+/// The largest difference of a leader's clock from the true time: its own tolerance, and drift.
 const BOUND_MS: u64 = 2_000 + 500;
 
-/// The wall clock that one of `n` replicas begins with: in two thirds of all runs one of them is off.
+/// The wall clock that one of `n` replicas begins with: in two thirds of all runs one of them is
+/// off.
 pub(super) fn drawn(seed: u64, n: u64, id: u64) -> u64 {
     match (seed % 3, seed % n + 1 == id) {
         (1, true) => TRUE_MS + HOUR_MS,
@@ -24,21 +27,21 @@ pub(super) fn drawn(seed: u64, n: u64, id: u64) -> u64 {
     }
 }
 
-/// With one clock off, nobody who leaderships takes it to be later than it is.
+/// With one clock off, no leader uses a time in the future.
 pub(super) fn check(id: u64, core: &Core<SimDisk>, now_ms: u64) -> Checked<()> {
-    let told_ms = core.told_ms();
-    let leaderships = matches!(core.role(), Role::Leader { .. });
-    ensure(!leaderships || told_ms <= TRUE_MS + now_ms + BOUND_MS, || {
-        format!("replica {id} leads and is {} ms ahead", told_ms.saturating_sub(TRUE_MS + now_ms))
+    let shown_ms = core.corrected_clock_ms();
+    let leads = matches!(core.role(), Role::Leader { .. });
+    ensure(!leads || shown_ms <= TRUE_MS + now_ms + BOUND_MS, || {
+        format!("replica {id} leads and is {} ms ahead", shown_ms.saturating_sub(TRUE_MS + now_ms))
     })
 }
 
 fn off_ms(group: &Group, id: u64) -> i64 {
     let core = &group.nodes[&id].process.as_ref().unwrap().core;
-    core.told_ms() as i64 - (TRUE_MS + group.now_ms) as i64
+    core.corrected_clock_ms() as i64 - (TRUE_MS + group.now_ms) as i64
 }
 
-// Whoever leads first, and at once; a replica that is away is remembered.
+// Whichever replica leads first, and at once; the clock of a replica that is away stays known.
 #[test]
 fn one_clock_that_is_off_is_outvoted() {
     for (wrong, ahead_ms) in [(1, 3_600_000), (2, 3_600_000), (3, 3_600_000), (1, -3_600_000), (3, -3_600_000)] {

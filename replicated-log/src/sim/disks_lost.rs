@@ -1,9 +1,10 @@
-//! Chosen schedules of disks that are lost in a group's founding epoch, before all replicas have met (`core::disks`).
+//! Chosen schedules of disks that are lost in a group's founding configuration, before all replicas
+//! have met (`core::disks`).
 
 #![allow(clippy::unwrap_used)]
 
+use crate::config::Limits;
 use crate::core::Fault;
-use crate::types::Limits;
 
 use super::schedules::Group;
 
@@ -20,7 +21,7 @@ fn unmet(faults: &[Fault]) -> Group {
     group
 }
 
-/// Until 1 has heard of the second disk, however it takes it.
+/// Until 1 knows the second disk.
 fn met(mut group: Group) -> Group {
     group.run_until("1 to hear of the other disk", |group| group.peer(1, 2).disk == Some(102));
     group
@@ -28,19 +29,19 @@ fn met(mut group: Group) -> Group {
 
 // Log rule 10: 2 has promised and accepted for 3; the quorum of 1 and 2 would know nothing of that.
 #[test]
-fn who_has_not_met_a_member_knows_its_disk_from_the_others() {
+fn a_replica_that_has_not_met_a_member_knows_its_disk_from_the_others() {
     let group = met(unmet(&[]));
     let seen = group.peer(1, 2);
     assert!(seen.other_disk && !seen.connected, "{seen:?}");
-    let group = met(unmet(&[Fault::KeepDisksToOneself]));
+    let group = met(unmet(&[Fault::WithholdDisks]));
     let seen = group.peer(1, 2);
-    assert!(seen.connected, "it is counted, which this test must notice: {seen:?}");
+    assert!(seen.connected, "it is accepted, which this test must notice: {seen:?}");
 }
 
-// Log rule 10: 1 was cut off from both, and so takes the second disk for the first. As soon as it hears from 3 nobody counts 2 any
-// more, whoever leads, and it can be let in again.
+// Log rule 10: 1 was cut off from both, and so takes the second disk for the first. As soon as it
+// hears from 3, no replica accepts 2 any more, whichever leads, and a change can readmit it.
 #[test]
-fn a_member_with_two_disks_is_shut_out_by_all() {
+fn a_member_with_two_disks_is_refused_by_all() {
     let mut group = Group::limited(&[], 50, Limits::default());
     group.apart.extend([(1, 2), (1, 3)]);
     (1..=3).for_each(|id| group.start(id));

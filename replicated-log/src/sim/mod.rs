@@ -1,27 +1,28 @@
-//! The randomised simulator: whole groups of [`Core`]s in one thread, with everything that can go wrong.
+//! The randomised simulator: groups of [`Core`](crate::core::Core)s in one thread, under faults.
 //!
-//! A seed determines a run: 3 or 5 replicas that are replaced, join and leave, and lose their disks, partitions (also one-way), sessions lost with a random suffix of their
-//! messages, stopped, frozen and slow processes, clocks that drift, crashes at every point of a turn on a disk that forgets and tears what was
-//! not synced, compaction past live replicas, state transfers, reads, leadership moves, further leaderships, entries of
-//! ended leaderships, replicas that stand aside. Then everything heals, and the group must recover by itself.
+//! A seed determines a run. There are 3 or 5 replicas, which are replaced, join and leave, and lose
+//! their disks. The faults are partitions (also one-way), sessions lost with a random suffix of
+//! their messages, stopped, frozen and slow processes, drifting clocks, crashes at every point of a
+//! turn on a disk that loses and tears unsynced writes, compaction past live replicas, entries of
+//! ended leaderships, and ineligible replicas. The load is writes, reads, state transfers, and
+//! moves of the leadership. Then all faults end, and the group must recover by itself.
 //!
-//! Checked throughout: all replicas deliver the same entries, judged alike (invariant 1); an acknowledged write is
-//! in that log; a read never misses what a client knew before it began (log rule 9); states, also transferred
-//! ones, are folds of the log (invariant 3); leases hold; proofs of freshness are true (R17); what was held in memory is
-//! lost only with two crashes (R28). The sensitivity of it all is shown by leaving rules out.
+//! The checks throughout a run: all replicas deliver the same entries with the same verdicts
+//! (invariant 1); an acknowledged write is in that log; a read never misses a position that a
+//! client knew before it began (log rule 9); states, also transferred ones, are results of the log
+//! (invariant 3); leases hold; staleness bounds are true (R17); a write acknowledged in memory is
+//! lost only with two crashes (R28). Runs with a deliberate bug show that the checks detect it.
 //!
 //! `EVENKEEL_SEEDS=N` runs N seeds, `EVENKEEL_SEED=S` runs one.
 
 mod catching_up;
 mod changes;
 mod clocks;
-mod disk;
 mod disks_lost;
-
-mod node;
+mod fault_injector;
 mod oracle;
 mod schedules;
-mod weather;
+mod simulated_replica;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,13 +30,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::core::Fault;
-use weather::{Options, Stats};
+use fault_injector::{Options, Stats};
 use world::World;
 
 /// Seeds run by default: a good half minute on two busy cores, without optimisation.
 const DEFAULT_SEEDS: u64 = 500;
 
-/// Runs one seed. `Err` says what was violated, be it a check here or an assertion in the code under test.
+/// Runs one seed. `Err` says what was violated, be it a check here or an assertion in the code
+/// under test.
 fn run(seed: u64, options: &Options) -> Result<Stats, String> {
     let run = AssertUnwindSafe(|| World::new(seed, options).and_then(World::run));
     match catch_unwind(run) {
@@ -103,7 +105,7 @@ fn promises_hold(test: &str, share: u64, options: &Options) -> Option<Stats> {
 #[test]
 fn promises_hold_on_every_schedule() {
     if let Some(stats) = promises_hold("promises_hold_on_every_schedule", 1, &Options::default()) {
-        // What never happened was not tested.
+        // An event that never happened was not tested.
         assert_eq!(stats.missing(), Vec::<&str>::new());
     }
 }
@@ -118,14 +120,15 @@ fn leases_hold_among_restarts_and_cuts() {
     promises_hold("leases_hold_among_restarts_and_cuts", 4, &Options { leases: true, ..Options::default() });
 }
 
-// R28: what level `memory` has acknowledged is lost only if two replicas crash before it is on disk; the oracle checks
-// each such write. What can be lost, and that a majority's memory is not enough, is shown in `schedules`.
+// R28: a write acknowledged in memory is lost only if two replicas crash before it is on disk; the
+// oracle checks each such write. `schedules` shows what can be lost, and that a majority's memory
+// is not enough.
 #[test]
 fn memory_survives_one_crash_on_slow_disks() {
     promises_hold("memory_survives_one_crash_on_slow_disks", 2, &Options { slow_disks: true, ..Options::default() });
 }
 
-// Who was away is brought near with decided entries in pieces, among crashes and elections.
+// A replica that was away receives decided entries in pieces, among crashes and elections.
 #[test]
 fn pieces_keep_promises() {
     promises_hold("pieces_keep_promises", 4, &far());
@@ -135,7 +138,7 @@ fn far() -> Options {
     Options { far: true, storm: true, changes: false, compaction: false, one_segment: true, ..Options::default() }
 }
 
-// A part of the log that says it was accepted in the newest round hides the rest.
+// A part of the log that counts as accepted in the newest round hides the rest.
 #[test]
 fn accepting_pieces_in_the_newest_round_is_noticed() {
     let options = Options { fault: Some(Fault::AcceptPieces), ..far() };
@@ -159,21 +162,23 @@ fn must_be_noticed(what: &str, options: &Options) {
     }
 }
 
-// Log rule 1: what was said must be durable.
+// Log rule 1: a sent message must be durable.
 #[test]
 fn a_skipped_sync_is_noticed() {
     let options = Options { skip_sync_every: 3, one_segment: true, ..Options::default() };
     must_be_noticed("one sync in three left out", &options);
 }
 
-// Log rule 1: only the leader's own AcceptDecides (and what is never durable) may overtake the sync.
+// Log rule 1: only the leader's own AcceptDecides (and messages that are never durable) may
+// overtake the sync.
 #[test]
 fn answering_before_the_sync_is_noticed() {
     let options = Options { fault: Some(Fault::SendBeforeSync), one_segment: true, storm: true, ..Options::default() };
     must_be_noticed("sending every message before the sync", &options);
 }
 
-// Log rule 2. Whole sessions lost as log rule 3 wants it do not bring the schedule about; single messages lost do.
+// Log rule 2. Whole sessions lost as log rule 3 wants it do not bring the schedule about; single
+// messages lost do.
 #[test]
 fn leaving_out_rule_2_is_noticed() {
     let lossy = Options { compaction: false, lossy: true, ..Options::default() };
@@ -217,43 +222,43 @@ fn leaving_out_the_hold_after_a_restart_is_noticed() {
 #[test]
 fn promising_during_a_hold_is_noticed() {
     let options = Options { fault: Some(Fault::NoHold), leases: true, ..Options::default() };
-    must_be_noticed("promising to anybody during a hold", &options);
+    must_be_noticed("promising to any candidate during a hold", &options);
 }
 
 // Log rule 9, leases: clocks are allowed to be off by 5 %, not by 60.
 #[test]
 fn clocks_that_drift_too_far_are_noticed() {
-    // With an epoch its leases end, rightly.
+    // The leases of a configuration end with it, rightly.
     let options = Options { drift_permille: 600, leases: true, changes: false, ..Options::default() };
     must_be_noticed("clocks that drift too far", &options);
 }
 
-// Log rule 10: the barrier counts when it is decided, and not before.
+// Log rule 10: the barrier takes effect when it is decided, and not before.
 #[test]
-fn leaving_an_epoch_early_is_noticed() {
-    let options = Options { fault: Some(Fault::LeaveEarly), ..Options::default() };
-    must_be_noticed("going over before the barrier is decided", &options);
+fn beginning_a_configuration_early_is_noticed() {
+    let options = Options { fault: Some(Fault::ChangeBeforeDecided), ..Options::default() };
+    must_be_noticed("beginning a configuration before the barrier is decided", &options);
 }
 
-// Log rule 10: what follows the barrier counts for nothing.
+// Log rule 10: entries behind the barrier are rejected.
 #[test]
 fn passing_the_barrier_is_noticed() {
     let options = Options { fault: Some(Fault::PassBarrier), ..Options::default() };
     must_be_noticed("proposals that take effect behind the barrier", &options);
 }
 
-// Log rule 10: whoever counts holds everything before the epoch.
+// Log rule 10: every voter of a configuration has all entries of earlier configurations.
 #[test]
-fn counting_without_the_state_is_noticed() {
-    let options = Options { fault: Some(Fault::CountWithoutState), ..Options::default() };
-    must_be_noticed("replicas that count before they have the state", &options);
+fn voting_without_the_state_is_noticed() {
+    let options = Options { fault: Some(Fault::VoteWithoutState), ..Options::default() };
+    must_be_noticed("replicas that vote before they have the state", &options);
 }
 
-// Log rule 10: an empty disk never rejoins the epoch in which another one made promises.
+// Log rule 10: an empty disk never rejoins the configuration in which another one made promises.
 #[test]
-fn letting_any_disk_in_is_noticed() {
-    let options = Options { fault: Some(Fault::LetAnyDiskIn), ..Options::default() };
-    must_be_noticed("letting a replica rejoin its epoch with an empty disk", &options);
+fn accepting_any_disk_is_noticed() {
+    let options = Options { fault: Some(Fault::AcceptAnyDisk), ..Options::default() };
+    must_be_noticed("a replica that rejoins its configuration with an empty disk", &options);
 }
 
 // Invariant 1.
@@ -263,18 +268,18 @@ fn leaving_out_the_term_fence_is_noticed() {
     must_be_noticed("judging entries without the term", &options);
 }
 
-// R17: a leader that has been replaced knows nothing of what others have acknowledged since.
+// R17: a deposed leader does not know the writes acknowledged since by others.
 #[test]
-fn a_proof_of_freshness_by_a_deposed_leader_is_noticed() {
-    let options = Options { fault: Some(Fault::FreshWithoutProof), leases: true, ..Options::default() };
-    must_be_noticed("telling how fresh others are without a lease or a probe", &options);
+fn a_staleness_bound_by_a_deposed_leader_is_noticed() {
+    let options = Options { fault: Some(Fault::StalenessBoundWithoutProof), leases: true, ..Options::default() };
+    must_be_noticed("giving staleness bounds without a lease or a probe", &options);
 }
 
-// R17: what an answer says was true when it was asked for, not when it came.
+// R17: a staleness bound is true for the time of the question, not for that of the answer.
 #[test]
-fn a_proof_of_freshness_dated_by_its_arrival_is_noticed() {
-    let options = Options { fault: Some(Fault::FreshWhenAnswered), ..Options::default() };
-    must_be_noticed("dating proofs of freshness by their arrival", &options);
+fn a_staleness_bound_dated_by_its_arrival_is_noticed() {
+    let options = Options { fault: Some(Fault::StalenessBoundWhenAnswered), ..Options::default() };
+    must_be_noticed("dating staleness bounds by their arrival", &options);
 }
 
 // Log rule 11.

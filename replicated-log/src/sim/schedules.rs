@@ -1,5 +1,6 @@
-//! Chosen schedules, where the others are drawn: what durability level `memory` promises and what it can lose (R28), with three
-//! replicas, one entry, and crashes while the followers have it in memory only; and reads over long ways (log rule 9).
+//! Chosen schedules with three replicas: the promises of durability level `memory` and what it can
+//! lose (R28), with crashes while the followers have an entry in memory only; reads over slow links
+//! (log rule 9); and a slow disk (log rule 1).
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,38 +10,43 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::config::{Limits, Timing};
 use crate::core::{CoreConfig, Fault, Input};
+use crate::entry::Body;
+use crate::error::BarrierError;
+use crate::ids::{LogIndex, ReplicaId};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{BarrierError, Body, Limits, LogIndex, PeerStatus, ReplicaId, Role, Timing};
+use crate::role::Role;
+use crate::status::PeerStatus;
 use crate::wire::Wire;
 
 use super::changes::members;
-use super::disk::SimDisk;
-use super::node::Node;
-use super::oracle::State;
+use super::oracle::AppState;
+use super::simulated_replica::Node;
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 const ENTRY: &[u8] = b"entry in question";
-/// Simulated time for whatever must happen.
+/// Simulated time within which an awaited event must happen, in milliseconds.
 const PATIENCE_MS: u64 = 5_000;
 
-/// The founding epoch, which is the only one here.
-const EPOCH: u32 = 1;
+/// The founding configuration, the only one here.
+const FOUNDING: u32 = 1;
 
 pub(super) struct Group {
     pub(super) now_ms: u64,
     pub(super) nodes: BTreeMap<u64, Node>,
     /// Messages on their way, by sender and receiver.
     wires: BTreeMap<(u64, u64), VecDeque<Wire>>,
-    /// Sessions that are up, from both ends' view.
+    /// Open sessions.
     sessions: BTreeMap<(u64, u64), u64>,
     next_session: u64,
     /// Replicas that are up but hear nobody.
     pub(super) cut: BTreeSet<u64>,
     /// Pairs of which neither hears the other, the lower one first.
     pub(super) apart: BTreeSet<(u64, u64)>,
-    held: bool,
-    /// Reads that were answered, with what.
+    acknowledged: bool,
+    /// Answered reads, with their answers.
     answers: Vec<(u64, Result<LogIndex, BarrierError>)>,
     /// The largest message sent and the most written in one turn, in bytes.
     pub(super) largest_message_bytes: usize,
@@ -61,8 +67,8 @@ impl Group {
             let timing = Timing { election_timeout_ms, status_ms: 20, lease_ms: 0, ..Timing::default() };
             let config =
                 CoreConfig { me: id, unix_at_boot_ms: 0, timing, limits: limits.clone(), faults: faults.to_vec() };
-            let founding = Membership { epoch: EPOCH, members: members(1..=3), ..Membership::default() };
-            let (disk, durable, told) = (SimDisk::new(0, 0), State::default(), VecDeque::new());
+            let founding = Membership { configuration: FOUNDING, members: members(1..=3), ..Membership::default() };
+            let (disk, durable, told) = (SimDisk::new(0, 0), AppState::default(), VecDeque::new());
             let node = Node {
                 id,
                 disk,
@@ -87,7 +93,7 @@ impl Group {
             next_session: 1,
             cut,
             apart,
-            held: false,
+            acknowledged: false,
             answers: Vec::new(),
             largest_message_bytes: 0,
             largest_write_bytes: 0,
@@ -108,7 +114,7 @@ impl Group {
     pub(super) fn lose_disk(&mut self, id: u64) {
         self.crash(id);
         let node = self.nodes.get_mut(&id).unwrap();
-        (node.disk, node.durable, node.store) = (SimDisk::new(0, 0), State::default(), node.store + 100);
+        (node.disk, node.durable, node.store) = (SimDisk::new(0, 0), AppState::default(), node.store + 100);
         self.start(id);
     }
 
@@ -122,7 +128,7 @@ impl Group {
         self.nodes[&id].process.as_ref().unwrap().core.status().peers[&ReplicaId(peer)].clone()
     }
 
-    /// Sessions follow who can talk.
+    /// Opens and ends sessions by which replicas can talk.
     pub(super) fn connect(&mut self) {
         for pair in [(1, 2), (1, 3), (2, 3)] {
             let (a, b) = pair;
@@ -132,8 +138,8 @@ impl Group {
                     self.next_session += 1;
                     self.sessions.insert(pair, session);
                     let [of_a, of_b] = [a, b].map(|id| self.nodes[&id].store);
-                    self.feed(a, Input::SessionUp { peer: b, session, epoch: EPOCH, store_id: of_b });
-                    self.feed(b, Input::SessionUp { peer: a, session, epoch: EPOCH, store_id: of_a });
+                    self.feed(a, Input::SessionUp { peer: b, session, configuration: FOUNDING, store_id: of_b });
+                    self.feed(b, Input::SessionUp { peer: a, session, configuration: FOUNDING, store_id: of_a });
                 }
                 (false, Some(_)) => self.disconnect(a, b),
                 _ => {}
@@ -156,7 +162,8 @@ impl Group {
         }
     }
 
-    /// One turn: all that waits comes in. Without `sync` the disk is still at it when the turn's early messages have left.
+    /// One turn with every waiting message. Without `sync` the disk is slow: only the part before
+    /// the sync is carried out.
     pub(super) fn turn(&mut self, id: u64, sync: bool) {
         for from in (1..=3).filter(|from| *from != id) {
             let session = self.sessions.get(&(id.min(from), id.max(from))).copied();
@@ -166,21 +173,29 @@ impl Group {
             }
         }
         let Some(process) = &mut self.nodes.get_mut(&id).unwrap().process else { return };
-        let mut turn = process.core.finish();
-        let refused = std::mem::take(&mut turn.refused);
-        self.held |= !turn.held.is_empty();
-        self.answers.append(&mut turn.early_barriers);
-        self.answers.append(&mut turn.barriers);
-        if let Some(role) = turn.role.take() {
+        let mut ready = process.core.finish();
+        let before = std::mem::take(&mut ready.before_sync);
+        self.acknowledged |= !before.acknowledged.is_empty();
+        self.answers.extend(before.barriers);
+        if let Some(role) = before.role {
             process.role = role;
         }
+        let mut sends = before.sends;
+        let mut refused = Vec::new();
         if sync {
-            let before = process.core.written().disk_bytes;
-            process.core.sync().unwrap();
-            self.largest_write_bytes = self.largest_write_bytes.max(process.core.written().disk_bytes - before);
+            let before_bytes = process.core.written().disk_bytes;
+            let after = ready.synced(process.core.sync().unwrap());
+            let written_bytes = process.core.written().disk_bytes - before_bytes;
+            self.largest_write_bytes = self.largest_write_bytes.max(written_bytes);
             process.core.newly_decided();
+            self.answers.extend(after.barriers);
+            if let Some(role) = after.role {
+                process.role = role;
+            }
+            sends.extend(after.sends);
+            refused = after.refused;
         }
-        for send in turn.sends.into_iter().filter(|send| send.early || sync) {
+        for send in sends {
             self.largest_message_bytes = self.largest_message_bytes.max(send.wire.size_bytes());
             self.wires.entry((id, send.peer)).or_default().push_back(send.wire);
         }
@@ -233,37 +248,39 @@ impl Group {
         self.run_until("a leader afterwards", |group| group.leader().is_some());
         let leader = self.leader().unwrap();
         let core = &self.nodes[&leader].process.as_ref().unwrap().core;
-        let crate::command::OldEntries::Entries(entries) = core.old_entries(LogIndex(1), usize::MAX).unwrap() else {
+        let crate::old_entries::OldEntries::Entries(entries) = core.old_entries(LogIndex(1), usize::MAX).unwrap()
+        else {
             panic!("nothing is compacted here")
         };
         entries.iter().any(|e| e.effective && matches!(&e.body, Body::Data(bytes) if bytes == ENTRY))
     }
 }
 
-// R28: both followers have the entry in memory only, and it counts as held. All three crash, and the followers are back before
-// the leader, the only one whose disk had it: it is lost. That is what the level can cost.
+// R28: both followers have the entry in memory only, and it is acknowledged. All three crash, and
+// the followers are back before the leader, the only one whose disk had it: the entry is lost.
 #[test]
-fn what_was_held_in_memory_is_lost_when_its_holders_crash_together() {
+fn a_write_acknowledged_in_memory_is_lost_when_all_replicas_crash_together() {
     let mut group = Group::new(&[]);
     let (leader, followers) = group.propose();
     followers.iter().for_each(|id| group.turn(*id, false));
     group.turn(leader, true);
-    assert!(group.held, "both followers have told that they hold it");
+    assert!(group.acknowledged, "both followers have answered that they have it");
     (1..=3).for_each(|id| group.crash(id));
     followers.iter().for_each(|id| group.start(*id));
     assert!(!group.kept());
 }
 
-// R28: of the three holders one crashes and a second is cut off; the third alone remembers, and that is enough.
+// R28: of the three replicas one crashes and a second is cut off; the third alone has the entry,
+// and that is enough.
 #[test]
-fn what_was_held_in_memory_survives_any_one_crash() {
+fn a_write_acknowledged_in_memory_survives_any_one_crash() {
     for (crashed, cut) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
         let mut group = Group::new(&[]);
         let (leader, [first, second]) = group.propose();
         group.turn(first, false);
         group.turn(second, false);
         group.turn(leader, true);
-        assert!(group.held);
+        assert!(group.acknowledged);
         let who = [leader, first, second];
         group.crash(who[crashed]);
         group.start(who[crashed]);
@@ -272,7 +289,7 @@ fn what_was_held_in_memory_survives_any_one_crash() {
     }
 }
 
-// R28: with a mere majority of holders the same crash loses it, which is why a majority is not enough.
+// R28: with the memory of a majority the same crash loses the entry, so a majority is not enough.
 #[test]
 fn memory_of_a_mere_majority_is_noticed() {
     let schedule = |faults: &[Fault]| {
@@ -282,17 +299,18 @@ fn memory_of_a_mere_majority_is_noticed() {
         group.wires.remove(&(leader, second));
         group.turn(first, false);
         group.turn(leader, true);
-        let held = group.held;
+        let held = group.acknowledged;
         group.crash(first);
         group.start(first);
         group.cut.insert(leader);
         (held, group.kept())
     };
     assert_eq!(schedule(&[]), (false, false), "not acknowledged, so it may be lost");
-    assert_eq!(schedule(&[Fault::HeldByMajority]), (true, false), "acknowledged and lost");
+    assert_eq!(schedule(&[Fault::MemoryOfMajority]), (true, false), "acknowledged and lost");
 }
 
-// R28: `disk` is answered when the entry is decided. Then it survives what `memory` does not.
+// R28: level `disk` is answered when the entry is decided. Then the entry survives the crash of
+// all.
 #[test]
 fn what_was_decided_survives_the_crash_of_all() {
     let mut group = Group::new(&[]);
@@ -307,8 +325,9 @@ fn what_was_decided_survives_the_crash_of_all() {
     assert!(group.kept());
 }
 
-// Log rule 9: with one of three away there is no lease, and every read asks the other one. An answer counts though it takes longer than
-// it takes to ask again, which is for messages that were lost.
+// Log rule 9: with one of three away there is no lease, and every read asks the other one. An
+// answer counts though it takes longer than it takes to ask again, which is for messages that were
+// lost.
 #[test]
 fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
     const ONE_WAY_MS: u64 = 40;
@@ -337,8 +356,8 @@ fn a_read_is_answered_over_a_way_that_is_longer_than_the_time_to_ask_again() {
     assert!(matches!(group.answers[..], [(7, Ok(_))]), "{:?} after {} ms", group.answers, group.now_ms - began_ms);
 }
 
-// Log rule 1: whatever this turn has to sync, what earlier ones have synced is shown, and reads are answered. What has not been synced
-// is neither shown nor said to be there.
+// Log rule 1: whatever this turn has to sync, what earlier ones have synced is shown, and reads are
+// answered. What has not been synced is neither shown nor said to be there.
 #[test]
 fn a_slow_disk_holds_up_only_what_it_has_to_store() {
     let mut group = Group::new(&[]);

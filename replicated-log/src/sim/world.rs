@@ -1,4 +1,4 @@
-//! Time, network, clients and misfortune around the simulated replicas.
+//! The world of a run: time, network, clients and faults around the simulated replicas.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,27 +7,29 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::core::{CoreConfig, Input, Send, Turn};
+use crate::core::{AfterSync, BarrierAnswer, CoreConfig, Input, Ready, Send};
+use crate::error::BarrierError;
+use crate::ids::{LogIndex, Term};
 use crate::item::Kind;
 use crate::membership::Membership;
-use crate::types::{BarrierError, LogIndex, Role, Term};
+use crate::role::Role;
 use crate::wire::Wire;
 
 use super::changes::{self, members};
 use super::clocks;
-use super::disk::SimDisk;
-use super::node::{Frozen, Node, Process};
-use super::oracle::{Checked, Oracle, State, Violation, ensure};
-use super::weather::{Options, Stats, Weather, pairs, settings};
+use super::fault_injector::{FaultRates, Options, Stats, pairs, settings};
+use super::oracle::{AppState, Checked, Oracle, Violation, ensure};
+use super::simulated_replica::{Frozen, Node, Process};
+use evenkeel_host::ForgetfulDisk as SimDisk;
 
 /// A connection between two replicas, `low < high`.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) number: u64,
-    /// The epoch that both ends are in.
-    pub(super) epoch: u32,
-    /// Per end, whether its event loop has been told of it.
-    pub(super) told: [bool; 2],
+    /// The configuration of both ends.
+    pub(super) configuration: u32,
+    /// Per end, whether its event loop has received it.
+    pub(super) reported: [bool; 2],
     /// Messages on their way to `low` and to `high`, with their time of arrival.
     pub(super) to: [VecDeque<(u64, Wire)>; 2],
 }
@@ -37,42 +39,43 @@ pub(super) struct World {
     pub(super) now_ms: u64,
     pub(super) nodes: BTreeMap<u64, Node>,
     pub(super) sessions: BTreeMap<(u64, u64), Session>,
-    /// Ends of lost sessions that have not been told yet: replica, peer, number.
+    /// Ends of lost sessions that have not been delivered yet: replica, peer, number.
     pub(super) ends: VecDeque<(u64, u64, u64)>,
-    /// From whom to whom nothing gets through.
+    /// Links that deliver nothing: sender and receiver.
     pub(super) cut: BTreeMap<(u64, u64), ()>,
-    pub(super) weather: Weather,
+    pub(super) rates: FaultRates,
     pub(super) calm: bool,
-    /// Crashes come in clusters: what one replica lost, a second must not lose too. When, and whom.
+    /// Time and replica of a crash that follows another one: a second replica must not lose what
+    /// the first has lost.
     pub(super) aftershock: Option<(u64, u64)>,
     pub(super) next_session: u64,
     pub(super) next_id: u64,
     pub(super) oracle: Oracle,
     pub(super) stats: Stats,
-    /// When clients first knew of a position, in real time: at the latest then.
+    /// `(time, position)`: clients knew the position at that real time at the latest.
     pub(super) known_by: Vec<(u64, u64)>,
     pub(super) compaction: bool,
     pub(super) storm: bool,
     pub(super) leases: bool,
-    /// What an empty disk is like.
+    /// The arguments of an empty disk.
     pub(super) disks: (u64, usize),
     pub(super) next_store: u64,
     pub(super) founding: Membership,
 }
 
 const STEP_MS: u64 = 2;
-/// A healed group must have recovered after this: forty election timeouts.
+/// The time within which a healed group must recover: forty election timeouts, in milliseconds.
 const RECOVERY_MS: u64 = 2_000;
 
 impl World {
     pub(super) fn new(seed: u64, options: &Options) -> Checked<World> {
         let mut rng = StdRng::seed_from_u64(seed);
         let n = if rng.random_bool(0.3) && !options.storm { 5 } else { 3 };
-        let weather = Weather::draw(&mut rng, options);
+        let rates = FaultRates::draw(&mut rng, options);
         let (timing, limits) = settings(&mut rng, options);
         let prepared_bytes = if rng.random_bool(0.5) { rng.random_range(0..4_000) } else { 0 };
         let mut nodes = BTreeMap::new();
-        let founding = Membership { epoch: 1, members: members(1..=n), ..Membership::default() };
+        let founding = Membership { configuration: 1, members: members(1..=n), ..Membership::default() };
         for id in 1..=n {
             let config = CoreConfig {
                 me: id,
@@ -84,7 +87,7 @@ impl World {
             let founding = founding.clone();
             let disk = SimDisk::new(options.skip_sync_every, prepared_bytes);
             let drift_permille = rng.random_range(-options.drift_permille..=options.drift_permille);
-            let durable = State::default();
+            let durable = AppState::default();
             let node = Node {
                 id,
                 disk,
@@ -106,7 +109,7 @@ impl World {
             sessions: BTreeMap::new(),
             ends: VecDeque::new(),
             cut: BTreeMap::new(),
-            weather,
+            rates,
             calm: false,
             aftershock: None,
             next_session: 1,
@@ -124,41 +127,43 @@ impl World {
     }
 
     pub(super) fn run(mut self) -> Checked<Stats> {
-        while self.now_ms < self.weather.chaos_ms {
+        while self.now_ms < self.rates.chaos_ms {
             self.step()?;
         }
         self.calm = true;
         self.cut.clear();
-        if self.weather.lose_message > 0.0 {
-            // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions bring them back.
-            self.weather.lose_message = 0.0;
+        if self.rates.lose_message > 0.0 {
+            // Lost AcceptDecides are not sent again by themselves (log rule 3): only new sessions
+            // bring them back.
+            self.rates.lose_message = 0.0;
             let keys: Vec<_> = self.sessions.keys().copied().collect();
             keys.into_iter().for_each(|key| self.lose_session(key));
         }
         let healed_ms = self.now_ms;
-        // Writes go on for a moment, then the group must come to rest, whole.
+        // Writes continue for a moment, then every replica must reach the same state.
         while self.now_ms < healed_ms + 200 || !self.recovered() {
             self.step()?;
             ensure(self.now_ms < healed_ms + RECOVERY_MS, || format!("not recovered: {}", self.describe()))?;
             if self.now_ms > healed_ms + 200 {
-                self.weather.write = 0.01;
-                self.weather.read = 0.0;
+                self.rates.write = 0.01;
+                self.rates.read = 0.0;
             }
         }
         self.stats.count("entries", self.oracle.len());
-        self.stats.count("void entries", self.oracle.void_entries);
+        self.stats.count("rejected entries", self.oracle.rejected_entries);
         self.stats.count("writes lost from memory", self.oracle.lost_from_memory()?);
         Ok(self.stats)
     }
 
-    /// One leader that serves, whom all follow; all have applied everything, nobody is behind, no read waits.
+    /// Whether one leader serves, all replicas have applied everything, none is behind, and no read
+    /// waits.
     fn recovered(&self) -> bool {
         let mut leader = None;
         for node in self.nodes.values().filter(|node| self.is_member(node.id)) {
             let Some(process) = &node.process else {
                 return false;
             };
-            if process.core.membership().epoch != self.newest_epoch() {
+            if process.core.membership().configuration != self.newest_configuration() {
                 return false;
             }
             if let Some(term) = process.serves()
@@ -166,9 +171,9 @@ impl World {
             {
                 return false;
             }
-            // Nothing is on its way either: what becomes of every write is known.
-            let settled = process.core.status().accepted.0 == self.oracle.len();
-            let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && settled;
+            // Nothing is on its way either: the outcome of every write is known.
+            let resolved = process.core.status().accepted.0 == self.oracle.len();
+            let whole = process.state.applied == self.oracle.len() && process.barriers.is_empty() && resolved;
             if !whole || matches!(process.role, Role::Behind { .. }) {
                 return false;
             }
@@ -180,10 +185,10 @@ impl World {
     fn describe(&self) -> String {
         let lines = self.nodes.values().map(|node| match &node.process {
             Some(p) => format!(
-                "\n  {} in epoch {} of {}: {:?}, applied {} of {}, {} reads wait, {:?}",
+                "\n  {} in configuration {} of {}: {:?}, applied {} of {}, {} reads wait, {:?}",
                 node.id,
-                p.core.membership().epoch,
-                self.newest_epoch(),
+                p.core.membership().configuration,
+                self.newest_configuration(),
                 p.role,
                 p.state.applied,
                 self.oracle.len(),
@@ -198,8 +203,8 @@ impl World {
     fn step(&mut self) -> Checked<()> {
         self.now_ms += STEP_MS;
         if !self.calm {
-            self.misfortune();
-            if self.rng.random_bool(self.weather.power_cut) {
+            self.inject_faults();
+            if self.rng.random_bool(self.rates.power_cut) {
                 let up: Vec<u64> = self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect();
                 up.into_iter().try_for_each(|id| self.crash(id, "crashes in a power cut"))?;
             }
@@ -214,7 +219,7 @@ impl World {
         for id in ids {
             let node = &self.nodes[&id];
             match &node.process {
-                // Whoever is no longer a member is stopped when the others can do without it.
+                // A removed replica is stopped when the others do not need it any more.
                 _ if self.calm && !self.is_member(id) => self.retire(id),
                 None if self.now_ms >= node.up_at_ms || self.calm => self.start(id)?,
                 Some(p) if self.now_ms >= p.paused_until_ms && self.rng.random_bool(0.8) => self.turn(id)?,
@@ -237,7 +242,7 @@ impl World {
         self.rng.random_range(1..=self.nodes.len() as u64)
     }
 
-    /// Opens sessions wherever both ends are up and nothing is cut; a cut one is given up after a while.
+    /// Opens sessions where both ends are up and not cut; a cut session is lost after a while.
     fn connect(&mut self) {
         let n = self.nodes.len() as u64;
         for (low, high) in pairs(n).filter(|(a, b)| a < b) {
@@ -250,29 +255,30 @@ impl World {
                     self.lose_session(key);
                 }
             } else if both_up && !cut && self.rng.random_bool(0.2) {
-                let Some(epoch) = self.common_epoch(low, high) else { continue };
+                let Some(configuration) = self.common_configuration(low, high) else { continue };
                 let number = self.next_session;
                 self.next_session += 1;
-                let session = Session { number, epoch, told: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
+                let session =
+                    Session { number, configuration, reported: [false; 2], to: [VecDeque::new(), VecDeque::new()] };
                 self.sessions.insert(key, session);
             }
         }
     }
 
-    /// One turn of a replica's event loop, frozen or crashing somewhere in it perhaps.
+    /// One turn of a replica's event loop. It may freeze or crash anywhere in it.
     fn turn(&mut self, id: u64) -> Checked<()> {
-        // Readers run beside the event loop, which may just have woken up inside of a turn.
+        // Readers run beside the event loop, which may have been frozen inside a turn.
         self.leased_reads(id)?;
         let frozen = self.process(id)?.frozen.take();
         let inputs = match frozen {
             Some(Frozen::Before(inputs)) => inputs,
             Some(Frozen::Fed) => return self.finish_turn(id),
-            Some(Frozen::Syncing { late, turn, inputs }) => {
+            Some(Frozen::Syncing { ready, lost_role, inputs }) => {
                 let point = self.crash_point(id);
                 if point < 2 {
                     return self.crash(id, "crashes before the sync");
                 }
-                self.sync_and_send(id, late, *turn, point)?;
+                self.sync_and_send(id, *ready, lost_role, point)?;
                 if let Some(process) = self.node(id)?.process.as_mut() {
                     inputs.into_iter().for_each(|(now_ms, input)| process.core.feed(now_ms, input));
                 }
@@ -299,7 +305,7 @@ impl World {
     }
 
     fn freezes(&mut self) -> bool {
-        !self.calm && self.rng.random_bool(self.weather.freeze)
+        !self.calm && self.rng.random_bool(self.rates.freeze)
     }
 
     fn freeze(&mut self, id: u64, at: Frozen, what: &'static str) -> Checked<()> {
@@ -315,10 +321,11 @@ impl World {
         self.node(id)?.process.as_mut().ok_or_else(|| Violation(format!("replica {id} is down")))
     }
 
-    /// Log rule 9: reads answered without a message, while the lease that readers see holds by the replica's clock.
+    /// Log rule 9: reads answered without a message, while the published lease holds by the
+    /// replica's clock.
     fn leased_reads(&mut self, id: u64) -> Checked<()> {
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
-        let asked = self.rng.random_bool(self.weather.read);
+        let asked = self.rng.random_bool(self.rates.read);
         let known = self.oracle.known;
         let process = self.process(id)?;
         if !asked || now_ms >= process.read_lease.until_ms {
@@ -333,46 +340,52 @@ impl World {
     fn finish_turn(&mut self, id: u64) -> Checked<()> {
         let point = self.crash_point(id);
         let process = self.process(id)?;
-        let mut turn = process.core.finish();
-        process.read_lease = turn.lease;
-        let (early, late): (Vec<_>, Vec<_>) = std::mem::take(&mut turn.sends).into_iter().partition(|s| s.early);
+        let mut ready = process.core.finish();
+        let ordinary = ready.is_ordinary();
+        let before = std::mem::take(&mut ready.before_sync);
+        process.read_lease = before.lease;
         if point == 0 {
             return self.crash(id, "crashes before the sync");
         }
-        self.send(id, early);
-        // R28: what is held in memory is told of before the sync.
-        self.held(id, &mut turn)?;
-        self.answered(id, std::mem::take(&mut turn.early_barriers))?;
+        self.send(id, before.sends);
+        // R28: memory acknowledgements do not wait for the sync.
+        self.acknowledged(id, before.acknowledged, before.unacknowledged)?;
+        self.answered(id, before.barriers)?;
         if self.shown(id)? {
             self.stats.count("entries shown before a sync", 1);
         }
-        // Requests for old entries are answered after the sync, but for the rest there is no difference.
-        if turn.role.is_none() && !turn.entered && self.rng.random_bool(0.5) {
+        // The runtime answers requests for old entries after the sync; that makes no difference
+        // here.
+        if ordinary && self.rng.random_bool(0.5) {
             self.apply(id)?;
         }
         if point == 1 {
             return self.crash(id, "crashes before the sync");
         }
-        if !self.calm && self.rng.random_bool(self.weather.slow_sync) {
-            let slow = Frozen::Syncing { late, turn: Box::new(turn), inputs: VecDeque::new() };
+        if !self.calm && self.rng.random_bool(self.rates.slow_sync) {
+            let slow = Frozen::Syncing { ready: Box::new(ready), lost_role: before.role, inputs: VecDeque::new() };
             return self.freeze(id, slow, "slow syncs");
         }
-        self.sync_and_send(id, late, turn, point)
+        self.sync_and_send(id, ready, before.role, point)
     }
 
-    /// Where in this turn the replica crashes: 0 and 1 before the sync, 2 and 3 after it, 4 not at all.
+    /// The point of this turn at which the replica crashes: 0 and 1 before the sync, 2 and 3 after
+    /// it, 4 not at all.
     fn crash_point(&mut self, id: u64) -> usize {
         let now_ms = self.now_ms;
         let doomed = self.aftershock.take_if(|(at_ms, who)| *at_ms <= now_ms && *who == id).is_some();
-        let crash = !self.calm && (doomed || self.rng.random_bool(self.weather.crash));
+        let crash = !self.calm && (doomed || self.rng.random_bool(self.rates.crash));
         if crash && !doomed && self.rng.random_bool(0.5) {
             self.aftershock = Some((now_ms + self.rng.random_range(2..60), self.any()));
         }
         if crash { self.rng.random_range(if self.storm { 1..3 } else { 0..4 }) } else { 4 }
     }
 
-    fn sync_and_send(&mut self, id: u64, late: Vec<Send>, turn: Turn, point: usize) -> Checked<()> {
-        self.process(id)?.core.sync().map_err(|e| Violation(format!("replica {id}: {e}")))?;
+    fn sync_and_send(&mut self, id: u64, ready: Ready, lost_role: Option<Role>, point: usize) -> Checked<()> {
+        let synced = self.process(id)?.core.sync().map_err(|e| Violation(format!("replica {id}: {e}")))?;
+        let mut after = ready.synced(synced);
+        let late = std::mem::take(&mut after.sends);
+        after.role = lost_role.or(after.role);
         if point < 4 {
             // Some of the messages get out.
             let sent = self.rng.random_range(0..=late.len());
@@ -380,21 +393,21 @@ impl World {
             return self.crash(id, "crashes after the sync");
         }
         self.send(id, late);
-        self.outcomes(id, turn)?;
+        self.outcomes(id, after)?;
         self.leased_reads(id)
     }
 
-    fn held(&mut self, id: u64, turn: &mut Turn) -> Checked<()> {
+    fn acknowledged(&mut self, id: u64, acknowledged: Vec<u64>, unacknowledged: Vec<u64>) -> Checked<()> {
         let World { nodes, oracle, stats, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
         let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
-        for write in turn.unheld.drain(..) {
+        for write in unacknowledged {
             process.tracked.remove(&write);
         }
-        for write in turn.held.drain(..) {
-            ensure(process.tracked.remove(&write).is_some(), || format!("write {write} is held twice"))?;
-            oracle.held(write);
-            stats.count("writes held in memory", 1);
+        for write in acknowledged {
+            ensure(process.tracked.remove(&write).is_some(), || format!("write {write} is acknowledged twice"))?;
+            oracle.acknowledged_in_memory(write);
+            stats.count("writes acknowledged in memory", 1);
         }
         Ok(())
     }
@@ -413,8 +426,8 @@ impl World {
         Ok(())
     }
 
-    /// What waits for the replica: ends and beginnings of sessions, messages that have arrived, the owner's calls
-    /// and the clock, in an order in which they could come.
+    /// The waiting inputs of the replica: ends and beginnings of sessions, arrived messages, the
+    /// owner's calls and the clock, in a possible order.
     fn inputs(&mut self, id: u64) -> Vec<Input> {
         let mut inputs = Vec::new();
         let now_ms = self.now_ms;
@@ -434,14 +447,15 @@ impl World {
                 (low, high) if high == id => (1, low),
                 _ => continue,
             };
-            if !session.told[end] {
-                // The dialling end hears of it after the accepting one.
-                if (end == 0 && !session.told[1]) || self.rng.random_bool(0.3) {
+            if !session.reported[end] {
+                // The dialling end receives it after the accepting one.
+                if (end == 0 && !session.reported[1]) || self.rng.random_bool(0.3) {
                     continue;
                 }
-                session.told[end] = true;
-                let (session, epoch, store_id) = (session.number, session.epoch, self.nodes[&peer].store);
-                inputs.push(Input::SessionUp { peer, session, epoch, store_id });
+                session.reported[end] = true;
+                let (session, configuration, store_id) =
+                    (session.number, session.configuration, self.nodes[&peer].store);
+                inputs.push(Input::SessionUp { peer, session, configuration, store_id });
             }
             let most = self.rng.random_range(1..40);
             while inputs.len() < most + 40
@@ -464,12 +478,12 @@ impl World {
     }
 
     fn owner_calls(&mut self, id: u64, inputs: &mut Vec<Input>) {
-        let World { rng, nodes, oracle, weather, next_id, calm, stats, .. } = self;
+        let World { rng, nodes, oracle, rates, next_id, calm, stats, .. } = self;
         let chance = |rng: &mut StdRng, p: f64| rng.random_bool(p);
         let Some(node) = nodes.get_mut(&id) else { return };
         let Some(process) = node.process.as_mut() else { return };
         if let Some(term) = process.serves() {
-            while chance(rng, weather.write) {
+            while chance(rng, rates.write) {
                 let write = *next_id;
                 *next_id += 1;
                 process.writes.insert(write, ());
@@ -480,38 +494,39 @@ impl World {
                 }
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(write, rng), tracked });
             }
-            let changing = if *calm { 0.0 } else { weather.change };
+            let changing = if *calm { 0.0 } else { rates.change };
             if let Some(change) = changes::wanted(id, process, rng, changing) {
                 stats.count("membership changes", 1);
                 inputs.push(change);
             }
             if chance(rng, 0.004) {
                 inputs.push(Input::NewLeadership { current: term });
-                // Proposed by an owner that has not noticed yet.
+                // Proposed by an owner that has not noticed the new leadership yet.
                 inputs.push(Input::Propose { kind: Kind::Data, term, payload: write_payload(0, rng), tracked: None });
             }
             if chance(rng, 0.01) {
-                // As a forwarded proposal of an ended leadership would come in; the log must judge it void.
+                // As a forwarded proposal of an ended leadership would come in; the log must reject
+                // it.
                 let old = Term(term.0.wrapping_sub(rng.random_range(1..1 << 26)));
                 inputs.push(Input::Rogue { term: old, payload: write_payload(0, rng) });
             }
         }
-        if matches!(process.role, Role::Leader { .. }) && chance(rng, weather.read) {
+        if matches!(process.role, Role::Leader { .. }) && chance(rng, rates.read) {
             let read = *next_id;
             *next_id += 1;
             process.barriers.insert(read, oracle.known);
             inputs.push(Input::Barrier { id: read });
         }
-        if chance(rng, weather.read / 2.0) {
-            inputs.push(Input::AskFresh);
+        if chance(rng, rates.read / 2.0) {
+            inputs.push(Input::AskStalenessBound);
         }
         if !*calm && chance(rng, 0.002) {
             inputs.push(if rng.random_bool(0.5) { Input::TryLead } else { Input::YieldLeadership });
         }
-        let aside = process.core.stands_aside();
-        if (aside && (*calm || chance(rng, 0.02))) || (!aside && !*calm && chance(rng, weather.aside)) {
-            stats.count("standing aside", u64::from(!aside));
-            inputs.push(Input::StandAside(!aside));
+        let ineligible = process.core.is_ineligible();
+        if (ineligible && (*calm || chance(rng, 0.02))) || (!ineligible && !*calm && chance(rng, rates.ineligible)) {
+            stats.count("ineligible replicas", u64::from(!ineligible));
+            inputs.push(Input::SetIneligible(!ineligible));
         }
         inputs.push(Input::Applied(process.state.applied));
         if self.compaction && chance(rng, 0.05) {
@@ -529,11 +544,11 @@ impl World {
 
     fn send(&mut self, from: u64, sends: Vec<Send>) {
         for Send { peer, session, wire, .. } in sends {
-            if self.weather.lose_message > 0.0 && self.rng.random_bool(self.weather.lose_message) {
+            if self.rates.lose_message > 0.0 && self.rng.random_bool(self.rates.lose_message) {
                 continue;
             }
             let key = (from.min(peer), from.max(peer));
-            let latency_ms = self.rng.random_range(0..=self.weather.latency_ms);
+            let latency_ms = self.rng.random_range(0..=self.rates.latency_ms);
             let arrival_ms = self.now_ms + latency_ms;
             if let Some(open) = self.sessions.get_mut(&key).filter(|s| s.number == session) {
                 let queue = &mut open.to[usize::from(peer > from)];
@@ -544,32 +559,30 @@ impl World {
         }
     }
 
-    fn outcomes(&mut self, id: u64, turn: Turn) -> Checked<()> {
-        self.stats.count("leaderships", turn.leaderships);
-        self.stats.count("pieces of decided entries", turn.learned);
-        self.stats.count("candidates far behind", turn.refusals);
-        self.stats.count("dropped proposals", turn.dropped);
-        ensure(turn.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", turn.overflowed))?;
-        self.over(id, &turn)?;
-        if let Some(role) = turn.role {
+    fn outcomes(&mut self, id: u64, ready: AfterSync) -> Checked<()> {
+        self.stats.count("leaderships", ready.counts.leaderships);
+        self.stats.count("pieces of decided entries", ready.counts.learned);
+        self.stats.count("candidates far behind", ready.counts.refusals);
+        self.stats.count("dropped proposals", ready.counts.dropped);
+        ensure(ready.overflowed.is_empty(), || format!("replica {id} gives up sessions: {:?}", ready.overflowed))?;
+        self.end_sessions(id, &ready)?;
+        if let Some(role) = ready.role {
             self.process(id)?.role = role;
         }
-        self.answered(id, turn.barriers)?;
+        self.answered(id, ready.barriers)?;
         let World { nodes, stats, known_by, .. } = self;
         let node = nodes.get_mut(&id).ok_or_else(|| Violation("gone".to_owned()))?;
         let process = node.process.as_mut().ok_or_else(|| Violation("gone".to_owned()))?;
         clocks::check(id, &process.core, self.now_ms)?;
-        let leaderships = matches!(process.core.role(), Role::Leader { .. });
-        ensure(!(leaderships && process.core.stands_aside()), || {
-            format!("replica {id} leaderships while it stands aside")
-        })?;
+        let leads = matches!(process.core.role(), Role::Leader { .. });
+        ensure(!(leads && process.core.is_ineligible()), || format!("replica {id} leads while it is ineligible"))?;
         // R17: before what this turn decides, and hence what clients know by it, is added.
         let drift = node.drift_permille;
-        for fresh in turn.fresh {
-            stats.count("proofs of freshness", 1);
-            let known = known_before(known_by, drift, fresh.asked_ms);
-            ensure(fresh.index.0 >= known, || {
-                format!("replica {id}: {fresh:?}, but a client had already seen {known} by then")
+        for bound in ready.staleness_bounds {
+            stats.count("staleness bounds", 1);
+            let known = known_before(known_by, drift, bound.asked_ms);
+            ensure(bound.index.0 >= known, || {
+                format!("replica {id}: {bound:?}, but a client had already seen {known} by then")
             })?;
         }
         self.shown(id)?;
@@ -582,11 +595,11 @@ impl World {
             stats.count("compactions", 1);
         }
         if process.core.was_reset() {
-            // What a lease was to keep is gone with the whole log; the group's other replicas have moved on.
+            // The retained entries are gone with the whole log.
             process.lease = None;
         }
         ensure(process.lease.is_none_or(|lease| status.compacted.0 < lease), || {
-            format!("replica {id} broke the lease {:?}: {status:?}", process.lease)
+            format!("replica {id} broke the retention {:?}: {status:?}", process.lease)
         })?;
         if rng.random_bool(0.7) {
             self.apply(id)?;
@@ -594,7 +607,8 @@ impl World {
         self.transfer(id)
     }
 
-    /// What a replica shows as decided, before or after its sync; whether that was anything.
+    /// Checks the entries that a replica shows as decided, before or after its sync. Returns
+    /// whether there were any.
     fn shown(&mut self, id: u64) -> Checked<bool> {
         let World { nodes, oracle, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
@@ -615,7 +629,7 @@ impl World {
     }
 
     /// Reads that have been answered, before or after the sync.
-    fn answered(&mut self, id: u64, answers: Vec<(u64, Result<LogIndex, BarrierError>)>) -> Checked<()> {
+    fn answered(&mut self, id: u64, answers: Vec<BarrierAnswer>) -> Checked<()> {
         let World { nodes, stats, .. } = self;
         let process = nodes.get_mut(&id).and_then(|n| n.process.as_mut());
         let process = process.ok_or_else(|| Violation("gone".to_owned()))?;
@@ -625,7 +639,8 @@ impl World {
             match answer {
                 Ok(LogIndex(index)) => {
                     stats.count("reads", 1);
-                    // Log rule 9: the state at `index` holds everything that anybody knew when the read began.
+                    // Log rule 9: the state at `index` holds everything that anybody knew when the
+                    // read began.
                     ensure(index >= known, || {
                         format!("replica {id}: a read at {index}, a client had already seen {known}")
                     })?;
@@ -638,7 +653,8 @@ impl World {
         Ok(())
     }
 
-    /// The application of a replica that is behind fetches the state from another one, sometime.
+    /// The application of a replica that is behind fetches the state from another one, now and
+    /// then.
     fn transfer(&mut self, id: u64) -> Checked<()> {
         let node = &self.nodes[&id];
         let Some(process) = &node.process else { return Ok(()) };
@@ -660,7 +676,7 @@ impl World {
         self.stats.count("state transfers", 1);
         let now_ms = self.nodes[&id].clock_ms(self.now_ms);
         let node = self.node(id)?;
-        // The copy is durable before the log hears of it.
+        // The copy is durable before the log is notified.
         node.durable = state;
         if let Some(process) = &mut node.process {
             process.state = state;
@@ -670,7 +686,7 @@ impl World {
     }
 }
 
-/// What clients knew before a clock with this drift first showed `clock_ms`.
+/// The position that clients knew before a clock with this drift first showed `clock_ms`.
 fn known_before(known_by: &[(u64, u64)], drift_permille: i64, clock_ms: u64) -> u64 {
     // In whole milliseconds the clock shows it from this real time on.
     let since_ms = (clock_ms as i64 * 1_000).div_euclid(1_000 + drift_permille) as u64;

@@ -6,51 +6,20 @@
 //! fence  = term u64 | ended u8
 //! ```
 //!
-//! A record is all that a turn changed, so a turn is atomic on disk. Every record carries the whole [`Meta`],
-//! which is small: any segment alone says where the log stands, and old segments can simply be deleted.
+//! A record holds everything that a turn changed, so a turn is atomic on disk. Every record carries
+//! the whole [`Meta`], which is small: any segment alone tells the positions of the log, and old
+//! segments can be deleted.
 //!
-//! Segments are recycled, so old records lie behind the last new one. The mark and the checksum are of one segment of one log
-//! ([`Seal`]): a record of another segment is never taken for one of this.
-
-use std::collections::BTreeMap;
+//! Segments are recycled, so old records lie behind the last new one. The mark and the checksum
+//! depend on the segment and the log ([`Seal`]): a record of another segment is never accepted.
 
 use bytes::{Buf, BufMut, Bytes};
-use omnipaxos::ballot_leader_election::Ballot;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::Term;
 use crate::item::{Fence, Item};
-use crate::membership::Membership;
-use crate::types::Term;
 
-/// Whose log this is. Refusing a wrong one is part of log rule 4.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub(crate) group: u64,
-    pub(crate) me: u64,
-}
-
-/// Everything durable that is not an item. Positions count items from the start of the log: `decided == 5` says
-/// that items 0 to 4, which the owner knows as `LogIndex` 1 to 5, are decided.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Meta {
-    pub(crate) identity: Identity,
-    /// The epoch that this replica takes part in. Everything below but the items and what says where they lie is of this epoch.
-    pub(crate) membership: Membership,
-    /// Drawn when the log was made. Peers remember it, and so notice a replica that lost its disk (log rule 10).
-    pub(crate) store_id: u64,
-    pub(crate) peer_stores: BTreeMap<u64, u64>,
-    pub(crate) promise: Option<Ballot>,
-    pub(crate) accepted_round: Option<Ballot>,
-    pub(crate) decided: u64,
-    /// Items before this are gone.
-    pub(crate) compacted: u64,
-    /// The term fence at `compacted`.
-    pub(crate) fence: Fence,
-    /// The end of the log; kept here because an emptied suffix leaves no item that would show it.
-    pub(crate) end: u64,
-    /// The application's state must be replaced by one at or after this position (log rule 10).
-    pub(crate) needs_state: Option<u64>,
-}
+use super::meta::Meta;
 
 /// The log was replaced as a whole (a state transfer) before this record's items.
 pub(crate) const FLAG_RESET: u8 = 1;
@@ -58,13 +27,13 @@ pub(crate) const FLAG_RESET: u8 = 1;
 /// Not a record but a [`Footer`].
 pub(crate) const FLAG_FOOTER: u8 = 0x80;
 
-/// With this record the replica has gone over to the epoch that its meta names.
-pub(crate) const FLAG_EPOCH: u8 = 2;
+/// With this record the replica has begun the configuration that its meta names.
+pub(crate) const FLAG_CONFIGURATION: u8 = 2;
 
 /// Mark, length and checksum.
 pub(crate) const HEADER_BYTES: usize = 12;
 
-/// What makes records those of one segment of one log.
+/// The segment and the log to which records belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) store_id: u64,
@@ -72,14 +41,16 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    /// Begins each record of the segment. Not secret; finds records among remains without checking every byte's checksum.
+    /// The first bytes of each record of the segment. It is not secret; it finds records among
+    /// remains without a checksum at every byte.
     pub(crate) fn mark(&self) -> u32 {
         const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
         (self.segment.wrapping_add(1).wrapping_mul(MIX) >> 32) as u32
     }
 
-    /// The checksum covers the log's mark and the segment's number. Two records with equal bodies in segments whose numbers differ
-    /// never have the same one: a checksum of 32 bits notices every difference that fits into 32 bits.
+    /// The checksum covers the disk's identity and the segment's number. Records with equal bodies
+    /// in segments with different numbers never have the same checksum: a checksum of 32 bits
+    /// detects every difference that fits into 32 bits.
     pub(crate) fn checksum(&self, body: &[u8]) -> u32 {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&self.store_id.to_le_bytes());
@@ -96,7 +67,7 @@ impl Seal {
         record[8..12].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// The body of a whole record, if it is one of this segment.
+    /// The body of a complete record of this segment.
     fn open(&self, mut record: Bytes) -> Result<Bytes, NotARecord> {
         if announced_bytes(*self, &record) != Some(record.len()) {
             return Err(NotARecord::Torn);
@@ -113,7 +84,7 @@ impl Seal {
 /// First position, fence and item count.
 const PLACE_BYTES: usize = 8 + 9 + 4;
 
-/// The largest body: what a length field may claim.
+/// The largest body that a length field may announce.
 const MAX_BODY_BYTES: usize = 2 << 30;
 
 #[derive(Debug)]
@@ -132,13 +103,13 @@ pub(crate) struct Record {
 pub(crate) enum NotARecord {
     /// Cut short, or the checksum does not match: a torn write, if it is the last one.
     Torn,
-    /// The checksum matches and the contents make no sense: written by something else.
+    /// The checksum matches and the contents are malformed: another program wrote it.
     Malformed,
     /// The end of a sealed segment.
     Footer,
 }
 
-/// What a segment begins with, written together with its first record.
+/// The header of a segment, written together with its first record.
 ///
 /// ```text
 /// mark u32 | crc32 u32 | segment u64 | log's mark u64 | end of the segment before u64 | bytes of its footer u64
@@ -146,9 +117,9 @@ pub(crate) enum NotARecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) seal: Seal,
-    /// Where the records of the segment before end, and its footer begins.
+    /// The end of the previous segment's records, where its footer begins.
     pub(crate) before_end: u64,
-    /// 0 if it has none.
+    /// Size of that footer; 0 if there is none.
     pub(crate) before_footer_bytes: u64,
 }
 
@@ -180,22 +151,22 @@ impl SegmentHeader {
     }
 }
 
-/// What a replay needs to know of a record, without its items.
+/// The contents of a record without its items, as far as a replay needs them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) record_bytes: u64,
     pub(crate) flags: u8,
-    /// Its first position and the term fence there; `None` if it goes on where the record before ended.
+    /// Its first position and the term fence there; `None` if it continues the previous record.
     pub(crate) place: Option<(u64, Fence)>,
     pub(crate) count: u64,
-    /// Where, among its items, the term fence changes, and to what.
+    /// The changes of the term fence among its items.
     pub(crate) fences: Vec<(u64, Fence)>,
-    /// `None` if nothing but the log's end depends on it.
+    /// `None` if only the log's end depends on it.
     pub(crate) meta: Option<Meta>,
 }
 
 impl Record {
-    /// What a replay needs to know of it.
+    /// Its summary.
     pub(crate) fn summary(self, record_bytes: u64) -> Summary {
         let fences = fence_changes(self.first, self.first_fence, self.items.iter());
         Summary {
@@ -209,7 +180,7 @@ impl Record {
     }
 }
 
-/// Where items from `first` on change the fence that is in force before them, and to what.
+/// The changes of the term fence by items from `first` on; `fence` is in force before them.
 pub(crate) fn fence_changes<'a>(
     first: u64,
     mut fence: Fence,
@@ -226,8 +197,8 @@ pub(crate) fn fence_changes<'a>(
     changes
 }
 
-/// Stands behind the last record of a sealed segment: what a replay of it comes to, so that its records need not be read. It is not
-/// synced when it is written; where it is missing the records are replayed.
+/// The footer of a sealed segment: summaries of its records, so that a replay need not read them.
+/// It is not synced when it is written; if it is missing, the records are replayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footer {
     pub(crate) records: Vec<Summary>,
@@ -248,7 +219,7 @@ impl Footer {
     }
 }
 
-/// Appends a record to `out`. It becomes one of a segment with [`finish`].
+/// Appends a record to `out`. [`finish`] binds it to a segment.
 pub(crate) fn encode<'a>(
     out: &mut Vec<u8>,
     flags: u8,
@@ -271,19 +242,19 @@ pub(crate) fn encode<'a>(
     Ok(())
 }
 
-/// Makes what [`encode`] has written a record of the segment that `seal` names.
+/// Binds a record that [`encode`] has written to the segment that `seal` names.
 pub(crate) fn finish(record: &mut [u8], seal: Seal) {
     seal.fill_in(record);
 }
 
-/// The length of the whole record that `header` announces, if it can be one of the segment.
+/// The length of the complete record that `header` announces, if it can belong to the segment.
 pub(crate) fn announced_bytes(seal: Seal, header: &[u8]) -> Option<usize> {
     let mark = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
     let body = u32::from_le_bytes(header.get(4..8)?.try_into().ok()?) as usize;
     (mark == seal.mark() && (1..=MAX_BODY_BYTES).contains(&body)).then_some(body + HEADER_BYTES)
 }
 
-/// Checks and decodes one whole record; the items share its memory.
+/// Checks and decodes one complete record; the items share its memory.
 pub(crate) fn decode(seal: Seal, record: Bytes) -> Result<Record, NotARecord> {
     let mut record = seal.open(record)?;
     let flags = record.get_u8();
@@ -343,7 +314,7 @@ mod tests {
         }
     }
 
-    // Whatever its mark says: the checksum alone refuses it.
+    // Even with a matching mark the checksum refuses it.
     #[test]
     fn a_record_of_another_segment_or_log_is_not_one_of_this() {
         for segment in (0..200).filter(|segment| *segment != SEAL.segment) {

@@ -1,10 +1,11 @@
-//! The durable log as OmniPaxos sees it.
+//! The durable log as OmniPaxos's storage.
 //!
-//! The library owns its storage, the event loop must sync it and read from it: both share it. They run on one
-//! thread, one after the other, so a `RefCell` it is; nothing here borrows across a call of the library.
+//! OmniPaxos owns its storage, and the core must sync it and read from it, so both share the log.
+//! They run on one thread, one after the other; the log is therefore in a `RefCell`, and no borrow
+//! is held across a call of the library.
 //!
-//! Writes only change memory and cannot fail; a failing read makes the library panic, which ends the process
-//! (log rule 13).
+//! Writes only change memory and cannot fail. A failing read makes the library panic, which ends
+//! the process (log rule 13).
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,12 +15,14 @@ use omnipaxos::storage::{StopSign, Storage, StorageOp, StorageResult};
 
 use crate::item::{Item, Trimmed};
 
-use super::{Disk, Wal, WalError};
+use super::error::WalError;
+use super::write_ahead_log::Wal;
+use evenkeel_host::Disk;
 
 /// The durable log, shared between OmniPaxos and the core on one thread.
 pub(crate) type SharedWal<D> = Rc<RefCell<Wal<D>>>;
 
-/// What is handed to OmniPaxos.
+/// The storage that OmniPaxos gets.
 #[derive(Debug)]
 pub(crate) struct WalStorage<D>(pub(crate) SharedWal<D>);
 
@@ -38,7 +41,7 @@ impl<D: Disk> WalStorage<D> {
             StorageOp::SetDecidedIndex(decided) => wal.set_decided(decided as u64),
             StorageOp::SetAcceptedRound(ballot) => wal.set_accepted_round(ballot),
             StorageOp::Trim(to) => wal.compact(to as u64),
-            // Both come with every Trim, which has done what they say.
+            // Both come with every Trim, which has their effect.
             StorageOp::SetCompactedIdx(_) | StorageOp::SetSnapshot(_) => {}
             // log rule 10: never reconfigured, so there is never one to store.
             StorageOp::SetStopsign(_) => {}
@@ -49,7 +52,7 @@ impl<D: Disk> WalStorage<D> {
 
 impl<D: Disk> Storage<Item> for WalStorage<D> {
     fn write_atomically(&mut self, ops: Vec<StorageOp<Item>>) -> StorageResult<()> {
-        // A turn is one record, so whatever happens within it is atomic.
+        // A turn is one record, so all changes within it are atomic.
         let transferred = ops.iter().find_map(|op| match op {
             StorageOp::SetSnapshot(Some(marker)) => marker.transferred,
             _ => None,
@@ -84,7 +87,7 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
     }
 
     fn get_decided_idx(&self) -> StorageResult<usize> {
-        Ok(self.0.borrow().meta.decided as usize)
+        Ok(self.0.borrow().decided() as usize)
     }
 
     fn set_accepted_round(&mut self, na: Ballot) -> StorageResult<()> {
@@ -92,13 +95,13 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
     }
 
     fn get_accepted_round(&self) -> StorageResult<Option<Ballot>> {
-        Ok(self.0.borrow().meta.accepted_round)
+        Ok(self.0.borrow().accepted_round())
     }
 
     fn get_entries(&self, from: usize, to: usize) -> StorageResult<Vec<Item>> {
         if self.0.borrow().compacting {
-            // The library wants to summarise what compaction drops; the marker needs none of it, and reading
-            // megabytes back for it would stall the event loop.
+            // The library wants to summarise the items that compaction drops. The marker needs none
+            // of them, and reading megabytes back would stall the event loop.
             return Ok(Vec::new());
         }
         self.read(from, to as u64)
@@ -106,29 +109,31 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
 
     fn get_log_len(&self) -> StorageResult<usize> {
         let wal = self.0.borrow();
-        Ok((wal.meta.end - wal.meta.compacted) as usize)
+        Ok((wal.end() - wal.compacted()) as usize)
     }
 
     fn get_suffix(&self, from: usize) -> StorageResult<Vec<Item>> {
         let wal = self.0.borrow();
-        let compacted = wal.meta.compacted;
+        let compacted = wal.compacted();
         if (from as u64) < compacted && !wal.patching {
             // log rule 13: an error, never silently nothing.
             let from = from as u64;
             return Err(Box::new(WalError::Trimmed { from, compacted }));
         }
-        // While `core` patches synchronisation messages (log rule 10) it gets what there is, or the end of that: the receiver needs a
-        // copy of the state anyway, and with it nothing that is decided before.
+        // While `core::paxos` patches synchronisation messages (log rule 10) it gets the retained
+        // items, or the last of them: the receiver needs a copy of the state anyway, and with it no
+        // item that is decided before.
         let begin = match (from as u64) < compacted {
-            true => wal.compaction_point(wal.limits.sync_bytes).min(wal.meta.decided).max(compacted),
+            true => wal.compaction_point(wal.sync_bytes()).min(wal.decided()).max(compacted),
             false => from as u64,
         };
         Ok(wal.read(begin, u64::MAX, usize::MAX)?)
     }
 
     fn get_promise(&self) -> StorageResult<Option<Ballot>> {
-        // The library stores a default ballot when it starts on an empty log; recovery means a real one.
-        let promise = self.0.borrow().meta.promise;
+        // The library stores a default ballot when it starts on an empty log; recovery means a real
+        // one.
+        let promise = self.0.borrow().promise();
         Ok(promise.filter(|b| *b != Ballot::default()))
     }
 
@@ -149,7 +154,7 @@ impl<D: Disk> Storage<Item> for WalStorage<D> {
     }
 
     fn get_compacted_idx(&self) -> StorageResult<usize> {
-        Ok(self.0.borrow().meta.compacted as usize)
+        Ok(self.0.borrow().compacted() as usize)
     }
 
     fn set_snapshot(&mut self, _snapshot: Option<Trimmed>) -> StorageResult<()> {

@@ -1,11 +1,16 @@
-//! The durable log by itself: what survives, what is cut off, what is refused.
+//! Tests of the durable log: recovery, torn writes, damage, compaction and configurations.
 #![allow(clippy::unwrap_used)]
 
-use super::*;
-use crate::item::Kind;
-use crate::types::Term;
 use bytes::Bytes;
+use omnipaxos::ballot_leader_election::Ballot;
 use tempfile::TempDir;
+
+use super::error::failed;
+use super::index::Segment;
+use super::*;
+use crate::ids::{ReplicaId, Term};
+use crate::item::{Fence, Item, Kind};
+use crate::membership::Membership;
 
 const ME: Identity = Identity { group: 1, me: 1 };
 
@@ -13,10 +18,10 @@ fn limits(segment_bytes: u64) -> WalLimits {
     WalLimits { segment_bytes, recent_bytes: 1000, sync_bytes: 1 << 20 }
 }
 
-fn open(dir: &TempDir, segment_bytes: u64) -> Result<Wal<FsDisk>, WalError> {
+fn open(dir: &TempDir, segment_bytes: u64) -> Result<Wal<FileDisk>, WalError> {
     let disk_bytes = segment_bytes.min(1 << 16);
-    let disk = FsDisk::open(dir.path(), disk_bytes, disk_bytes).map_err(failed("open"))?;
-    Wal::open(disk, ME, Membership { epoch: 1, ..Membership::default() }, 99, limits(segment_bytes))
+    let disk = FileDisk::open(dir.path(), disk_bytes, disk_bytes).map_err(failed("open"))?;
+    Wal::open(disk, ME, Membership { configuration: 1, ..Membership::default() }, 99, limits(segment_bytes))
 }
 
 fn term(n: u32) -> Term {
@@ -27,7 +32,7 @@ fn data(n: u32, payload: u64) -> Item {
     Item { kind: Kind::Data, term: term(n), payload: Bytes::copy_from_slice(&payload.to_le_bytes()) }
 }
 
-fn all(wal: &Wal<FsDisk>) -> Vec<Item> {
+fn all(wal: &Wal<FileDisk>) -> Vec<Item> {
     wal.read(wal.compacted(), wal.end(), usize::MAX).unwrap()
 }
 
@@ -44,7 +49,7 @@ fn what_was_synced_survives_with_its_fences() {
         expected.extend(items.clone());
         wal.append(items);
         wal.set_promise(Ballot::with(1, turn as u32, 0, 2));
-        assert!(wal.sync().unwrap());
+        assert!(wal.sync().unwrap().wrote());
     }
     let fences: Vec<_> = (0..=wal.end()).map(|i| wal.fence_at(i)).collect();
     assert_eq!(all(&wal), expected, "recent ones and ones from disk");
@@ -52,7 +57,7 @@ fn what_was_synced_survives_with_its_fences() {
     let wal = open(&dir, 400).unwrap();
     assert_eq!(all(&wal), expected);
     assert_eq!((0..=wal.end()).map(|i| wal.fence_at(i)).collect::<Vec<_>>(), fences);
-    assert_eq!(wal.meta.promise, Some(Ballot::with(1, 49, 0, 2)));
+    assert_eq!(wal.index.meta.promise, Some(Ballot::with(1, 49, 0, 2)));
     assert_eq!(wal.store_id(), 99);
 }
 
@@ -61,11 +66,11 @@ fn a_torn_last_record_is_cut_off_at_every_length() {
     let dir = TempDir::new().unwrap();
     let mut wal = open(&dir, 1 << 20).unwrap();
     wal.append(vec![data(1, 1)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let sound = wal.log_bytes();
     // Not ending in zeros: zeros in place of zeros are no damage.
     wal.append(vec![data(1, 2), data(1, u64::MAX)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let whole = wal.log_bytes();
     drop(wal);
     let file = dir.path().join(format!("{:016x}.log", 1));
@@ -82,9 +87,9 @@ fn a_torn_last_record_is_cut_off_at_every_length() {
             let mut wal = open(&dir, 1 << 20).unwrap();
             assert_eq!(wal.end(), 1, "cut to {len} of {whole}");
             assert_eq!(wal.log_bytes(), sound);
-            // Whatever the remains are, what is written in their place is what counts.
+            // The new records replace the remains, whatever those are.
             wal.append(vec![data(1, 3)]);
-            wal.sync().unwrap();
+            let _ = wal.sync().unwrap();
             drop(wal);
             assert_eq!(all(&open(&dir, 1 << 20).unwrap()), [data(1, 1), data(1, 3)], "cut to {len} of {whole}");
         }
@@ -92,7 +97,7 @@ fn a_torn_last_record_is_cut_off_at_every_length() {
 }
 
 /// A log that has filled, compacted and recycled many segments; what it holds.
-fn recycled(dir: &TempDir) -> Wal<FsDisk> {
+fn recycled(dir: &TempDir) -> Wal<FileDisk> {
     let mut wal = open(dir, 600).unwrap();
     for i in 0..60u64 {
         wal.append(vec![data(1, i)]);
@@ -100,7 +105,7 @@ fn recycled(dir: &TempDir) -> Wal<FsDisk> {
         if i > 10 {
             wal.compact(wal.end() - 10);
         }
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     wal
 }
@@ -110,19 +115,19 @@ fn recycled(dir: &TempDir) -> Wal<FsDisk> {
 fn the_remains_in_a_recycled_segment_are_not_taken_for_records_wherever_a_write_is_torn() {
     let dir = TempDir::new().unwrap();
     let mut wal = recycled(&dir);
-    while wal.segments.back().unwrap().bytes < 300 {
+    while wal.index.segments.back().unwrap().bytes < 300 {
         wal.append(vec![data(1, u64::MAX - 70)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
-    let (before, segment) = (all(&wal), *wal.segments.back().unwrap());
+    let (before, segment) = (all(&wal), *wal.index.segments.back().unwrap());
     let file = dir.path().join(format!("{:016x}.log", segment.number));
     // Before the last record, with the remains behind it.
     let remains = std::fs::read(&file).unwrap();
     assert!(remains[segment.bytes as usize..].iter().any(|byte| *byte != 0), "nothing was recycled");
     wal.append(vec![data(1, u64::MAX - 71)]);
-    wal.sync().unwrap();
-    let (after, whole) = (all(&wal), wal.segments.back().unwrap().bytes as usize);
-    assert_eq!(wal.segments.back().unwrap().number, segment.number, "in the same segment");
+    let _ = wal.sync().unwrap();
+    let (after, whole) = (all(&wal), wal.index.segments.back().unwrap().bytes as usize);
+    assert_eq!(wal.index.segments.back().unwrap().number, segment.number, "in the same segment");
     drop(wal);
     let written = std::fs::read(&file).unwrap();
     assert_eq!(all(&open(&dir, 600).unwrap()), after);
@@ -139,7 +144,7 @@ fn the_remains_in_a_recycled_segment_are_not_taken_for_records_wherever_a_write_
 fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
     let dir = TempDir::new().unwrap();
     let mut wal = recycled(&dir);
-    let before_number = wal.segments.back().unwrap().number;
+    let before_number = wal.index.segments.back().unwrap().number;
     let next = dir.path().join(format!("{:016x}.log", before_number + 1));
     let mut before = all(&wal);
     // It is prepared by a thread, and recycled.
@@ -147,12 +152,12 @@ fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
         std::thread::yield_now();
     }
     let remains = std::fs::read(&next).unwrap();
-    while wal.segments.back().unwrap().number == before_number {
+    while wal.index.segments.back().unwrap().number == before_number {
         before = all(&wal);
         wal.append(vec![data(1, u64::MAX - 80)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
-    let whole = wal.segments.back().unwrap().bytes as usize;
+    let whole = wal.index.segments.back().unwrap().bytes as usize;
     drop(wal);
     let written = std::fs::read(&next).unwrap();
     for cut in (0..whole).step_by(3) {
@@ -165,7 +170,7 @@ fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
             let mut wal = open(&dir, 600).unwrap();
             assert_eq!(all(&wal), before, "cut at {cut} of {whole}");
             wal.append(vec![data(1, 90)]);
-            wal.sync().unwrap();
+            let _ = wal.sync().unwrap();
             drop(wal);
             let wal = open(&dir, 600).unwrap();
             assert_eq!(all(&wal).last(), Some(&data(1, 90)));
@@ -174,7 +179,8 @@ fn a_segment_whose_first_record_is_torn_has_not_been_begun() {
     }
 }
 
-// Where a footer was lost in a crash, or is damaged, the records are replayed; where one is there they are not even read.
+// Where a footer was lost in a crash, or is damaged, the records are replayed; where one is there
+// they are not even read.
 #[test]
 fn a_log_opens_the_same_with_and_without_its_footers() {
     let dir = TempDir::new().unwrap();
@@ -185,16 +191,16 @@ fn a_log_opens_the_same_with_and_without_its_footers() {
             wal.replace_suffix(wal.end() - 2, vec![data(2, i)]);
         }
         wal.set_promise(Ballot::with(1, i as u32, 0, 2));
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
-    let (meta, items, chunks) = (wal.meta.clone(), all(&wal), wal.chunks.clone());
+    let (meta, items, chunks) = (wal.index.meta.clone(), all(&wal), wal.index.chunks.clone());
     let fences: Vec<_> = (0..=wal.end()).map(|at| wal.fence_at(at)).collect();
-    let segments: Vec<Segment> = wal.segments.iter().copied().collect();
+    let segments: Vec<Segment> = wal.index.segments.iter().copied().collect();
     drop(wal);
     let file = |number: u64| dir.path().join(format!("{number:016x}.log"));
     let check = |what: &str| {
         let wal = open(&dir, 600).unwrap();
-        assert_eq!((&wal.meta, &wal.chunks), (&meta, &chunks), "{what}");
+        assert_eq!((&wal.index.meta, &wal.index.chunks), (&meta, &chunks), "{what}");
         assert_eq!((0..=wal.end()).map(|at| wal.fence_at(at)).collect::<Vec<_>>(), fences, "{what}");
         wal
     };
@@ -225,17 +231,17 @@ fn a_removed_segment_that_a_crash_brings_back_is_left_out() {
     let dir = TempDir::new().unwrap();
     let mut wal = open(&dir, 600).unwrap();
     wal.append(vec![data(1, 0)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let file = |number: u64| dir.path().join(format!("{number:016x}.log"));
     let old = std::fs::read(file(1)).unwrap();
     for i in 1..60u64 {
         wal.append(vec![data(1, i)]);
         wal.set_decided(wal.end());
         wal.compact(wal.end() - 1);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     let items = all(&wal);
-    let newest = wal.segments.back().unwrap().number;
+    let newest = wal.index.segments.back().unwrap().number;
     drop(wal);
     std::fs::write(file(1), old).unwrap();
     std::fs::copy(file(newest), file(3)).unwrap();
@@ -243,16 +249,17 @@ fn a_removed_segment_that_a_crash_brings_back_is_left_out() {
     assert!(!file(1).exists() && !file(3).exists());
 }
 
-// Log rule 13: a lost durable tail is disk loss, so damage in front of sound records stops the replica.
+// Log rule 13: a lost durable tail is disk loss, so damage in front of sound records stops the
+// replica.
 #[test]
 fn damage_to_synced_records_is_refused() {
     let dir = TempDir::new().unwrap();
     let mut wal = open(&dir, 1 << 20).unwrap();
     wal.append(vec![data(1, 1)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let at = wal.log_bytes() as usize - 1;
     wal.append(vec![data(1, 2)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     drop(wal);
     let file = dir.path().join(format!("{:016x}.log", 1));
     let mut bytes = std::fs::read(&file).unwrap();
@@ -272,14 +279,14 @@ fn an_overwritten_suffix_stays_overwritten() {
     let mut wal = open(&dir, 300).unwrap();
     for i in 0..20 {
         wal.append(vec![data(1, i), Item::leader_start(term(i as u32 + 1))]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     wal.replace_suffix(5, vec![data(9, 100)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     wal.append(vec![data(9, 101)]);
     wal.replace_suffix(4, Vec::new()); // cut without new items, in one turn with an append
     wal.append(vec![data(9, 102)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let expected = all(&wal);
     assert_eq!(expected.len(), 5);
     assert_eq!(expected[4], data(9, 102));
@@ -289,7 +296,7 @@ fn an_overwritten_suffix_stays_overwritten() {
     assert_eq!(all(&wal), expected);
     assert_eq!(wal.fence_at(5), fence);
     wal.replace_suffix(0, Vec::new());
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     drop(wal);
     assert_eq!(open(&dir, 300).unwrap().end(), 0, "an emptied log stays empty");
 }
@@ -300,14 +307,14 @@ fn compaction_deletes_segments_and_keeps_the_fence() {
     let mut wal = open(&dir, 300).unwrap();
     for i in 0..40 {
         wal.append(vec![Item::leader_start(term(i as u32 + 1)), data(i as u32 + 1, i)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     let before = wal.log_bytes();
     let fences: Vec<_> = (0..=80).map(|i| wal.fence_at(i)).collect();
     let kept = all(&wal)[61..].to_vec();
     wal.set_decided(70);
     wal.compact(61);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     assert!(wal.log_bytes() < before / 2);
     let error = wal.read(60, 80, usize::MAX).unwrap_err();
     assert!(matches!(error, WalError::Trimmed { from: 60, compacted: 61 }));
@@ -320,23 +327,24 @@ fn compaction_deletes_segments_and_keeps_the_fence() {
     }
 }
 
-// Breaks if a record that is larger than what is retained stays: nothing more is proposed then, so that nothing comes behind it.
+// Breaks if a record larger than the retention stays: then no entry is proposed, so no record
+// follows it.
 #[test]
 fn a_synchronisation_as_large_as_the_log_is_compacted_away() {
     let dir = TempDir::new().unwrap();
     let mut wal = open(&dir, 300).unwrap();
     wal.append(vec![data(1, 1)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     wal.replace_suffix(1, (2..100).map(|i| data(1, i)).collect());
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     wal.append(vec![data(1, 100)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     wal.set_decided(wal.end());
     let before = wal.log_bytes();
     let point = wal.compaction_point(before / 10);
     assert_eq!(point, 99, "what lies behind the large record stays");
     wal.compact(point);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     assert!(wal.log_bytes() < before / 10, "{} of {before}", wal.log_bytes());
     assert_eq!(wal.compaction_point(before), point, "there is no more than may stay");
 }
@@ -347,7 +355,7 @@ fn a_reset_replaces_everything() {
     let mut wal = open(&dir, 300).unwrap();
     for i in 0..10 {
         wal.append(vec![data(1, i)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     let fence = Fence { term: term(7), ended: false };
     // Both above and below the end of what was there.
@@ -355,7 +363,7 @@ fn a_reset_replaces_everything() {
         wal.reset(at, fence);
         wal.set_decided(at);
         wal.append(vec![data(7, 1)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
         drop(wal);
         wal = open(&dir, 300).unwrap();
         assert_eq!((wal.compacted(), wal.end()), (at, at + 1));
@@ -371,9 +379,9 @@ fn reads_are_bounded_and_bring_at_least_one_item() {
     let mut wal = open(&dir, 300).unwrap();
     for i in 0..100 {
         wal.append(vec![data(1, i)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
-    assert!(wal.recent_first > 50, "most are on disk only");
+    assert!(wal.recent.first() > 50, "most are on disk only");
     let one = data(1, 0).encoded_bytes();
     assert_eq!(wal.read(0, 100, 0).unwrap().len(), 1);
     assert_eq!(wal.read(0, 100, one * 3).unwrap().len(), 3);
@@ -381,14 +389,15 @@ fn reads_are_bounded_and_bring_at_least_one_item() {
     assert_eq!(wal.read(100, 120, usize::MAX).unwrap().len(), 0);
 }
 
-// The event loop only says where entries are. What it says stays true while the log goes on without them.
+// The event loop only says where entries are. What it says stays true while the log goes on without
+// them.
 #[test]
 fn entries_are_read_and_judged_away_from_the_event_loop() {
     let dir = TempDir::new().unwrap();
     let mut wal = open(&dir, 600).unwrap();
     for i in 0..100u64 {
         wal.append(vec![data(i as u32 / 7, i), Item::leader_start(term(i as u32 / 5 + 1))]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     let items = all(&wal);
     let expected = |from: u64, to: u64| -> Vec<crate::Entry> {
@@ -398,18 +407,18 @@ fn entries_are_read_and_judged_away_from_the_event_loop() {
         let plan = wal.plan(from, to, usize::MAX).unwrap().unwrap();
         assert_eq!(plan.read().unwrap(), expected(from, to));
     }
-    assert!(wal.plan(wal.recent_first, 200, usize::MAX).unwrap().is_none(), "in memory");
+    assert!(wal.plan(wal.recent.first(), 200, usize::MAX).unwrap().is_none(), "in memory");
     // Each record is read once: what does not fit into one call is not planned again.
     let plan = wal.plan(0, 150, 1).unwrap().unwrap();
     let (first, wanted) = (plan.read().unwrap(), expected(0, 20));
     assert!(!first.is_empty() && wanted.starts_with(&first));
-    let segments = wal.segments.len();
+    let segments = wal.index.segments.len();
     wal.set_decided(190);
     wal.compact(180);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     for i in 0..100u64 {
         wal.append(vec![data(99, i)]);
-        wal.sync().unwrap();
+        let _ = wal.sync().unwrap();
     }
     assert!(segments > 10, "{segments}");
     assert_eq!(plan.read().unwrap(), first);
@@ -420,71 +429,71 @@ fn entries_are_read_and_judged_away_from_the_event_loop() {
 fn somebody_elses_folder_is_refused() {
     let dir = TempDir::new().unwrap();
     let wal = open(&dir, 300).unwrap();
-    assert!(FsDisk::open(dir.path(), 300, 300).is_err(), "locked by its process");
+    assert!(FileDisk::open(dir.path(), 300, 300).is_err(), "locked by its process");
     drop(wal);
-    let disk = FsDisk::open(dir.path(), 300, 300).unwrap();
+    let disk = FileDisk::open(dir.path(), 300, 300).unwrap();
     let other = Identity { me: 2, ..ME };
     let refused = Wal::open(disk, other, Membership::default(), 1, limits(300));
     assert!(matches!(refused, Err(WalError::WrongOwner(_))));
 }
 
-fn second_epoch(began: u64) -> Membership {
+fn second_configuration(began: u64) -> Membership {
     let members = [1u64, 2, 7].map(|id| (ReplicaId(id), std::net::SocketAddr::from(([127, 0, 0, 1], 1)).into()));
-    Membership { epoch: 2, began: crate::LogIndex(began), term: term(3), members: members.into() }
+    Membership { configuration: 2, began: crate::LogIndex(began), term: term(3), members: members.into() }
 }
 
-/// A log with a barrier at 12, and with what its first epoch leaves behind.
-fn at_its_end(dir: &TempDir) -> Wal<FsDisk> {
+/// A log with a barrier at 12 at the end of its first configuration.
+fn at_its_end(dir: &TempDir) -> Wal<FileDisk> {
     let mut wal = open(dir, 1 << 20).unwrap();
     wal.append(vec![Item::leader_start(term(3))]);
     wal.append((0..10).map(|i| data(3, i)).collect());
     wal.append(vec![Item { kind: Kind::ConfigChange, ..data(3, 0) }, data(3, 99)]);
     wal.set_promise(Ballot::with(1, 3, 0, 1));
     wal.set_accepted_round(Ballot::with(1, 3, 0, 1));
-    wal.peer_store(2, 22);
+    wal.peer_store_or_insert(2, 22);
     wal.set_decided(12);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     assert_eq!(wal.barrier(), Some(12));
     wal
 }
 
-// Log rule 10: an epoch begins as a whole or not at all, and with a fresh instance's memory.
+// Log rule 10: a configuration begins as a whole or not at all, with the memory of a new instance.
 #[test]
-fn an_epoch_begins_with_one_record() {
+fn a_configuration_begins_with_one_record() {
     let dir = TempDir::new().unwrap();
     let mut wal = at_its_end(&dir);
-    let before = wal.segments.back().unwrap().bytes;
-    wal.begin_epoch(second_epoch(12), false);
-    assert!(wal.sync().unwrap());
-    let after = wal.segments.back().unwrap().bytes;
+    let before = wal.index.segments.back().unwrap().bytes;
+    wal.begin_configuration(second_configuration(12), false);
+    assert!(wal.sync().unwrap().wrote());
+    let after = wal.index.segments.back().unwrap().bytes;
     wal.append(vec![Item::leader_start(term(4)), data(4, 1)]);
-    wal.sync().unwrap();
+    let _ = wal.sync().unwrap();
     let fences: Vec<_> = (0..=wal.end()).map(|i| wal.fence_at(i)).collect();
     assert!(!fences[12].ended && !fences[14].ended, "items count again: {fences:?}");
     drop(wal);
     let wal = open(&dir, 1 << 20).unwrap();
-    assert_eq!((wal.membership(), wal.barrier(), wal.decided(), wal.end()), (&second_epoch(12), None, 12, 14));
-    assert_eq!((wal.meta.promise, wal.meta.accepted_round, wal.known_peer_store(2)), (None, None, None));
+    assert_eq!((wal.membership(), wal.barrier(), wal.decided(), wal.end()), (&second_configuration(12), None, 12, 14));
+    assert_eq!((wal.index.meta.promise, wal.index.meta.accepted_round, wal.peer_store(2)), (None, None, None));
     assert_eq!((0..=wal.end()).map(|i| wal.fence_at(i)).collect::<Vec<_>>(), fences);
     drop(wal);
-    // A crash at any byte of the record leaves the first epoch as it was.
+    // A crash at any byte of the record leaves the first configuration as it was.
     let file = dir.path().join(format!("{:016x}.log", 1));
     let whole = std::fs::read(&file).unwrap();
     for cut in (before..after).step_by(7) {
         std::fs::write(&file, &whole[..cut as usize]).unwrap();
         let wal = open(&dir, 1 << 20).unwrap();
-        assert_eq!((wal.membership().epoch, wal.barrier(), wal.end()), (1, Some(12), 13), "cut at {cut}");
-        assert_eq!(wal.meta.promise, Some(Ballot::with(1, 3, 0, 1)));
+        assert_eq!((wal.membership().configuration, wal.barrier(), wal.end()), (1, Some(12), 13), "cut at {cut}");
+        assert_eq!(wal.index.meta.promise, Some(Ballot::with(1, 3, 0, 1)));
     }
 }
 
 // Log rule 10: who fetched the state has a log that begins there.
 #[test]
-fn an_epoch_entered_with_a_copy_of_the_state_begins_behind_it() {
+fn a_configuration_entered_with_a_copy_of_the_state_begins_behind_it() {
     let dir = TempDir::new().unwrap();
     let mut wal = at_its_end(&dir);
-    wal.begin_epoch(second_epoch(40), true);
-    wal.sync().unwrap();
+    wal.begin_configuration(second_configuration(40), true);
+    let _ = wal.sync().unwrap();
     drop(wal);
     let wal = open(&dir, 1 << 20).unwrap();
     assert_eq!((wal.compacted(), wal.end(), wal.decided(), wal.needs_state()), (40, 40, 40, None));

@@ -1,9 +1,14 @@
-//! Rows that entries have written between their proposal and the confirmation of their COMMIT (R4).
+//! Claims: the rows that entries have written, between their proposal and the confirmation of their
+//! COMMIT (R4).
 //!
-//! Every statement claims what it writes, so this costs what the statement writes: one copy of each key, none for looking or for
-//! letting go, and nobody is woken if nobody waits.
+//! PostgreSQL releases the row locks of a transaction at COMMIT, before it confirms it. A statement
+//! that gets such a lock may have seen a state that is lost with the COMMIT. It therefore waits
+//! until the claim is released.
+//!
+//! Every write claims its rows, so claims must be cheap: one copy of each key, no copy for checks
+//! and releases, and no notification if nobody waits.
 
-use crate::entry::Change;
+use crate::log_entry::Change;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Key, TableId};
 use std::collections::HashMap;
@@ -19,9 +24,9 @@ pub struct Claims {
 
 #[derive(Debug, Default)]
 struct Claimed {
-    /// Each with the entry's serial.
+    /// Each key with the entry's serial.
     keys: HashMap<TableId, HashMap<Key, u64>>,
-    /// Nobody waits any more.
+    /// The leadership has ended, and nobody waits any more.
     closed: bool,
 }
 
@@ -37,7 +42,7 @@ impl Claimed {
         }
     }
 
-    fn give_back(&mut self, changes: &[Change]) {
+    fn release(&mut self, changes: &[Change]) {
         for change in changes {
             if let Some(keys) = self.keys.get_mut(&change.table) {
                 keys.remove(&change.key);
@@ -46,7 +51,7 @@ impl Claimed {
     }
 }
 
-/// The claims of a leadership that is over.
+/// The leadership of the claims has ended.
 #[derive(Debug)]
 pub struct Closed;
 
@@ -61,11 +66,10 @@ impl Claims {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until no other entry has claimed one of these keys, then claims them for `serial`: whoever got a row lock that such an entry
-    /// released may have seen a state that is no more.
+    /// Waits until no other entry has claimed one of these keys, then claims them for `serial`.
     ///
     /// # Errors
-    /// They have been closed.
+    /// The leadership has ended.
     pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Closed> {
         self.once_free(serial, changes, |claimed| claimed.take(serial, changes)).await?;
         Ok(Claim { claims: self, changes })
@@ -74,7 +78,7 @@ impl Claims {
     /// Waits until no entry has claimed one of these keys.
     ///
     /// # Errors
-    /// They have been closed.
+    /// The leadership has ended.
     pub async fn confirmed(&self, changes: &[Change]) -> Result<(), Closed> {
         self.once_free(0, changes, |_| {}).await
     }
@@ -91,7 +95,7 @@ impl Claims {
                 if claimed.closed {
                     return Err(Closed);
                 }
-                // Under the lock: whoever gives the keys back afterwards finds that somebody waits.
+                // Under the lock, so that a later release notifies this waiter.
                 changed.get_or_insert_with(|| self.changed.subscribe());
             }
             if let Some(changed) = &mut changed
@@ -102,7 +106,7 @@ impl Claims {
         }
     }
 
-    /// The leadership is over: what is claimed is nobody's any more, and nobody waits.
+    /// The leadership has ended: releases all claims, and nobody waits any more.
     pub fn close(&self) {
         let mut claimed = self.claimed();
         claimed.closed = true;
@@ -112,7 +116,7 @@ impl Claims {
     }
 }
 
-/// Keys that are claimed, until the COMMIT that wrote them is confirmed or they were rolled back.
+/// Claimed keys. Dropped when the COMMIT that wrote them is confirmed or rolled back.
 #[derive(Debug)]
 pub struct Claim<'a> {
     claims: &'a Claims,
@@ -121,7 +125,7 @@ pub struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.claims.claimed().give_back(self.changes);
+        self.claims.claimed().release(self.changes);
         if self.claims.changed.receiver_count() > 0 {
             self.claims.changed.send_modify(|n| *n += 1);
         }
@@ -132,7 +136,7 @@ impl Drop for Claim<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::image::Image;
+    use crate::log_entry::image::Image;
     use bytes::Bytes;
     use futures::FutureExt;
 
@@ -141,9 +145,10 @@ mod tests {
         keys.iter().map(change).collect()
     }
 
-    /// Breaks if a row can be built upon before the COMMIT that wrote it is confirmed (R4), or if a claim outlives that.
+    /// Breaks if a statement can use a row before the COMMIT that wrote it is confirmed (R4), or if
+    /// a claim outlives that.
     #[tokio::test]
-    async fn rows_are_claimed_until_they_are_given_back() {
+    async fn rows_are_claimed_until_they_are_released() {
         let claims = Claims::default();
         let (first, second, other) = (writes(&[1, 2]), writes(&[2, 3]), writes(&[4]));
         let claim = claims.claim(1, &first).await.unwrap();
@@ -151,23 +156,23 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none(), "one of the two is claimed");
         assert!(claims.confirmed(&second).now_or_never().is_none());
         assert!(claims.claim(3, &other).now_or_never().is_some(), "another row");
-        assert!(claims.confirmed(&other).now_or_never().is_some(), "that one was given back");
+        assert!(claims.confirmed(&other).now_or_never().is_some(), "that one was released");
         drop(claim);
         let claim = waiting.await.unwrap();
         assert!(claims.claim(1, &first).now_or_never().is_none());
         drop(claim);
-        assert!(claims.claimed().keys.values().all(HashMap::is_empty), "nothing stays behind");
+        assert!(claims.claimed().keys.values().all(HashMap::is_empty), "nothing is left");
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_leadership_that_is_over() {
+    async fn nobody_waits_for_a_leadership_that_has_ended() {
         let claims = Claims::default();
         let rows = writes(&[1]);
         std::mem::forget(claims.claim(1, &rows).await.unwrap());
         let mut waiting = Box::pin(claims.claim(2, &rows));
         assert!(waiting.as_mut().now_or_never().is_none());
         claims.close();
-        // What it proposes then is refused.
+        // The log rejects its proposals.
         assert!(waiting.await.is_ok());
     }
 }

@@ -1,7 +1,7 @@
-//! Which part of a statement's rows is asked for: its clip, its limit and, of a SELECT that is read piece by piece, what comes behind a row.
-//! Pure.
+//! The part of a statement's rows that a request asks for: its clip, its limit, and for a piece the
+//! rows after a key. Pure.
 
-use super::plans::BoundPlan;
+use super::plan_cache::BoundPlan;
 use bytes::Bytes;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{PieceRequest, StatementRequest};
@@ -17,7 +17,7 @@ pub enum AddedParameter {
     Limit(Value),
 }
 
-/// The keys a statement touches, within its clip.
+/// The keys that a statement touches, within its clip.
 pub fn touches(bound: &BoundPlan, request: &StatementRequest) -> Result<Touches, Failure> {
     let touches = bound.plan.touches(&request.params)?;
     let Some(clip) = &request.clip else { return Ok(touches) };
@@ -54,16 +54,16 @@ pub fn clipped(bound: &BoundPlan, request: &StatementRequest) -> Result<(Arc<str
     Ok((sql, added(bound, request, start, end)?))
 }
 
-/// A piece's statement, with its clip narrowed to what comes behind the row that was received last.
+/// The statement of a piece. Its clip is narrowed to the rows after the last received row.
 pub struct Narrowed {
     /// The statement.
     pub request: StatementRequest,
-    /// Whether the clip's first key is that row's, which has been received.
+    /// Whether the clip's first key belongs to that row and is excluded.
     pub behind: bool,
 }
 
 impl Narrowed {
-    /// Of a SELECT that goes through the keys upwards, or downwards.
+    /// The statement of a SELECT that reads in ascending or descending key order.
     pub fn new(piece: PieceRequest, descending: bool) -> Narrowed {
         let PieceRequest { statement: mut request, after } = piece;
         let Some(after) = after else { return Narrowed { request, behind: false } };
@@ -87,7 +87,7 @@ impl Narrowed {
     }
 }
 
-/// Where a clip begins and ends, if it does.
+/// The bounds of a clip, if it has them.
 fn bounds(request: &StatementRequest) -> (Option<&Key>, Option<&Key>) {
     let clip = request.clip.as_ref();
     (clip.map(|clip| &clip.start).filter(|start| **start != Key::MIN), clip.and_then(|clip| clip.end.as_ref()))

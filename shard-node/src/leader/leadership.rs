@@ -1,12 +1,19 @@
-//! One leadership: what this leader has proposed in its term, who waits for the outcome, and which keys are on their way.
+//! A leadership: one term of leading on one server start. It owns the proposals of the term and
+//! their outcomes.
 //!
-//! An entry's outcome is known only when the log delivers it (log rule 7). A leadership that ends leaves its waiters waiting: they are
-//! told by the next `LeaderStart` in the log that what has not come by then never will (R3, invariant 4).
+//! An entry's outcome is known only when the log delivers the entry (log rule 7). When a leadership
+//! ends, its pending proposals stay unresolved. The next `LeaderStart` in the log resolves them:
+//! entries that were not delivered before it are rejected (R3, invariant 4).
+//!
+//! Large entries are proposed in parts (R12), one entry at a time.
+//!
+//! Not done: the decision when a leadership begins and ends (`crate::apply`).
 
 use super::claims::{Claim, Claims};
-use crate::entry::{Change, Entry};
-use crate::fold::Refusal;
-use crate::parts::{self, PARTS_UNDER_WAY};
+use super::failures::too_large;
+use crate::log_entry::parts::{self, PARTS_UNDER_WAY};
+use crate::log_entry::{Change, Entry};
+use crate::state_machine::Refusal;
 use bytes::Bytes;
 use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::{LogHandle, ProposeError, Term};
@@ -16,34 +23,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-/// How often a part that the log has no room for is proposed again, and for how long, in milliseconds. A log that is full stays full
-/// as long as an entry is unfinished, so that the leadership must end then.
+/// The interval at which a part is proposed again when the log has no room, in milliseconds.
 const PART_AGAIN_MS: u64 = 5;
+/// How long a part is proposed again, in milliseconds. A full log stays full while an entry is
+/// unfinished, so the leadership must end then.
 const PART_BOUND_MS: u64 = 20_000;
 
-/// What became of an entry.
+/// The outcome of a proposed entry.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// It took effect, at this place in the log.
+pub enum EntryOutcome {
+    /// It is effective, at this position of the log.
     Effective(u64),
-    /// It came out as nothing, on every replica alike: the state machine refused it.
-    Refused(Refusal),
-    /// It came out as nothing, or never will come: another term began before it.
+    /// The state machine rejected it, on every replica alike. It has no effect.
+    Rejected(Refusal),
+    /// Another term began before it. It has no effect, and will have none.
     Deposed,
 }
 
-/// Learns when an entry is in a quorum's memory, if that was asked for.
-pub type Held = Option<oneshot::Receiver<()>>;
+/// Completes when a quorum has an entry in memory, if that was asked for.
+pub type MemoryAcknowledgement = Option<oneshot::Receiver<()>>;
 
-/// Who waits for an entry.
+/// A session that waits for the outcome of its entry.
 #[derive(Debug)]
 struct Waiter {
-    outcome: oneshot::Sender<Outcome>,
-    /// Parts that may be proposed before earlier ones are decided; of an entry that is proposed in parts.
+    outcome: oneshot::Sender<EntryOutcome>,
+    /// For an entry in parts: the parts that may be proposed before earlier ones are decided.
     parts: Option<UnderWay>,
 }
 
-/// Whoever proposes parts goes no further once nobody is told of them any more.
+/// Closes the semaphore when the waiter is gone, so that no further part is proposed.
 #[derive(Debug)]
 struct UnderWay(Arc<Semaphore>);
 
@@ -54,8 +62,8 @@ impl Drop for UnderWay {
 }
 
 impl Waiter {
-    fn tell(self, outcome: Outcome) {
-        // A waiter that has gone was a session that is gone too.
+    fn resolve(self, outcome: EntryOutcome) {
+        // A waiter that has gone was a session that has gone, too.
         let _ = self.outcome.send(outcome);
     }
 }
@@ -68,19 +76,19 @@ pub struct Leadership {
     log: LogHandle,
     next_serial: AtomicU64,
     waiters: Mutex<HashMap<u64, Waiter>>,
-    /// The most that one entry's encoding may take, in bytes.
+    /// The largest encoded entry, in bytes.
     max_entry_bytes: usize,
-    /// Held while an entry's parts are proposed, so that one is unfinished at a time.
+    /// Held while an entry's parts are proposed, so that at most one entry is unfinished.
     alone: tokio::sync::Mutex<()>,
     stuck: watch::Sender<bool>,
-    /// Rows of entries that are proposed and whose COMMIT PostgreSQL has not confirmed yet.
+    /// Rows of proposed entries whose COMMIT PostgreSQL has not confirmed yet.
     claims: Claims,
     ended: watch::Sender<bool>,
     in_doubt: watch::Sender<usize>,
 }
 
 impl Leadership {
-    /// A leadership that begins, whose entries take at most `max_entry_bytes` each.
+    /// A new leadership, whose entries take at most `max_entry_bytes` each.
     pub fn new(term: Term, log: LogHandle, max_entry_bytes: usize) -> Leadership {
         Leadership {
             term,
@@ -118,76 +126,79 @@ impl Leadership {
         self.next_serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The most that an entry may take, in bytes.
+    /// The largest entry, in bytes.
     pub fn max_entry_bytes(&self) -> usize {
         self.max_entry_bytes
     }
 
-    /// Turns true if an entry will never get its last part in this leadership. Only a new one helps: it drops those that are there, and lets
-    /// the log forget them.
+    /// Becomes true if an entry will never get its last part in this leadership. The leadership
+    /// must end: the next one drops the parts that are in the log, so that the log can be
+    /// compacted.
     pub fn stuck(&self) -> watch::Receiver<bool> {
         self.stuck.subscribe()
     }
 
-    /// Proposes an entry; the receiver learns its outcome. A receiver that fails means that it will not be known here. Returns at once
-    /// but for an entry of several parts (R12), all but the last few of which are decided then.
-    pub async fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<Outcome>, Failure> {
-        Ok(self.propose_held(entry, false).await?.0)
+    /// Proposes an entry. The receiver gets the outcome; if it fails, the outcome will not be known
+    /// here. Returns at once, except for an entry in parts (R12): then all parts but the last few
+    /// have been decided.
+    pub async fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
+        Ok(self.propose_observed(entry, false).await?.0)
     }
 
-    /// The same; if `tell_held`, a second receiver learns when the entry is in a quorum's memory (R28). If that one fails, it will not
-    /// be known.
-    pub async fn propose_held(
+    /// The same. If `observe_memory`, a second receiver completes when a quorum has the entry in
+    /// memory (R28). If it fails, that will not be known.
+    pub async fn propose_observed(
         &self,
         entry: &Entry,
-        tell_held: bool,
-    ) -> Result<(oneshot::Receiver<Outcome>, Held), Failure> {
+        observe_memory: bool,
+    ) -> Result<(oneshot::Receiver<EntryOutcome>, MemoryAcknowledgement), Failure> {
         let encoded = entry.encode();
         if encoded.len() > self.max_entry_bytes {
             return Err(too_large(encoded.len(), self.max_entry_bytes));
         }
         let mut payloads = parts::cut(entry.serial, encoded);
         if payloads.len() > 1 {
-            return self.propose_parts(entry.serial, payloads, tell_held).await;
+            return self.propose_parts(entry.serial, payloads, observe_memory).await;
         }
         let outcome = self.wait_for(entry.serial, None)?;
-        let proposed = payloads.next().map_or(Ok(None), |payload| self.propose_payload(payload, tell_held, false));
-        let held = proposed.map_err(|error| {
+        let proposed = payloads.next().map_or(Ok(None), |payload| self.propose_payload(payload, observe_memory, false));
+        let in_memory = proposed.map_err(|error| {
             self.waiters().remove(&entry.serial);
             not_proposed(error)
         })?;
-        Ok((outcome, held))
+        Ok((outcome, in_memory))
     }
 
-    /// Few at a time are on their way, so that small entries pass between them and no follower is flooded. The last part carries the
-    /// entry's effect: one that is not proposed leaves nothing behind but parts that the next leadership drops.
+    /// Proposes an entry in parts. At most [`PARTS_UNDER_WAY`] parts are undecided at a time, so
+    /// that small entries pass between them and followers are not flooded. The entry takes effect
+    /// with its last part. If that is not proposed, the next leadership drops the other parts.
     async fn propose_parts(
         &self,
         serial: u64,
         payloads: impl ExactSizeIterator<Item = Bytes>,
-        tell_held: bool,
-    ) -> Result<(oneshot::Receiver<Outcome>, Held), Failure> {
+        observe_memory: bool,
+    ) -> Result<(oneshot::Receiver<EntryOutcome>, MemoryAcknowledgement), Failure> {
         let _alone = self.alone.lock().await;
         let under_way = Arc::new(Semaphore::new(PARTS_UNDER_WAY));
         let outcome = self.wait_for(serial, Some(under_way.clone()))?;
-        let (last, mut held) = (payloads.len() - 1, None);
-        // However this ends before the last part is proposed, by being dropped too.
+        let (last, mut in_memory) = (payloads.len() - 1, None);
+        // Applies to every end before the last part is proposed, including a dropped future.
         let mut unsent = Unsent(None);
         for (number, payload) in payloads.enumerate() {
             match under_way.acquire().await {
                 Ok(place) => place.forget(),
-                // The leadership is over; the outcome says how.
+                // The leadership has ended. The outcome says how.
                 Err(_) => {
                     unsent.forget();
                     return Ok((outcome, None));
                 }
             }
             let begun = Instant::now();
-            held = loop {
-                match self.propose_payload(payload.clone(), tell_held && number == last, number > 0) {
-                    Ok(held) => {
+            in_memory = loop {
+                match self.propose_payload(payload.clone(), observe_memory && number == last, number > 0) {
+                    Ok(in_memory) => {
                         unsent.0 = Some(self);
-                        break held;
+                        break in_memory;
                     }
                     Err(ProposeError::Overloaded)
                         if number > 0 && begun.elapsed() < Duration::from_millis(PART_BOUND_MS) =>
@@ -205,13 +216,13 @@ impl Leadership {
             };
         }
         unsent.forget();
-        Ok((outcome, held))
+        Ok((outcome, in_memory))
     }
 
-    fn wait_for(&self, serial: u64, parts: Option<Arc<Semaphore>>) -> Result<oneshot::Receiver<Outcome>, Failure> {
+    fn wait_for(&self, serial: u64, parts: Option<Arc<Semaphore>>) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
         let (outcome, receiver) = oneshot::channel();
         let mut waiters = self.waiters();
-        // Under the lock that `depose` drains: no waiter can slip in behind it.
+        // Under the lock that `depose` takes, so that no waiter is added after it.
         if self.has_ended() {
             return Err(Failure::NotLeader { leader: None });
         }
@@ -219,12 +230,18 @@ impl Leadership {
         Ok(receiver)
     }
 
-    /// What is `further` continues an entry whose beginning is in the log already.
-    fn propose_payload(&self, payload: Bytes, tell_held: bool, further: bool) -> Result<Held, ProposeError> {
-        match (tell_held, further) {
-            (true, false) => self.log.propose_held(self.term, payload).map(Some),
+    /// Proposes one payload. A `further` payload continues an entry whose first part is in the log
+    /// already.
+    fn propose_payload(
+        &self,
+        payload: Bytes,
+        observe_memory: bool,
+        further: bool,
+    ) -> Result<MemoryAcknowledgement, ProposeError> {
+        match (observe_memory, further) {
+            (true, false) => self.log.propose_tracked(self.term, payload).map(Some),
             (false, false) => self.log.propose(self.term, payload).map(|()| None),
-            (true, true) => self.log.propose_further_held(self.term, payload).map(Some),
+            (true, true) => self.log.propose_further_tracked(self.term, payload).map(Some),
             (false, true) => self.log.propose_further(self.term, payload).map(|()| None),
         }
     }
@@ -236,33 +253,35 @@ impl Leadership {
         }
     }
 
-    /// The log has delivered an entry of this term.
-    pub fn settle(&self, serial: u64, outcome: Outcome) {
+    /// The log has delivered an entry of this term, with this outcome.
+    pub fn resolve(&self, serial: u64, outcome: EntryOutcome) {
         let waiter = self.waiters().remove(&serial);
         if let Some(waiter) = waiter {
-            waiter.tell(outcome);
+            waiter.resolve(outcome);
         }
     }
 
-    /// Whether somebody waits for this entry: then a session of this leadership holds its changes and will commit them.
+    /// Whether a session waits for this entry. It holds the entry's changes in its transaction and
+    /// will commit them.
     pub fn is_awaited(&self, serial: u64) -> bool {
         self.waiters().get(&serial).is_some_and(|waiter| !waiter.outcome.is_closed())
     }
 
-    /// A later term has begun: nothing of this one comes any more (invariant 4).
+    /// A later term has begun: no entry of this term will be delivered any more (invariant 4).
     pub fn depose(&self) {
         self.end();
         for (_, waiter) in self.waiters().drain() {
-            waiter.tell(Outcome::Deposed);
+            waiter.resolve(EntryOutcome::Deposed);
         }
         self.claims.close();
     }
 
-    /// The leadership's PostgreSQL is given up (R1), and with it the applier that would say what became of its entries: nobody here will ever
-    /// know. What the log holds is applied again from the log; clients learn the outcome by asking again under the same id.
+    /// The leadership's PostgreSQL is given up (R1), and with it the applier that would resolve its
+    /// entries. Their outcomes will not be known here. Decided entries are applied again from the
+    /// log. Clients learn the outcome by asking again under the same id.
     pub fn abandon(&self) {
         self.end();
-        // Dropping the senders tells everyone who waits.
+        // Dropping the senders notifies all waiters.
         self.waiters().clear();
         self.claims.close();
     }
@@ -272,7 +291,7 @@ impl Leadership {
         self.ended.send_replace(true);
     }
 
-    /// Turns true at the end of the leadership.
+    /// Becomes true at the end of the leadership.
     pub fn ended(&self) -> watch::Receiver<bool> {
         self.ended.subscribe()
     }
@@ -282,23 +301,25 @@ impl Leadership {
         *self.ended.borrow()
     }
 
-    /// Waits until no other entry that wrote these keys is between its proposal and its COMMIT's confirmation, then marks them
-    /// as `serial`'s (R4).
+    /// Waits until no other entry that wrote these keys is between its proposal and the
+    /// confirmation of its COMMIT, then claims the keys for `serial` (R4).
     pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Failure> {
         self.claims.claim(serial, changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 
-    /// Waits until no entry that wrote these keys is between its proposal and its COMMIT's confirmation (R4).
+    /// Waits until no entry that wrote these keys is between its proposal and the confirmation of
+    /// its COMMIT (R4).
     pub async fn confirmed(&self, changes: &[Change]) -> Result<(), Failure> {
         self.claims.confirmed(changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 }
 
-/// Parts of an entry are in the log, and the last is not: as long as this leadership lasts, the log keeps them.
+/// Some parts of an entry are in the log and the last is not. The log keeps them as long as this
+/// leadership lasts.
 struct Unsent<'a>(Option<&'a Leadership>);
 
 impl Unsent<'_> {
-    /// All are in the log, or the leadership is over.
+    /// All parts are in the log, or the leadership has ended.
     fn forget(mut self) {
         self.0 = None;
     }
@@ -332,14 +353,4 @@ fn not_proposed(error: ProposeError) -> Failure {
         ProposeError::TooLarge { bytes, limit_bytes } => too_large(bytes, limit_bytes),
         ProposeError::Stopped => Failure::Busy { reason: "the log has stopped".into(), retry_after_ms: 100 },
     }
-}
-
-/// The answer to a transaction whose changes are more than `limit` bytes (R12).
-pub fn too_large(bytes: usize, limit: usize) -> Failure {
-    evenkeel_protocol::SqlError::new(
-        evenkeel_protocol::error::codes::PROGRAM_LIMIT,
-        format!("the transaction's changes are {bytes} bytes; at most {limit} are possible"),
-    )
-    .hint("Write fewer rows per transaction.")
-    .into()
 }

@@ -1,24 +1,55 @@
-//! Reads in a transaction of their own: by key, whole, and piece by piece.
+//! Autocommit reads on the leader: by key, whole scans, and piece by piece.
 //!
-//! A piece is a read like any other, of the rows that come behind a key: it is admitted, and passes the read barrier, by itself. So nothing
-//! is held from one piece to the next, neither a snapshot nor a session nor a place in memory, and a reader that is slow, or gone, costs
-//! nothing. What it costs is that pieces are as of different moments, each of which is after its piece was asked for.
+//! A read takes PostgreSQL's snapshot and passes the log's read barrier at the same time. This is
+//! linearizable. A write is answered only after its local COMMIT (R10), so a snapshot taken after
+//! the read's arrival contains every write that this leader has answered before. If another leader
+//! had answered a write, the barrier would fail, because a majority responds to it after the read's
+//! arrival (log rule 9). If another shard has answered a write after a move, the read's handle is
+//! no longer current, and the read is not answered ([`super::latches`]).
+//!
+//! A piece is a read of the rows after a key, with a latch handle and a read barrier of its own.
+//! Nothing is held between two pieces: no snapshot, no session, no memory. A slow reader, or one
+//! that has gone, costs nothing. The price is that pieces are as of different moments, each after
+//! the request for its piece.
 
 use super::clip::{Narrowed, clipped, first_key, touches};
-use super::gate::Kind;
-use super::plans::BoundPlan;
-use super::session::{self, Parameters};
-use super::{Leader, group, weight};
-use crate::store::StoreError;
+use super::context::LeaderContext;
+use super::failures::{busy, not_executed};
+use super::plan_cache::BoundPlan;
+use super::postgres_session::{Parameters, reply};
+use super::read_sessions::ReadSessions;
+use super::scan_sessions::{SCAN_SESSIONS, ScanSessions};
+use super::statement::StatementIntake;
+use crate::postgres::Connector;
+use crate::storage::StoreError;
 use evenkeel_protocol::shard::{Piece, PieceRequest, ReadLevel, StatementReply, StatementRequest};
 use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_rpc::Gone;
 use evenkeel_sql::{Scan, Touches};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
 
-impl Leader {
-    /// Reads all that a statement asks for.
+/// See the module.
+pub struct Reads {
+    context: Arc<LeaderContext>,
+    intake: Arc<StatementIntake>,
+    by_key: ReadSessions,
+    scans: ScanSessions,
+    pieces: ScanSessions,
+}
+
+impl Reads {
+    /// Reads on these sessions; sessions of scans are opened when they are needed.
+    pub fn new(context: Arc<LeaderContext>, intake: Arc<StatementIntake>, by_key: ReadSessions) -> Reads {
+        let connector: &Connector = &context.shared.connector;
+        let scans = ScanSessions::new(connector, SCAN_SESSIONS);
+        let pieces = ScanSessions::for_pieces(connector, SCAN_SESSIONS);
+        Reads { context, intake, by_key, scans, pieces }
+    }
+
+    /// Reads all rows that a statement asks for. A scan is cancelled when `gone` says that its
+    /// client has gone.
     pub(super) async fn read(
         &self,
         request: &StatementRequest,
@@ -30,32 +61,30 @@ impl Leader {
         let mut params = Parameters::new(&request.params);
         params.extend(&added);
         let returned = bound.plan.returned();
-        let lost = |error: StoreError| group::lost(&self.examine(error));
+        let lost = |error: StoreError| not_executed(&self.context.examine(error));
         if matches!(touches, Touches::Intervals(_)) {
             let scan = async {
                 let read = self.scans.read(&sql, returned, &params).await;
-                let (prepared, rows) = self.took(read)?.map_err(lost)?;
-                session::reply(&prepared.columns, &rows, rows.len()).map_err(Failure::from)
+                let (prepared, rows) = self.context.took(read)?.map_err(lost)?;
+                reply(&prepared.columns, &rows, rows.len()).map_err(Failure::from)
             };
             return unless_gone(gone, self.current(request.read, bound, touches, scan)).await;
         }
         let keyed = async {
-            let session = self.readers.next().await.map_err(|error| self.no_session(&error))?;
+            let session = self.by_key.next().await.map_err(|error| self.context.no_session(&error))?;
             let prepared = session.prepare(&sql, returned).await.map_err(lost)?;
             let rows = session.run(&prepared, &params.refs()).await.map_err(lost)?;
-            session::reply(&prepared.columns, &rows, rows.len()).map_err(Failure::from)
+            reply(&prepared.columns, &rows, rows.len()).map_err(Failure::from)
         };
         self.current(request.read, bound, touches, keyed).await
     }
 
-    /// Reads a piece of what a statement asks for. It is ended when `gone` says that nobody waits for it.
-    pub async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
-        let _inside = self.gate.enter(Kind::Large, weight(&request.statement))?;
-        let bound = self.bind(&request.statement)?;
+    /// Reads a piece of the rows that a statement asks for. It is cancelled when `gone` says that
+    /// its client has gone.
+    pub(super) async fn piece(&self, request: PieceRequest, gone: Gone) -> Result<Piece, Failure> {
+        let bound = self.intake.bind(&request.statement)?;
         check_piecewise(&bound)?;
-        if let Some(capacity) = &self.capacity {
-            capacity.acquire().await?;
-        }
+        self.intake.limit_rate().await?;
         let narrowed = Narrowed::new(request, bound.plan.descending());
         let touches = touches(&bound, &narrowed.request)?;
         let (sql, added) = narrowed.clipped(&bound)?;
@@ -63,14 +92,15 @@ impl Leader {
         params.extend(&added);
         let piece = async {
             let read = self.pieces.read_piece(&sql, bound.plan.returned(), &params).await;
-            let read = self.took(read)?;
-            let (prepared, piece) = read.map_err(|error| group::lost(&self.examine(error)))?;
-            Ok(piece.told(&prepared, &bound.codec)?)
+            let read = self.context.took(read)?;
+            let (prepared, piece) = read.map_err(|error| not_executed(&self.context.examine(error)))?;
+            Ok(piece.to_piece(&prepared, &bound.codec)?)
         };
         unless_gone(Some(gone), self.current(narrowed.request.read, &bound, &touches, piece)).await
     }
 
-    /// Runs a read while it may see its keys. It is answered only if this replica led until then, and its ranges are still here.
+    /// Executes a read with a latch handle. The read is answered only if this replica led until
+    /// then, and still owns the ranges.
     async fn current<T>(
         &self,
         level: ReadLevel,
@@ -78,28 +108,30 @@ impl Leader {
         touches: &Touches,
         executed: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let latches = &self.context.shared.latches;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
-        let permit = self.shared.admission.admit_read(table, touches).await?;
+        let ranges = latches.acquire_read(table, touches).await?;
         let started = Instant::now();
-        let fresh = async {
+        let led = async {
             match level {
-                ReadLevel::Linearizable => self.barrier().await,
-                // `local` is served beside the leadership (see `crate::local`); here it is at least as fresh.
-                ReadLevel::Leader | ReadLevel::Local => self.check_open(),
+                ReadLevel::Linearizable => self.context.barrier().await,
+                // `crate::local_reads` serves `local` reads. A leader's answer is at least as
+                // recent.
+                ReadLevel::Leader | ReadLevel::Local => self.context.check_open(),
             }
         };
-        let (answer, fresh) = tokio::join!(executed, fresh);
-        fresh?;
-        if !permit.is_current() {
-            // Its range has left meanwhile, and what was left behind may have been half deleted when it was read: nothing has
-            // happened, and it is read again where the range is.
-            self.shared.admission.admit_read(table, touches).await?;
+        let (answer, led) = tokio::join!(executed, led);
+        led?;
+        if !ranges.is_current() {
+            // A range has departed meanwhile, and its rows may have been half deleted when they
+            // were read. The read had no effect, and is repeated where the range is now.
+            latches.acquire_read(table, touches).await?;
             return Err(Failure::Busy { reason: "the range has left and come back".into(), retry_after_ms: 1 });
         }
-        if let Some(slot) = permit.slots().first() {
+        if let Some(latch) = ranges.latches().first() {
             let spent_us = started.elapsed().as_micros() as f64;
-            let key = first_key(touches).unwrap_or(&slot.range.interval.start);
-            slot.meter().record(key, false, spent_us);
+            let key = first_key(touches).unwrap_or(&latch.range.interval.start);
+            latch.statistics.meter().record(key, false, spent_us);
         }
         answer
     }
@@ -118,12 +150,12 @@ pub fn check_piecewise(bound: &BoundPlan) -> Result<(), Failure> {
     Err(SqlError::unsupported("only a SELECT in the order of the primary key is read piece by piece", instead).into())
 }
 
-/// Ends a read as soon as nobody waits for it.
+/// Executes a read, and drops it when its client has gone.
 pub async fn unless_gone<T>(gone: Option<Gone>, read: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let Some(gone) = gone else { return read.await };
     tokio::select! {
         biased;
         read = read => read,
-        () = gone.gone() => Err(group::busy("nobody waits for the answer any more")),
+        () = gone.gone() => Err(busy("nobody waits for the answer any more")),
     }
 }

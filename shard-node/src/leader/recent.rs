@@ -1,7 +1,9 @@
-//! What was used lately, by a statement's text: of bounded size, without a list to maintain on every use.
+//! A cache by statement text, of bounded size, that approximates least-recently-used replacement
+//! with two generations.
 //!
-//! New entries go into the young generation. When that is full it becomes the old one, and what was old is forgotten; what is found in the
-//! old one is young again. So what is in use stays, however many texts come once.
+//! New entries go into the young generation. When it is full it becomes the old generation, and the
+//! previous old generation is dropped. An entry that is found in the old generation becomes young
+//! again. So entries in use stay in the cache, however many texts are used once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,17 +21,18 @@ pub struct Recent<V> {
 pub enum Found<V> {
     /// It stays.
     Young(V),
-    /// It is to be [put](Recent::put) again if it is used, or else it goes with its generation.
+    /// It has to be [put](Recent::put) again if it is used. Otherwise it is dropped with its
+    /// generation.
     Old(V),
 }
 
 impl<V: Clone> Recent<V> {
-    /// Nothing yet, and at most so many entries, of which there are at least two.
+    /// An empty cache of at most `entries` entries, at least two.
     pub fn new(entries: usize) -> Recent<V> {
         Recent { young: HashMap::new(), old: HashMap::new(), generation: (entries / 2).max(1) }
     }
 
-    /// What is kept for a text.
+    /// The entry of a text.
     pub fn get(&self, text: &str) -> Option<Found<V>> {
         match self.young.get(text) {
             Some(found) => Some(Found::Young(found.clone())),
@@ -37,7 +40,7 @@ impl<V: Clone> Recent<V> {
         }
     }
 
-    /// The same, and it is young from now on.
+    /// The same; the entry becomes young.
     pub fn take_up(&mut self, text: &Arc<str>) -> Option<V> {
         match self.get(text)? {
             Found::Young(found) => Some(found),
@@ -48,7 +51,7 @@ impl<V: Clone> Recent<V> {
         }
     }
 
-    /// Keeps something for a text.
+    /// Adds the entry of a text.
     pub fn put(&mut self, text: Arc<str>, value: V) {
         self.old.remove(&text);
         self.young.insert(text, value);
@@ -62,9 +65,9 @@ impl<V: Clone> Recent<V> {
 mod tests {
     use super::*;
 
-    // E18: texts that come once do not make those forgotten that come again and again.
+    // E18: texts that are used once do not displace those that are used again and again.
     #[test]
-    fn what_is_in_use_stays_and_the_rest_is_bounded() {
+    fn entries_in_use_stay_and_the_size_is_bounded() {
         let mut recent = Recent::new(8);
         let text = |n: usize| -> Arc<str> { format!("SELECT {n}").into() };
         recent.put(text(0), 0);

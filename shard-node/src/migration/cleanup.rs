@@ -1,50 +1,54 @@
-//! Deleting rows that must not stay, by logged, bounded entries (R24): what a source left behind, and what had come in of a
-//! move that came to nothing.
+//! Deletion of rows that must not stay, by logged entries of bounded size (R24): the source's copy
+//! after a move, and the destination's rows of a move that was cancelled or declined.
 
-use crate::entry::Control;
-use crate::fold::ShardState;
 use crate::leader::Leader;
-use crate::leader::leadership::Outcome;
-use crate::store::StoreError;
+use crate::leader::leadership::EntryOutcome;
+use crate::log_entry::Control;
+use crate::state_machine::ShardState;
+use crate::storage::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
 use std::time::{Duration, Instant};
 
-/// Rows of one piece, and bytes of what they take in PostgreSQL: applying it must not hold up what comes behind it.
+/// Rows of one piece. Applying a piece must not delay later entries.
 const PIECE_ROWS: u64 = 2_000;
+/// Bytes of one piece in PostgreSQL.
 const PIECE_BYTES: u64 = 2 << 20;
-/// Between pieces it rests for so many times what the last one took, and at least so many milliseconds: cleaning up is never urgent.
+/// The rest between pieces, as a multiple of the time of the last piece. Cleaning up is never
+/// urgent.
 const REST: u32 = 3;
+/// The shortest rest, in milliseconds.
 const LEAST_REST_MS: u64 = 5;
 
-/// Which rows go.
+/// The rows to delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum DoomedRows {
     /// A source's copy after the move.
-    Left,
-    /// What came in of a move that came to nothing.
+    SourceCopy,
+    /// The rows of a move that was cancelled or declined.
     Discarded,
 }
 
-impl What {
+impl DoomedRows {
     fn entry(self, operator: OperatorId, interval: KeyInterval, last: bool) -> Control {
         match self {
-            What::Left => Control::Purge { operator, interval, last },
-            What::Discarded => Control::Discard { operator, interval, last },
+            DoomedRows::SourceCopy => Control::Purge { operator, interval, last },
+            DoomedRows::Discarded => Control::Discard { operator, interval, last },
         }
     }
 
     fn target(self, state: &ShardState, operator: OperatorId) -> Option<(TableId, KeyInterval)> {
         match self {
-            What::Left => state.move_out(operator).map(|m| (m.table, m.interval.clone())),
-            What::Discarded => state.move_in(operator).map(|m| (m.table, m.interval.clone())),
+            DoomedRows::SourceCopy => state.move_out(operator).map(|m| (m.table, m.interval.clone())),
+            DoomedRows::Discarded => state.move_in(operator).map(|m| (m.table, m.interval.clone())),
         }
     }
 }
 
-/// Deletes the rows. Whatever stops it, the next leader starts again: deleting what is gone does nothing.
-pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
+/// Deletes the rows. After any interruption the next leader starts again: deleting rows that are
+/// gone has no effect.
+pub async fn clean_up(leader: &Leader, operator: OperatorId, rows: DoomedRows) {
     let state = leader.shared().state();
-    let Some((table, mut rest)) = what.target(&state, operator) else { return };
+    let Some((table, mut rest)) = rows.target(&state, operator) else { return };
     let Some(schema) = state.table(table).cloned() else { return };
     loop {
         let begun = Instant::now();
@@ -56,16 +60,16 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, what: What) {
         };
         let piece = match piece.await {
             Ok(piece) => piece,
-            Err(error) => return tracing::warn!(%operator, %error, "cannot look for rows to delete"),
+            Err(error) => return tracing::warn!(%operator, %error, "cannot read the rows to delete"),
         };
         let (interval, last) = (piece.covered, piece.last);
         if let Some(end) = &interval.end {
             rest.start = end.clone();
         }
-        match leader.control(what.entry(operator, interval, last)).await {
-            Ok(Outcome::Effective(_)) => {}
-            Ok(other) => return tracing::info!(%operator, ?other, "a clean-up ends"),
-            Err(failure) => return tracing::info!(%operator, %failure, "a clean-up ends"),
+        match leader.control(rows.entry(operator, interval, last)).await {
+            Ok(EntryOutcome::Effective(_)) => {}
+            Ok(other) => return tracing::info!(%operator, ?other, "a clean-up has ended"),
+            Err(failure) => return tracing::info!(%operator, %failure, "a clean-up has ended"),
         }
         if last {
             return;

@@ -1,14 +1,19 @@
-//! The switch, at the source: hold, drain, fence.
+//! The switch at the source: block the range, drain its statements, log the fence.
 //!
-//! Nothing is admitted to the range from the hold until it is certain what became of the fence, however long that takes: a fence that
-//! is decided and not folded here yet lets the destination acknowledge writes, which a statement admitted here would not see.
+//! The write block stands until the outcome of the fence is known, however long that takes. A fence
+//! that is decided but not applied here yet lets the destination acknowledge writes, and a
+//! statement that was admitted here would not see them.
+//!
+//! Each attempt that does not drain in time releases the block, so that waiting statements continue
+//! (R22). The next attempt waits longer; after `PATIENT_TRIES` attempts, transactions that delay
+//! the fence are ended.
 
-use crate::checks::now_us;
-use crate::entry::Control;
-use crate::fold::{OutPhase, ShardState};
+use crate::clock::now_us;
 use crate::leader::Leader;
-use crate::leader::admission::Hold;
-use crate::leader::leadership::Outcome;
+use crate::leader::latches::WriteBlock;
+use crate::leader::leadership::EntryOutcome;
+use crate::log_entry::Control;
+use crate::state_machine::{OutPhase, ShardState};
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, OperatorId};
 use std::collections::HashMap;
@@ -17,21 +22,24 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How long statements under way may take to end while new ones are held, in milliseconds, at the first try (R22). It doubles with every
-/// try: what takes too long for one is given more time by the next.
-const HOLD_MS: u64 = 25;
-/// The longest hold, in milliseconds: the longest pause that a move may cause.
-const MAX_HOLD_MS: u64 = 100;
-/// How long statements go on undisturbed after a hold in vain, in milliseconds. It doubles, too.
+/// How long statements in flight may take to end at the first attempt while new ones wait, in
+/// milliseconds (R22). It doubles with every attempt.
+const BLOCK_MS: u64 = 25;
+/// The longest block of an attempt, in milliseconds: the longest pause that an attempt in vain may
+/// cause.
+const MAX_BLOCK_MS: u64 = 100;
+/// How long statements continue undisturbed after an attempt in vain, in milliseconds. It doubles,
+/// too.
 const PAUSE_MS: u64 = 60;
 /// The longest of these pauses, in milliseconds.
 const MAX_PAUSE_MS: u64 = 1_000;
-/// Tries after which transactions in the way are ended (40001).
+/// Attempts after which transactions that delay the fence are ended (40001).
 const PATIENT_TRIES: u32 = 5;
-/// How long the fence's outcome is waited for, in milliseconds; the asker asks again, and the hold stands.
+/// How long to wait for the outcome of the fence, in milliseconds. The destination asks again, and
+/// the block stands.
 const OUTCOME_MS: u64 = 5_000;
 
-/// How often each open move's fence has been tried in vain.
+/// The attempts in vain to fence each open move.
 #[derive(Debug, Default)]
 pub struct FenceTries(Mutex<HashMap<OperatorId, Tries>>);
 
@@ -42,7 +50,7 @@ struct Tries {
 }
 
 impl FenceTries {
-    /// How often it was tried in vain; or for how long it is not to be tried again.
+    /// The number of attempts in vain, or the time until the next attempt is allowed.
     fn get(&self, operator: OperatorId, now: Instant) -> Result<u32, Duration> {
         let tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match tries.get(&operator) {
@@ -52,7 +60,8 @@ impl FenceTries {
         }
     }
 
-    /// One more in vain; gives their number. What is no longer open in `state` is forgotten.
+    /// Counts an attempt in vain, and returns their number. Forgets moves that are not open in
+    /// `state`.
     fn count(&self, operator: OperatorId, state: &ShardState, now: Instant) -> u32 {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tries.retain(|operator, _| state.move_out(*operator).is_some_and(|m| m.phase == OutPhase::Open));
@@ -63,12 +72,12 @@ impl FenceTries {
     }
 }
 
-/// The hold of a try after so many in vain.
-fn hold_time(in_vain: u32) -> Duration {
-    Duration::from_millis((HOLD_MS << in_vain.min(10)).min(MAX_HOLD_MS))
+/// The longest block of the attempt after `in_vain` attempts in vain.
+fn block_time(in_vain: u32) -> Duration {
+    Duration::from_millis((BLOCK_MS << in_vain.min(10)).min(MAX_BLOCK_MS))
 }
 
-/// The pause after so many in vain.
+/// The pause after `in_vain` attempts in vain.
 fn pause(in_vain: u32) -> Duration {
     Duration::from_millis((PAUSE_MS << in_vain.saturating_sub(1).min(10)).min(MAX_PAUSE_MS))
 }
@@ -77,7 +86,8 @@ fn busy(reason: &str, retry_after: Duration) -> ShardReply {
     ShardReply::Failed(Failure::Busy { reason: reason.to_string(), retry_after_ms: retry_after.as_millis() as u32 })
 }
 
-/// Logs the fence of an open move, if the statements under way on its range end in time. Idempotent.
+/// Logs the fence of an open move, if the statements in flight on its range end in time.
+/// Idempotent.
 pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorId) -> ShardReply {
     let state = leader.shared().state();
     let Some(movement) = state.move_out(operator) else {
@@ -92,55 +102,57 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
         Err(left) => return busy("statements on the range were still under way just now", left),
     };
     let held_since_us = now_us();
-    let Some(hold) = leader.shared().admission.hold(movement.range) else {
-        return busy("the range is held already", Duration::from_millis(20));
+    let Some(block) = leader.shared().latches.block(movement.range) else {
+        return busy("the range is blocked already", Duration::from_millis(20));
     };
-    if !hold.drained(hold_time(in_vain)).await {
-        // R22: let go and try later. Statements that were held go on.
-        let slot = hold.slot().clone();
-        drop(hold);
+    if !block.drained(block_time(in_vain)).await {
+        // R22: release the block and try later. Waiting statements continue.
+        let latch = block.latch().clone();
+        drop(block);
         let in_vain = tries.count(operator, &state, Instant::now());
         if in_vain >= PATIENT_TRIES {
-            leader.doom_transactions_on(&slot).await;
+            leader.doom_transactions_on(&latch).await;
         }
         return busy("statements on the range are still under way", pause(in_vain));
     }
     let proposed = leader.propose_control(Control::Fence { operator, held_since_us }).await;
     let outcome = match proposed {
-        Ok(outcome) => keep_until_known(hold, outcome),
+        Ok(outcome) => keep_until_known(block, outcome),
         Err(failure) => return ShardReply::Failed(failure),
     };
     match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
-        Ok(Ok(Outcome::Effective(_))) => ShardReply::Done,
-        Ok(Ok(Outcome::Refused(refusal))) => {
+        Ok(Ok(EntryOutcome::Effective(_))) => ShardReply::Done,
+        Ok(Ok(EntryOutcome::Rejected(refusal))) => {
             ShardReply::Failed(Failure::Busy { reason: refusal.reason, retry_after_ms: 100 })
         }
-        Ok(Ok(Outcome::Deposed) | Err(_)) => ShardReply::Failed(Failure::NotLeader { leader: None }),
+        Ok(Ok(EntryOutcome::Deposed) | Err(_)) => ShardReply::Failed(Failure::NotLeader { leader: None }),
         Err(_) => ShardReply::Failed(Failure::OutcomeUnknown { reason: "the log takes too long".into() }),
     }
 }
 
-/// Holds the range until it is known what became of its fence, whoever waits for it here. What was held is then redirected, because
-/// the range has gone; or goes on, because the fence is void, or because nobody will learn it here: then the leadership is over.
-fn keep_until_known(hold: Hold, outcome: oneshot::Receiver<Outcome>) -> oneshot::Receiver<Outcome> {
-    let (tell, told) = oneshot::channel();
+/// Keeps the range blocked until the outcome of its fence is known, also when nobody waits for it
+/// any more. Then waiting statements are redirected, because the range has left. Or they continue,
+/// because the fence was rejected, or because the leadership has ended and the outcome will not be
+/// known here.
+fn keep_until_known(block: WriteBlock, outcome: oneshot::Receiver<EntryOutcome>) -> oneshot::Receiver<EntryOutcome> {
+    let (forward, forwarded) = oneshot::channel();
     tokio::spawn(async move {
         let outcome = outcome.await;
-        drop(hold);
+        drop(block);
         if let Ok(outcome) = outcome {
-            // Whoever has asked may have given up.
-            let _ = tell.send(outcome);
+            // The asker may have given up.
+            let _ = forward.send(outcome);
         }
     });
-    told
+    forwarded
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::fold::ShardState;
-    use crate::leader::admission::{Admission, Changed};
+    use crate::leader::latches::{ChangedKeys, LatchManager};
+    use crate::state_machine::ShardState;
     use evenkeel_protocol::routing::ShardInfo;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId, TableSchema};
@@ -166,51 +178,53 @@ mod tests {
         state
     }
 
-    /// Breaks if the hold ends before the fence's outcome is known: the destination may have adopted the range and acknowledged a write
-    /// that a statement admitted here would not see (A5).
+    /// Breaks if the block ends before the fence's outcome is known: the destination may have
+    /// adopted the range and acknowledged a write that a statement admitted here would not see
+    /// (A5).
     #[tokio::test]
-    async fn the_hold_outlives_whoever_asked_for_the_fence() {
-        let admission: Arc<Admission> = Arc::default();
-        admission.follow(&open(), &HashSet::new(), Changed::All);
+    async fn the_block_outlives_the_request_for_the_fence() {
+        let latches: Arc<LatchManager> = Arc::default();
+        latches.follow(&open(), &HashSet::new(), ChangedKeys::All);
         let everything = Touches::Intervals(vec![KeyInterval::ALL]);
-        let hold = admission.hold(RangeId(1)).unwrap();
+        let block = latches.block(RangeId(1)).unwrap();
         let (log, outcome) = oneshot::channel();
-        let told = keep_until_known(hold, outcome);
-        // The applier is stalled for longer than anybody waits.
-        drop(told);
+        let forwarded = keep_until_known(block, outcome);
+        // The applier is stalled for longer than the asker waits.
+        drop(forwarded);
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        let admitted = admission.admit_read(TableId(1), &everything).now_or_never();
+        let admitted = latches.acquire_read(TableId(1), &everything).now_or_never();
         assert!(admitted.is_none(), "the fence may be decided: {admitted:?}");
-        log.send(Outcome::Effective(9)).unwrap();
-        assert!(admission.admit_read(TableId(1), &everything).await.is_ok(), "what waits goes on");
+        log.send(EntryOutcome::Effective(9)).unwrap();
+        assert!(latches.acquire_read(TableId(1), &everything).await.is_ok(), "waiting statements continue");
     }
 
     #[tokio::test]
-    async fn a_leadership_that_ends_without_an_answer_lets_go() {
-        let admission: Arc<Admission> = Arc::default();
-        admission.follow(&open(), &HashSet::new(), Changed::All);
+    async fn a_leadership_that_ends_without_an_outcome_releases_the_block() {
+        let latches: Arc<LatchManager> = Arc::default();
+        latches.follow(&open(), &HashSet::new(), ChangedKeys::All);
         let (log, outcome) = oneshot::channel();
-        let told = keep_until_known(admission.hold(RangeId(1)).unwrap(), outcome);
+        let forwarded = keep_until_known(latches.block(RangeId(1)).unwrap(), outcome);
         drop(log);
-        assert!(told.await.is_err());
-        assert!(admission.hold(RangeId(1)).is_some());
+        assert!(forwarded.await.is_err());
+        assert!(latches.block(RangeId(1)).is_some());
     }
 
-    /// Breaks if every try is as short as the first, so that a statement of 30 ms keeps its range here for ever; or if tries follow so
-    /// closely that statements are held half of the time.
+    /// Breaks if every attempt is as short as the first, so that statements of 30 ms keep their
+    /// range here for ever. Breaks also if attempts follow so closely that statements are blocked
+    /// half of the time.
     #[test]
-    fn holds_grow_to_the_pause_that_is_promised_and_tries_grow_rare() {
-        let holds: Vec<u64> = (0..5).map(|n| hold_time(n).as_millis() as u64).collect();
-        assert_eq!(holds, [25, 50, 100, 100, 100]);
+    fn blocks_grow_to_the_promised_pause_and_attempts_become_rare() {
+        let blocks: Vec<u64> = (0..5).map(|n| block_time(n).as_millis() as u64).collect();
+        assert_eq!(blocks, [25, 50, 100, 100, 100]);
         let pauses: Vec<u64> = (1..8).map(|n| pause(n).as_millis() as u64).collect();
         assert_eq!(pauses, [60, 120, 240, 480, 960, 1_000, 1_000]);
-        assert_eq!((hold_time(u32::MAX).as_millis(), pause(u32::MAX).as_millis()), (100, 1_000));
+        assert_eq!((block_time(u32::MAX).as_millis(), pause(u32::MAX).as_millis()), (100, 1_000));
     }
 
     #[test]
-    fn tries_of_moves_that_are_over_are_forgotten() {
+    fn attempts_of_finished_moves_are_forgotten() {
         let (tries, mut state, now) = (FenceTries::default(), open(), Instant::now());
         assert_eq!((tries.count(OPERATOR, &state, now), tries.count(OPERATOR, &state, now)), (1, 2));
         assert_eq!(tries.get(OPERATOR, now), Err(Duration::from_millis(120)));

@@ -1,31 +1,31 @@
-//! How much of a copy is under way at once: as much as both shards take beside their statements.
+//! Pacing of a copy: the bytes that are in flight to the destination at a time. Pure;
+//! [`super::source`] measures and waits.
 //!
-//! A copy is background work on machines that have other work to do. It looks at how long a chunk takes from the moment its rows are read
-//! until the destination has stored it. Where nobody else wants the processors and disks that is about what it took at best so far, and
-//! the window grows; where statements wait for them it is longer, and the window shrinks, as LEDBAT (RFC 6817) has it for the network:
-//! who sees the queue grow first gives way. A window smaller than a chunk is a rest between two chunks. It never closes: a range that is
-//! to leave an overloaded shard must leave in the end.
-//!
-//! Pure; the shell measures and waits.
+//! A copy is background work. Its pace follows the time of a chunk, from the reading of its rows
+//! until the destination has stored it. On idle machines this time is close to the shortest seen so
+//! far, and the window grows. When statements compete for processors and disks the time is longer,
+//! and the window shrinks, as in LEDBAT (RFC 6817): the background transfer notices the growing
+//! queue and yields. A window smaller than a chunk means a rest between two chunks. The window
+//! never closes, because a range that is to leave an overloaded shard must leave in the end.
 
 use std::time::Duration;
 
-/// Bytes of a chunk: large enough that an entry and a snapshot for each cost little, small enough that applying one delays the
-/// destination's own statements by little.
+/// Bytes of a chunk. Large enough that the cost of its entry and its snapshot is small; small
+/// enough that applying it hardly delays the destination's statements.
 pub const CHUNK_BYTES: usize = 256 << 10;
-/// What may be under way at most, in bytes: enough that the destination's storage is never idle.
+/// The largest window, in bytes. Enough to keep the destination's storage busy.
 pub const MOST_BYTES: u64 = 2 << 20;
-/// What is under way at least in the mean, in bytes: a third of a chunk, or a rest of twice what the last chunk took. Less would leave more
-/// to statements, and an overloaded shard with its load for longer.
+/// The smallest window on average, in bytes: a third of a chunk, which is a rest of twice the time
+/// of the last chunk. With less, an overloaded shard would keep its load for longer.
 const LEAST_BYTES: f64 = CHUNK_BYTES as f64 / 3.0;
-/// How much longer than at best a chunk may take for the window to stay as it is.
+/// The time above the shortest at which the window stays as it is.
 const QUEUED: Duration = Duration::from_millis(10);
-/// How long it may take at most: a copy that began where statements waited already has never seen the best. A machine with nothing else to
-/// do needs a third of it.
+/// The longest time of a chunk at which the window does not shrink. A copy that begins under load
+/// never sees the shortest time. An idle machine needs a third of this.
 const LONGEST: Duration = Duration::from_millis(40);
-/// By which share the window changes at most with one chunk.
+/// The largest relative change of the window with one chunk.
 const GAIN: f64 = 0.25;
-/// How long a rest is at most: the copy goes on while a machine stands still, and its watchdogs see it go on.
+/// The longest rest. The copy continues on a stalled machine, and watchdogs see it continue.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -33,7 +33,7 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 pub struct Pace {
     window_bytes: f64,
     rest: Duration,
-    /// The least that a chunk has taken.
+    /// The shortest time of a chunk so far.
     best: Duration,
 }
 
@@ -44,11 +44,12 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// A chunk of so many bytes was stored, so long after its rows began to be read. A row that is longer than a chunk may take longer.
+    /// A chunk was stored, `took` after its rows began to be read. A row that is larger than a
+    /// chunk may take longer.
     pub fn stored(&mut self, bytes: u64, took: Duration) {
         let chunks = (bytes as f64 / CHUNK_BYTES as f64).max(1.0);
         let each = took.div_f64(chunks);
-        // What is smaller, the end of a range for example, says nothing about a chunk.
+        // A smaller piece, for example the end of a range, says nothing about a chunk.
         if bytes >= CHUNK_BYTES as u64 / 2 {
             self.best = self.best.min(each);
         }
@@ -59,12 +60,12 @@ impl Pace {
         self.rest = took.mul_f64(missing).min(LONGEST_REST);
     }
 
-    /// What may be under way, in bytes.
+    /// The window, in bytes.
     pub fn window_bytes(&self) -> u64 {
         self.window_bytes as u64
     }
 
-    /// How long to wait after the last chunk was stored before the next is read.
+    /// The rest between the storing of the last chunk and the reading of the next.
     pub fn rest(&self) -> Duration {
         self.rest
     }
@@ -74,7 +75,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// A copy through a storage that takes so long for a chunk by itself, and so long for what others keep waiting there; gives its bytes/s.
+    /// The bytes per second of a copy. The storage takes `service` for a chunk; other work delays
+    /// it by `others`.
     fn rate(service: Duration, others: Duration) -> f64 {
         let (mut pace, mut spent, mut bytes) = (Pace::default(), Duration::ZERO, 0);
         for _ in 0..2_000 {
@@ -92,30 +94,31 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_takes_what_nobody_else_wants() {
+    fn a_copy_uses_idle_capacity() {
         let alone = rate(ms(8), ms(0));
         assert!((31e6..34e6).contains(&alone), "as fast as it is stored: {alone}");
-        let (beside, crowded) = (rate(ms(8), ms(25)), rate(ms(8), ms(100)));
-        assert!(beside < alone / 2.0 && crowded < alone / 10.0, "{alone} {beside} {crowded}");
-        assert!(crowded > 0.2e6, "it goes on: {crowded}");
+        let (beside, loaded) = (rate(ms(8), ms(25)), rate(ms(8), ms(100)));
+        assert!(beside < alone / 2.0 && loaded < alone / 10.0, "{alone} {beside} {loaded}");
+        assert!(loaded > 0.2e6, "it continues: {loaded}");
     }
 
-    // Nearly half of a saturated machine's statements were lost beside copies that were content with 40 ms where 10 are the best.
+    // Beside copies that accepted 40 ms where 10 ms are the shortest time, a saturated machine lost
+    // nearly half of its throughput.
     #[test]
-    fn a_copy_gives_way_by_what_it_took_at_best() {
+    fn a_copy_yields_relative_to_its_shortest_time() {
         let mut pace = Pace::default();
         pace.stored(CHUNK_BYTES as u64, ms(8));
         (0..100).for_each(|_| pace.stored(CHUNK_BYTES as u64, ms(30)));
         assert_eq!(pace.window_bytes(), LEAST_BYTES as u64);
         let mut slow = Pace::default();
         (0..100).for_each(|_| slow.stored(CHUNK_BYTES as u64, ms(25)));
-        assert_eq!(slow.window_bytes(), MOST_BYTES, "a slow disk is no reason");
+        assert_eq!(slow.window_bytes(), MOST_BYTES, "a slow disk is no reason to yield");
         slow.stored(1_000, ms(1));
-        assert_eq!(slow.best, ms(25), "neither is a small piece a measure");
+        assert_eq!(slow.best, ms(25), "a small piece is not measured");
     }
 
     #[test]
-    fn the_window_opens_again_when_the_others_have_gone() {
+    fn the_window_opens_again_when_the_load_has_gone() {
         let mut pace = Pace::default();
         (0..100).for_each(|_| pace.stored(CHUNK_BYTES as u64, ms(500)));
         assert_eq!((pace.window_bytes(), pace.rest()), (LEAST_BYTES as u64, LONGEST_REST));

@@ -1,11 +1,13 @@
-//! Finding and asking the replicas of another shard.
+//! Requests to the replicas of other shards, and to their leaders.
 
 use evenkeel_protocol::Failure;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{Inspection, ShardReply, ShardRequest};
-use evenkeel_rpc::{Connection, RpcError};
+use evenkeel_rpc::group::{Group, GroupProtocol, Members, Patience, Verdict};
+use evenkeel_rpc::{Connection, Pool, RpcError};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A connection to a replica.
@@ -46,35 +48,51 @@ pub async fn inspect_one(address: SocketAddr) -> Option<Inspection> {
     }
 }
 
-/// Asks a shard's leader, whoever that is: follows `NotLeader` and tries every replica once. A leader that is not in `shard` has taken
-/// somebody's place since that was written down: who names it says where it is.
-pub async fn ask_leader(shard: &ShardInfo, request: &ShardRequest, bound: Duration) -> Option<ShardReply> {
-    let mut replicas = shard.replicas.clone();
-    let mut left: Vec<u64> = replicas.keys().copied().collect();
-    let mut next = left.first().copied();
-    while let Some(replica) = next {
-        left.retain(|other| *other != replica);
-        let address = *replicas.get(&replica)?;
-        match ask(address, request, bound).await {
-            Ok(ShardReply::Failed(Failure::NotLeader { leader })) => {
-                if leader.is_some_and(|leader| !replicas.contains_key(&leader))
-                    && let Some(inspection) = inspect_one(address).await
-                {
-                    let more = inspection.replicas.into_iter().filter(|(id, _)| !replicas.contains_key(id));
-                    let more: Vec<_> = more.collect();
-                    left.extend(more.iter().map(|(id, _)| *id));
-                    replicas.extend(more);
-                }
-                next = leader.filter(|leader| left.contains(leader)).or(left.first().copied());
-            }
-            Ok(reply) => return Some(reply),
-            Err(error) => {
-                tracing::debug!(%address, %error, "a replica does not answer");
-                next = left.first().copied();
-            }
+/// The messages between shards: every reply but [`Failure::NotLeader`] is the leader's.
+struct BetweenShards;
+
+impl GroupProtocol for BetweenShards {
+    type Request = ShardRequest;
+    type Reply = ShardReply;
+
+    fn verdict(reply: &ShardReply) -> Verdict {
+        match reply {
+            ShardReply::Failed(Failure::NotLeader { leader }) => Verdict::NotLeader { leader: *leader },
+            _ => Verdict::Answered,
         }
     }
-    None
+
+    fn members_request() -> ShardRequest {
+        ShardRequest::Inspect
+    }
+
+    fn members(reply: ShardReply) -> Option<Members> {
+        match reply {
+            ShardReply::Inspect(inspection) => Some(inspection.replicas),
+            _ => None,
+        }
+    }
+}
+
+/// Connections to the replicas of other shards, for repeated requests to their leaders.
+#[derive(Clone)]
+pub struct PeerPool(Arc<Pool<ShardRequest, ShardReply>>);
+
+impl Default for PeerPool {
+    fn default() -> PeerPool {
+        PeerPool(Arc::new(Pool::new(1, Duration::from_millis(ASK_MS))))
+    }
+}
+
+impl PeerPool {
+    /// Has a shard's leader answer an idempotent request; `None` if no replica answers as leader. A
+    /// leader that is not in `shard` has replaced another replica and is found through those that
+    /// name it. Each replica is asked at most twice, for at most `bound` each time.
+    pub async fn ask_leader(&self, shard: &ShardInfo, request: &ShardRequest, bound: Duration) -> Option<ShardReply> {
+        let total = bound.saturating_mul(2 * shard.replicas.len() as u32);
+        let mut group = Group::<BetweenShards>::new(shard.replicas.clone(), None, self.0.clone());
+        group.call(request, Patience { attempt: bound, total }).await.ok()
+    }
 }
 
 #[cfg(test)]
@@ -84,7 +102,6 @@ mod tests {
     use evenkeel_protocol::{OperatorId, ShardId};
     use evenkeel_rpc::{Replier, Service};
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     /// Replica 4 leads; the others say so. All of them know who the replicas are.
     struct Replica {
@@ -138,8 +155,9 @@ mod tests {
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         let old = [(1, nobody), (2, nobody), (3, replicas[&3])].into();
         let shard = ShardInfo { id: ShardId(1), replicas: old };
-        let request = ShardRequest::AskSettled { operator: OperatorId(1) };
-        assert_eq!(ask_leader(&shard, &request, Duration::from_secs(2)).await, Some(ShardReply::Done));
+        let request = ShardRequest::AskResolved { operator: OperatorId(1) };
+        let answer = PeerPool::default().ask_leader(&shard, &request, Duration::from_secs(2)).await;
+        assert_eq!(answer, Some(ShardReply::Done));
         let answered: BTreeSet<u64> = inspect(&shard).await.iter().map(|(_, answer)| answer.replica).collect();
         assert_eq!(answered, BTreeSet::from([3, 4, 5]));
     }

@@ -1,6 +1,6 @@
-//! Ways into the server.
+//! Sessions with the server: the account of each, and the time until which they can be opened.
 
-use crate::store::StoreError;
+use super::store_error::StoreError;
 use evenkeel_host::{Bug, Server, deliberate};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ const CONNECT_MS: u64 = 10_000;
 pub enum Role {
     /// The replica itself: a superuser.
     Admin,
-    /// A user's statement (R6): reads and changes rows of tables in `public`, adds to `evenkeel.applied`, and can do
-    /// nothing else.
+    /// A user's statement (R6): reads and changes rows of tables in `public`, adds to
+    /// `evenkeel.applied`, and can do nothing else.
     User,
 }
 
@@ -50,8 +50,9 @@ impl Connector {
         Connector { way, over: Arc::default() }
     }
 
-    /// R1: the start of PostgreSQL that this led to is over, and it opens no more sessions. The next start may hold less than what was
-    /// under way here takes for applied. To be called before there is a next one.
+    /// R1: the start of PostgreSQL that this led to is over, and it opens no more sessions. The
+    /// next start may hold less than what was under way here takes for applied. To be called before
+    /// there is a next one.
     pub fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
     }
@@ -59,8 +60,8 @@ impl Connector {
     /// Opens a session. It ends when the client is dropped.
     ///
     /// # Errors
-    /// [`StoreError::SessionLost`] if the server is not there or this has [ended](Connector::end); [`StoreError::Refused`] if it takes no
-    /// more sessions.
+    /// [`StoreError::SessionLost`] if the server is not there or this has [ended](Connector::end);
+    /// [`StoreError::Refused`] if it takes no more sessions.
     pub async fn connect(&self, role: Role) -> Result<Client, StoreError> {
         let (user, name) = match role {
             Role::Admin => (super::layout::ADMIN, "evenkeel replica"),
@@ -70,8 +71,9 @@ impl Connector {
         config.user(user).dbname("postgres").application_name(name);
         config.connect_timeout(Duration::from_millis(CONNECT_MS));
         if role == Role::User && !deliberate(Bug::WritesWithoutBegin) {
-            // Statements are sent before it is known that BEGIN has come about. One that fails must not let them commit by themselves, past
-            // the log (invariant 3): only what follows `BEGIN READ WRITE` may write.
+            // Statements are sent before it is known that BEGIN has come about. One that fails must
+            // not let them commit by themselves, past the log (invariant 3): only what follows
+            // `BEGIN READ WRITE` may write.
             config.options("-c default_transaction_read_only=on");
         }
         let client = match &self.way {
@@ -87,14 +89,15 @@ impl Connector {
                 client
             }
         };
-        // Looked at when the session is there: only then is it known which start of the server it reached.
+        // Looked at when the session is there: only then is it known which start of the server it
+        // reached.
         if self.over.load(Ordering::SeqCst) { Err(StoreError::SessionLost) } else { Ok(client) }
     }
 }
 
 impl Connector {
-    /// Has the statement cancelled that runs on a session. Best effort: it may have ended, and be followed by another, so the session is to
-    /// be closed afterwards.
+    /// Has the statement cancelled that runs on a session. Best effort: it may have ended, and be
+    /// followed by another, so the session is to be closed afterwards.
     pub async fn cancel(&self, token: CancelToken) {
         // A simulation's session notices by itself that it is closed.
         if let Way::Socket(_) = self.way {

@@ -1,11 +1,13 @@
-//! Telling damaged data from a server that is merely kept from starting: by what the server says. Pure.
+//! Telling damaged data from circumstances that keep a server from starting, by the server's
+//! messages. Pure.
 //!
-//! The difference decides what must happen next. Damage does not go away by itself: the data has to be made again from a peer's. A full
-//! disk, a folder with the wrong owner or a lack of memory does go away, and the data is as good as ever; throwing it away would
-//! be harm. So what is not known to be damage is not taken for it. (`lc_messages` is `C` from the start: `postgres` and
+//! The difference decides what happens next. Damage does not go away by itself: the data is made
+//! again from a peer's. A full disk, a folder with the wrong owner or a lack of memory goes away,
+//! and the data is intact; throwing it away would be harmful. Messages that are not known to mean
+//! damage are therefore not taken for damage. (`lc_messages` is `C` from the start: `postgres` and
 //! `initdb` run with `LC_ALL=C`.)
 
-/// Said of data that is not what the server wrote.
+/// Messages about data that differs from what the server wrote.
 const DAMAGE: &[&str] = &[
     "is not a valid data directory",
     "incorrect checksum in control file",
@@ -20,7 +22,8 @@ const DAMAGE: &[&str] = &[
     "contains incorrect checksum",
     "contains invalid data",
 ];
-/// Said when the disk, the account or the system is at fault, whatever else is said then.
+/// Messages about the disk, the account or the system; they decide even beside messages about
+/// damage.
 const CIRCUMSTANCES: &[&str] = &[
     "No space left on device",
     "Permission denied",
@@ -48,14 +51,14 @@ fn fatal(line: &str) -> bool {
     ["FATAL:", "PANIC:", "ERROR:"].iter().any(|severity| line.contains(severity))
 }
 
-/// Whether an error code of a session says that data is damaged: a page or an index that makes no sense (class XX), or a file of a
-/// table that is not there.
+/// Whether an error code of a session says that data is damaged: a page or an index that makes no
+/// sense (class XX), or a file of a table that is not there.
 pub(crate) fn is_damage(code: &str) -> bool {
     ["XX001", "XX002", "58P01"].contains(&code)
 }
 
-/// Whether an error code of a session says that it is the server that is unwell, and not the statement that is wrong: no room on
-/// the disk, or the system failing under it.
+/// Whether an error code of a session means that the server has failed, and not that the statement
+/// is wrong: no space on the disk, or a failure of the system.
 pub(crate) fn is_illness(code: &str) -> bool {
     code == "53100" || code.starts_with("58") || is_damage(code)
 }
@@ -65,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damage_is_told_from_circumstances() {
+    fn damage_is_distinguished_from_circumstances() {
         // As PostgreSQL 15 says them.
         for damage in [
             "2026-01-01 00:00:00.000 UTC [7] FATAL:  incorrect checksum in control file",

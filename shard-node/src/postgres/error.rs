@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why PostgreSQL does not run. [`PostgresError::Failed`] may pass by itself, and [`PostgresError::Damaged`] is repaired from a peer; the
-/// others need a person.
+/// Why PostgreSQL does not run. [`PostgresError::Failed`] may pass by itself, and
+/// [`PostgresError::Damaged`] is repaired from a peer; the others need a person.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// Its programs are nowhere.
-    #[error("PostgreSQL {min} or newer was not found; set postgres_bin to the folder that holds postgres and initdb. Looked in: {}", list(looked), min = super::find::MIN_MAJOR)]
+    #[error("PostgreSQL {min} or newer was not found; set postgres_bin to the folder that holds postgres and initdb. Looked in: {}", list(looked), min = super::config::MIN_MAJOR)]
     NotFound {
         /// Each folder, and why it will not do.
         looked: Vec<(PathBuf, String)>,

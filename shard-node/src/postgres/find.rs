@@ -1,20 +1,18 @@
 //! Finding PostgreSQL's programs.
 //!
-//! Distributions put the server's programs in a folder per major version that is not on `PATH`. This module knows the
-//! usual places and picks one, or says every place it looked in: a newcomer whose PostgreSQL is somewhere else learns
-//! which setting to make.
+//! Distributions put the server's programs in a folder per major version that is not on `PATH`.
+//! This module knows the usual places and picks one, or says every place it looked in: a newcomer
+//! whose PostgreSQL is somewhere else learns which setting to make.
 //!
-//! Which folders are candidates, and in which order, is a pure function ([`candidates`]) of what the edge has
-//! collected.
+//! Which folders are candidates, and in which order, is a pure function ([`candidates`]) of what
+//! the edge has collected.
 
+use super::config::MIN_MAJOR;
 use super::error::PostgresError;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// The oldest major version that works: the privileges on `public` and the server's settings are those of 15.
-pub const MIN_MAJOR: u32 = 15;
 
 /// PostgreSQL's programs, all of one installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,9 +41,9 @@ struct Surroundings {
     usual: Vec<(u32, PathBuf)>,
 }
 
-/// Finds PostgreSQL's programs: in `bin_dir` alone if that is set, else in the first suitable folder of `PATH`, of
-/// `pg_config --bindir`, or of the usual places, newest first. With `wanted`, the major version of existing data, only
-/// that version will do.
+/// Finds PostgreSQL's programs: in `bin_dir` alone if that is set, else in the first suitable
+/// folder of `PATH`, of `pg_config --bindir`, or of the usual places, newest first. With `wanted`,
+/// the major version of existing data, only that version will do.
 ///
 /// # Errors
 /// [`PostgresError::NotFound`], listing each place and what was wrong with it.
@@ -102,7 +100,8 @@ fn look_around() -> Surroundings {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let pg_config = output(Path::new("pg_config"), "--bindir").map(PathBuf::from);
     let mut usual = Vec::new();
-    // Debian and Ubuntu; Red Hat and its kin; FreeBSD-like and source builds; Homebrew on both its prefixes.
+    // Debian and Ubuntu; Red Hat and its kin; FreeBSD-like and source builds; Homebrew on both its
+    // prefixes.
     usual.extend(versioned("/usr/lib/postgresql", "", "bin"));
     usual.extend(versioned("/usr", "pgsql-", "bin"));
     usual.extend(versioned("/usr/libexec", "postgresql", ""));
@@ -124,7 +123,8 @@ fn versioned(parent: &str, prefix: &str, below: &str) -> Vec<(u32, PathBuf)> {
         .collect()
 }
 
-/// What a program prints, without the white space around it; `None` if it cannot be run, fails, or prints nothing.
+/// What a program prints, without the white space around it; `None` if it cannot be run, fails, or
+/// prints nothing.
 fn output(program: &Path, argument: impl AsRef<OsStr>) -> Option<String> {
     let output = Command::new(program).arg(argument).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_string();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn data_of_another_version_is_told() {
+    fn data_of_another_version_is_reported() {
         let error = find(None, Some(9)).unwrap_err();
         assert!(error.to_string().contains("the data here is of version 9"), "{error}");
     }

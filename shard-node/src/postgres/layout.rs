@@ -8,13 +8,14 @@
 //! DATA_DIR/socket/           the only way in: a Unix socket in a folder only the server's account can enter
 //! ```
 //!
-//! The system limits a socket's path to about a hundred bytes. If DATA_DIR is too long for that (or has characters that
-//! the server's configuration would need quoted), the socket lies in `/tmp/evenkeel-<hash of DATA_DIR>` instead, also
-//! mode 0700; a folder found there that is not ours is refused, not used.
+//! The system limits a socket's path to about a hundred bytes. If DATA_DIR is too long for that (or
+//! has characters that the server's configuration would need quoted), the socket lies in
+//! `/tmp/evenkeel-<hash of DATA_DIR>` instead, also mode 0700; a folder found there that is not
+//! ours is refused, not used.
 //!
-//! PostgreSQL refuses to run as root. A node started as root runs it as `postgres` if the system has that account, else
-//! as `nobody`, and gives it the folders above. It adds search permission for that account's group on DATA_DIR itself,
-//! and never touches the folders above DATA_DIR.
+//! PostgreSQL refuses to run as root. A node started as root runs it as `postgres` if the system
+//! has that account, else as `nobody`, and gives it the folders above. It adds search permission
+//! for that account's group on DATA_DIR itself, and never touches the folders above DATA_DIR.
 
 use super::error::PostgresError;
 use super::find::Binaries;
@@ -26,10 +27,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The longest path of a socket's folder: `sockaddr_un` holds 108 bytes, of which `/.s.PGSQL.5432` takes 14 and the
-/// closing zero one.
+/// The longest path of a socket's folder: `sockaddr_un` holds 108 bytes, of which `/.s.PGSQL.5432`
+/// takes 14 and the closing zero one.
 const MAX_SOCKET_DIR_BYTES: usize = 90;
-/// The server's log is put aside when it is longer than this.
+/// The server's log is rotated when it is longer than this.
 const MAX_LOG_BYTES: u64 = 4 << 20;
 /// How much of the log's end an error shows.
 const LOG_TAIL_BYTES: u64 = 2048;
@@ -50,12 +51,13 @@ pub(super) struct Layout {
     pub pgdata: PathBuf,
     pub socket_dir: PathBuf,
     pub log: PathBuf,
-    /// `None`: the server runs as whoever runs the node.
+    /// `None`: the server runs as the account that runs the node.
     pub account: Option<Account>,
 }
 
 impl Layout {
-    /// Makes and checks the folders. `data_dir` exists afterwards and is searchable for the server's account.
+    /// Makes and checks the folders. `data_dir` exists afterwards and is searchable for the
+    /// server's account.
     pub fn prepare(data_dir: &Path) -> Result<Layout, PostgresError> {
         std::fs::create_dir_all(data_dir).map_err(|e| PostgresError::unusable(data_dir, e))?;
         let data_dir = data_dir.canonicalize().map_err(|e| PostgresError::unusable(data_dir, e))?;
@@ -75,8 +77,8 @@ impl Layout {
         std::fs::read_to_string(self.pgdata.join("PG_VERSION")).ok()?.trim().parse().ok()
     }
 
-    /// Runs `initdb` if there is no data yet. A crash at any point leaves either nothing or everything: the data is
-    /// made under another name, brought to the disk, and renamed.
+    /// Runs `initdb` if there is no data yet. A crash at any point leaves either nothing or
+    /// everything: the data is made under another name, brought to the disk, and renamed.
     pub fn initialise(&self, binaries: &Binaries) -> Result<(), PostgresError> {
         if self.pgdata.exists() {
             return Ok(());
@@ -95,7 +97,8 @@ impl Layout {
         if !output.status.success() {
             return Err(PostgresError::failed("initdb", String::from_utf8_lossy(&output.stderr).trim()));
         }
-        // One sync of the whole file system is cheaper than one for each of initdb's thousand files.
+        // One sync of the whole file system is cheaper than one for each of initdb's thousand
+        // files.
         let folder = File::open(&making).map_err(unusable)?;
         rustix::fs::syncfs(&folder).map_err(|e| unusable(e.into()))?;
         std::fs::rename(&making, &self.pgdata).map_err(unusable)?;
@@ -103,8 +106,8 @@ impl Layout {
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(unusable)
     }
 
-    /// A name to make the data under; removes what interrupted attempts have left. The name is new each time, because
-    /// an `initdb` whose node was killed may still be writing.
+    /// A name to make the data under; removes what interrupted attempts have left. The name is new
+    /// each time, because an `initdb` whose node was killed may still be writing.
     fn fresh_name(&self) -> Result<PathBuf, PostgresError> {
         let parent = self.pgdata.parent().unwrap_or(Path::new("/"));
         let unusable = |e: std::io::Error| PostgresError::unusable(parent, e);
@@ -128,8 +131,8 @@ impl Layout {
         write().map_err(|e| PostgresError::unusable(&path, e))
     }
 
-    /// Removes what a server that no longer runs has left and that would stop the next one from starting: its files
-    /// with process ids, which may meanwhile be those of unrelated processes.
+    /// Removes what a server that no longer runs has left and that would stop the next one from
+    /// starting: its files with process ids, which may meanwhile be those of unrelated processes.
     pub fn remove_stale_files(&self) -> Result<(), PostgresError> {
         let sockets = std::fs::read_dir(&self.socket_dir).map_err(|e| PostgresError::unusable(&self.socket_dir, e))?;
         let stale = sockets.flatten().map(|entry| entry.path()).chain([self.pgdata.join("postmaster.pid")]);
@@ -142,8 +145,8 @@ impl Layout {
         Ok(())
     }
 
-    /// A command that runs as the server's account, with nothing of the node's environment that could change what the
-    /// server does.
+    /// A command that runs as the server's account, with nothing of the node's environment that
+    /// could change what the server does.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
@@ -157,23 +160,23 @@ impl Layout {
         command
     }
 
-    /// Opens the server's log for appending, putting the old one aside first if it is long.
+    /// Opens the server's log for appending, rotating it first if it is long.
     pub fn open_log(&self) -> Result<File, PostgresError> {
         let open = || {
             if std::fs::metadata(&self.log).is_ok_and(|m| m.len() > MAX_LOG_BYTES) {
-                std::fs::rename(&self.log, self.log_aside())?;
+                std::fs::rename(&self.log, self.rotated_log())?;
             }
             OpenOptions::new().create(true).append(true).open(&self.log)
         };
         open().map_err(|e| PostgresError::unusable(&self.log, e))
     }
 
-    /// Puts a log aside that has grown long under a running server. The server appends, so that it goes on at the new
-    /// end; what it writes between the two steps is lost, which a log can bear.
+    /// Rotates a log that has grown long under a running server. The server appends, so that it
+    /// goes on at the new end; what it writes between the two steps is lost, which a log can bear.
     pub fn bound_log(&self) {
         let bound = || -> std::io::Result<()> {
             if std::fs::metadata(&self.log)?.len() > MAX_LOG_BYTES {
-                std::fs::copy(&self.log, self.log_aside())?;
+                std::fs::copy(&self.log, self.rotated_log())?;
                 OpenOptions::new().write(true).open(&self.log)?.set_len(0)?;
             }
             Ok(())
@@ -233,7 +236,7 @@ impl Layout {
         self.pgdata.with_extension("damaged")
     }
 
-    fn log_aside(&self) -> PathBuf {
+    fn rotated_log(&self) -> PathBuf {
         self.log.with_extension("log.1")
     }
 
@@ -244,7 +247,8 @@ impl Layout {
         }
     }
 
-    /// Makes a folder with mode 0700 for the server's account, or checks that the one that is there is such a folder.
+    /// Makes a folder with mode 0700 for the server's account, or checks that the one that is there
+    /// is such a folder.
     fn make_private_dir(&self, path: &Path) -> Result<(), PostgresError> {
         let unusable = |e: std::io::Error| PostgresError::unusable(path, e);
         match DirBuilder::new().mode(0o700).create(path) {
@@ -264,11 +268,12 @@ impl Layout {
     }
 }
 
-/// Takes the exclusive lock on `data_dir` (R2). It lasts until the file is dropped or the process ends, however it
-/// ends.
+/// Takes the exclusive lock on `data_dir` (R2). It lasts until the file is dropped or the process
+/// ends, however it ends.
 ///
-/// A lock that its owner has just given up can stay for a moment: a process that is being started holds a copy of every descriptor
-/// from its fork to its exec. So it is asked for again before somebody else is blamed.
+/// A lock that its owner has just given up can stay for a moment: a process that is being started
+/// holds a copy of every descriptor from its fork to its exec. So it is asked for again before
+/// somebody else is blamed.
 pub(super) fn lock(data_dir: &Path) -> Result<File, PostgresError> {
     let unusable = |e: std::io::Error| PostgresError::unusable(data_dir, e);
     std::fs::create_dir_all(data_dir).map_err(unusable)?;
@@ -309,7 +314,8 @@ fn find_account(passwd: &str, name: &str) -> Option<Account> {
     Some(Account { name: name.to_string(), uid: fields.next()??, gid: fields.next()?? })
 }
 
-/// Lets `account` pass through `data_dir`, which is the node's own; checks that it can pass through what lies above.
+/// Lets `account` pass through `data_dir`, which is the node's own; checks that it can pass through
+/// what lies above.
 fn admit(data_dir: &Path, account: &Account) -> Result<(), PostgresError> {
     let unusable = |e: std::io::Error| PostgresError::unusable(data_dir, e);
     let found = std::fs::metadata(data_dir).map_err(unusable)?;
@@ -347,7 +353,8 @@ fn socket_dir(data_dir: &Path) -> PathBuf {
     if bytes.len() <= MAX_SOCKET_DIR_BYTES && bytes.iter().all(plain) {
         return inside;
     }
-    // FNV-1a: short, and the same in every build, so that a restarted node finds and reuses its folder.
+    // FNV-1a: short, and the same in every build, so that a restarted node finds and reuses its
+    // folder.
     let hash = data_dir
         .as_os_str()
         .as_encoded_bytes()
@@ -391,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_log_is_put_aside() {
+    fn a_long_log_is_rotated() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout {
             pgdata: dir.path().join("postgres"),

@@ -1,14 +1,16 @@
 //! Stopping what a killed node has left running (R2).
 //!
-//! When a node is killed, its PostgreSQL lives on as an orphan: open transactions may still commit after the next start
-//! of the node has read the applied record. And when the postmaster itself is killed, its backends can live on for as
-//! long as their statement takes. So before the server is started, every process of it must be gone.
+//! When a node is killed, its PostgreSQL lives on as an orphan: open transactions may still commit
+//! after the next start of the node has read the applied record. And when the postmaster itself is
+//! killed, its backends can live on for as long as their statement takes. So before the server is
+//! started, every process of it must be gone.
 //!
-//! A process belongs to the data directory if it is a `postgres` whose working directory is that directory (the
-//! postmaster enters it at start and everything it forks inherits it) or that was started with it as an argument (and
-//! has not got that far). That holds whatever `postmaster.pid` says, and a process id that was given to another program
-//! meanwhile cannot be mistaken. Signals go through process descriptors, so that none can reach a successor of the
-//! process that was looked at.
+//! A process belongs to the data directory if it is a `postgres` whose working directory is that
+//! directory (the postmaster enters it at start and everything it forks inherits it) or that was
+//! started with it as an argument (and has not got that far). That holds whatever `postmaster.pid`
+//! says, and a process id that was given to another program meanwhile cannot be mistaken. Signals
+//! go through process descriptors, so that none can reach a successor of the process that was
+//! looked at.
 
 use super::error::PostgresError;
 use rustix::fd::OwnedFd;
@@ -18,8 +20,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the processes have to quit when they are asked to, before they are killed. Quitting is immediate unless
-/// they are stopped.
+/// How long the processes have to quit when they are asked to, before they are killed. Quitting is
+/// immediate unless they are stopped.
 const QUIT_MS: u64 = 3_000;
 /// How long they have to disappear once killed.
 const KILL_MS: u64 = 10_000;
@@ -39,7 +41,7 @@ pub(super) async fn stop_all(pgdata: &Path) -> Result<(), PostgresError> {
             }
             // Again in every round: a postmaster that was about to fork may have done so.
             for process in left {
-                // It may have ended on its own, which is what is wanted.
+                // It may have ended by itself, which is as good.
                 let _ = pidfd_send_signal(&process, signal);
             }
             tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
@@ -74,7 +76,8 @@ fn processes_in(pgdata: &Path) -> Vec<OwnedFd> {
             if works_here() != Some(true) {
                 return None;
             }
-            // The descriptor may be of a successor that got the same id just now: look again through it.
+            // The descriptor may be of a successor that got the same id just now: look again
+            // through it.
             let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
             (works_here() == Some(true)).then_some(descriptor)
         })

@@ -1,10 +1,11 @@
-//! The server's configuration, as text: pure, so that each setting and its reason can be read and tested in one place.
+//! The server's configuration, as text: pure, so that each setting and its reason can be read and
+//! tested in one place.
 
-use super::PostgresConfig;
+use super::config::PostgresConfig;
 use super::sizing::Sizing;
 use std::path::Path;
 
-/// Who may connect: whoever can enter the socket's folder, which is the node alone.
+/// Every process may connect that can enter the socket's folder, which is the node alone.
 pub(super) const HBA: &str = "local all all trust\n";
 
 /// `postgresql.auto.conf`, whole.
@@ -55,36 +56,39 @@ const FIXED: &[(&str, &str)] = &[
     ("listen_addresses", "''"),
     ("port", "5432"),
     ("unix_socket_permissions", "0700"),
-    // The log's fsync is the only one a write waits for. `fsync` and full pages stay on, so that after a crash the data
-    // is behind, never torn.
+    // The log's fsync is the only one a write waits for. `fsync` and full pages stay on, so that
+    // after a crash the data is behind, never torn.
     ("synchronous_commit", "off"),
     ("fsync", "on"),
     ("full_page_writes", "on"),
-    // Asynchronous commits reach the disk within three times this delay, or once so much waits; each flush competes with the log's fsync.
+    // Asynchronous commits reach the disk within three times this delay, or once so much waits;
+    // each flush competes with the log's fsync.
     ("wal_writer_delay", "500ms"),
     ("wal_writer_flush_after", "8MB"),
     // Replication is the log's work, not the server's.
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
     ("max_logical_replication_workers", "0"),
-    // Checkpoints come by the log's length (see `sizing`): each makes every page be logged whole once more, and its fsyncs stand
-    // before the log's.
+    // Checkpoints come by the log's length (see `sizing`): each makes every page be logged whole
+    // once more, and its fsyncs stand before the log's.
     ("checkpoint_timeout", "15min"),
     ("checkpoint_completion_target", "0.9"),
     // R7: a transaction that outlives its session would bypass the log.
     ("max_prepared_transactions", "0"),
-    // R1: a crash of one backend takes back commits that other sessions have seen. The server must not hide that by
-    // restarting within: it ends, the supervisor sees it, the leadership ends.
+    // R1: a crash of one backend takes back commits that other sessions have seen. The server must
+    // not hide that by restarting within: it ends, the supervisor sees it, the leadership ends.
     ("restart_after_crash", "off"),
     // Short statements on keys gain nothing from either and pay for both.
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("max_worker_processes", "2"),
     ("huge_pages", "off"),
-    // At PostgreSQL's own pace, which users' tables want; the replica's own are seen to by `store::keep_clean`.
+    // At PostgreSQL's own pace, which users' tables want; the replica's own are seen to by
+    // `store::keep_vacuumed`.
     ("autovacuum", "on"),
     ("autovacuum_max_workers", "2"),
-    // R6: nothing in the server ends a statement or a session by itself; the node owns the time limits.
+    // R6: nothing in the server ends a statement or a session by itself; the node owns the time
+    // limits.
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
@@ -109,8 +113,9 @@ const FIXED: &[(&str, &str)] = &[
     ("update_process_title", "off"),
 ];
 
-/// Run once by the superuser: the account of users' sessions, which can change rows and nothing else (R6). It may
-/// create nothing, not even temporary tables, end no other session, and change no setting through a function.
+/// Run once by the superuser: the account of users' sessions, which can change rows and nothing
+/// else (R6). It may create nothing, not even temporary tables, end no other session, and change no
+/// setting through a function.
 pub(super) const MAKE_USER: &str = "
 BEGIN;
 CREATE ROLE evenkeel_user LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
@@ -127,8 +132,8 @@ COMMIT";
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::sizing::Resources;
     use super::*;
-    use crate::postgres::Resources;
 
     #[test]
     fn every_setting_is_made_once_and_the_variable_ones_are_in() {

@@ -1,30 +1,34 @@
-//! How much of the machine a server takes: its memory and the length of its write-ahead log.
+//! Sizing of a server: its memory and the length of its write-ahead log.
 //!
-//! Shards share machines, so a server's share is the machine divided by the servers on it. What is configured counts as it is. The
-//! choice is pure; what the machine has is read once per start of the server.
+//! Shards share machines, so a server's share is the machine divided by the servers on it.
+//! Configured values are used as they are. The choice is pure; the machine's memory and disk are
+//! read once per start of the server.
 
 use std::path::Path;
 
-/// The share of a server's memory that becomes `shared_buffers`: the rest is for the system's page cache, which holds what the
-/// log's replay and large values are read from, and for sessions.
+/// The share of a server's memory that becomes `shared_buffers`: the rest is for the system's page
+/// cache, which holds what the log's replay and large values are read from, and for sessions.
 const SHARED_BUFFERS_PART: u64 = 4;
-/// The least and the most `shared_buffers` chosen, in MiB. A server writes its dirty buffers when it is stopped, and that is waited for.
+/// The least and the most `shared_buffers` chosen, in MiB. A server writes its dirty buffers when
+/// it is stopped, and that is waited for.
 const SHARED_BUFFERS_MIB: (u64, u64) = (32, 4096);
 /// The memory taken for a machine that does not tell, in MiB.
 const UNKNOWN_MEMORY_MIB: u64 = 2048;
-/// The part of `shared_buffers` that holds PostgreSQL's log until it is written, and the most of it, in MiB. PostgreSQL itself chooses 16 MiB
-/// at most; where they are full, whoever commits writes and syncs the log itself. With this much a disk may stand still for a second
+/// The part of `shared_buffers` that holds PostgreSQL's log until it is written, and the most of
+/// it, in MiB. PostgreSQL itself chooses 16 MiB at most; where they are full, the committing
+/// session writes and syncs the log itself. With this much a disk may stand still for a second
 /// under 60 MB/s without that.
 const WAL_BUFFERS_PART: u64 = 10;
 const MOST_WAL_BUFFERS_MIB: u64 = 64;
-/// The least and the most `max_wal_size` chosen, in MiB. The least is PostgreSQL's own minimum with room for one checkpoint under
-/// load. The most bounds what a start after a crash replays: a replica must serve within ten seconds.
-/// Longer intervals between checkpoints save full pages, but less and less.
+/// The least and the most `max_wal_size` chosen, in MiB. The least is PostgreSQL's own minimum with
+/// room for one checkpoint under load. The most bounds what a start after a crash replays: a
+/// replica must serve within ten seconds. Longer intervals between checkpoints save full pages, but
+/// less and less.
 const MAX_WAL_MIB: (u64, u64) = (128, 1024);
 /// The part of the free disk, divided by the servers on the machine, that `max_wal_size` may take.
 const WAL_DISK_PART: u64 = 16;
 
-/// What is configured about a server's share of its machine.
+/// The configured share of a server in its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resources {
     /// Servers that share the machine's memory and disk; 0 counts as 1.
@@ -38,20 +42,21 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// `shared_buffers` and `max_wal_size`, in MiB, that a server with its data on a disk with `free_disk_bytes` left would get on this
-    /// machine: what another server is given that is to be compared with it.
+    /// `shared_buffers` and `max_wal_size`, in MiB, that a server with its data on a disk with
+    /// `free_disk_bytes` left would get on this machine: what another server is given that is to be
+    /// compared with it.
     pub fn chosen_mib(&self, free_disk_bytes: Option<u64>) -> (u64, u64) {
         let sizing = Sizing::choose(self, Machine::here(free_disk_bytes));
         (sizing.shared_buffers_mib, sizing.max_wal_mib)
     }
 }
 
-/// What the machine has.
+/// The memory and disk of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Machine {
-    /// Memory, in MiB; absent if it cannot be told.
+    /// Memory, in MiB; absent if unknown.
     pub memory_mib: Option<u64>,
-    /// Free on the data's disk, in MiB; absent if it cannot be told.
+    /// Free on the data's disk, in MiB; absent if unknown.
     pub free_disk_mib: Option<u64>,
 }
 
@@ -69,7 +74,7 @@ pub(super) struct Sizing {
 }
 
 impl Sizing {
-    /// By what is configured and, beyond that, by the machine.
+    /// By the configured values and, beyond these, by the machine.
     pub fn choose(resources: &Resources, machine: Machine) -> Sizing {
         let servers = u64::from(resources.servers.max(1));
         let share = |total: u64| (total / servers).max(1);
@@ -90,7 +95,8 @@ impl Sizing {
             maintenance_work_mib: (memory / 32).clamp(16, 256),
             wal_buffers_mib: (buffers / WAL_BUFFERS_PART).clamp(1, MOST_WAL_BUFFERS_MIB),
             max_wal_mib: max_wal,
-            // Segments kept for use again: making and filling new ones competes with the log's fsync.
+            // Segments kept for use again: making and filling new ones competes with the log's
+            // fsync.
             min_wal_mib: (max_wal / 4).clamp(32, 256),
         }
     }
@@ -154,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_configured_counts_as_it_is() {
+    fn configured_values_are_used_as_they_are() {
         let set = Resources { servers: 3, memory_mib: None, shared_buffers_mib: Some(7), max_wal_mib: Some(4096) };
         let sizing = Sizing::choose(&set, machine(8192, 1000));
         assert_eq!((sizing.shared_buffers_mib, sizing.max_wal_mib), (7, 4096));

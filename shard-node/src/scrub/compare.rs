@@ -1,20 +1,20 @@
-//! One comparison, by a shard's leader: it names pieces in the log, asks every replica what it holds of them, judges, and looks more closely
-//! at what differs.
+//! One comparison, by a shard's leader: it names pieces in the log, asks every replica for its
+//! checksums, judges, and narrows differences down.
 
-use super::Scrub;
+use super::checkpoint_sums::{SUM_UP_MS, silent};
 use super::judge::{Verdict, judge};
 use super::plan::Plan;
-use super::sums::{SUM_UP_MS, silent};
-use crate::entry::{Control, Purpose};
+use super::scrubber::Scrub;
 use crate::leader::Leader;
-use crate::leader::leadership::Outcome;
-use crate::members;
+use crate::leader::leadership::EntryOutcome;
+use crate::log_entry::{Control, Purpose};
 use crate::migration::peers;
-use crate::store::StoreError;
+use crate::replica::membership;
+use crate::storage::StoreError;
 use evenkeel_protocol::scrub::{Comparison, Difference, Piece, Place, RangeChecksum, ReplicaSums};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use evenkeel_protocol::value::key_text;
-use evenkeel_protocol::{Failure, Key, KeyInterval, TableId, TableSchema};
+use evenkeel_protocol::{Failure, Key, KeyInterval, ShardId, TableId, TableSchema};
 use evenkeel_replicated_log::Membership;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,11 +24,12 @@ use std::time::Duration;
 const TELL_MS: u64 = SUM_UP_MS + 500;
 /// Pieces that differ and are looked at more closely, of one comparison.
 const MAX_NARROWED: usize = 4;
-/// Into how many parts each look divides what differs, and how many looks there are at most: more than the rows of one comparison need.
+/// Into how many parts each look divides what differs, and how many looks there are at most: more
+/// than the rows of one comparison need.
 const PARTS: u64 = 16;
 const MAX_LOOKS: usize = 8;
 
-/// What the replicas said of the pieces of one checkpoint.
+/// The replicas' answers for the pieces of one checkpoint.
 struct Told {
     index: u64,
     members: usize,
@@ -45,151 +46,150 @@ impl Told {
     }
 }
 
-impl Scrub {
-    /// Compares what the replicas hold of the shard's ranges, from a place on, as much as one comparison takes.
-    ///
-    /// # Errors
-    /// It was not compared: this replica does not lead any more, or is not at rest enough to be read.
-    pub async fn compare(&self, leader: &Leader, from: &Place, purpose: Purpose) -> Result<Comparison, Failure> {
-        let _alone = self.alone.lock().await;
-        let plan = plan(leader, from).await.map_err(|error| unread(&error))?;
-        if plan.pieces().is_empty() && purpose != Purpose::LeftBehind {
-            return Ok(Comparison::default());
-        }
-        let addresses = members::addresses(&leader.shared().log.membership().borrow());
-        let told = self.ask(leader, plan.pieces(), purpose, &addresses).await?;
-        if purpose == Purpose::Scrub && told.sums.len() < 2 {
-            let reason = "no other replica can be compared".into();
-            return Err(Failure::Busy { reason, retry_after_ms: 1_000 });
-        }
-        let mut found = Comparison {
-            index: told.index,
-            bytes: plan.bytes(),
-            next: plan.next(),
-            silent: told.silent.clone(),
-            left_behind: told.left_behind.clone(),
-            ..Comparison::default()
-        };
-        let mut compared = plan.pieces();
-        for (at, piece) in plan.pieces().iter().enumerate() {
-            match told.verdict(at) {
-                // It was split or moved before the checkpoint was in: from here on it is planned again.
-                Verdict::NotOwned => {
-                    compared = &plan.pieces()[..at];
-                    found.next = Some(Place { table: piece.table, key: piece.interval.start.clone() });
-                    break;
-                }
-                Verdict::Equal(sum) => found.compared.push((piece.range, sum)),
-                Verdict::Differ { most, replicas, detail } => {
-                    found.compared.push((piece.range, most));
-                    let (range, table, interval) = (piece.range, piece.table, piece.interval.clone());
-                    let wide = Difference { range, table, interval, replicas, detail };
-                    let narrowed = found.differences.len() < MAX_NARROWED;
-                    found.differences.push(if narrowed { self.narrow(leader, piece, wide, &told).await } else { wide });
-                }
-            }
-        }
-        for difference in &mut found.differences {
-            self.raise_alarm(leader, difference);
-        }
-        self.status().compared(compared, &found);
-        self.count(&found);
-        Ok(found)
+/// Compares what the replicas hold of the shard's ranges, from a place on, as much as one
+/// comparison takes.
+///
+/// # Errors
+/// It was not compared: this replica does not lead any more, or is not at rest enough to be read.
+pub async fn compare(scrub: &Scrub, leader: &Leader, from: &Place, purpose: Purpose) -> Result<Comparison, Failure> {
+    let _alone = scrub.alone.lock().await;
+    let plan = plan(leader, from).await.map_err(|error| unread(&error))?;
+    if plan.pieces().is_empty() && purpose != Purpose::LeftBehind {
+        return Ok(Comparison::default());
     }
+    let addresses = membership::addresses(&leader.shared().log.membership().borrow());
+    let told = ask(scrub, leader, plan.pieces(), purpose, &addresses).await?;
+    if purpose == Purpose::Scrub && told.sums.len() < 2 {
+        let reason = "no other replica can be compared".into();
+        return Err(Failure::Busy { reason, retry_after_ms: 1_000 });
+    }
+    let mut found = Comparison {
+        index: told.index,
+        bytes: plan.bytes(),
+        next: plan.next(),
+        silent: told.silent.clone(),
+        left_behind: told.left_behind.clone(),
+        ..Comparison::default()
+    };
+    let mut compared = plan.pieces();
+    for (at, piece) in plan.pieces().iter().enumerate() {
+        match told.verdict(at) {
+            // It was split or moved before the checkpoint was in: from here on it is planned again.
+            Verdict::NotOwned => {
+                compared = &plan.pieces()[..at];
+                found.next = Some(Place { table: piece.table, key: piece.interval.start.clone() });
+                break;
+            }
+            Verdict::Equal(sum) => found.compared.push((piece.range, sum)),
+            Verdict::Differ { most, replicas, detail } => {
+                found.compared.push((piece.range, most));
+                let (range, table, interval) = (piece.range, piece.table, piece.interval.clone());
+                let wide = Difference { range, table, interval, replicas, detail };
+                let narrowed = found.differences.len() < MAX_NARROWED;
+                found.differences.push(if narrowed { narrow(scrub, leader, piece, wide, &told).await } else { wide });
+            }
+        }
+    }
+    for difference in &mut found.differences {
+        raise_alarm(scrub.shard, leader, difference);
+    }
+    scrub.status().compared(compared, &found);
+    count(scrub.shard, &found);
+    Ok(found)
+}
 
-    /// Has every replica sum up these pieces at one place in the log.
-    async fn ask(
-        &self,
-        leader: &Leader,
-        pieces: &[Piece],
-        purpose: Purpose,
-        addresses: &BTreeMap<u64, SocketAddr>,
-    ) -> Result<Told, Failure> {
-        let leadership = &leader.leadership;
-        let nonce = number(leadership.term.0, leadership.next_serial());
-        let entry = Control::Checkpoint { nonce, pieces: pieces.to_vec(), purpose };
-        let Outcome::Effective(index) = leader.control(entry).await? else {
-            return Err(Failure::NotLeader { leader: None });
+/// Has every replica sum up these pieces at one place in the log.
+async fn ask(
+    scrub: &Scrub,
+    leader: &Leader,
+    pieces: &[Piece],
+    purpose: Purpose,
+    addresses: &BTreeMap<u64, SocketAddr>,
+) -> Result<Told, Failure> {
+    let leadership = &leader.leadership;
+    let nonce = number(leadership.term.0, leadership.next_serial());
+    let entry = Control::Checkpoint { nonce, pieces: pieces.to_vec(), purpose };
+    let EntryOutcome::Effective(index) = leader.control(entry).await? else {
+        return Err(Failure::NotLeader { leader: None });
+    };
+    let bound = Duration::from_millis(TELL_MS);
+    let asked = addresses.iter().map(|(replica, address)| async move {
+        if *replica == leader.shared().log.me().0 {
+            return scrub.sums.sums_of(nonce, bound).await;
+        }
+        match peers::ask(*address, &ShardRequest::Checkpoint { nonce }, bound).await {
+            Ok(ShardReply::Sums(sums)) => *sums,
+            Ok(other) => silent(*replica, format!("{other:?}")),
+            Err(error) => silent(*replica, error.to_string()),
+        }
+    });
+    let answers = futures::future::join_all(asked).await;
+    Ok(sorted(index, membership::addresses(&leadership_members(leader)).len(), pieces.len(), answers))
+}
+
+/// Looks more closely at a piece that differs, part by part, as long as its first part that differs
+/// can be divided. Each look is a comparison of its own, of fewer rows than the one before.
+async fn narrow(scrub: &Scrub, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
+    let mut addresses = membership::addresses(&leadership_members(leader));
+    addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
+    let mut piece = piece.clone();
+    for _ in 0..MAX_LOOKS {
+        let parts = match divide(leader, &piece).await {
+            Ok(parts) if parts.len() > 1 => parts,
+            _ => break,
         };
-        let bound = Duration::from_millis(TELL_MS);
-        let asked = addresses.iter().map(|(replica, address)| async move {
-            if *replica == self.replica {
-                return self.sums_of(nonce, bound).await;
-            }
-            match peers::ask(*address, &ShardRequest::Checkpoint { nonce }, bound).await {
-                Ok(ShardReply::Sums(sums)) => *sums,
-                Ok(other) => silent(*replica, format!("{other:?}")),
-                Err(error) => silent(*replica, error.to_string()),
-            }
+        let Ok(told) = ask(scrub, leader, &parts, Purpose::Look, &addresses).await else { break };
+        let differs = parts.iter().enumerate().find_map(|(at, part)| match told.verdict(at) {
+            Verdict::Differ { replicas, detail, .. } => Some((part, replicas, detail)),
+            _ => None,
         });
-        let answers = futures::future::join_all(asked).await;
-        Ok(sorted(index, members::addresses(&leadership_members(leader)).len(), pieces.len(), answers))
-    }
-
-    /// Looks more closely at a piece that differs, part by part, as long as its first part that differs can be divided. Each look is a
-    /// comparison of its own, of fewer rows than the one before.
-    async fn narrow(&self, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
-        let mut addresses = members::addresses(&leadership_members(leader));
-        addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
-        let mut piece = piece.clone();
-        for _ in 0..MAX_LOOKS {
-            let parts = match divide(leader, &piece).await {
-                Ok(parts) if parts.len() > 1 => parts,
-                _ => break,
-            };
-            let Ok(told) = self.ask(leader, &parts, Purpose::Look, &addresses).await else { break };
-            let differs = parts.iter().enumerate().find_map(|(at, part)| match told.verdict(at) {
-                Verdict::Differ { replicas, detail, .. } => Some((part, replicas, detail)),
-                _ => None,
-            });
-            let Some((part, replicas, detail)) = differs else { break };
-            wide.interval = part.interval.clone();
-            wide.detail = detail;
-            if !replicas.is_empty() {
-                wide.replicas = replicas;
-            }
-            piece = part.clone();
+        let Some((part, replicas, detail)) = differs else { break };
+        wide.interval = part.interval.clone();
+        wide.detail = detail;
+        if !replicas.is_empty() {
+            wide.replicas = replicas;
         }
-        wide
+        piece = part.clone();
     }
+    wide
+}
 
-    /// Says that replicas differ, and what can be done.
-    fn raise_alarm(&self, leader: &Leader, difference: &mut Difference) {
-        let state = leader.shared().state();
-        let table = state.table(difference.table);
-        let name = table.map_or_else(|| difference.table.to_string(), |table| table.name.clone());
-        let from = shown(table.map(|t| &**t), &difference.interval.start);
-        let to = difference.interval.end.as_ref().map(|end| shown(table.map(|t| &**t), end));
-        let to = to.map_or_else(String::new, |to| format!(" to before {to}"));
-        difference.detail = format!("table {name}, keys from {from}{to}: {}", difference.detail);
-        let (shard, range, detail) = (self.shard, difference.range, &difference.detail);
-        let advice = match &difference.replicas[..] {
-            [] => "no majority holds the same, so nobody can say which is right".to_string(),
-            differing => {
-                let numbers: Vec<String> = differing.iter().map(u64::to_string).collect();
-                let who = numbers.join(", ");
-                format!("re-seed replica {who}: stop it, delete its data folder, and start it again")
-            }
-        };
-        tracing::error!(%shard, %range, replicas = ?difference.replicas, detail, advice, "REPLICAS DIFFER");
-        let shard = shard.to_string();
-        let blamed = difference.replicas.iter().map(u64::to_string);
-        let nobody = difference.replicas.is_empty().then(|| "unknown".to_string());
-        for replica in blamed.chain(nobody) {
-            metrics::counter!("evenkeel_scrub_differences_total", "shard" => shard.clone(), "replica" => replica)
-                .increment(1);
+/// Says that replicas differ, and what can be done.
+fn raise_alarm(shard: ShardId, leader: &Leader, difference: &mut Difference) {
+    let state = leader.shared().state();
+    let table = state.table(difference.table);
+    let name = table.map_or_else(|| difference.table.to_string(), |table| table.name.clone());
+    let from = shown(table.map(|t| &**t), &difference.interval.start);
+    let to = difference.interval.end.as_ref().map(|end| shown(table.map(|t| &**t), end));
+    let to = to.map_or_else(String::new, |to| format!(" to before {to}"));
+    difference.detail = format!("table {name}, keys from {from}{to}: {}", difference.detail);
+    let (shard, range, detail) = (shard, difference.range, &difference.detail);
+    let advice = match &difference.replicas[..] {
+        [] => "no majority holds the same, so nobody can say which is right".to_string(),
+        differing => {
+            let numbers: Vec<String> = differing.iter().map(u64::to_string).collect();
+            let who = numbers.join(", ");
+            format!("re-seed replica {who}: stop it, delete its data folder, and start it again")
         }
-    }
-
-    fn count(&self, found: &Comparison) {
-        let shard = self.shard.to_string();
-        metrics::counter!("evenkeel_scrub_pieces_total", "shard" => shard.clone())
-            .increment(found.compared.len() as u64);
-        metrics::counter!("evenkeel_scrub_bytes_total", "shard" => shard).increment(found.bytes);
+    };
+    tracing::error!(%shard, %range, replicas = ?difference.replicas, detail, advice, "REPLICAS DIFFER");
+    let shard = shard.to_string();
+    let blamed = difference.replicas.iter().map(u64::to_string);
+    let nobody = difference.replicas.is_empty().then(|| "unknown".to_string());
+    for replica in blamed.chain(nobody) {
+        metrics::counter!("evenkeel_scrub_differences_total", "shard" => shard.clone(), "replica" => replica)
+            .increment(1);
     }
 }
 
-/// A number for a checkpoint, as good as unique: terms are spread over all bits, of which serials use the lowest.
+fn count(shard: ShardId, found: &Comparison) {
+    let shard = shard.to_string();
+    metrics::counter!("evenkeel_scrub_pieces_total", "shard" => shard.clone()).increment(found.compared.len() as u64);
+    metrics::counter!("evenkeel_scrub_bytes_total", "shard" => shard).increment(found.bytes);
+}
+
+/// A number for a checkpoint, as good as unique: terms are spread over all bits, of which serials
+/// use the lowest.
 fn number(term: u64, serial: u64) -> u64 {
     term.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ serial
 }
@@ -198,7 +198,7 @@ fn leadership_members(leader: &Leader) -> Membership {
     leader.shared().log.membership().borrow().clone()
 }
 
-/// Tells what was told from what was not.
+/// Separates checksums of this checkpoint from missing and other answers.
 fn sorted(index: u64, members: usize, pieces: usize, answers: Vec<ReplicaSums>) -> Told {
     let mut told = Told { index, members, sums: Vec::new(), silent: Vec::new(), left_behind: Vec::new() };
     for answer in answers {
@@ -235,7 +235,8 @@ async fn plan(leader: &Leader, from: &Place) -> Result<Plan, StoreError> {
     Ok(plan)
 }
 
-/// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it holds at most one row there.
+/// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it
+/// holds at most one row there.
 async fn divide(leader: &Leader, piece: &Piece) -> Result<Vec<Piece>, StoreError> {
     let state = leader.shared().state();
     let Some(table) = state.table(piece.table) else { return Ok(Vec::new()) };

@@ -1,28 +1,29 @@
-//! What the replicas' sums of one piece say: who differs, by majority. Pure.
+//! The verdict on the replicas' checksums of one piece: which replicas differ, by majority. Pure.
 
 use evenkeel_protocol::scrub::RangeChecksum;
 
-/// What is to be said of a piece.
+/// The verdict on a piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// At that place in the log no replica owned it so.
     NotOwned,
-    /// All replicas that told hold the same; or one alone told, so that there is nothing to compare.
+    /// All replicas that told hold the same; or one alone told, so that there is nothing to
+    /// compare.
     Equal(RangeChecksum),
     /// They do not.
     Differ {
         /// What most replicas hold; of several as many, the lowest.
         most: RangeChecksum,
-        /// The replicas that hold something else than a majority of the members. Empty if no majority holds the same: of two that differ
-        /// nobody can say which is right.
+        /// The replicas that hold something else than a majority of the members. Empty if no
+        /// majority holds the same: of two replicas that differ, either may be right.
         replicas: Vec<u64>,
-        /// Who holds what, in one sentence.
+        /// Which replica holds what, in one sentence.
         detail: String,
     },
 }
 
-/// Judges a piece by what was told of it, of so many members. A replica that did not tell is not among the sums and blamed for nothing.
-/// `None` as a sum says that the piece was not owned there.
+/// Judges a piece by the checksums of the replicas that answered, of `members` members. A replica
+/// that did not answer is not blamed. `None` as a sum says that the piece was not owned there.
 pub fn judge(members: usize, told: &[(u64, Option<RangeChecksum>)]) -> Verdict {
     let mut groups: Vec<(Option<RangeChecksum>, Vec<u64>)> = Vec::new();
     for (replica, sum) in told {
@@ -98,11 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_equal_or_not_there_is_no_difference() {
+    fn equal_and_absent_pieces_are_no_difference() {
         assert_eq!(judge(3, &[(1, sum(5)), (2, sum(5)), (3, sum(5))]), Verdict::Equal(sum(5).unwrap_or_default()));
         assert_eq!(judge(3, &[(1, sum(5)), (3, sum(5))]), Verdict::Equal(sum(5).unwrap_or_default()));
         assert_eq!(judge(3, &[(1, None), (2, None), (3, None)]), Verdict::NotOwned);
         assert_eq!(judge(3, &[]), Verdict::NotOwned);
-        assert_eq!(blamed(3, &[(1, sum(5)), (2, None), (3, sum(5))]), Some(vec![2]), "all fold the same log");
+        assert_eq!(blamed(3, &[(1, sum(5)), (2, None), (3, sum(5))]), Some(vec![2]), "all apply the same log");
     }
 }

@@ -1,70 +1,35 @@
-//! Comparing what the replicas of this shard hold, piece by piece (R31): in the background, round after round, and when somebody asks.
+//! Scrubbing: comparing the rows of this shard's replicas, piece by piece (R31), in the background
+//! and on request.
 //!
-//! The leader names a few pieces of its ranges in an entry of the log, a *checkpoint*. Each replica takes a snapshot of its PostgreSQL at
-//! exactly that place, reads the pieces in it, and tells the leader its sums; the leader judges by majority, and looks more closely at
-//! what differs. No statement reads more than a piece, nobody stops applying while a piece is read, and a range that is split, moved or
-//! written meanwhile is compared as it was at that place, or not at all.
+//! The leader names a few pieces of its ranges in a log entry, a *checkpoint*. Each replica takes a
+//! snapshot of its PostgreSQL at exactly that position, reads the pieces in it, and sends the
+//! leader its checksums. The leader judges by majority and narrows a difference down. No statement
+//! reads more than a piece, and applying continues while a piece is read. A range that is split,
+//! moved or written meanwhile is compared as it was at that position, or not at all.
 //!
-//! | module | what it holds | decides or does |
+//! | module | holds | kind |
 //! |---|---|---|
-//! | [`plan`] | which pieces come next, and which of them a replica sums up | decides, purely |
-//! | [`judge`] | what the replicas' sums say | decides, purely |
-//! | [`pace`] | when the next comparison is due | decides, purely |
-//! | [`status`] | what has been compared and found | values |
-//! | [`sums`] | a replica's own sums | does |
-//! | [`compare`] | one comparison, by the leader | does |
-//! | [`round`] | the background rounds of a leader | does |
+//! | [`plan`] | which pieces come next, and which of them a replica reads | pure |
+//! | [`judge`] | the verdict on the checksums of one piece | pure |
+//! | [`pace`] | when the next comparison is due | pure |
+//! | [`status`] | results of comparisons | values |
+//! | [`checkpoint_sums`] | a replica's own checksums | I/O |
+//! | [`compare`] | one comparison, by the leader | I/O |
+//! | [`round`] | the background rounds of a leader | I/O |
 //!
-//! It owns this replica's sums of the latest checkpoints, and what this replica has compared as a leader. It promises that a difference is
-//! one: at one place in the log two replicas held something else. What becomes of a replica that differs is left to who runs the cluster.
+//! The module owns this replica's checksums of the latest checkpoints, and the results of its
+//! comparisons as a leader. It promises that a reported difference is one: at one position of the
+//! log, two replicas held different rows.
+//!
+//! Not done: repair. The administrator decides what becomes of a replica that differs.
 
+pub mod checkpoint_sums;
 pub mod compare;
 pub mod judge;
 pub mod pace;
 pub mod plan;
 pub mod round;
+mod scrubber;
 pub mod status;
-pub mod sums;
 
-use evenkeel_protocol::ShardId;
-use evenkeel_protocol::scrub::ReplicaSums;
-use status::Status;
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
-
-/// See the module.
-#[derive(Debug)]
-pub struct Scrub {
-    shard: ShardId,
-    replica: u64,
-    status: Mutex<Status>,
-    /// This replica's sums of the latest checkpoints, with their numbers, the oldest first.
-    kept: Mutex<VecDeque<(u64, ReplicaSums)>>,
-    changed: watch::Sender<u64>,
-    /// One comparison after the other.
-    alone: tokio::sync::Mutex<()>,
-}
-
-impl Scrub {
-    /// For this replica of this shard.
-    pub fn new(shard: ShardId, replica: u64) -> Scrub {
-        Scrub {
-            shard,
-            replica,
-            status: Mutex::default(),
-            kept: Mutex::default(),
-            changed: watch::Sender::new(0),
-            alone: tokio::sync::Mutex::default(),
-        }
-    }
-
-    /// What has been compared.
-    pub fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(u64, ReplicaSums)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub use scrubber::Scrub;

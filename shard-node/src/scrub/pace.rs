@@ -1,19 +1,21 @@
-//! When the next background comparison is due: so many bytes a second, less while there is other work. Pure; times are milliseconds of any
-//! clock that does not go back.
+//! The pace of background comparisons: bytes per second, fewer while there is other work. Pure.
+//! Times are milliseconds of any clock that does not go back.
 
-/// Each comparison counts for at least so many bytes, however few its rows take: it costs an entry of the log and a snapshot.
+/// The least bytes that a comparison counts for, however few its rows take: it costs a log entry
+/// and a snapshot.
 const LEAST_CHARGE_BYTES: u64 = 256 << 10;
 /// At least this long between two comparisons.
 const LEAST_PAUSE_MS: u64 = 50;
-/// While there is other work, a comparison is put off until so many times its interval has passed: then it is made all the same, so that
-/// a round ends on a shard that is never idle.
+/// While there is other work, a comparison waits until this many intervals have passed. Then it is
+/// made all the same, so that a round ends on a shard that is never idle.
 const BUSY_INTERVALS: u64 = 8;
-/// While rows of a range come in, it is put off for so long beyond that, in milliseconds: the leader takes no part then (see
-/// [`crate::apply`]'s checkpoints), so that there is one replica less to be compared with.
+/// While rows of a range come in, it is put off for so long beyond that, in milliseconds: the
+/// leader takes no part then (see [`crate::apply`]'s checkpoints), so that there is one replica
+/// less to be compared with.
 const COMING_IN_MS: u64 = 60_000;
 /// How soon it is looked again whether there is other work still.
 const LOOK_AGAIN_MS: u64 = 200;
-/// How long after one that could not be made.
+/// The pause after a comparison that failed.
 const AFTER_FAILURE_MS: u64 = 5_000;
 
 /// What else there is to do.
@@ -38,8 +40,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many bytes a second, which is not 0, and so long between two rounds. The first comparison is due after such a pause, but no later
-    /// than after `first_ms`.
+    /// Compares `bytes_per_s`, which is not 0, and pauses for `pause_ms` between two rounds. The
+    /// first comparison is due after such a pause, but no later than after `first_ms`.
     pub fn new(now_ms: u64, bytes_per_s: u64, pause_ms: u64, first_ms: u64) -> Pace {
         let due_ms = now_ms + pause_ms.min(first_ms);
         Pace { bytes_per_s: bytes_per_s.max(1), pause_ms, due_ms, latest_ms: due_ms }
@@ -55,7 +57,7 @@ impl Pace {
         if now_ms < self.due_ms { self.due_ms - now_ms } else { LOOK_AGAIN_MS.min(latest_ms.saturating_sub(now_ms)) }
     }
 
-    /// Rows of so many bytes have been compared, begun at `began_ms`.
+    /// Rows of this many bytes have been compared, begun at `began_ms`.
     pub fn compared(&mut self, began_ms: u64, now_ms: u64, bytes: u64) {
         let interval_ms = bytes.max(LEAST_CHARGE_BYTES).saturating_mul(1_000) / self.bytes_per_s;
         self.due_ms = (began_ms + interval_ms).max(now_ms + LEAST_PAUSE_MS);
@@ -99,8 +101,9 @@ mod tests {
     }
 
     #[test]
-    fn so_many_bytes_are_compared_in_a_second() {
-        // 4 MiB a second: 400 MiB in 100 s, in whatever pieces, however long each takes below its share.
+    fn the_configured_bytes_are_compared_in_a_second() {
+        // 4 MiB a second: 400 MiB in 100 s, in whatever pieces, however long each takes below its
+        // share.
         assert_eq!(compared_in(100_000, 16 * MIB, 500, Load::Idle), 25);
         assert_eq!(compared_in(100_000, MIB, 100, Load::Idle), 400);
         // Small ones count for more than they are.

@@ -1,17 +1,19 @@
-//! Which pieces are compared next, and which of them a replica sums up. Pure.
+//! The plan of a comparison: which pieces are compared next, and which of them a replica reads.
+//! Pure.
 
-use crate::fold::ShardState;
+use crate::state_machine::ShardState;
 use evenkeel_protocol::scrub::{MAX_COMPARED_BYTES, MAX_PIECES, Piece, Place};
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// What one comparison compares: the first rows of the shard's ranges from a place on, as many as it takes.
+/// The pieces of one comparison: the first rows of the shard's ranges from a place on, as many as
+/// it takes.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What is owned from the place on: the parts of ranges that are not in `pieces` yet.
+    /// Owned ranges from the place on: the parts that are not in `pieces` yet.
     rest: VecDeque<Piece>,
-    /// Whether there is more behind what is in `rest`.
+    /// Whether more is owned behind `rest`.
     more: bool,
     pieces: Vec<Piece>,
     rows: u64,
@@ -19,13 +21,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Nothing yet, of what is owned from this place on.
+    /// An empty plan over the owned ranges from this place on.
     pub fn new(state: &ShardState, from: &Place) -> Plan {
         let behind = state.owned().filter(|range| {
             let end = range.interval.end.as_ref();
             range.table > from.table || range.table == from.table && end.is_none_or(|end| *end > from.key)
         });
-        let piece = |range: &crate::fold::OwnedRange| {
+        let piece = |range: &crate::state_machine::OwnedRange| {
             let mut interval = range.interval.clone();
             if range.table == from.table && interval.start < from.key {
                 interval.start = from.key.clone();
@@ -38,7 +40,8 @@ impl Plan {
         Plan { rest, more, pieces: Vec::new(), rows: 0, bytes: 0 }
     }
 
-    /// Of what the beginning has to be measured next, and how many bytes there is room for; `None` if the plan is made.
+    /// Of what the beginning has to be measured next, and how many bytes there is room for; `None`
+    /// if the plan is made.
     pub fn wanted(&self) -> Option<(&Piece, u64)> {
         let room = MAX_COMPARED_BYTES.saturating_sub(self.bytes);
         let next = self.rest.front().filter(|_| room > 0 && self.pieces.len() < MAX_PIECES)?;
@@ -77,14 +80,16 @@ impl Plan {
 /// What a replica sums up at a checkpoint, by the state machine there.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// By piece: its table and keys; `None` if it is not owned so at that place, alike on every replica.
+    /// By piece: its table and keys; `None` if it is not owned so at that place, alike on every
+    /// replica.
     pub pieces: Vec<Option<(Arc<TableSchema>, KeyInterval)>>,
     /// Where this replica should hold no rows.
     pub gaps: Vec<(Arc<TableSchema>, KeyInterval)>,
 }
 
 impl Asked {
-    /// What is asked of these pieces; and of all that is neither owned nor part of a move, if that is asked for.
+    /// The readable ones of these pieces; and with `left_behind`, all keys that are neither owned
+    /// nor part of a move.
     pub fn of(state: &ShardState, pieces: &[Piece], left_behind: bool) -> Asked {
         let pieces = pieces.iter().map(|piece| {
             let owner = state.owner(piece.table, &piece.interval.start)?;
@@ -95,7 +100,7 @@ impl Asked {
         let gaps = state
             .tables()
             .filter(|_| left_behind)
-            .flat_map(|table| state.without_reason(table.id).into_iter().map(|interval| (table.clone(), interval)));
+            .flat_map(|table| state.unclaimed(table.id).into_iter().map(|interval| (table.clone(), interval)));
         Asked { pieces: pieces.collect(), gaps: gaps.collect() }
     }
 }
@@ -104,7 +109,7 @@ impl Asked {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::entry::Control;
+    use crate::log_entry::Control;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Epoch, Key, OperatorId, RangeId, TableId};
 
@@ -133,7 +138,8 @@ mod tests {
     /// A piece's range, start and end.
     type Brief = (u64, u8, Option<u8>);
 
-    /// Plans as if each byte were a key of a row of 1 MiB; gives the pieces' ranges, starts and ends.
+    /// Plans as if each byte were a key of a row of 1 MiB; gives the pieces' ranges, starts and
+    /// ends.
     fn planned(state: &ShardState, from: &Place) -> (Vec<Brief>, Option<Place>) {
         let mut plan = Plan::new(state, from);
         let first = |key: &Key| key.as_bytes().get(1).copied();
@@ -168,7 +174,8 @@ mod tests {
         assert_eq!((rounds, seen), (32, 512), "both tables, each key once");
     }
 
-    // What was split, merged or moved between two comparisons is compared by its new ranges from the same key on.
+    // What was split, merged or moved between two comparisons is compared by its new ranges from
+    // the same key on.
     #[test]
     fn a_round_goes_on_at_a_key_whatever_has_become_of_its_range() {
         let place = Place { table: TableId(1), key: key(5) };
@@ -194,9 +201,10 @@ mod tests {
         assert_eq!(plan.next(), Some(Place { table: TableId(1), key: key(64) }));
     }
 
-    // A range that was split or left before the checkpoint is in is summed up by nobody: no false alarm.
+    // A range that was split or left before the checkpoint is in is summed up by nobody: no false
+    // alarm.
     #[test]
-    fn only_what_is_owned_so_at_that_place_is_summed_up() {
+    fn only_pieces_that_are_owned_at_that_position_are_read() {
         let before = state(&[]);
         let mut plan = Plan::new(&before, &Place { table: TableId(1), key: key(5) });
         plan.measured(KeyInterval::new(key(5), Some(key(9))), 4, 4);

@@ -1,17 +1,20 @@
-//! A leader's rounds in the background: over all ranges, piece by piece, at the configured pace, for as long as it leads.
+//! Background rounds of a leader: over all ranges, piece by piece, at the configured pace, for as
+//! long as it leads.
 
-use super::Scrub;
+use super::compare::compare;
 use super::pace::{Load, Pace};
+use super::scrubber::Scrub;
 use crate::config::Config;
-use crate::entry::Purpose;
-use crate::fold::InPhase;
 use crate::leader::Leader;
+use crate::log_entry::Purpose;
+use crate::state_machine::InPhase;
 use std::time::{Duration, Instant};
 
 /// A new leader has other things to do first, for so long, in milliseconds.
 const FIRST_MS: u64 = 10_000;
 
-/// Compares round after round, from where the last leader had got to. Never returns, and does nothing if the configured rate is 0.
+/// Compares round after round, from where the last leader had got to. Never returns, and does
+/// nothing if the configured rate is 0.
 pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
     scrub.status().begin();
     if config.scrub_bytes_per_s == 0 {
@@ -34,7 +37,7 @@ pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
             continue;
         }
         let (began_ms, place) = (now_ms(), scrub.status().place.clone());
-        match scrub.compare(leader, &place, Purpose::Scrub).await {
+        match compare(scrub, leader, &place, Purpose::Scrub).await {
             Ok(found) => {
                 pace.compared(began_ms, now_ms(), found.bytes);
                 match found.next {

@@ -1,25 +1,27 @@
-//! What a replica has compared as its shard's leader, and where the round goes on. Pure.
+//! Results of comparisons, and the place where the round continues. Pure.
 
 use evenkeel_protocol::KeyInterval;
 use evenkeel_protocol::scrub::{Comparison, Difference, MAX_DIFFERENCES, Piece, Place, ScrubReport};
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Status {
-    /// Where the round goes on. Every replica follows it, so that the next leader goes on from there.
+pub struct ScrubStatus {
+    /// Where the round goes on. Every replica follows it, so that the next leader goes on from
+    /// there.
     pub place: Place,
-    /// What is told.
+    /// The reported results.
     pub report: ScrubReport,
 }
 
-impl Status {
-    /// A leadership begins: what an earlier one found may have been repaired since. The place stays.
+impl ScrubStatus {
+    /// A leadership begins: what an earlier one found may have been repaired since. The place
+    /// stays.
     pub fn begin(&mut self) {
         self.report = ScrubReport::default();
     }
 
-    /// These pieces have been compared: what was known of them is replaced by what was found now. What was known of a replica that was not
-    /// compared this time stays.
+    /// These pieces have been compared: what was known of them is replaced by what was found now.
+    /// What was known of a replica that was not compared this time stays.
     pub fn compared(&mut self, pieces: &[Piece], found: &Comparison) {
         let report = &mut self.report;
         let silent = |replicas: &[u64]| {
@@ -63,8 +65,8 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_told_until_its_keys_are_found_equal() {
-        let mut status = Status::default();
+    fn a_difference_is_reported_until_its_keys_are_found_equal() {
+        let mut status = ScrubStatus::default();
         let (left, right) = (piece(0, 10), piece(10, 20));
         let narrow = piece(4, 5);
         let found = Comparison { differences: vec![difference(&narrow)], ..Comparison::default() };

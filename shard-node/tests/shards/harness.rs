@@ -1,5 +1,5 @@
-//! Shards of real replicas in this process, each with its own PostgreSQL, spoken to over RPC as clients and the placement
-//! driver do.
+//! Shards of real replicas in this process, each with its own PostgreSQL, spoken to over RPC as
+//! clients and the placement driver do.
 
 use evenkeel_protocol::report::OperatorPhase;
 use evenkeel_protocol::routing::ShardInfo;
@@ -160,7 +160,8 @@ impl Shard {
         report.term
     }
 
-    /// Runs a scene that wants one leadership, and again if there was another: on a busy machine one may begin at any time.
+    /// Runs a scene that wants one leadership, and again if there was another: on a busy machine
+    /// one may begin at any time.
     pub async fn in_one_leadership<T>(
         &self,
         mut scene: impl AsyncFnMut(Connection<ShardRequest, ShardReply>) -> T,
@@ -198,7 +199,8 @@ impl Shard {
         }
     }
 
-    /// Moves a range of this shard, given with its epoch, to another; gives its epoch and rows there.
+    /// Moves a range of this shard, given with its epoch, to another; gives its epoch and rows
+    /// there.
     pub async fn moved(
         &self,
         destination: &Shard,
@@ -240,21 +242,23 @@ impl Shard {
         }
     }
 
-    /// What each replica holds without a reason to: the replica, and the key of the first row of each place.
+    /// What each replica holds without a reason to: the replica, and the key of the first row of
+    /// each place.
     pub async fn left_behind(&self) -> Vec<(u64, Key)> {
         let compared = self.compared().await;
         assert!(compared.silent.is_empty(), "{compared:?}");
         compared.left_behind.into_iter().map(|(replica, _, key)| (replica, key)).collect()
     }
 
-    /// Executes SQL in one replica's PostgreSQL, behind the store's back, once it holds all that was answered so far.
+    /// Executes SQL in one replica's PostgreSQL, behind the store's back, once it holds all that
+    /// was answered so far.
     pub async fn behind_the_back(&self, replica: u64, sql: &str) {
         self.caught_up(replica).await;
         self.postgres(replica).await.batch_execute(sql).await.unwrap();
     }
 
-    /// Waits until a replica's PostgreSQL holds all that the leader knows to be decided by now: a statement is answered
-    /// before followers have executed it.
+    /// Waits until a replica's PostgreSQL holds all that the leader knows to be decided by now: a
+    /// statement is answered before followers have executed it.
     async fn caught_up(&self, replica: u64) {
         let leader = self.leader().await;
         let decided = self.inspect(leader).await.expect("the leader answers").decided;

@@ -1,4 +1,5 @@
-//! Shards of real replicas with real PostgreSQL servers: what a statement, a failover and a move do.
+//! Shards of real replicas with real PostgreSQL servers: what a statement, a failover and a move
+//! do.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod harness;
@@ -43,7 +44,8 @@ async fn statements_are_executed_replicated_and_survive_their_leader() {
     let before = shard.checked_sums().await;
     assert_eq!(before[0].1.rows, 49);
 
-    // A retry under the same id is answered again and not executed again (invariant 7), by the next leader too.
+    // A retry under the same id is answered again and not executed again (invariant 7), by the next
+    // leader too.
     let increment = statement("UPDATE items SET n = n + 1 WHERE id = 1 RETURNING n", &[]);
     let ShardReply::Rows(first) = shard.ask(&ShardRequest::Statement(increment.clone())).await else { panic!() };
     let old = shard.leader().await;
@@ -101,7 +103,7 @@ async fn a_range_moves_with_its_rows_and_its_answers() {
     assert_eq!(destination.control(ControlRequest::MoveForget { operator }).await, ControlReply::Done);
     assert_eq!(source.checked_sums().await[0].1.rows, 100);
     assert_eq!(destination.checked_sums().await[0].1.rows, 100);
-    // Nothing was left behind, and what is would be found, on the replica that holds it.
+    // No row was left behind; a row that was would be found, on the replica that holds it.
     assert_eq!((source.left_behind().await, destination.left_behind().await), (vec![], vec![]));
     source.behind_the_back(2, "INSERT INTO items VALUES (170, 0, 'left behind'), (171, 0, 'too')").await;
     destination.behind_the_back(3, "INSERT INTO items VALUES (50, 0, 'left behind')").await;
@@ -110,7 +112,8 @@ async fn a_range_moves_with_its_rows_and_its_answers() {
     tokio::join!(source.stop(), destination.stop());
 }
 
-/// Log rule 10: the log is compacted past a replica that is down once it reaches its cap, and the replica gets whole again from a peer.
+/// Log rule 10: the log is compacted past a replica that is down once it reaches its cap, and the
+/// replica gets whole again from a peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_left_behind_by_compaction_takes_a_peers_state() {
     start_logging();

@@ -1,4 +1,5 @@
-//! R31: what is compared between replicas. A row that was changed behind the back of one replica is found, and that replica is named.
+//! R31: comparison of replicas. A row that was changed behind the back of one replica is found, and
+//! that replica is named.
 
 use super::{TABLE, start_logging};
 use crate::harness::Shard;
@@ -98,7 +99,7 @@ async fn a_leader_finds_it_by_itself_and_its_successor_too() {
         assert!(begun.elapsed() < PATIENCE, "{:?}", scrubbed(&shard).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // What is advised: it comes back without its data, and takes the others'.
+    // As advised: it comes back without its data, and takes the others'.
     shard.stop_replica(bad).await;
     shard.wipe_replica(bad);
     shard.start_replica(bad);

@@ -39,8 +39,8 @@ async fn until(shard: &Shard, replica: u64, what: &str, holds: impl Fn(&evenkeel
     }
 }
 
-/// R32: what has come once does not come again, whoever dies; and what is written meanwhile, in rows that have come and in rows that have
-/// not, is in there at the end.
+/// R32: rows that have come once do not come again, whoever dies; and rows that are written
+/// meanwhile, in rows that have come and in rows that have not, is in there at the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_re_seeded_goes_on_after_it_was_stopped_half_way() {
     super::start_logging();
@@ -83,7 +83,8 @@ async fn a_replica_that_is_re_seeded_goes_on_after_it_was_stopped_half_way() {
     let second = shard.inspect(wiped).await.unwrap();
     println!("{} bytes in {:.1} s", second.seeded_bytes, begun.elapsed().as_secs_f64());
     assert!(!second.seeding);
-    // What was stored between the last look and the stop has come too, and the rest has grown by nothing.
+    // What was stored between the last look and the stop has come too, and the rest has grown by
+    // nothing.
     let left = all_bytes - first.seeded_bytes;
     assert!(second.seeded_bytes <= left + left / 10, "{} of {left} bytes were left", second.seeded_bytes);
     assert!(writes.load(Ordering::Relaxed) > 16, "nothing was written meanwhile");
@@ -91,7 +92,8 @@ async fn a_replica_that_is_re_seeded_goes_on_after_it_was_stopped_half_way() {
     shard.stop().await;
 }
 
-/// Where no table is, no row is missing: the replica is whole at once, although no piece comes, and nothing is written.
+/// Where no table is, no row is missing: the replica is whole at once, although no piece comes, and
+/// nothing is written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_of_a_shard_without_tables_is_whole_at_once() {
     super::start_logging();

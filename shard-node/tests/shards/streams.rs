@@ -44,7 +44,8 @@ async fn all(shard: &Shard, sql: &str, read: ReadLevel) -> (Vec<i64>, usize) {
     }
 }
 
-/// E3: fifty megabytes come in pieces of one row each, and go on where the range went while they came.
+/// E3: fifty megabytes come in pieces of one row each, and go on where the range went while they
+/// came.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_rows_are_streamed_while_their_range_moves() {
     start_logging();
@@ -103,7 +104,7 @@ async fn pieces_come_in_the_order_of_the_keys_with_what_was_asked_for() {
         all(&shard, "SELECT n + 1 AS id, t FROM items WHERE n >= 1500 LIMIT 400", ReadLevel::Linearizable).await;
     assert_eq!(seen[..3], [1501, 1502, 1503], "what the key is called otherwise does not matter");
     let limited = piece(&shard, request("SELECT id FROM items", Some(key(&schema, 9)), Some(3))).await.unwrap();
-    assert_eq!((ids(&limited), limited.more_after), (vec![10, 11, 12], None), "what is left of the limit has come");
+    assert_eq!((ids(&limited), limited.more_after), (vec![10, 11, 12], None), "the rest of the limit has come");
     // Where the row that came last has been deleted meanwhile, the next comes all the same.
     shard.sql("DELETE FROM items WHERE id IN (9, 10)", &[]).await.unwrap();
     let next = piece(&shard, request("SELECT id FROM items", Some(key(&schema, 9)), Some(1))).await.unwrap();
@@ -176,7 +177,7 @@ async fn a_read_that_nobody_waits_for_is_ended() {
     let sql = "SELECT id, n FROM items";
     // Whoever is looked at must be the leader all the time.
     let never = shard.in_one_leadership(async |_| not_ended(&shard, sql).await.err()).await;
-    assert_eq!(never, None, "so many reads were never seen");
+    assert_eq!(never, None, "that many reads were never seen");
     assert_eq!(shard.sql(sql, &[]).await.unwrap().rows.count, 1);
     shard.stop().await;
 }

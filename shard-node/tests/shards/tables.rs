@@ -1,4 +1,5 @@
-//! Definitions that parse here and that PostgreSQL refuses (invariant 5: nothing fails after it is decided).
+//! Definitions that parse here and that PostgreSQL refuses (invariant 5: nothing fails after it is
+//! decided).
 
 use super::harness::{Shard, definition};
 use super::start_logging;
@@ -6,7 +7,7 @@ use evenkeel_protocol::error::SqlError;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId};
 
-/// What is refused, and with which SQLSTATE.
+/// Definitions that are refused, and with which SQLSTATE.
 const REFUSED: [(&str, &str); 5] = [
     ("CREATE TABLE t (id bigint PRIMARY KEY, n numeric(2000))", "22023"),
     ("CREATE TABLE t (id bigint PRIMARY KEY, v varchar(0))", "22023"),
@@ -39,12 +40,14 @@ async fn a_table_that_postgresql_refuses_is_refused_before_it_is_decided() {
             assert_eq!((why.as_str(), error.code.as_ref()), ("bad-definition", code), "{sql}: {reason}");
         }
     }
-    // The name is free, and the shard lives on: the table of the same name is made on every replica.
+    // The name is free, and the shard lives on: the table of the same name is made on every
+    // replica.
     shard.create_table("CREATE TABLE t (id bigint PRIMARY KEY, n numeric(1000))", 9, 9).await;
     shard.sql("INSERT INTO t VALUES (1, 2)", &[]).await.unwrap();
     assert_eq!(shard.checked_sums().await[0].1.rows, 1);
 
-    // Asked for many times at once, as after lost answers, a table is made once and never called impossible.
+    // Asked for many times at once, as after lost answers, a table is made once and never called
+    // impossible.
     let schema = definition("CREATE TABLE u (id bigint PRIMARY KEY)", 10);
     let create = ControlRequest::CreateTable { schema, range: RangeId(10) };
     let asked = (0..8).map(|_| shard.control(create.clone()));

@@ -1,4 +1,5 @@
-//! Transactions and batches: what does not fit, what comes too late, what must not outlive its leadership.
+//! Transactions and batches: what does not fit, what comes too late, what must not outlive its
+//! leadership.
 
 use super::harness::{Shard, id, statement};
 use super::{TABLE, start_logging};
@@ -55,9 +56,10 @@ fn code<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
     }
 }
 
-/// R12: a value or a transaction that is larger than it may be is refused as a whole, and whoever asked can go on.
+/// R12: a value or a transaction that is larger than it may be is refused as a whole, and whoever
+/// asked can go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_larger_than_allowed_is_refused_and_the_session_goes_on() {
+async fn larger_values_than_allowed_are_refused_and_the_session_goes_on() {
     start_logging();
     // A transaction may take half of the log's cap.
     let shard = Shard::start_with(1, 3, "log_cap_bytes = 67108864\n").await;
@@ -88,7 +90,8 @@ async fn what_is_larger_than_allowed_is_refused_and_the_session_goes_on() {
     });
     let large = ["00000", "00000", "54000", "25P02", "40001", "0 rows"];
     assert_eq!(codes.await, [&large[..], &["00000"; 3]].concat());
-    // Statements that share a batch are not refused because they do not fit into one entry together (R10).
+    // Statements that share a batch are not refused because they do not fit into one entry together
+    // (R10).
     let part = "x".repeat(400 << 10);
     let texts: Vec<[Value; 2]> = (10..26i64).map(|n| [n.into(), part.as_str().into()]).collect();
     let inserted = futures::future::join_all(texts.iter().map(|params| shard.sql(insert, params))).await;
@@ -97,7 +100,8 @@ async fn what_is_larger_than_allowed_is_refused_and_the_session_goes_on() {
     shard.stop().await;
 }
 
-/// R10: one statement of a batch that PostgreSQL refuses, or that waits for a lock, takes no other with it.
+/// R10: one statement of a batch that PostgreSQL refuses, or that waits for a lock, takes no other
+/// with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_fails_takes_no_other_of_its_batch_with_it() {
     start_logging();
@@ -135,7 +139,8 @@ async fn a_statement_that_fails_takes_no_other_of_its_batch_with_it() {
     shard.stop().await;
 }
 
-/// R3: a transaction ends with its leadership, so that what the next one decides finds no lock of it.
+/// R3: a transaction ends with its leadership, so that what the next one decides finds no lock of
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_ends_with_its_leadership() {
     start_logging();
@@ -179,7 +184,8 @@ async fn a_transaction_ends_with_its_leadership() {
     shard.stop().await;
 }
 
-/// R25: a snapshot does not hold the rows of a range that came after it, and must not pass for one that does.
+/// R25: a snapshot does not hold the rows of a range that came after it, and must not pass for one
+/// that does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_sees_no_range_that_was_adopted_after_it() {
     start_logging();
@@ -195,8 +201,8 @@ async fn a_snapshot_sees_no_range_that_was_adopted_after_it() {
     tokio::join!(source.stop(), destination.stop());
 }
 
-/// What a repeatable-read transaction and another one see of a range that is there before, of one that comes while they are open, and
-/// what a new one sees.
+/// What a repeatable-read transaction and another one see of a range that is there before, of one
+/// that comes while they are open, and what a new one sees.
 async fn snapshot_beside_a_move(
     source: &Shard,
     destination: &Shard,
@@ -238,7 +244,8 @@ async fn snapshot_beside_a_move(
     [a, b, c, d, e, f]
 }
 
-/// `--shard-capacity` is for all that the leader executes: statements of transactions count, each for itself.
+/// `--shard-capacity` is for all that the leader executes: statements of transactions count, each
+/// for itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_of_transactions_count_towards_the_admission_limit() {
     const PER_S: u32 = 20;
@@ -263,8 +270,8 @@ async fn statements_of_transactions_count_towards_the_admission_limit() {
     shard.stop().await;
 }
 
-/// E10: breaks if a COMMIT that is refused at the door leaves its transaction open: clients whose clocks are wrong would take all sessions, and
-/// hold their rows for half a minute each.
+/// E10: breaks if a COMMIT that is refused at the door leaves its transaction open: clients whose
+/// clocks are wrong would take all sessions, and hold their rows for half a minute each.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
     start_logging();
@@ -291,7 +298,8 @@ async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
     shard.stop().await;
 }
 
-/// E5: breaks if a COMMIT takes effect after its client has been told, on another connection, that it was lost: the client has begun again.
+/// E5: breaks if a COMMIT takes effect after its client has learnt, on another connection, that it
+/// was lost: the client has begun again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect() {
     start_logging();
@@ -303,7 +311,8 @@ async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect()
             let mut open = Transaction::new(&connection, 1, false);
             open.sql("UPDATE items SET n = n + 1 WHERE id = 1", &[]).await.unwrap();
             let (commit, durability) = (id(), Durability::Disk);
-            // The client has lost that connection and asks on another one; the server reads the first one late.
+            // The client has lost that connection and asks on another one; the server reads the
+            // first one late.
             let elsewhere = shard.connect_to_leader().await;
             let asking = Transaction::new(&elsewhere, 1, false);
             let asked = asking.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
@@ -318,7 +327,8 @@ async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect()
     shard.stop().await;
 }
 
-/// E17: clients that idle in transactions do not keep out statements that run by themselves, and these do not take all sessions either.
+/// E17: clients that idle in transactions do not keep out statements that run by themselves, and
+/// these do not take all sessions either.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_transactions_keep_no_statement_out() {
     start_logging();

@@ -15,7 +15,8 @@ fn value(bytes: usize, seed: u64) -> String {
     (0..bytes).map(letter).collect()
 }
 
-/// E13: what an UPDATE leaves alone is neither logged nor written again, and every replica has the same rows afterwards.
+/// E13: what an UPDATE leaves alone is neither logged nor written again, and every replica has the
+/// same rows afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_of_wide_rows_logs_what_it_assigns() {
     start_logging();
@@ -45,7 +46,8 @@ async fn an_update_of_wide_rows_logs_what_it_assigns() {
 
 const FILES: &str = "CREATE TABLE files (id bigint PRIMARY KEY, n bigint, body bytea)";
 
-/// R12, E14: a value of several entries' size is written, changed, read, survives its leader and moves.
+/// R12, E14: a value of several entries' size is written, changed, read, survives its leader and
+/// moves.
 #[tokio::test(flavor = "multi_thread")]
 async fn values_larger_than_an_entry_are_written_and_moved() {
     start_logging();
@@ -67,7 +69,7 @@ async fn values_larger_than_an_entry_are_written_and_moved() {
     let whole = source.sql("SELECT body FROM files WHERE id = 3", &[]).await.unwrap();
     assert_eq!(whole.rows.value(0, 0).flatten().map(<[u8]>::len), Some(9 << 20));
 
-    // What is too large is said before anything is executed.
+    // Too large values are refused before anything is executed.
     let refused = source.sql("INSERT INTO files VALUES (5, 0, $1)", &[body(MAX_VALUE_BYTES + 1, 1)]).await;
     assert!(matches!(&refused, Err(Failure::Sql(error)) if error.code == "54000"), "{refused:?}");
 

@@ -1,13 +1,14 @@
-//! How the parts are configured: small and quick, so that within seconds everything happens.
+//! Configurations of replicas: small limits and short times, so that everything happens within
+//! seconds.
 
-use super::{LOG, Part, REPLICAS, REST, RPC, World, addresses};
+use crate::membership_model::MembershipModel;
 use crate::process;
-use crate::site::Group;
+use crate::topology::{Group, LOG, Part, REPLICAS, REST, RPC, addresses};
 use evenkeel_placement_driver as placement_driver;
 use evenkeel_protocol::ShardId;
 use std::path::PathBuf;
 
-/// The balancer's knobs for runs that last seconds.
+/// Settings of the balancer for runs that last seconds.
 fn balancer(enabled: bool) -> placement_driver::BalancerConfig {
     placement_driver::BalancerConfig {
         enabled,
@@ -26,55 +27,61 @@ fn balancer(enabled: bool) -> placement_driver::BalancerConfig {
     }
 }
 
-impl World {
-    pub(super) fn driver_config(&self, part: Part) -> placement_driver::Config {
-        let (replicas, join) = self.site.borrow().configured(part);
-        let addresses = |port| addresses(part.group(), replicas.iter().copied(), port);
-        placement_driver::Config {
-            replica: part.replica(),
-            join,
-            data_dir: self.folder.join(part.machine().to_string()),
-            rest: addresses(REST),
-            rpc: addresses(RPC),
-            log: addresses(LOG),
-            listen_rest: None,
-            listen_rpc: None,
-            listen_log: None,
-            balancer: balancer(self.site.borrow().balanced),
-            snapshot_every_entries: 20 + process::below(200),
-            log_retention_bytes: 64 << 10,
-            log_cap_bytes: 1 << 20,
-            incarnation: self.restore.incarnation(),
-        }
+/// The configuration of a placement-driver replica.
+pub(super) fn placement_driver_config(
+    part: Part,
+    membership: &MembershipModel,
+    folder: PathBuf,
+    incarnation: Option<u32>,
+) -> placement_driver::Config {
+    let (replicas, join) = membership.configured(part);
+    let addresses = |port| addresses(part.group(), replicas.iter().copied(), port);
+    placement_driver::Config {
+        replica: part.replica(),
+        join,
+        data_dir: folder,
+        rest: addresses(REST),
+        rpc: addresses(RPC),
+        log: addresses(LOG),
+        listen_rest: None,
+        listen_rpc: None,
+        listen_log: None,
+        balancer: balancer(membership.balanced),
+        snapshot_every_entries: 20 + process::below(200),
+        log_retention_bytes: 64 << 10,
+        log_cap_bytes: 1 << 20,
+        incarnation: incarnation,
     }
+}
 
-    pub(super) fn shard_config(&self, shard: ShardId, part: Part) -> evenkeel_shard_node::Config {
-        let (replicas, join) = self.site.borrow().configured(part);
-        let own = |port| addresses(part.group(), replicas.iter().copied(), port);
-        evenkeel_shard_node::Config {
-            shard,
-            replica: part.replica(),
-            join,
-            data_dir: PathBuf::from("/simulated"),
-            rpc: own(RPC),
-            log: own(LOG),
-            listen_rpc: None,
-            listen_log: None,
-            placement_drivers: addresses(Group::PlacementDriver, 1..=REPLICAS, RPC),
-            capacity_per_s: None,
-            postgres_bin: None,
-            servers_on_machine: 1,
-            postgres_memory_mib: None,
-            shared_buffers_mib: Some(1),
-            max_wal_mib: None,
-            write_lanes: 2,
-            read_lanes: 1,
-            max_transactions: 8,
-            // Small, so that logs are compacted under whoever lags behind; but an entry must have its place.
-            log_cap_bytes: if self.site.borrow().large { 8 << 20 } else { 1 << 20 },
-            // Rounds of a few hundred milliseconds.
-            scrub_bytes_per_s: 2 << 20,
-            scrub_pause_ms: 300,
-        }
+/// The configuration of a replica of a shard.
+pub(super) fn shard_config(shard: ShardId, part: Part, membership: &MembershipModel) -> evenkeel_shard_node::Config {
+    let (replicas, join) = membership.configured(part);
+    let own = |port| addresses(part.group(), replicas.iter().copied(), port);
+    evenkeel_shard_node::Config {
+        shard,
+        replica: part.replica(),
+        join,
+        data_dir: PathBuf::from("/simulated"),
+        rpc: own(RPC),
+        log: own(LOG),
+        listen_rpc: None,
+        listen_log: None,
+        placement_drivers: addresses(Group::PlacementDriver, 1..=REPLICAS, RPC),
+        capacity_per_s: None,
+        postgres_bin: None,
+        servers_on_machine: 1,
+        postgres_memory_mib: None,
+        shared_buffers_mib: Some(1),
+        max_wal_mib: None,
+        write_lanes: 2,
+        read_lanes: 1,
+        max_transactions: 8,
+        // Small, so that logs are compacted under replicas that lag behind; but the largest entry
+        // must fit.
+        log_cap_bytes: if membership.large { 8 << 20 } else { 1 << 20 },
+        // Rounds of a few hundred milliseconds.
+        scrub_bytes_per_s: 2 << 20,
+        scrub_pause_ms: 300,
     }
 }

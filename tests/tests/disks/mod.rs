@@ -1,42 +1,49 @@
-//! Small disks that can be filled: a tmpfs in place of one of a replica's folders.
+//! Small disks that can be filled: a tmpfs in place of a replica's folder.
 //!
-//! Mounting takes root. Without it there is no such disk, and the scenario counts as skipped.
+//! Mounting needs root. Without it the scenario is skipped.
 
-use evenkeel_tests::{Failure, Outcome, Replica, World};
+use evenkeel_tests::leadership;
+use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// How much is written at a time to fill a disk, in bytes, first and last.
+/// The sizes of the writes that fill a disk, in bytes, first and last.
 const PIECES_BYTES: [usize; 3] = [1 << 20, 4 << 10, 1];
 
-/// A small disk under a folder of a replica. Dropped, it is unmounted, and what was on it is gone.
+/// A small disk under a folder of a replica. Dropping it unmounts it and loses its content.
 pub struct SmallDisk {
     at: PathBuf,
 }
 
 impl SmallDisk {
-    /// Puts a disk of this size under the folder `name` of a replica, with what is in that folder now; the replica is stopped and
-    /// started. If nothing can be mounted here the scenario is skipped.
-    pub async fn under(world: &World, replica: Replica, name: &str, size_bytes: u64) -> Result<SmallDisk, Failure> {
+    /// Mounts a disk of this size at the folder `name` of a replica and copies the folder's
+    /// content. Stops and starts the replica. If mounting fails, the scenario is skipped.
+    pub async fn under(
+        world: &World,
+        replica: ReplicaName,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<SmallDisk, ScenarioFailure> {
         let at = replica.data_dir(world)?.join(name);
         super::stop(world, replica).await?;
         let disk = SmallDisk::mount(at, size_bytes);
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await?;
+        leadership::caught_up(world, replica, None).await?;
         disk
     }
 
-    fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, Failure> {
+    fn mount(at: PathBuf, size_bytes: u64) -> Result<SmallDisk, ScenarioFailure> {
         let kept = kept(&at);
-        // The mount is made beside and filled first, so that nothing is lost if there is not enough room.
+        // The disk is mounted elsewhere and filled first, so that nothing is lost if it is too
+        // small.
         std::fs::create_dir(&kept).map_err(|e| failed("making a folder", e))?;
         let options = format!("size={size_bytes},mode=0700");
         let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&kept));
         if let Err(why) = mounted {
             std::fs::remove_dir(&kept).map_err(|e| failed("removing a folder", e))?;
-            return Err(Failure::skipped(format!("no disk can be mounted here: {why}")));
+            return Err(ScenarioFailure::skipped(format!("no disk can be mounted here: {why}")));
         }
         let copied = run(Command::new("cp").arg("-a").arg(at.join(".")).arg(&kept));
         let bound = copied.and_then(|()| run(Command::new("mount").arg("--bind").arg(&kept).arg(&at)));
@@ -45,8 +52,8 @@ impl SmallDisk {
         bound.map(|()| SmallDisk { at })
     }
 
-    /// Writes until there is no room; again, until what has become free since is taken too.
-    pub fn fill(&self) -> Outcome {
+    /// Writes until the disk is full, repeatedly, because space may become free meanwhile.
+    pub fn fill(&self) -> ScenarioResult {
         let ballast = File::options().create(true).append(true).open(self.ballast());
         let mut ballast = ballast.map_err(|e| failed("making ballast", e))?;
         for bytes in PIECES_BYTES {
@@ -56,15 +63,15 @@ impl SmallDisk {
         Ok(())
     }
 
-    /// Makes room again.
-    pub fn empty(&self) -> Outcome {
+    /// Frees the space.
+    pub fn empty(&self) -> ScenarioResult {
         std::fs::remove_file(self.ballast()).map_err(|e| failed("removing ballast", e))
     }
 
-    /// Takes the disk away; what is on it stays in the folder. The replica is stopped and started.
-    pub async fn remove(self, world: &World, replica: Replica) -> Outcome {
+    /// Unmounts the disk and copies its content to the folder. Stops and starts the replica.
+    pub async fn remove(self, world: &World, replica: ReplicaName) -> ScenarioResult {
         super::stop(world, replica).await?;
-        // If the scenario has failed it may still be full.
+        // After a failed scenario the disk may still be full.
         drop(std::fs::remove_file(self.ballast()));
         let kept = kept(&self.at);
         run(Command::new("cp").arg("-a").arg(&self.at).arg(&kept))?;
@@ -72,7 +79,7 @@ impl SmallDisk {
         std::fs::remove_dir_all(&self.at).map_err(|e| failed("removing what was under the disk", e))?;
         std::fs::rename(&kept, &self.at).map_err(|e| failed("putting the folder back", e))?;
         world.cluster.restart(replica.id())?;
-        world.caught_up(replica, None).await
+        leadership::caught_up(world, replica, None).await
     }
 
     fn ballast(&self) -> PathBuf {
@@ -91,14 +98,14 @@ fn kept(at: &Path) -> PathBuf {
     at.with_extension("kept")
 }
 
-fn run(command: &mut Command) -> Outcome {
+fn run(command: &mut Command) -> ScenarioResult {
     let output = command.output().map_err(|e| failed("running a command", e))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Failure::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    Err(ScenarioFailure::new(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-fn failed(what: &str, error: std::io::Error) -> Failure {
-    Failure::new(format!("{what}: {error}"))
+fn failed(what: &str, error: std::io::Error) -> ScenarioFailure {
+    ScenarioFailure::new(format!("{what}: {error}"))
 }

@@ -1,15 +1,17 @@
-//! Hotspots: one that stays (YCSB's), one that jumps, one that drifts, and the front of a growing table.
+//! Hotspots: one that stays (YCSB's), one that jumps, one that drifts, and the front of a growing
+//! table.
 //!
-//! A hotspot that stays is a balancing problem that ends. The others never end: a jump asks how soon load that appears
-//! elsewhere is levelled again, a drift asks whether the balancer keeps up without thrashing, and a sequential front
-//! is the case where the hot place is always the newest key, which no earlier split can have prepared for.
+//! A hotspot that stays is a balancing problem that ends. The others never end: a jump asks how
+//! soon load that appears elsewhere is levelled again, a drift asks whether the balancer keeps up
+//! without thrashing, and a sequential front is the case where the hot place is always the newest
+//! key, which no earlier split can have prepared for.
 //!
-//! Where a moving hotspot is at a time is a pure function of (seed, time); replaying at another speed or with another
-//! number of workers does not change it.
+//! Where a moving hotspot is at a time is a pure function of (seed, time); replaying at another
+//! speed or with another number of workers does not change it.
 
 use std::time::Duration;
 
-use super::KeyChooser;
+use super::key_chooser::KeyChooser;
 use crate::seed::{SeededRandom, mix_pair};
 
 /// How a hotspot moves.
@@ -29,8 +31,8 @@ pub enum Motion {
     },
 }
 
-/// A contiguous part of the key space that gets a fixed share of the operations; the rest goes to all other keys. Keys
-/// within either are alike.
+/// A contiguous part of the key space that gets a fixed share of the operations; the rest goes to
+/// all other keys. Keys within either are alike.
 #[derive(Clone, Debug)]
 pub struct Hotspot {
     hot_keys: f64,
@@ -40,7 +42,8 @@ pub struct Hotspot {
 }
 
 impl Hotspot {
-    /// `hot_keys` (share of the key space, clamped to 0 to 1) gets `hot_operations` (share of the operations, likewise).
+    /// `hot_keys` (share of the key space, clamped to 0 to 1) gets `hot_operations` (share of the
+    /// operations, likewise).
     pub fn new(hot_keys: f64, hot_operations: f64, motion: Motion, seed: u64) -> Self {
         Self { hot_keys: hot_keys.clamp(0.0, 1.0), hot_operations: hot_operations.clamp(0.0, 1.0), motion, seed }
     }
@@ -95,7 +98,8 @@ pub struct Front {
 }
 
 impl Front {
-    /// Operations over which the hottest key's share is taken: about what a balancer sees in a few seconds.
+    /// Operations over which the hottest key's share is taken: about what a balancer sees in a few
+    /// seconds.
     const WINDOW_OPERATIONS: f64 = 10_000.0;
 
     /// Reads are on average `mean_age_rows` rows (at least 1) behind the newest.
@@ -110,7 +114,8 @@ impl KeyChooser for Front {
         rows - 1 - (age as u64).min(rows - 1)
     }
 
-    /// While rows are added a key soon ages: of the draws in a window in which `m` rows are added it gets at most 1/m.
+    /// While rows are added a key soon ages: of the draws in a window in which `m` rows are added
+    /// it gets at most 1/m.
     fn hottest_share(&self, _rows: u64, insert_share: f64) -> f64 {
         let at_once = 1.0 - (-1.0 / self.mean_age_rows).exp();
         let added = insert_share * Self::WINDOW_OPERATIONS;

@@ -1,14 +1,14 @@
 //! The hottest key's share of a sample, for workloads that have no formula for it.
 //!
-//! The floor of the imbalance is `max(1, N·p)`, where `p` is the share of the hottest single key: a key cannot be split, so
-//! the shard that owns it carries at least `p` of the load. Counting every key needs memory for every key; this keeps
-//! a fixed number of counters (the Space-Saving algorithm, Metwally et al., ICDT 2005), which is exact for keys that are
-//! hot enough to matter.
+//! The floor of the imbalance is `max(1, N·p)`, where `p` is the share of the hottest single key: a
+//! key cannot be split, so the shard that owns it carries at least `p` of the load. Counting every
+//! key needs memory for every key; this keeps a fixed number of counters (the Space-Saving
+//! algorithm, Metwally et al., ICDT 2005), which is exact for keys that are hot enough to matter.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::Generator;
+use super::generator::Generator;
 
 /// Counters that are kept: a key with more than 1/4096 of the sample is certain to have one.
 pub const MAX_COUNTERS: usize = 4_096;
@@ -57,15 +57,16 @@ impl KeyShares {
         self.by_count.insert((after.count, key));
     }
 
-    /// The hottest key's share (0 to 1) of the sample: the part that is certain, so it is never too high. 0 for an
-    /// empty sample.
+    /// The hottest key's share (0 to 1) of the sample: the part that is certain, so it is never too
+    /// high. 0 for an empty sample.
     pub fn hottest_share(&self) -> f64 {
         let hottest = self.counters.values().map(|counter| counter.count - counter.inherited).max().unwrap_or(0);
         if self.total == 0 { 0.0 } else { hottest as f64 / self.total as f64 }
     }
 }
 
-/// The hottest key's share among the next `operations` operations of a generator at the start of a run.
+/// The hottest key's share among the next `operations` operations of a generator at the start of a
+/// run.
 pub fn sampled_hottest_share(generator: &mut dyn Generator, operations: u32) -> f64 {
     let mut shares = KeyShares::new();
     for _ in 0..operations {

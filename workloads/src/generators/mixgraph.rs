@@ -1,19 +1,21 @@
 //! Facebook's mixgraph: the model of a production key-value store of the social graph (FAST 2020).
 //!
-//! The key space is cut into 30 equal key ranges. A key range's share of the load follows the two-term exponential
-//! `a·exp(b·i) + c·exp(d·i)` of its hotness rank `i`, so that the hottest of them gets about four fifths; which range has
-//! which rank is shuffled. Within a range a key's rank follows the power function `a·x^b`, and ranks are hashed onto the
-//! range's keys. Values follow a generalised Pareto distribution; 85 % of the operations are gets, 14 % puts, 1 % seeks.
+//! The key space is cut into 30 equal key ranges. A key range's share of the load follows the
+//! two-term exponential `a·exp(b·i) + c·exp(d·i)` of its hotness rank `i`, so that the hottest of
+//! them gets about four fifths; which range has which rank is shuffled. Within a range a key's rank
+//! follows the power function `a·x^b`, and ranks are hashed onto the range's keys. Values follow a
+//! generalised Pareto distribution; 85 % of the operations are gets, 14 % puts, 1 % seeks.
 //!
-//! Two things differ from RocksDB's benchmark, and why: the draws for the key range and for the key within it are
-//! independent (there both come from one number, which ties a key to the ranges it can appear in when ranges are
-//! small); and a seek reads at most [`MAX_SCAN_ROWS`] rows instead of 10,000, because the published lengths have no
-//! finite mean and a handful of huge scans would drown what is measured. Its slow sine of the request rate is left to
-//! the engine's rate.
+//! Two things differ from RocksDB's benchmark, and why: the draws for the key range and for the key
+//! within it are independent (there both come from one number, which ties a key to the ranges it
+//! can appear in when ranges are small); and a seek reads at most [`MAX_SCAN_ROWS`] rows instead of
+//! 10,000, because the published lengths have no finite mean and a handful of huge scans would
+//! dominate the measurement. Its slow sine of the request rate is left to the engine's rate.
 
 use std::time::Duration;
 
-use super::{KeyChooser, MixedGenerator, OperationMix, SizeDistribution};
+use super::key_chooser::KeyChooser;
+use super::mixed::{MixedGenerator, OperationMix, SizeDistribution};
 use crate::seed::{SeededRandom, mix64};
 
 /// Key ranges of the model; the table needs at least this many rows.
@@ -36,7 +38,8 @@ const VALUE_SIGMA: f64 = 25.45;
 const SCAN_K: f64 = 2.517;
 const SCAN_SIGMA: f64 = 14.236;
 
-/// The share of the load that the key range of each hotness rank gets, hottest first; they add up to 1.
+/// The share of the load that the key range of each hotness rank gets, hottest first; they add up
+/// to 1.
 pub fn range_shares() -> [f64; KEY_RANGES as usize] {
     let mut shares = [0.0; KEY_RANGES as usize];
     for (index, share) in shares.iter_mut().enumerate() {
@@ -84,7 +87,8 @@ impl KeyChooser for MixgraphKeys {
     }
 
     fn hottest_share(&self, _rows: u64, _insert_share: f64) -> f64 {
-        // Rank 1 gets the power function's value at 1, and its even part of what is folded onto the range's keys.
+        // Rank 1 gets the power function's value at 1, and its even part of the load of the ranks
+        // that are mapped onto the range's keys.
         let within = KEY_A + (1.0 - KEY_A) / self.keys_per_range as f64;
         range_shares()[0] * within
     }

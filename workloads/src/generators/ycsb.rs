@@ -9,12 +9,15 @@
 //! | E | 95 % scan of 1 to 100 rows, 5 % insert | zipfian |
 //! | F | 50 % read, 50 % read-modify-write | zipfian |
 //!
-//! The zipfian is scrambled by default, as YCSB's is; the others can be asked for. A record is one value of 1,000 bytes
-//! (YCSB's ten fields of 100), and an update writes it whole: rows here have one value column.
+//! The zipfian is scrambled by default, as YCSB's is; the others can be asked for. A record is one
+//! value of 1,000 bytes (YCSB's ten fields of 100), and an update writes it whole: rows here have
+//! one value column.
 
+use super::generator::Generator;
 use super::hotspot::{Hotspot, Motion};
+use super::key_chooser::{KeyChooser, Uniform};
+use super::mixed::{MixedGenerator, OperationMix, SizeDistribution};
 use super::zipfian::{Latest, ScrambledZipfian, YCSB_THETA, Zipfian};
-use super::{Generator, KeyChooser, MixedGenerator, OperationMix, SizeDistribution, Uniform};
 
 /// Size of a record's value, in bytes.
 pub const VALUE_BYTES: u32 = 1_000;
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_claimed_hottest_share_is_what_is_drawn() {
+    fn the_claimed_hottest_share_is_the_drawn_one() {
         for requests in [Requests::Scrambled, Requests::Unscrambled, Requests::Hotspot] {
             let claimed = ycsb(Core::A, requests, 2_000, 3).hottest_key_share();
             let sampled = sampled_hottest_share(&mut *ycsb(Core::A, requests, 2_000, 3), 200_000);

@@ -1,12 +1,12 @@
 //! Zipf with any exponent, also 1 and above, by rejection inversion (Hörmann and Derflinger 1996).
 //!
-//! The envelope is the integral of the density `x^-s` over cells centred on the integers; a draw inverts the integral
-//! and is accepted with a probability that stays above one half for every exponent. Constant time and memory, so a
-//! table of any size costs nothing to set up.
+//! The envelope is the integral of the density `x^-s` over cells centred on the integers; a draw
+//! inverts the integral and is accepted with a probability that stays above one half for every
+//! exponent. Constant time and memory, so a table of any size costs nothing to set up.
 
 use std::time::Duration;
 
-use super::KeyChooser;
+use super::key_chooser::KeyChooser;
 use super::zipfian::harmonic;
 use crate::seed::{SeededRandom, mix_pair};
 
@@ -34,7 +34,8 @@ pub struct ZipfRanks {
 }
 
 impl ZipfRanks {
-    /// Over `items` items (at least 1). The exponent must be finite and not negative; other values are taken as 0.
+    /// Over `items` items (at least 1). The exponent must be finite and not negative; other values
+    /// are taken as 0.
     pub fn new(items: u64, exponent: f64) -> Self {
         let exponent = if exponent.is_finite() { exponent.max(0.0) } else { 0.0 };
         let mut ranks = Self { exponent, items: items.max(1), integral_first: 0.0, integral_last: 0.0, shortcut: 0.0 };
@@ -83,7 +84,8 @@ impl ZipfRanks {
 pub enum Placement {
     /// Rank is key: the hottest keys lie together at the start of the key space.
     Adjacent,
-    /// Ranks are scattered by a seeded one-to-one map, so shares stay exact (unlike hashing, which folds keys together).
+    /// Ranks are scattered by a seeded one-to-one map, so shares stay exact (unlike hashing, which
+    /// maps several keys to one).
     Scattered,
 }
 
@@ -96,8 +98,8 @@ pub struct Zipf {
 }
 
 impl Zipf {
-    /// Over the first `rows` rows of the table; rows that are added later are not drawn, so that shares stay what the
-    /// exponent says.
+    /// Over the first `rows` rows of the table; rows that are added later are not drawn, so that
+    /// shares stay what the exponent says.
     pub fn new(rows: u64, exponent: f64, placement: Placement, seed: u64) -> Self {
         let ranks = ZipfRanks::new(rows, exponent);
         let (multiplier, offset) = match placement {

@@ -1,15 +1,18 @@
-//! Zipfian keys as YCSB draws them: exponent θ below 1, by Gray's method, plain, scrambled or "latest".
+//! Zipfian keys as YCSB draws them: exponent θ below 1, by Gray's method, plain, scrambled or
+//! "latest".
 //!
-//! Rank `i` (from 1) is drawn in proportion to `1 / i^θ`. Gray's method inverts an approximation of the cumulative
-//! distribution in constant time; it is exact for the two hottest ranks, which is what a balancer cares about.
+//! Rank `i` (from 1) is drawn in proportion to `1 / i^θ`. Gray's method inverts an approximation of
+//! the cumulative distribution in constant time; it is exact for the two hottest ranks, which is
+//! what a balancer cares about.
 //!
-//! *Scrambled* follows YCSB to the letter: ranks come from a universe of ten thousand million items and are hashed onto
-//! the table. Folding so many ranks onto a smaller table flattens the tail, so its hottest key has 1/26.469 of the load
-//! whatever the table's size. That is a property of the published workload and not a slip.
+//! *Scrambled* follows YCSB to the letter: ranks come from a universe of ten thousand million items
+//! and are hashed onto the table. Mapping these ranks onto a smaller table flattens the tail, so
+//! its hottest key has 1/26.469 of the load whatever the table's size. That is a property of the
+//! published workload and not a slip.
 
 use std::time::Duration;
 
-use super::KeyChooser;
+use super::key_chooser::KeyChooser;
 use crate::seed::{SeededRandom, fnv1a64};
 
 /// YCSB's default exponent.
@@ -21,8 +24,8 @@ pub const SCRAMBLED_UNIVERSE: u64 = 10_000_000_000;
 /// Terms that [`harmonic`] adds one by one; past them the Euler-Maclaurin remainder is below 1e-12.
 const EXACT_TERMS: u64 = 4_096;
 
-/// Generalised harmonic number: the sum of `i^-exponent` for `i` in `1 ..= n`, to about twelve digits, in bounded time
-/// (the tail by Euler-Maclaurin).
+/// Generalised harmonic number: the sum of `i^-exponent` for `i` in `1 ..= n`, to about twelve
+/// digits, in bounded time (the tail by Euler-Maclaurin).
 pub fn harmonic(n: u64, exponent: f64) -> f64 {
     let exact = n.min(EXACT_TERMS);
     // Smallest terms first, so that they are not lost beside the large ones.
@@ -51,8 +54,8 @@ pub struct ZipfianRanks {
 }
 
 impl ZipfianRanks {
-    /// Ranks over `items` items (at least 1). `theta` is clamped into `[0, 0.9999]`: the method divides by `1 - theta`;
-    /// for steeper exponents there is [`super::zipf::Zipf`].
+    /// Ranks over `items` items (at least 1). `theta` is clamped into `[0, 0.9999]`: the method
+    /// divides by `1 - theta`; for steeper exponents there is [`super::zipf::Zipf`].
     pub fn new(items: u64, theta: f64) -> Self {
         let (items, theta) = (items.max(1), theta.clamp(0.0, 0.9999));
         let mut ranks = Self { theta, items, zeta: harmonic(items, theta), eta: 0.0 };
@@ -66,7 +69,8 @@ impl ZipfianRanks {
         self.eta = if self.items > 2 { top / (1.0 - zeta_two / self.zeta) } else { 0.0 };
     }
 
-    /// Makes room for `items` items; fewer than before changes nothing. Costs one step per added item.
+    /// Makes room for `items` items; fewer than before changes nothing. Costs one step per added
+    /// item.
     pub fn grow_to(&mut self, items: u64) {
         if items <= self.items {
             return;
@@ -147,7 +151,7 @@ impl KeyChooser for ScrambledZipfian {
 
     fn hottest_share(&self, rows: u64, _insert_share: f64) -> f64 {
         let hottest = self.ranks.share(0);
-        // What folds onto the hottest key from the other ranks is, on average, an even share of the rest.
+        // The other ranks map, on average, an even share of their load onto the hottest key.
         hottest + (1.0 - hottest) / rows.max(1) as f64
     }
 }
@@ -159,7 +163,8 @@ pub struct Latest {
 }
 
 impl Latest {
-    /// Operations over which the hottest key's share is taken: about what a balancer sees in a few seconds.
+    /// Operations over which the hottest key's share is taken: about what a balancer sees in a few
+    /// seconds.
     const WINDOW_OPERATIONS: f64 = 10_000.0;
 
     /// Over a table that starts with `rows` rows, with exponent `theta` below 1.
@@ -174,8 +179,8 @@ impl KeyChooser for Latest {
         rows - 1 - self.ranks.draw(random).min(rows - 1)
     }
 
-    /// While rows are added, no key stays the newest: a key passes through the first `m` ranks within a window in which
-    /// `m` rows are added, and its share is the mean of theirs.
+    /// While rows are added, no key stays the newest: a key passes through the first `m` ranks
+    /// within a window in which `m` rows are added, and its share is the mean of theirs.
     fn hottest_share(&self, rows: u64, insert_share: f64) -> f64 {
         let added = (insert_share * Self::WINDOW_OPERATIONS).round().max(1.0) as u64;
         let ranks = added.min(rows.max(1));
@@ -215,7 +220,8 @@ mod tests {
         let shares = shares(&mut zipfian, rows, 400_000);
         assert!((shares[0] - expected).abs() < 0.002, "{} against {expected}", shares[0]);
         assert!((shares[1] - expected / 2f64.powf(YCSB_THETA)).abs() < 0.002);
-        // The top tenth of the keys has its share of the harmonic sum; the method is an approximation there.
+        // The top tenth of the keys has its share of the harmonic sum; the method is an
+        // approximation there.
         let top: f64 = shares[..1_000].iter().sum();
         let exact = harmonic(1_000, YCSB_THETA) / harmonic(rows, YCSB_THETA);
         assert!((top - exact).abs() < 0.02, "{top} against {exact}");

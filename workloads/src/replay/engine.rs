@@ -1,10 +1,11 @@
-//! The engine's shell: workers, the clock, the target. It makes no choices; the scheduler does.
+//! The shell of the engine: workers, the clock, the target. It decides nothing; the scheduler does.
 //!
-//! Each worker draws an operation, waits until it is due, sends it, and reports the answer. At a rate there are as many
-//! workers as operations may be under way: a worker that waits for its operation's time costs a timer and nothing else.
+//! Each worker draws an operation, waits until it is due, sends it, and reports the answer. At a
+//! rate there are as many workers as operations may be under way: a worker that waits for its
+//! operation's time costs a timer and nothing else.
 //!
-//! Locks are held for a few synchronous steps and never across an await. Two of them, because what is counted must not
-//! wait for what is decided.
+//! Locks are held for a few synchronous steps and never across an await. There are two, so that
+//! counting does not wait for decisions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,18 +15,21 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::gates::Entry;
+use super::config::{MAX_RUN_S, ReplayConfig};
+use super::error::ReplayError;
+use super::key_order::WriteStart;
 use super::ledger::Ledger;
 use super::recorder::{Recorder, ReplayRecord, SecondSummary};
 use super::scheduler::{Scheduler, Ticket, WriteStep, check_row, plain, write};
-use super::{Answer, Failure, MAX_RUN_S, ReplayConfig, ReplayError, Statement, StatementKind, Target};
+use super::target::{Answer, Failure, Statement, StatementKind, Target};
 use crate::operation::{Operation, OperationKind, Source};
 
-/// The grain of the runtime's timers. A worker asks to be woken this much early; an operation may so start up to one
-/// grain before it is due, and is then timed from its start, instead of being charged for the timer's rounding up.
+/// The grain of the runtime's timers. A worker asks to be woken this much early; an operation may
+/// so start up to one grain before it is due, and is then timed from its start, instead of being
+/// charged for the timer's rounding up.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
 
-/// Told about each second of a run, once, when it is over.
+/// Receives each second of a run, once, when it is over.
 pub trait Observer: Send + 'static {
     /// The second is over. Called between two ticks of a timer: must not block.
     fn second(&mut self, summary: &SecondSummary);
@@ -40,16 +44,16 @@ impl<F: FnMut(&SecondSummary) + Send + 'static> Observer for F {
 /// The end of a replay.
 #[derive(Debug)]
 pub struct Replayed {
-    /// What was seen.
+    /// The answers that were recorded.
     pub record: ReplayRecord,
-    /// What was promised; verify it before trusting the record.
+    /// The acknowledged writes; verify them before trusting the record.
     pub ledger: Ledger,
 }
 
-struct Shared {
+struct ReplayState {
     scheduler: Mutex<Scheduler>,
     recorder: Mutex<Recorder>,
-    /// Told whenever a write has left its gate.
+    /// Notified whenever a write has ended.
     left: Notify,
     stop: watch::Sender<bool>,
     in_flight: AtomicU64,
@@ -57,13 +61,14 @@ struct Shared {
     start: OnceLock<Instant>,
 }
 
-impl Shared {
+impl ReplayState {
     fn now(&self) -> Duration {
         self.start.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 }
 
-/// A panic while the lock was held leaves counters that are at worst one step behind; the panic itself ends the run.
+/// A panic while the lock was held leaves counters that are at worst one step behind; the panic
+/// itself ends the run.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,7 +76,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Changes a replay while it runs.
 #[derive(Clone)]
 pub struct ReplayControl {
-    shared: Arc<Shared>,
+    shared: Arc<ReplayState>,
 }
 
 impl ReplayControl {
@@ -99,7 +104,7 @@ impl ReplayControl {
 
 /// One replay, ready to run.
 pub struct Replay {
-    shared: Arc<Shared>,
+    shared: Arc<ReplayState>,
     config: ReplayConfig,
 }
 
@@ -108,7 +113,7 @@ impl Replay {
     pub fn new(config: ReplayConfig, source: Box<dyn Source>, ledger: Ledger) -> Result<Self, ReplayError> {
         config.validate()?;
         let max_seconds = (MAX_RUN_S + config.drain_timeout_ms / 1_000 + 2) as usize;
-        let shared = Shared {
+        let shared = ReplayState {
             scheduler: Mutex::new(Scheduler::new(&config, source, ledger)),
             recorder: Mutex::new(Recorder::new(config.shards, max_seconds)),
             left: Notify::new(),
@@ -141,7 +146,8 @@ impl Replay {
         Ok(Replayed { record, ledger })
     }
 
-    /// Waits until every worker has ended, or for the drain's time limit. Returns how many operations were abandoned.
+    /// Waits until every worker has ended, or for the drain's time limit. Returns how many
+    /// operations were abandoned.
     async fn join(
         &self,
         workers: &mut JoinSet<Result<(), ReplayError>>,
@@ -154,7 +160,8 @@ impl Replay {
                 joined = workers.join_next() => match joined {
                     None => return Ok(0),
                     Some(Ok(Ok(()))) => {
-                        // Workers draw ahead of time, so the first may end long before the run does.
+                        // Workers draw ahead of time, so the first may end long before the run
+                        // does.
                         let ended = lock(&self.shared.scheduler).ended_at().unwrap_or(self.config.duration);
                         deadline = ticker.start + ended.max(self.shared.now().min(self.config.duration)) + drain;
                     }
@@ -184,14 +191,14 @@ impl<O: Observer> Ticker<O> {
         self.start + Duration::from_secs(self.next_second + 1)
     }
 
-    fn tick(&mut self, shared: &Shared) {
+    fn tick(&mut self, shared: &ReplayState) {
         let summary = lock(&shared.recorder).summary(self.next_second);
         self.observer.second(&summary);
         self.next_second += 1;
     }
 
     /// At the end of the run: the seconds that were not handed over yet, up to `duration`.
-    fn catch_up(&mut self, shared: &Shared, duration: Duration) {
+    fn catch_up(&mut self, shared: &ReplayState, duration: Duration) {
         while (self.next_second as f64) < duration.as_secs_f64() {
             self.tick(shared);
         }
@@ -200,7 +207,7 @@ impl<O: Observer> Ticker<O> {
 
 /// One of the tasks that send operations.
 struct Worker<T> {
-    shared: Arc<Shared>,
+    shared: Arc<ReplayState>,
     target: Arc<T>,
 }
 
@@ -234,7 +241,8 @@ impl<T: Target> Worker<T> {
         }
     }
 
-    /// The operation if it may start now; `None` if it was parked and whoever is ahead of it will take it along.
+    /// The operation if it may start now; `None` if it was parked: the end of the write before it
+    /// starts it.
     async fn admit(&self, ticket: Ticket) -> Option<Ticket> {
         if !ticket.operation.kind.writes() {
             return Some(ticket);
@@ -242,9 +250,9 @@ impl<T: Target> Worker<T> {
         let mut ticket = ticket;
         loop {
             match lock(&self.shared.scheduler).enter(ticket) {
-                Entry::Entered(ticket) => return Some(ticket),
-                Entry::Parked => return None,
-                Entry::Full(back) => ticket = back,
+                WriteStart::Started(ticket) => return Some(ticket),
+                WriteStart::Parked => return None,
+                WriteStart::Full(back) => ticket = back,
             }
             // A notification between the check and this wait is kept for it.
             self.shared.left.notified().await;
@@ -335,7 +343,7 @@ impl<T: Target> Worker<T> {
         }
     }
 
-    /// Writes a row whose gate is held.
+    /// Writes a row; no other write of its key is under way.
     async fn write(&self, operation: &Operation) -> Result<(), ReplayError> {
         let mut step = lock(&self.shared.scheduler).write_step(operation)?;
         if step == WriteStep::ReadFirst {

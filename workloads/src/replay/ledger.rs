@@ -1,25 +1,29 @@
-//! What was promised: for each key, the highest acknowledged version, and what may have happened besides.
+//! Ledger of acknowledged writes: for each key, the highest acknowledged version, and the versions
+//! of unknown outcome.
 //!
-//! Because the engine lets one write per key be under way, versions of a key are issued, and settled, one after the
-//! other. A write settles in one of three ways: acknowledged (it must be found, unless a later one is), not applied (it
-//! must never be found), or unknown (it may be found or not). An acknowledged write makes older unknown ones
-//! impossible to find: targets write a version only over one that the ledger takes for possible ([`Issued::over`]), so an old
-//! write that arrives late changes nothing, and a write that finds something else finds that an acknowledged one is lost.
+//! The engine has at most one write per key under way, so versions of a key are issued and resolved
+//! one after the other. A write resolves in one of three ways: acknowledged (it must be found,
+//! unless a later one is), not applied (it must never be found), or unknown (it may be found or
+//! not). An acknowledged write makes older unknown ones impossible to find: a target writes a
+//! version only over one that the ledger considers possible ([`Issued::over`]). An old write that
+//! arrives late therefore changes nothing, and a write that finds another version proves that an
+//! acknowledged write is lost.
 //!
-//! Beside the version each row counts the writes that made it, from its insert on. The count must be that of the acknowledged writes,
-//! and of none to all of those whose outcome is unknown: more is a write that was applied twice.
+//! Each row also counts the writes that made it, from its insert on. The count must be the number
+//! of acknowledged writes plus some or none of the unknown ones; a greater count shows that a write
+//! was applied twice.
 //!
-//! A key takes 56 bytes here, and more only while outcomes are unknown; their number per key is limited, too. Keys are kept in order, so
-//! that what a scan must show can be listed.
+//! A key takes 56 bytes, and more only while outcomes are unknown; their number per key is limited.
+//! Keys are kept in order, so that the rows that a scan must show can be listed.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-/// Unknown outcomes kept per key. Past it, every version issued since counts as possible, which can hide a phantom
-/// but never reports an intact key as lost.
+/// Unknown outcomes kept per key. Past it, every version issued since counts as possible, which can
+/// hide a phantom but never reports an intact key as lost.
 const MAX_UNKNOWN_PER_KEY: usize = 16;
 
-/// What a write leaves behind.
+/// The effect of a write on its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// A new row of the write's version, whose count is 1.
@@ -37,7 +41,7 @@ impl Effect {
     }
 }
 
-/// What is known about a row before it is written.
+/// Whether a row is there before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     /// There is one.
@@ -48,10 +52,10 @@ pub enum Presence {
     Unknown,
 }
 
-/// What a row that was read back says about its key.
+/// The judgement of a row that was read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what it may be.
+    /// It is as it may be.
     Intact,
     /// An acknowledged write is not there.
     Lost {
@@ -60,7 +64,8 @@ pub enum Verdict {
     },
     /// The version was never issued, or is of a write that was reported as not applied.
     NeverIssued,
-    /// The version is right and the count is not: a write was applied twice, or one that a later one covers not at all.
+    /// The version is right and the count is not: a write was applied twice, or one that a later
+    /// one covers not at all.
     Miscounted {
         /// The least that it may be.
         least: u32,
@@ -69,7 +74,7 @@ pub enum Verdict {
     },
 }
 
-/// What a row that was found says of its writes.
+/// The writes of a row that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Its version.
@@ -83,12 +88,14 @@ pub struct Found {
 pub struct Issued {
     /// The new version.
     pub version: u32,
-    /// The least version that the row may have until then. It may also have any up to the new one: those between are of unknown
-    /// outcome, and the new one itself is there if the write is executed a second time, which the count then tells.
+    /// The least version that the row may have until then. It may also have any up to the new one:
+    /// those between are of unknown outcome, and the new one itself is there if the write is
+    /// executed a second time, which the count then shows.
     pub over: u32,
 }
 
-/// More keys than the ledger may remember. A write that is not remembered could be lost unseen, so it is not sent.
+/// More keys than the ledger may remember. A write that is not remembered could be lost unseen, so
+/// it is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run writes to more than {max_keys} different keys, more than are remembered")]
 pub struct LedgerFull {
@@ -121,7 +128,8 @@ struct KeyRecord {
     present: bool,
     /// Whether version `issued` is under way.
     pending: bool,
-    /// The ledger's time at which the row was known to be there, since when no delete was acknowledged.
+    /// The ledger's time at which the row was known to be there, since when no delete was
+    /// acknowledged.
     present_since: u64,
     unknown: Option<Box<UnknownWrites>>,
 }
@@ -149,8 +157,8 @@ impl KeyRecord {
         })
     }
 
-    /// Writes of unknown outcome after the acknowledged version, the one under way included, up to `version`; `None` if they were too many
-    /// to be remembered.
+    /// Writes of unknown outcome after the acknowledged version, the one under way included, up to
+    /// `version`; `None` if they were too many to be remembered.
     fn unknown_until(&self, version: u32) -> Option<Vec<(u32, Effect)>> {
         let pending = self.pending.then(|| (self.issued, self.pending_effect()));
         let unknown = self.unknown.as_deref();
@@ -181,14 +189,14 @@ impl KeyRecord {
     }
 }
 
-/// What a read must at least return, taken before it is sent.
+/// The least that a read must return, taken before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadFloor {
     acknowledged: u32,
     present: bool,
 }
 
-/// The promises made in one run.
+/// The acknowledged and unknown writes of one run.
 #[derive(Debug)]
 pub struct Ledger {
     keys: BTreeMap<i64, KeyRecord>,
@@ -200,7 +208,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger for a run with `seed` (which decides the values) that may write to `max_keys` keys.
+    /// An empty ledger for a run with `seed` (which decides the values) that may write to
+    /// `max_keys` keys.
     pub fn new(seed: u64, max_keys: usize) -> Self {
         Self { keys: BTreeMap::new(), max_keys, seed, touches: 0, time: 0 }
     }
@@ -225,12 +234,13 @@ impl Ledger {
         self.keys.keys().copied().collect()
     }
 
-    /// Its time now: what is present since then or longer was acknowledged before.
+    /// Its time now: rows that have been present since then or longer were acknowledged before.
     pub fn time(&self) -> u64 {
         self.time
     }
 
-    /// The first key of `between` that holds a row for certain, and has held it since the ledger's `time`.
+    /// The first key of `between` that holds a row for certain, and has held it since the ledger's
+    /// `time`.
     pub fn surely_present(&self, between: RangeInclusive<i64>, time: u64) -> Option<i64> {
         if between.is_empty() {
             return None;
@@ -260,7 +270,7 @@ impl Ledger {
         if self.touches == 0 { 0.0 } else { f64::from(hottest) / self.touches as f64 }
     }
 
-    /// What is known about the row of `key`. A key never written is taken to be absent.
+    /// Whether the row of `key` is there. A key that was never written counts as absent.
     pub fn presence(&self, key: i64) -> Presence {
         let Some(record) = self.keys.get(&key) else { return Presence::Absent };
         if record.possible(|_, effect| effect.leaves_row() != record.present) {
@@ -283,7 +293,8 @@ impl Ledger {
         }
     }
 
-    /// Issues the next version of `key` for a write that will leave `effect`. The write before must be settled.
+    /// Issues the next version of `key` for a write that will leave `effect`. The write before must
+    /// be resolved.
     pub fn issue(&mut self, key: i64, effect: Effect) -> Result<Issued, LedgerFull> {
         if self.keys.len() >= self.max_keys && !self.keys.contains_key(&key) {
             return Err(LedgerFull { max_keys: self.max_keys });
@@ -339,8 +350,8 @@ impl Ledger {
         }
     }
 
-    /// A linearizable read of `key` while no write of it was under way found this (`None`: no row). A version of
-    /// unknown outcome that was seen is as good as acknowledged from then on.
+    /// A linearizable read of `key` while no write of it was under way found this (`None`: no row).
+    /// A version of unknown outcome that was seen is as good as acknowledged from then on.
     pub fn observe(&mut self, key: i64, found: Option<Found>) {
         let verdict = self.judge(key, found);
         let Some(record) = self.keys.get_mut(&key) else { return };
@@ -351,15 +362,16 @@ impl Ledger {
         let seen = match found.and_then(|found| u32::try_from(found.version).ok()) {
             Some(version) => version,
             None if !record.present => record.acknowledged,
-            // No row: some delete of unknown outcome happened. The first of them is the least that this shows.
+            // No row: some delete of unknown outcome happened. The first of them is the least that
+            // this shows.
             None => {
                 let deletes = unknown.iter().flat_map(|unknown| &unknown.writes);
                 let first = deletes.filter(|(_, effect)| *effect == Effect::Deleted).map(|(version, _)| *version).min();
                 first.unwrap_or(record.acknowledged)
             }
         };
-        // What is older than what was seen can no longer appear; what is newer still may, until a write after it is
-        // acknowledged.
+        // Versions older than the seen one can no longer appear; newer ones still may, until a
+        // write after them is acknowledged.
         if let Some(unknown) = unknown {
             unknown.writes.retain(|(version, _)| *version > seen);
             unknown.open_from = unknown.open_from.map(|from| from.max(seen + 1)).filter(|from| *from <= record.issued);
@@ -398,7 +410,7 @@ impl Ledger {
         version < record.acknowledged || !record.present || holds(&record.counts(version), found.count)
     }
 
-    /// Judges what is found at `key` once no write is sent any more.
+    /// Judges the row found at `key` once no write is sent any more.
     pub fn judge(&self, key: i64, found: Option<Found>) -> Verdict {
         let Some(record) = self.keys.get(&key) else {
             return if found.is_none() { Verdict::Intact } else { Verdict::NeverIssued };

@@ -203,7 +203,7 @@ fn a_scan_must_show_what_was_there_before_it_and_is_there_after_it() {
     assert_eq!(ledger.surely_present(11..=24, began), None, "it was gone for a while");
 }
 
-/// What becomes of a write in the store, and what the engine is told.
+/// The effect of a write in the store, and its answer.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Acknowledged,
@@ -224,7 +224,8 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-/// One row of a correct store. Updates and deletes take effect over the versions that they name, as targets ask for.
+/// One row of a correct store. Updates and deletes take effect over the versions that they name, as
+/// targets ask for.
 fn apply(stored: &mut Option<Found>, issued: Issued, effect: Effect) -> bool {
     let version = i64::from(issued.version);
     let takes_effect = match (effect, *stored) {
@@ -240,8 +241,9 @@ fn apply(stored: &mut Option<Found>, issued: Issued, effect: Effect) -> bool {
 }
 
 proptest! {
-    /// A correct store is never called wrong, whatever arrives late; and undoing the last acknowledged write, applying it twice, or
-    /// losing one that a later one covers never goes unseen.
+    /// A correct store is never called wrong, whatever arrives late; and undoing the last
+    /// acknowledged write, applying it twice, or losing one that a later one covers never goes
+    /// unseen.
     #[test]
     fn no_false_alarm_and_no_loss_unseen(writes in proptest::collection::vec((fate(), prop::bool::weighted(0.2)), 1..60)) {
         let mut ledger = Ledger::new(1, 1);

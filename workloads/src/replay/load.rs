@@ -1,17 +1,18 @@
 //! Loading the rows that a workload starts with.
 //!
-//! Rows go in by batches, several at once. A batch that fails part way, or whose outcome is unknown, is finished row by
-//! row: a row that may be there is read first. So loading survives a cluster that is still settling, and the ledger is
-//! exact when the run starts.
+//! Rows go in by batches, several at once. A batch that fails part way, or whose outcome is
+//! unknown, is finished row by row: a row that may be there is read first. So loading survives
+//! failovers, and the ledger is exact when the run starts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::error::ReplayError;
 use super::ledger::{Effect, Ledger, LedgerFull};
 use super::scheduler::{plain, write};
-use super::{Answer, Failure, ReplayError, Statement, StatementKind, Target};
+use super::target::{Answer, Failure, Statement, StatementKind, Target};
 
 /// How rows are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +35,8 @@ impl Default for LoadOptions {
     }
 }
 
-/// Loads `rows` (key, value size in bytes; each key once) and enters them into the ledger. `progress` is told the
-/// number of rows stored so far. Returns the number of rows.
+/// Loads `rows` (key, value size in bytes; each key once) and enters them into the ledger.
+/// `progress` receives the number of rows stored so far. Returns the number of rows.
 pub async fn load<T: Target>(
     target: &Arc<T>,
     ledger: &mut Ledger,

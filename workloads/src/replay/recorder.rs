@@ -1,9 +1,10 @@
-//! What was seen, second by second.
+//! Recorder of answers, second by second.
 //!
-//! Everything is kept per second of the run, in the second in which it ended, and merged afterwards: only at the end is
-//! it known when the first split happened and from when on the load was level, so only then can "before", "during" and
-//! "after" be told apart. A second costs about 13 kB, nearly all of it the latency histogram (HDR, two significant
-//! digits, one microsecond to one hour).
+//! Answers are recorded in the second of the run in which they ended, and merged afterwards: only
+//! at the end is it known when the first split happened and from when on the load was level, so
+//! only then can "before", "during" and "after" be distinguished. A second costs about 13 kB,
+//! nearly all of it the latency histogram (HDR, two significant digits, one microsecond to one
+//! hour).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,12 +12,12 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::Failure;
+use super::target::Failure;
 
 /// Failures whose messages are kept.
 const MAX_MESSAGES: usize = 20;
 
-/// The longest latency that is told apart, in microseconds; longer ones are recorded as this.
+/// The longest recorded latency, in microseconds; longer ones are recorded as this.
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 
 /// The busiest shard's statements over the mean of all `shards`; `None` without statements.
@@ -34,7 +35,8 @@ pub type LatencyHistogram = Histogram<u32>;
 
 /// An empty histogram.
 pub fn latency_histogram() -> LatencyHistogram {
-    // The bounds are constants that the crate accepts; a histogram that resizes itself is the same, only slower.
+    // The bounds are constants that the crate accepts; a histogram that resizes itself is the same,
+    // only slower.
     Histogram::new_with_bounds(1, MAX_LATENCY_US, 2).unwrap_or_else(|_| {
         let mut histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("two digits are always possible"));
         histogram.auto(true);
@@ -75,7 +77,7 @@ impl SecondRecord {
         imbalance(self.per_shard.values().copied(), self.shards)
     }
 
-    /// The same for a live picture.
+    /// The same for a display during the run.
     pub fn summary(&self, second: u64) -> SecondSummary {
         SecondSummary {
             second,
@@ -92,7 +94,7 @@ impl SecondRecord {
     }
 }
 
-/// One second, for whoever watches the run.
+/// One second, for a display during the run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SecondSummary {
     /// Seconds since the start of the run; 0 is the first.
@@ -128,16 +130,17 @@ pub struct Totals {
     pub retried: u64,
     /// Statements that failed.
     pub failed: u64,
-    /// Answers that contradict what was acknowledged before: stale or invented reads, values that do not belong to their
-    /// version, writes that found no row where there is one.
+    /// Answers that contradict what was acknowledged before: stale or invented reads, values that
+    /// do not belong to their version, writes that found no row where there is one.
     pub wrong_answers: u64,
-    /// Operations that were due in time and never started, because the run ended while they waited for others.
+    /// Operations that were due in time and never started, because the run ended while they waited
+    /// for others.
     pub not_started: u64,
     /// Operations that had not ended when the engine stopped waiting for them.
     pub abandoned: u64,
 }
 
-/// What a run has shown, as far as the engine sees it.
+/// The figures of a run that the engine sees.
 #[derive(Clone, Debug)]
 pub struct ReplayRecord {
     /// One record per second; seconds past `duration` hold what was still under way then.
@@ -146,7 +149,8 @@ pub struct ReplayRecord {
     pub duration: Duration,
     /// Sums.
     pub totals: Totals,
-    /// The hottest key's share (0 to 1) of the operations: the source's own figure if it has one, otherwise counted.
+    /// The hottest key's share (0 to 1) of the operations: the source's own figure if it has one,
+    /// otherwise counted.
     pub hottest_key_share: f64,
     /// The first failures and wrong answers, in words.
     pub messages: Vec<String>,
@@ -163,8 +167,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// An empty record of a run on `shards` shards, of at most `max_seconds` seconds; what comes later is recorded in the
-    /// last.
+    /// An empty record of a run on `shards` shards, of at most `max_seconds` seconds; what comes
+    /// later is recorded in the last.
     pub fn new(shards: u32, max_seconds: usize) -> Self {
         let (totals, messages) = (Totals::default(), Vec::new());
         Self { seconds: Vec::new(), max_seconds: max_seconds.max(1), shards, totals, messages }
@@ -222,12 +226,13 @@ impl Recorder {
         self.second(now).latency.saturating_record(latency_us);
     }
 
-    /// What is recorded so far of one second.
+    /// The figures recorded so far of one second.
     pub fn summary(&mut self, second: u64) -> SecondSummary {
         self.second(Duration::from_secs(second)).summary(second)
     }
 
-    /// Ends the recording and hands it out. Seconds without any end of an operation are there, too, as empty records.
+    /// Ends the recording and hands it out. Seconds without any end of an operation are there, too,
+    /// as empty records.
     pub fn finish(
         &mut self,
         duration: Duration,

@@ -1,27 +1,32 @@
-//! What is sent next, and what an answer means: the engine's deciding half. No clock, no task, no target.
+//! Scheduler: chooses the next statement and interprets answers. It has no clock, no task and no
+//! target.
 //!
-//! Operations are drawn in the source's order. Each gets the time it is due; the workload is asked for it with that time
-//! and not with the clock's, so that at a given rate the sequence of operations does not depend on how fast the store
-//! is. Writes pass their key's gate. What kind of statement a write becomes depends on whether the row is there: a trace
-//! that updates a row it has deleted, or inserts one twice, still replays.
+//! Operations are drawn in the source's order. Each gets the time it is due; the workload is asked
+//! for it with that time and not with the clock's, so that at a given rate the sequence of
+//! operations does not depend on how fast the store is. A write waits for the write of its key that
+//! is under way. The kind of its statement depends on whether the row is there, so that a trace
+//! which updates a deleted row or inserts a row twice still replays.
 
 use std::time::Duration;
 
-use super::gates::{Entry, Gates};
+use super::config::{Pace, ReplayConfig};
+use super::error::ReplayError;
+use super::key_order::{KeyOrder, WriteStart};
 use super::ledger::{Effect, Issued, Ledger, LedgerFull, Presence, ReadFloor};
-use super::value::make_value;
-use super::{Answer, Failure, Pace, ReplayConfig, ReplayError, Statement, StatementKind, StoredRow, value_matches};
+use super::target::{Answer, Failure, Statement, StatementKind, StoredRow};
+use super::value::{make_value, value_matches};
 use crate::operation::{Operation, OperationKind, Source};
 
 /// An operation on its way through the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) operation: Operation,
-    /// When it is due, since the start of the run; `None` if it is due when there is a worker for it.
+    /// When it is due, since the start of the run; `None` if it is due when there is a worker for
+    /// it.
     pub(super) due: Option<Duration>,
 }
 
-/// The next statement of a write that owns its gate.
+/// The next statement of a write that has started.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum WriteStep {
     /// The row's presence is unknown: read it first, and report to [`Scheduler::resolved`].
@@ -30,7 +35,7 @@ pub(super) enum WriteStep {
     Write { kind: StatementKind, issued: Issued },
 }
 
-/// What was wrong with an answer; `Ok` if nothing.
+/// The error of an answer, if there is one.
 pub(super) type Check = Result<(), String>;
 
 pub(super) struct Scheduler {
@@ -44,7 +49,7 @@ pub(super) struct Scheduler {
     /// When the last operation was due, once no more are drawn.
     ended_at: Option<Duration>,
     source_ended: bool,
-    gates: Gates<Ticket>,
+    key_order: KeyOrder<Ticket>,
     ledger: Ledger,
 }
 
@@ -59,7 +64,7 @@ impl Scheduler {
             last_due: Duration::ZERO,
             ended_at: None,
             source_ended: false,
-            gates: Gates::new(config.max_parked_operations),
+            key_order: KeyOrder::new(config.max_parked_operations),
             ledger,
         }
     }
@@ -73,7 +78,8 @@ impl Scheduler {
         self.ended_at.get_or_insert(at);
     }
 
-    /// When the run ended, since its start; `None` while it goes on. Workers draw ahead of time, so it may lie ahead.
+    /// When the run ended, since its start; `None` while it goes on. Workers draw ahead of time, so
+    /// it may lie ahead.
     pub(super) fn ended_at(&self) -> Option<Duration> {
         self.ended_at
     }
@@ -117,14 +123,14 @@ impl Scheduler {
         Ok(Some(Ticket { operation: timed.operation, due }))
     }
 
-    /// The hottest key's share (0 to 1) of the operations. The source's own figure comes first: counting over a whole run
-    /// makes a hotspot that moves look colder than it ever is.
+    /// The hottest key's share (0 to 1) of the operations. The source's own figure comes first:
+    /// counting over a whole run makes a hotspot that moves look colder than it ever is.
     pub(super) fn hottest_key_share(&self) -> f64 {
         self.source.hottest_key_share().unwrap_or_else(|| self.ledger.hottest_key_share())
     }
 
-    /// Ends the run. Returns the ledger, how long the run was, and how many operations were due before its end and
-    /// never drawn; only a rate says how many there should have been.
+    /// Ends the run. Returns the ledger, how long the run was, and how many operations were due
+    /// before its end and never drawn; only a rate says how many there should have been.
     pub(super) fn finish(&mut self, now: Duration) -> (Ledger, Duration, u64) {
         self.end(now.min(self.duration));
         let duration = self.ended_at.unwrap_or(self.duration);
@@ -138,19 +144,19 @@ impl Scheduler {
         (std::mem::replace(&mut self.ledger, empty), duration, not_started)
     }
 
-    /// Asks for a write's gate.
-    pub(super) fn enter(&mut self, ticket: Ticket) -> Entry<Ticket> {
-        self.gates.enter(ticket.operation.key, ticket)
+    /// Asks whether a write may start.
+    pub(super) fn enter(&mut self, ticket: Ticket) -> WriteStart<Ticket> {
+        self.key_order.enter(ticket.operation.key, ticket)
     }
 
-    /// Ends a write; the one that was parked behind it owns the gate and must be started.
+    /// Ends a write; the one that was parked behind it is returned and must be started.
     pub(super) fn leave(&mut self, ticket: &Ticket) -> Option<Ticket> {
-        self.gates.leave(ticket.operation.key)
+        self.key_order.leave(ticket.operation.key)
     }
 
     /// Operations that are parked behind others.
     pub(super) fn parked(&self) -> usize {
-        self.gates.parked()
+        self.key_order.parked()
     }
 
     /// What a read of `key` sent now must at least return.
@@ -167,7 +173,7 @@ impl Scheduler {
         Err(format!("read of {key} returned {found:?}, acknowledged before it was {floor:?}"))
     }
 
-    /// The first or next statement of a write that owns its gate.
+    /// The first or next statement of a write that has started.
     pub(super) fn write_step(&mut self, operation: &Operation) -> Result<WriteStep, LedgerFull> {
         let present = match self.ledger.presence(operation.key) {
             Presence::Unknown => return Ok(WriteStep::ReadFirst),
@@ -231,8 +237,9 @@ impl Scheduler {
         self.ledger.time()
     }
 
-    /// Checks the rows of a scan from `from` of at most `limit_rows` rows that was sent at `began` by the ledger's time, except for their
-    /// values: in order, each once, and none left out that was there before the scan and after it. Their versions may be any.
+    /// Checks the rows of a scan from `from` of at most `limit_rows` rows that was sent at `began`
+    /// by the ledger's time, except for their values: in order, each once, and none left out that
+    /// was there before the scan and after it. Their versions may be any.
     pub(super) fn check_scan(&self, began: u64, from: i64, limit_rows: u32, rows: &[StoredRow]) -> Check {
         let mut keys = rows.iter().map(|row| row.key);
         check_keys(&self.ledger, began, from, limit_rows, &mut keys).map(drop)
@@ -244,7 +251,8 @@ impl Scheduler {
     }
 }
 
-/// Checks that a row's value belongs to its key and version. Takes time in proportion to the value's size.
+/// Checks that a row's value belongs to its key and version. Takes time in proportion to the
+/// value's size.
 pub(super) fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
     if row.key != key {
         Err(format!("read of {key} returned the row of {}", row.key))
@@ -255,8 +263,9 @@ pub(super) fn check_row(seed: u64, key: i64, row: &StoredRow) -> Check {
     }
 }
 
-/// Checks the keys that a scan from `from` of at most `limit_rows` rows returned; `began` is the ledger's time before it. Fewer rows than asked
-/// for mean that there are no more. Returns how many there were.
+/// Checks the keys that a scan from `from` of at most `limit_rows` rows returned; `began` is the
+/// ledger's time before it. Fewer rows than asked for mean that there are no more. Returns how many
+/// there were.
 pub(super) fn check_keys(
     ledger: &Ledger,
     began: u64,

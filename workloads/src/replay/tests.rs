@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::generators::Endless;
-use crate::operation::{Operation, OperationKind, Source, TimedOperation};
+use crate::operation::{Operation, OperationKind, Source, SourceError, TimedOperation};
 use crate::scenario::Scenario;
 
 /// What a store does to some statements.
@@ -148,7 +148,7 @@ impl Memory {
 }
 
 impl Target for Memory {
-    async fn execute(&self, statement: &Statement) -> Outcome {
+    async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let mischief = *self.mischief.lock().unwrap();
         let number = self.statements.fetch_add(1, Ordering::SeqCst);
         let writes = !matches!(statement.kind, StatementKind::Read | StatementKind::Scan | StatementKind::Keys);
@@ -179,11 +179,12 @@ impl Target for Memory {
             *self.under_way.lock().unwrap().entry(statement.key).or_insert(1) -= 1;
         }
         let retries = if mischief == Mischief::Retries && number.is_multiple_of(3) { 2 } else { 0 };
-        Outcome { result, shard: Some((statement.key.rem_euclid(2) + 1) as u32), retries }
+        StatementOutcome { result, shard: Some((statement.key.rem_euclid(2) + 1) as u32), retries }
     }
 }
 
-/// Loads 200 rows, replays `operations` of a workload while the store misbehaves, and reads everything back.
+/// Loads 200 rows, replays `operations` of a workload while the store misbehaves, and reads
+/// everything back.
 async fn replay(scenario: &str, operations: u64, mischief: Mischief) -> (ReplayRecord, Verification, Arc<Memory>) {
     let config = ReplayConfig { max_operations: Some(operations), shards: 2, ..ReplayConfig::default() };
     replay_with(config, scenario, mischief).await
@@ -249,7 +250,8 @@ async fn a_key_that_lost_its_writes_is_one_lost_write() {
     assert_eq!(verification.lost_writes, 1);
 }
 
-/// Breaks if updates do not name the version that they may find: the next write of the key covers the loss, and the end shows that one.
+/// Breaks if updates do not name the version that they may find: the next write of the key covers
+/// the loss, and the end shows that one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_write_that_a_later_one_would_cover_is_seen_at_the_later_one() {
     // Ten rows, updated in turn; nothing is read.
@@ -401,8 +403,9 @@ fn quantile(record: &ReplayRecord, quantile: f64) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_is_charged_to_every_operation_that_was_due_in_it() {
-    // 1,000 operations at 1,000 per second with 4 under way, and one stall of 300 ms. A third of the operations is due
-    // while nothing answers, so the 75th percentile is far up, and 90 % is more than 200 ms.
+    // 1,000 operations at 1,000 per second with 4 under way, and one stall of 300 ms. A third of
+    // the operations is due while nothing answers, so the 75th percentile is far up, and 90 % is
+    // more than 200 ms.
     let run = |pace| {
         let config = ReplayConfig { pace, max_operations: Some(1_000), ..ReplayConfig::default() };
         replay_with(config, "uniform", Mischief::Stalls(300))
@@ -410,8 +413,8 @@ async fn a_stall_is_charged_to_every_operation_that_was_due_in_it() {
     let (at_rate, _, _) = run(Pace::Rate { operations_per_s: 1_000.0, max_in_flight: 4 }).await;
     assert!(quantile(&at_rate, 0.75) > 30.0, "p75 {}", quantile(&at_rate, 0.75));
     assert!(quantile(&at_rate, 0.9) > 150.0, "p90 {}", quantile(&at_rate, 0.9));
-    // As fast as possible only the operations under way notice: 4 of 1,000. That is what would be reported without the
-    // correction.
+    // As fast as possible only the operations under way notice: 4 of 1,000. That is what would be
+    // reported without the correction.
     let (uncorrected, _, _) = run(Pace::AsFastAsPossible { workers: 4 }).await;
     assert!(quantile(&uncorrected, 0.9) < 50.0, "p90 {}", quantile(&uncorrected, 0.9));
     assert!(quantile(&uncorrected, 1.0) > 250.0);

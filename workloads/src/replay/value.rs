@@ -1,8 +1,8 @@
 //! Values from which correctness can be checked.
 //!
-//! A value is a stream of bytes that key, version and length decide. Whoever reads a row can therefore tell a value that
-//! was written from one that is cut, mixed up between rows, or of another version than the row says, without the
-//! ledger keeping any value.
+//! A value is a stream of bytes that key, version and length decide. A reader of a row can
+//! therefore detect a value that is cut, mixed up between rows, or of another version than the row
+//! says, and the ledger keeps no values.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -24,7 +24,8 @@ pub fn make_value(seed: u64, key: i64, version: i64, length_bytes: u32) -> Bytes
     value.freeze()
 }
 
-/// Whether `value` is what [`make_value`] gave for this key and version, at whatever length it has.
+/// Whether `value` is the value of [`make_value`] for this key and version, at whatever length it
+/// has.
 pub fn value_matches(seed: u64, key: i64, version: i64, value: &[u8]) -> bool {
     let mut random = stream(seed, key, version, value.len());
     value.chunks(8).all(|chunk| random.next_u64().to_le_bytes().starts_with(chunk))

@@ -1,11 +1,12 @@
-//! Reading everything back.
+//! Run verification: reads everything back after a run.
 //!
-//! After a run every key in the ledger is read and judged. A read that fails is tried again until a deadline, since the
-//! cluster may still be recovering from what was done to it; a key that cannot be read by then is reported as unread, never
-//! as intact.
+//! After a run every key in the ledger is read and judged. A read that fails is tried again until a
+//! deadline, since the cluster may still be recovering from faults; a key that cannot be read by
+//! then is reported as unread, never as intact.
 //!
-//! Then the keys of the whole table are listed once, a page at a time and without the values: rows that nobody wrote are found only so, and
-//! a listing that leaves rows out, or gives them out of order, is wrong although each row can be read.
+//! Then the keys of the whole table are listed once, a page at a time and without the values: rows
+//! that nobody wrote are found only so, and a listing that leaves rows out, or gives them out of
+//! order, is wrong although each row can be read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +16,11 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::error::ReplayError;
 use super::ledger::{Ledger, Verdict};
 use super::scheduler::{check_keys, plain};
-use super::{Answer, ReplayError, Statement, StatementKind, StoredRow, Target, value_matches};
+use super::target::{Answer, Statement, StatementKind, StoredRow, Target};
+use super::value::value_matches;
 
 /// Findings that are kept in words.
 const MAX_FINDINGS: usize = 20;
@@ -47,11 +50,11 @@ impl Default for VerifyOptions {
 pub struct Finding {
     /// The key.
     pub key: i64,
-    /// What is wrong.
+    /// The error.
     pub what: String,
 }
 
-/// What reading back has shown.
+/// The result of run verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verification {
     /// Keys that were read and judged.
@@ -60,7 +63,8 @@ pub struct Verification {
     pub lost_writes: u64,
     /// Keys that could not be read.
     pub unread_keys: u64,
-    /// Rows whose count of writes is not what was acknowledged: a write was applied twice, or one that a later one covers not at all.
+    /// Rows whose count of writes is not what was acknowledged: a write was applied twice, or one
+    /// that a later one covers not at all.
     pub miscounted: u64,
     /// Rows in the listing of the whole table.
     pub listed_rows: u64,
@@ -68,7 +72,7 @@ pub struct Verification {
     pub unwritten_rows: u64,
     /// Pages of the listing that could not be read, left a row out, or were out of order.
     pub wrong_pages: u64,
-    /// The first of what is wrong.
+    /// The first errors.
     pub findings: Vec<Finding>,
 }
 
@@ -112,7 +116,8 @@ fn fault(ledger: &Ledger, key: i64, row: Option<&StoredRow>) -> Option<(Verdict,
     Some((verdict, what))
 }
 
-/// Reads back every key of the ledger, then lists the table. `progress` is told the number of keys read so far.
+/// Reads back every key of the ledger, then lists the table. `progress` receives the number of keys
+/// read so far.
 pub async fn verify<T: Target>(
     target: &Arc<T>,
     ledger: Ledger,
@@ -162,7 +167,8 @@ async fn list<T: Target>(target: &T, ledger: &Ledger, options: &VerifyOptions) -
             found.unwritten_rows += 1;
             found.note(*key, "it is there and was never written".to_owned());
         }
-        // A page out of order cannot be gone on from: what is smaller than its last key was seen, or was left out.
+        // The listing cannot continue after a page out of order: smaller keys than its last were
+        // seen, or were left out.
         let last = keys.iter().max().copied().filter(|_| keys.len() >= PAGE_ROWS as usize);
         match last.and_then(|last| last.checked_add(1)).filter(|next| *next > from) {
             Some(next) => from = next,

@@ -1,79 +1,78 @@
 //! From a run's record to its report.
 
-use super::{
-    FINAL_WINDOW_S, LEVEL_FACTOR, LatencyMs, OperatorKind, PauseMs, Quantiles, Report, ReportError, RunRecord,
-    Statements, Throughput, least_moved_bytes, targets,
-};
+use super::error::ReportError;
+use super::least_moved::least_moved_bytes;
+use super::report_data::{FINAL_WINDOW_S, LEVEL_FACTOR, LatencyMs, PauseMs, Quantiles, Report, Statements, Throughput};
+use super::run_record::{OperatorKind, RunRecord};
+use super::targets;
 use crate::replay::{SecondRecord, latency_histogram, quantile_ms};
 
-impl Report {
-    /// Assembles the report. Fails only on a record that no run can have produced.
-    pub fn assemble(run: &RunRecord) -> Result<Self, ReportError> {
-        check(run)?;
-        let whole = &run.replay.seconds[..whole_seconds(run)];
-        let floor = |shards: u32| (f64::from(shards) * run.hottest_key_share).max(1.0);
-        let level_s = level_since(whole, floor);
-        let first_split_s = run
-            .operators
-            .iter()
-            .filter(|operator| operator.kind == OperatorKind::Split)
-            .map(|operator| operator.ended_s)
-            .min_by(f64::total_cmp);
-        let phases = Phases::new(run.replay.seconds.len(), first_split_s, level_s);
-        let count = |kind| run.operators.iter().filter(|operator| operator.kind == kind).count() as u64;
-        let moves = || run.operators.iter().filter(|operator| operator.kind == OperatorKind::Move);
-        let totals = run.replay.totals;
-        let imbalance_floor = floor(run.shards);
-        let unreadable =
-            run.verification.findings.iter().map(|finding| format!("key {}: {}", finding.key, finding.what));
-        let mut report = Self {
-            workload: run.workload.clone(),
-            seed: run.seed,
-            shards: run.shards,
-            duration_s: round(run.replay.duration.as_secs_f64(), 3),
-            imbalance_floor: round(imbalance_floor, 4),
-            imbalance_final: final_imbalance(whole),
-            imbalance: whole.iter().map(|second| second.imbalance().map(|value| round(value, 4))).collect(),
-            first_split_s: first_split_s.map(|second| round(second, 3)),
-            level_s: level_s.map(|second| second as u64),
-            splits: count(OperatorKind::Split),
-            moves: count(OperatorKind::Move),
-            merges: count(OperatorKind::Merge),
-            moved_bytes: moves().map(|operator| operator.moved_bytes).sum(),
-            least_moved_bytes: least_moved_bytes(&run.ranges, run.shards, imbalance_floor),
-            pause_ms: pauses(moves().filter_map(|operator| operator.pause_ms).collect()),
-            latency_ms: phases.latency(&run.replay.seconds),
-            statements: Statements { ok: totals.ok, retried: totals.retried, failed: totals.failed },
-            throughput_per_s: phases.throughput(whole),
-            lost_writes: run.verification.lost_writes,
-            differing_replicas: run.differing_replicas,
-            owners_wrong: run.owners_wrong,
-            faults: run.faults.clone(),
-            verified_keys: run.verification.verified_keys,
-            unread_keys: run.verification.unread_keys,
-            miscounted_rows: run.verification.miscounted,
-            listed_rows: run.verification.listed_rows,
-            unwritten_rows: run.verification.unwritten_rows,
-            wrong_pages: run.verification.wrong_pages,
-            wrong_answers: totals.wrong_answers,
-            not_started: totals.not_started,
-            abandoned: totals.abandoned,
-            moves_after_level: level_s.map_or(0, |level| {
-                // Once the load has ended there is nothing left to be level.
-                let load_after_level = level as f64..run.replay.duration.as_secs_f64();
-                moves().filter(|operator| load_after_level.contains(&operator.started_s)).count() as u64
-            }),
-            shard_capacity_per_s: run.shard_capacity_per_s,
-            targets: Vec::new(),
-            findings: run.findings.clone(),
-            messages: run.replay.messages.iter().cloned().chain(unreadable).collect(),
-        };
-        report.targets = targets::judge(&report);
-        Ok(report)
-    }
+/// Assembles the report. Fails only on a record that no run can have produced.
+pub fn assemble(run: &RunRecord) -> Result<Report, ReportError> {
+    check(run)?;
+    let whole = &run.replay.seconds[..whole_seconds(run)];
+    let floor = |shards: u32| (f64::from(shards) * run.hottest_key_share).max(1.0);
+    let level_s = level_since(whole, floor);
+    let first_split_s = run
+        .operators
+        .iter()
+        .filter(|operator| operator.kind == OperatorKind::Split)
+        .map(|operator| operator.ended_s)
+        .min_by(f64::total_cmp);
+    let phases = Phases::new(run.replay.seconds.len(), first_split_s, level_s);
+    let count = |kind| run.operators.iter().filter(|operator| operator.kind == kind).count() as u64;
+    let moves = || run.operators.iter().filter(|operator| operator.kind == OperatorKind::Move);
+    let totals = run.replay.totals;
+    let imbalance_floor = floor(run.shards);
+    let unreadable = run.verification.findings.iter().map(|finding| format!("key {}: {}", finding.key, finding.what));
+    let mut report = Report {
+        workload: run.workload.clone(),
+        seed: run.seed,
+        shards: run.shards,
+        duration_s: round(run.replay.duration.as_secs_f64(), 3),
+        imbalance_floor: round(imbalance_floor, 4),
+        imbalance_final: final_imbalance(whole),
+        imbalance: whole.iter().map(|second| second.imbalance().map(|value| round(value, 4))).collect(),
+        first_split_s: first_split_s.map(|second| round(second, 3)),
+        level_s: level_s.map(|second| second as u64),
+        splits: count(OperatorKind::Split),
+        moves: count(OperatorKind::Move),
+        merges: count(OperatorKind::Merge),
+        moved_bytes: moves().map(|operator| operator.moved_bytes).sum(),
+        least_moved_bytes: least_moved_bytes(&run.ranges, run.shards, imbalance_floor),
+        pause_ms: pauses(moves().filter_map(|operator| operator.pause_ms).collect()),
+        latency_ms: phases.latency(&run.replay.seconds),
+        statements: Statements { ok: totals.ok, retried: totals.retried, failed: totals.failed },
+        throughput_per_s: phases.throughput(whole),
+        lost_writes: run.verification.lost_writes,
+        differing_replicas: run.differing_replicas,
+        owners_wrong: run.owners_wrong,
+        faults: run.faults.clone(),
+        verified_keys: run.verification.verified_keys,
+        unread_keys: run.verification.unread_keys,
+        miscounted_rows: run.verification.miscounted,
+        listed_rows: run.verification.listed_rows,
+        unwritten_rows: run.verification.unwritten_rows,
+        wrong_pages: run.verification.wrong_pages,
+        wrong_answers: totals.wrong_answers,
+        not_started: totals.not_started,
+        abandoned: totals.abandoned,
+        moves_after_level: level_s.map_or(0, |level| {
+            // Once the load has ended there is nothing left to be level.
+            let load_after_level = level as f64..run.replay.duration.as_secs_f64();
+            moves().filter(|operator| load_after_level.contains(&operator.started_s)).count() as u64
+        }),
+        shard_capacity_per_s: run.shard_capacity_per_s,
+        targets: Vec::new(),
+        findings: run.findings.clone(),
+        messages: run.replay.messages.iter().cloned().chain(unreadable).collect(),
+    };
+    report.targets = targets::judge(&report);
+    Ok(report)
 }
 
-/// Refuses what no run can have produced, so that a mistake of the caller does not become a number in a report.
+/// Refuses what no run can have produced, so that a mistake of the caller does not become a number
+/// in a report.
 fn check(run: &RunRecord) -> Result<(), ReportError> {
     let error = |code, message| Err(ReportError { code, message });
     if run.shards == 0 {
@@ -102,7 +101,8 @@ fn check(run: &RunRecord) -> Result<(), ReportError> {
     Ok(())
 }
 
-/// Seconds that the load filled: the rest of a second would have an imbalance by chance. At least one.
+/// Seconds that the load filled: the rest of a second would have an imbalance by chance. At least
+/// one.
 fn whole_seconds(run: &RunRecord) -> usize {
     let whole = run.replay.duration.as_secs_f64().floor().max(1.0) as usize;
     whole.min(run.replay.seconds.len())
@@ -127,7 +127,8 @@ fn final_imbalance(seconds: &[SecondRecord]) -> Option<f64> {
     (!values.is_empty()).then(|| round(values.iter().sum::<f64>() / values.len() as f64, 4))
 }
 
-/// Nearest-rank quantiles: a run has a handful of moves, and a value between two of them was never measured.
+/// Nearest-rank quantiles: a run has a handful of moves, and a value between two of them was never
+/// measured.
 fn pauses(mut values: Vec<f64>) -> PauseMs {
     values.sort_by(f64::total_cmp);
     let at = |quantile: f64| {
@@ -145,7 +146,8 @@ struct Phases {
 
 impl Phases {
     fn new(seconds: usize, first_split_s: Option<f64>, level_s: Option<usize>) -> Self {
-        // A split within the first second leaves that second to "before": it is the only one there is.
+        // A split within the first second leaves that second to "before": it is the only one there
+        // is.
         let split = first_split_s.map_or(seconds, |at| (at.max(0.0) as usize).max(1));
         let during_end = level_s.unwrap_or(seconds).min(seconds);
         Self { before_end: split.min(during_end), during_end }

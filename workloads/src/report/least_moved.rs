@@ -1,20 +1,24 @@
 //! The fewest bytes that any plan would have had to move.
 //!
-//! A bound from below, to hold the balancer's traffic against. It looks at the ranges as they are at the end of the run,
-//! puts each back on the shard that owned its keys when the load began, and asks how much must leave each shard there.
+//! A bound from below, to hold the balancer's traffic against. It looks at the ranges as they are
+//! at the end of the run, puts each back on the shard that owned its keys when the load began, and
+//! asks how much must leave each shard there.
 //!
-//! A shard is level if its load is at most `1.25 · floor · mean`. One that has more must lose at least the excess, whatever
-//! the plan; the cheapest way to lose load is to give away first what has most load per byte. With parts of ranges allowed
-//! (the fractional knapsack) that greedy choice is optimal, and no plan of whole ranges is cheaper. Shards add up, since
-//! what leaves one shard leaves no other. Where the load lands is left out: it can only cost more.
+//! A shard is level if its load is at most `1.25 · floor · mean`. One that has more must lose at
+//! least the excess, whatever the plan; the cheapest way to lose load is to give away first what
+//! has most load per byte. With parts of ranges allowed (the fractional knapsack) that greedy
+//! choice is optimal, and no plan of whole ranges is cheaper. Shards add up, since what leaves one
+//! shard leaves no other. Where the load lands is left out: it can only cost more.
 //!
-//! The one assumption: within a final range, load lies as evenly as bytes do. A hotter place inside one could have been cut
-//! out for fewer bytes; the splits of a run have made the ranges fine where that matters.
+//! The one assumption: within a final range, load lies as evenly as bytes do. A hotter place inside
+//! one could have been cut out for fewer bytes; the splits of a run have made the ranges fine where
+//! that matters.
 
-use super::{LEVEL_FACTOR, RangeRecord};
+use super::report_data::LEVEL_FACTOR;
+use super::run_record::RangeRecord;
 
-/// The bound in bytes, for `shards` shards and an imbalance that cannot fall below `floor`. Ranges without load cost
-/// nothing and are never moved.
+/// The bound in bytes, for `shards` shards and an imbalance that cannot fall below `floor`. Ranges
+/// without load cost nothing and are never moved.
 pub fn least_moved_bytes(ranges: &[RangeRecord], shards: u32, floor: f64) -> u64 {
     let total: f64 = ranges.iter().map(|range| range.load).sum();
     let limit = LEVEL_FACTOR * floor * total / f64::from(shards.max(1));
@@ -60,9 +64,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hot_for_its_size_goes_first() {
-        // 8 of load on shard 1 of 2, which may keep 5: three must go. The small hot range gives two for ten bytes; the
-        // third comes from the next best, a quarter of its 400 bytes.
+    fn the_most_load_per_byte_goes_first() {
+        // 8 of load on shard 1 of 2, which may keep 5: three must go. The small hot range gives two
+        // for ten bytes; the third comes from the next best, a quarter of its 400 bytes.
         let ranges = [range(1, 2.0, 10), range(1, 4.0, 400), range(1, 2.0, 100_000)];
         assert_eq!(least_moved_bytes(&ranges, 2, 1.0), 110);
         // Load that was on shard 2 from the start does not have to come from shard 1.

@@ -1,14 +1,12 @@
-//! What a run should show, held against what it has shown.
+//! Targets of a run, compared with its figures.
 
-use serde::Serialize;
+use super::report_data::{PauseMs, Report, RunTarget};
 
-use super::{PauseMs, Report};
-
-/// The load should be level within so many seconds.
+/// The load should be level within this time, in seconds.
 const LEVEL_WITHIN_S: u64 = 10;
 
-/// At the end the imbalance should be at most this many times its floor: less than what counts as level, since a balancer that has had time
-/// should have used it.
+/// At the end the imbalance should be at most this many times its floor: less than what counts as
+/// level, since a balancer that has had time should have used it.
 const STEADY_FACTOR: f64 = 1.10;
 
 /// Of a hundred moves, 99 should let writes wait for no longer than this, in milliseconds.
@@ -17,24 +15,13 @@ const PAUSE_P99_MS: f64 = 50.0;
 /// What the throughput should grow by, once the load is level, where shards have a limit each.
 const THROUGHPUT_RATIO: f64 = 2.2;
 
-/// From so many shards on it can grow by that much.
+/// The fewest shards with which it can grow by that much.
 const RATIO_FROM_SHARDS: u32 = 3;
 
-/// One target of a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Target {
-    /// What is wanted, in words.
-    pub wanted: String,
-    /// What was found, in words.
-    pub found: String,
-    /// Whether that is what is wanted.
-    pub met: bool,
-}
-
-/// The targets that apply to this run: one that has moved nothing has no pauses to judge, and without a limit for each shard
-/// throughput says nothing about the balance.
-pub(super) fn judge(report: &Report) -> Vec<Target> {
-    let target = |met, wanted: String, found: String| Target { wanted, found, met };
+/// The targets that apply to this run. A run without moves has no pauses to judge; without a limit
+/// for each shard, throughput says nothing about the balance.
+pub(super) fn judge(report: &Report) -> Vec<RunTarget> {
+    let target = |met, wanted: String, found: String| RunTarget { wanted, found, met };
     let none_of = |count: Option<u64>, what: &str| {
         let found = count.map_or("not checked".to_owned(), |count| count.to_string());
         target(count == Some(0), format!("no {what}"), found)

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use super::super::{FaultRecord, OperatorRecord, RangeRecord};
+use super::super::run_record::{FaultRecord, OperatorRecord, RangeRecord};
 use super::*;
 use crate::replay::{Finding, ReplayRecord, Totals, Verification};
 
-/// A second in which shard i answered `per_shard[i]` statements, with all latencies at `latency_ms`.
+/// A second in which shard i answered `per_shard[i]` statements, with all latencies at
+/// `latency_ms`.
 fn second(per_shard: &[u64], latency_ms: u64) -> SecondRecord {
     let mut second = SecondRecord::empty(per_shard.len() as u32);
     for (shard, statements) in per_shard.iter().enumerate().filter(|(_, statements)| **statements > 0) {
@@ -65,7 +66,7 @@ fn levelled() -> RunRecord {
 
 #[test]
 fn a_levelled_run() {
-    let report = Report::assemble(&levelled()).unwrap();
+    let report = assemble(&levelled()).unwrap();
     assert_eq!((report.first_split_s, report.level_s), (Some(5.2), Some(8)));
     assert_eq!((report.splits, report.moves, report.merges, report.moves_after_level), (2, 2, 1, 0));
     assert_eq!((report.moved_bytes, report.least_moved_bytes), (700, 584));
@@ -85,12 +86,12 @@ fn a_levelled_run() {
 fn a_single_uneven_second_later_moves_level_behind_it() {
     let mut run = levelled();
     run.replay.seconds[17] = second(&[800, 500, 500], 4);
-    assert_eq!(Report::assemble(&run).unwrap().level_s, Some(18));
+    assert_eq!(assemble(&run).unwrap().level_s, Some(18));
     run.replay.seconds[19] = second(&[800, 500, 500], 4);
-    let report = Report::assemble(&run).unwrap();
+    let report = assemble(&run).unwrap();
     assert_eq!((report.level_s, report.throughput_per_s.after), (None, None));
     assert_eq!(report.latency_ms.after, Quantiles::default());
-    assert!(report.render_text().contains("never level"));
+    assert!(report.to_string().contains("never level"));
 }
 
 #[test]
@@ -98,14 +99,14 @@ fn the_floor_follows_the_hottest_key_and_the_shards_of_each_second() {
     let mut run = levelled();
     // Half of the load on one key: the floor is 1.5, and an imbalance of 1.875 or less is level.
     run.hottest_key_share = 0.5;
-    let report = Report::assemble(&run).unwrap();
+    let report = assemble(&run).unwrap();
     assert_eq!((report.imbalance_floor, report.level_s), (1.5, Some(8)));
     // With four shards from second 10 on, 700/600/500/0 of 1,800 is 1.556 of 1.25 · 2.
     for second in &mut run.replay.seconds[10..] {
         second.shards = 4;
     }
     run.shards = 4;
-    let report = Report::assemble(&run).unwrap();
+    let report = assemble(&run).unwrap();
     assert_eq!((report.imbalance_floor, report.level_s, report.imbalance[12]), (2.0, Some(8), Some(1.5556)));
 }
 
@@ -115,7 +116,7 @@ fn silent_seconds_are_null_and_the_last_part_of_a_second_is_left_out() {
     run.replay.seconds[10] = SecondRecord::empty(3);
     run.replay.seconds.push(second(&[5, 0, 0], 1));
     run.replay.duration = Duration::from_millis(20_400);
-    let report = Report::assemble(&run).unwrap();
+    let report = assemble(&run).unwrap();
     assert_eq!((report.imbalance.len(), report.imbalance[10], report.level_s), (20, None, Some(8)));
     assert_eq!(report.throughput_per_s.after, Some(1_650.0));
     let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
@@ -128,12 +129,12 @@ fn moves_after_level_are_counted() {
     run.operators.push(operator(OperatorKind::Move, 8.5, 9.0));
     // After the end of the load.
     run.operators.push(operator(OperatorKind::Move, 20.5, 21.0));
-    assert_eq!(Report::assemble(&run).unwrap().moves_after_level, 1);
+    assert_eq!(assemble(&run).unwrap().moves_after_level, 1);
 }
 
 #[test]
 fn a_run_that_was_level_from_the_start_has_only_an_after() {
-    let report = Report::assemble(&run(vec![second(&[100, 100, 100], 1); 4])).unwrap();
+    let report = assemble(&run(vec![second(&[100, 100, 100], 1); 4])).unwrap();
     assert_eq!((report.first_split_s, report.level_s), (None, Some(0)));
     assert_eq!(report.throughput_per_s, Throughput { before: None, after: Some(300.0) });
     assert_eq!(report.pause_ms, PauseMs::default());
@@ -143,7 +144,7 @@ fn a_run_that_was_level_from_the_start_has_only_an_after() {
 fn json_has_every_field_that_is_promised() {
     let mut run = levelled();
     run.faults.push(FaultRecord { at_s: 6.5, what: "killed the leader of shard 1".to_owned() });
-    let json: serde_json::Value = serde_json::from_str(&Report::assemble(&run).unwrap().to_json()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&assemble(&run).unwrap().to_json()).unwrap();
     for path in [
         "/workload",
         "/seed",
@@ -191,7 +192,7 @@ fn impossible_records_are_refused_as_json() {
     let refused = |change: fn(&mut RunRecord)| {
         let mut run = levelled();
         change(&mut run);
-        Report::assemble(&run).unwrap_err()
+        assemble(&run).unwrap_err()
     };
     assert_eq!(refused(|run| run.shards = 0).code, "no-shards");
     assert_eq!(refused(|run| run.replay.seconds.clear()).code, "no-seconds");
@@ -211,7 +212,7 @@ fn the_text_says_what_was_lost_and_under_which_limit() {
     run.findings.push("chaos: 3 of 4 faults were made".to_owned());
     run.verification.lost_writes = 1;
     run.verification.findings.push(Finding { key: 5, what: "version 2 was acknowledged".to_owned() });
-    let text = Report::assemble(&run).unwrap().render_text();
+    let text = assemble(&run).unwrap().to_string();
     for part in [
         "mixgraph with seed 7, 3 shards, 20 s of load",
         "imbalance    █████▅▅▅▂▂▂▂▂▂▂▂▂▂▂▂",
@@ -235,16 +236,16 @@ fn the_text_says_what_was_lost_and_under_which_limit() {
 
 #[test]
 fn only_targets_that_apply_are_held_against_a_run() {
-    let quiet = Report::assemble(&run(vec![second(&[100, 100, 100], 1); 4])).unwrap();
+    let quiet = assemble(&run(vec![second(&[100, 100, 100], 1); 4])).unwrap();
     assert!(quiet.is_good() && quiet.targets.iter().all(|target| target.met), "{:?}", quiet.targets);
     assert_eq!(quiet.targets.len(), 5);
     let mut slow = levelled();
     slow.operators[2].pause_ms = Some(51.0);
     slow.replay.seconds = [vec![second(&[900, 0, 0], 2); 21], vec![second(&[700, 600, 500], 4); 5]].concat();
     slow.replay.duration = Duration::from_secs(26);
-    let slow = Report::assemble(&slow).unwrap();
+    let slow = assemble(&slow).unwrap();
     let missed: Vec<_> = slow.targets.iter().filter(|t| !t.met).map(|t| t.found.as_str()).collect();
-    // What is slow is not wrong.
+    // A slow run is not a wrong one.
     assert!(slow.is_good());
     assert_eq!(missed, ["21 s", "2.08 times", "51.0 ms"]);
     let wrong: [fn(&mut Verification); 3] =
@@ -252,9 +253,9 @@ fn only_targets_that_apply_are_held_against_a_run() {
     for make in wrong {
         let mut run = levelled();
         make(&mut run.verification);
-        assert!(!Report::assemble(&run).unwrap().is_good());
+        assert!(!assemble(&run).unwrap().is_good());
     }
     let mut wrong = levelled();
     wrong.findings.push("operator 7 still runs".to_owned());
-    assert!(!Report::assemble(&wrong).unwrap().is_good());
+    assert!(!assemble(&wrong).unwrap().is_good());
 }

@@ -1,11 +1,14 @@
-//! Our own trace format: `time_us,op,key[,value_bytes]`, with an optional header line of those names.
+//! Evenkeel's trace format: `time_us,op,key[,value_bytes]`, with an optional header line of those
+//! names.
 //!
-//! `time_us` is in microseconds from any origin and may be empty, which leaves the pace to the replay. `op` is one of
-//! `read`, `update`, `insert`, `delete`, `scan`. `key` is a signed 64-bit integer. `value_bytes` may be missing or empty.
+//! `time_us` is in microseconds from any origin and may be empty, which leaves the pace to the
+//! replay. `op` is one of `read`, `update`, `insert`, `delete`, `scan`. `key` is a signed 64-bit
+//! integer. `value_bytes` may be missing or empty.
 
 use std::time::Duration;
 
-use super::{SCAN_LIMIT_ROWS, TraceRecord, field, shorten};
+use super::fields::{field, shorten};
+use super::record::{SCAN_LIMIT_ROWS, TraceRecord};
 use crate::operation::{Operation, OperationKind};
 
 /// Whether a file's first line is the header.

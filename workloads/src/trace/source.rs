@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Survey, TraceError, TraceFormat, TraceReader, TraceRecord};
+use super::error::TraceError;
+use super::format::TraceFormat;
+use super::reader::TraceReader;
+use super::record::TraceRecord;
+use super::survey::Survey;
 use crate::operation::{OperationKind, Source, SourceError, TimedOperation};
 use crate::seed::SeededRandom;
 
@@ -27,7 +31,8 @@ pub struct TraceOptions {
 }
 
 impl TraceOptions {
-    /// Every option at its usual value: no updates added, 100-byte values, at most 64 KiB, once through, seed 1.
+    /// Every option at its usual value: no updates added, 100-byte values, at most 64 KiB, once
+    /// through, seed 1.
     pub fn new(path: impl Into<PathBuf>, format: TraceFormat) -> Self {
         Self {
             path: path.into(),

@@ -1,9 +1,10 @@
-//! What has to be known about a trace before it is replayed.
+//! Survey of a trace before it is replayed: the keys to load, the share of the hottest key.
 
 use std::collections::HashMap;
 use std::io::BufRead;
 
-use super::{TraceError, TraceReader};
+use super::error::TraceError;
+use super::reader::TraceReader;
 use crate::operation::OperationKind;
 
 /// One pass over a trace: bounded by its number of keys, not by its length.
@@ -13,8 +14,8 @@ pub struct Survey {
     pub operations: u64,
     /// Different keys in the trace.
     pub distinct_keys: u64,
-    /// Keys to load before the replay, ascending, each with the first value size that the trace names (0: none). A key
-    /// whose first operation is an insert is not among them.
+    /// Keys to load before the replay, ascending, each with the first value size that the trace
+    /// names (0: none). A key whose first operation is an insert is not among them.
     pub initial_rows: Vec<(i64, u32)>,
     /// The hottest key's share (0 to 1) of the operations.
     pub hottest_key_share: f64,
@@ -29,8 +30,8 @@ struct KeyFacts {
 }
 
 impl Survey {
-    /// Reads the whole trace. Fails with [`TraceError::TooManyKeys`] past `max_keys` different keys, and with
-    /// [`TraceError::Empty`] if there is nothing to replay.
+    /// Reads the whole trace. Fails with [`TraceError::TooManyKeys`] past `max_keys` different
+    /// keys, and with [`TraceError::Empty`] if there is nothing to replay.
     pub fn take(reader: &mut TraceReader<impl BufRead>, max_keys: usize) -> Result<Self, TraceError> {
         let mut keys: HashMap<i64, KeyFacts> = HashMap::new();
         let (mut operations, mut has_times) = (0u64, true);
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn the_public_trace_is_what_its_notes_say() {
-        // The trace (CC BY 4.0, too large for the repository) is used where it is: EVENKEEL_TRACES names its folder.
+        // The trace (CC BY 4.0, too large for the repository) is used where it is: EVENKEEL_TRACES
+        // names its folder.
         let Some(folder) = std::env::var_os("EVENKEEL_TRACES") else {
             return;
         };

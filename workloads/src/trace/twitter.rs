@@ -1,7 +1,8 @@
 //! Twitter's cache traces: `timestamp,anonymized key,key size,value size,client id,operation,TTL`.
 //!
-//! Times are whole seconds. Keys are strings; they are hashed to 64 bits, the same everywhere and always, so neighbours
-//! in key order are *not* related as they may have been in the original. What a cache does maps to what a row sees:
+//! Times are whole seconds. Keys are strings; they are hashed to 64 bits, the same everywhere and
+//! always, so neighbours in key order are *not* related as they may have been in the original. What
+//! a cache does maps to what a row sees:
 //!
 //! | cache | row |
 //! |---|---|
@@ -12,7 +13,8 @@
 
 use std::time::Duration;
 
-use super::{TraceRecord, field, shorten};
+use super::fields::{field, shorten};
+use super::record::TraceRecord;
 use crate::operation::{Operation, OperationKind};
 use crate::seed::{fnv1a64, mix64};
 
@@ -21,14 +23,16 @@ pub(super) fn is_header(line: &str) -> bool {
     line.split(',').next().map(str::trim) == Some("timestamp")
 }
 
-/// The row's key for a cache key. FNV-1a leaves similar strings close together in the high bits; mixing spreads them.
+/// The row's key for a cache key. FNV-1a leaves similar strings close together in the high bits;
+/// mixing spreads them.
 pub fn key_of(cache_key: &str) -> i64 {
     mix64(fnv1a64(cache_key.as_bytes())) as i64
 }
 
 /// Parses one line without its line end.
 pub(super) fn parse(line: &str) -> Result<TraceRecord, String> {
-    // The key is anonymised but may keep a comma of its own, so the other six fields are taken from the ends.
+    // The key is anonymised but may keep a comma of its own, so the other six fields are taken from
+    // the ends.
     let (time, rest) = line.split_once(',').ok_or_else(|| wrong_fields(line))?;
     let mut ends = rest.rsplitn(6, ',');
     let mut last = || ends.next().ok_or_else(|| wrong_fields(line));

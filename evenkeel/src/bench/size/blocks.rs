@@ -1,25 +1,26 @@
-//! A block device's pattern, made here: runs of neighbouring blocks, a part of the device that is hot for a while, blocks of half a KiB to
-//! 64 KiB. It stands for a recorded trace where none is given, and makes data of any size.
+//! A generated pattern of block accesses: runs of neighbouring blocks, a part of the device that is
+//! hot for a while, blocks of 0.5 to 64 KiB. It replaces a recorded trace if none is given, and
+//! generates data of any size.
 
 use evenkeel_workloads::generators::{Endless, Generator};
 use evenkeel_workloads::seed::SeededRandom;
 use evenkeel_workloads::{Operation, OperationKind, Source};
 use std::time::Duration;
 
-/// Sizes of blocks in bytes, and how many of a hundred blocks have it. Their mean is 13.6 KB.
+/// Block sizes in bytes, each with its share in percent. The mean is 13.6 KB.
 const SIZES: [(u32, u64); 6] = [(512, 8), (4_096, 40), (8_192, 22), (16_384, 14), (32_768, 8), (65_536, 8)];
-/// Blocks of the longest run.
+/// The length of the longest run, in blocks.
 const RUN_BLOCKS: u64 = 64;
-/// Runs of a hundred that lie in the hot part.
+/// The percentage of runs in the hot part.
 const HOT_RUNS: u64 = 60;
-/// The hot part: one of so many.
+/// The number of parts, of which one is hot.
 const HOT_PARTS: u64 = 20;
-/// How long a part is hot.
+/// The time for which a part is hot.
 const HOT_FOR: Duration = Duration::from_secs(10);
-/// Operations of a hundred that write.
+/// The percentage of writes.
 const WRITES: u64 = 70;
 
-/// See the module.
+/// The pattern's state.
 struct Blocks {
     random: SeededRandom,
     blocks: u64,
@@ -33,7 +34,7 @@ pub fn mean_block_bytes() -> u64 {
     SIZES.iter().map(|(bytes, share)| u64::from(*bytes) * share).sum::<u64>() / 100
 }
 
-/// A source of operations on `blocks` blocks, and the rows to begin with: key, and size in bytes.
+/// A source of operations on `blocks` blocks, and the initial rows: key, and size in bytes.
 pub fn blocks(blocks: u64, seed: u64) -> (Box<dyn Source>, Vec<(i64, u32)>) {
     let blocks = blocks.max(1);
     let pattern = Blocks { random: SeededRandom::new(seed, 0), blocks, next: 0, left: 0, write: false };
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_blocks_of_the_device_and_sizes_have_the_mean_that_is_told() {
+    fn keys_are_blocks_of_the_device_and_sizes_have_the_documented_mean() {
         let (mut source, rows) = blocks(20_000, 1);
         let bytes: u64 = rows.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
         let mean = bytes / rows.len() as u64;

@@ -1,9 +1,9 @@
-//! What was measured, what it is held against, and how both are shown. Pure.
+//! Figures, their goals, and both as text and JSON. Pure.
 
-use crate::cli::show::table;
+use crate::display::table;
 use serde::Serialize;
 
-/// What a figure must be.
+/// The goal of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bar {
@@ -14,7 +14,7 @@ pub enum Bar {
 }
 
 impl Bar {
-    /// Whether `value` meets it.
+    /// Whether `value` meets the goal.
     pub fn met(self, value: f64) -> bool {
         match self {
             Bar::AtLeast(bar) => value >= bar,
@@ -33,44 +33,44 @@ impl Bar {
 /// One figure.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
-    /// What was measured.
+    /// The measured quantity.
     pub what: String,
-    /// On how much data.
+    /// The size of the data, or the system.
     pub at: String,
     /// The figure.
     pub value: f64,
     /// Its unit.
     pub unit: &'static str,
-    /// The same of what it is compared with, where there is such a thing.
+    /// The same figure of the reference, if there is one.
     pub beside: Option<f64>,
-    /// What the figure, or its ratio to the other's if `of_ratio`, must be.
+    /// The goal of the figure, or of its ratio to the reference's if `of_ratio`.
     pub bar: Option<Bar>,
-    /// Whether the bar is for the ratio to `beside`.
+    /// Whether the goal is for the ratio to `beside`.
     pub of_ratio: bool,
 }
 
 impl Figure {
-    /// A figure without anything to compare it with.
+    /// A figure without a reference.
     pub fn new(what: impl Into<String>, at: impl Into<String>, value: f64, unit: &'static str) -> Figure {
         Figure { what: what.into(), at: at.into(), value, unit, beside: None, bar: None, of_ratio: false }
     }
 
-    /// It must meet this.
+    /// Sets the goal.
     pub fn bar(self, bar: Bar) -> Figure {
         Figure { bar: Some(bar), ..self }
     }
 
-    /// The other's figure; the ratio must meet `bar`.
+    /// Sets the reference's figure, and the goal of the ratio.
     pub fn beside(self, other: f64, bar: Option<Bar>) -> Figure {
         Figure { beside: Some(other), bar, of_ratio: true, ..self }
     }
 
-    /// The ratio to the other's figure.
+    /// The ratio to the reference's figure.
     pub fn ratio(&self) -> Option<f64> {
         self.beside.filter(|other| *other > 0.0).map(|other| self.value / other)
     }
 
-    /// Whether its bar is met; `None` without one.
+    /// Whether the goal is met; `None` without a goal.
     pub fn met(&self) -> Option<bool> {
         let held = if self.of_ratio { self.ratio().unwrap_or(f64::NAN) } else { self.value };
         self.bar.map(|bar| bar.met(held))
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ratio_is_held_against_the_bar_only_where_it_is_meant() {
+    fn a_goal_is_for_the_ratio_only_with_a_reference() {
         let alone = Figure::new("restart", "1 GB", 12.0, "s").bar(Bar::AtMost(10.0));
         assert_eq!((alone.met(), alone.ratio()), (Some(false), None));
         let beside = Figure::new("statements", "1 GB", 700.0, "/s").beside(1_000.0, Some(Bar::AtLeast(0.6)));

@@ -1,15 +1,18 @@
-//! Moves of large things: one range of a gigabyte under a thousand updates a second, and one row of a megabyte that is updated in a loop.
+//! Moves of large data: a range of a gigabyte under a thousand updates per second, and a row of a
+//! megabyte that is updated in a loop.
 
+use super::bench_cluster::{SizeBench, memory};
 use super::figures::{Bar, Figure};
 use super::usage::{Peak, flush};
 use super::wide::{BODY_BYTES, Wide};
-use super::{Bench, memory};
-use crate::bench::failover::acks::percentile;
-use crate::cli::CommandError;
-use crate::cluster::Cluster;
-use crate::run::watch::is_running;
+use crate::error::CommandError;
 use evenkeel_client::Value;
-use evenkeel_protocol::rest::{MoveBody, OperatorBody, RangeBody};
+use evenkeel_local_cluster::Cluster;
+use evenkeel_local_cluster::failover::acknowledgements::percentile;
+use evenkeel_local_cluster::operator_text::is_running;
+use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::wait;
+use evenkeel_protocol::api::{MoveBody, OperatorBody, RangeBody};
 use evenkeel_protocol::{RangeId, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,17 +20,17 @@ use std::time::{Duration, Instant};
 
 /// Updates a second while the large range moves.
 const UPDATES_PER_S: f64 = 1_000.0;
-/// Clients that send them.
+/// Clients that send the updates.
 const CLIENTS: usize = 32;
-/// How long a move may take before it is given up as never ending.
+/// How long a move may take.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of the large row.
 const ROW_BYTES: usize = 1_000_000;
-/// How often the large row moves.
+/// The number of moves of the large row.
 const ROW_MOVES: usize = 6;
 
-/// Measures both.
-pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandError> {
+/// Measures both moves.
+pub async fn measure(bench: &SizeBench<'_>) -> Result<Vec<Figure>, CommandError> {
     let cluster = bench.cluster(2, false).await?;
     let peak = Peak::default();
     let work = async |cluster: &Cluster| {
@@ -40,7 +43,7 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandErr
     Ok(figures)
 }
 
-async fn large_range(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
+async fn large_range(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
     let rows = bench.bytes() / BODY_BYTES;
     let wide = Wide::create(cluster, "wide", 1).await?;
     bench.screen.line(&format!("loading {rows} rows of {BODY_BYTES} bytes into one range"));
@@ -70,7 +73,7 @@ async fn large_range(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>
     ])
 }
 
-async fn large_row(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
+async fn large_row(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
     let row = Wide::create(cluster, "large_row", 1).await?;
     let value: Vec<u8> = (0..ROW_BYTES).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let insert = "INSERT INTO large_row (id, n, body) VALUES (1, 0, $1)";
@@ -111,26 +114,24 @@ async fn large_row(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, 
     ])
 }
 
-/// Moves a range, and waits until the operator has ended.
+/// Moves a range and waits for the operator's end.
 async fn move_to(cluster: &Cluster, range: RangeId, to: u32) -> Result<OperatorBody, CommandError> {
     let path = format!("/v1/ranges/{range}/move");
     let deadline = Instant::now() + MOVE_TIMEOUT;
     let made: OperatorBody = loop {
-        match cluster.rest().post(&path, &MoveBody { to: ShardId(to) }).await {
+        match cluster.admin().post(&path, &MoveBody { to: ShardId(to) }).await {
             Ok(made) => break made,
-            // What the last move left behind is being deleted still.
-            Err(error) if Instant::now() < deadline && error.code() == "range-busy" => {
-                crate::cluster::wait::pause().await
-            }
+            // The rows that the last move left are still being deleted.
+            Err(error) if Instant::now() < deadline && error.code() == "range-busy" => wait::pause().await,
             Err(error) => return Err(CommandError::failed(error)),
         }
     };
     loop {
         let now: OperatorBody =
-            cluster.rest().get(&format!("/v1/operators/{}", made.id)).await.map_err(CommandError::failed)?;
+            cluster.admin().get(&format!("/v1/operators/{}", made.id)).await.map_err(CommandError::failed)?;
         if !is_running(&now) || Instant::now() >= deadline {
             return Ok(now);
         }
-        crate::cluster::wait::pause().await;
+        wait::pause().await;
     }
 }

@@ -1,15 +1,16 @@
-//! What becomes of a shard's replicas when it holds gigabytes: a scan beside keyed reads, a leader killed under full load, a replica and a
-//! whole shard started again, a replica that comes back with an empty disk.
+//! Replicas of a shard with gigabytes of rows: a scan beside keyed reads, a leader killed under
+//! full load, a replica and a whole shard started again, a replica wiped and re-seeded.
 
+use super::bench_cluster::{SizeBench, memory};
 use super::figures::{Bar, Figure};
 use super::usage::Peak;
 use super::wide::{BODY_BYTES, Wide};
-use super::{Bench, memory};
-use crate::bench::failover::acks::{all_resumed, pause, percentile};
-use crate::cli::CommandError;
-use crate::cluster::{Cluster, ProcessId};
-use crate::run::checks::inspect_all;
+use crate::error::CommandError;
 use evenkeel_client::Value;
+use evenkeel_local_cluster::failover::acknowledgements::{all_resumed, pause, percentile};
+use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::shard_calls::inspect_all;
+use evenkeel_local_cluster::{Cluster, ProcessId};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::Inspection;
 use evenkeel_workloads::seed::SeededRandom;
@@ -22,29 +23,30 @@ use tokio::task::JoinSet;
 
 /// The shard.
 const SHARD: u32 = 1;
-/// What the time of a whole shard's restart is called.
+/// The name of the figure of a whole shard's restart.
 const RESTART_OF_SHARD: &str = "restart of a whole shard";
 /// Its replicas.
 const REPLICAS: u64 = 3;
-/// Clients that write as fast as they can while the leader is killed.
+/// Clients that write as fast as possible while the leader is killed.
 const CLIENTS: usize = 32;
 /// Updates a second that make 10 MB/s.
 const SEED_UPDATES_PER_S: f64 = 10e6 / BODY_BYTES as f64;
-/// How long a replica or a shard may take before it is given up.
+/// How long a replica or a shard may take to serve again.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Acknowledged writes per writer that show that writing goes on.
+/// Acknowledged writes per writer after which writes have resumed.
 const RESUMED: usize = 3;
-/// Keyed reads that are timed at once.
+/// Clients whose keyed reads are timed.
 const READERS: usize = 4;
 /// How long keyed reads are timed without the scan.
 const READ_TIME: Duration = Duration::from_secs(5);
-/// How long clients write as fast as they can before the leader is killed.
+/// How long clients write as fast as possible before the leader is killed.
 const FULL_LOAD_TIME: Duration = Duration::from_secs(8);
-/// Positions of the log that a replica which serves may be behind: what is written in a fraction of a second.
+/// Positions of the log that a serving replica may be behind: the writes of a fraction of a second.
 const BEHIND: u64 = 500;
 
-/// Measures at the smaller size, and what must not depend on the size at the larger one again.
-pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandError> {
+/// Measures with the smaller data set, and the restarts with the larger one again: they must not
+/// depend on the size.
+pub async fn measure(bench: &SizeBench<'_>) -> Result<Vec<Figure>, CommandError> {
     let cluster = bench.cluster(SHARD, false).await?;
     let (small, large) = (Peak::default(), Peak::default());
     let mut figures = bench.on(cluster, &small, async |cluster| on_cluster(bench, cluster).await).await?;
@@ -66,8 +68,8 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandErr
     Ok(figures)
 }
 
-/// A wiped replica only, at the smaller size.
-pub(super) async fn measure_reseed(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandError> {
+/// Measures only the re-seeding, with the smaller data set.
+pub async fn measure_reseed(bench: &SizeBench<'_>) -> Result<Vec<Figure>, CommandError> {
     let cluster = bench.cluster(SHARD, false).await?;
     let (peak, at) = (Peak::default(), format!("{} GB", bench.config.gigabytes));
     let reseeded = async |cluster: &Cluster| {
@@ -79,8 +81,8 @@ pub(super) async fn measure_reseed(bench: &Bench<'_>) -> Result<Vec<Figure>, Com
     Ok(figures)
 }
 
-/// The shard with the smaller size's rows, and how many they are.
-async fn loaded<'a>(bench: &'a Bench<'a>, cluster: &'a Cluster) -> Result<(Shard<'a>, u64), CommandError> {
+/// The shard with the rows of the smaller data set, and their number.
+async fn loaded<'a>(bench: &'a SizeBench<'a>, cluster: &'a Cluster) -> Result<(Shard<'a>, u64), CommandError> {
     let rows = bench.bytes() / BODY_BYTES;
     let shard = Shard { bench, cluster, wide: Wide::create(cluster, "wide", SHARD).await? };
     bench.screen.line(&format!("loading {} GB", bench.config.gigabytes));
@@ -88,8 +90,8 @@ async fn loaded<'a>(bench: &'a Bench<'a>, cluster: &'a Cluster) -> Result<(Shard
     Ok((shard, rows))
 }
 
-/// What must not depend on the size, at the larger one.
-async fn on_large(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
+/// Restarts with the larger data set.
+async fn on_large(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
     let large = bench.config.large_gigabytes;
     let shard = Shard { bench, cluster, wide: Wide::create(cluster, "wide", SHARD).await? };
     bench.screen.line(&format!("loading {large} GB"));
@@ -97,7 +99,7 @@ async fn on_large(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, C
     shard.restarts(&format!("{large} GB")).await
 }
 
-async fn on_cluster(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
+async fn on_cluster(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Figure>, CommandError> {
     let (shard, rows) = loaded(bench, cluster).await?;
     let at = format!("{} GB", bench.config.gigabytes);
     let mut figures = shard.scan(rows, &at).await?;
@@ -108,7 +110,7 @@ async fn on_cluster(bench: &Bench<'_>, cluster: &Cluster) -> Result<Vec<Figure>,
 }
 
 struct Shard<'a> {
-    bench: &'a Bench<'a>,
+    bench: &'a SizeBench<'a>,
     cluster: &'a Cluster,
     wide: Wide,
 }
@@ -142,7 +144,8 @@ impl Shard<'_> {
         found.ok_or_else(|| CommandError::Failed("the shard has no leader".into()))
     }
 
-    /// Keyed reads until `other` has ended; their latencies, in milliseconds, and what `other` gave.
+    /// Keyed reads until `other` has ended; their latencies, in milliseconds, and what `other`
+    /// gave.
     async fn keyed_reads<T>(&self, rows: u64, other: impl Future<Output = T>) -> Result<(Vec<f64>, T), CommandError> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut readers = JoinSet::new();
@@ -169,7 +172,7 @@ impl Shard<'_> {
         Ok((all, other))
     }
 
-    /// A scan of everything beside keyed reads.
+    /// Scans all rows beside keyed reads.
     async fn scan(&self, rows: u64, at: &str) -> Result<Vec<Figure>, CommandError> {
         self.bench.screen.line("reading everything in one statement, beside keyed reads");
         let (alone, ()) = self.keyed_reads(rows, tokio::time::sleep(READ_TIME)).await?;
@@ -189,7 +192,7 @@ impl Shard<'_> {
         ])
     }
 
-    /// The leader killed while clients write as fast as they can.
+    /// Kills the leader while clients write as fast as possible.
     async fn killed(&self, rows: u64, at: &str) -> Result<Vec<Figure>, CommandError> {
         self.bench.screen.line("killing the leader under full write load");
         let writers = self.wide.writers(CLIENTS, rows, 0.0);
@@ -213,7 +216,7 @@ impl Shard<'_> {
         ])
     }
 
-    /// A follower that comes back with an empty disk while 10 MB/s are written, and is killed half-way.
+    /// Wipes a follower while 10 MB/s are written, and kills it half-way through its re-seeding.
     async fn reseeded(&self, rows: u64, at: &str) -> Result<Vec<Figure>, CommandError> {
         self.bench.screen.line("wiping a follower while 10 MB/s are written, and killing it half-way");
         self.whole().await?;
@@ -242,7 +245,7 @@ impl Shard<'_> {
         ])
     }
 
-    /// A follower, and then all three replicas, killed and started again.
+    /// Kills and starts a follower, and then all three replicas.
     async fn restarts(&self, at: &str) -> Result<Vec<Figure>, CommandError> {
         self.whole().await?;
         self.bench.screen.line("starting a replica again, and then the whole shard");
@@ -276,7 +279,7 @@ impl Shard<'_> {
         Ok((1..=REPLICAS).find(|replica| *replica != leader).unwrap_or(1))
     }
 
-    /// Whether this replica answers and has in PostgreSQL what was decided when it was asked, about.
+    /// Whether the replica answers and is at most [`BEHIND`] positions behind the decided position.
     async fn serves(&self, replica: u64) -> bool {
         let seen = self.inspect().await;
         let decided = seen.values().filter(|i| i.leads).map(|i| i.decided).max();
@@ -299,7 +302,7 @@ impl Shard<'_> {
     }
 }
 
-/// Bytes of the files in a folder and all below; what goes away meanwhile counts for nothing.
+/// The bytes of all files below a folder. Files that disappear meanwhile count as zero.
 fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let size = |entry: std::fs::DirEntry| match entry.metadata() {

@@ -1,9 +1,10 @@
-//! PostgreSQL with two standbys as a target of a replay: the same statements, over a fixed number of connections.
+//! PostgreSQL with two standbys as the target of a replay: the same statements, over a fixed number
+//! of connections.
 
 use crate::bench::plain::PlainPostgres;
 use bytes::Bytes;
 use evenkeel_client::Value;
-use evenkeel_workloads::replay::{Answer, Failure, Outcome, Statement, StatementKind, StoredRow, Target};
+use evenkeel_workloads::replay::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
 use evenkeel_workloads::target_sql::{Texts, parameters};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,15 +12,15 @@ use tokio::sync::Semaphore;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
-/// One connection and what has been prepared on it.
-struct Connection {
+/// One connection and its prepared statements.
+struct PlainConnection {
     client: Client,
     prepared: HashMap<String, tokio_postgres::Statement>,
 }
 
-/// A table of a plain PostgreSQL.
+/// A table of PostgreSQL.
 pub struct PlainTarget {
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<PlainConnection>>,
     free: Semaphore,
     texts: Texts,
 }
@@ -30,7 +31,7 @@ impl PlainTarget {
         let texts = Texts::new(table);
         let mut idle = Vec::with_capacity(connections);
         for _ in 0..connections {
-            idle.push(Connection { client: plain.connect().await?, prepared: HashMap::new() });
+            idle.push(PlainConnection { client: plain.connect().await?, prepared: HashMap::new() });
         }
         idle[0].client.batch_execute(texts.create()).await.map_err(|e| e.to_string())?;
         Ok(PlainTarget { idle: Mutex::new(idle), free: Semaphore::new(connections), texts })
@@ -46,7 +47,7 @@ impl PlainTarget {
 
     async fn with_connection(&self, text: &str, values: &[Value], rows: bool) -> Result<(Vec<Row>, u64), Failure> {
         let unknown = |error: &dyn std::fmt::Display| Failure::Unknown(error.to_string());
-        let _permit = self.free.acquire().await.map_err(|e| unknown(&e))?;
+        let _free = self.free.acquire().await.map_err(|e| unknown(&e))?;
         let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut connection = taken.ok_or_else(|| Failure::NotApplied("no connection is free".into()))?;
         let done = connection.execute(text, values, rows).await;
@@ -55,7 +56,7 @@ impl PlainTarget {
     }
 }
 
-impl Connection {
+impl PlainConnection {
     async fn execute(
         &mut self,
         text: &str,
@@ -80,7 +81,8 @@ impl Connection {
     }
 }
 
-/// A parameter in the driver's form; what a replay does not send is sent as NULL, and refused by the table.
+/// A parameter in the form of `tokio-postgres`. A type that no replay sends is sent as NULL, which
+/// the table refuses.
 enum Parameter<'a> {
     Int(i64),
     Bytes(&'a [u8]),
@@ -121,7 +123,7 @@ fn stored(row: &Row) -> Result<StoredRow, Failure> {
 }
 
 impl Target for PlainTarget {
-    async fn execute(&self, statement: &Statement) -> Outcome {
+    async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let (text, values) = (self.texts.of(statement.kind), parameters(statement));
         let result = match statement.kind {
             StatementKind::Read => match self.run(text, &values).await {
@@ -140,7 +142,7 @@ impl Target for PlainTarget {
                 self.change(text, &values).await.map(|affected_rows| Answer::Written { affected_rows })
             }
         };
-        Outcome { result, shard: None, retries: 0 }
+        StatementOutcome { result, shard: None, retries: 0 }
     }
 
     async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {

@@ -1,21 +1,24 @@
-//! Large blocks, loaded and then read and written by 16 clients: PostgreSQL with two standbys, Evenkeel while it balances, and Evenkeel
-//! with the balancer paused, in turn, each from nothing.
+//! Large blocks, loaded and then read and written by 16 clients. PostgreSQL with two standbys,
+//! Evenkeel with the balancer on, and Evenkeel with the balancer off run in turn, each with an
+//! empty disk.
 
+use super::bench_cluster::SizeBench;
+use super::blocks;
 use super::figures::{Bar, Figure, least_window};
 use super::target::PlainTarget;
 use super::usage::{flush, of_tree};
-use super::{Bench, blocks};
-use crate::bench::failover::acks::percentile;
 use crate::bench::plain::PlainPostgres;
-use crate::cli::CommandError;
-use crate::cluster::Cluster;
-use crate::run::config::MAX_KEYS;
-use crate::run::screen::while_waiting;
-use crate::run::watch::Watch;
-use crate::run::workload::Workload;
-use crate::run::{RunConfig, checks};
+use crate::error::CommandError;
+use crate::run_config::RunConfig;
+use crate::screen::while_waiting;
 use evenkeel_client::{Client, ClientConfig};
-use evenkeel_protocol::rest::{OperatorBody, OperatorKind};
+use evenkeel_local_cluster::Cluster;
+use evenkeel_local_cluster::failover::acknowledgements::percentile;
+use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::options::MAX_KEYS;
+use evenkeel_local_cluster::run::verification::verify_cluster;
+use evenkeel_local_cluster::run::watch::Watch;
+use evenkeel_protocol::api::{OperatorBody, OperatorKind};
 use evenkeel_workloads::Source;
 use evenkeel_workloads::replay::{
     Ledger, LoadOptions, Pace, Replay, ReplayConfig, ReplayRecord, Target, Verification, VerifyOptions, load, verify,
@@ -34,23 +37,24 @@ const TABLE: &str = "blocks";
 const SEED: u64 = 1;
 /// The window of the worst moment, in seconds.
 const WINDOW_S: usize = 10;
-/// How long what moves at the end may take.
-const SETTLE: Duration = Duration::from_secs(120);
-/// Time that a move may take beside copying its bytes, in seconds: it has to be asked for, fenced and published.
+/// How long operators that run at the end may take.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time that a move may take beside copying its bytes, in seconds, for its request, its fence and
+/// its publication.
 const MOVE_BASE_S: f64 = 1.0;
 
-/// What one system has shown.
-struct Shown {
+/// The measurements of one system.
+struct SystemRun {
     load_s: f64,
     record: ReplayRecord,
     verification: Verification,
-    /// From the load's start to the last row read back, in seconds.
+    /// The time from the start of loading to the last row read back, in seconds.
     whole_s: f64,
     user_bytes: u64,
     written_bytes: u64,
 }
 
-impl Shown {
+impl SystemRun {
     /// Statements answered in each second of the load.
     fn per_second(&self) -> Vec<f64> {
         let whole = self.record.duration.as_secs() as usize;
@@ -70,7 +74,7 @@ impl Shown {
         self.written_bytes as f64 / self.user_bytes.max(1) as f64
     }
 
-    /// Statements that failed or were answered wrongly, and rows lost or unread.
+    /// The number of failed statements, wrong answers, lost rows and unread rows.
     fn wrong(&self) -> u64 {
         let totals = self.record.totals;
         totals.failed
@@ -84,21 +88,21 @@ impl Shown {
     }
 }
 
-/// Runs the three, PostgreSQL before and after: these disks are not always equally fast.
-pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandError> {
+/// Runs the three systems, PostgreSQL before and after, because the disk's speed varies over time.
+pub async fn measure(bench: &SizeBench<'_>) -> Result<Vec<Figure>, CommandError> {
     let before = plain(bench).await?;
     let (balanced, moves, differing) = evenkeel(bench, true).await?;
     let (paused, _, differing_paused) = evenkeel(bench, false).await?;
     let after = plain(bench).await?;
-    let mean = |of: fn(&Shown) -> f64| (of(&before) + of(&after)) / 2.0;
+    let mean = |of: fn(&SystemRun) -> f64| (of(&before) + of(&after)) / 2.0;
     let at = "blocks, balancer on";
     let mut figures = vec![
         Figure::new("statements/s, mean", at, balanced.mean_per_s(), "/s")
-            .beside(mean(Shown::mean_per_s), Some(Bar::AtLeast(0.6))),
+            .beside(mean(SystemRun::mean_per_s), Some(Bar::AtLeast(0.6))),
         Figure::new("statements/s, worst 10 s", at, balanced.worst_per_s(), "/s")
-            .beside(mean(Shown::mean_per_s), Some(Bar::AtLeast(0.4))),
+            .beside(mean(SystemRun::mean_per_s), Some(Bar::AtLeast(0.4))),
         Figure::new("statements/s, mean", "blocks, balancer paused", paused.mean_per_s(), "/s")
-            .beside(mean(Shown::mean_per_s), Some(Bar::AtLeast(0.8))),
+            .beside(mean(SystemRun::mean_per_s), Some(Bar::AtLeast(0.8))),
         Figure::new("loading", at, balanced.load_s, "s").beside(mean(|s| s.load_s), None),
         Figure::new("load to all rows read back", at, balanced.whole_s, "s").beside(mean(|s| s.whole_s), None),
         Figure::new("failed, lost, differing", at, (balanced.wrong() + differing) as f64, "").bar(Bar::AtMost(0.0)),
@@ -110,9 +114,9 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandErr
         )
         .bar(Bar::AtMost(0.0)),
         Figure::new("disk bytes per user byte", at, balanced.amplification(), "")
-            .beside(mean(Shown::amplification), None),
+            .beside(mean(SystemRun::amplification), None),
         Figure::new("disk bytes per user byte", "blocks, balancer paused", paused.amplification(), "")
-            .beside(mean(Shown::amplification), Some(Bar::AtMost(1.5))),
+            .beside(mean(SystemRun::amplification), Some(Bar::AtMost(1.5))),
     ];
     figures.extend(of_moves(&moves));
     for message in balanced.record.messages.iter().chain(&paused.record.messages) {
@@ -121,13 +125,13 @@ pub(super) async fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>, CommandErr
     Ok(figures)
 }
 
-/// What the moves took: the share that lasted longer than they should, and the pauses.
+/// Figures of the moves: the number that took longer than expected, and the pauses.
 fn of_moves(operators: &[OperatorBody]) -> Vec<Figure> {
     let moves: Vec<&OperatorBody> = operators.iter().filter(|o| matches!(o.kind, OperatorKind::Move { .. })).collect();
     let at = "blocks, balancer on";
     let seconds = |o: &OperatorBody| Some(o.ended_ms?.saturating_sub(o.created_ms) as f64 / 1e3);
     let done: Vec<(f64, f64)> = moves.iter().filter_map(|o| Some((o.bytes as f64, seconds(o)?))).collect();
-    // The rate is what the moves themselves reached at their best half: a machine's, not a constant.
+    // The expected rate is the median rate of the moves themselves, which depends on the machine.
     let rates: Vec<f64> = done.iter().filter(|(bytes, _)| *bytes > 1e6).map(|(bytes, s)| bytes / s.max(1e-3)).collect();
     let rate = percentile(&rates, 0.5).max(1e6);
     let slow = done.iter().filter(|(bytes, s)| *s > 3.0 * (bytes / rate + MOVE_BASE_S)).count();
@@ -143,20 +147,20 @@ fn of_moves(operators: &[OperatorBody]) -> Vec<Figure> {
     ]
 }
 
-/// Operations, and the rows they begin with: key, and size in bytes.
+/// Operations, and the initial rows: key, and size in bytes.
 type Load = (Box<dyn Source>, Vec<(i64, u32)>);
 
-/// The workload: a trace's, or one made here.
-fn workload(bench: &Bench<'_>) -> Result<Load, CommandError> {
+/// The workload: a trace's, or a generated one.
+fn workload(bench: &SizeBench<'_>) -> Result<Load, CommandError> {
     let Some(path) = &bench.config.trace else {
         return Ok(blocks::blocks(bench.bytes() / blocks::mean_block_bytes(), SEED));
     };
     let run = RunConfig { trace: Some(path.clone()), duration: Some(bench.config.duration), ..RunConfig::default() };
-    let workload = Workload::prepare(&run)?;
+    let workload = run.prepare()?;
     Ok((workload.source, workload.rows))
 }
 
-async fn plain(bench: &Bench<'_>) -> Result<Shown, CommandError> {
+async fn plain(bench: &SizeBench<'_>) -> Result<SystemRun, CommandError> {
     let starting = PlainPostgres::start(bench.config.postgres_bin.as_deref(), SHARDS * 3);
     let (plain, _) = while_waiting(&bench.screen, "starting PostgreSQL with two synchronous standbys", starting).await;
     let plain = plain.map_err(CommandError::Failed)?;
@@ -164,47 +168,56 @@ async fn plain(bench: &Bench<'_>) -> Result<Shown, CommandError> {
     run(bench, Arc::new(target), 1, &plain.pids()).await
 }
 
-/// The run on Evenkeel, its operators, and the number of replicas that differ and places with a wrong owner.
-async fn evenkeel(bench: &Bench<'_>, balancer: bool) -> Result<(Shown, Vec<OperatorBody>, u64), CommandError> {
+/// The run on Evenkeel, its operators, and the number of replicas that differ and places with a
+/// wrong owner.
+async fn evenkeel(bench: &SizeBench<'_>, balancer: bool) -> Result<(SystemRun, Vec<OperatorBody>, u64), CommandError> {
     let cluster = bench.cluster(SHARDS, balancer).await?;
     let ended = on_cluster(bench, &cluster).await;
     cluster.stop().await;
     ended
 }
 
-async fn on_cluster(bench: &Bench<'_>, cluster: &Cluster) -> Result<(Shown, Vec<OperatorBody>, u64), CommandError> {
-    let mut options = ClientConfig::new(cluster.rest().urls());
+async fn on_cluster(
+    bench: &SizeBench<'_>,
+    cluster: &Cluster,
+) -> Result<(SystemRun, Vec<OperatorBody>, u64), CommandError> {
+    let mut options = ClientConfig::new(cluster.admin().urls());
     options.overload_patience_ms = options.statement_timeout_ms;
     let client = Client::connect(options).await.map_err(CommandError::failed)?;
     let target = SqlTarget::create(client, TABLE).await.map_err(CommandError::failed)?;
     let pids: Vec<u32> = cluster.process_ids().into_iter().filter_map(|id| cluster.pid(id)).collect();
-    let watch = Watch::start(cluster.rest().clone(), bench.screen.clone());
+    let watch = Watch::start(cluster.admin().clone(), Arc::new(bench.screen.clone()));
     let shown = run(bench, Arc::new(target), SHARDS, &pids).await?;
-    settle(cluster, &watch).await?;
+    quiet(cluster, &watch).await?;
     let operators = watch.end().await.operators;
-    let checked = checks::check(cluster.rest()).await.map_err(CommandError::Failed)?;
-    checked.findings.iter().for_each(|finding| bench.screen.line(finding));
-    Ok((shown, operators, checked.differing_replicas + checked.left_behind + checked.owners_wrong))
+    let verified = verify_cluster(cluster.admin()).await.map_err(CommandError::Failed)?;
+    verified.findings.iter().for_each(|finding| bench.screen.line(finding));
+    Ok((shown, operators, verified.differing_replicas + verified.left_behind + verified.owners_wrong))
 }
 
-/// Holds the balancer still until nothing moves any more, or for as long as that may take.
-async fn settle(cluster: &Cluster, watch: &Watch) -> Result<(), CommandError> {
+/// Switches the balancer off and waits until no operator runs, or for [`QUIET_TIMEOUT`].
+async fn quiet(cluster: &Cluster, watch: &Watch) -> Result<(), CommandError> {
     let off = serde_json::json!({ "enabled": false });
-    let _: serde_json::Value = cluster.rest().post("/v1/balancer", &off).await.map_err(CommandError::failed)?;
-    let deadline = Instant::now() + SETTLE;
+    let _: serde_json::Value = cluster.admin().post("/v1/balancer", &off).await.map_err(CommandError::failed)?;
+    let deadline = Instant::now() + QUIET_TIMEOUT;
     while !watch.fresh().await.running.is_empty() && Instant::now() < deadline {}
     Ok(())
 }
 
-/// Loads, replays and reads back.
-async fn run<T: Target>(bench: &Bench<'_>, target: Arc<T>, shards: u32, pids: &[u32]) -> Result<Shown, CommandError> {
+/// Loads rows, sends the load, and reads all rows back.
+async fn run<T: Target>(
+    bench: &SizeBench<'_>,
+    target: Arc<T>,
+    shards: u32,
+    pids: &[u32],
+) -> Result<SystemRun, CommandError> {
     let (source, rows) = workload(bench)?;
     let loaded_bytes: u64 = rows.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
     flush();
     let before = of_tree(pids);
     let begun = Instant::now();
     let mut ledger = Ledger::new(SEED, MAX_KEYS);
-    let loading = bench.screen.progress("loading rows", rows.len() as u64);
+    let loading = bench.screen.task("loading rows", rows.len() as u64);
     let options = LoadOptions { concurrency: CLIENTS, ..LoadOptions::default() };
     load(&target, &mut ledger, rows, options, |n| loading.set(n)).await.map_err(CommandError::failed)?;
     loading.done();
@@ -224,12 +237,12 @@ async fn run<T: Target>(bench: &Bench<'_>, target: Arc<T>, shards: u32, pids: &[
     let replayed = replayed.map_err(CommandError::failed)?;
     flush();
     let written_bytes = of_tree(pids).written_bytes.saturating_sub(before.written_bytes);
-    let reading = bench.screen.progress("reading everything back", replayed.ledger.len() as u64);
-    let progress = reading.clone();
+    let reading = bench.screen.task("reading everything back", replayed.ledger.len() as u64);
+    let steps = reading.clone();
     let options = VerifyOptions { concurrency: CLIENTS, ..VerifyOptions::default() };
-    let verification = verify(&target, replayed.ledger, options, move |n| progress.set(n)).await;
+    let verification = verify(&target, replayed.ledger, options, move |n| steps.set(n)).await;
     reading.done();
-    Ok(Shown {
+    Ok(SystemRun {
         load_s,
         whole_s: begun.elapsed().as_secs_f64(),
         user_bytes: loaded_bytes + sent_bytes.load(std::sync::atomic::Ordering::Relaxed),
@@ -239,7 +252,7 @@ async fn run<T: Target>(bench: &Bench<'_>, target: Arc<T>, shards: u32, pids: &[
     })
 }
 
-/// A source whose operations' bytes are counted.
+/// A source that counts the bytes of its operations.
 struct Counted {
     source: Box<dyn Source>,
     bytes: Arc<std::sync::atomic::AtomicU64>,

@@ -1,47 +1,48 @@
-//! What processes have used, by `/proc`: bytes written to disk and the most memory held.
+//! Bytes written to disk and peak memory of processes, by `/proc`.
 //!
-//! A process's figure for bytes includes those of children that have ended and been waited for, so the sum over a tree of live processes
-//! misses nothing that its members started. Only what the page cache has handed to the disk counts; [`flush`] makes it hand over the rest.
+//! The bytes of a process include those of its ended children, so the sum over a tree of live
+//! processes is complete. Only data that the page cache has written to the disk counts; [`flush`]
+//! makes it write the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How often memory is looked at.
+/// The interval between two readings of memory.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What a group of processes and their descendants have used so far.
+/// The resources that processes and their descendants have used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes written to disk.
     pub written_bytes: u64,
 }
 
-/// The descendants of `roots`, and they themselves.
+/// `roots` and their descendants.
 pub fn tree(roots: &[u32]) -> BTreeSet<u32> {
     descendants(roots, &parents())
 }
 
-/// Sums over `roots` and their descendants.
+/// The sums over `roots` and their descendants.
 pub fn of_tree(roots: &[u32]) -> Usage {
     let written_bytes = tree(roots).into_iter().filter_map(written_bytes).sum();
     Usage { written_bytes }
 }
 
-/// The most memory that one process has held at once, in bytes; `None` if it is gone.
+/// The peak memory of a process, in bytes; `None` if it has ended.
 pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     field(&status, "VmHWM:").map(|kib| kib * 1024)
 }
 
-/// The most memory that one process of a group has held. Processes come and go, and take their figure with them, so it is looked at again
-/// and again.
+/// The peak memory of any process of a group. An ended process has no reading, so memory is read
+/// repeatedly.
 #[derive(Debug, Default)]
 pub struct Peak(AtomicU64);
 
 impl Peak {
-    /// Looks at the processes that `pids` names, until it is dropped.
+    /// Reads the memory of the processes that `pids` returns, until the future is dropped.
     pub async fn watch(&self, pids: impl Fn() -> Vec<u32>) -> std::convert::Infallible {
         loop {
             let most = pids().into_iter().filter_map(peak_memory_bytes).max().unwrap_or(0);
@@ -50,13 +51,13 @@ impl Peak {
         }
     }
 
-    /// The most so far, in bytes.
+    /// The peak so far, in bytes.
     pub fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Has the kernel write what it holds back, so that it is counted.
+/// Makes the kernel write its dirty pages, so that they are counted.
 pub fn flush() {
     rustix::fs::sync();
 }
@@ -65,7 +66,7 @@ fn written_bytes(pid: u32) -> Option<u64> {
     field(&fs::read_to_string(format!("/proc/{pid}/io")).ok()?, "write_bytes:")
 }
 
-/// The number behind `name` at the beginning of a line.
+/// The number after `name` at the beginning of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -78,7 +79,8 @@ fn parents() -> BTreeMap<u32, u32> {
     pids.filter_map(|pid| Some((pid, parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
 }
 
-/// The parent in a line of `/proc/PID/stat`: the second field behind the name, which is in brackets and may hold anything.
+/// The parent in a line of `/proc/PID/stat`: the second field after the name, which is in brackets
+/// and may contain any character.
 fn parent(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
@@ -110,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn names_may_hold_brackets_and_spaces() {
+    fn names_may_contain_brackets_and_spaces() {
         assert_eq!(parent("17 (a) b (c) S 4 17 17 0"), Some(4));
         assert_eq!(parent("nonsense"), None);
     }
 
     #[test]
-    fn this_process_has_memory_and_what_it_writes_is_counted() {
+    fn this_process_has_memory_and_its_writes_are_counted() {
         let me = std::process::id();
         assert!(peak_memory_bytes(me).unwrap() > 100_000);
         assert_eq!(peak_memory_bytes(0), None);

@@ -1,12 +1,12 @@
 //! A table of 2 KiB rows on one shard, and clients that write to it.
 
-use crate::bench::failover::writers::{Record, Writers};
-use crate::cli::CommandError;
-use crate::cluster::Cluster;
+use crate::error::CommandError;
 use bytes::Bytes;
 use evenkeel_client::{Client, ClientConfig, ClientError, Value};
+use evenkeel_local_cluster::Cluster;
+use evenkeel_local_cluster::failover::writers::{WriteRecord, Writers};
 use evenkeel_protocol::ShardId;
-use evenkeel_protocol::rest::{CreateTableBody, RangeBody};
+use evenkeel_protocol::api::{CreateTableBody, RangeBody};
 use evenkeel_sql as sql;
 use evenkeel_workloads::seed::SeededRandom;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const LOAD_ROWS: u64 = 100;
 /// Inserts under way at once while loading.
 const LOADERS: u64 = 8;
 
-/// The table and a client of it.
+/// The table and a client.
 #[derive(Clone)]
 pub struct Wide {
     /// The client.
@@ -40,16 +40,16 @@ impl Wide {
             return Err(CommandError::Failed(format!("{text} is no CREATE TABLE")));
         };
         let body = CreateTableBody { schema, shard: Some(ShardId(shard)), if_not_exists: false };
-        let made = cluster.rest().post::<_, serde_json::Value>("/v1/tables", &body).await;
+        let made = cluster.admin().post::<_, serde_json::Value>("/v1/tables", &body).await;
         made.map_err(CommandError::failed)?;
-        let client = Client::connect(ClientConfig::new(cluster.rest().urls())).await.map_err(CommandError::failed)?;
+        let client = Client::connect(ClientConfig::new(cluster.admin().urls())).await.map_err(CommandError::failed)?;
         let mut random = SeededRandom::new(1, 0);
-        // Random, so that PostgreSQL cannot compress it.
+        // Random bytes, which PostgreSQL cannot compress.
         let body: Vec<u8> = (0..BODY_BYTES / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect();
         Ok(Wide { client, table: table.into(), body: body.into() })
     }
 
-    /// Adds the rows from `from` to before `to`.
+    /// Inserts the rows `from..to`.
     pub async fn load(&self, from: u64, to: u64) -> Result<(), CommandError> {
         let next = Arc::new(AtomicU64::new(from));
         let mut loaders = JoinSet::new();
@@ -81,12 +81,12 @@ impl Wide {
 
     /// The one range of the table.
     pub async fn range(&self, cluster: &Cluster) -> Result<RangeBody, CommandError> {
-        let ranges: Vec<RangeBody> = cluster.rest().get("/v1/ranges").await.map_err(CommandError::failed)?;
+        let ranges: Vec<RangeBody> = cluster.admin().get("/v1/ranges").await.map_err(CommandError::failed)?;
         let found = ranges.into_iter().find(|range| range.route.table_name == self.table);
         found.ok_or_else(|| CommandError::Failed(format!("{} has no range", self.table)))
     }
 
-    /// Reads all rows in one statement; how many they were.
+    /// Reads all rows in one statement and returns their number.
     pub async fn scan(&self) -> Result<u64, String> {
         let read = async {
             let (mut stream, mut rows) = (self.client.stream(&format!("SELECT * FROM {}", self.table), &[]).await?, 0);
@@ -98,9 +98,10 @@ impl Wide {
         read.await.map_err(|error: ClientError| error.to_string())
     }
 
-    /// Starts clients that update random rows of the first `rows`, body and all, `per_s` times a second together; 0: as fast as they can.
+    /// Starts clients that update random rows among the first `rows`, with their body, `per_s`
+    /// times per second together; 0: as fast as possible.
     pub fn writers(&self, clients: usize, rows: u64, per_s: f64) -> Writers {
-        let record = Record::new();
+        let record = WriteRecord::new();
         let mut tasks = JoinSet::new();
         for writer in 0..clients {
             let (wide, record) = (self.clone(), record.clone());

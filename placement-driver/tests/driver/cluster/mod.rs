@@ -1,5 +1,5 @@
-//! Three real placement-driver replicas in this process, and shards that are played: each an RPC server that does what a shard's leader answers and
-//! reports, with no PostgreSQL behind it.
+//! Three real placement-driver replicas in this process, and fake shards: RPC servers that answer
+//! and report as a shard's leader does, without PostgreSQL.
 #![allow(clippy::unwrap_used, dead_code)]
 
 pub mod shards;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Longer than anything here takes, even on a machine that does much else.
+/// Longer than any step takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Replica {
@@ -32,7 +32,7 @@ pub struct Cluster {
     _dir: tempfile::TempDir,
 }
 
-/// A table, defined in the words that a caller might use.
+/// A table with a definition as a client may write it, not in canonical form.
 pub fn schema(name: &str, columns: &[(&str, &str, u32)], key: Vec<usize>) -> TableSchema {
     let mut lines: Vec<String> = columns.iter().map(|(name, type_name, _)| format!("{name} {type_name}")).collect();
     let names: Vec<&str> = key.iter().map(|at| columns[*at].0).collect();
@@ -56,7 +56,7 @@ pub fn bigint_table(name: &str) -> TableSchema {
 }
 
 impl Cluster {
-    /// Starts three replicas and `shards` played shards, and registers these.
+    /// Starts three replicas and `shards` fake shards, and registers the shards.
     pub async fn start(shards: u32) -> Cluster {
         Cluster::start_with(shards, |_| {}).await
     }
@@ -74,9 +74,9 @@ impl Cluster {
             change(&mut config);
             configs.insert(replica, config);
         }
-        let played = Shards::start(shards, rpc.values().copied().collect()).await;
+        let fake = Shards::start(shards, rpc.values().copied().collect()).await;
         let http = Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-        let mut cluster = Cluster { configs, replicas: BTreeMap::new(), shards: played, http, _dir: dir };
+        let mut cluster = Cluster { configs, replicas: BTreeMap::new(), shards: fake, http, _dir: dir };
         for replica in 1..=3 {
             cluster.revive(replica);
         }
@@ -136,7 +136,7 @@ impl Cluster {
         self.alive().into_iter().find(|replica| *replica != leader).unwrap()
     }
 
-    /// Asks one replica, whatever it is; none if it does not answer.
+    /// Asks one replica, leader or not; `None` if it does not answer.
     pub async fn get_at(&self, replica: u64, path: &str) -> Option<(StatusCode, Value)> {
         let response = self.http.get(format!("{}{path}", self.url(replica))).send().await.ok()?;
         let status = response.status();
@@ -188,7 +188,7 @@ impl Cluster {
         assert_eq!(status, StatusCode::CREATED, "{body}");
     }
 
-    /// Waits until the operator is over; gives it.
+    /// Waits until the operator is over. The result is the operator.
     pub async fn ended(&self, operator: &Value) -> Value {
         let path = format!("/v1/operators/{}", operator["id"]);
         eventually(&path, || async {

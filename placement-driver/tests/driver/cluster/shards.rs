@@ -1,4 +1,5 @@
-//! Played shards: one replica each, all in one world, so that a move's two sides agree without rows.
+//! Fake shards: one replica each, all in one world, so that the two sides of a move agree without
+//! rows.
 
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_protocol::report::{
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// How often a shard reports.
+/// The interval of a shard's reports.
 const REPORT: Duration = Duration::from_millis(25);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,27 +43,27 @@ struct Held {
     interval: KeyInterval,
 }
 
-/// What all shards have; tests look at it and disturb it.
+/// The state of all shards. Tests read it and inject faults.
 #[derive(Default)]
 pub struct World {
     ranges: BTreeMap<ShardId, BTreeMap<RangeId, Held>>,
     moves: BTreeMap<OperatorId, Moving>,
     applied: BTreeSet<OperatorId>,
-    /// Moves stop here: they copy and are not adopted.
+    /// Whether moves stop while they copy.
     pub hold_copies: bool,
-    /// Moves fence without being adopted until this is off.
+    /// Whether moves stop between fence and adoption.
     pub hold_switches: bool,
-    /// What destinations store differs from what they are sent.
+    /// Whether destinations store something else than they are sent.
     pub differ: bool,
-    /// What every comparison finds.
+    /// The difference that every comparison finds.
     pub difference: Option<Difference>,
-    /// Shards that answer and report nothing.
+    /// Shards that neither answer nor report.
     pub dead: BTreeSet<ShardId>,
-    /// Shards that report, and answer nothing.
+    /// Shards that report and do not answer.
     pub deaf: BTreeSet<ShardId>,
-    /// Statements per second of each range; where none is named, none.
+    /// The load of each range; a range without an entry has none.
     pub loads: BTreeMap<RangeId, RangeLoad>,
-    /// Where each range can be split by size.
+    /// The keys at which each range can be split by size.
     pub size_keys: BTreeMap<RangeId, Vec<Key>>,
     /// Every request, by the name of its kind.
     pub asked: Vec<(ShardId, String)>,
@@ -70,7 +71,7 @@ pub struct World {
 }
 
 impl World {
-    /// Lets moves get further: fences and adopts what may be.
+    /// Advances the moves: fences and adopts.
     fn progress(&mut self) {
         if self.hold_copies {
             return;
@@ -144,7 +145,7 @@ impl World {
         }
     }
 
-    /// One range after the other, each in a comparison of its own.
+    /// Compares one range per request.
     fn compare(&self, shard: ShardId, from: Option<Place>) -> Comparison {
         let place = |held: &Held| Place { table: held.table, key: held.interval.start.clone() };
         let mut held: Vec<_> = self.ranges.get(&shard).into_iter().flatten().map(|(id, h)| (place(h), *id)).collect();
@@ -164,7 +165,7 @@ impl World {
     fn control(&mut self, shard: ShardId, request: ControlRequest) -> ControlReply {
         let name = format!("{request:?}");
         self.asked.push((shard, name.split([' ', '{']).next().unwrap_or_default().to_string()));
-        let refused = |code: &str| ControlReply::Refused { code: code.into(), reason: "played".into() };
+        let refused = |code: &str| ControlReply::Refused { code: code.into(), reason: "fake".into() };
         let owned = self.ranges.entry(shard).or_default();
         match request {
             ControlRequest::CreateTable { schema, range } => {
@@ -192,7 +193,7 @@ impl World {
             ControlRequest::Merge { .. }
             | ControlRequest::ChangeReplicas { .. }
             | ControlRequest::DropTable { .. }
-            | ControlRequest::TakeBack { .. } => return refused("not-played"),
+            | ControlRequest::TakeBack { .. } => return refused("not-supported"),
             ControlRequest::MoveOpen { operator, range, epoch, to } => {
                 if owned.get(&range).is_none_or(|h| h.epoch != epoch) && !self.moves.contains_key(&operator) {
                     return refused("wrong-epoch");
@@ -233,12 +234,18 @@ impl World {
                     return refused("no-such-replica");
                 }
             }
+            ControlRequest::CheckTable { schema } => {
+                return match evenkeel_sql::definition::canonical(&schema) {
+                    Ok(schema) => ControlReply::Table(Box::new(schema)),
+                    Err(reason) => ControlReply::Refused { code: "bad-definition".into(), reason },
+                };
+            }
             ControlRequest::Report => return ControlReply::Report(Box::new(self.report(shard))),
         }
         ControlReply::Done
     }
 
-    /// How often shards were asked for this.
+    /// The number of requests of this kind.
     pub fn count(&self, name: &str) -> usize {
         self.asked.iter().filter(|(_, asked)| asked == name).count()
     }
@@ -249,12 +256,12 @@ impl World {
     }
 }
 
-struct Played {
+struct FakeShard {
     shard: ShardId,
     world: Arc<Mutex<World>>,
 }
 
-impl Service for Played {
+impl Service for FakeShard {
     type Request = ShardRequest;
     type Reply = ShardReply;
     type Session = ();
@@ -269,14 +276,14 @@ impl Service for Played {
                     ShardReply::Failed(Failure::NotLeader { leader: None })
                 }
                 ShardRequest::Control(request) => ShardReply::Control(world.control(self.shard, request)),
-                _ => ShardReply::Failed(Failure::OutcomeUnknown { reason: "not played".into() }),
+                _ => ShardReply::Failed(Failure::OutcomeUnknown { reason: "not supported".into() }),
             }
         };
         replier.reply(&reply).await;
     }
 }
 
-/// The played shards; dropping it ends them.
+/// The fake shards. Dropping it ends them.
 pub struct Shards {
     world: Arc<Mutex<World>>,
     infos: Vec<ShardInfo>,
@@ -290,23 +297,23 @@ impl Drop for Shards {
 }
 
 impl Shards {
-    pub async fn start(count: u32, drivers: Vec<SocketAddr>) -> Shards {
+    pub async fn start(count: u32, report_to: Vec<SocketAddr>) -> Shards {
         let mut shards = Shards { world: Arc::default(), infos: Vec::new(), tasks: Vec::new() };
         for id in 1..=count {
-            shards.add(id, drivers.clone()).await;
+            shards.add(id, report_to.clone()).await;
         }
         shards
     }
 
-    pub async fn add(&mut self, id: u32, drivers: Vec<SocketAddr>) {
+    pub async fn add(&mut self, id: u32, report_to: Vec<SocketAddr>) {
         let shard = ShardId(id);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let replicas = BTreeMap::from([(1, listener.local_addr().unwrap())]);
         self.infos.push(ShardInfo { id: shard, replicas });
         self.world().ranges.entry(shard).or_default();
-        let service = Arc::new(Played { shard, world: self.world.clone() });
+        let service = Arc::new(FakeShard { shard, world: self.world.clone() });
         self.tasks.push(tokio::spawn(evenkeel_rpc::serve(listener, service, std::future::pending())));
-        self.tasks.push(tokio::spawn(report(shard, self.world.clone(), drivers)));
+        self.tasks.push(tokio::spawn(report(shard, self.world.clone(), report_to)));
     }
 
     pub fn infos(&self) -> Vec<ShardInfo> {
@@ -318,8 +325,8 @@ impl Shards {
     }
 }
 
-/// Reports to whoever takes it.
-async fn report(shard: ShardId, world: Arc<Mutex<World>>, drivers: Vec<SocketAddr>) {
+/// Reports to the replica that accepts reports.
+async fn report(shard: ShardId, world: Arc<Mutex<World>>, report_to: Vec<SocketAddr>) {
     let mut connections: HashMap<SocketAddr, Connection<PlacementRequest, PlacementReply>> = HashMap::new();
     loop {
         tokio::time::sleep(REPORT).await;
@@ -331,12 +338,12 @@ async fn report(shard: ShardId, world: Arc<Mutex<World>>, drivers: Vec<SocketAdd
             world.report(shard)
         };
         let request = PlacementRequest::Report(Box::new(report));
-        for driver in &drivers {
-            if connections.get(driver).is_none_or(Connection::is_closed) {
-                let Ok(connection) = Connection::connect(*driver, Duration::from_millis(200)).await else { continue };
-                connections.insert(*driver, connection);
+        for replica in &report_to {
+            if connections.get(replica).is_none_or(Connection::is_closed) {
+                let Ok(connection) = Connection::connect(*replica, Duration::from_millis(200)).await else { continue };
+                connections.insert(*replica, connection);
             }
-            let reply = connections[driver].call_within(&request, Duration::from_millis(500)).await;
+            let reply = connections[replica].call_within(&request, Duration::from_millis(500)).await;
             if matches!(reply, Ok(PlacementReply::Accepted)) {
                 break;
             }

@@ -1,0 +1,62 @@
+//! Requests to a shard before a connection is known.
+
+use crate::link::Link;
+use evenkeel_protocol::shard::{Durability, ReadLevel, ShardRequest, StatementRequest, TransactionOptions};
+use evenkeel_protocol::{Key, TableId, TxnId};
+use std::borrow::Cow;
+
+/// A request that can be sent on any connection.
+pub(crate) enum Payload<'a> {
+    /// The same on each connection.
+    Fixed(&'a ShardRequest),
+    /// The first statement of a transaction, which takes its number from the connection.
+    Begin { options: TransactionOptions, statement: &'a StatementRequest },
+    /// A read at level `local`. The replicas are asked in turn, beginning with the `prefer`th, from
+    /// 1.
+    Local { request: &'a ShardRequest, prefer: u64 },
+    /// A commit whose connection was lost.
+    Recommit { id: TxnId, key: Option<(TableId, Key)> },
+}
+
+impl<'a> Payload<'a> {
+    /// The payload of a read at this level.
+    pub(crate) fn of_read(request: &'a ShardRequest, read: ReadLevel, prefer: u64) -> Payload<'a> {
+        if read == ReadLevel::Local { Payload::Local { request, prefer } } else { Payload::Fixed(request) }
+    }
+
+    /// The request on this connection, and its transaction's number there; 0 if it has none.
+    pub(crate) fn on(&self, link: &Link) -> (Cow<'_, ShardRequest>, u64) {
+        match self {
+            Payload::Fixed(request) | Payload::Local { request, .. } => (Cow::Borrowed(request), 0),
+            Payload::Begin { options, statement } => {
+                let transaction = link.new_transaction();
+                let statement = StatementRequest::clone(statement);
+                (Cow::Owned(ShardRequest::InTransaction { transaction, begin: Some(*options), statement }), transaction)
+            }
+            Payload::Recommit { id, key } => {
+                let transaction = link.new_transaction();
+                let durability = Durability::Disk;
+                (Cow::Owned(ShardRequest::Commit { transaction, id: *id, key: key.clone(), durability }), transaction)
+            }
+        }
+    }
+}
+
+/// Whether any replica may answer this request.
+pub(crate) fn is_local(request: &ShardRequest) -> bool {
+    match request {
+        ShardRequest::Statement(statement) => statement.read == ReadLevel::Local,
+        ShardRequest::Piece(piece) => piece.statement.read == ReadLevel::Local,
+        _ => false,
+    }
+}
+
+/// Whether this request may be acknowledged early, and is therefore answered by a stream (R28).
+pub(crate) fn allows_early_acknowledgement(request: &ShardRequest) -> bool {
+    let (ShardRequest::Statement(StatementRequest { durability, .. }) | ShardRequest::Commit { durability, .. }) =
+        request
+    else {
+        return false;
+    };
+    *durability < Durability::Disk
+}

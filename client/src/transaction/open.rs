@@ -1,0 +1,168 @@
+//! An open transaction: its place on a shard, and the statements executed there.
+
+use super::recommit::FirstChange;
+use crate::answer::Answer;
+use crate::core::ClientCore;
+use crate::deliver::{Delivery, Destination, deliver, pause};
+use crate::error::ClientError;
+use crate::exchange::{exchange, roll_back};
+use crate::execute::count;
+use crate::link::Link;
+use crate::payload::Payload;
+use crate::reply::{ReplicaReply, unexpected};
+use crate::retry::{Attempts, Repeat, RetryStep, in_transaction};
+use crate::routing::{self, Across, NoTarget, Statement, Target};
+use crate::stats::add;
+use evenkeel_protocol::shard::{ShardReply, ShardRequest, StatementRequest, TransactionOptions};
+use evenkeel_protocol::{ShardId, SqlError, TableId};
+use evenkeel_sql::Touches;
+
+/// The place of an open transaction, and its changes so far. Dropped before its end, the
+/// transaction is rolled back.
+pub(super) struct OpenTransaction {
+    pub(super) shard: ShardId,
+    pub(super) replica: u64,
+    pub(super) link: Link,
+    /// The transaction's number on the connection.
+    pub(super) number: u64,
+    /// The keys of the first statement. They distinguish a range that has moved from a statement
+    /// for another shard.
+    first: (Touches, Option<TableId>),
+    pub(super) wrote: bool,
+    pub(super) changed: FirstChange,
+    /// Whether no rollback is needed.
+    pub(super) ended: bool,
+}
+
+impl Drop for OpenTransaction {
+    fn drop(&mut self) {
+        if !self.ended {
+            roll_back(self.link.clone(), self.number);
+        }
+    }
+}
+
+impl OpenTransaction {
+    /// Opens a transaction on the shard that the first statement touches. Nothing lasts until the
+    /// commit, so attempts are repeated freely.
+    pub(super) async fn begin(
+        core: &ClientCore,
+        options: TransactionOptions,
+        statement: &Statement,
+        touches: Touches,
+        request: StatementRequest,
+        started_ms: u64,
+    ) -> Result<(Answer, OpenTransaction), ClientError> {
+        let mut attempts = Attempts::new(Repeat::Free, started_ms, core.config.statement_timeout_ms)
+            .patient_for(started_ms, core.config.overload_patience_ms);
+        let across = Across::of(&statement.plan);
+        let table = statement.plan.table();
+        let to = Destination { across, touches: &touches, table };
+        let payload = Payload::Begin { options, statement: &request };
+        let delivered = deliver(core, to, &payload, &mut attempts).await;
+        count(core, &attempts);
+        let Delivery::Reply(reply) = delivered? else { return Err(several_shards()) };
+        let ReplicaReply { reply, shard, replica, link, transaction: number, .. } = reply;
+        let first = (touches.clone(), table);
+        let changed = FirstChange::None;
+        let mut open = OpenTransaction { shard, replica, link, number, first, wrote: false, changed, ended: false };
+        open.sending(statement, &touches);
+        match reply {
+            ShardReply::Rows(reply) => {
+                open.answered(statement, &touches, reply.affected);
+                Ok((Answer::new(reply, shard, attempts.retries()), open))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Executes a further statement.
+    pub(super) async fn execute(
+        &mut self,
+        core: &ClientCore,
+        statement: &Statement,
+        touches: &Touches,
+        request: StatementRequest,
+        deadline_ms: u64,
+    ) -> Result<Answer, ClientError> {
+        let to = Destination { across: Across::of(&statement.plan), touches, table: statement.plan.table() };
+        if *touches != Touches::Nothing {
+            self.check_shard(core, to, deadline_ms).await?;
+        }
+        self.sending(statement, touches);
+        let request = ShardRequest::InTransaction { transaction: self.number, begin: None, statement: request };
+        let mut retries = 0;
+        loop {
+            let failure = match exchange(core, &self.link, (self.shard, self.replica), &request, deadline_ms).await {
+                Ok(ReplicaReply { reply: ShardReply::Rows(reply), .. }) => {
+                    self.answered(statement, touches, reply.affected);
+                    return Ok(Answer::new(reply, self.shard, retries));
+                }
+                Ok(other) => return Err(unexpected(&other.reply)),
+                Err(failure) => failure,
+            };
+            match in_transaction(&failure, core.now_ms(), deadline_ms, rand::random()) {
+                RetryStep::GiveUp(error) => return Err(error),
+                RetryStep::Same { wait_ms } => pause(wait_ms).await,
+                _ => return Err(ClientError::rerun("the transaction was rolled back")),
+            }
+            retries += 1;
+            add(&core.counters.retries, 1);
+        }
+    }
+
+    /// Rolls back, and waits for that until `deadline_ms`.
+    pub(super) async fn roll_back(mut self, core: &ClientCore, deadline_ms: u64) {
+        let request = ShardRequest::Rollback { transaction: self.number };
+        let answered = exchange(core, &self.link, (self.shard, self.replica), &request, deadline_ms).await;
+        self.ended = answered.is_ok();
+    }
+
+    /// Records that a statement is about to be sent.
+    fn sending(&mut self, statement: &Statement, touches: &Touches) {
+        self.wrote |= statement.plan.writes() && *touches != Touches::Nothing;
+    }
+
+    /// Records that a statement has been answered.
+    fn answered(&mut self, statement: &Statement, touches: &Touches, affected: u64) {
+        if affected == 0 || !statement.plan.writes() || !matches!(self.changed, FirstChange::None) {
+            return;
+        }
+        self.changed = match (touches, statement.plan.table()) {
+            (Touches::Keys(keys), Some(table)) if keys.len() == 1 => FirstChange::Key(table, keys[0].clone()),
+            _ => FirstChange::Unclear,
+        };
+    }
+
+    /// Checks that a statement's keys are on the shard where the transaction is open.
+    async fn check_shard(&self, core: &ClientCore, to: Destination<'_>, deadline_ms: u64) -> Result<(), ClientError> {
+        for refresh_first in [false, true] {
+            if refresh_first {
+                // The table that says otherwise may be out of date.
+                core.refresh_until(deadline_ms).await;
+            }
+            let routes = core.routes();
+            let route_of = |to: Destination<'_>| routing::route(to.across, to.touches, to.table, &routes);
+            let first = Destination { touches: &self.first.0, table: self.first.1, ..to };
+            match route_of(to) {
+                Ok(Target::OneShard(shard)) if shard == self.shard => return Ok(()),
+                // The client does not know the route; the shard does.
+                Err(NoTarget::Unknown) => return Ok(()),
+                _ if !refresh_first => {}
+                _ if route_of(first) != Ok(Target::OneShard(self.shard)) => {
+                    return Err(ClientError::rerun("a range has moved while the transaction was open"));
+                }
+                Err(NoTarget::Refused(error)) => return Err(ClientError::Sql(error)),
+                Ok(_) => return Err(several_shards()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn several_shards() -> ClientError {
+    ClientError::Sql(SqlError::unsupported(
+        "this transaction touches keys on several shards",
+        "Transactions across shards are not supported yet: use one transaction per shard's keys.",
+    ))
+}

@@ -1,0 +1,458 @@
+//! [`Applier`]: applies decided entries to the state machine, in the log's order.
+
+use super::applied_records::AppliedRecords;
+use super::applied_state::AppliedState;
+use super::apply_writer::{ApplyWriter, Command};
+use super::change_stream::{ChangeStreams, StreamItem};
+use super::checksum_checkpoint::{is_there_soon, snapshot_at};
+use super::control_kinds::{hidden_range, moves_rows};
+use super::leaderships::Leaderships;
+use super::persistence::{CHECKPOINT_MS, Persistence};
+use super::progress_bound::unless_still;
+use super::publication::Publication;
+use super::request::{Export, Request};
+use super::start::Start;
+use super::write_batch::WriteBatch;
+use crate::config::Config;
+use crate::error::ApplyError;
+use crate::leader::Leader;
+use crate::leader::latches::ChangedKeys;
+use crate::leader::leadership::EntryOutcome;
+use crate::log_entry::parts::{Added, Part, Payload};
+use crate::log_entry::{Body, Changes, Control, Entry, Purpose};
+use crate::move_observations::MoveObservations;
+use crate::replica::ReplicaHandles;
+use crate::scrub::Scrub;
+use crate::scrub::checkpoint_sums::At;
+use crate::scrub::plan::Asked;
+use crate::state_machine::{Effect, OutPhase, Refusal};
+use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::scrub::Place;
+use evenkeel_replicated_log::{self as log, Delivery, LogIndex, ReplicaId, Subscription, Term};
+use futures::FutureExt;
+use futures::future::ready;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Bytes taken from the log at a time.
+const TAKE_BYTES: usize = 1 << 20;
+/// How long PostgreSQL may apply nothing of what it is to hold before a leadership begins, in
+/// milliseconds.
+const STANDSTILL_MS: u64 = 10_000;
+
+/// See the module.
+pub struct Applier {
+    /// First: it is dropped before everything else.
+    leaderships: Leaderships,
+    handles: ReplicaHandles,
+    observations: Arc<MoveObservations>,
+    scrub: Arc<Scrub>,
+    applied: AppliedState,
+    persistence: Persistence,
+    publication: Publication,
+    streams: ChangeStreams,
+    waiting_exports: Vec<oneshot::Sender<Export>>,
+    /// Entries that have been decided and wait for rows that are under way.
+    waiting: VecDeque<log::Entry>,
+}
+
+/// The position of an entry, its term and its serial.
+#[derive(Clone, Copy)]
+struct EntryId {
+    position: u64,
+    term: Term,
+    serial: u64,
+}
+
+impl Applier {
+    /// An applier that goes on from `start`.
+    pub fn new(
+        config: Arc<Config>,
+        handles: ReplicaHandles,
+        writer: ApplyWriter,
+        (observations, scrub): (Arc<MoveObservations>, Arc<Scrub>),
+        leading: watch::Sender<Option<Arc<Leader>>>,
+        start: Start,
+    ) -> Applier {
+        let records = AppliedRecords::found(start.records, start.position, start.term);
+        let at = (start.position, start.reached, start.term);
+        let applier = Applier {
+            leaderships: Leaderships::new(config.clone(), handles.clone(), leading, start.spent),
+            observations,
+            scrub,
+            applied: AppliedState { state: start.state, term: start.term },
+            persistence: Persistence::new(config, handles.clone(), writer, records, at, start.seeding),
+            publication: Publication::new(handles.clone()),
+            streams: ChangeStreams::default(),
+            waiting_exports: Vec::new(),
+            waiting: VecDeque::new(),
+            handles,
+        };
+        applier.handles.latches.restore(&applier.applied.state, start.sizes);
+        applier.persistence.ownership_changed(applier.handles.progress.applied());
+        applier
+    }
+
+    /// Follows the log until the replica must do something else.
+    pub async fn run(mut self, mut subscription: Subscription, mut requests: mpsc::Receiver<Request>) -> ApplyError {
+        let mut checkpoint = tokio::time::interval(Duration::from_millis(CHECKPOINT_MS));
+        checkpoint.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Perhaps no row is missing: there is no table, or the process ended just before it
+        // recorded that. No entry or piece need come then.
+        if let Err(error) = self.persistence.end_seeding(&self.applied).await {
+            return error;
+        }
+        loop {
+            let due = self.persistence.due();
+            let waits = !self.waiting.is_empty();
+            let result = tokio::select! {
+                delivery = subscription.next(TAKE_BYTES), if !waits => match delivery {
+                    Ok(Delivery::Entries(entries)) => self.entries(entries).await,
+                    Ok(Delivery::NeedState { trimmed, .. }) => Err(ApplyError::NeedState { trimmed }),
+                    Err(_) => Err(ApplyError::LogStopped),
+                },
+                () = self.may_go_on(), if waits => self.entries(Vec::new()).await,
+                Some(request) = requests.recv() => self.request(request).await,
+                _ = checkpoint.tick() => self.persistence.checkpoint(&self.applied).await,
+                () = tokio::time::sleep_until(due.unwrap_or_else(far).into()), if due.is_some() => {
+                    self.persistence.flush(&self.applied, None).await
+                }
+            };
+            if let Err(error) = result {
+                return error;
+            }
+        }
+    }
+
+    /// Waits until the first of the waiting entries may be applied.
+    async fn may_go_on(&self) {
+        if let (Some(seeding), Some(first)) = (&self.persistence.seeding, self.waiting.front()) {
+            seeding.may_apply(first.index.0).await;
+        }
+    }
+
+    /// The next entry to apply, unless a piece that is under way might lack it (R32).
+    fn next_entry(&mut self) -> Option<log::Entry> {
+        let limit = self.persistence.seeding.as_ref().map_or(u64::MAX, |seeding| seeding.limit());
+        let next = self.waiting.front()?.index.0 <= limit;
+        if next { self.waiting.pop_front() } else { None }
+    }
+
+    async fn entries(&mut self, entries: Vec<log::Entry>) -> Result<(), ApplyError> {
+        self.waiting.extend(entries);
+        while let Some(entry) = self.next_entry() {
+            let position = entry.index.0;
+            match entry.body {
+                log::Body::LeaderStart { leader } => self.leader_start(position, entry.term, leader).await?,
+                // The barrier of a membership change: entries after it in this log have no effect.
+                log::Body::ConfigChange(_) => {
+                    self.persistence.unfinished.forget();
+                    self.handles.progress.pass(position);
+                    self.export_waiting().await?;
+                }
+                log::Body::Data(payload) => {
+                    self.handles.progress.weigh(position, payload.len() as u64);
+                    let decoded = Payload::decode(payload).map_err(|error| ApplyError::Diverged(error.to_string()))?;
+                    match decoded {
+                        // Invariant 1. The entry may be one that this replica proposed before it
+                        // was deposed.
+                        decoded if !entry.effective => {
+                            self.leaderships.resolve(entry.term, decoded.serial(), EntryOutcome::Deposed);
+                            self.handles.progress.pass(position);
+                        }
+                        Payload::Whole(whole) => self.effective(position, entry.term, whole).await?,
+                        Payload::Part(part) => self.part(position, entry.term, &part).await?,
+                    }
+                }
+            }
+            self.persistence.applied(position);
+        }
+        self.streams.reached(self.handles.progress.applied());
+        self.handles.log.applied(LogIndex(self.handles.progress.watermark()));
+        if self.persistence.is_full() {
+            self.persistence.flush(&self.applied, None).await?;
+        }
+        self.persistence.end_seeding(&self.applied).await
+    }
+
+    async fn leader_start(&mut self, position: u64, term: Term, leader: ReplicaId) -> Result<(), ApplyError> {
+        self.persistence.flush(&self.applied, None).await?;
+        self.leaderships.end().await?;
+        self.applied.term = term;
+        // R12: no further part of an earlier leadership's entries comes.
+        self.persistence.unfinished.forget();
+        self.export_waiting().await?;
+        self.persistence.begin_term(position, term);
+        self.handles.progress.pass(position);
+        // Everything before, and every session's end, is in PostgreSQL before anything after is
+        // (R3).
+        if !deliberate(Bug::LeaderNotWhole) {
+            self.stored_up_to(position).await?;
+        }
+        // A replica that lacks rows is ineligible to lead, so that it is not elected; it must not
+        // serve in any case.
+        if self.leaderships.may_begin(term, leader) && self.persistence.seeding.is_none() {
+            // AppliedRecords of this leadership are judged against this position.
+            self.persistence.flush(&self.applied, Some(position)).await?;
+            self.publication.hide_nothing();
+            self.publication.publish(&self.applied.state, ChangedKeys::All);
+            self.handles.latches.reset_meters();
+            self.leaderships.begin(term).await?;
+        } else {
+            self.leaderships.prepare();
+        }
+        Ok(())
+    }
+
+    /// Waits until PostgreSQL holds everything up to `position` and pending snapshots are taken
+    /// (R24): nobody may write before. There is no limit as long as PostgreSQL makes progress; at a
+    /// standstill PostgreSQL is opened again.
+    async fn stored_up_to(&self, position: u64) -> Result<(), ApplyError> {
+        let stored = async {
+            self.handles.progress.reached(position).await;
+            self.persistence.writer.idle().await
+        };
+        match unless_still(stored, self.handles.progress.watch(), Duration::from_millis(STANDSTILL_MS)).await {
+            Some(idle) => Ok(idle?),
+            None => Err(ApplyError::Reopen(format!("PostgreSQL does not get to position {position}"))),
+        }
+    }
+
+    /// R12: parts mean nothing until the last one, with which their entry takes effect.
+    async fn part(&mut self, position: u64, term: Term, part: &Part) -> Result<(), ApplyError> {
+        if let Some(leader) = self.leaderships.of_term(term) {
+            leader.leadership.part_decided(part.serial);
+        }
+        let added = self.persistence.unfinished.add(position, part);
+        match added.map_err(|error| ApplyError::Diverged(error.to_string()))? {
+            Added::Waits => self.handles.progress.pass(position),
+            Added::Complete(entry) => self.effective(position, term, *entry).await?,
+            Added::Rejected => {
+                let reason = "the entry's other parts are not in the log".into();
+                let refusal = Refusal { code: "parts-missing", reason };
+                self.reject(EntryId { position, term, serial: part.serial }, refusal);
+            }
+        }
+        self.export_waiting().await
+    }
+
+    async fn effective(&mut self, position: u64, term: Term, entry: Entry) -> Result<(), ApplyError> {
+        let id = EntryId { position, term, serial: entry.serial };
+        match entry.body {
+            Body::Changes(changes) => match self.applied.state.judge(&changes) {
+                Err(_) if deliberate(Bug::NoOwnershipFence) => self.changes(id, changes),
+                Ok(()) => self.changes(id, changes),
+                Err(refusal) => {
+                    self.reject(id, refusal);
+                    Ok(())
+                }
+            },
+            Body::Control(control @ Control::Checkpoint { .. }) => self.checksum_checkpoint(id, &control).await,
+            Body::Control(control) => match self.applied.state.control(position, &control) {
+                Ok(effects) => self.control(id, &control, effects).await,
+                Err(refusal) => {
+                    self.reject(id, refusal);
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    fn reject(&mut self, id: EntryId, refusal: Refusal) {
+        self.leaderships.resolve(id.term, id.serial, EntryOutcome::Rejected(refusal));
+        self.handles.progress.pass(id.position);
+    }
+
+    fn changes(&mut self, id: EntryId, changes: Changes) -> Result<(), ApplyError> {
+        let EntryId { position, term, serial } = id;
+        self.handles.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
+        self.streams.changes(position, &changes);
+        self.persistence.recorded.written(self.handles.latches.count(&changes.changes));
+        if let Some(leader) = self.leaderships.of_term(term) {
+            if !leader.leadership.is_awaited(serial) {
+                // R1: its session has ended other than by COMMIT.
+                let reason = format!("no session holds entry {position} of the current leadership");
+                return Err(ApplyError::Reopen(reason));
+            }
+            self.persistence.record_own(position, (term.0, serial));
+            leader.leadership.resolve(serial, EntryOutcome::Effective(position));
+        } else if self.persistence.meet(position, term, serial) {
+            self.handles.progress.pass(position);
+        } else {
+            self.persistence.add_changes(position, changes);
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, id: EntryId, control: &Control, effects: Vec<Effect>) -> Result<(), ApplyError> {
+        let EntryId { position, term, serial } = id;
+        self.persistence.recorded.state_changed_at = position;
+        if !self.applied.state.changed_hands().is_empty() {
+            // Before the state shows it: a `local` read that sees either, sees that it must look
+            // again (R9).
+            self.persistence.ownership_changed(position);
+        }
+        // Before anything that waits for ranges: a range must not be admitted before its rows are
+        // in.
+        if let (Some(range), true) = (hidden_range(control, &self.applied.state), self.leaderships.leads()) {
+            self.publication.hide(range);
+        }
+        self.publication.publish(&self.applied.state, ChangedKeys::Only(self.applied.state.changed_hands()));
+        let leads = self.leaderships.of_term(term).is_some();
+        let stored = self.persistence.meet(position, term, serial);
+        if leads {
+            return self.control_as_leader(id, control, effects).await;
+        }
+        if !stored {
+            self.persistence.add_effects(&effects, &self.applied.state);
+        }
+        self.persistence.collect_or_pass(position);
+        for effect in &effects {
+            self.notice(position, effect).await?;
+        }
+        Ok(())
+    }
+
+    async fn control_as_leader(
+        &mut self,
+        id: EntryId,
+        control: &Control,
+        effects: Vec<Effect>,
+    ) -> Result<(), ApplyError> {
+        let EntryId { position, term, serial } = id;
+        let mut batch = WriteBatch::default();
+        for effect in effects {
+            self.notice(position, &effect).await?;
+            batch.add_effect(effect, &self.applied.state);
+        }
+        if batch.is_empty() {
+            self.handles.progress.pass(position);
+        } else {
+            self.persistence.apply_own(&self.applied.state, position, (term.0, serial), batch).await?;
+        }
+        // The proposer learns the outcome once the entry, and everything before it, is stored; and
+        // only then is a new range admitted.
+        let hidden = hidden_range(control, &self.applied.state);
+        let show = hidden.map(|range| self.publication.show(range));
+        let leader = self.leaderships.of_term(term).cloned();
+        let then = move || {
+            if let Some(show) = show {
+                show();
+            }
+            if let Some(leader) = leader {
+                leader.leadership.resolve(serial, EntryOutcome::Effective(position));
+            }
+        };
+        // An entry that moves no rows and no tables need not wait for those of other entries.
+        if hidden.is_none() && !moves_rows(control) {
+            then();
+            return Ok(());
+        }
+        Ok(self.persistence.writer.ask(Command::Then(Box::new(then))).await?)
+    }
+
+    /// The consequences of an effect beside its rows.
+    async fn notice(&mut self, position: u64, effect: &Effect) -> Result<(), ApplyError> {
+        match effect {
+            Effect::Fenced(operator) => {
+                if let Some(movement) = self.applied.state.move_out(*operator)
+                    && let OutPhase::Fenced { held_since_us, .. } = movement.phase
+                {
+                    let epoch = movement.epoch.next();
+                    self.streams.resolved(*operator, || StreamItem::Fenced { position, epoch, held_since_us });
+                }
+            }
+            Effect::MoveCancelled(operator) => self.streams.resolved(*operator, || StreamItem::Cancelled),
+            Effect::Tail { stamp_ms, entries } => {
+                let mut window = self.handles.window();
+                for entry in entries {
+                    window.extend_by_tail(*stamp_ms, position, entry);
+                }
+            }
+            Effect::Adopted { operator, held_since_us } => {
+                self.persistence.flush(&self.applied, None).await?;
+                if let Some(movement) = self.applied.state.move_in(*operator) {
+                    let verify = Command::Verify { operator: *operator, attempt: movement.attempt };
+                    self.persistence.writer.ask(verify).await?;
+                }
+                let (observations, operator, held_since_us) = (self.observations.clone(), *operator, *held_since_us);
+                observations.adopting(operator);
+                let stored = move || observations.adopted(operator, held_since_us);
+                self.persistence.writer.ask(Command::Then(Box::new(stored))).await?;
+            }
+            Effect::IngestOpened(_)
+            | Effect::CreateTable(_)
+            | Effect::DropTable(_)
+            | Effect::Replace { .. }
+            | Effect::Delete { .. }
+            | Effect::OwnershipChanged => {}
+        }
+        Ok(())
+    }
+
+    /// Takes part in a checkpoint for comparing replicas. It changes nothing, so that nothing is
+    /// stored or published for it.
+    async fn checksum_checkpoint(&mut self, id: EntryId, control: &Control) -> Result<(), ApplyError> {
+        let Control::Checkpoint { nonce, pieces, purpose } = control else { return Ok(()) };
+        let position = id.position;
+        self.persistence.collect_or_pass(position);
+        self.leaderships.resolve(id.term, id.serial, EntryOutcome::Effective(position));
+        if *purpose == Purpose::Scrub
+            && let Some(last) = pieces.last()
+        {
+            self.scrub.status().place = Place::behind(last);
+        }
+        let (leads, handles) = (self.leaderships.leads(), &self.handles);
+        let snapshot = match *purpose {
+            Purpose::Scrub if !is_there_soon(&self.persistence, handles, leads, position).await => {
+                ready(Err("it is busy".to_string())).boxed()
+            }
+            _ => snapshot_at(&mut self.persistence, handles, &self.applied, leads, position).await?,
+        };
+        let at = At { nonce: *nonce, index: position, holds_later: self.persistence.holds_later() };
+        let asked = Asked::of(&self.applied.state, pieces, *purpose == Purpose::LeftBehind);
+        self.scrub.sums.sum_up(at, asked, snapshot, self.handles.snapshots.clone());
+        Ok(())
+    }
+
+    async fn request(&mut self, request: Request) -> Result<(), ApplyError> {
+        match request {
+            Request::OpenStream(operator, reply) => {
+                let at = (self.handles.progress.applied(), self.handles.log.unix_ms());
+                let stream = self.streams.open(operator, &self.applied.state, &self.handles.window(), at);
+                let _ = reply.send(stream);
+            }
+            Request::Export(reply) => {
+                self.waiting_exports.push(reply);
+                self.export_waiting().await?;
+            }
+            Request::Seeded(piece, reply) => {
+                let taken = self.persistence.take_piece(&self.applied, *piece).await?;
+                let _ = reply.send(taken);
+                self.persistence.end_seeding(&self.applied).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers pending exports, unless an entry is unfinished: its first parts would lie before the
+    /// exported position and its last part behind it.
+    async fn export_waiting(&mut self) -> Result<(), ApplyError> {
+        if self.persistence.unfinished.first().is_some() {
+            return Ok(());
+        }
+        for reply in std::mem::take(&mut self.waiting_exports) {
+            let index = self.handles.progress.applied();
+            let window = self.handles.window().all();
+            let machine = self.persistence.saved_state(&self.applied).encode()?;
+            let _ = reply.send(Export { index, term: self.applied.term.0, machine, window });
+        }
+        Ok(())
+    }
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}

@@ -1,0 +1,28 @@
+//! Control entries by what they require of PostgreSQL.
+
+use crate::log_entry::Control;
+use crate::state_machine::ShardState;
+use evenkeel_protocol::RangeId;
+
+/// The range that an entry brings under this shard's ownership with rows or a table that must be
+/// stored first.
+pub(super) fn hidden_range(control: &Control, state: &ShardState) -> Option<RangeId> {
+    match control {
+        Control::CreateTable { range, .. } => Some(*range),
+        Control::Adopt { operator, .. } => state.move_in(*operator).map(|m| m.range),
+        _ => None,
+    }
+}
+
+/// Whether the entry moves rows, or changes which rows are there.
+pub(super) fn moves_rows(control: &Control) -> bool {
+    matches!(
+        control,
+        Control::IngestOpen { .. }
+            | Control::IngestChunk { .. }
+            | Control::IngestTail { .. }
+            | Control::Adopt { .. }
+            | Control::Purge { .. }
+            | Control::Discard { .. }
+    )
+}

@@ -1,0 +1,26 @@
+//! The state of a replica that is stored beside its rows.
+
+use crate::error::ApplyError;
+use crate::state_machine::{RangeSize, ShardState};
+use bytes::Bytes;
+use evenkeel_protocol::RangeId;
+
+/// What a replica keeps of itself beside the rows.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct SavedState {
+    /// The state machine.
+    pub state: ShardState,
+    /// How large its ranges are, about.
+    pub sizes: Vec<(RangeId, RangeSize)>,
+}
+
+impl SavedState {
+    /// The encoded state.
+    ///
+    /// # Errors
+    /// [`ApplyError::Diverged`] if it cannot be encoded.
+    pub fn encode(&self) -> Result<Bytes, ApplyError> {
+        let encoded = postcard::to_stdvec(self);
+        encoded.map(Bytes::from).map_err(|error| ApplyError::Diverged(format!("the state cannot be encoded: {error}")))
+    }
+}

@@ -1,0 +1,184 @@
+//! Write batches: the changes of many entries as few statements (R15).
+//!
+//! A batch keeps the last image of each key, per table. Operations that change whole intervals or
+//! tables close the rows that were collected before them.
+
+use crate::log_entry::image::{Columns, Merged};
+use crate::log_entry::{Change, Changes};
+use crate::state_machine::{Effect, ShardState};
+use crate::storage::StoreOperation;
+use bytes::Bytes;
+use evenkeel_protocol::{Key, TableId};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+/// Changes in the log's order.
+#[derive(Default)]
+pub struct WriteBatch {
+    done: Vec<StoreOperation>,
+    /// The merged images of each key since the last operation on an interval or a table.
+    rows: BTreeMap<TableId, HashMap<Key, Merged>>,
+    bytes: usize,
+}
+
+impl WriteBatch {
+    /// Whether the batch is empty.
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.rows.is_empty()
+    }
+
+    /// Its size, approximately, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds rows. The images stay slices of the entry they came in.
+    pub fn add_changes(&mut self, changes: Changes) {
+        for change in changes.changes {
+            self.bytes += change.size_bytes();
+            let Change { table, key, image } = change;
+            match self.rows.entry(table).or_default().entry(key) {
+                Entry::Occupied(mut merged) => merged.get_mut().then(image),
+                Entry::Vacant(place) => _ = place.insert(image.into()),
+            }
+        }
+    }
+
+    /// Adds the effect of a control entry on rows and tables.
+    pub fn add_effect(&mut self, effect: Effect, state: &ShardState) {
+        match effect {
+            Effect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
+            Effect::DropTable(table) => self.operation(StoreOperation::DropTable(table), state),
+            Effect::Replace { table, interval, rows, copied } => {
+                self.bytes += rows.data.len();
+                self.operation(StoreOperation::ReplaceInterval { table, interval, rows, copied: Some(copied) }, state);
+            }
+            Effect::Delete { table, interval } => {
+                self.operation(StoreOperation::DeleteInterval { table, interval }, state);
+            }
+            Effect::Tail { entries, .. } => {
+                for entry in entries {
+                    self.add_changes(entry.changes);
+                }
+            }
+            Effect::OwnershipChanged
+            | Effect::Fenced(_)
+            | Effect::Adopted { .. }
+            | Effect::MoveCancelled(_)
+            | Effect::IngestOpened(_) => {}
+        }
+    }
+
+    fn operation(&mut self, operation: StoreOperation, state: &ShardState) {
+        self.close_rows(state);
+        self.done.push(operation);
+    }
+
+    fn close_rows(&mut self, state: &ShardState) {
+        for (table, rows) in std::mem::take(&mut self.rows) {
+            // A change is effective only in an owned range, whose table is known.
+            let Some(table) = state.table(table).cloned() else { continue };
+            // In key order, as they were inserted where keys ascend: pages of the index fill up
+            // instead of being split in the middle.
+            let mut rows: Vec<(Key, Merged)> = rows.into_iter().collect();
+            rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+            let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
+            let mut parts: BTreeMap<Columns, Vec<(Key, Bytes)>> = BTreeMap::new();
+            for (key, merged) in rows {
+                match merged.into_packed() {
+                    Merged::Row(row) => upserts.push(row),
+                    Merged::Gone => deletes.push(key),
+                    Merged::Part(part) => {
+                        parts.entry(part.columns().clone()).or_default().push((key, part.packed().clone()));
+                    }
+                    // Never after it was packed.
+                    Merged::Values { .. } => {}
+                }
+            }
+            for (columns, rows) in parts {
+                self.done.push(StoreOperation::Update { table: table.clone(), columns, rows });
+            }
+            if !upserts.is_empty() || !deletes.is_empty() {
+                self.done.push(StoreOperation::Rows { table, upserts, deletes });
+            }
+        }
+    }
+
+    /// Empties the batch and returns its operations.
+    pub fn take(&mut self, state: &ShardState) -> Vec<StoreOperation> {
+        self.close_rows(state);
+        self.bytes = 0;
+        std::mem::take(&mut self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::log_entry::Control;
+    use crate::log_entry::image::{Image, Part};
+    use evenkeel_protocol::rows::put_value;
+    use evenkeel_protocol::schema::ColumnSchema;
+    use evenkeel_protocol::{KeyValue, RangeId, TableSchema};
+
+    fn schema() -> TableSchema {
+        let column = |name: &str| ColumnSchema { name: name.into(), type_name: "text".into(), type_oid: 25 };
+        let columns = ["k", "a", "b"].map(column).into();
+        TableSchema { id: TableId(1), name: "t".into(), columns, key: vec![0], create_sql: String::new() }
+    }
+
+    fn founded() -> ShardState {
+        let mut state = ShardState::default();
+        state.control(1, &Control::CreateTable { schema: schema(), range: RangeId(1) }).unwrap();
+        state
+    }
+
+    fn key(n: i64) -> Key {
+        schema().codec().encode(&[KeyValue::Text(n.to_string())]).unwrap()
+    }
+
+    fn packed(values: &[&str]) -> Bytes {
+        let mut out = bytes::BytesMut::new();
+        values.iter().for_each(|value| put_value(&mut out, Some(value.as_bytes())));
+        out.freeze()
+    }
+
+    fn part(columns: &[usize], values: &[&str]) -> Image {
+        Image::Part(Part::new(Columns::new(columns.iter().copied()), packed(values)).unwrap())
+    }
+
+    // R15, E13, E19: one operation per kind, rows in the order of their keys, parts merged into
+    // what they change.
+    #[test]
+    fn rows_are_coalesced_and_come_in_the_order_of_their_keys() {
+        let mut batch = WriteBatch::default();
+        for (n, image) in [
+            (9, Image::New(packed(&["9", "a", "b"]))),
+            (3, Image::Whole(packed(&["3", "a", "b"]))),
+            (9, part(&[1], &["c"])),
+            (5, part(&[1], &["x"])),
+            (4, part(&[1], &["y"])),
+            (5, part(&[2], &["z"])),
+            (7, Image::Gone),
+            (6, part(&[1], &["w"])),
+            (6, Image::Gone),
+        ] {
+            let changes = vec![Change { table: TableId(1), key: key(n), image }];
+            batch.add_changes(Changes { changes, ..Changes::default() });
+        }
+        let operations = batch.take(&founded());
+        let [
+            StoreOperation::Update { columns, rows, .. },
+            StoreOperation::Update { columns: both, rows: merged, .. },
+            StoreOperation::Rows { upserts, deletes, .. },
+        ] = &operations[..]
+        else {
+            panic!("{operations:?}");
+        };
+        assert_eq!((columns, rows), (&Columns::new([1]), &vec![(key(4), packed(&["y"]))]));
+        assert_eq!((both, merged), (&Columns::new([1, 2]), &vec![(key(5), packed(&["x", "z"]))]));
+        assert_eq!(upserts, &[packed(&["3", "a", "b"]), packed(&["9", "c", "b"])]);
+        assert_eq!(deletes, &[key(6), key(7)]);
+    }
+}

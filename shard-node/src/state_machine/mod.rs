@@ -1,0 +1,63 @@
+//! State machine of a shard.
+//!
+//! Applying the same entries in the same order yields the same state and the same verdicts on every
+//! replica. [`ShardState`] answers the question "does this shard own this key at this position of
+//! the log?" (invariants 2 and 6), and records the state of every move. It holds no rows: what an
+//! entry changes in PostgreSQL is returned as [`Effect`]s.
+//!
+//! | module | defines |
+//! |---|---|
+//! | `shard_state` | [`ShardState`]; creation of tables, splits, merges |
+//! | `moves` | transitions of moves, at the source and at the destination |
+//! | `movement` | [`MoveOut`], [`MoveIn`] and their phases |
+//! | `operators` | open moves and operators that ended |
+//! | `owned_ranges` | [`OwnedRange`]: ranges by key and by id |
+//! | `tables` | schemas by id |
+//! | `retry_window`, `answers` | [`RetryWindow`]: recent answers, for statements that clients repeat (R14) |
+//! | `range_size` | [`RangeSize`]: rows and bytes of a range, counted from the log |
+//! | `unclaimed` | keys that the shard neither owns nor moves |
+//! | `effect`, `refusal` | the two outcomes of an entry |
+//! | `shared_map` | an ordered map whose copies share memory |
+//!
+//! **Ownership passes in two entries.** `Fence` removes the range from the source's owned ranges;
+//! `Adopt` adds it to the destination's. Between the two no shard owns the range, and no statement
+//! is answered that depends on it.
+//!
+//! **Verdicts.** A verdict covers a whole entry, never a part of it (R13). An *effective* entry
+//! changes the state. A *rejected* entry changes nothing, on every replica alike, and its proposer
+//! receives the [`Refusal`]. The replicated log has applied the term fence (invariant 1) before.
+//!
+//! Promises: no I/O, no clock, no randomness. A copy of the state costs the same at any size.
+//!
+//! Not done: transactions across shards.
+
+mod answers;
+mod effect;
+mod finished_operators;
+mod movement;
+mod moves;
+mod operators;
+mod owned_ranges;
+mod range_size;
+mod refusal;
+mod retry_window;
+mod shard_state;
+mod shared_map;
+mod tables;
+mod unclaimed;
+
+pub use answers::RangeAnswers;
+pub use effect::{CopiedRows, Effect};
+pub use finished_operators::Work;
+pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
+pub use owned_ranges::OwnedRange;
+pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
+pub use refusal::Refusal;
+pub use retry_window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RetryWindow};
+pub use shard_state::ShardState;
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod move_script_tests;

@@ -1,0 +1,104 @@
+//! The peer that gives its state: the state beside the rows, and rows, a piece at a time.
+
+use super::pacer::Pacer;
+use super::sizes::{MESSAGE_BYTES, PIECE_BYTES, PIECE_ROWS, SIMULATED_PIECE_ROWS};
+use crate::apply::{Export, Request};
+use crate::replica::ReplicaHandles;
+use crate::storage::{RowsOf, StoreError};
+use bytes::Bytes;
+use evenkeel_protocol::Failure;
+use evenkeel_protocol::shard::{SeedItem, SeedRequest, ShardReply, StateItem};
+use evenkeel_rpc::Replier;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long a request for rows waits until this replica has applied what it must, in milliseconds.
+const REACH_MS: u64 = 5_000;
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("this replica is behind its log")]
+    Behind,
+    #[error("this replica does not know the table yet")]
+    NoTable,
+    #[error("this replica's PostgreSQL is ahead of its state machine")]
+    Ahead,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn busy(reason: impl ToString) -> ShardReply {
+    ShardReply::Failed(Failure::Busy { reason: reason.to_string(), retry_after_ms: 200 })
+}
+
+/// Streams what this replica has beside its rows.
+pub async fn serve_state(requests: mpsc::Sender<Request>, mut replier: Replier<ShardReply>) {
+    let (reply, export) = oneshot::channel();
+    let asked = requests.send(Request::Export(reply)).await;
+    let (Ok(()), Ok(export)) = (asked, export.await) else {
+        return replier.reply(&busy("this replica is not ready itself")).await;
+    };
+    let Export { index, term, machine, window } = export;
+    let start = std::iter::once(StateItem::Start { index, term });
+    let machine = pieces(machine).map(StateItem::Machine);
+    let window = pieces(window).map(StateItem::Window);
+    for item in start.chain(machine).chain(window) {
+        if !replier.item(&ShardReply::State(item)).await {
+            return;
+        }
+    }
+    replier.reply(&ShardReply::State(StateItem::End)).await;
+}
+
+/// Streams the first rows of an interval, about a piece of them.
+pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequest, mut replier: Replier<ShardReply>) {
+    let (rows, position, holds_to) = match read(&shared, pacer, &request).await {
+        Ok(read) => read,
+        Err(error) => return replier.reply(&busy(error)).await,
+    };
+    let RowsOf { covered, rows, last } = rows;
+    for piece in pieces(rows.data) {
+        if !replier.item(&ShardReply::Seed(SeedItem::Piece(piece))).await {
+            return;
+        }
+    }
+    let end = SeedItem::End { covered, width: rows.width, count: rows.count, last, position, holds_to };
+    replier.reply(&ShardReply::Seed(end)).await;
+}
+
+/// A piece of rows, the position up to which it holds everything, and the one behind which it holds
+/// nothing.
+async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64), ServeError> {
+    let asked = Instant::now();
+    let bound = Duration::from_millis(REACH_MS);
+    let reached = shared.progress.reached(request.at_least);
+    tokio::time::timeout(bound, reached).await.map_err(|_| ServeError::Behind)?;
+    let _turn = pacer.turn(|| shared.log.status().decided.0, &shared.progress).await;
+    metrics::histogram!("evenkeel_seed_wait_seconds").record(asked.elapsed().as_secs_f64());
+    let began = Instant::now();
+    if shared.owned_changed.load(Ordering::SeqCst) == u64::MAX {
+        // PostgreSQL holds entries that are not applied yet, up to an unknown position.
+        return Err(ServeError::Ahead);
+    }
+    let table = shared.state().table(request.table).cloned().ok_or(ServeError::NoTable)?;
+    // Noted before the snapshot is taken: the snapshot holds at least this.
+    let position = shared.progress.watermark();
+    let mut snapshot = shared.snapshots.take().await?;
+    // Every entry in PostgreSQL was applied before, so that no later one is in the snapshot.
+    let holds_to = shared.progress.applied();
+    let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
+    let rows = snapshot.piece(&table, &request.interval, most_rows, PIECE_BYTES).await?;
+    shared.snapshots.give_back(snapshot).await;
+    metrics::histogram!("evenkeel_seed_read_seconds").record(began.elapsed().as_secs_f64());
+    metrics::counter!("evenkeel_seed_sent_bytes_total").increment(rows.rows.data.len() as u64);
+    Ok((rows, position, holds_to))
+}
+
+/// Slices of at most [`MESSAGE_BYTES`]: a frame has a limit.
+fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let length = bytes.len().min(MESSAGE_BYTES);
+        (length > 0).then(|| bytes.split_to(length))
+    })
+}
