@@ -110,7 +110,7 @@ fn has_module(source: &Path, name: &str) -> bool {
     source.join(format!("{name}.rs")).exists() || source.join(name).is_dir() || root_file.contains(name)
 }
 
-/// What is wrong with a reference, if anything: `document` is the file it stands in.
+/// The fault of a reference, if it has one: `document` is the file it stands in.
 pub fn wrong(root: &Path, document: &Path, reference: &Reference) -> Option<String> {
     let base = if reference.relative { document.parent().unwrap_or(root) } else { root };
     let target = base.join(&reference.path);

@@ -61,7 +61,7 @@ pub struct Config {
     pub max_wal_mib: Option<u32>,
     /// PostgreSQL sessions for batches of autocommit writes. One gathers the largest batches, and a
     /// batch costs little more than a statement: more of them pay only where PostgreSQL has
-    /// processors to spare (docs/decisions/lanes.md).
+    /// processors to spare (docs/decisions/write-queues.md).
     #[serde(default = "default_write_lanes")]
     pub write_lanes: usize,
     /// PostgreSQL sessions for autocommit reads.

@@ -285,8 +285,8 @@ pub fn percent_encode(text: &str) -> String {
     })
 }
 
-/// Checks and trims a URL of the placement driver's REST interface. The error says what is accepted
-/// instead.
+/// Checks and trims a URL of the placement driver's REST interface. The error says which URLs are
+/// accepted.
 pub fn parse_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     let good = reqwest::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());

@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Parser)]
 #[command(name = "evenkeel", version, propagate_version = true)]
 struct Cli {
-    /// What is logged to standard error, for example `info` or `evenkeel_shard_node=debug`
+    /// The log on standard error, for example `info` or `evenkeel_shard_node=debug`
     /// [default: RUST_LOG, or warn; for the roles info]
     // Not called `log`: a role's `--log-addresses` has that name, and clap would confuse the two.
     #[arg(long = "log", global = true, value_name = "FILTER")]
