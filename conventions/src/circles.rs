@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// For each node, the nodes it has an arrow to.
 pub type Graph<N> = BTreeMap<N, BTreeSet<N>>;
 
-/// All groups of at least two nodes that reach each other (strongly connected components), each sorted.
+/// All groups of at least two nodes that reach each other (strongly connected components), each
+/// sorted.
 ///
-/// For a graph of the size of a source tree: it costs the number of nodes times the number of arrows at the most.
+/// For a graph of the size of a source tree: it costs the number of nodes times the number of
+/// arrows at the most.
 pub fn circles<N: Ord + Clone>(graph: &Graph<N>) -> Vec<Vec<N>> {
     let reached: BTreeMap<&N, BTreeSet<&N>> = graph.keys().map(|node| (node, reachable(graph, node))).collect();
     let mut seen = BTreeSet::new();

@@ -1,7 +1,8 @@
 //! References of documents to the tree: links, paths of files, names of tests.
 //!
-//! Only text between backquotes, and link targets, are read. A reference is what ends like a file or a folder of this tree; anything else
-//! between backquotes (commands, SQL, placeholders) is left alone.
+//! Only text between backquotes, and link targets, are read. A reference is what ends like a file
+//! or a folder of this tree; anything else between backquotes (commands, SQL, placeholders) is left
+//! alone.
 
 use std::path::Path;
 
@@ -78,7 +79,8 @@ fn quoted(line: &str, number: usize, found: &mut Vec<Reference>) {
     }
 }
 
-/// Names of modules that a document gives as `crate::module` and that are not there; `crates` are the folders of all crates.
+/// Names of modules that a document gives as `crate::module` and that are not there; `crates` are
+/// the folders of all crates.
 pub fn lost_modules(root: &Path, crates: &[String], text: &str) -> Vec<String> {
     let mut lost = Vec::new();
     let mut in_code = false;

@@ -1,14 +1,16 @@
 //! Which file of a crate needs which other one.
 //!
-//! A file needs the file that *defines* what it mentions: re-exports are followed to their end, and the parent that only passes a name on
-//! is not needed. A `mod` line is no need; a `pub use` is one of the file that it stands in.
+//! A file needs the file that *defines* what it mentions: re-exports are followed to their end, and
+//! the parent that only passes a name on is not needed. A `mod` line is no need; a `pub use` is one
+//! of the file that it stands in.
 
 use crate::circles::Graph;
 use crate::modules::{Module, ModulePath};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// Re-exports that are followed one after the other before a path is given up: longer chains would be circular.
+/// Re-exports that are followed one after the other before a path is given up: longer chains would
+/// be circular.
 const MOST_STEPS: usize = 24;
 
 /// For each file of the crate, the files of it that it needs.
@@ -22,7 +24,8 @@ pub fn file_graph(modules: &BTreeMap<ModulePath, Module>) -> Graph<PathBuf> {
     graph
 }
 
-/// The file that defines what `mention`, read in the module `from`, names; `None` if it is no item of this crate.
+/// The file that defines what `mention`, read in the module `from`, names; `None` if it is no item
+/// of this crate.
 fn definer(
     modules: &BTreeMap<ModulePath, Module>,
     from: &ModulePath,

@@ -1,4 +1,5 @@
-//! The modules of one crate as its source says them: which file holds each, what it defines, imports and mentions.
+//! The modules of one crate as its source says them: which file holds each, what it defines,
+//! imports and mentions.
 //!
 //! What only tests see (`#[cfg(test)]`, `#[test]`) is left out everywhere.
 
@@ -12,7 +13,8 @@ use syn::{Attribute, Item, ItemImpl, ItemMod, UseTree};
 /// A module's path from its crate's root: `[]` is the root itself.
 pub type ModulePath = Vec<String>;
 
-/// One module. A module that is written inside another's file is one of its own, with the same [`Module::file`].
+/// One module. A module that is written inside another's file is one of its own, with the same
+/// [`Module::file`].
 #[derive(Debug)]
 pub struct Module {
     /// The file that holds it.
@@ -25,7 +27,8 @@ pub struct Module {
     pub imports: BTreeMap<String, Vec<String>>,
     /// Paths whose names a `use path::*` brings in.
     pub globs: Vec<Vec<String>>,
-    /// Every path of at least two segments that its code mentions, those of its `use` lines included.
+    /// Every path of at least two segments that its code mentions, those of its `use` lines
+    /// included.
     pub mentions: BTreeSet<Vec<String>>,
     /// Types with an `impl X { … }` here (not of a trait).
     pub inherent_impls: BTreeSet<String>,

@@ -1,6 +1,7 @@
 //! The workspace on disk: its crates and its text files.
 //!
-//! A [`Crate`] is one member of the workspace. Paths in results are relative to the workspace's root, so that messages can be followed.
+//! A [`Crate`] is one member of the workspace. Paths in results are relative to the workspace's
+//! root, so that messages can be followed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -88,7 +89,8 @@ fn names(manifest: &Table, section: &str) -> BTreeSet<String> {
     table.into_iter().flat_map(|table| table.keys()).map(|name| name.replace('-', "_")).collect()
 }
 
-/// All files below `folder` whose name ends in one of `endings`, sorted; folders of builds and of version control are left out.
+/// All files below `folder` whose name ends in one of `endings`, sorted; folders of builds and of
+/// version control are left out.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Documents are true: the files, tests and folders that they name are there, and the map of the tree is whole.
+//! Documents are true: the files, tests and folders that they name are there, and the map of the
+//! tree is whole.
 
 use evenkeel_conventions::documents::{lost_modules, references, wrong};
 use evenkeel_conventions::workspace::{crates, files, read, root};

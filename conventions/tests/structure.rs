@@ -1,4 +1,5 @@
-//! The shape of the source tree: no circles, declarations in `mod.rs` only, one file of `impl` for each type, arrows that point down.
+//! The shape of the source tree: no circles, declarations in `mod.rs` only, one file of `impl` for
+//! each type, arrows that point down.
 
 use evenkeel_conventions::circles::circles;
 use evenkeel_conventions::imports::file_graph;
@@ -132,4 +133,23 @@ fn every_dependency_is_used() {
         wrong.extend(idle.map(|name| format!("  {}: {name} (for tests)", of.folder.display())));
     }
     none_of(wrong, "dependencies that nothing uses");
+}
+
+#[test]
+fn comments_wrap_at_100_columns() {
+    let mut wrong = Vec::new();
+    for file in files(&root(), &[".rs"]).unwrap_or_else(|error| panic!("{error}")) {
+        let text = read(&file).unwrap_or_else(|error| panic!("{error}"));
+        let mut in_code = false;
+        for (number, line) in text.lines().enumerate() {
+            let Some(comment) = line.trim_start().strip_prefix("//") else { continue };
+            in_code ^= comment.contains("```");
+            // Tables, drawings and addresses cannot be wrapped.
+            let whole = in_code || comment.contains('|') || comment.contains("   ") || comment.contains("://");
+            if !whole && line.chars().count() > 100 {
+                wrong.push(format!("  {}:{}", shown(&file), number + 1));
+            }
+        }
+    }
+    none_of(wrong, "comments longer than 100 columns");
 }

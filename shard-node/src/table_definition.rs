@@ -1,8 +1,8 @@
 //! Definitions of tables, as a shard's leader checks them for the placement driver.
 //!
-//! The placement driver parses no SQL. It asks a shard's leader for the canonical definition of a new
-//! table, and the leader checks the definition again before it executes it, so that no placement driver
-//! can make a shard run a text that the store has not written itself (R6).
+//! The placement driver parses no SQL. It asks a shard's leader for the canonical definition of a
+//! new table, and the leader checks the definition again before it executes it, so that no
+//! placement driver can make a shard run a text that the store has not written itself (R6).
 
 use evenkeel_protocol::TableSchema;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
@@ -16,9 +16,9 @@ pub(crate) fn check(schema: &TableSchema) -> ControlReply {
     }
 }
 
-/// The rejection of a request whose table must not be created: a new table whose text is not canonical,
-/// or a moving range's table whose text defines another table. A moving range's table may have been
-/// created by a version with another canonical text.
+/// The rejection of a request whose table must not be created: a new table whose text is not
+/// canonical, or a moving range's table whose text defines another table. A moving range's table
+/// may have been created by a version with another canonical text.
 pub(crate) fn rejection(request: &ControlRequest) -> Option<ControlReply> {
     match request {
         ControlRequest::CreateTable { schema, .. } => match canonical(schema) {

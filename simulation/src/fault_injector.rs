@@ -136,7 +136,8 @@ impl FaultInjector {
             40..=43 => Fault::Isolate(part.machine(), once_in(2), once_in(2)),
             _ => Fault::Slow(a, b),
         };
-        // Most of the time a majority stays healthy: a run in which nothing can proceed tests little.
+        // Most of the time a majority stays healthy: a run in which nothing can proceed tests
+        // little.
         let hurts = matches!(
             fault,
             Fault::Kill(_) | Fault::PowerCut(_) | Fault::DiskLost(_) | Fault::Freeze(..) | Fault::Isolate(..)

@@ -1,9 +1,9 @@
 //! Canonical definitions of tables.
 //!
-//! A shard runs a table's `create_sql` as superuser (R6). So the text is never the user's own: it is
-//! written again from the parsed definition. [`canonical`] does that for a [`TableSchema`] that
-//! somebody else has composed, and rejects one whose text defines another table than its name, columns
-//! and key do. The canonical text of a canonical definition is itself.
+//! A shard runs a table's `create_sql` as superuser (R6). So the text is never the user's own: it
+//! is written again from the parsed definition. [`canonical`] does that for a [`TableSchema`] that
+//! somebody else has composed, and rejects one whose text defines another table than its name,
+//! columns and key do. The canonical text of a canonical definition is itself.
 
 use crate::{Command, parse};
 use evenkeel_protocol::schema::TableSchema;

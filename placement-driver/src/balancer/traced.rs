@@ -4,7 +4,8 @@
 //! Figures for docs/decisions/bursty-load.md, not checks: the trace is no part of the product, so
 //! these tests are run by hand.
 //!
-//!     EVENKEEL_TRACE=orm-busy-1m.csv.gz cargo test --release -p evenkeel-placement-driver --lib traced -- --ignored --nocapture
+//!     EVENKEEL_TRACE=orm-busy-1m.csv.gz cargo test --release -p evenkeel-placement-driver --lib
+//!     traced -- --ignored --nocapture
 #![allow(clippy::unwrap_used)]
 
 use super::simulation::Simulation;

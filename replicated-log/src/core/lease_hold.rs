@@ -98,9 +98,9 @@ impl LeaseHold {
         self.hold.is_some_and(holds) && !config.fault(Fault::NoHold)
     }
 
-    /// Passes a message, or keeps it (`None`) until the hold ends: a Prepare that would be promised, and
-    /// every later message of Sequence Paxos (log rule 3). Heartbeats and control messages need no order
-    /// and pass.
+    /// Passes a message, or keeps it (`None`) until the hold ends: a Prepare that would be
+    /// promised, and every later message of Sequence Paxos (log rule 3). Heartbeats and control
+    /// messages need no order and pass.
     ///
     /// # Errors
     /// Too many bytes wait. The waiting messages of the session are dropped.

@@ -1,9 +1,9 @@
 //! Proofs of the age of this replica's state (R17). Pure, with times passed in.
 //!
-//! A [`StalenessBound`] says that every write acknowledged before this replica's question is at or before a
-//! position of the log. When PostgreSQL has applied that position, its state is at most as old as
-//! the question. Proofs arrive faster than entries are applied, so several proofs may wait for
-//! their positions.
+//! A [`StalenessBound`] says that every write acknowledged before this replica's question is at or
+//! before a position of the log. When PostgreSQL has applied that position, its state is at most as
+//! old as the question. Proofs arrive faster than entries are applied, so several proofs may wait
+//! for their positions.
 
 use evenkeel_replicated_log::{CLOCK_DRIFT_PERCENT, StalenessBound};
 use std::collections::VecDeque;

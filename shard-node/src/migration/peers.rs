@@ -26,7 +26,8 @@ pub async fn ask(address: SocketAddr, request: &ShardRequest, bound: Duration) -
     connect(address).await?.call_within(request, bound).await
 }
 
-/// What the replicas of a shard that answer are and know: those of `shard`, and those that these know of.
+/// What the replicas of a shard that answer are and know: those of `shard`, and those that these
+/// know of.
 pub async fn inspect(shard: &ShardInfo) -> Vec<(SocketAddr, Inspection)> {
     let mut answers = inspect_each(shard.replicas.values().copied()).await;
     let told: BTreeSet<SocketAddr> = answers.iter().flat_map(|(_, answer)| answer.replicas.values().copied()).collect();
