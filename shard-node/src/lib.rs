@@ -13,7 +13,7 @@
 //! | [`progress`] | the position that PostgreSQL has reached | values |
 //! | [`apply`] | applying decided entries to the state machine and to PostgreSQL | I/O |
 //! | [`leader`] | executing statements | I/O |
-//! | [`local`] | reads at level `local`, on any replica | I/O |
+//! | [`local_reads`] | reads at level `local`, on any replica | I/O |
 //! | [`migration`] | moving ranges | I/O |
 //! | [`move_observations`] | what a replica has observed of moves: differing checksums, pauses, failures | values |
 //! | [`maintenance`] | work that a leader does without being asked | I/O |

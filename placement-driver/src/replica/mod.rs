@@ -9,7 +9,7 @@
 //!                                                +--> ReplicaHandles: applied state, routing view
 //! ```
 //!
-//! One task, the [event loop](event_loop), changes the state and the leadership; everything else
+//! One task, the event loop, changes the state and the leadership; everything else
 //! sends it messages. Only the leader plans and proposes. It stops at once when it loses its
 //! leadership. Requests to shards that are then under way end by themselves: each is idempotent and
 //! names its operator.
@@ -17,18 +17,18 @@
 //! | module | contents |
 //! |---|---|
 //! | [`run`] | start and end of a replica |
-//! | [`event_loop`] | the task: one turn after the other |
+//! | `event_loop` | the task: one turn after the other |
 //! | [`handles`] | [`ReplicaHandles`], the interface of the task to REST, RPC and simulations |
 //! | [`leader_state`] | what a leader has in memory beyond the replicated state |
 //! | [`message`] | messages to the event loop, and the failures of proposals |
-//! | [`apply`] | decided entries into the state machine |
-//! | [`proposals`] | proposals: numbers, times, results; [`waiters`], [`deferred_proposals`] |
-//! | [`leadership`] | begin and end of a leadership; [`quorum`] |
-//! | [`planning_round`] | one round of the leader |
-//! | [`snapshots`] | when a snapshot is written |
-//! | [`state_transfer`] | the state from another replica |
-//! | [`membership`] | the replicas themselves; [`disk_repair`] |
-//! | [`report_service`] | the RPC server |
+//! | `apply` | decided entries into the state machine |
+//! | `proposals` | proposals: numbers, times, results; `waiters`, `deferred_proposals` |
+//! | `leadership` | begin and end of a leadership; `quorum` |
+//! | `planning_round` | one round of the leader |
+//! | `snapshots` | when a snapshot is written |
+//! | `state_transfer` | the state from another replica |
+//! | [`membership`] | the replicas themselves; `disk_repair` |
+//! | `report_service` | the RPC server |
 //! | [`shard_calls`] | the RPC client |
 
 mod apply;

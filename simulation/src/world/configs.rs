@@ -50,7 +50,7 @@ pub(super) fn placement_driver_config(
         snapshot_every_entries: 20 + process::below(200),
         log_retention_bytes: 64 << 10,
         log_cap_bytes: 1 << 20,
-        incarnation: incarnation,
+        incarnation,
     }
 }
 
