@@ -15,7 +15,7 @@ const REFUSED: &[(&str, &str)] = &[
     (r"\blanes?\b", "write queue"),
     (r"\bpermit\b", "latch, range handle"),
     (r"\bgates?\b", "admission control"),
-    (r"\bin the house\b|\bletting? in\b|\blets in\b|\bis let in\b", "in flight, admitted"),
+    (r"\bin the house\b|\bletting? in\b|\blets in\b|\b(?:be|is|are|was|were|waiting) let in\b", "in flight, admitted"),
     (r"\bspares\b", "warm sessions"),
     (r"\bstands? aside\b|\bstood aside\b|\baside\b", "ineligible to lead; moved away"),
     (r"\bvoid\b|\bas nothing\b", "rejected"),
@@ -40,7 +40,6 @@ const REFUSED: &[(&str, &str)] = &[
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("", "SemaphorePermit", "tokio's name"),
     ("", "OwnedPermit", "tokio's name"),
-    ("", "_permit", "a method of tokio's"),
     ("", "stream::unfold", "the futures crate's name"),
     ("", "write_lanes", "a key of the configuration, older than the term"),
     ("", "read_lanes", "a key of the configuration, older than the term"),

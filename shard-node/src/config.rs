@@ -14,13 +14,13 @@ pub struct Config {
     pub shard: ShardId,
     /// Its number in the shard, 1 to 255: its own for life. A new machine gets a new one.
     pub replica: u64,
-    /// Whether it waits, with an empty folder, to be let into a shard that exists. Otherwise an
+    /// Whether it waits, with an empty folder, to be admitted to a shard that exists. Otherwise an
     /// empty folder means a new shard.
     #[serde(default)]
     pub join: bool,
     /// Where everything it keeps lies: the log, PostgreSQL's data, sockets.
     pub data_dir: PathBuf,
-    /// RPC addresses of the replicas that found the shard, or whom to ask to be let in; its own
+    /// RPC addresses of the replicas that found the shard, or whom to ask to be admitted; its own
     /// included, on which it listens. Later members are known from the shard's log.
     pub rpc: BTreeMap<u64, SocketAddr>,
     /// The same replicas' addresses for the log's traffic.

@@ -90,7 +90,7 @@ async fn replace(world: &World, table: &str, gone: u64) -> ScenarioResult {
     counters.wait_for_answers(100).await?;
     let new = world.cluster.start_replica(ShardId(1))?;
     world
-        .until("the new replica to be let in", PATIENCE, async || {
+        .until("the new replica to be admitted", PATIENCE, async || {
             let body = json!({ "remove": gone, "add": new });
             let answer = world.admin().post::<_, Value>("/v1/shards/1/replicas", &body).await;
             answer.map_err(|e| e.to_string())

@@ -54,7 +54,7 @@ pub struct PlacementDriverFlags {
     /// Where to listen for the replicated log, if others reach it by another address
     #[arg(long, value_name = "IP:PORT")]
     listen_log: Option<String>,
-    /// Start with an empty folder and wait to be let in by those that exist
+    /// Start with an empty folder and wait to be admitted by those that exist
     #[arg(long)]
     join: bool,
     /// Commands after which a snapshot of the state is written
@@ -112,7 +112,7 @@ pub struct ShardNodeFlags {
     /// Where to listen for the replicated log, if others reach it by another address
     #[arg(long, value_name = "IP:PORT")]
     listen_log: Option<String>,
-    /// Start with an empty folder and wait to be let in by those that exist
+    /// Start with an empty folder and wait to be admitted by those that exist
     #[arg(long)]
     join: bool,
     /// Addresses of the placement driver's replicas, to report to
