@@ -459,3 +459,63 @@ mod tests {
         assert!(serde_json::from_value::<ShardBody>(wrong).unwrap_err().to_string().contains("a replica's number"));
     }
 }
+
+/// Body of `POST /v1/schema`: a schema change, in SQL that each shard's PostgreSQL executes in one
+/// transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaChangeBody {
+    /// The version of the schema that the change was planned on. The change is refused with 409 if
+    /// the schema has another version by then; otherwise it makes the next version.
+    pub version: u64,
+    /// One or several statements.
+    pub sql: String,
+    /// The user's settings that the statements depend on (`search_path`): names and values.
+    #[serde(default)]
+    pub settings: Vec<(String, String)>,
+    /// The tables and sequences that are new or different afterwards.
+    #[serde(default)]
+    pub relations: Vec<ChangedRelation>,
+    /// The names of the tables and sequences that are gone afterwards.
+    #[serde(default)]
+    pub dropped: Vec<String>,
+}
+
+/// A table or sequence after a schema change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedRelation {
+    /// Its name before; absent for a new one.
+    #[serde(default)]
+    pub was: Option<String>,
+    /// What it is afterwards. The id is given by the placement driver, which also fills
+    /// [`TableSchema::sequences`] from `sequences`.
+    pub schema: TableSchema,
+    /// The names of the sequences that belong to its columns.
+    #[serde(default)]
+    pub sequences: Vec<String>,
+}
+
+/// A schema change that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaChange {
+    /// The version of the schema after it, from 1.
+    pub version: u64,
+    /// Its statements.
+    pub sql: String,
+    /// The settings they depend on.
+    pub settings: Vec<(String, String)>,
+}
+
+/// Answer to `GET /v1/schema?after=VERSION`: the changes after a version, oldest first, at most
+/// [`MAX_SCHEMA_CHANGES`] of them. `POST /v1/schema` answers with its own change alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaChangesBody {
+    /// The schema's version now.
+    pub version: u64,
+    /// The changes.
+    pub changes: Vec<SchemaChange>,
+}
+
+/// The most schema changes in one answer.
+pub const MAX_SCHEMA_CHANGES: usize = 1_000;

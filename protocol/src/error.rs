@@ -20,12 +20,39 @@ pub struct SqlError {
     pub detail: Option<String>,
     /// A hint what the user can do.
     pub hint: Option<String>,
+    /// Further fields of PostgreSQL's own error.
+    pub fields: Option<Box<ErrorFields>>,
+}
+
+/// The further fields of an error by PostgreSQL, by their names in its protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorFields {
+    /// The severity (`ERROR`, `FATAL`).
+    pub severity: String,
+    /// The place in the statement's text, in characters from 1.
+    pub position: Option<u32>,
+    /// The place in `internal_query`, in characters from 1.
+    pub internal_position: Option<u32>,
+    /// The text of an internal statement that failed.
+    pub internal_query: Option<String>,
+    /// The context, such as a stack of calls.
+    pub context: Option<String>,
+    /// The schema of the object it is about.
+    pub schema: Option<String>,
+    /// The table it is about.
+    pub table: Option<String>,
+    /// The column it is about.
+    pub column: Option<String>,
+    /// The data type it is about.
+    pub data_type: Option<String>,
+    /// The constraint it is about.
+    pub constraint: Option<String>,
 }
 
 impl SqlError {
     /// An error with `code` (five characters) and `message`.
     pub fn new(code: &'static str, message: impl Into<String>) -> SqlError {
-        SqlError { code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None }
+        SqlError { code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None, fields: None }
     }
 
     /// The same with a hint.
@@ -44,7 +71,7 @@ impl SqlError {
         let (message, code) = text.strip_suffix(')')?.rsplit_once(" (SQLSTATE ")?;
         let is_code = code.len() == 5 && code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
         let message = message.to_string();
-        is_code.then(|| SqlError { code: code.to_string().into(), message, detail: None, hint: None })
+        is_code.then(|| SqlError { code: code.to_string().into(), message, detail: None, hint: None, fields: None })
     }
 
     /// 0A000: an unsupported feature, and an alternative.

@@ -18,6 +18,7 @@
 //! | [`routing`] | the routing table, its versions and changes |
 //! | [`error`] | SQL errors, and failures by the client's next action |
 //! | [`shard`] | requests to a shard's replicas |
+//! | [`pass_through`] | statements that a shard's PostgreSQL runs as the user wrote them |
 //! | [`report`] | load reports of shard leaders to the placement driver |
 //! | [`scrub`] | messages of the comparison of replicas |
 //! | [`placement`] | requests to the placement driver over RPC |
@@ -31,6 +32,7 @@ pub mod ids;
 pub mod interval;
 pub mod key;
 pub mod levels;
+pub mod pass_through;
 pub mod placement;
 pub mod report;
 pub mod routing;

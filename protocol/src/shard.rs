@@ -5,6 +5,7 @@ use crate::error::{Failure, SqlError};
 use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId, TxnId};
 use crate::interval::KeyInterval;
 use crate::key::Key;
+use crate::pass_through::{PassThroughItem, PassThroughRequest};
 use crate::report::ShardReport;
 use crate::routing::ShardInfo;
 use crate::rows::{Column, RowBatch};
@@ -149,6 +150,9 @@ pub enum ShardRequest {
         /// The checkpoint's number.
         nonce: u64,
     },
+    /// A step of a transaction in the user's own text. Answered by a stream of
+    /// [`ShardReply::PassThrough`].
+    PassThrough(Box<PassThroughRequest>),
 }
 
 /// The answer to a [`ShardRequest`].
@@ -187,6 +191,8 @@ pub enum ShardReply {
     Inspect(Box<Inspection>),
     /// To [`ShardRequest::WhoLeads`].
     Leads(Leads),
+    /// To [`ShardRequest::PassThrough`].
+    PassThrough(PassThroughItem),
     /// It was not answered.
     Failed(Failure),
 }

@@ -50,6 +50,7 @@ fn table() -> Arc<TableSchema> {
         columns: vec![column("k", "bigint", 20), column("v", "bytea", 17)],
         key: vec![0],
         create_sql: "CREATE TABLE public.rows (k bigint PRIMARY KEY, v bytea)".into(),
+        ..TableSchema::default()
     })
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn schema() -> TableSchema {
         columns: vec![column("id", "bigint", 20), column("v", "text", 25)],
         key: vec![0],
         create_sql: String::new(),
+        ..TableSchema::default()
     }
 }
 

@@ -100,6 +100,7 @@ pub fn schema() -> TableSchema {
         columns: vec![column("id"), column("n")],
         key: vec![0],
         create_sql: "CREATE TABLE t".into(),
+        ..TableSchema::default()
     }
 }
 

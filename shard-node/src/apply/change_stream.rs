@@ -226,6 +226,7 @@ mod tests {
             columns: vec![column("id")],
             key: vec![0],
             create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
+            ..TableSchema::default()
         }
     }
 

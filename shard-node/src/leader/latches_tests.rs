@@ -21,6 +21,7 @@ fn schema() -> TableSchema {
         columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
         key: vec![0],
         create_sql: String::new(),
+        ..TableSchema::default()
     }
 }
 

@@ -169,6 +169,7 @@ mod tests {
             columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
             key: vec![0],
             create_sql: String::new(),
+            ..TableSchema::default()
         };
         let mut state = ShardState::default();
         state.control(1, &Control::CreateTable { schema, range: RangeId(1) }).unwrap();

@@ -2,9 +2,9 @@
 
 use super::damage::is_damage;
 use evenkeel_protocol::SqlError;
-use evenkeel_protocol::error::codes;
+use evenkeel_protocol::error::{ErrorFields, codes};
 use std::error::Error;
-use tokio_postgres::error::Severity;
+use tokio_postgres::error::{DbError, ErrorPosition, Severity};
 
 /// A failure of a session with PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +72,7 @@ impl From<tokio_postgres::Error> for StoreError {
                 message: db.message().to_string(),
                 detail: db.detail().map(str::to_string),
                 hint: db.hint().map(str::to_string),
+                fields: Some(Box::new(fields(db))),
             });
         }
         // A parameter that our own `ToSql` refused (see `bind`): nothing was sent.
@@ -93,12 +94,36 @@ impl From<tokio_postgres::Error> for StoreError {
     }
 }
 
+/// The fields of an error that tell a client where it is and what it is about.
+fn fields(db: &DbError) -> ErrorFields {
+    let (mut position, mut internal_position, mut internal_query) = (None, None, None);
+    match db.position() {
+        Some(ErrorPosition::Original(place)) => position = Some(*place),
+        Some(ErrorPosition::Internal { position, query }) => {
+            (internal_position, internal_query) = (Some(*position), Some(query.clone()));
+        }
+        None => {}
+    }
+    ErrorFields {
+        severity: db.severity().to_string(),
+        position,
+        internal_position,
+        internal_query,
+        context: db.where_().map(str::to_string),
+        schema: db.schema().map(str::to_string),
+        table: db.table().map(str::to_string),
+        column: db.column().map(str::to_string),
+        data_type: db.datatype().map(str::to_string),
+        constraint: db.constraint().map(str::to_string),
+    }
+}
+
 /// PostgreSQL's code for a file that it cannot work with.
 const IO_ERROR: &str = "58030";
 
 /// 42501 is said of privileges that a user lacks, and also of a file that the server itself may not
 /// open: that is a failure of the system, and none of the statement.
-fn is_denied_file(error: &tokio_postgres::error::DbError) -> bool {
+fn is_denied_file(error: &DbError) -> bool {
     error.code().code() == "42501" && error.message().starts_with("could not ")
 }
 

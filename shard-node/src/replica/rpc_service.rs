@@ -193,7 +193,7 @@ async fn answer(
             let sums = process.scrub.sums.sums_of(nonce, Duration::from_millis(SUM_UP_MS)).await;
             Ok(ShardReply::Sums(Box::new(sums)))
         }
-        ShardRequest::Copy(_) | ShardRequest::State | ShardRequest::SeedRows(_) => {
+        ShardRequest::Copy(_) | ShardRequest::State | ShardRequest::SeedRows(_) | ShardRequest::PassThrough(_) => {
             Err(SqlError::new("XX000", "answered by a stream").into())
         }
     }

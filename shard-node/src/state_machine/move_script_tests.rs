@@ -43,6 +43,7 @@ fn schema() -> TableSchema {
         columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
         key: vec![0],
         create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
+        ..TableSchema::default()
     }
 }
 

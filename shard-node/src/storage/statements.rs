@@ -240,7 +240,7 @@ pub(super) mod tests {
             })
             .collect();
         let mut schema =
-            TableSchema { id: TableId(1), name: name.into(), columns, key: key.to_vec(), create_sql: String::new() };
+            TableSchema { id: TableId(1), name: name.into(), columns, key: key.to_vec(), create_sql: String::new(), ..TableSchema::default() };
         let define = |c: &ColumnSchema| {
             let collate = if c.type_oid == 25 { " COLLATE \"C\"" } else { "" };
             format!("{} {}{collate}", TableSchema::quote(&c.name), c.type_name)
