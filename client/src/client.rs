@@ -14,8 +14,9 @@ use crate::placement_driver::{Api, HttpApi};
 use crate::session::Session;
 use crate::stats::ClientStats;
 use crate::stream::RowStream;
-use crate::transaction::Transaction;
+use crate::transaction::{PassThroughTransaction, Transaction};
 use evenkeel_protocol::error::codes;
+use evenkeel_protocol::pass_through::PassThroughBegin;
 use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_protocol::shard::{Durability, TransactionOptions};
 use evenkeel_protocol::{SqlError, Value};
@@ -115,6 +116,16 @@ impl Client {
     /// Begins a transaction. Nothing is sent before its first statement, which chooses the shard.
     pub async fn begin(&self, options: TransactionOptions) -> Result<Transaction, ClientError> {
         Ok(Transaction::new(self.core.clone(), options))
+    }
+
+    /// Begins a transaction of pass-through statements. Nothing is sent before its first step.
+    pub fn pass_through(&self, begin: PassThroughBegin) -> PassThroughTransaction {
+        PassThroughTransaction::new(self.core.clone(), begin)
+    }
+
+    /// The placement driver, by its REST interface.
+    pub fn placement_driver(&self) -> Arc<dyn Api> {
+        self.core.placement_driver.clone()
     }
 
     /// The routing table as this client knows it.

@@ -8,7 +8,7 @@ use crate::config::ClientConfig;
 use crate::error::ClientError;
 use crate::inquiry::Inquiries;
 use crate::leaders::{Leaders, SilentReplicas};
-use crate::link::{Link, ShardPool};
+use crate::link::{Link, OwnLinks, ShardPool};
 use crate::placement_driver::Api;
 use crate::routing::{RouteUpdates, StatementCache};
 use crate::stats::Counters;
@@ -33,6 +33,7 @@ pub(crate) struct ClientCore {
     pub(crate) inquiries: Inquiries,
     pub(crate) counters: Arc<Counters>,
     pool: Arc<ShardPool>,
+    own_links: OwnLinks,
     /// Drawn at random, so that the ids of different clients differ.
     id: u64,
     sequence: AtomicU64,
@@ -62,6 +63,7 @@ impl ClientCore {
             inquiries: Inquiries::default(),
             counters,
             pool,
+            own_links: OwnLinks::new(connect_timeout),
             id,
             sequence: AtomicU64::new(1),
             started: Instant::now(),
@@ -121,6 +123,11 @@ impl ClientCore {
     pub(crate) async fn refresh_until(&self, deadline_ms: u64) {
         let left = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
         let _ = tokio::time::timeout(left, self.routing.refresh()).await;
+    }
+
+    /// A connection to the replica at `address` that nobody else uses now.
+    pub(crate) async fn own_link(&self, address: SocketAddr) -> Result<Link, RpcError> {
+        self.own_links.get(address).await
     }
 
     /// A connection to the replica at `address`.

@@ -5,7 +5,7 @@
 
 use crate::core::ClientCore;
 use crate::link::Link;
-use crate::payload::{Payload, allows_early_acknowledgement, is_local};
+use crate::payload::{Payload, is_local, is_streamed};
 use crate::reply::ReplicaReply;
 use crate::retry::AttemptFailure;
 use crate::stats::add;
@@ -13,6 +13,7 @@ use crate::who_leads::another_leads;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, ShardId};
 use evenkeel_rpc::{ReplyStream, RpcError};
+use futures::FutureExt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -28,14 +29,19 @@ pub(crate) async fn attempt(
     payload: &Payload<'_>,
     deadline_ms: u64,
 ) -> Result<ReplicaReply, AttemptFailure> {
+    let (connecting, deadline_ms) = match payload {
+        // A statement of a user may take long to give its first row.
+        Payload::BeginPassThrough(_) => (core.own_link(address).boxed(), core.now_ms() + core.config.stream_timeout_ms),
+        _ => (core.link(address).boxed(), deadline_ms),
+    };
     // Connecting has its own, shorter limit, and ends when another replica leads.
     let link = tokio::select! {
         biased;
-        link = core.link(address) => link.map_err(rpc_failure)?,
+        link = connecting => link.map_err(rpc_failure)?,
         leader = another_leads(core, shard, replica) => return Err(AttemptFailure::NotLeader(Some(leader))),
     };
     let (request, transaction) = payload.on(&link);
-    let begins = matches!(payload, Payload::Begin { .. });
+    let begins = matches!(payload, Payload::Begin { .. } | Payload::BeginPassThrough(_));
     let mut beginning = Beginning { link: link.clone(), transaction, kept: !begins };
     let reply = exchange(core, &link, (shard, replica), &request, deadline_ms).await?;
     beginning.kept = true;
@@ -86,7 +92,7 @@ fn answers_as_leader(reply: &ShardReply) -> bool {
 }
 
 /// What a shard's refusal means for the statement. Redirects correct the routing table.
-fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) -> AttemptFailure {
+pub(crate) fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) -> AttemptFailure {
     match failure {
         Failure::Sql(error) => AttemptFailure::Sql(error),
         Failure::TooStale { .. } => AttemptFailure::TooStale(failure),
@@ -103,18 +109,18 @@ fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) -> AttemptFai
     }
 }
 
-/// The first reply to a request, and the stream of further ones if the first is an early
-/// acknowledgement.
+/// The first reply to a request, and the stream of further ones if more may follow.
 async fn first_reply(
     link: &Link,
     request: &ShardRequest,
 ) -> Result<(ShardReply, Option<ReplyStream<ShardReply>>), RpcError> {
-    if !allows_early_acknowledgement(request) {
+    if !is_streamed(request) {
         return Ok((link.call(request).await?, None));
     }
     let mut replies = link.stream(request).await?;
     match replies.next().await {
         Some(ShardReply::Early(reply)) => Ok((ShardReply::Rows(reply), Some(replies))),
+        Some(reply @ ShardReply::PassThrough(_)) => Ok((reply, Some(replies))),
         Some(reply) => Ok((reply, None)),
         None => Err(RpcError::Lost("it ended without a reply".into())),
     }

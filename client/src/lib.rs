@@ -83,4 +83,4 @@ pub use placement_driver::{admin, causes};
 pub use session::Session;
 pub use stats::ClientStats;
 pub use stream::RowStream;
-pub use transaction::Transaction;
+pub use transaction::{PassThroughReplies, PassThroughTransaction, Transaction};

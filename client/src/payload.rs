@@ -1,6 +1,7 @@
 //! Requests to a shard before a connection is known.
 
 use crate::link::Link;
+use evenkeel_protocol::pass_through::PassThroughRequest;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardRequest, StatementRequest, TransactionOptions};
 use evenkeel_protocol::{Key, TableId, TxnId};
 use std::borrow::Cow;
@@ -11,6 +12,8 @@ pub(crate) enum Payload<'a> {
     Fixed(&'a ShardRequest),
     /// The first statement of a transaction, which takes its number from the connection.
     Begin { options: TransactionOptions, statement: &'a StatementRequest },
+    /// The first step of a pass-through transaction, likewise.
+    BeginPassThrough(&'a PassThroughRequest),
     /// A read at level `local`. The replicas are asked in turn, beginning with the `prefer`th, from
     /// 1.
     Local { request: &'a ShardRequest, prefer: u64 },
@@ -33,6 +36,11 @@ impl<'a> Payload<'a> {
                 let statement = StatementRequest::clone(statement);
                 (Cow::Owned(ShardRequest::InTransaction { transaction, begin: Some(*options), statement }), transaction)
             }
+            Payload::BeginPassThrough(request) => {
+                let transaction = link.new_transaction();
+                let request = PassThroughRequest { transaction, ..PassThroughRequest::clone(request) };
+                (Cow::Owned(ShardRequest::PassThrough(Box::new(request))), transaction)
+            }
             Payload::Recommit { id, key } => {
                 let transaction = link.new_transaction();
                 let durability = Durability::Disk;
@@ -51,8 +59,14 @@ pub(crate) fn is_local(request: &ShardRequest) -> bool {
     }
 }
 
+/// Whether this request is answered by a stream: its answer has several items, or may be an early
+/// acknowledgement.
+pub(crate) fn is_streamed(request: &ShardRequest) -> bool {
+    matches!(request, ShardRequest::PassThrough(_)) || allows_early_acknowledgement(request)
+}
+
 /// Whether this request may be acknowledged early, and is therefore answered by a stream (R28).
-pub(crate) fn allows_early_acknowledgement(request: &ShardRequest) -> bool {
+fn allows_early_acknowledgement(request: &ShardRequest) -> bool {
     let (ShardRequest::Statement(StatementRequest { durability, .. }) | ShardRequest::Commit { durability, .. }) =
         request
     else {

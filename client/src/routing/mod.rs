@@ -22,6 +22,6 @@ mod updates;
 
 pub(crate) use cache::is_served;
 pub(crate) use redirect::{Learning, RedirectHint};
-pub(crate) use router::{Across, NoTarget, Piece, Target, hinted, pieces, route};
+pub(crate) use router::{Across, NoTarget, Piece, Target, hinted, pieces, route, shard_of_tables};
 pub(crate) use statements::{Statement, StatementCache};
 pub(crate) use updates::RouteUpdates;

@@ -11,6 +11,7 @@
 
 use super::redirect::RedirectHint;
 use evenkeel_protocol::interval::KeyInterval;
+use evenkeel_protocol::pass_through::TableUse;
 use evenkeel_protocol::routing::{Route, RoutingTable};
 use evenkeel_protocol::{Key, ShardId, SqlError, TableId};
 use evenkeel_sql::{Plan, PlanKind, Scan, Touches};
@@ -132,6 +133,39 @@ pub(crate) fn route(
         Some(refusal) => Err(NoTarget::Refused(refusal)),
         None => Ok(Target::RangeByRange(pieces)),
     }
+}
+
+/// The shard that owns all of these keys of all of these tables; `None` if a route is unknown, or
+/// if no key is named.
+///
+/// # Errors
+/// 0A000: they lie on several shards.
+pub(crate) fn shard_of_tables(tables: &[TableUse], routes: &RoutingTable) -> Result<Option<ShardId>, SqlError> {
+    let mut found: Option<(ShardId, TableId)> = None;
+    for used in tables {
+        let touches = Touches::Intervals(used.keys.clone());
+        let Some(pieces) = pieces(&touches, &KeyInterval::ALL, used.table, routes) else { return Ok(None) };
+        for piece in pieces {
+            match found {
+                None => found = Some((piece.shard, used.table)),
+                Some((shard, _)) if shard == piece.shard => {}
+                Some((_, first)) => return Err(on_several_shards(first, used.table, routes)),
+            }
+        }
+    }
+    Ok(found.map(|(shard, _)| shard))
+}
+
+fn on_several_shards(first: TableId, other: TableId, routes: &RoutingTable) -> SqlError {
+    let name = |table| routes.schema(table).map_or_else(|| format!("table {}", table.0), |schema| schema.name.clone());
+    let rows = match first == other {
+        true => format!("rows of {}", name(first)),
+        false => format!("rows of {} and {}", name(first), name(other)),
+    };
+    SqlError::unsupported(
+        format!("this statement needs {rows} that lie on several shards"),
+        "Statements and transactions over several shards are not supported yet: name the rows of one shard by key.",
+    )
 }
 
 /// The route of a statement by a redirect that the table could not merge. The statement must touch

@@ -19,12 +19,14 @@
 //! | `open` | an open transaction and its statements |
 //! | `commit`, `recommit` | the commit, and the question about a lost one |
 //! | `resolve` | the outcome of writes that were acknowledged early |
+//! | `pass_through` | transactions of texts that a shard's PostgreSQL runs unchanged |
 //!
 //! Not done: transactions across shards.
 
 mod commit;
 mod handle;
 mod open;
+mod pass_through;
 mod recommit;
 mod resolve;
 
@@ -32,3 +34,4 @@ pub(crate) use handle::failed_before;
 pub(crate) use resolve::{EarlyWrite, Resolution};
 
 pub use handle::Transaction;
+pub use pass_through::{PassThroughReplies, PassThroughTransaction};

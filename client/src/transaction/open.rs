@@ -27,7 +27,7 @@ pub(super) struct OpenTransaction {
     pub(super) number: u64,
     /// The keys of the first statement. They distinguish a range that has moved from a statement
     /// for another shard.
-    first: (Touches, Option<TableId>),
+    pub(super) first: (Touches, Option<TableId>),
     pub(super) wrote: bool,
     pub(super) changed: FirstChange,
     /// Whether no rollback is needed.
@@ -160,7 +160,7 @@ impl OpenTransaction {
     }
 }
 
-fn several_shards() -> ClientError {
+pub(super) fn several_shards() -> ClientError {
     ClientError::Sql(SqlError::unsupported(
         "this transaction touches keys on several shards",
         "Transactions across shards are not supported yet: use one transaction per shard's keys.",

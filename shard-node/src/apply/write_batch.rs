@@ -125,7 +125,14 @@ mod tests {
     fn schema() -> TableSchema {
         let column = |name: &str| ColumnSchema { name: name.into(), type_name: "text".into(), type_oid: 25 };
         let columns = ["k", "a", "b"].map(column).into();
-        TableSchema { id: TableId(1), name: "t".into(), columns, key: vec![0], create_sql: String::new(), ..TableSchema::default() }
+        TableSchema {
+            id: TableId(1),
+            name: "t".into(),
+            columns,
+            key: vec![0],
+            create_sql: String::new(),
+            ..TableSchema::default()
+        }
     }
 
     fn founded() -> ShardState {

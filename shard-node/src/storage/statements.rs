@@ -239,8 +239,14 @@ pub(super) mod tests {
                 type_oid: *oid,
             })
             .collect();
-        let mut schema =
-            TableSchema { id: TableId(1), name: name.into(), columns, key: key.to_vec(), create_sql: String::new(), ..TableSchema::default() };
+        let mut schema = TableSchema {
+            id: TableId(1),
+            name: name.into(),
+            columns,
+            key: key.to_vec(),
+            create_sql: String::new(),
+            ..TableSchema::default()
+        };
         let define = |c: &ColumnSchema| {
             let collate = if c.type_oid == 25 { " COLLATE \"C\"" } else { "" };
             format!("{} {}{collate}", TableSchema::quote(&c.name), c.type_name)
