@@ -51,7 +51,7 @@ impl Client {
     /// As [`Client::connect`].
     pub async fn connect_through(config: ClientConfig, api: Arc<dyn Api>) -> Result<Client, ClientError> {
         config.check().map_err(ClientError::Config)?;
-        connect_boxed(config, rand::random(), api).await
+        connect_boxed(config, evenkeel_host::random(), api).await
     }
 
     /// Executes one statement in a transaction of its own, with `$n` in `sql` standing for the
@@ -155,7 +155,7 @@ impl Client {
 fn connect_over_http(config: ClientConfig) -> BoxFuture<'static, Result<Client, ClientError>> {
     let connected = async move {
         config.check().map_err(ClientError::Config)?;
-        let id: u64 = rand::random();
+        let id: u64 = evenkeel_host::random();
         let api = HttpApi::new(&config, id as usize).map_err(ClientError::Config)?;
         connect_boxed(config, id, Arc::new(api)).await
     };

@@ -19,7 +19,7 @@ use evenkeel_rpc::RpcError;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// The shared state of one client.
@@ -66,8 +66,8 @@ impl ClientCore {
             own_links: OwnLinks::new(connect_timeout),
             id,
             sequence: AtomicU64::new(1),
-            started: Instant::now(),
-            started_unix_ms: unix_ms(),
+            started: evenkeel_host::now(),
+            started_unix_ms: evenkeel_host::wall_ms(),
             tasks: OnceLock::new(),
             config,
         }
@@ -84,7 +84,7 @@ impl ClientCore {
                     error.hint(format!("Is one of these a placement driver? {}", self.config.endpoints.join(", "))),
                 ));
             }
-            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            evenkeel_host::sleep(Duration::from_millis(wait_ms)).await;
             wait_ms = (wait_ms * 2).min(500);
         }
         self.tasks.get_or_init(|| {
@@ -97,7 +97,7 @@ impl ClientCore {
 
     /// Milliseconds on this client's clock.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        evenkeel_host::elapsed(self.started).as_millis() as u64
     }
 
     /// Milliseconds since the Unix epoch: the machine's clock when the client was created, advanced
@@ -122,7 +122,7 @@ impl ClientCore {
     /// table.
     pub(crate) async fn refresh_until(&self, deadline_ms: u64) {
         let left = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
-        let _ = tokio::time::timeout(left, self.routing.refresh()).await;
+        let _ = evenkeel_host::timeout(left, self.routing.refresh()).await;
     }
 
     /// A connection to the replica at `address` that nobody else uses now.
@@ -134,9 +134,4 @@ impl ClientCore {
     pub(crate) async fn link(&self, address: SocketAddr) -> Result<Link, RpcError> {
         self.pool.get(address).await.map(Link::from)
     }
-}
-
-/// Milliseconds since the Unix epoch by the machine's clock.
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -212,7 +212,7 @@ pub(crate) async fn no_route(core: &ClientCore, attempts: &mut Attempts) -> Deto
 
 /// Decides on the next step, and waits and fetches as decided.
 async fn next_step(core: &ClientCore, attempts: &mut Attempts, failure: AttemptFailure) -> RetryStep {
-    let step = attempts.next(failure, core.now_ms(), rand::random());
+    let step = attempts.next(failure, core.now_ms(), evenkeel_host::random());
     match &step {
         RetryStep::Same { wait_ms } | RetryStep::Replica { wait_ms, .. } | RetryStep::Reroute { wait_ms, .. } => {
             pause(*wait_ms).await;
@@ -240,6 +240,6 @@ fn refused(error: SqlError, maybe_done: bool) -> ClientError {
 /// Waits for a number of milliseconds, if it is not 0.
 pub(crate) async fn pause(wait_ms: u64) {
     if wait_ms > 0 {
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        evenkeel_host::sleep(Duration::from_millis(wait_ms)).await;
     }
 }

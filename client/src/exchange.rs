@@ -68,10 +68,10 @@ pub(crate) async fn exchange(
             let reason = format!("replica {replica} of shard {shard} has been silent, and replica {leader} leads now");
             return Err(AttemptFailure::Deposed { reason, leader: Some(leader) });
         }
-        () = tokio::time::sleep(silence), if local => {
+        () = evenkeel_host::sleep(silence), if local => {
             return Err(AttemptFailure::Lost(format!("replica {replica} of shard {shard} has been silent")));
         }
-        () = tokio::time::sleep(left) => return Err(AttemptFailure::Expired),
+        () = evenkeel_host::sleep(left) => return Err(AttemptFailure::Expired),
     };
     // A replica that answers a `local` read need not lead.
     if !local && answers_as_leader(&reply) {

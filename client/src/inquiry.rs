@@ -39,12 +39,12 @@ impl Inquiries {
         };
         let mut last = answer.lock().await;
         if let Some((at, leader)) = *last
-            && at.elapsed() < fresh
+            && evenkeel_host::elapsed(at) < fresh
         {
             return leader;
         }
         let leader = ask.await;
-        *last = Some((Instant::now(), leader));
+        *last = Some((evenkeel_host::now(), leader));
         leader
     }
 }

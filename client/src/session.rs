@@ -164,7 +164,7 @@ impl Session {
         let Some(resolution) = &mut self.unresolved else { return Ok(()) };
         let timeout_ms = self.core.config.statement_timeout_ms;
         let known = resolution.wait_for(Option::is_some);
-        let outcome = match tokio::time::timeout(Duration::from_millis(timeout_ms), known).await {
+        let outcome = match evenkeel_host::timeout(Duration::from_millis(timeout_ms), known).await {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or(Ok(())),
             // The task was aborted: the runtime is shutting down.
             Ok(Err(_)) => Ok(()),

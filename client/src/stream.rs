@@ -178,7 +178,7 @@ impl Reading {
     async fn run(mut self, pieces: mpsc::Sender<Result<Answer, ClientError>>) {
         let core = self.core.clone();
         let limit_ms = core.config.stream_timeout_ms;
-        let read = tokio::time::timeout(Duration::from_millis(limit_ms), self.read(&pieces)).await;
+        let read = evenkeel_host::timeout(Duration::from_millis(limit_ms), self.read(&pieces)).await;
         if let Err(error) = read.unwrap_or_else(|_| Err(too_slow(limit_ms))) {
             add(&core.counters.failures, 1);
             // Fails if the reader is gone.

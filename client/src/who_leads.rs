@@ -16,7 +16,7 @@ use std::time::Duration;
 pub(crate) async fn another_leads(core: &ClientCore, shard: ShardId, replica: u64) -> u64 {
     let silence = Duration::from_millis(core.config.silence_ms);
     loop {
-        tokio::time::sleep(silence).await;
+        evenkeel_host::sleep(silence).await;
         let ask = who_else_leads(core, shard, replica, silence);
         // Half of the silence, so that a caller that asks regularly does not get its previous
         // answer again.
@@ -41,7 +41,7 @@ async fn who_else_leads(core: &ClientCore, shard: ShardId, replica: u64, patienc
         }
         None
     };
-    tokio::time::timeout(patience, first).await.ok().flatten()
+    evenkeel_host::timeout(patience, first).await.ok().flatten()
 }
 
 async fn leads(core: &ClientCore, address: SocketAddr) -> bool {

@@ -83,13 +83,13 @@ impl Progress for Screen {
             bar.set_message(what.to_string());
             bar
         });
-        Arc::new(ScreenTask { bar, screen: self.clone(), what: what.to_string(), total, started: Instant::now() })
+        Arc::new(ScreenTask { bar, screen: self.clone(), what: what.to_string(), total, started: evenkeel_host::now() })
     }
 
     fn load_starts(&self, duration_s: f64, limit: Option<u64>) {
         let mut state = self.lock();
         state.limit = limit.map_or_else(String::new, |limit| format!(" (limited to {limit}/s each)"));
-        state.started = Some(Instant::now());
+        state.started = Some(evenkeel_host::now());
         state.duration_s = duration_s.ceil() as u64;
     }
 
@@ -148,7 +148,10 @@ impl Progress for Screen {
     }
 
     fn operator(&self, before: Option<&OperatorBody>, now: &OperatorBody) {
-        let at = self.lock().started.map_or_else(String::new, |s| format!("{:>6.1} s  ", s.elapsed().as_secs_f64()));
+        let at = self
+            .lock()
+            .started
+            .map_or_else(String::new, |s| format!("{:>6.1} s  ", evenkeel_host::elapsed(s).as_secs_f64()));
         let ended = !is_running(now) && before.is_none_or(is_running);
         if ended {
             let moved = match (&now.kind, now.status.as_str()) {
@@ -183,7 +186,7 @@ impl TaskProgress for ScreenTask {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let seconds = self.started.elapsed().as_secs_f64();
+        let seconds = evenkeel_host::elapsed(self.started).as_secs_f64();
         self.screen.line(&format!("{}: {} in {seconds:.1} s", self.what, self.total));
     }
 }
@@ -239,7 +242,7 @@ fn say(text: &str) {
 
 /// Shows a spinner during work of unknown length. Returns its result and its duration.
 pub async fn while_waiting<T>(screen: &Screen, what: &str, work: impl Future<Output = T>) -> (T, Duration) {
-    let started = Instant::now();
+    let started = evenkeel_host::now();
     let bar = screen.bars.as_ref().map(|bars| {
         let bar = bars.add(ProgressBar::new_spinner());
         bar.set_style(style("{spinner} {msg} {elapsed}"));
@@ -254,5 +257,5 @@ pub async fn while_waiting<T>(screen: &Screen, what: &str, work: impl Future<Out
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    (done, started.elapsed())
+    (done, evenkeel_host::elapsed(started))
 }

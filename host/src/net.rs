@@ -174,7 +174,7 @@ impl WriteHalf {
         match self {
             WriteHalf::Tcp(half) => half.writable().await,
             WriteHalf::Simulated(_) => {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                crate::sleep(Duration::from_millis(1)).await;
                 Ok(())
             }
         }

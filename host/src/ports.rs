@@ -11,7 +11,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The first port: above the well-known ones. The last is below Linux's ephemeral ones (32768 and
 /// up).
@@ -25,8 +24,7 @@ const COUNT: u16 = 20_000;
 pub fn reserve(wanted: usize) -> io::Result<Vec<u16>> {
     static NEXT: OnceLock<AtomicUsize> = OnceLock::new();
     let next = NEXT.get_or_init(|| {
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-        let seed = u64::from(nanos) ^ (u64::from(std::process::id()) << 20);
+        let seed = u64::from(crate::wall_time().subsec_nanos()) ^ (u64::from(std::process::id()) << 20);
         AtomicUsize::new((seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize)
     });
     // All stay bound until all are found, so that none is found twice.

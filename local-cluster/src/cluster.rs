@@ -62,7 +62,7 @@ impl Cluster {
     /// Registers the shards with the placement driver, and waits until every replica runs and every
     /// shard has a leader that has reported and has its followers connected.
     pub async fn wait_ready(&self) -> Result<(), ClusterError> {
-        let deadline = Instant::now() + Duration::from_millis(self.options.start_timeout_ms);
+        let deadline = evenkeel_host::now() + Duration::from_millis(self.options.start_timeout_ms);
         self.wait_placement_drivers_ready(deadline).await?;
         for shard in self.shards() {
             self.register(&shard, deadline).await?;
@@ -205,7 +205,7 @@ impl Cluster {
         for spec in specs {
             self.launch_process(spec)?;
         }
-        let deadline = Instant::now() + Duration::from_millis(self.options.start_timeout_ms);
+        let deadline = evenkeel_host::now() + Duration::from_millis(self.options.start_timeout_ms);
         self.register(&shard, deadline).await?;
         self.wait_shards_ready(deadline).await?;
         self.processes.write_endpoints()?;
@@ -305,7 +305,7 @@ impl Cluster {
         loop {
             match self.admin.post::<_, serde_json::Value>("/v1/shards", &body).await {
                 Ok(_) => return Ok(()),
-                Err(error) if Instant::now() < deadline && error.is_temporary() => wait::pause().await,
+                Err(error) if evenkeel_host::now() < deadline && error.is_temporary() => wait::pause().await,
                 Err(error) => return Err(error.into()),
             }
             if let Some(died) = self.died() {

@@ -132,7 +132,7 @@ async fn accept(network: Arc<Network>, listener: TcpListener, front: SocketAddr,
             }
             Err(error) => {
                 tracing::warn!(%error, %owner, "a link cannot accept");
-                tokio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+                evenkeel_host::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
             }
         }
         while connections.try_join_next().is_some() {}
@@ -183,7 +183,7 @@ impl Direction {
             Err(_) => 0,
         };
         if delay_ms > 0 {
-            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            evenkeel_host::sleep(Duration::from_millis(delay_ms)).await;
         }
     }
 
@@ -289,7 +289,7 @@ mod tests {
                 links.set(from, to, LinkFault { blocked: true, delay_ms: 0 });
                 stream.write_all(b"held").await.unwrap();
                 let mut back = [0; 4];
-                assert!(tokio::time::timeout(LOOK, stream.read_exact(&mut back)).await.is_err());
+                assert!(evenkeel_host::timeout(LOOK, stream.read_exact(&mut back)).await.is_err());
                 links.heal();
                 stream.read_exact(&mut back).await.unwrap();
                 assert_eq!(&back, b"held", "nothing is lost, and nothing overtakes");
@@ -311,7 +311,7 @@ mod tests {
         links.set(client, LinkEnd::Process(OWNER), LinkFault { blocked: true, delay_ms: 0 });
         stream.shutdown().await.unwrap();
         let mut rest = Vec::new();
-        assert!(tokio::time::timeout(LOOK, stream.read_to_end(&mut rest)).await.is_err());
+        assert!(evenkeel_host::timeout(LOOK, stream.read_to_end(&mut rest)).await.is_err());
         links.heal();
         assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
     }
@@ -321,9 +321,9 @@ mod tests {
         let (links, client, mut stream) = linked(true).await;
         echoed(&mut stream, b"clear").await;
         links.set_both(client, LinkEnd::Process(OWNER), LinkFault { blocked: false, delay_ms: 30 });
-        let began = std::time::Instant::now();
+        let began = evenkeel_host::now();
         echoed(&mut stream, b"late").await;
-        assert!(began.elapsed() >= Duration::from_millis(60));
+        assert!(evenkeel_host::elapsed(began) >= Duration::from_millis(60));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long an immediate shutdown may take before SIGKILL, in milliseconds.
 const IMMEDIATE_TIMEOUT_MS: u64 = 3_000;
@@ -53,9 +53,9 @@ pub fn stop_left_behind(replica_data_dirs: &[PathBuf]) {
             tracing::debug!(%error, "PostgreSQL {}", postmaster.pid());
         }
     }
-    let deadline = Instant::now() + Duration::from_millis(IMMEDIATE_TIMEOUT_MS);
-    while found.iter().any(|p| p.lives()) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
+    let deadline = evenkeel_host::now() + Duration::from_millis(IMMEDIATE_TIMEOUT_MS);
+    while found.iter().any(|p| p.lives()) && evenkeel_host::now() < deadline {
+        evenkeel_host::sleep_thread(Duration::from_millis(5));
     }
     for postmaster in found.iter().filter(|p| p.lives()) {
         if let Err(error) = postmaster.kill() {

@@ -13,7 +13,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long an ordered end may take before SIGKILL, in milliseconds.
 pub const STOP_TIMEOUT_MS: u64 = 10_000;
@@ -121,7 +121,7 @@ impl Process {
             if tasks.flatten().all(stopped) {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(1));
+            evenkeel_host::sleep_thread(Duration::from_millis(1));
         }
         let still = std::io::Error::new(std::io::ErrorKind::TimedOut, "it still runs after SIGSTOP");
         Err(ClusterError::io(format!("pausing {}", self.spec.id))(still))
@@ -177,13 +177,13 @@ pub fn stop_all(processes: &mut [&mut Process], timeout_ms: u64) {
             }
         }
     }
-    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    let deadline = evenkeel_host::now() + Duration::from_millis(timeout_ms);
     loop {
         processes.iter_mut().for_each(|p| p.reap());
-        if processes.iter().all(|p| p.child.is_none()) || Instant::now() >= deadline {
+        if processes.iter().all(|p| p.child.is_none()) || evenkeel_host::now() >= deadline {
             break;
         }
-        std::thread::sleep(Duration::from_millis(POLL_MS));
+        evenkeel_host::sleep_thread(Duration::from_millis(POLL_MS));
     }
     for process in processes.iter_mut() {
         if process.child.is_some() {

@@ -20,7 +20,7 @@ const RECENT: Duration = Duration::from_secs(2);
 
 /// The pause between two checks of a condition.
 pub async fn pause() {
-    tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
+    evenkeel_host::sleep(Duration::from_millis(POLL_MS)).await;
 }
 
 /// Waits until `look` returns a value; its error is the observation that is reported. Ends early if
@@ -31,7 +31,7 @@ pub async fn until<T>(
     deadline: Instant,
     mut look: impl AsyncFnMut() -> Result<T, String>,
 ) -> Result<T, ClusterError> {
-    let started = Instant::now();
+    let started = evenkeel_host::now();
     loop {
         let seen = match look().await {
             Ok(value) => return Ok(value),
@@ -40,8 +40,8 @@ pub async fn until<T>(
         if let Some(died) = processes.died() {
             return Err(died);
         }
-        if Instant::now() >= deadline {
-            let (condition, seconds) = (condition.to_string(), started.elapsed().as_secs_f64());
+        if evenkeel_host::now() >= deadline {
+            let (condition, seconds) = (condition.to_string(), evenkeel_host::elapsed(started).as_secs_f64());
             return Err(ClusterError::Timeout { condition, seconds, blame: blame(processes, &seen), seen });
         }
         pause().await;
@@ -90,7 +90,7 @@ pub async fn shards_whole(
     admin: &AdminClient,
     deadline: Instant,
 ) -> Result<(), ClusterError> {
-    let called = Instant::now();
+    let called = evenkeel_host::now();
     let mut first: BTreeMap<ShardId, Instant> = BTreeMap::new();
     until(processes, "every shard's leader to hear from all its replicas, as of now", deadline, async || {
         let look = observe_shards(processes, admin).await?;
@@ -123,9 +123,9 @@ struct ShardsObserved {
 }
 
 async fn observe_shards(processes: &ProcessTable, admin: &AdminClient) -> Result<ShardsObserved, String> {
-    let asked = Instant::now();
+    let asked = evenkeel_host::now();
     let mut seen: Vec<ShardBody> = admin.get("/v1/shards").await.map_err(|e| e.to_string())?;
-    let answered = Instant::now();
+    let answered = evenkeel_host::now();
     let mut shards = Vec::new();
     for expected in processes.shards() {
         let Some(at) = seen.iter().position(|s| s.info.id == expected.id) else {

@@ -12,6 +12,7 @@ use crate::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use crate::schema::TableSchema;
 use crate::scrub::Difference;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -435,10 +436,41 @@ pub struct DecisionBody {
 pub struct DecisionsBody {
     /// Newest first.
     pub decisions: Vec<DecisionBody>,
-    /// For every shard and range without an action: the reason, as of the last round. Absent on
-    /// replicas that do not lead.
+    /// For every shard and range without an action: the reason, as of the last round. Empty on a
+    /// leader that has planned no round yet.
     #[serde(default)]
-    pub now: Vec<String>,
+    pub now: Vec<RejectionBody>,
+}
+
+/// Why the balancer leaves a range, a shard or the whole cluster alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RejectionBody {
+    /// The reason for programs, in kebab case: `balanced`, `silent`, `cooling-down`, … A code never
+    /// changes its meaning. New codes come.
+    pub code: String,
+    /// The reason for people: one sentence with its figures.
+    pub reason: String,
+    /// The range, if it is about one.
+    #[serde(default)]
+    pub range: Option<RangeId>,
+    /// The shard, or the range's. Absent if it is about the whole cluster.
+    #[serde(default)]
+    pub shard: Option<ShardId>,
+    /// Load of the range, the shard or the cluster, in statements per second.
+    pub statements_per_s: f64,
+}
+
+/// In one line: the subject, its load and the sentence.
+impl fmt::Display for RejectionBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.range, self.shard) {
+            (Some(range), Some(shard)) => write!(f, "range {range} on shard {shard}")?,
+            (Some(range), None) => write!(f, "range {range}")?,
+            (None, Some(shard)) => write!(f, "shard {shard}")?,
+            (None, None) => write!(f, "the cluster")?,
+        }
+        write!(f, " ({:.0}/s): {}", self.statements_per_s, self.reason)
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use evenkeel_replicated_log::{
@@ -45,7 +45,7 @@ async fn leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
                 return (node.clone(), term, start);
             }
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        evenkeel_host::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -54,7 +54,7 @@ async fn leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
 async fn stable_leader(nodes: &[LogHandle]) -> (LogHandle, Term, LogIndex) {
     loop {
         let (node, term, start) = leader(nodes).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        evenkeel_host::sleep(Duration::from_secs(1)).await;
         if node.role().borrow().leading() == Some(term) {
             return (node, term, start);
         }
@@ -71,11 +71,11 @@ fn payload(number: usize) -> Bytes {
 async fn proposals(node: &LogHandle, term: Term, log: &mut Subscription, count: usize, window: usize) -> Outcome<()> {
     let mut sent = Vec::with_capacity(count);
     let mut took = Vec::with_capacity(count);
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     while took.len() < count {
         while sent.len() < count && sent.len() - took.len() < window {
             match node.propose(term, payload(sent.len())) {
-                Ok(()) => sent.push(Instant::now()),
+                Ok(()) => sent.push(evenkeel_host::now()),
                 Err(ProposeError::Overloaded) => break,
                 Err(other) => return Err(other.into()),
             }
@@ -85,24 +85,24 @@ async fn proposals(node: &LogHandle, term: Term, log: &mut Subscription, count: 
         };
         let data = entries.iter().filter(|e| matches!(e.body, Body::Data(_)));
         for _ in data {
-            took.push(sent[took.len()].elapsed());
+            took.push(evenkeel_host::elapsed(sent[took.len()]));
         }
     }
-    report(&format!("proposals, {window} under way"), took, begun.elapsed());
+    report(&format!("proposals, {window} under way"), took, evenkeel_host::elapsed(begun));
     Ok(())
 }
 
 async fn barriers(node: &LogHandle, count: usize, window: usize) -> Outcome<()> {
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..window {
         let node = node.clone();
         readers.spawn(async move {
             let mut took = Vec::new();
             for _ in 0..count / window {
-                let asked = Instant::now();
+                let asked = evenkeel_host::now();
                 node.read_barrier().await?;
-                took.push(asked.elapsed());
+                took.push(evenkeel_host::elapsed(asked));
             }
             Ok::<_, evenkeel_replicated_log::BarrierError>(took)
         });
@@ -111,7 +111,7 @@ async fn barriers(node: &LogHandle, count: usize, window: usize) -> Outcome<()> 
     while let Some(reader) = readers.join_next().await {
         took.extend(reader??);
     }
-    report(&format!("read barriers, {window} waiting"), took, begun.elapsed());
+    report(&format!("read barriers, {window} waiting"), took, evenkeel_host::elapsed(begun));
     Ok(())
 }
 
@@ -151,9 +151,9 @@ async fn main() -> Outcome<()> {
     let first = node.me();
     node.shutdown().await;
     nodes.retain(|n| n.me() != first);
-    let stopped = Instant::now();
+    let stopped = evenkeel_host::now();
     leader(&nodes).await;
-    println!("a new leader serves {} ms after the old one stopped", stopped.elapsed().as_millis());
+    println!("a new leader serves {} ms after the old one stopped", evenkeel_host::elapsed(stopped).as_millis());
     for node in &nodes {
         node.shutdown().await;
     }

@@ -95,9 +95,9 @@ impl<D: Disk> EventLoop<D> {
     pub(crate) fn run(mut self, inputs: &mpsc::Receiver<Command>) {
         self.published.set_role(self.core.role().clone());
         self.published.set_status(self.core.status());
-        let mut next_tick = Instant::now() + self.tick;
+        let mut next_tick = evenkeel_host::now() + self.tick;
         while self.shutdown.is_empty() {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let wait = next_tick.saturating_duration_since(evenkeel_host::now());
             let first = match inputs.recv_timeout(wait) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -117,12 +117,12 @@ impl<D: Disk> EventLoop<D> {
     pub(crate) async fn run_as_task(mut self, inputs: &mpsc::Receiver<Command>, wake: &Notify) {
         self.published.set_role(self.core.role().clone());
         self.published.set_status(self.core.status());
-        let mut next_tick = Instant::now() + self.tick;
+        let mut next_tick = evenkeel_host::now() + self.tick;
         while self.shutdown.is_empty() {
             let first = match inputs.try_recv() {
                 Ok(command) => Some(command),
                 Err(TryRecvError::Empty) => {
-                    tokio::time::timeout_at(next_tick.into(), wake.notified()).await.ok();
+                    evenkeel_host::timeout_at(next_tick.into(), wake.notified()).await.ok();
                     inputs.try_recv().ok()
                 }
                 Err(TryRecvError::Disconnected) => break,
@@ -132,7 +132,7 @@ impl<D: Disk> EventLoop<D> {
                 evenkeel_host::simulation().map(|simulation| simulation.disk_ms()).filter(|ms| *ms > 0)
             {
                 // A slow disk delays this loop at its sync, and nothing else of the process.
-                tokio::time::sleep(Duration::from_millis(slow_ms)).await;
+                evenkeel_host::sleep(Duration::from_millis(slow_ms)).await;
             }
             self.end_turn(ready, ticked);
         }
@@ -157,13 +157,13 @@ impl<D: Disk> EventLoop<D> {
         next_tick: &mut Instant,
     ) -> (Ready, bool) {
         self.take_in(first, inputs);
-        let ticked = Instant::now() >= *next_tick;
+        let ticked = evenkeel_host::now() >= *next_tick;
         if ticked {
             // One tick, however late: a process that was stopped must not rush through elections.
             let now_ms = clock::now_ms();
             self.core.feed(now_ms, Input::Applied(self.published.applied.load(Ordering::Acquire)));
             self.core.feed(now_ms, Input::Tick);
-            *next_tick = Instant::now() + self.tick;
+            *next_tick = evenkeel_host::now() + self.tick;
         }
         let mut ready = self.core.finish();
         self.carry_out_before_sync(std::mem::take(&mut ready.before_sync));
@@ -267,13 +267,13 @@ impl<D: Disk> EventLoop<D> {
 
     /// The sync of a turn, and the part that waits for it.
     fn end_turn(&mut self, ready: Ready, ticked: bool) {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let synced = match self.core.sync() {
             Ok(synced) => synced,
             Err(error) => fatal::abort_on(&error),
         };
         if synced.wrote() {
-            self.metrics.syncs.record(begun.elapsed());
+            self.metrics.syncs.record(evenkeel_host::elapsed(begun));
         }
         self.published.majority_log_bytes.store(self.core.majority_log_bytes(), Ordering::Release);
         self.published.clock_correction_ms.store(self.core.clock_correction_ms(), Ordering::Release);

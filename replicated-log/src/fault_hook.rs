@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The environment variable that names the folder.
 pub const FOLDER_VARIABLE: &str = "TEST_FAULT_HOOK";
@@ -31,12 +31,11 @@ fn number(file: &str) -> i64 {
 pub(crate) fn before_sync() {
     let delay_ms = number(SYNC_DELAY_MS).clamp(0, MAX_SYNC_DELAY_MS);
     if delay_ms > 0 {
-        std::thread::sleep(Duration::from_millis(delay_ms as u64));
+        evenkeel_host::sleep_thread(Duration::from_millis(delay_ms as u64));
     }
 }
 
 /// Milliseconds since the Unix epoch by the machine's wall clock, which may be set at any time.
 pub(crate) fn wall_ms() -> u64 {
-    let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    wall_ms.saturating_add_signed(number(CLOCK_OFFSET_MS))
+    evenkeel_host::wall_ms().saturating_add_signed(number(CLOCK_OFFSET_MS))
 }

@@ -1,7 +1,6 @@
 //! Starting a log: checks the configuration, opens the durable log, connects to the peers, and
 //! starts the event loop.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::Notify;
@@ -140,8 +139,7 @@ fn open_wal<D: Disk>(config: &GroupConfig, disk: D) -> Result<Wal<D>, StartError
     let founding = Membership { configuration, members: config.peers.clone(), ..Membership::default() };
     let Limits { segment_bytes, recent_bytes, sync_bytes, .. } = config.limits;
     let limits = WalLimits { segment_bytes, recent_bytes, sync_bytes: sync_bytes as u64 };
-    // The standard library seeds every RandomState differently: random enough to distinguish disks.
     // 0 is not an identity.
-    let store_id = RandomState::new().build_hasher().finish().max(1);
+    let store_id = evenkeel_host::unique_number().max(1);
     Ok(Wal::open(disk, identity, founding, store_id, limits)?)
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use evenkeel_replicated_log::{
@@ -14,7 +14,6 @@ use evenkeel_replicated_log::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 /// Far longer than anything here takes, even on a busy machine: a hang fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -88,8 +87,8 @@ impl Group {
 
     async fn stop(&mut self, id: u64) {
         let replica = self.running.remove(&ReplicaId(id)).unwrap();
-        timeout(PATIENCE, replica.log.shutdown()).await.unwrap();
-        timeout(PATIENCE, replica.counting).await.unwrap().unwrap();
+        evenkeel_host::timeout(PATIENCE, replica.log.shutdown()).await.unwrap();
+        evenkeel_host::timeout(PATIENCE, replica.counting).await.unwrap().unwrap();
         drop(replica.dir);
     }
 
@@ -102,10 +101,10 @@ impl Group {
                         return (replica.log.clone(), term);
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                evenkeel_host::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, search).await.expect("nobody leads")
+        evenkeel_host::timeout(PATIENCE, search).await.expect("nobody leads")
     }
 
     /// Whoever leads, its term, and what counts once all before it is counted.
@@ -114,8 +113,11 @@ impl Group {
             let (leader, term) = self.leader().await;
             let Ok(index) = leader.read_barrier().await else { continue };
             let mut count = self.running[&leader.me()].count.clone();
-            let counted =
-                timeout(PATIENCE, count.wait_for(|(at, _)| *at >= index)).await.expect("not counted").unwrap().1;
+            let counted = evenkeel_host::timeout(PATIENCE, count.wait_for(|(at, _)| *at >= index))
+                .await
+                .expect("not counted")
+                .unwrap()
+                .1;
             return (leader, term, counted);
         }
     }
@@ -143,11 +145,11 @@ impl Group {
                     _ = role.wait_for(|role| role.leading() != Some(term)) => {}
                 }
             };
-            timeout(PATIENCE, resolved).await.expect("neither counted nor deposed");
+            evenkeel_host::timeout(PATIENCE, resolved).await.expect("neither counted nor deposed");
         }
         for replica in self.running.values() {
             let mut count = replica.count.clone();
-            let counted = timeout(PATIENCE, count.wait_for(|(_, counted)| *counted >= wanted)).await;
+            let counted = evenkeel_host::timeout(PATIENCE, count.wait_for(|(_, counted)| *counted >= wanted)).await;
             counted.unwrap_or_else(|_| panic!("{}: {:?}", replica.log.me(), replica.log.status())).unwrap();
         }
     }
@@ -164,7 +166,7 @@ impl Group {
                 if membership.borrow().configuration >= configuration {
                     return asked;
                 }
-                asked = asked.or_else(|| Some(Instant::now()));
+                asked = asked.or_else(|| Some(evenkeel_host::now()));
                 if leader.change_members(term, &next).is_ok() {
                     let mut role = leader.role();
                     // A leadership that ends first may have taken the change with it.
@@ -173,12 +175,12 @@ impl Group {
                         _ = role.wait_for(|role| role.leading() != Some(term)) => {}
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                evenkeel_host::sleep(Duration::from_millis(10)).await;
             }
         };
-        let asked = timeout(PATIENCE, changing).await.expect("no new configuration");
+        let asked = evenkeel_host::timeout(PATIENCE, changing).await.expect("no new configuration");
         self.leader().await;
-        asked.map_or(Duration::ZERO, |asked| asked.elapsed())
+        asked.map_or(Duration::ZERO, evenkeel_host::elapsed)
     }
 }
 
@@ -200,7 +202,7 @@ async fn transfer(
                 break;
             }
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        evenkeel_host::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -241,10 +243,10 @@ async fn a_replica_that_lost_its_disk_comes_back_by_a_change() {
     group.start(lost, &[1, 2, 3], false);
     let seen = async {
         while !group.leader().await.0.status().peers.get(&ReplicaId(lost)).is_some_and(|peer| peer.other_disk) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, seen).await.expect("the empty disk is not noticed");
+    evenkeel_host::timeout(PATIENCE, seen).await.expect("the empty disk is not noticed");
     group.change(&[1, 2, 3], 2).await;
     group.write(20).await;
     assert_eq!(group.running[&ReplicaId(lost)].count.borrow().1, 40);
@@ -262,7 +264,7 @@ async fn a_group_grows_and_shrinks() {
     group.change(&[3, 7, 8], 3).await;
     for gone in [1, 2] {
         let mut known = group.running[&ReplicaId(gone)].log.membership();
-        timeout(PATIENCE, known.wait_for(|m| m.configuration == 3))
+        evenkeel_host::timeout(PATIENCE, known.wait_for(|m| m.configuration == 3))
             .await
             .expect("does not learn that it is out")
             .unwrap();

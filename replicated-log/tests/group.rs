@@ -11,7 +11,6 @@ use evenkeel_replicated_log::{
     StartError, Subscription, Term, Timing, WalError, start,
 };
 use tempfile::TempDir;
-use tokio::time::timeout;
 
 /// Far longer than anything here takes, even on a busy machine: a hang fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,7 +59,7 @@ impl Group {
 
     async fn stop(&mut self, id: ReplicaId) {
         let handle = self.nodes.remove(&id).unwrap();
-        timeout(PATIENCE, handle.shutdown()).await.unwrap();
+        evenkeel_host::timeout(PATIENCE, handle.shutdown()).await.unwrap();
     }
 
     /// Waits until some running replica leads and its `LeaderStart` is decided.
@@ -75,10 +74,10 @@ impl Group {
                         return (*id, term, start);
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                evenkeel_host::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, search).await.expect("nobody leads")
+        evenkeel_host::timeout(PATIENCE, search).await.expect("nobody leads")
     }
 
     async fn shutdown(mut self) {
@@ -90,7 +89,7 @@ impl Group {
 }
 
 async fn next_entries(subscription: &mut Subscription) -> Vec<Entry> {
-    let delivery = timeout(PATIENCE, subscription.next(1 << 20)).await;
+    let delivery = evenkeel_host::timeout(PATIENCE, subscription.next(1 << 20)).await;
     match delivery.expect("nothing was delivered").unwrap() {
         Delivery::Entries(entries) => entries,
         other => panic!("{other:?}"),
@@ -218,15 +217,15 @@ async fn leadership_moves_on_request() {
         // Best effort: before it knows where its peers stand it asks nobody.
         while role.borrow_and_update().leading() == Some(first_term) {
             group.nodes[&first].yield_leadership();
-            timeout(Duration::from_millis(100), role.changed()).await.ok();
+            evenkeel_host::timeout(Duration::from_millis(100), role.changed()).await.ok();
         }
     };
-    timeout(PATIENCE, lost).await.expect("still leads");
+    evenkeel_host::timeout(PATIENCE, lost).await.expect("still leads");
     let (second, ..) = group.leader().await;
     group.nodes[&first].try_lead();
     let mut role = group.nodes[&first].role();
     let won = role.wait_for(|r| r.leading().is_some());
-    timeout(PATIENCE, won).await.expect("does not lead").unwrap();
+    evenkeel_host::timeout(PATIENCE, won).await.expect("does not lead").unwrap();
     assert_ne!(first, second);
     group.shutdown().await;
 }
@@ -250,7 +249,7 @@ async fn further_leadership(group: &Group) -> bool {
     }
     let mut role = node.role();
     let changed = role.wait_for(|r| r.leading() != Some(term));
-    let changed = timeout(PATIENCE, changed).await.unwrap().unwrap().clone();
+    let changed = evenkeel_host::timeout(PATIENCE, changed).await.unwrap().unwrap().clone();
     let Role::Leader { term: next, start } = changed else {
         return false;
     };
@@ -301,19 +300,19 @@ async fn a_replica_that_was_away_too_long_needs_a_state_transfer() {
             for node in group.nodes.values() {
                 node.compact(node.status().decided);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
             if group.nodes[&leader].status().compacted > LogIndex(100) {
                 break;
             }
         }
     };
-    timeout(PATIENCE, compacted).await.expect("never compacted");
+    evenkeel_host::timeout(PATIENCE, compacted).await.expect("never compacted");
 
     group.start(away);
     let node = &group.nodes[&away];
     let mut role = node.role();
     let behind = role.wait_for(|r| matches!(r, Role::Behind { .. }));
-    let behind = timeout(PATIENCE, behind).await.unwrap().unwrap().clone();
+    let behind = evenkeel_host::timeout(PATIENCE, behind).await.unwrap().unwrap().clone();
     let Role::Behind { trimmed, .. } = behind else {
         panic!("{behind:?}");
     };
@@ -326,13 +325,13 @@ async fn a_replica_that_was_away_too_long_needs_a_state_transfer() {
             if status.decided >= trimmed && status.term != Term::NONE {
                 break status;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
         }
     };
-    let state = timeout(PATIENCE, status).await.unwrap();
+    let state = evenkeel_host::timeout(PATIENCE, status).await.unwrap();
     node.installed(state.decided, state.term).unwrap();
     let well = role.wait_for(|r| !matches!(r, Role::Behind { .. }));
-    timeout(PATIENCE, well).await.expect("still behind").unwrap();
+    evenkeel_host::timeout(PATIENCE, well).await.expect("still behind").unwrap();
     let mut subscription = node.subscribe(state.decided.next());
     propose_all(&group, done, done + 1).await;
     let mut last = Vec::new();
@@ -455,7 +454,7 @@ async fn an_ineligible_replica_votes_and_does_not_lead() {
     let (first, term, _) = group.leader().await;
     group.nodes[&first].set_ineligible(true);
     let mut role = group.nodes[&first].role();
-    timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
+    evenkeel_host::timeout(PATIENCE, role.wait_for(|role| role.leading() != Some(term))).await.unwrap().unwrap();
     let (second, ..) = group.leader().await;
     assert_ne!(second, first);
     assert!(group.nodes[&first].propose(term, payload(1)).is_err(), "its leadership is over");
@@ -469,7 +468,10 @@ async fn an_ineligible_replica_votes_and_does_not_lead() {
     // leadership.
     group.nodes[&third].set_ineligible(true);
     let mut role = group.nodes[&third].role();
-    timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. }))).await.unwrap().unwrap();
+    evenkeel_host::timeout(PATIENCE, role.wait_for(|role| !matches!(role, Role::Leader { .. })))
+        .await
+        .unwrap()
+        .unwrap();
     group.nodes[&third].set_ineligible(false);
     let (again, later, _) = group.leader().await;
     assert!(again == third && later > term, "{again} leads in {later}, before {term}");

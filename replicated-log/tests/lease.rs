@@ -12,7 +12,6 @@ use std::time::Duration;
 use evenkeel_replicated_log::{GroupConfig, Limits, LogHandle, ReplicaId, Timing, start};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tempfile::TempDir;
-use tokio::time::timeout;
 
 /// Far longer than anything here takes, even on a busy machine: a hang fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -105,15 +104,15 @@ impl Group {
                         node.read_barrier().await.ok();
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                evenkeel_host::sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, reading).await.unwrap();
+        evenkeel_host::timeout(PATIENCE, reading).await.unwrap();
     }
 
     async fn shutdown(self) {
         for node in &self.nodes {
-            timeout(PATIENCE, node.shutdown()).await.unwrap();
+            evenkeel_host::timeout(PATIENCE, node.shutdown()).await.unwrap();
         }
     }
 }

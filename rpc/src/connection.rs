@@ -101,7 +101,7 @@ where
     /// Connects within `timeout`.
     pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<Self, RpcError> {
         let failed = |reason: String| RpcError::Connect { address, reason };
-        let stream = tokio::time::timeout(timeout, evenkeel_host::connect(address))
+        let stream = evenkeel_host::timeout(timeout, evenkeel_host::connect(address))
             .await
             .map_err(|_| failed(format!("no answer within {} ms", timeout.as_millis())))?
             .map_err(|e| failed(e.to_string()))?;
@@ -147,7 +147,7 @@ where
 
     /// As [`Connection::call`], for at most `timeout`.
     pub async fn call_within(&self, request: &Req, timeout: Duration) -> Result<Rep, RpcError> {
-        match tokio::time::timeout(timeout, self.call(request)).await {
+        match evenkeel_host::timeout(timeout, self.call(request)).await {
             Ok(reply) => reply,
             Err(_) => Err(RpcError::TimedOut(timeout.as_millis() as u64)),
         }

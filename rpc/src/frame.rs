@@ -91,7 +91,7 @@ pub(crate) const WRITE_STALL_MS: u64 = 60_000;
 
 /// The deadline of a frame of `length` bytes that begins now.
 pub(crate) fn due(length: usize) -> Instant {
-    Instant::now() + Duration::from_millis(STALL_MS + (length / MIN_BYTES_PER_MS) as u64)
+    evenkeel_host::tokio_now() + Duration::from_millis(STALL_MS + (length / MIN_BYTES_PER_MS) as u64)
 }
 
 /// Reads frames from a connection.
@@ -130,8 +130,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(());
             }
             self.buffer.reserve(missing);
-            let until = due.min(Instant::now() + Duration::from_millis(STALL_MS));
-            match tokio::time::timeout_at(until, self.from.read_buf(&mut self.buffer)).await {
+            let until = due.min(evenkeel_host::tokio_now() + Duration::from_millis(STALL_MS));
+            match evenkeel_host::timeout_at(until, self.from.read_buf(&mut self.buffer)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => drop(read?),
                 Err(_) => {
@@ -228,7 +228,7 @@ pub(crate) async fn write_all<W: AsyncWrite + Unpin>(
 async fn write_out<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8]) -> io::Result<()> {
     let stall = Duration::from_millis(WRITE_STALL_MS);
     while !bytes.is_empty() {
-        match tokio::time::timeout(stall, to.write(bytes)).await {
+        match evenkeel_host::timeout(stall, to.write(bytes)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
             Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")),

@@ -199,7 +199,7 @@ pub(crate) async fn serve_within<S: Service>(
                 // Most likely there are no free file descriptors; existing connections continue.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    evenkeel_host::sleep(std::time::Duration::from_millis(50)).await;
                 }
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}

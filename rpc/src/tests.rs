@@ -147,11 +147,11 @@ async fn requests_together_are_bounded_in_bytes() {
     });
     let blocked: Vec<_> = blocked.collect();
     while echo.waiting.load(Ordering::SeqCst) < blocked.len() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        evenkeel_host::sleep(Duration::from_millis(5)).await;
     }
     let mut further = tokio::spawn(async move { connection.call(&"further".to_string()).await });
     // It cannot be answered while all of them wait; the end of one makes room for it.
-    assert!(tokio::time::timeout(Duration::from_millis(200), &mut further).await.is_err());
+    assert!(evenkeel_host::timeout(Duration::from_millis(200), &mut further).await.is_err());
     echo.release.notify_one();
     assert_eq!(further.await.unwrap().unwrap(), "further");
     echo.release.notify_waiters();
@@ -205,7 +205,7 @@ async fn a_large_request_takes_little_room_before_its_beginning_is_there() {
     let mut reader = frame::FrameReader::new(near);
     far.write_all(&(1u32 << 20).to_le_bytes()).await.unwrap();
     let length = reader.length().await.unwrap().unwrap();
-    assert!(tokio::time::timeout(within, server::admit(&mut reader, length, &taken)).await.is_err());
+    assert!(evenkeel_host::timeout(within, server::admit(&mut reader, length, &taken)).await.is_err());
     let admitting = tokio::spawn(async move { server::admit(&mut reader, length, &taken).await.map(drop) });
     tokio::task::yield_now().await;
     assert_eq!(room.free(), 1024 - 64);
@@ -251,9 +251,9 @@ async fn a_reply_that_is_too_long_is_replaced() {
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_secs(30);
     while !is_so() {
-        assert!(tokio::time::Instant::now() < deadline, "not within half a minute: {what}");
+        assert!(evenkeel_host::tokio_now() < deadline, "not within half a minute: {what}");
         tokio::task::yield_now().await;
     }
 }

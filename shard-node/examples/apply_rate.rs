@@ -34,7 +34,7 @@ const PIECE_BYTES: usize = 2 << 20;
 /// Bytes that PostgreSQL cannot compress.
 fn value(bytes: usize) -> Vec<u8> {
     let mut value = vec![0; bytes];
-    rand::rng().fill(&mut value[..]);
+    evenkeel_host::rng().fill(&mut value[..]);
     value
 }
 
@@ -78,16 +78,16 @@ impl Watch {
         let mut processes: Vec<String> = rows.iter().map(|row| row.get::<_, i32>(0).to_string()).collect();
         processes.push("self".into());
         let cpu = cpu_time(&processes);
-        Watch { processes, begin: Instant::now(), cpu }
+        Watch { processes, begin: evenkeel_host::now(), cpu }
     }
 
     /// Time passed since the start.
     fn passed_s(&self) -> f64 {
-        self.begin.elapsed().as_secs_f64()
+        evenkeel_host::elapsed(self.begin).as_secs_f64()
     }
 
     fn report(&self, what: &str, rows: usize) {
-        let (passed, cpu) = (self.begin.elapsed(), cpu_time(&self.processes) - self.cpu);
+        let (passed, cpu) = (evenkeel_host::elapsed(self.begin), cpu_time(&self.processes) - self.cpu);
         let per_row_us = |time: Duration| time.as_secs_f64() * 1e6 / rows as f64;
         let rate = rows as f64 / passed.as_secs_f64();
         println!(
@@ -114,7 +114,7 @@ fn measure_meter() {
     let mut meter = RangeMeter::new(0);
     for (what, keys) in [("meter, 1,000 keys", 1_000u64), ("meter, 1,000,000 keys", 1_000_000)] {
         let keys: Vec<Key> = (0..100_000)
-            .map(|_| Key(Bytes::copy_from_slice(&rand::rng().random_range(0..keys).to_be_bytes())))
+            .map(|_| Key(Bytes::copy_from_slice(&evenkeel_host::rng().random_range(0..keys).to_be_bytes())))
             .collect();
         let this = ["self".to_string()];
         let begin = cpu_time(&this);
@@ -138,7 +138,7 @@ async fn main() {
     let rows_of_all = MAX_ROWS.min((MAX_BYTES / value_bytes.max(1) as i64 / 5000).max(1) * 5000);
     measure_meter();
     let dir = tempfile::tempdir().unwrap();
-    let begin = Instant::now();
+    let begin = evenkeel_host::now();
     let config = PostgresConfig {
         bin_dir: None,
         data_dir: dir.path().to_path_buf(),
@@ -146,7 +146,7 @@ async fn main() {
         max_connections: 20,
     };
     let postgres = Postgres::start(config).await.unwrap();
-    println!("initdb and start: {:?}", begin.elapsed());
+    println!("initdb and start: {:?}", evenkeel_host::elapsed(begin));
     let (mut store, _) = Store::open(&postgres.connector()).await.unwrap();
     let admin = postgres.connector().connect(Role::Admin).await.unwrap();
     let schema = table();
@@ -170,7 +170,7 @@ async fn main() {
         while watch.passed_s() < seconds {
             let mut keys = BTreeSet::new();
             while keys.len() < size {
-                keys.insert(rand::rng().random_range(0..rows_of_all));
+                keys.insert(evenkeel_host::rng().random_range(0..rows_of_all));
             }
             let upserts = keys.into_iter().map(|k| image(k, &value)).collect();
             position += 1;

@@ -1,8 +1,6 @@
 //! The clock of this process. Times that are compared with another machine's come from the log's
 //! clock instead.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// Milliseconds since the Unix epoch by this process's own clock, for times that are compared with
 /// no other machine's. The log's stamps, and decisions based on them, use
 /// [`evenkeel_replicated_log::LogHandle::unix_ms`].
@@ -12,5 +10,5 @@ pub fn now_ms() -> u64 {
 
 /// Microseconds since the Unix epoch.
 pub fn now_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+    evenkeel_host::wall_time().as_micros() as u64
 }

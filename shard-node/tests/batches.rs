@@ -33,7 +33,7 @@ async fn together(shard: &Shard, statements: Vec<(&str, Vec<Value>)>) -> Vec<Str
                 ShardReply::Failed(Failure::Sql(error)) => return error.code.to_string(),
                 // As clients do: nothing has happened.
                 ShardReply::Failed(Failure::Overloaded { retry_after_ms }) => {
-                    tokio::time::sleep(Duration::from_millis(retry_after_ms.into())).await;
+                    evenkeel_host::sleep(Duration::from_millis(retry_after_ms.into())).await;
                 }
                 other => return format!("{other:?}"),
             }

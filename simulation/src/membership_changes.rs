@@ -33,7 +33,7 @@ const ASK_AGAIN_MS: u64 = 100;
 const GROWTH: usize = 2;
 
 async fn pause(at_most_ms: u64) {
-    tokio::time::sleep(Duration::from_millis(below(at_most_ms))).await;
+    evenkeel_host::sleep(Duration::from_millis(below(at_most_ms))).await;
 }
 
 fn healed(users: &Users) -> bool {
@@ -144,7 +144,7 @@ async fn change_shard(users: &Users, shard: ShardId, remove: Option<u64>, add: O
             Err(trouble) => trouble,
         };
         users.history.borrow_mut().waiting_for = format!("(shard {shard}: {request:?}: {trouble})");
-        tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
     }
 }
 
@@ -222,6 +222,6 @@ async fn change_members(users: &Users, remove: &[u64], add: &[NewMember]) {
         };
         users.history.borrow_mut().waiting_for =
             format!("(placement driver, less {remove:?}, more {add:?}: {trouble})");
-        tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
     }
 }

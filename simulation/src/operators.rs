@@ -43,7 +43,7 @@ pub fn leader(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
 /// Sends a request; `None` if it was not carried out, or its outcome is unknown.
 async fn request(registry: &Registry, command: Command) -> Option<Effect> {
     let shared = leader(registry)?;
-    tokio::time::timeout(Duration::from_millis(REQUEST_MS), shared.propose(command)).await.ok()?.ok()
+    evenkeel_host::timeout(Duration::from_millis(REQUEST_MS), shared.propose(command)).await.ok()?.ok()
 }
 
 /// Adds the shards and makes the table.
@@ -51,7 +51,7 @@ async fn request(registry: &Registry, command: Command) -> Option<Effect> {
 /// # Errors
 /// One sentence, if the table is none.
 pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>, String> {
-    let pause = || tokio::time::sleep(Duration::from_millis(50));
+    let pause = || evenkeel_host::sleep(Duration::from_millis(50));
     for shard in 1..=shards {
         while request(registry, Command::AddShard(shard_info(shard))).await.is_none() {
             pause().await;
@@ -85,11 +85,11 @@ pub async fn send_requests(users: Users) {
                 users.membership.borrow_mut().count(kind);
             }
         }
-        tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
     }
     // The operators of the balancer end, and it begins no others, so that the last look is final.
     while request(&users.registry, Command::SetBalancer { enabled: false }).await.is_none() {
-        tokio::time::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(BETWEEN_MS))).await;
     }
 }
 

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long an ordinary run goes on beginning seeds, in seconds.
 const SEED_SECONDS: u64 = 150;
@@ -72,12 +72,12 @@ fn every_seed_holds() {
     let first = number("FIRST_SEED", 1);
     let asked = std::env::var_os("SEEDS").map(|_| number("SEEDS", MOST_SEEDS));
     let budget = Duration::from_secs(number("SEED_SECONDS", SEED_SECONDS));
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let done = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
     let counts: Mutex<BTreeMap<String, u64>> = Mutex::default();
     each(first..first + asked.unwrap_or(MOST_SEEDS), |seed| {
-        if asked.is_none() && begun.elapsed() >= budget && seed >= first + LEAST_SEEDS {
+        if asked.is_none() && evenkeel_host::elapsed(begun) >= budget && seed >= first + LEAST_SEEDS {
             return false;
         }
         done.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +103,7 @@ fn every_seed_holds() {
         true
     });
     let count = done.into_inner();
-    println!("{count} seeds in {:.0} s", begun.elapsed().as_secs_f64());
+    println!("{count} seeds in {:.0} s", evenkeel_host::elapsed(begun).as_secs_f64());
     counts.into_inner().unwrap().iter().for_each(|(kind, count)| println!("{count:>10} {kind}"));
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} of {count} seeds failed:\n{}", failed.len(), failed.join("\n"));

@@ -64,7 +64,7 @@ impl Counters {
     /// cache; every fourth operation is a read. `keys` of the counters are in use, spread over the
     /// table, so that each is contended.
     pub async fn start(&mut self, world: &World, clients: u64, keys: i64) -> Result<(), ScenarioFailure> {
-        let epoch = Instant::now();
+        let epoch = evenkeel_host::now();
         for number in 0..clients {
             let counting = Counting {
                 client: Client::connect(ClientConfig::new(world.admin().urls())).await?,
@@ -143,9 +143,9 @@ impl Counting {
             let key = ((self.state >> 33) as i64 % self.keys) * self.step;
             let asked = if (self.state >> 20).is_multiple_of(4) { Asked::Read } else { Asked::Add };
             let text = if asked == Asked::Add { &self.add } else { &self.read };
-            let sent_us = self.epoch.elapsed().as_micros() as u64;
+            let sent_us = evenkeel_host::elapsed(self.epoch).as_micros() as u64;
             let answer = self.client.execute(text, &[Value::Int(key)]).await;
-            let answered_us = self.epoch.elapsed().as_micros() as u64;
+            let answered_us = evenkeel_host::elapsed(self.epoch).as_micros() as u64;
             let event = |seen| Event { key, asked, sent_us, answered_us, seen };
             match answer {
                 Ok(answer) => {

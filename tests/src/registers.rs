@@ -44,7 +44,7 @@ impl Registers {
         let client = world.client.clone();
         client.execute(&format!("INSERT INTO {table} (id, v) VALUES {}", values.join(", ")), &[]).await?;
         let (tasks, shared) = (JoinSet::new(), Arc::new(RegisterProgress::default()));
-        Ok(Registers { table: table.to_string(), keys, client, epoch: Instant::now(), tasks, shared })
+        Ok(Registers { table: table.to_string(), keys, client, epoch: evenkeel_host::now(), tasks, shared })
     }
 
     /// Starts `clients` clients, each with a routing cache of its own.
@@ -80,10 +80,10 @@ impl Registers {
             history.extend(operations.map_err(|e| ScenarioFailure::new(e.to_string()))?);
         }
         for key in 0..self.keys {
-            let sent_us = self.epoch.elapsed().as_micros() as u64;
+            let sent_us = evenkeel_host::elapsed(self.epoch).as_micros() as u64;
             let answer =
                 self.client.execute(&format!("SELECT v FROM {} WHERE id = $1", self.table), &[Value::Int(key)]).await?;
-            let answered_us = Some(self.epoch.elapsed().as_micros() as u64);
+            let answered_us = Some(evenkeel_host::elapsed(self.epoch).as_micros() as u64);
             let what = What::Read(answer.rows.int(0, 0).unwrap_or(-1));
             history.push(Operation { key, what, sent_us, answered_us });
         }
@@ -116,7 +116,7 @@ struct User {
 impl User {
     async fn run(mut self) -> Vec<Operation> {
         let mut operations = Vec::new();
-        let mut pace = tokio::time::interval(Duration::from_millis(PACE_MS));
+        let mut pace = evenkeel_host::interval(Duration::from_millis(PACE_MS));
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.shared.stop.load(Ordering::Relaxed) {
             pace.tick().await;
@@ -134,9 +134,9 @@ impl User {
             5..=7 => (&self.write, vec![Value::Int(key), Value::Int(to)]),
             _ => (&self.swap, vec![Value::Int(key), Value::Int(to), Value::Int(from)]),
         };
-        let sent_us = self.epoch.elapsed().as_micros() as u64;
+        let sent_us = evenkeel_host::elapsed(self.epoch).as_micros() as u64;
         let answer = self.client.execute(text, &params).await;
-        let answered_us = Some(self.epoch.elapsed().as_micros() as u64);
+        let answered_us = Some(evenkeel_host::elapsed(self.epoch).as_micros() as u64);
         let (what, answered_us) = match answer {
             Ok(answer) => {
                 self.shared.answered.fetch_add(1, Ordering::Relaxed);

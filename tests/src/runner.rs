@@ -17,7 +17,7 @@ use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a scenario may take, its cluster's start included.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -80,7 +80,7 @@ pub fn run(options: fn(PathBuf) -> ClusterOptions, scenarios: &[Scenario]) -> Ex
         }
     };
     println!("\nrunning {} test{}", wanted.len(), if wanted.len() == 1 { "" } else { "s" });
-    let started = Instant::now();
+    let started = evenkeel_host::now();
     let Results { failures, skipped } = runtime.block_on(run_all(options, &wanted));
     runtime.shutdown_background();
     if !failures.is_empty() {
@@ -98,7 +98,7 @@ pub fn run(options: fn(PathBuf) -> ClusterOptions, scenarios: &[Scenario]) -> Ex
         "\ntest result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
         scenarios.len() - wanted.len(),
-        started.elapsed().as_secs_f64()
+        evenkeel_host::elapsed(started).as_secs_f64()
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
 }
@@ -111,9 +111,9 @@ async fn run_all(options: fn(PathBuf) -> ClusterOptions, wanted: &[&Scenario]) -
         // The line is completed at the end of the scenario. A failure to show it earlier is
         // ignored.
         drop(std::io::stdout().flush());
-        let started = Instant::now();
+        let started = evenkeel_host::now();
         let outcome = run_one(options, scenario, &mut world).await;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = evenkeel_host::elapsed(started).as_secs_f64();
         match outcome {
             Ok(Ended::Well) => println!("ok <{seconds:.1}s>"),
             Ok(Ended::Skipped(why)) => {
@@ -167,7 +167,7 @@ async fn run_one(
     }
     let Some(world) = world else { return Err("there is no cluster".into()) };
     let running = AssertUnwindSafe((scenario.run)(world)).catch_unwind();
-    let outcome = match tokio::time::timeout(TIMEOUT, running).await {
+    let outcome = match evenkeel_host::timeout(TIMEOUT, running).await {
         Err(_) => Err(format!("it did not end within {} s", TIMEOUT.as_secs())),
         Ok(Err(panic)) => {
             let text = panic.downcast_ref::<String>().cloned();

@@ -122,7 +122,13 @@ impl Transactions {
         for id in 0..ACCOUNTS.0 {
             client.execute(&format!("INSERT INTO {accounts} (id, n) VALUES ({id}, {})", ACCOUNTS.1), &[]).await?;
         }
-        Ok(Transactions { client, accounts, epoch: Instant::now(), tasks: JoinSet::new(), shared: Arc::default() })
+        Ok(Transactions {
+            client,
+            accounts,
+            epoch: evenkeel_host::now(),
+            tasks: JoinSet::new(),
+            shared: Arc::default(),
+        })
     }
 
     /// Starts `clients` clients.
@@ -200,7 +206,7 @@ struct User {
 
 impl User {
     async fn run(mut self) -> Seen {
-        let mut pace = tokio::time::interval(Duration::from_millis(PACE_MS));
+        let mut pace = evenkeel_host::interval(Duration::from_millis(PACE_MS));
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.shared.stop.load(Ordering::Relaxed) {
             pace.tick().await;
@@ -275,7 +281,7 @@ impl User {
     }
 
     fn event(&mut self, kind: &'static str, value: Json) {
-        let at_us = self.epoch.elapsed().as_micros() as u64;
+        let at_us = evenkeel_host::elapsed(self.epoch).as_micros() as u64;
         self.seen.events.push(Event { at_us, kind, process: self.process, value });
     }
 

@@ -13,7 +13,7 @@ use evenkeel_protocol::api::{CreateTableBody, MoveBody, OperatorBody, RangeBody,
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use evenkeel_sql as sql;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a condition may take to come true.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,19 +24,19 @@ const POLL_MS: u64 = 10;
 /// failure is `halted`.
 pub async fn grown(count: &AtomicU64, more: u64, halted: &str) -> ScenarioResult {
     let mut last = count.load(Ordering::Relaxed);
-    let (wanted, mut since) = (last + more, Instant::now());
+    let (wanted, mut since) = (last + more, evenkeel_host::now());
     loop {
         let now = count.load(Ordering::Relaxed);
         if now >= wanted {
             return Ok(());
         }
         if now > last {
-            (last, since) = (now, Instant::now());
+            (last, since) = (now, evenkeel_host::now());
         }
-        if since.elapsed() >= PATIENCE / 2 {
+        if evenkeel_host::elapsed(since) >= PATIENCE / 2 {
             return Err(ScenarioFailure::new(halted));
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        evenkeel_host::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -115,15 +115,15 @@ impl World {
         patience: Duration,
         mut look: impl AsyncFnMut() -> Result<T, String>,
     ) -> Result<T, ScenarioFailure> {
-        let deadline = Instant::now() + patience;
+        let deadline = evenkeel_host::now() + patience;
         loop {
             match look().await {
                 Ok(value) => return Ok(value),
-                Err(seen) if Instant::now() >= deadline => {
+                Err(seen) if evenkeel_host::now() >= deadline => {
                     let seconds = patience.as_secs();
                     return Err(ScenarioFailure::new(format!("waited {seconds} s for {condition}; last seen: {seen}")));
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(POLL_MS)).await,
+                Err(_) => evenkeel_host::sleep(Duration::from_millis(POLL_MS)).await,
             }
         }
     }
@@ -245,7 +245,7 @@ impl World {
 
     /// Waits until every replica of every shard runs and is connected to its leader.
     pub async fn whole(&self) -> ScenarioResult {
-        Ok(self.cluster.wait_shards_ready(Instant::now() + PATIENCE).await?)
+        Ok(self.cluster.wait_shards_ready(evenkeel_host::now() + PATIENCE).await?)
     }
 
     /// Kills a process.

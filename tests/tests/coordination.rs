@@ -98,8 +98,8 @@ impl Store {
 
     /// Repeats a put until it is known to have taken effect.
     async fn put(&self, key: &str, value: &str) -> Result<u64, ScenarioFailure> {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
+        let deadline = evenkeel_host::now() + PATIENCE;
+        while evenkeel_host::now() < deadline {
             match self.ask(Method::PUT, key, None, value.as_bytes().to_vec()).await {
                 Answered::Known(status, Some(revision), _) if status.is_success() => return Ok(revision),
                 Answered::Known(status, _, body) => {
@@ -108,7 +108,7 @@ impl Store {
                         String::from_utf8_lossy(&body)
                     )));
                 }
-                Answered::Not | Answered::Unknown => tokio::time::sleep(Duration::from_millis(20)).await,
+                Answered::Not | Answered::Unknown => evenkeel_host::sleep(Duration::from_millis(20)).await,
             }
         }
         Err(ScenarioFailure::new(format!("PUT {key} had no answer in {} s", PATIENCE.as_secs())))
@@ -152,7 +152,7 @@ struct History {
 
 impl History {
     fn now_us(&self) -> u64 {
-        self.begun.elapsed().as_micros() as u64
+        evenkeel_host::elapsed(self.begun).as_micros() as u64
     }
 
     /// Records one operation; `None` if it had no effect.
@@ -248,7 +248,7 @@ async fn killer(world: &World, history: &History) -> ScenarioResult {
 async fn histories_are_linearizable_while_leaders_die(world: &World) -> ScenarioResult {
     let store = Store::new(world)?;
     let history = History {
-        begun: Instant::now(),
+        begun: evenkeel_host::now(),
         operations: Mutex::default(),
         next_value: AtomicI64::new(ABSENT + 1),
         answered: AtomicUsize::new(0),
@@ -285,13 +285,13 @@ async fn watch(
         turn += 1;
         let request = http.get(format!("{url}/v1/watch/kv?prefix={prefix}")).header("last-event-id", seen.to_string());
         let Ok(mut response) = request.send().await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
             continue;
         };
         ensure!(response.status() == StatusCode::OK, "a watch from {seen} at {url}: {}", response.status());
         let mut buffer = String::new();
         // A stream without events for a second is closed, so that every replica is used.
-        while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await {
+        while let Ok(Ok(Some(chunk))) = evenkeel_host::timeout(Duration::from_secs(1), response.chunk()).await {
             buffer.push_str(&String::from_utf8_lossy(&chunk));
             while let Some((block, rest)) = buffer.split_once("\n\n") {
                 let data = block.lines().find_map(|line| line.strip_prefix("data:"));
@@ -335,7 +335,7 @@ async fn a_watch_has_no_gap_while_leaders_die(world: &World) -> ScenarioResult {
     };
     let watching = async {
         let watched = watch(world.admin().urls(), "watched/", since, &last);
-        tokio::time::timeout(2 * PATIENCE, watched)
+        evenkeel_host::timeout(2 * PATIENCE, watched)
             .await
             .map_err(|_| ScenarioFailure::new("the watch did not reach the end"))?
     };
@@ -395,7 +395,7 @@ async fn the_command_line_reads_writes_lists_and_watches(world: &World) -> Scena
         let lines = output.map(std::io::BufReader::new).map(std::io::BufRead::lines).into_iter().flatten();
         lines.map_while(Result::ok).take(3).filter_map(|line| serde_json::from_str(&line).ok()).collect()
     });
-    let read = tokio::time::timeout(PATIENCE, reading).await;
+    let read = evenkeel_host::timeout(PATIENCE, reading).await;
     watching.kill().and_then(|()| watching.wait()).map_err(|e| e.to_string())?;
     let events: Vec<KvEventBody> =
         read.map_err(|_| ScenarioFailure::new("the watch showed nothing"))?.map_err(|e| e.to_string())?;

@@ -18,7 +18,7 @@ use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The shard whose leader fails.
 const SHARD: u32 = 1;
@@ -110,7 +110,7 @@ async fn a_frozen_leader_that_wakes_answers_nothing_stale_and_commits_nothing(wo
             let poison = tokio::spawn(direct.clone().write(-round));
             // Both requests are in the socket before the leader continues. A longer freeze does no
             // harm.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            evenkeel_host::sleep(Duration::from_millis(50)).await;
             world.cluster.resume(node(leader))?;
             poison.await.map_err(|e| ScenarioFailure::new(e.to_string()))?
         });
@@ -182,9 +182,9 @@ async fn links_flap_and_are_slow(world: &World) -> ScenarioResult {
                     _ => links.set(b, a, BLOCKED),
                 }
                 // The duration of a fault, not a wait for a condition.
-                tokio::time::sleep(Duration::from_millis(period_ms)).await;
+                evenkeel_host::sleep(Duration::from_millis(period_ms)).await;
                 links.heal();
-                tokio::time::sleep(Duration::from_millis(period_ms / 2)).await;
+                evenkeel_host::sleep(Duration::from_millis(period_ms / 2)).await;
             }
         }
         counters.wait_for_answers(50).await?;
@@ -396,7 +396,7 @@ impl Direct {
     }
 
     async fn ask(&self, sql: &str, params: Vec<Value>, read: ReadLevel) -> Result<ShardReply, ScenarioFailure> {
-        let first_sent_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let first_sent_ms = evenkeel_host::wall_ms();
         let id = TxnId { client: u64::MAX - first_sent_ms, sequence: 1 + params.len() as u64, first_sent_ms };
         let (durability, max_staleness_ms) = (Durability::Disk, None);
         let sql = sql.into();

@@ -17,7 +17,7 @@ use evenkeel_tests::world::PATIENCE;
 use evenkeel_tests::{ReplicaName, ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The number of moves that may pass a step before the test gives up. Most are held at the first or
 /// second attempt.
@@ -230,10 +230,10 @@ impl<'a> Movement<'a> {
 
     /// Waits for the step, if it has not passed.
     async fn comes_to(&mut self, step: Step) -> bool {
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_millis(COMES_MS) {
+        let begun = evenkeel_host::now();
+        while evenkeel_host::elapsed(begun) < Duration::from_millis(COMES_MS) {
             match self.look_for(step).await {
-                Seen::NotYet => tokio::time::sleep(Duration::from_millis(LOOK_MS)).await,
+                Seen::NotYet => evenkeel_host::sleep(Duration::from_millis(LOOK_MS)).await,
                 seen => return seen == Seen::Now,
             }
         }

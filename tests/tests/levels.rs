@@ -142,7 +142,7 @@ async fn by_command_line(world: &World) -> ScenarioResult {
 /// fresh as it states, and no row is ever missing.
 async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult {
     table(world, "aged").await?;
-    let (epoch, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let (epoch, stop) = (evenkeel_host::now(), Arc::new(AtomicBool::new(false)));
     let reads = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     for replica in 1..=3 {
@@ -155,7 +155,7 @@ async fn local_reads_are_no_older_than_they_say(world: &World) -> ScenarioResult
             let mut acknowledged = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 if let Ok(answer) = client.execute("UPDATE aged SET n = n + 1 WHERE id = 0 RETURNING n", &[]).await {
-                    let at_us = epoch.elapsed().as_micros() as u64;
+                    let at_us = evenkeel_host::elapsed(epoch).as_micros() as u64;
                     acknowledged.push((at_us, answer.rows.int(0, 0).unwrap_or(i64::MAX)));
                 }
             }
@@ -215,7 +215,7 @@ async fn read_on(
     let levels = Levels { replica: Some(replica), ..LOCAL };
     let mut seen = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let sent_us = epoch.elapsed().as_micros() as u64;
+        let sent_us = evenkeel_host::elapsed(epoch).as_micros() as u64;
         let Ok(answer) = client.execute_with("SELECT n FROM aged WHERE id = $1", &[Value::Int(0)], levels).await else {
             continue;
         };

@@ -87,11 +87,11 @@ impl Seen {
     /// statement was refused.
     fn take(&mut self, began: Instant, until: Instant, result: Result<u64, (String, String)>) -> bool {
         let refused = self.refused.len();
-        self.in_time += usize::from(result == Ok(1) && Instant::now() <= until);
+        self.in_time += usize::from(result == Ok(1) && evenkeel_host::now() <= until);
         match result {
-            Ok(1) => self.answered.push(began.elapsed()),
+            Ok(1) => self.answered.push(evenkeel_host::elapsed(began)),
             Ok(rows) => self.wrong.push(format!("{rows} rows were changed")),
-            Err((code, _)) if code == "53300" || code == "53400" => self.refused.push(began.elapsed()),
+            Err((code, _)) if code == "53300" || code == "53400" => self.refused.push(evenkeel_host::elapsed(began)),
             Err((code, _)) if code == "08007" => self.unknown += 1,
             Err((code, text)) => self.wrong.push(format!("{code}: {text}")),
         }
@@ -153,19 +153,19 @@ impl Counters {
 
 /// A closed loop of `clients` clients.
 async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration) -> Result<Seen, ScenarioFailure> {
-    let began = Instant::now();
+    let began = evenkeel_host::now();
     let mut tasks = JoinSet::new();
     for client in 0..clients {
         let counters = counters.clone();
         tasks.spawn(async move {
             let mut seen = Seen::default();
             let mut number = client * 7919;
-            while began.elapsed() < lasting {
+            while evenkeel_host::elapsed(began) < lasting {
                 number += 1;
-                let sent = Instant::now();
+                let sent = evenkeel_host::now();
                 if seen.take(sent, began + lasting, counters.add(number).await) {
                     // As the refusal's hint asks.
-                    tokio::time::sleep(AFTER_REFUSAL).await;
+                    evenkeel_host::sleep(AFTER_REFUSAL).await;
                 }
             }
             seen
@@ -176,23 +176,23 @@ async fn closed_loop(counters: &Arc<Counters>, clients: usize, lasting: Duration
 
 /// Statements at a fixed rate, whether or not earlier ones are answered.
 async fn open_loop(counters: &Arc<Counters>, per_s: f64, lasting: Duration) -> Result<Seen, ScenarioFailure> {
-    let began = Instant::now();
+    let began = evenkeel_host::now();
     let mut tasks = JoinSet::new();
     let mut number = 0;
-    while began.elapsed() < lasting {
-        let due = (began.elapsed().as_secs_f64() * per_s) as usize;
+    while evenkeel_host::elapsed(began) < lasting {
+        let due = (evenkeel_host::elapsed(began).as_secs_f64() * per_s) as usize;
         for number in number..due {
             let counters = counters.clone();
             tasks.spawn(async move {
                 let mut seen = Seen::default();
-                let sent = Instant::now();
+                let sent = evenkeel_host::now();
                 seen.take(sent, began + lasting, counters.add(number).await);
                 seen
             });
         }
         number = number.max(due);
         // The clock above sets the rate, independent of the duration of this step.
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        evenkeel_host::sleep(Duration::from_millis(2)).await;
     }
     gather(tasks, lasting).await
 }
@@ -219,7 +219,7 @@ async fn most_resident<T>(pid: u32, work: impl Future<Output = T>) -> (T, u64) {
         let mut most = 0;
         while !over.load(Ordering::Relaxed) {
             most = most.max(resident_mib(pid));
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            evenkeel_host::sleep(Duration::from_millis(50)).await;
         }
         most
     };
@@ -266,15 +266,15 @@ async fn overload(
     let resident = resident_mib(pid);
     let (during, most) = most_resident(pid, load).await;
     let during = during?;
-    let over = Instant::now();
+    let over = evenkeel_host::now();
     let recovered = loop {
         let now = probe(counters).await?;
         // A difference of 100 ms counts as noise of the machine.
         if now <= 2 * single + Duration::from_millis(100) {
-            break over.elapsed();
+            break evenkeel_host::elapsed(over);
         }
         ensure!(
-            over.elapsed() < RECOVERY,
+            evenkeel_host::elapsed(over) < RECOVERY,
             "{RECOVERY:?} after the overload a statement takes {now:?}, before {single:?}"
         );
     };
@@ -310,9 +310,9 @@ async fn overload(
 async fn probe(counters: &Arc<Counters>) -> Result<Duration, ScenarioFailure> {
     let mut times = Vec::new();
     for _ in 0..30 {
-        let sent = Instant::now();
+        let sent = evenkeel_host::now();
         counters.touch().await?;
-        times.push(sent.elapsed());
+        times.push(evenkeel_host::elapsed(sent));
     }
     times.sort_unstable();
     Ok(times[times.len() * 9 / 10])

@@ -407,7 +407,7 @@ async fn transactions_given_up_as_they_begin_hold_nothing(world: &World) -> Scen
         let lock = transaction.execute("UPDATE hasty SET n = n + 1 WHERE id = 1", &[]);
         // The client gives up at once, or a moment later.
         let bound = Duration::from_micros(round % 30 * 40);
-        drop(tokio::time::timeout(bound, lock).await);
+        drop(evenkeel_host::timeout(bound, lock).await);
         drop(transaction);
     }
     // An open transaction would lock the row until it has been idle for 30 s, which is longer than

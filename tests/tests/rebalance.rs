@@ -13,7 +13,7 @@ use evenkeel_workloads::report::{LEVEL_FACTOR, Report};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 fn main() -> ExitCode {
     evenkeel_tests::run(
@@ -71,7 +71,7 @@ fn level_from(report: &Report) -> Option<usize> {
 const LEVEL_WITHIN_S: usize = 30;
 
 async fn skewed_load_on_one_shard_becomes_level_and_then_nothing_moves(world: &World) -> ScenarioResult {
-    let began_ms = unix_ms();
+    let began_ms = evenkeel_host::wall_ms();
     let report = checked_run(world, "mixgraph", 45.0).await?;
     ensure!(level_from(&report).is_some_and(|s| s <= LEVEL_WITHIN_S), "not level in time:\n{}", report.to_string());
     // The load starts within two seconds of the run. The workload does not change, so no range has
@@ -82,10 +82,6 @@ async fn skewed_load_on_one_shard_becomes_level_and_then_nothing_moves(world: &W
     let late: Vec<&OperatorBody> = operators.iter().filter(late).collect();
     ensure!(late.is_empty(), "it did not come to rest:\n{}\n{late:?}", report.to_string());
     Ok(())
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 async fn load_follows_a_jumping_hotspot(world: &World) -> ScenarioResult {

@@ -12,7 +12,7 @@ use evenkeel_tests::{ScenarioFailure, ScenarioResult, World, ensure, scenarios};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The cap of a shard's log, in bytes.
 const LOG_CAP_BYTES: u64 = 16 << 20;
@@ -150,9 +150,9 @@ async fn the_placement_driver_grows_and_shrinks(world: &World) -> ScenarioResult
     let counters = counting(world, "drivers").await?;
     let before = world.ranges("drivers").await?;
     let (fourth, fifth) = (world.cluster.start_placement_driver()?, world.cluster.start_placement_driver()?);
-    let began = Instant::now();
+    let began = evenkeel_host::now();
     change_members(world, &json!({ "add": [fourth, fifth] }), &[1, 2, 3, 4, 5]).await?;
-    eprintln!("three became five in {} ms", began.elapsed().as_millis());
+    eprintln!("three became five in {} ms", evenkeel_host::elapsed(began).as_millis());
     drivers_ready(world, &[fourth.rest.to_string(), fifth.rest.to_string()]).await?;
     counters.wait_for_answers(100).await?;
     // Five replicas tolerate the loss of two.
@@ -250,7 +250,7 @@ async fn a_log_keeps_its_cap_though_a_replica_is_gone(world: &World) -> Scenario
     world.create_table("CREATE TABLE bulk (id bigint PRIMARY KEY, filling text NOT NULL)", 1).await?;
     world.kill(ProcessId::ShardNode(1, gone))?;
     let filling = "f".repeat(4_000);
-    let began = Instant::now();
+    let began = evenkeel_host::now();
     let mut most = 0;
     let mut written = 0;
     // Twice the cap, in less time than a silent replica is waited for.
@@ -269,8 +269,8 @@ async fn a_log_keeps_its_cap_though_a_replica_is_gone(world: &World) -> Scenario
             break;
         }
     }
-    eprintln!("{written} bytes in {} ms, the largest log had {most} bytes", began.elapsed().as_millis());
-    ensure!(began.elapsed() < Duration::from_secs(30), "so slow that the silent replica was forgotten");
+    eprintln!("{written} bytes in {} ms, the largest log had {most} bytes", evenkeel_host::elapsed(began).as_millis());
+    ensure!(evenkeel_host::elapsed(began) < Duration::from_secs(30), "so slow that the silent replica was forgotten");
     // The missed entries are in no log any more: the replica recovers by a copy of the state.
     world.cluster.restart(ProcessId::ShardNode(1, gone))?;
     world.whole().await?;

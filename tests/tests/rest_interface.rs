@@ -12,7 +12,7 @@ use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value as Json, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn main() -> ExitCode {
     evenkeel_tests::run(
@@ -51,17 +51,17 @@ async fn request(
 /// Repeats a request while there is no leader, as the refusal asks. Leadership may move at any
 /// time.
 async fn request_at(url: &str, method: Method, body: Option<Vec<u8>>) -> Result<Response, ScenarioFailure> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = evenkeel_host::now() + PATIENCE;
     loop {
         let mut request = Client::new().request(method.clone(), url);
         if let Some(body) = &body {
             request = request.header("content-type", "application/json").body(body.clone());
         }
         let response = request.send().await?;
-        if response.status() != StatusCode::SERVICE_UNAVAILABLE || Instant::now() >= deadline {
+        if response.status() != StatusCode::SERVICE_UNAVAILABLE || evenkeel_host::now() >= deadline {
             return Ok(response);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -177,7 +177,7 @@ async fn routes_can_be_followed_by_etag_version_and_watch(world: &World) -> Scen
         }
         Err(ScenarioFailure::new(format!("the watch ended after {seen}")))
     };
-    tokio::time::timeout(PATIENCE, reading)
+    evenkeel_host::timeout(PATIENCE, reading)
         .await
         .map_err(|_| ScenarioFailure::new("the watch told nothing of the split"))??;
 

@@ -173,7 +173,7 @@ impl SqlTarget {
             match self.client.execute(text, parameters).await {
                 Err(ClientError::Rerun(_)) if reruns < MAX_RERUNS => {
                     reruns += 1;
-                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                    evenkeel_host::sleep(Duration::from_millis(wait_ms)).await;
                     wait_ms = (wait_ms * 2).min(MAX_RERUN_WAIT_MS);
                 }
                 ended => return (ended, reruns),

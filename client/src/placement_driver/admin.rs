@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long one request may take. Creating a table waits for its shard.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -186,11 +186,11 @@ impl AdminClient {
     }
 
     async fn exchange(&self, request: &AdminRequest) -> Result<(String, Response), AdminError> {
-        let deadline = Instant::now() + request.timeout.unwrap_or(ELECTION).min(ELECTION);
+        let deadline = evenkeel_host::now() + request.timeout.unwrap_or(ELECTION).min(ELECTION);
         loop {
             match self.round(request).await {
-                Err(error) if error.code() == NO_LEADER && Instant::now() < deadline => {
-                    tokio::time::sleep(ASK_AGAIN).await;
+                Err(error) if error.code() == NO_LEADER && evenkeel_host::now() < deadline => {
+                    evenkeel_host::sleep(ASK_AGAIN).await;
                 }
                 other => return other,
             }

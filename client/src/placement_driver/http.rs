@@ -91,7 +91,7 @@ impl HttpApi {
                 .header("accept", "text/event-stream")
                 .header("last-event-id", last_event_id)
         };
-        match tokio::time::timeout(self.timeout, self.send(request)).await {
+        match evenkeel_host::timeout(self.timeout, self.send(request)).await {
             Ok(response) => Ok(Box::new(Watch::new(response?, self.watch_silence))),
             Err(_) => Err(ApiError::Unreachable { reason: "no watch was opened in time".into(), maybe_done: false }),
         }
@@ -148,7 +148,7 @@ impl Watch {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            let chunk = match tokio::time::timeout(self.silence, self.chunks.next()).await {
+            let chunk = match evenkeel_host::timeout(self.silence, self.chunks.next()).await {
                 Err(_) => return Err(format!("nothing came for {} ms", self.silence.as_millis())),
                 Ok(None) => return Err("the placement driver closed it".to_string()),
                 Ok(Some(Err(error))) => return Err(error.to_string()),

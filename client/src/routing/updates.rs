@@ -84,9 +84,9 @@ impl RouteUpdates {
             return last.result.clone();
         }
         if let Some(began_at) = last.began_at {
-            tokio::time::sleep(self.interval.saturating_sub(began_at.elapsed())).await;
+            evenkeel_host::sleep(self.interval.saturating_sub(evenkeel_host::elapsed(began_at))).await;
         }
-        last.began_at = Some(Instant::now());
+        last.began_at = Some(evenkeel_host::now());
         // If this future is dropped before the fetch ends, its waiters must not take the previous
         // result for theirs.
         last.result = Err("the fetch of the routing table was given up".to_string());
@@ -145,8 +145,8 @@ impl RouteUpdates {
                 Err(error) => tracing::debug!(%error, "the watch of the routing table cannot be opened"),
             }
             self.api.pass_over();
-            let jitter: f64 = rand::random();
-            tokio::time::sleep(Duration::from_millis((wait_ms as f64 * (0.5 + jitter / 2.0)) as u64)).await;
+            let jitter: f64 = evenkeel_host::random();
+            evenkeel_host::sleep(Duration::from_millis((wait_ms as f64 * (0.5 + jitter / 2.0)) as u64)).await;
             wait_ms = (wait_ms * 2).min(WATCH_WAIT_MS.1);
         }
     }

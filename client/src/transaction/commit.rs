@@ -40,7 +40,7 @@ pub(super) async fn commit(
             Err(failure) if failure.is_unknown() => break failure,
             Err(failure) => failure,
         };
-        match in_transaction(&failure, core.now_ms(), deadline_ms, rand::random()) {
+        match in_transaction(&failure, core.now_ms(), deadline_ms, evenkeel_host::random()) {
             RetryStep::Same { wait_ms } => pause(wait_ms).await,
             RetryStep::GiveUp(error) => {
                 // The shard has said that the commit did not happen.

@@ -101,7 +101,7 @@ impl OpenTransaction {
                 Ok(other) => return Err(unexpected(&other.reply)),
                 Err(failure) => failure,
             };
-            match in_transaction(&failure, core.now_ms(), deadline_ms, rand::random()) {
+            match in_transaction(&failure, core.now_ms(), deadline_ms, evenkeel_host::random()) {
                 RetryStep::GiveUp(error) => return Err(error),
                 RetryStep::Same { wait_ms } => pause(wait_ms).await,
                 _ => return Err(ClientError::rerun("the transaction was rolled back")),

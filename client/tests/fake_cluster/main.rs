@@ -36,10 +36,10 @@ async fn connect(cluster: &Cluster) -> Client {
 
 /// Waits until a condition holds; fails after 60 s.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_secs(60);
     while !is_so() {
-        assert!(tokio::time::Instant::now() < deadline, "not within a minute: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(evenkeel_host::tokio_now() < deadline, "not within a minute: {what}");
+        evenkeel_host::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -4,7 +4,6 @@
 
 use crate::world::Cluster;
 use crate::{BUMP, READ, connect};
-use std::time::Instant;
 
 const STATEMENTS: i64 = 20_000;
 
@@ -16,7 +15,7 @@ async fn overhead() {
     let client = connect(&cluster).await;
     for (name, sql) in [("read", READ), ("write", BUMP)] {
         for concurrency in [1, 16, 64] {
-            let began = Instant::now();
+            let began = evenkeel_host::now();
             let tasks = (0..concurrency).map(|n| {
                 let client = client.clone();
                 tokio::spawn(async move {
@@ -28,7 +27,7 @@ async fn overhead() {
             for task in tasks.collect::<Vec<_>>() {
                 task.await.unwrap();
             }
-            let each = began.elapsed().as_secs_f64() / STATEMENTS as f64;
+            let each = evenkeel_host::elapsed(began).as_secs_f64() / STATEMENTS as f64;
             println!("{name}, {concurrency} at a time: {:.1} µs each, {:.0}/s", each * 1e6, 1.0 / each);
         }
     }

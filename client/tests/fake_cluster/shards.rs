@@ -104,7 +104,7 @@ impl Service for Replica {
             Err(failure) => return replier.reply(&ShardReply::Failed(failure)).await,
         };
         if let Fault::Slow(ms) = fault {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+            evenkeel_host::sleep(Duration::from_millis(ms)).await;
         }
         if fault == Fault::UntilGone {
             replier.gone().gone().await;

@@ -52,7 +52,7 @@ async fn trouble(cluster: Arc<Cluster>, mut random: Random, stop: Arc<AtomicBool
             _ => cluster.script(shard, [Fault::Busy(3), Fault::Slow(2)]),
         }
         done.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        evenkeel_host::sleep(Duration::from_millis(1)).await;
     }
 }
 

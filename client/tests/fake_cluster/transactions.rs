@@ -165,7 +165,7 @@ async fn the_id_of_a_commit_is_as_old_as_the_commit() {
     let client = connect(&cluster).await;
     let mut transaction = begin(&client).await;
     transaction.execute(INSERT, &[1.into()]).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    evenkeel_host::sleep(std::time::Duration::from_millis(20)).await;
     cluster.script(1, [Fault::ForgetAnswer]);
     transaction.commit().await.unwrap();
     let seen = cluster.seen();

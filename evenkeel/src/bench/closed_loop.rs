@@ -25,7 +25,7 @@ pub async fn measure(
     duration: Duration,
     seed: u64,
 ) -> Result<Measurement, String> {
-    let start = Instant::now() + duration.mul_f64(WARM_UP);
+    let start = evenkeel_host::now() + duration.mul_f64(WARM_UP);
     let end = start + duration;
     let mut tasks = JoinSet::new();
     for client in 0..clients {
@@ -65,7 +65,7 @@ async fn one_client(
     // Splitmix64: the same keys for both systems.
     let mut state = seed.wrapping_add((client as u64) << 32);
     loop {
-        let began = Instant::now();
+        let began = evenkeel_host::now();
         if began >= end {
             return Ok((latencies, failed, message));
         }
@@ -77,7 +77,7 @@ async fn one_client(
         let key = (bits % rows.unsigned_abs().max(1)) as i64;
         match target.operate(client, key).await {
             Ok(()) if began >= start => {
-                latencies.saturating_record(began.elapsed().as_micros() as u64);
+                latencies.saturating_record(evenkeel_host::elapsed(began).as_micros() as u64);
             }
             Ok(()) => {}
             Err(error) => {
@@ -102,7 +102,7 @@ mod tests {
 
     impl Operate for Sleeper {
         async fn operate(&self, client: usize, key: i64) -> Result<(), String> {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            evenkeel_host::sleep(Duration::from_millis(2)).await;
             if client == 1 && key % 2 == 0 { Err("no".into()) } else { Ok(()) }
         }
     }

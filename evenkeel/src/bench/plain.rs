@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// The bound of connections, standbys and tools included.
@@ -143,7 +143,7 @@ impl PlainPostgres {
 
     /// Waits until `query` returns `expected` on the primary.
     async fn wait_for(&mut self, query: &str, expected: i64) -> Result<(), String> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = evenkeel_host::now() + START_TIMEOUT;
         loop {
             let seen = match self.connect().await {
                 Ok(client) => client.query_one(query, &[]).await.map(|r| r.get::<_, i64>(0)).map_err(|e| e.to_string()),
@@ -153,12 +153,12 @@ impl PlainPostgres {
                 return Ok(());
             }
             let ended = self.servers.iter_mut().any(|s| matches!(s.try_wait(), Ok(Some(_))));
-            if ended || Instant::now() >= deadline {
+            if ended || evenkeel_host::now() >= deadline {
                 let logs = (0..self.servers.len()).map(|n| self.root.path().join(format!("{n}.log")));
                 let logs: Vec<String> = logs.filter_map(|path| fs::read_to_string(path).ok()).collect();
                 return Err(format!("PostgreSQL is not up: {query} gives {seen:?}\n{}", logs.join("\n")));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            evenkeel_host::sleep(Duration::from_millis(50)).await;
         }
     }
 }
@@ -221,7 +221,7 @@ mod tests {
             standby.wait().unwrap();
         }
         let insert = client.batch_execute("INSERT INTO t VALUES (1)");
-        assert!(tokio::time::timeout(Duration::from_millis(300), insert).await.is_err(), "no standby had to confirm");
+        assert!(evenkeel_host::timeout(Duration::from_millis(300), insert).await.is_err(), "no standby had to confirm");
         let (root, primary) = (plain.root.path().to_path_buf(), plain.servers[0].id());
         drop(plain);
         assert!(!root.exists() && !Path::new(&format!("/proc/{primary}/cwd")).exists());

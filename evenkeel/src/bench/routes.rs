@@ -6,7 +6,7 @@ use evenkeel_local_cluster::loopback;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// wrk's threads: as many as the machine has cores, up to this.
 const MAX_THREADS: usize = 4;
@@ -62,15 +62,15 @@ impl Nginx {
     }
 
     async fn wait_ready(&mut self, size_bytes: usize) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = evenkeel_host::now() + Duration::from_secs(10);
         loop {
             if let Ok(body) = fetch(&self.url()).await {
                 return if body.len() == size_bytes { Ok(()) } else { Err("nginx serves another file".into()) };
             }
-            if matches!(self.child.try_wait(), Ok(Some(_))) || Instant::now() >= deadline {
+            if matches!(self.child.try_wait(), Ok(Some(_))) || evenkeel_host::now() >= deadline {
                 return Err("nginx does not come up".into());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
     }
 }

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The interval between two requests of `--wait`, in milliseconds.
 const WAIT_POLL_MS: u64 = 100;
@@ -446,12 +446,14 @@ async fn create_operator(
 ) -> Result<(), CommandError> {
     let admin = flags.admin();
     let mut operator: OperatorBody = admin.post(path, body).await.map_err(CommandError::failed)?;
-    let started = Instant::now();
+    let started = evenkeel_host::now();
     while wait && is_running(&operator) {
-        tokio::time::sleep(Duration::from_millis(WAIT_POLL_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(WAIT_POLL_MS)).await;
         operator = match admin.get(&format!("/v1/operators/{}", operator.id)).await {
             Ok(operator) => operator,
-            Err(error) if error.is_temporary() && started.elapsed() < Duration::from_secs(600) => continue,
+            Err(error) if error.is_temporary() && evenkeel_host::elapsed(started) < Duration::from_secs(600) => {
+                continue;
+            }
             Err(error) => return Err(CommandError::failed(error)),
         };
     }

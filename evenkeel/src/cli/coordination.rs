@@ -244,7 +244,7 @@ async fn watch(flags: &AdminFlags, admin: &AdminClient, prefix: &str, since: Opt
             Err(error) => return Err(CommandError::failed(error)),
         }
         admin.pass_over();
-        tokio::time::sleep(Duration::from_millis(WATCH_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(WATCH_AGAIN_MS)).await;
     }
 }
 

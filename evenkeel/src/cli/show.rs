@@ -162,7 +162,7 @@ pub fn decisions(body: &DecisionsBody) -> String {
     }
     if !body.now.is_empty() {
         lines.push("now:".into());
-        lines.extend(body.now.iter().map(|reason| format!("    {reason}")));
+        lines.extend(body.now.iter().map(|rejection| format!("    {rejection}")));
     }
     if lines.is_empty() {
         lines.push("nothing decided yet".into());
@@ -181,8 +181,21 @@ fn bound(columns: Option<&[serde_json::Value]>) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_protocol::api::OperatorKind;
+    use evenkeel_protocol::api::{OperatorKind, RejectionBody};
     use evenkeel_protocol::{OperatorId, RangeId, ShardId};
+
+    #[test]
+    fn a_rejection_shows_its_subject_and_its_load() {
+        let shown = |range, shard| {
+            let (code, reason) = ("silent".to_string(), "the shard does not report".to_string());
+            let rejection = RejectionBody { code, reason, range, shard, statements_per_s: 419.6 };
+            decisions(&DecisionsBody { decisions: Vec::new(), now: vec![rejection] })
+        };
+        let (range, shard) = (Some(RangeId(7)), Some(ShardId(2)));
+        assert_eq!(shown(range, shard), "now:\n    range 7 on shard 2 (420/s): the shard does not report");
+        assert_eq!(shown(None, shard), "now:\n    shard 2 (420/s): the shard does not report");
+        assert_eq!(shown(None, None), "now:\n    the cluster (420/s): the shard does not report");
+    }
 
     #[test]
     fn an_operator_shows_its_action_and_its_measures() {

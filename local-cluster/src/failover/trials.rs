@@ -10,7 +10,7 @@ use evenkeel_protocol::ShardId;
 use evenkeel_protocol::api::CreateTableBody;
 use evenkeel_sql as sql;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The shard whose leader fails.
 const SHARD: u32 = 1;
@@ -150,7 +150,7 @@ impl<'a> FailoverTrials<'a> {
 
     /// Waits until a process other than `not` leads by its own account. `not` itself is not asked.
     async fn leader(&self, of: LeaderOf, not: Option<ProcessId>) -> Result<ProcessId, String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = evenkeel_host::now() + PATIENCE;
         let what = not.map_or("a leader".to_string(), |not| format!("another leader than {not}"));
         let found = self.cluster.wait_until(&what, deadline, async || match of {
             LeaderOf::Shard => self.shard_leader(not).await,
@@ -171,7 +171,7 @@ impl<'a> FailoverTrials<'a> {
         let mut seen = Vec::new();
         for url in self.cluster.admin().urls() {
             let asked = AdminClient::new([url.clone()]);
-            let status = tokio::time::timeout(ASK, asked.get::<serde_json::Value>("/v1/status")).await;
+            let status = evenkeel_host::timeout(ASK, asked.get::<serde_json::Value>("/v1/status")).await;
             let Ok(Ok(status)) = status else { continue };
             let leader = status["replica"].as_u64().filter(|_| status["leads"] == true).map(ProcessId::PlacementDriver);
             match leader.filter(|leader| Some(*leader) != not) {
@@ -210,7 +210,7 @@ impl<'a> FailoverTrials<'a> {
             LeaderFault::Handover => Ok(()),
         };
         done.map_err(|e| format!("{victim}: {e}"))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = evenkeel_host::now() + PATIENCE;
         self.cluster.wait_placement_drivers_ready(deadline).await.map_err(|e| e.to_string())?;
         self.cluster.wait_shards_whole(deadline).await.map_err(|e| e.to_string())
     }
@@ -219,13 +219,13 @@ impl<'a> FailoverTrials<'a> {
 /// Waits until all of these writers write after `from_ms`.
 async fn resumed(writers: &Writers, from_ms: f64) -> Result<(), String> {
     let record: &WriteRecord = &writers.record;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = evenkeel_host::now() + PATIENCE;
     while !all_resumed(&record.acks(), writers.count, from_ms, RESUMED) {
-        if Instant::now() >= deadline {
+        if evenkeel_host::now() >= deadline {
             let (seconds, error) = (PATIENCE.as_secs(), record.last_error());
             return Err(format!("not all writers could write within {seconds} s; the last error: {error}"));
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        evenkeel_host::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ impl WriteRecord {
     /// A record without acknowledgements.
     pub fn new() -> Arc<WriteRecord> {
         Arc::new(WriteRecord {
-            epoch: Instant::now(),
+            epoch: evenkeel_host::now(),
             acks: Mutex::default(),
             failed: AtomicU64::new(0),
             last_error: Mutex::default(),
@@ -34,7 +34,7 @@ impl WriteRecord {
 
     /// The current time, on the clock of acknowledgements.
     pub fn now_ms(&self) -> f64 {
-        self.epoch.elapsed().as_secs_f64() * 1_000.0
+        evenkeel_host::elapsed(self.epoch).as_secs_f64() * 1_000.0
     }
 
     /// Removes acknowledgements before `from_ms`.
@@ -128,7 +128,7 @@ pub fn of_placement_driver(urls: &[String], per_s: f64) -> Result<Writers, Strin
             while !switches_off(&http, &urls[turn % urls.len()]).await {
                 turn += 1;
                 // A replica without a leader refuses at once.
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                evenkeel_host::sleep(Duration::from_millis(5)).await;
             }
             seen.acked(0, sent_ms);
         }
@@ -143,7 +143,7 @@ async fn switches_off(http: &reqwest::Client, url: &str) -> bool {
 }
 
 fn pace(per_s: f64) -> tokio::time::Interval {
-    let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / per_s));
+    let mut pace = evenkeel_host::interval(Duration::from_secs_f64(1.0 / per_s));
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     pace
 }

@@ -9,7 +9,6 @@ use crate::wait;
 use evenkeel_client::admin::{AdminClient, AdminError};
 use serde::Deserialize;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How long a placement driver may have no leader, in seconds.
 const PATIENCE_S: u64 = 60;
@@ -58,10 +57,10 @@ impl BalancerSwitch {
 
 /// Repeats an idempotent request while the placement driver elects a leader.
 async fn patiently<T>(ask: impl AsyncFn() -> Result<T, AdminError>) -> Result<T, RunError> {
-    let deadline = Instant::now() + Duration::from_secs(PATIENCE_S);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_secs(PATIENCE_S);
     loop {
         match ask().await {
-            Err(error) if error.is_temporary() && Instant::now() < deadline => wait::pause().await,
+            Err(error) if error.is_temporary() && evenkeel_host::tokio_now() < deadline => wait::pause().await,
             answer => return answer.map_err(RunError::failed),
         }
     }

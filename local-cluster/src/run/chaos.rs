@@ -35,19 +35,24 @@ pub async fn run(
     let mut plan = FaultPlan::new(seed);
     let mut faults: Vec<FaultRecord> = Vec::new();
     let mut away: Vec<(Instant, ProcessId)> = Vec::new();
-    while (!plan.is_done() || !away.is_empty()) && started.elapsed().as_secs_f64() < duration_s {
-        for (_, id) in away.extract_if(.., |(since, _)| since.elapsed() >= Duration::from_millis(AWAY_MS)) {
+    while (!plan.is_done() || !away.is_empty()) && evenkeel_host::elapsed(started).as_secs_f64() < duration_s {
+        for (_, id) in
+            away.extract_if(.., |(since, _)| evenkeel_host::elapsed(*since) >= Duration::from_millis(AWAY_MS))
+        {
             cluster.restart(id).map_err(RunError::failed)?;
-            progress.line(&format!("{:>6.1} s  chaos: {id} is started again", started.elapsed().as_secs_f64()));
+            progress.line(&format!(
+                "{:>6.1} s  chaos: {id} is started again",
+                evenkeel_host::elapsed(started).as_secs_f64()
+            ));
         }
         let down = away.iter().map(|(_, id)| *id).collect();
-        let elapsed = started.elapsed().as_secs_f64() / duration_s;
+        let elapsed = evenkeel_host::elapsed(started).as_secs_f64() / duration_s;
         match plan.next(&watch.last(), placement_driver_leader(cluster).await, &down, elapsed) {
             Some(ChaosAction::Kill(target, id, operator)) => {
-                let at_s = started.elapsed().as_secs_f64();
+                let at_s = evenkeel_host::elapsed(started).as_secs_f64();
                 let what = kill(cluster, target, id)?;
                 if target != FaultTarget::Postgres {
-                    away.push((Instant::now(), id));
+                    away.push((evenkeel_host::now(), id));
                 }
                 let what = format!("{what} while operator {operator} was moving a range");
                 progress.line(&format!("{at_s:>6.1} s  chaos: {what}"));

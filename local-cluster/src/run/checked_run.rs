@@ -21,7 +21,7 @@ use evenkeel_workloads::replay::{Ledger, LoadOptions, Replay, Replayed, SecondSu
 use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord, assemble};
 use evenkeel_workloads::target_sql::SqlTarget;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How long operators that run at the end of the load may take to end, in seconds.
 const QUIET_TIMEOUT_S: u64 = 60;
@@ -73,7 +73,7 @@ pub async fn run(
     let rows = ledger.len();
     progress
         .line(&format!("{rows} rows are in {table}, one range on shard {first}; the load starts: {}", workload.name));
-    let started_ms = unix_ms();
+    let started_ms = evenkeel_host::wall_ms();
     let watch = Watch::start(environment.admin.clone(), progress.clone());
     let input = LoadInput { shards: shards.len() as u32, limit, source: workload.source, ledger };
     let (replayed, chaos) = drive(options, environment, &target, input, &watch).await?;
@@ -152,7 +152,7 @@ async fn drive(
     let replay = Replay::new(config, input.source, input.ledger);
     let replay = replay.map_err(RunError::failed)?;
     environment.progress.load_starts(options.duration_s, input.limit);
-    let started = Instant::now();
+    let started = evenkeel_host::now();
     let progress = environment.progress.clone();
     let replaying = replay.run(target.clone(), move |summary: &SecondSummary| progress.second(summary));
     let (replayed, chaos) = match environment.cluster.filter(|_| environment.chaos) {
@@ -205,13 +205,13 @@ async fn create_table(
 /// deadline is a finding.
 async fn quiet(environment: &RunEnvironment<'_>, watch: &Watch) -> Result<Vec<String>, RunError> {
     environment.balancer.switch_off().await?;
-    let deadline = Instant::now() + Duration::from_secs(QUIET_TIMEOUT_S);
+    let deadline = evenkeel_host::now() + Duration::from_secs(QUIET_TIMEOUT_S);
     loop {
         let running = watch.fresh().await.running;
         if running.is_empty() {
             return Ok(Vec::new());
         }
-        if Instant::now() >= deadline {
+        if evenkeel_host::now() >= deadline {
             let say = |o: &OperatorBody| {
                 let detail = o.detail.as_deref().unwrap_or("no reason given");
                 format!("operator {} still runs: {}, at {} ({detail})", o.id, describe(&o.kind), o.step)
@@ -262,8 +262,4 @@ pub fn capacity(shards: &[ShardBody]) -> Option<u64> {
 
 fn failed(line: impl Into<String>) -> RunError {
     RunError::Failed(line.into())
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

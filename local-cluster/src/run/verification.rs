@@ -55,7 +55,7 @@ pub struct Verified {
 /// not be made.
 pub async fn verify_cluster(admin: &AdminClient) -> Result<Verified, String> {
     let shards: Vec<ShardBody> = admin.get("/v1/shards").await.map_err(|e| e.to_string())?;
-    let deadline = Instant::now() + Duration::from_secs(TIMEOUT_S);
+    let deadline = evenkeel_host::now() + Duration::from_secs(TIMEOUT_S);
     let mut verified = Verified::default();
     for shard in &shards {
         let compared = compared(&shard.info, deadline).await?;
@@ -80,7 +80,7 @@ async fn persistent_owner_violations(
     shards: &[ShardBody],
     deadline: Instant,
 ) -> Result<Vec<String>, String> {
-    let patience = Instant::now() + Duration::from_secs(OWNERS_S);
+    let patience = evenkeel_host::now() + Duration::from_secs(OWNERS_S);
     loop {
         let mut owned = Vec::new();
         for shard in shards {
@@ -88,11 +88,11 @@ async fn persistent_owner_violations(
         }
         let routes: RoutesBody = admin.get("/v1/routes").await.map_err(|e| e.to_string())?;
         let wrong = wrong_owners(&routes, &owned);
-        if wrong.is_empty() || Instant::now() >= patience {
+        if wrong.is_empty() || evenkeel_host::now() >= patience {
             return Ok(wrong);
         }
         admin.pass_over();
-        tokio::time::sleep(Duration::from_millis(OWNERS_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(OWNERS_AGAIN_MS)).await;
     }
 }
 
@@ -142,7 +142,7 @@ async fn compared(shard: &ShardInfo, deadline: Instant) -> Result<Compared, Stri
     loop {
         let request = ControlRequest::Compare { from: compared.next.clone(), left_behind: !begun };
         let trouble = match ask_leader(shard, request).await {
-            Ok(ControlReply::Compared(found)) if found.silent.is_empty() || Instant::now() >= deadline => {
+            Ok(ControlReply::Compared(found)) if found.silent.is_empty() || evenkeel_host::now() >= deadline => {
                 compared.add(*found);
                 begun = true;
                 if compared.next.is_none() {
@@ -154,12 +154,12 @@ async fn compared(shard: &ShardInfo, deadline: Instant) -> Result<Compared, Stri
             Ok(other) => Some(format!("{other:?}")),
             Err(error) => Some(error),
         };
-        if Instant::now() >= deadline
+        if evenkeel_host::now() >= deadline
             && let Some(trouble) = trouble
         {
             return Err(format!("the replicas of shard {} are not compared: {trouble}", shard.id));
         }
-        tokio::time::sleep(RETRY_AFTER).await;
+        evenkeel_host::sleep(RETRY_AFTER).await;
     }
 }
 
@@ -172,10 +172,10 @@ async fn owned_by(shard: &ShardInfo, deadline: Instant) -> Result<Vec<Owned>, St
             };
             return Ok(leader.ranges.into_iter().filter_map(owned).collect());
         }
-        if Instant::now() >= deadline {
+        if evenkeel_host::now() >= deadline {
             return Err(format!("shard {} has no leader to say what it owns", shard.id));
         }
-        tokio::time::sleep(RETRY_AFTER).await;
+        evenkeel_host::sleep(RETRY_AFTER).await;
     }
 }
 

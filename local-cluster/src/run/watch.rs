@@ -85,7 +85,7 @@ async fn observe_repeatedly(
     operators: Arc<Mutex<BTreeMap<OperatorId, OperatorBody>>>,
     mut ended: watch::Receiver<bool>,
 ) {
-    let mut interval = tokio::time::interval(Duration::from_millis(INTERVAL_MS));
+    let mut interval = evenkeel_host::interval(Duration::from_millis(INTERVAL_MS));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut number = 0;
     // Operators from before the run do not belong to it.

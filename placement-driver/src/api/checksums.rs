@@ -18,7 +18,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -71,7 +71,7 @@ pub(super) async fn get(handles: &ReplicaHandles) -> Result<Response, ApiFailure
 /// Asks a shard's leader to compare its replicas, piece by piece, until all are compared or the
 /// time limit has passed.
 async fn compare(handles: &ReplicaHandles, shard: &ShardInfo, leader: Option<u64>) -> Found {
-    let deadline = Instant::now() + Duration::from_millis(COMPARE_MS);
+    let deadline = evenkeel_host::now() + Duration::from_millis(COMPARE_MS);
     let mut compared = Compared::default();
     let mut left_behind = true;
     loop {
@@ -86,7 +86,7 @@ async fn compare(handles: &ReplicaHandles, shard: &ShardInfo, leader: Option<u64
         if compared.next.is_none() {
             return (shard.id, compared, Ok(()));
         }
-        if Instant::now() >= deadline {
+        if evenkeel_host::now() >= deadline {
             let reason = format!("not all of it was compared within {COMPARE_MS} ms");
             return (shard.id, compared, Err(reason));
         }

@@ -3,6 +3,7 @@
 use super::failure::ApiFailure;
 use super::leader_access::with_leader;
 use super::response::json_with;
+use crate::balancer::Rejection;
 use crate::replica::ReplicaHandles;
 use crate::state::Decision;
 use evenkeel_protocol::api::DecisionsBody;
@@ -14,6 +15,6 @@ pub(super) fn list(handles: &ReplicaHandles) -> Result<Response, ApiFailure> {
     let (decisions, rejections) = with_leader(handles, |state, leading| {
         (state.decisions.iter().rev().map(Decision::body).collect(), leading.rejections.clone())
     })?;
-    let body = DecisionsBody { decisions, now: rejections.iter().map(ToString::to_string).collect() };
+    let body = DecisionsBody { decisions, now: rejections.iter().map(Rejection::body).collect() };
     Ok(json_with(StatusCode::OK, &body))
 }

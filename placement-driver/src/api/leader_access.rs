@@ -22,7 +22,7 @@ pub(super) fn with_leader<T>(
 
 /// Proposes a command and waits for its result, for a bounded time.
 pub(super) async fn propose(handles: &ReplicaHandles, command: Command) -> Result<Effect, ApiProblem> {
-    match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), handles.propose(command)).await {
+    match evenkeel_host::timeout(Duration::from_millis(OUTCOME_MS), handles.propose(command)).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(ProposeFailure::Unknown.into()),
     }

@@ -8,7 +8,6 @@ use crate::replica::ReplicaHandles;
 use evenkeel_protocol::OperatorId;
 use serde_json::json as value;
 use std::time::Duration;
-use tokio::time::Instant;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -19,7 +18,7 @@ const ASK_AGAIN_MS: u64 = 100;
 
 /// `DELETE /v1/operators/{id}/copy`: asks the shard until the copy is deleted.
 pub(super) async fn purge(handles: &ReplicaHandles, operator: OperatorId) -> Result<Response, ApiFailure> {
-    let deadline = Instant::now() + Duration::from_millis(PURGED_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(PURGED_MS);
     loop {
         let waiting_for = match orphaned_copies::purge(handles, operator).await.map_err(failure)? {
             Purge::Done(shard) => {
@@ -28,11 +27,11 @@ pub(super) async fn purge(handles: &ReplicaHandles, operator: OperatorId) -> Res
             }
             Purge::Pending { waiting_for } => waiting_for,
         };
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             let detail = format!("waiting for {waiting_for}; ask again");
             return Err(problem::NOT_PURGED_YET.because(detail).into());
         }
-        tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
     }
 }
 

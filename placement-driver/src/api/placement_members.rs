@@ -13,7 +13,6 @@ use evenkeel_protocol::api::{MemberBody, MembersBody};
 use evenkeel_replicated_log::{ChangeError, Member, Membership, ReplicaId};
 use serde::Deserialize;
 use std::time::Duration;
-use tokio::time::Instant;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -44,7 +43,7 @@ pub(super) async fn change(handles: &ReplicaHandles, body: &[u8]) -> Result<Resp
     if change.remove.is_empty() && change.add.is_empty() {
         return Err(ApiProblem::bad_request("the body names no replica to remove and none to add").into());
     }
-    let deadline = Instant::now() + Duration::from_millis(CHANGE_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(CHANGE_MS);
     loop {
         let term = handles.leading().as_ref().map(|leading| leading.term).ok_or(ApiFailure::NeedsLeader)?;
         let now = handles.log.membership().borrow().members.clone();
@@ -57,10 +56,10 @@ pub(super) async fn change(handles: &ReplicaHandles, body: &[u8]) -> Result<Resp
             Err(ChangeError::Refused(reason)) => reason,
             Err(ChangeError::Propose(_)) => return Err(ApiFailure::NeedsLeader),
         };
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             return Err(problem::NOT_CHANGED_YET.because(waiting_for).into());
         }
-        tokio::time::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
     }
 }
 

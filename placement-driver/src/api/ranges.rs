@@ -15,7 +15,6 @@ use evenkeel_protocol::report::RangeLoad;
 use evenkeel_protocol::value::key_from_json;
 use evenkeel_protocol::{Key, RangeId, ShardId};
 use std::time::Duration;
-use tokio::time::Instant;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -54,13 +53,13 @@ async fn begin(handles: &ReplicaHandles, action: Action) -> Result<Response, Api
 /// Rejects a move that could not begin: from or to a shard that does not report. A new leader has
 /// no reports yet, so the request waits for a moment.
 async fn shards_report(handles: &ReplicaHandles, range: RangeId, to: ShardId) -> Result<(), ApiFailure> {
-    let deadline = Instant::now() + Duration::from_millis(REPORT_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(REPORT_MS);
     loop {
         let Some(detail) = silent_shard(handles, range, to)? else { return Ok(()) };
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             return Err(problem::SHARD_SILENT.because(detail).into());
         }
-        tokio::time::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
     }
 }
 

@@ -134,7 +134,7 @@ pub(super) async fn read_body<B: Buf>(
         }
         if too_long { Err(too_large()) } else { Ok(whole.freeze()) }
     };
-    match tokio::time::timeout(Duration::from_millis(BODY_MS), read).await {
+    match evenkeel_host::timeout(Duration::from_millis(BODY_MS), read).await {
         Ok(result) => result,
         Err(_) => Err(problem::BODY_TOO_SLOW.because("the body did not come in time")),
     }

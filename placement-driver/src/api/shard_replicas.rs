@@ -15,7 +15,6 @@ use evenkeel_protocol::shard::{ControlReply, ControlRequest, NewReplica};
 use serde::Deserialize;
 use serde_json::json as value;
 use std::time::Duration;
-use tokio::time::Instant;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -39,7 +38,7 @@ struct ChangeReplicasBody {
 /// `POST /v1/shards/{id}/replicas`: asks the shard until the change is done.
 pub(super) async fn change(handles: &ReplicaHandles, id: ShardId, body: &[u8]) -> Result<Response, ApiFailure> {
     let change: ChangeReplicasBody = parse(body)?;
-    let deadline = Instant::now() + Duration::from_millis(CHANGE_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(CHANGE_MS);
     if change.remove.is_none() && change.add.is_none() {
         return Err(ApiProblem::bad_request("the body names no replica to remove and none to add").into());
     }
@@ -65,10 +64,10 @@ pub(super) async fn change(handles: &ReplicaHandles, id: ShardId, body: &[u8]) -
             Ok(_) => return Err(problem::SHARD_ANSWER.because("").into()),
             Err(trouble) => trouble,
         };
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             return Err(problem::NOT_CHANGED_YET.because(waiting_for).into());
         }
-        tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(ASK_AGAIN_MS)).await;
     }
 }
 

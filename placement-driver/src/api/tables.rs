@@ -13,7 +13,6 @@ use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use evenkeel_protocol::{OperatorId, ShardId, TableSchema};
 use std::time::Duration;
-use tokio::time::Instant;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
@@ -62,7 +61,7 @@ pub(super) async fn create(handles: &ReplicaHandles, body: &[u8]) -> Result<Resp
             changes.changed().await.ok()?;
         }
     };
-    match tokio::time::timeout(Duration::from_millis(TABLE_MS), ended).await {
+    match evenkeel_host::timeout(Duration::from_millis(TABLE_MS), ended).await {
         Ok(Some((Status::Done, _))) => table_body(handles, &name, StatusCode::CREATED),
         Ok(Some((_, detail))) => {
             let detail = detail.unwrap_or_default();
@@ -156,7 +155,7 @@ fn is_answered_by_state(state: &PlacementState, name: &str, placed_on: Option<Sh
 /// Chooses the shard for a new table among those that report. A shard without reports may not
 /// exist, and its table would occupy the name and never be created.
 async fn place(handles: &ReplicaHandles, name: &str) -> Result<Option<ShardId>, ApiFailure> {
-    let deadline = Instant::now() + Duration::from_millis(REPORT_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(REPORT_MS);
     loop {
         {
             let leading = handles.leading();
@@ -168,10 +167,10 @@ async fn place(handles: &ReplicaHandles, name: &str) -> Result<Option<ShardId>, 
                 return Ok(shard);
             }
         }
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             return Err(no_shard(NONE_REPORTS));
         }
-        tokio::time::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(CHECK_AGAIN_MS)).await;
     }
 }
 

@@ -30,6 +30,7 @@
 //! | `too-many-ranges` | the limit on ranges is reached |
 
 use super::readiness::NotReady;
+use evenkeel_protocol::api::RejectionBody;
 use evenkeel_protocol::{OperatorId, RangeId, ShardId};
 use std::fmt;
 
@@ -171,14 +172,31 @@ impl Reason {
             Reason::TooManyRanges => "too-many-ranges",
         }
     }
-}
 
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Whether it is what a search for an action found: why this one was not possible. The others
+    /// say how a shard or the cluster stands; every round says so anew.
+    pub(super) fn is_found_by_search(self) -> bool {
         match self {
-            Subject::All => write!(f, "the cluster"),
-            Subject::Shard(id) => write!(f, "shard {id}"),
-            Subject::Range(id, shard) => write!(f, "range {id} on shard {shard}"),
+            Reason::BelowCeiling { .. }
+            | Reason::Busy(_)
+            | Reason::EnoughMoves { .. }
+            | Reason::DoesNotFit
+            | Reason::SingleKey
+            | Reason::Shifting { .. }
+            | Reason::TooNew
+            | Reason::CutLately { .. }
+            | Reason::CoolingDown { .. }
+            | Reason::FailedLately { .. }
+            | Reason::TooManyRanges => true,
+            Reason::SwitchedOff
+            | Reason::Restoring
+            | Reason::NotReady(_)
+            | Reason::LittleLoad { .. }
+            | Reason::Balanced { .. }
+            | Reason::NotYet { .. }
+            | Reason::Silent
+            | Reason::FaultyReport { .. }
+            | Reason::ClockOff { .. } => false,
         }
     }
 }
@@ -197,7 +215,7 @@ impl fmt::Display for Reason {
                 write!(f, "imbalance is {ratio:.2} × its floor, but only for {for_ms} ms so far")
             }
             Reason::BelowCeiling { ceiling } => write!(f, "it carries no more than its part ({ceiling:.0}/s)"),
-            Reason::Silent => write!(f, "it does not report: neither source nor target"),
+            Reason::Silent => write!(f, "the shard does not report: neither source nor target"),
             Reason::FaultyReport { what, refused: true } => {
                 write!(f, "its reports are refused: what they say ({what}) cannot be")
             }
@@ -228,9 +246,16 @@ impl fmt::Display for Reason {
     }
 }
 
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:.0}/s): {}", self.subject, self.load, self.reason)
+impl Rejection {
+    /// As the REST API shows it.
+    pub fn body(&self) -> RejectionBody {
+        let (range, shard) = match self.subject {
+            Subject::All => (None, None),
+            Subject::Shard(shard) => (None, Some(shard)),
+            Subject::Range(range, shard) => (Some(range), Some(shard)),
+        };
+        let (code, reason) = (self.reason.code().to_string(), self.reason.to_string());
+        RejectionBody { code, reason, range, shard, statements_per_s: self.load }
     }
 }
 

@@ -111,7 +111,7 @@ impl Rounds {
                 return self.carry_out();
             }
             ["why"] => {
-                let text = |r: &Rejection| format!("{}: {r}", r.reason.code());
+                let text = |r: &Rejection| format!("{}: {}", r.reason.code(), r.body());
                 return self.rejections.iter().map(text).collect();
             }
             _ => panic!("no command: {line}"),

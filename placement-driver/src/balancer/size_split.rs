@@ -20,9 +20,11 @@ pub(super) fn split(context: &mut PlanningContext<'_>, survey: &SizeSurvey) -> O
     for range in context.state.ranges.values() {
         let Some(bytes) = too_large(range, context.load, context.config, context.now_ms) else { continue };
         let route = &range.route;
-        let Some(at) = survey.keys(context.state, range).filter(|_| context.reports(route.shard)) else {
+        if !context.reports(route.shard) {
+            context.reject_range(range, Reason::Silent);
             continue;
-        };
+        }
+        let Some(at) = survey.keys(context.state, range) else { continue };
         if actions.len() >= SPLITS_PER_ROUND || context.taken.contains(&route.range) {
             continue;
         }

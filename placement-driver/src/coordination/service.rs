@@ -106,7 +106,7 @@ async fn catch_up(handles: &ReplicaHandles, consistency: Consistency) -> Result<
         while !reached() && changes.changed().await.is_ok() {}
         reached()
     };
-    match tokio::time::timeout(Duration::from_millis(APPLIED_MS), waiting).await {
+    match evenkeel_host::timeout(Duration::from_millis(APPLIED_MS), waiting).await {
         Ok(true) => Ok(()),
         _ => Err(ReadFailure::Behind),
     }
@@ -179,7 +179,7 @@ pub async fn write(handles: &ReplicaHandles, mut request: Request) -> Result<Wri
         request.expect = Expect::Anything;
     }
     let proposed = handles.propose(Command::Kv(Box::new(request)));
-    let outcome = tokio::time::timeout(Duration::from_millis(OUTCOME_MS), proposed).await;
+    let outcome = evenkeel_host::timeout(Duration::from_millis(OUTCOME_MS), proposed).await;
     match outcome.unwrap_or(Err(ProposeFailure::Unknown)) {
         Ok(Effect::Kv(written)) => Ok(written),
         Ok(other) => Err(WriteFailure::Internal(other)),
@@ -282,7 +282,7 @@ impl Watcher {
                 stopped = self.stopped.changed() => stopped.ok()?,
                 // A watcher of a prefix without changes must not fall behind the history because
                 // other keys change.
-                () = tokio::time::sleep(Duration::from_millis(PROGRESS_MS)), if behind => {
+                () = evenkeel_host::sleep(Duration::from_millis(PROGRESS_MS)), if behind => {
                     self.delivered = Some(self.seen);
                     return Some(WatchEvent::Progress(self.seen));
                 }

@@ -1,6 +1,6 @@
 //! The clock of this process.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 /// Milliseconds since the Unix epoch that never decrease while the process lives, whatever sets the
 /// machine's clock.
@@ -13,8 +13,7 @@ pub(super) struct Clock {
 impl Clock {
     /// A clock that starts at the machine's time.
     pub(super) fn new() -> Clock {
-        let since_epoch: Duration = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Clock { started: Instant::now(), started_ms: since_epoch.as_millis() as u64 }
+        Clock { started: evenkeel_host::now(), started_ms: evenkeel_host::wall_ms() }
     }
 
     /// The time of the start, in milliseconds.
@@ -24,6 +23,6 @@ impl Clock {
 
     /// The time now, in milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
-        self.started_ms + self.started.elapsed().as_millis() as u64
+        self.started_ms + evenkeel_host::elapsed(self.started).as_millis() as u64
     }
 }

@@ -54,7 +54,7 @@ impl EventLoop {
             snapshots: Snapshots::new(handles.clone(), index),
             transfer: StateTransfer::new(handles.clone()),
             repair: DiskRepair::default(),
-            last_round: Instant::now(),
+            last_round: evenkeel_host::now(),
             handles,
             inbox,
         }
@@ -84,7 +84,7 @@ impl EventLoop {
                     let Some(message) = message else { return Ok(()) };
                     coordination_only = self.take_messages(message)?;
                 }
-                () = tokio::time::sleep(pause) => {}
+                () = evenkeel_host::sleep(pause) => {}
             }
             if let Some((trimmed, leader)) = self.leadership.follow_role(&mut self.proposer)
                 && !self.transfer.is_under_way()
@@ -94,8 +94,8 @@ impl EventLoop {
             self.proposer.propose_deferred();
             // A round after each batch of the coordination store's writes would cost more than the
             // writes.
-            if !coordination_only || self.last_round.elapsed() >= pause {
-                self.last_round = Instant::now();
+            if !coordination_only || evenkeel_host::elapsed(self.last_round) >= pause {
+                self.last_round = evenkeel_host::now();
                 run_round(&self.handles, &mut self.proposer, &mut self.repair);
             }
         }

@@ -55,14 +55,14 @@ impl LeaderState {
             pending: Vec::new(),
             maintained_ms: 0,
             rejected_in_a_row: 0,
-            round: (now_ms, Instant::now()),
+            round: (now_ms, evenkeel_host::now()),
         }
     }
 
     /// The state machine's time now, in milliseconds.
     pub fn now_ms(&self) -> u64 {
         let (round_ms, at) = self.round;
-        round_ms + at.elapsed().as_millis() as u64
+        round_ms + evenkeel_host::elapsed(at).as_millis() as u64
     }
 
     /// Notes that the proposal `nonce` is applied.

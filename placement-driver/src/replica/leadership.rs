@@ -7,7 +7,6 @@ use super::proposals::Proposer;
 use super::quorum::Quorum;
 use crate::state::Command;
 use evenkeel_replicated_log::{LogIndex, Role, Term};
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -119,7 +118,5 @@ impl Leadership {
 
 /// A random number from 1.
 fn random_number() -> u32 {
-    // The keys of the standard library's hash maps are random.
-    let number = std::hash::RandomState::new().build_hasher().finish();
-    ((number >> 32) as u32).max(1)
+    ((evenkeel_host::unique_number() >> 32) as u32).max(1)
 }

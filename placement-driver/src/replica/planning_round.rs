@@ -14,7 +14,7 @@ use crate::state::{Command, NewDecision, PlacementState};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The time limit for one request to one replica of a shard, in milliseconds.
 const CALL_MS: u64 = 2_000;
@@ -66,7 +66,7 @@ fn plan(
     now_ms: u64,
     clock_ms: u64,
 ) -> RoundPlan {
-    leading.round = (now_ms, Instant::now());
+    leading.round = (now_ms, evenkeel_host::now());
     leading.balancer.load.set_clock(Some(clock_ms), now_ms);
     leading.balancer.update(state, config, now_ms);
     let todo = plan_operators(leading, state, now_ms);

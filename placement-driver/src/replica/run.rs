@@ -101,7 +101,7 @@ impl OpenReplica {
         // An error means that nobody listens any more.
         stop.send(true).ok();
         let limit = Duration::from_millis(SHUTDOWN_MS);
-        if tokio::time::timeout(limit, async { (&mut rpc).await.ok().zip((&mut front).await.ok()) }).await.is_err() {
+        if evenkeel_host::timeout(limit, async { (&mut rpc).await.ok().zip((&mut front).await.ok()) }).await.is_err() {
             rpc.abort();
             front.abort();
         }

@@ -43,7 +43,7 @@ impl StateTransfer {
             let fetched = fetch(handles.clone(), trimmed, leader).await;
             if let Err(reason) = &fetched {
                 tracing::warn!(reason, "no state could be fetched");
-                tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
+                evenkeel_host::sleep(Duration::from_millis(RETRY_MS)).await;
             }
             // The event loop is gone only when the replica shuts down.
             handles.messages.send(LoopMessage::StateFetched(fetched)).await.ok();

@@ -230,7 +230,7 @@ impl Events {
                 }
                 continue;
             }
-            let chunk = tokio::time::timeout(crate::cluster::PATIENCE, self.response.chunk()).await.ok()?.ok()??;
+            let chunk = evenkeel_host::timeout(crate::cluster::PATIENCE, self.response.chunk()).await.ok()?.ok()??;
             self.buffer.push_str(&String::from_utf8_lossy(&chunk));
         }
     }

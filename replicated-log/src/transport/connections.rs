@@ -11,7 +11,6 @@ use std::time::Duration;
 use evenkeel_host::{Listener, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
 
 use crate::command::{Command, Commands};
 use crate::ids::ReplicaId;
@@ -132,7 +131,7 @@ async fn listen(shared: Arc<TransportTasks>, listener: Arc<Listener>) {
             Err(error) => {
                 // The process is probably out of descriptors; others may close some.
                 tracing::warn!(%error, "cannot accept a session");
-                sleep(Duration::from_millis(shared.config.timing.redial_ms)).await;
+                evenkeel_host::sleep(Duration::from_millis(shared.config.timing.redial_ms)).await;
             }
         }
     }
@@ -140,10 +139,10 @@ async fn listen(shared: Arc<TransportTasks>, listener: Arc<Listener>) {
 
 async fn accepted(shared: &TransportTasks, mut stream: Stream) -> io::Result<()> {
     let idle = Duration::from_millis(shared.config.timing.session_idle_ms);
-    let hello = timeout(idle, Greeting::read(&mut stream)).await??;
+    let hello = evenkeel_host::timeout(idle, Greeting::read(&mut stream)).await??;
     hello.check_group(&shared.config)?;
     Greeting::to(&shared.config, hello.from).write(&mut stream).await?;
-    if timeout(idle, exchange_newer(shared, &mut stream, &hello)).await?? {
+    if evenkeel_host::timeout(idle, exchange_newer(shared, &mut stream, &hello)).await?? {
         return Ok(());
     }
     hello.check(&shared.config, None)?;
@@ -155,28 +154,28 @@ async fn dial(shared: Arc<TransportTasks>, peer: u64, address: SocketAddr) {
     let first_ms = shared.config.timing.redial_ms.max(1);
     let mut pause_ms = first_ms;
     loop {
-        let started = tokio::time::Instant::now();
+        let started = evenkeel_host::tokio_now();
         if let Err(error) = dialled(&shared, peer, address).await {
             tracing::debug!(peer, %error, "a session has ended or could not be opened");
         }
         // The pause grows while a peer refuses. A peer that had a session is dialled at once.
-        let lasted = started.elapsed() >= Duration::from_millis(SLOWEST_REDIAL_MS);
+        let lasted = evenkeel_host::tokio_now().duration_since(started) >= Duration::from_millis(SLOWEST_REDIAL_MS);
         pause_ms = match lasted {
             true => first_ms,
             false => (pause_ms * 2).min(SLOWEST_REDIAL_MS.max(first_ms)),
         };
-        sleep(Duration::from_millis(pause_ms)).await;
+        evenkeel_host::sleep(Duration::from_millis(pause_ms)).await;
     }
 }
 
 async fn dialled(shared: &TransportTasks, peer: u64, address: SocketAddr) -> io::Result<()> {
     let idle = Duration::from_millis(shared.config.timing.session_idle_ms);
-    let mut stream = timeout(idle, evenkeel_host::connect(address)).await??;
+    let mut stream = evenkeel_host::timeout(idle, evenkeel_host::connect(address)).await??;
     stream.set_nodelay(true)?;
     Greeting::to(&shared.config, peer).write(&mut stream).await?;
-    let hello = timeout(idle, Greeting::read(&mut stream)).await??;
+    let hello = evenkeel_host::timeout(idle, Greeting::read(&mut stream)).await??;
     hello.check_group(&shared.config)?;
-    if timeout(idle, exchange_newer(shared, &mut stream, &hello)).await?? {
+    if evenkeel_host::timeout(idle, exchange_newer(shared, &mut stream, &hello)).await?? {
         return Ok(());
     }
     hello.check(&shared.config, Some(peer))?;
@@ -189,7 +188,7 @@ async fn inquire(shared: Arc<TransportTasks>, peer: u64, address: SocketAddr) {
     const INQUIRE_MS: u64 = 500;
     let idle = Duration::from_millis(shared.config.timing.session_idle_ms);
     loop {
-        sleep(Duration::from_millis(INQUIRE_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(INQUIRE_MS)).await;
         if shared.current.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&peer) {
             continue;
         }
@@ -200,7 +199,7 @@ async fn inquire(shared: Arc<TransportTasks>, peer: u64, address: SocketAddr) {
             hello.check_group(&shared.config)?;
             exchange_newer(&shared, &mut stream, &hello).await
         };
-        match timeout(idle, asked).await {
+        match evenkeel_host::timeout(idle, asked).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(peer, %error, "an inquiry was not answered"),
             Err(_) => tracing::debug!(peer, "an inquiry was not answered in time"),

@@ -11,7 +11,6 @@ use bytes::{Buf, Bytes};
 use evenkeel_host::{ReadHalf, WriteHalf};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
 
 use crate::command::{Command, Commands};
 use crate::wire::{FRAME_HEADER_BYTES, Tag, decode_frame, encode_frame};
@@ -85,7 +84,7 @@ pub(super) async fn read_frames(
     let mut socket = BufReader::with_capacity(SOCKET_BUFFER_BYTES, socket);
     loop {
         let mut header = [0; FRAME_HEADER_BYTES];
-        timeout(idle, socket.read_exact(&mut header)).await??;
+        evenkeel_host::timeout(idle, socket.read_exact(&mut header)).await??;
         let mut header = &header[..];
         let body_bytes = header.get_u32_le() as usize;
         let crc = header.get_u32_le();
@@ -113,7 +112,7 @@ pub(super) async fn read_frames(
 /// Reads a whole body. The timeout applies to each read, not to the whole frame.
 async fn read_body(socket: &mut BufReader<ReadHalf>, mut body: &mut [u8], idle: Duration) -> io::Result<()> {
     while !body.is_empty() {
-        let read = timeout(idle, socket.read(body)).await??;
+        let read = evenkeel_host::timeout(idle, socket.read(body)).await??;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -98,7 +98,7 @@ impl FileDisk {
 
     /// A segment begins. Adapts the size of the next one to the time that the previous one took.
     fn adapt(&mut self) {
-        let now = Instant::now();
+        let now = evenkeel_host::now();
         if let Some(begun) = self.begun.replace(now) {
             let took = now.duration_since(begun);
             if took < FAST_SEGMENT {

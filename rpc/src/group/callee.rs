@@ -8,7 +8,6 @@ use crate::pool::Pool;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// The time limits of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +68,7 @@ impl<P: GroupProtocol> Group<P> {
     /// # Errors
     /// The failure of the last attempt. The request may have been executed.
     pub async fn call(&mut self, request: &P::Request, patience: Patience) -> Result<P::Reply, Unanswered<P::Reply>> {
-        let began = Instant::now();
+        let began = evenkeel_host::tokio_now();
         let mut search = Search::new(self.members.clone(), self.leader.take(), patience.total);
         let mut step = search.begin();
         let mut unanswered = Unanswered::NoReplicas;
@@ -79,7 +78,7 @@ impl<P: GroupProtocol> Group<P> {
                 SearchStep::AskMembers { address } => search.learn(self.ask_members(address, patience.attempt).await),
                 SearchStep::Ask { replica, address, after } => {
                     if !after.is_zero() {
-                        tokio::time::sleep(after).await;
+                        evenkeel_host::sleep(after).await;
                     }
                     let failure = match self.attempt(replica, address, request, patience.attempt).await {
                         Ok(reply) => {
@@ -91,7 +90,7 @@ impl<P: GroupProtocol> Group<P> {
                             failure
                         }
                     };
-                    search.failed(failure, began.elapsed())
+                    search.failed(failure, evenkeel_host::tokio_now().duration_since(began))
                 }
             };
         };

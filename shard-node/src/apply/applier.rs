@@ -97,7 +97,7 @@ impl Applier {
 
     /// Follows the log until the replica must do something else.
     pub async fn run(mut self, mut subscription: Subscription, mut requests: mpsc::Receiver<Request>) -> ApplyError {
-        let mut checkpoint = tokio::time::interval(Duration::from_millis(CHECKPOINT_MS));
+        let mut checkpoint = evenkeel_host::interval(Duration::from_millis(CHECKPOINT_MS));
         checkpoint.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Perhaps no row is missing: there is no table, or the process ended just before it
         // recorded that. No entry or piece need come then.
@@ -116,7 +116,7 @@ impl Applier {
                 () = self.may_go_on(), if waits => self.entries(Vec::new()).await,
                 Some(request) = requests.recv() => self.request(request).await,
                 _ = checkpoint.tick() => self.persistence.checkpoint(&self.applied).await,
-                () = tokio::time::sleep_until(due.unwrap_or_else(far).into()), if due.is_some() => {
+                () = evenkeel_host::sleep_until(due.unwrap_or_else(far).into()), if due.is_some() => {
                     self.persistence.flush(&self.applied, None).await
                 }
             };
@@ -454,5 +454,5 @@ impl Applier {
 }
 
 fn far() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
+    evenkeel_host::now() + Duration::from_secs(3600)
 }

@@ -14,7 +14,7 @@ use crate::storage::{ApplyBatch, PinnedSnapshot, Snapshots, Store, StoreError};
 use evenkeel_protocol::OperatorId;
 use evenkeel_replicated_log::{LogHandle, LogIndex};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Commands in the queue, and bytes of their batches; the applier waits beyond either.
@@ -187,19 +187,19 @@ impl Task {
     }
 
     async fn apply(&mut self, batch: &ApplyBatch) -> Result<(), StoreError> {
-        let started = Instant::now();
+        let started = evenkeel_host::now();
         let mut tries = 0;
         loop {
             match self.store.apply(batch).await {
                 Ok(differing) => {
                     differing.iter().for_each(|differing| self.checks.differs(differing));
-                    metrics::histogram!("evenkeel_apply_seconds").record(started.elapsed().as_secs_f64());
+                    metrics::histogram!("evenkeel_apply_seconds").record(evenkeel_host::elapsed(started).as_secs_f64());
                     return Ok(());
                 }
                 Err(StoreError::Refused(error)) if tries < TRIES => {
                     tracing::warn!(%error, "PostgreSQL rejects a batch for the moment; it is tried again");
                     tries += 1;
-                    tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
+                    evenkeel_host::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
                 }
                 Err(error) => return Err(error),
             }

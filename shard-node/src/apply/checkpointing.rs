@@ -41,11 +41,11 @@ impl RecordedPosition {
             term,
             reached,
             state_at: position,
-            state_due: Instant::now(),
+            state_due: evenkeel_host::now(),
             written_bytes: 0,
             state_changed_at: position,
             history: VecDeque::new(),
-            durable_at: Instant::now(),
+            durable_at: evenkeel_host::now(),
             durable_position: 0,
         }
     }
@@ -65,11 +65,11 @@ impl RecordedPosition {
             return false;
         }
         let changed = self.state_changed_at > self.state_at;
-        if changed && !now && Instant::now() < self.state_due {
+        if changed && !now && evenkeel_host::now() < self.state_due {
             return false;
         }
         (self.position, self.term) = (recordable, term);
-        changed || (self.written_bytes >= SIZES_BYTES && Instant::now() >= self.state_due)
+        changed || (self.written_bytes >= SIZES_BYTES && evenkeel_host::now() >= self.state_due)
     }
 
     /// Rows have changed, by this many bytes.
@@ -82,19 +82,19 @@ impl RecordedPosition {
         self.state_at = self.position;
         self.written_bytes = 0;
         let ms = (bytes as u64 * 1000 / STATE_BYTES_PER_S).max(STATE_MS);
-        self.state_due = Instant::now() + Duration::from_millis(ms);
+        self.state_due = evenkeel_host::now() + Duration::from_millis(ms);
     }
 
     /// Whether the next batch should be durable. A log that is far towards its cap must be
     /// compacted sooner.
     pub(super) fn is_durable_due(&self, log_is_large: bool, reached: u64) -> bool {
-        let due = log_is_large || self.durable_at.elapsed() >= Duration::from_millis(DURABLE_MS);
+        let due = log_is_large || evenkeel_host::elapsed(self.durable_at) >= Duration::from_millis(DURABLE_MS);
         due && reached > self.durable_position
     }
 
     /// A batch up to `reached` is about to be durable.
     pub(super) fn durable(&mut self, reached: u64) {
-        self.durable_at = Instant::now();
+        self.durable_at = evenkeel_host::now();
         self.durable_position = reached;
     }
 
@@ -103,7 +103,8 @@ impl RecordedPosition {
     pub(super) fn outlived(&mut self) -> u64 {
         let window = Duration::from_millis(RETRY_WINDOW_MS);
         let mut positions_below = 0;
-        while self.history.len() > 1 && self.history.front().is_some_and(|(at, _)| at.elapsed() > window) {
+        while self.history.len() > 1 && self.history.front().is_some_and(|(at, _)| evenkeel_host::elapsed(*at) > window)
+        {
             if let Some((_, position)) = self.history.pop_front() {
                 positions_below = position;
             }
@@ -151,7 +152,7 @@ mod tests {
             assert_eq!((kept.position, kept.reached), (11, position), "rows are there, the state machine is not");
         }
         assert_eq!(stored, 1);
-        assert!(kept.state_due > Instant::now() + Duration::from_millis(STATE_MS), "a large one, more rarely");
+        assert!(kept.state_due > evenkeel_host::now() + Duration::from_millis(STATE_MS), "a large one, more rarely");
         assert!(
             kept.record(1_000, 1, 1_000, true),
             "a durable batch, or the beginning of a leadership, needs its position"
@@ -162,7 +163,7 @@ mod tests {
         assert_eq!(kept.position, 1_001, "nothing but rows");
         kept.written(SIZES_BYTES);
         assert!(!kept.record(1_002, 1, 1_002, true), "it was stored just now");
-        kept.state_due = Instant::now();
+        kept.state_due = evenkeel_host::now();
         assert!(kept.record(1_003, 1, 1_003, false), "the sizes of ranges have changed");
     }
 }

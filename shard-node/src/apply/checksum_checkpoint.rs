@@ -35,7 +35,7 @@ pub(super) async fn is_there_soon(
     }
     let soon = Duration::from_millis(BACKGROUND_WAIT_MS);
     persistence.writer.waiting_bytes() == 0
-        && tokio::time::timeout(soon, handles.progress.reached(position)).await.is_ok()
+        && evenkeel_host::timeout(soon, handles.progress.reached(position)).await.is_ok()
 }
 
 /// A snapshot of PostgreSQL at exactly this position of the log, as soon as it is there.

@@ -80,7 +80,7 @@ impl Leaderships {
         self.leading.send_replace(None);
         leader.leadership.depose();
         let bound = Duration::from_millis(END_MS);
-        if tokio::time::timeout(bound, leader.leadership.without_doubt()).await.is_err() {
+        if evenkeel_host::timeout(bound, leader.leadership.without_doubt()).await.is_err() {
             return Err(ApplyError::Reopen("a session of the last leadership neither commits nor rolls back".into()));
         }
         self.terminate_sessions().await
@@ -95,12 +95,12 @@ impl Leaderships {
                 let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
                 match admin.query(sql, &[]).await {
                     Ok(left) if left.is_empty() => return Ok(()),
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Ok(_) => evenkeel_host::sleep(Duration::from_millis(2)).await,
                     Err(error) => return Err(crate::storage::StoreError::from(error)),
                 }
             }
         };
-        match tokio::time::timeout(Duration::from_millis(TERMINATE_MS), end_all).await {
+        match evenkeel_host::timeout(Duration::from_millis(TERMINATE_MS), end_all).await {
             Ok(ended) => Ok(ended?),
             Err(_) => Err(ApplyError::Reopen("sessions of the last leadership do not end".into())),
         }

@@ -170,7 +170,7 @@ impl Persistence {
 
     /// PostgreSQL lacks the entry at `position` until the batch has been applied.
     fn collect(&mut self, position: u64) {
-        self.collecting_since.get_or_insert_with(Instant::now);
+        self.collecting_since.get_or_insert_with(evenkeel_host::now);
         match &mut self.span {
             Some((_, last)) => {
                 *last = position;
@@ -232,7 +232,7 @@ impl Persistence {
             self.recorded.state_stored(state.len());
         }
         let answers = self.handles.window().since(before, position);
-        self.recorded.history.push_back((Instant::now(), position));
+        self.recorded.history.push_back((evenkeel_host::now(), position));
         let seeding = self.seeding.as_ref().map(|seeding| seeding.missing.encode());
         let sync = urgency == Urgency::Durable;
         ApplyBatch { operations, position, reached, term, state, answers, seeding, sync, records: Vec::new() }
@@ -326,9 +326,9 @@ impl Persistence {
         let rows = StoreOperation::ReplaceInterval { table, interval: piece.covered, rows: piece.rows, copied: None };
         let batch = self.positioned(applied, self.handles.progress.applied(), vec![rows], Urgency::Any);
         self.writer.ask(Command::Apply { batch: Box::new(batch), confirms: Vec::new(), bytes: bytes as usize }).await?;
-        let (room, asked) = (piece.room, Instant::now());
+        let (room, asked) = (piece.room, evenkeel_host::now());
         let stored = move || {
-            metrics::histogram!("evenkeel_seed_store_seconds").record(asked.elapsed().as_secs_f64());
+            metrics::histogram!("evenkeel_seed_store_seconds").record(evenkeel_host::elapsed(asked).as_secs_f64());
             metrics::counter!("evenkeel_seed_taken_bytes_total").increment(bytes);
             taken_bytes.inspect(|taken| _ = taken.fetch_add(bytes, Ordering::Relaxed));
             drop(room);

@@ -14,7 +14,7 @@ pub(super) async fn unless_still<T>(
         tokio::select! {
             biased;
             result = &mut done => return Some(result),
-            moved = tokio::time::timeout(patience, progress.changed()) => match moved {
+            moved = evenkeel_host::timeout(patience, progress.changed()) => match moved {
                 Ok(Ok(())) => {}
                 // The sender of progress is gone, or there is no progress.
                 Ok(Err(_)) | Err(_) => return None,
@@ -32,10 +32,10 @@ mod tests {
     async fn as_long_as_there_is_progress_there_is_no_limit() {
         let patience = Duration::from_secs(1);
         let (moves, progress) = watch::channel(0);
-        let begun = tokio::time::Instant::now();
+        let begun = evenkeel_host::tokio_now();
         let applying = async {
-            while begun.elapsed() < patience * 2 {
-                tokio::time::sleep(patience / 20).await;
+            while evenkeel_host::tokio_now().duration_since(begun) < patience * 2 {
+                evenkeel_host::sleep(patience / 20).await;
                 moves.send_modify(|step| *step += 1);
             }
         };

@@ -276,7 +276,7 @@ impl AdmissionControl {
         let limiter = |kind| Mutex::new(AdmissionLimiter::new(0, sessions, kind));
         let (reads, writes, large) =
             (limiter(StatementKind::Read), limiter(StatementKind::Write), limiter(StatementKind::Large));
-        Arc::new(AdmissionControl { begun: Instant::now(), reads, writes, large })
+        Arc::new(AdmissionControl { begun: evenkeel_host::now(), reads, writes, large })
     }
 
     fn limiter(&self, kind: StatementKind) -> MutexGuard<'_, AdmissionLimiter> {
@@ -289,7 +289,7 @@ impl AdmissionControl {
     }
 
     fn now_ms(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64
+        evenkeel_host::elapsed(self.begun).as_millis() as u64
     }
 
     /// Whether statements of any kind wait; see [`AdmissionLimiter::is_busy`].

@@ -115,7 +115,7 @@ impl Backpressure {
             if self.throttle().admit() {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(TRY_AGAIN_MS)).await;
+            evenkeel_host::sleep(Duration::from_millis(TRY_AGAIN_MS)).await;
         }
         metrics::counter!("evenkeel_statements_refused_total").increment(1);
         Err(Failure::Overloaded { retry_after_ms: RETRY_MS })

@@ -14,7 +14,6 @@ use crate::log_entry::{Body, Entry};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Failure, SqlError};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// See the module.
 pub struct Committer {
@@ -61,14 +60,15 @@ impl Committer {
         if deliberate(Bug::EarlyVisible) && early.is_wanted() {
             _ = session.simple("COMMIT").await;
         }
-        let proposed = Instant::now();
+        let proposed = evenkeel_host::now();
         let decided = early.until_decided(outcome, in_memory).await;
-        metrics::histogram!("evenkeel_batch_log_seconds").record(proposed.elapsed().as_secs_f64());
-        let logged = Instant::now();
+        metrics::histogram!("evenkeel_batch_log_seconds").record(evenkeel_host::elapsed(proposed).as_secs_f64());
+        let logged = evenkeel_host::now();
         match decided {
             Ok(EntryOutcome::Effective(position)) => match session.simple("COMMIT").await {
                 Ok(()) => {
-                    metrics::histogram!("evenkeel_batch_commit_seconds").record(logged.elapsed().as_secs_f64());
+                    metrics::histogram!("evenkeel_batch_commit_seconds")
+                        .record(evenkeel_host::elapsed(logged).as_secs_f64());
                     drop(claim);
                     self.context.shared.progress.confirm(position);
                     Ok(())

@@ -253,7 +253,7 @@ impl Leader {
 /// Adjusts backpressure to the lag of the replicas, until the leadership ends.
 async fn watch_replicas(context: Arc<LeaderContext>, backpressure: Arc<Backpressure>) {
     let mut ended = context.leadership.ended();
-    let mut look = tokio::time::interval(Duration::from_millis(backpressure::LOOK_MS));
+    let mut look = evenkeel_host::interval(Duration::from_millis(backpressure::LOOK_MS));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {

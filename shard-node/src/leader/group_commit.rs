@@ -30,7 +30,7 @@ use crate::storage::StoreError;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{Failure, Key, SqlError};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Executions of a group, at most. In the last one every statement has a savepoint.
 const MAX_TRIES: usize = 3;
@@ -82,11 +82,11 @@ impl GroupCommit {
         while !ready.is_empty() {
             let guarded_from = order(&mut ready, alone, tries);
             tries += 1;
-            let started = Instant::now();
+            let started = evenkeel_host::now();
             let serial = self.context.leadership.next_serial();
             let (index, error) = match self.executor.execute(session, &ready, guarded_from, serial).await {
                 Ok(executed) => {
-                    let spent = started.elapsed();
+                    let spent = evenkeel_host::elapsed(started);
                     metrics::histogram!("evenkeel_batch_execute_seconds").record(spent.as_secs_f64());
                     let (jobs, replies, captured) = sort_out(ready, executed, &mut result.run_alone);
                     measure(&jobs, spent);

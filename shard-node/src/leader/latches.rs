@@ -31,7 +31,7 @@ use evenkeel_protocol::{Failure, RangeId, TableId};
 use evenkeel_sql::Touches;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
 
 pub use super::latch_table::ChangedKeys;
@@ -144,7 +144,7 @@ impl LatchManager {
         holding: &[Arc<RangeLatch>],
     ) -> Result<RangeHandle, Failure> {
         let mut changes: Option<watch::Receiver<u64>> = None;
-        let deadline = Instant::now() + Duration::from_millis(WAIT_MS);
+        let deadline = evenkeel_host::now() + Duration::from_millis(WAIT_MS);
         loop {
             // Subscribed before the decision, so that no change between the two is missed.
             let waiting = changes.is_some();
@@ -154,9 +154,9 @@ impl LatchManager {
                 LatchDecision::Wait if !waiting => changes = Some(self.changed.subscribe()),
                 LatchDecision::Wait => {}
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(evenkeel_host::now());
             if waiting && let Some(changes) = &mut changes {
-                match tokio::time::timeout(left, changes.changed()).await {
+                match evenkeel_host::timeout(left, changes.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => {
                         let reason = "a move of the range is at its switch".to_string();
@@ -209,7 +209,7 @@ impl WriteBlock {
                 }
             }
         };
-        tokio::time::timeout(bound, wait).await.is_ok()
+        evenkeel_host::timeout(bound, wait).await.is_ok()
     }
 
     /// The latch of the blocked range.

@@ -96,7 +96,7 @@ impl Shard {
         let open = Control::IngestOpen { operator, schema: schema(2), range, interval, epoch: Epoch(1), from: shard() };
         assert!(self.apply(open));
         assert!(self.apply(Control::IngestAttempt { operator, attempt: 1, position: 0 }));
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let mut cursor = Key::MIN;
         for n in 0..entries {
             let interval = KeyInterval::new(cursor, Some(key(n)));
@@ -123,7 +123,7 @@ impl Shard {
                 assert!(self.apply(Control::Split { operator, range: owner.id, epoch: owner.epoch, at }));
             }
         }
-        begun.elapsed()
+        evenkeel_host::elapsed(begun)
     }
 }
 

@@ -193,7 +193,7 @@ impl World {
                 None => vec!["not blocked".into()],
             },
             ["timeout"] => {
-                tokio::time::sleep(Duration::from_millis(WAIT_MS + 100)).await;
+                evenkeel_host::sleep(Duration::from_millis(WAIT_MS + 100)).await;
                 vec![]
             }
             log => vec![self.log(log)],

@@ -20,7 +20,7 @@ use evenkeel_replicated_log::{LogHandle, ProposeError, Term};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// The interval at which a part is proposed again when the log has no room, in milliseconds.
@@ -193,7 +193,7 @@ impl Leadership {
                     return Ok((outcome, None));
                 }
             }
-            let begun = Instant::now();
+            let begun = evenkeel_host::now();
             in_memory = loop {
                 match self.propose_payload(payload.clone(), observe_memory && number == last, number > 0) {
                     Ok(in_memory) => {
@@ -201,9 +201,9 @@ impl Leadership {
                         break in_memory;
                     }
                     Err(ProposeError::Overloaded)
-                        if number > 0 && begun.elapsed() < Duration::from_millis(PART_BOUND_MS) =>
+                        if number > 0 && evenkeel_host::elapsed(begun) < Duration::from_millis(PART_BOUND_MS) =>
                     {
-                        tokio::time::sleep(Duration::from_millis(PART_AGAIN_MS)).await;
+                        evenkeel_host::sleep(Duration::from_millis(PART_AGAIN_MS)).await;
                     }
                     Err(error) => {
                         self.waiters().remove(&serial);

@@ -401,7 +401,7 @@ mod tests {
         let session = UserSession::new(client);
         let texts: Vec<Arc<str>> = (0..TEXTS).map(|n| format!("SELECT {n}").into()).collect();
         let prepared = session.prepare_all(texts.iter().map(|text| (text, 0)));
-        let prepared = tokio::time::timeout(std::time::Duration::from_secs(20), prepared).await;
+        let prepared = evenkeel_host::timeout(std::time::Duration::from_secs(20), prepared).await;
         assert!(prepared.is_ok_and(|all| all.len() == TEXTS && all.iter().all(Result::is_ok)), "one after the other");
     }
 

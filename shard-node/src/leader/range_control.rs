@@ -44,7 +44,7 @@ impl RangeControl {
     /// Proposes a control entry and waits until it is applied and stored here.
     pub async fn execute(&self, control: Control) -> Result<EntryOutcome, Failure> {
         let outcome = self.propose(control).await?;
-        match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
+        match evenkeel_host::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) => Err(Failure::NotLeader { leader: None }),
             Err(_) => Err(Failure::OutcomeUnknown { reason: "the log takes too long".into() }),

@@ -29,7 +29,7 @@ impl RateLimiter {
     /// At most `per_s` statements a second.
     pub fn new(per_s: f64) -> RateLimiter {
         let interval = Duration::from_secs_f64(1.0 / per_s.max(0.001));
-        RateLimiter { interval, next: Mutex::new(Instant::now()) }
+        RateLimiter { interval, next: Mutex::new(evenkeel_host::now()) }
     }
 
     /// Waits for a turn.
@@ -37,10 +37,10 @@ impl RateLimiter {
     /// # Errors
     /// 53400 if that would take longer than five seconds.
     pub async fn acquire(&self) -> Result<(), Failure> {
-        let now = Instant::now();
+        let now = evenkeel_host::now();
         let turn = self.reserve(now)?;
         if turn > now {
-            tokio::time::sleep_until(turn.into()).await;
+            evenkeel_host::sleep_until(turn.into()).await;
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn turns_are_spaced_and_too_long_a_queue_is_rejected() {
         let limiter = RateLimiter::new(100.0);
-        let now = Instant::now() + Duration::from_secs(1);
+        let now = evenkeel_host::now() + Duration::from_secs(1);
         let turns: Vec<Instant> = (0..500).map_while(|_| limiter.reserve(now).ok()).collect();
         assert!(turns.windows(2).all(|w| w[1] - w[0] == Duration::from_millis(10)));
         let refused = (0..10).find_map(|_| limiter.reserve(now).err()).unwrap();

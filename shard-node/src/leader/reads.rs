@@ -28,7 +28,6 @@ use evenkeel_rpc::Gone;
 use evenkeel_sql::{Scan, Touches};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// See the module.
 pub struct Reads {
@@ -111,7 +110,7 @@ impl Reads {
         let latches = &self.context.shared.latches;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
         let ranges = latches.acquire_read(table, touches).await?;
-        let started = Instant::now();
+        let started = evenkeel_host::now();
         let led = async {
             match level {
                 ReadLevel::Linearizable => self.context.barrier().await,
@@ -129,7 +128,7 @@ impl Reads {
             return Err(Failure::Busy { reason: "the range has left and come back".into(), retry_after_ms: 1 });
         }
         if let Some(latch) = ranges.latches().first() {
-            let spent_us = started.elapsed().as_micros() as f64;
+            let spent_us = evenkeel_host::elapsed(started).as_micros() as f64;
             let key = first_key(touches).unwrap_or(&latch.range.interval.start);
             latch.statistics.meter().record(key, false, spent_us);
         }

@@ -134,9 +134,9 @@ impl RowLocks {
                     }
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(evenkeel_host::now());
             // The sender lives as long as `self`.
-            if tokio::time::timeout(left, released.changed()).await.is_err() {
+            if evenkeel_host::timeout(left, released.changed()).await.is_err() {
                 return Turn::Expired;
             }
         }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
+        evenkeel_host::now() + Duration::from_secs(30)
     }
 
     #[tokio::test]
@@ -244,7 +244,7 @@ mod tests {
         let Turn::Alone(first) = locks.turn(TABLE, &key(1), true, soon()).await else { panic!("not alone") };
         assert_eq!(locks.known(TABLE, &key(1)), Known::Held);
         assert_eq!(locks.known(TABLE, &key(2)), Known::Free);
-        assert!(matches!(locks.turn(TABLE, &key(1), false, Instant::now()).await, Turn::Expired));
+        assert!(matches!(locks.turn(TABLE, &key(1), false, evenkeel_host::now()).await, Turn::Expired));
         let behind = tokio::spawn({
             let locks = locks.clone();
             async move { matches!(locks.turn(TABLE, &key(1), false, soon()).await, Turn::Free) }

@@ -83,7 +83,7 @@ impl ScanSessions {
 
     async fn lease(&self) -> Result<Lease, NoSession> {
         let wait = Duration::from_millis(WAIT_MS);
-        let Ok(Ok(place)) = tokio::time::timeout(wait, self.free.clone().acquire_owned()).await else {
+        let Ok(Ok(place)) = evenkeel_host::timeout(wait, self.free.clone().acquire_owned()).await else {
             let reason = "too many scans are under way".to_string();
             return Err(NoSession::Full(Failure::Busy { reason, retry_after_ms: 50 }));
         };
@@ -200,9 +200,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         reads.iter().for_each(tokio::task::JoinHandle::abort);
-        let began = std::time::Instant::now();
+        let began = evenkeel_host::now();
         while sleepers().await > 0 {
-            assert!(began.elapsed() < Duration::from_secs(20), "the dropped reads still run");
+            assert!(evenkeel_host::elapsed(began) < Duration::from_secs(20), "the dropped reads still run");
             tokio::task::yield_now().await;
         }
         let read = scans.read(&"SELECT 1".into(), 1, &Parameters::new(&[])).await;

@@ -113,5 +113,5 @@ impl SessionPool {
 /// A free place, unless none becomes free in time.
 async fn place(places: &Arc<Semaphore>) -> Option<OwnedPlace> {
     let wait = Duration::from_millis(POOL_WAIT_MS);
-    tokio::time::timeout(wait, places.clone().acquire_owned()).await.ok()?.ok()
+    evenkeel_host::timeout(wait, places.clone().acquire_owned()).await.ok()?.ok()
 }

@@ -34,7 +34,7 @@ use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOpti
 use evenkeel_protocol::{Durability, Failure, Key, SqlError, TableId, TxnId};
 use evenkeel_sql::Touches;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres::types::ToSql;
 
 /// How long a transaction waits for its client, in milliseconds.
@@ -88,7 +88,7 @@ impl Transactions {
             failed: false,
             options,
             began_in,
-            used: Instant::now(),
+            used: evenkeel_host::now(),
             affected: 0,
             first_key: None,
         }))
@@ -102,7 +102,7 @@ impl Transactions {
     ) -> Result<StatementReply, Failure> {
         let mut transaction = handle.open.lock().await;
         let transaction = &mut *transaction;
-        transaction.used = Instant::now();
+        transaction.used = evenkeel_host::now();
         if handle.is_doomed() {
             return Err(ended_by_leader());
         }
@@ -341,14 +341,14 @@ impl Transactions {
     pub(super) async fn reap(self: Arc<Self>) {
         let mut ended = self.context.leadership.ended();
         loop {
-            let pause = tokio::time::sleep(Duration::from_millis(REAP_MS));
+            let pause = evenkeel_host::sleep(Duration::from_millis(REAP_MS));
             tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => return,
                 () = pause => {}
             }
             for handle in self.open.all() {
                 let Ok(transaction) = handle.open.try_lock() else { continue };
-                let idle = transaction.used.elapsed() > Duration::from_millis(MAX_IDLE_MS);
+                let idle = evenkeel_host::elapsed(transaction.used) > Duration::from_millis(MAX_IDLE_MS);
                 drop(transaction);
                 if idle {
                     handle.doom();

@@ -32,7 +32,7 @@ use evenkeel_protocol::{Failure, Key, SqlError, TableId};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Statements that may wait in one queue.
@@ -186,7 +186,7 @@ impl WriteQueueWorkers {
     fn take_out(self: &Arc<Self>, job: Job, alone: bool) {
         let workers = self.clone();
         tokio::spawn(async move {
-            let since = if alone { Instant::now() } else { job.arrived };
+            let since = if alone { evenkeel_host::now() } else { job.arrived };
             let deadline = since + Duration::from_millis(ROW_WAIT_MS);
             let key = job.key.clone().unwrap_or_default();
             let mut ended = workers.context.leadership.ended();

@@ -13,7 +13,6 @@ use evenkeel_protocol::shard::{StatementReply, StatementRequest};
 use evenkeel_protocol::{Failure, SqlError};
 use evenkeel_sql::Touches;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// Sends each statement to the write queue of its row, or runs it alone if it touches several rows.
@@ -55,7 +54,7 @@ impl Writes {
             Touches::Keys(keys) => (keys.first().cloned(), keys.len() == 1),
             _ => (None, false),
         };
-        let job = Job { request, plan: bound, ranges, table, key, arrived: Instant::now(), early, answer };
+        let job = Job { request, plan: bound, ranges, table, key, arrived: evenkeel_host::now(), early, answer };
         if single {
             self.queues.enqueue(job);
         } else {

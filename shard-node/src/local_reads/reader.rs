@@ -22,7 +22,7 @@ use evenkeel_sql::Touches;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a read waits for a sufficient proof, in milliseconds. A leader that does not answer for
 /// as long is not waited for any more.
@@ -180,7 +180,7 @@ impl LocalReads {
                 };
             }
             // The pause also ends the wait for a log or an applier that has stopped.
-            let pause = tokio::time::sleep(Duration::from_millis(ASK_AGAIN_MS));
+            let pause = evenkeel_host::sleep(Duration::from_millis(ASK_AGAIN_MS));
             tokio::select! {
                 Ok(()) = fresh.changed() => {}
                 Ok(()) = applied.changed() => {}
@@ -192,7 +192,7 @@ impl LocalReads {
     /// Waits until PostgreSQL holds everything up to `position`.
     async fn applied(&self, position: u64) -> Result<(), Failure> {
         let bound = Duration::from_millis(WAIT_MS);
-        tokio::time::timeout(bound, self.shared.progress.reached(position)).await.map_err(|_| Failure::Busy {
+        evenkeel_host::timeout(bound, self.shared.progress.reached(position)).await.map_err(|_| Failure::Busy {
             reason: "this replica has not yet applied which ranges it holds".into(),
             retry_after_ms: 20,
         })
@@ -208,7 +208,7 @@ impl LocalReads {
     ) -> Result<StatementReply, Failure> {
         let bytes = weight(request);
         let _admitted = self.admission.admit(StatementKind::of(&request.sql, bytes), bytes)?;
-        let started = Instant::now();
+        let started = evenkeel_host::now();
         let mut params = Parameters::new(&request.params);
         params.extend(added);
         let returned = bound.plan.returned();
@@ -225,7 +225,7 @@ impl LocalReads {
             executed.await
         };
         let (prepared, rows) = read.map_err(|error| not_executed(&error))?;
-        metrics::histogram!("evenkeel_local_read_seconds").record(started.elapsed().as_secs_f64());
+        metrics::histogram!("evenkeel_local_read_seconds").record(evenkeel_host::elapsed(started).as_secs_f64());
         Ok(reply(&prepared.columns, &rows, rows.len())?)
     }
 

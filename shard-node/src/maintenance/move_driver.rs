@@ -60,9 +60,9 @@ pub(super) async fn drive_moves(leader: Arc<Leader>, checks: Arc<MoveObservation
             let operator = movement.operator;
             match movement.phase {
                 OutPhase::Fenced { .. } => {
-                    let since = asked.entry(operator).or_insert_with(Instant::now);
-                    if since.elapsed() >= Duration::from_millis(ASK_OUTCOME_MS) {
-                        *since = Instant::now();
+                    let since = asked.entry(operator).or_insert_with(evenkeel_host::now);
+                    if evenkeel_host::elapsed(*since) >= Duration::from_millis(ASK_OUTCOME_MS) {
+                        *since = evenkeel_host::now();
                         running.start(operator, "ask", ask_outcome(leader.clone(), destinations.clone(), operator));
                     }
                 }
@@ -71,7 +71,7 @@ pub(super) async fn drive_moves(leader: Arc<Leader>, checks: Arc<MoveObservation
                 OutPhase::Open | OutPhase::HandedOver => {}
             }
         }
-        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(LOOK_MS)).await;
     }
 }
 

@@ -51,7 +51,7 @@ pub async fn correct_sizes(leader: Arc<Leader>) {
     loop {
         let state = leader.shared().state();
         let latches = leader.shared().latches.latches();
-        for table in doubtful(&latches, &rests, Instant::now()) {
+        for table in doubtful(&latches, &rests, evenkeel_host::now()) {
             let of_table = latches.iter().filter(|latch| latch.range.table == table).cloned().collect();
             let news = match sample(&leader, &state, table).await {
                 Ok(sample) => take(of_table, sample),
@@ -60,9 +60,9 @@ pub async fn correct_sizes(leader: Arc<Leader>) {
                     false
                 }
             };
-            rests.begin(table, news, Instant::now());
+            rests.begin(table, news, evenkeel_host::now());
         }
-        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(LOOK_MS)).await;
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_table_whose_samples_say_nothing_new_rests_ever_longer() {
         let (mut rests, table) = (Rests::default(), TableId(1));
-        let at = |s: u64| Instant::now() + Duration::from_secs(s);
+        let at = |s: u64| evenkeel_host::now() + Duration::from_secs(s);
         assert!(rests.is_over(table, false, at(0)));
         rests.begin(table, true, at(0));
         assert!(!rests.is_over(table, true, at(50)) && rests.is_over(table, false, at(61)));

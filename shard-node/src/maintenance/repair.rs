@@ -17,7 +17,7 @@ pub async fn repair_replicas(leader: Arc<Leader>) {
     let log = &leader.shared().log;
     let mut before = BTreeMap::new();
     loop {
-        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(LOOK_MS)).await;
         let lost = log.lost_disks();
         if !lost.is_empty() && lost == before {
             tracing::warn!(replicas = ?lost.keys(), "came back with another disk; a new configuration admits them");

@@ -38,7 +38,7 @@ pub(super) async fn send_reports(
     let bound = Duration::from_millis(REPORT_BOUND_MS);
     let pool = Arc::new(Pool::new(1, bound));
     let mut placement_driver = Group::<Reporting>::new(config.placement_drivers.clone(), None, pool.clone());
-    let mut tick = tokio::time::interval(Duration::from_millis(REPORT_MS));
+    let mut tick = evenkeel_host::interval(Duration::from_millis(REPORT_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reported = moves_to_report(&leader, &observations);
     loop {
@@ -48,7 +48,7 @@ pub(super) async fn send_reports(
             tokio::select! {
                 _ = tick.tick() => break,
                 Some(()) = wanted.recv() => break,
-                () = tokio::time::sleep(Duration::from_millis(LOOK_MS)) => {
+                () = evenkeel_host::sleep(Duration::from_millis(LOOK_MS)) => {
                     let now = moves_to_report(&leader, &observations);
                     if now != reported {
                         reported = now;

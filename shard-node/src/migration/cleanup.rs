@@ -7,7 +7,7 @@ use crate::log_entry::Control;
 use crate::state_machine::ShardState;
 use crate::storage::StoreError;
 use evenkeel_protocol::{KeyInterval, OperatorId, TableId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Rows of one piece. Applying a piece must not delay later entries.
 const PIECE_ROWS: u64 = 2_000;
@@ -51,7 +51,7 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, rows: DoomedRows) {
     let Some((table, mut rest)) = rows.target(&state, operator) else { return };
     let Some(schema) = state.table(table).cloned() else { return };
     loop {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let piece = async {
             let mut snapshot = leader.shared().snapshots.take().await?;
             let piece = snapshot.extent(&schema, &rest, PIECE_ROWS, PIECE_BYTES).await?;
@@ -74,6 +74,6 @@ pub async fn clean_up(leader: &Leader, operator: OperatorId, rows: DoomedRows) {
         if last {
             return;
         }
-        tokio::time::sleep((begun.elapsed() * REST).max(Duration::from_millis(LEAST_REST_MS))).await;
+        evenkeel_host::sleep((evenkeel_host::elapsed(begun) * REST).max(Duration::from_millis(LEAST_REST_MS))).await;
     }
 }

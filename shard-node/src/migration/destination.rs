@@ -99,7 +99,7 @@ pub async fn drive(leader: Arc<Leader>, checks: Arc<MoveObservations>, operator:
                 failures += 1;
             }
         }
-        tokio::time::sleep(pause(failures, urgent)).await;
+        evenkeel_host::sleep(pause(failures, urgent)).await;
     }
 }
 
@@ -214,7 +214,7 @@ impl IncomingCopy {
         let lost = |reason: &str| Err(AttemptError::Lost(reason.to_string()));
         let reply = match self.arrived.take() {
             Some(reply) => Some(reply),
-            None if idle => match tokio::time::timeout(silence, self.stream.next()).await {
+            None if idle => match evenkeel_host::timeout(silence, self.stream.next()).await {
                 Ok(reply) => reply,
                 Err(_) => return lost("the copy is silent"),
             },
@@ -359,7 +359,7 @@ impl MoveAttempt<'_> {
                     readiness::Stored::NotYet if self.leader.leadership.has_ended() => {
                         return Err(AttemptError::Deposed);
                     }
-                    readiness::Stored::NotYet => tokio::time::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await,
+                    readiness::Stored::NotYet => evenkeel_host::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await,
                     readiness::Stored::Differs(detail) => return Err(AttemptError::Differs(detail)),
                 }
             }
@@ -399,7 +399,7 @@ impl MoveAttempt<'_> {
         let pool = self.source.clone();
         self.fence = Some(tokio::spawn(async move {
             if again {
-                tokio::time::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await;
+                evenkeel_host::sleep(Duration::from_millis(BETWEEN_FENCES_MS)).await;
             }
             match readiness::stored_by_majority(&leader, &checks, (operator, attempt), copied).await {
                 readiness::Stored::Ready => verified.store(true, Ordering::Release),
@@ -447,7 +447,7 @@ async fn wait_for_replicas(leader: &Leader) {
         if (near(slowest) && near(progress.watermark())) || leader.leadership.has_ended() {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        evenkeel_host::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -97,7 +97,7 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
     if movement.phase != OutPhase::Open {
         return ShardReply::Done;
     }
-    let in_vain = match tries.get(operator, Instant::now()) {
+    let in_vain = match tries.get(operator, evenkeel_host::tokio_now()) {
         Ok(in_vain) => in_vain,
         Err(left) => return busy("statements on the range were still under way just now", left),
     };
@@ -109,7 +109,7 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
         // R22: release the block and try later. Waiting statements continue.
         let latch = block.latch().clone();
         drop(block);
-        let in_vain = tries.count(operator, &state, Instant::now());
+        let in_vain = tries.count(operator, &state, evenkeel_host::tokio_now());
         if in_vain >= PATIENT_TRIES {
             leader.doom_transactions_on(&latch).await;
         }
@@ -120,7 +120,7 @@ pub async fn fence(leader: &Arc<Leader>, tries: &FenceTries, operator: OperatorI
         Ok(outcome) => keep_until_known(block, outcome),
         Err(failure) => return ShardReply::Failed(failure),
     };
-    match tokio::time::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
+    match evenkeel_host::timeout(Duration::from_millis(OUTCOME_MS), outcome).await {
         Ok(Ok(EntryOutcome::Effective(_))) => ShardReply::Done,
         Ok(Ok(EntryOutcome::Rejected(refusal))) => {
             ShardReply::Failed(Failure::Busy { reason: refusal.reason, retry_after_ms: 100 })
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn attempts_of_finished_moves_are_forgotten() {
-        let (tries, mut state, now) = (FenceTries::default(), open(), Instant::now());
+        let (tries, mut state, now) = (FenceTries::default(), open(), evenkeel_host::tokio_now());
         assert_eq!((tries.count(OPERATOR, &state, now), tries.count(OPERATOR, &state, now)), (1, 2));
         assert_eq!(tries.get(OPERATOR, now), Err(Duration::from_millis(120)));
         assert_eq!(tries.get(OPERATOR, now + Duration::from_millis(120)), Ok(2));

@@ -136,7 +136,7 @@ struct SentItem {
 
 impl Window {
     fn new(taken: watch::Receiver<u64>) -> Window {
-        let rests_until = Instant::now();
+        let rests_until = evenkeel_host::now();
         Window { taken, first: 0, in_flight: VecDeque::new(), bytes: 0, pace: Pace::default(), rests_until }
     }
 
@@ -148,8 +148,8 @@ impl Window {
             self.first += 1;
             self.bytes -= item.bytes;
             if let Some(begun) = item.begun {
-                self.pace.stored(item.bytes, begun.elapsed());
-                self.rests_until = Instant::now() + self.pace.rest();
+                self.pace.stored(item.bytes, evenkeel_host::elapsed(begun));
+                self.rests_until = evenkeel_host::now() + self.pace.rest();
             }
         }
     }
@@ -204,7 +204,7 @@ async fn stream_copy(
 ) -> Result<CopyItem, CopyError> {
     let bound = Duration::from_millis(LAG_MS);
     // From here on a snapshot contains every change that precedes the change stream.
-    tokio::time::timeout(bound, shared.progress.reached(stream.start)).await.map_err(|_| CopyError::Behind)?;
+    evenkeel_host::timeout(bound, shared.progress.reached(stream.start)).await.map_err(|_| CopyError::Behind)?;
     let window = stream.window.take().map(|window| window.pieces(CHANGES_BYTES)).unwrap_or_default();
     let start = stream.start;
     let mut copying = Copying {
@@ -215,9 +215,9 @@ async fn stream_copy(
         copy,
         pending: PendingChanges::default(),
         sent_to: start,
-        sent_at: Instant::now(),
+        sent_at: evenkeel_host::now(),
         end: None,
-        decided: (Instant::now(), 0),
+        decided: (evenkeel_host::now(), 0),
     };
     let opened = CopyItem::Opened { copy: copying.copy.number, position: start };
     copying.put(opened, 0, None).await?;
@@ -253,7 +253,7 @@ impl Copying<'_> {
     /// Sends an item. It is in flight until the destination reports that it is stored.
     async fn put(&mut self, item: CopyItem, bytes: usize, begun: Option<Instant>) -> Result<(), CopyError> {
         self.copy.window.sent(bytes, begun);
-        self.sent_at = Instant::now();
+        self.sent_at = evenkeel_host::now();
         if self.replier.item(&ShardReply::Copy(item)).await { Ok(()) } else { Err(CopyError::Gone) }
     }
 
@@ -264,7 +264,7 @@ impl Copying<'_> {
             if self.copy.window.has_room(max_bytes) {
                 return Ok(());
             }
-            self.wait(Instant::now() + Duration::from_millis(LOOK_MS)).await?;
+            self.wait(evenkeel_host::now() + Duration::from_millis(LOOK_MS)).await?;
         }
     }
 
@@ -279,7 +279,7 @@ impl Copying<'_> {
             }
             self.copy.window.follow();
             let window = &self.copy.window;
-            let (now, due) = (Instant::now(), not_before.max(window.rests_until));
+            let (now, due) = (evenkeel_host::now(), not_before.max(window.rests_until));
             let has_room = window.has_room(window.pace.window_bytes());
             if has_room && now >= due {
                 return Ok(());
@@ -295,7 +295,7 @@ impl Copying<'_> {
             biased;
             changed = self.copy.window.taken.changed() => changed.map(|()| None).map_err(|_| CopyError::Gone)?,
             item = self.stream.next() => Some(item?),
-            () = tokio::time::sleep_until(until.into()) => None,
+            () = evenkeel_host::sleep_until(until.into()) => None,
         };
         if let Some(item) = item {
             self.absorb(item)?;
@@ -330,8 +330,8 @@ impl Copying<'_> {
     fn left(&mut self) -> CopyLeft {
         self.copy.window.follow();
         let behind = self.stream.reached() < self.decided.1;
-        if self.decided.0.elapsed() >= Duration::from_millis(BEHIND_MS) {
-            self.decided = (Instant::now(), self.shared.log.status().decided.0);
+        if evenkeel_host::elapsed(self.decided.0) >= Duration::from_millis(BEHIND_MS) {
+            self.decided = (evenkeel_host::now(), self.shared.log.status().decided.0);
         }
         let window = &self.copy.window;
         let items = window.in_flight.len() as u64;
@@ -357,7 +357,7 @@ impl Copying<'_> {
     async fn chunks(&mut self) -> Result<(), CopyError> {
         let table = self.shared.state().table(self.stream.movement.table).cloned().ok_or(CopyError::NoTable)?;
         let end = self.stream.movement.interval.end.clone();
-        let mut due = Instant::now();
+        let mut due = evenkeel_host::now();
         while let Some(start) = self.next.clone()
             && self.end != Some(CopyItem::Cancelled)
         {
@@ -369,7 +369,7 @@ impl Copying<'_> {
             while self.send_piece(position).await? {
                 self.room(MOST_BYTES).await?;
             }
-            let begun = Instant::now();
+            let begun = evenkeel_host::now();
             // The snapshot is released at once: an open snapshot keeps PostgreSQL from removing
             // dead rows.
             let mut snapshot = self.shared.snapshots.take().await?;
@@ -389,7 +389,7 @@ impl Copying<'_> {
             self.put(item, bytes, Some(begun)).await?;
             self.sent_to = position;
             // A delay is not compensated by a burst.
-            due = due.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / COPY_BYTES_PER_S);
+            due = due.max(evenkeel_host::now()) + Duration::from_secs_f64(bytes as f64 / COPY_BYTES_PER_S);
         }
         Ok(())
     }
@@ -415,7 +415,7 @@ impl Copying<'_> {
                 continue;
             }
             let idle = self.sent_at + Duration::from_millis(IDLE_MS);
-            if Instant::now() >= idle {
+            if evenkeel_host::now() >= idle {
                 self.room(CHANGES_WINDOW_BYTES).await?;
                 if self.pending.last().is_none() {
                     let left = self.left();
@@ -425,7 +425,7 @@ impl Copying<'_> {
                 }
                 continue;
             }
-            if let Ok(item) = tokio::time::timeout_at(idle.into(), self.stream.next()).await {
+            if let Ok(item) = evenkeel_host::timeout_at(idle.into(), self.stream.next()).await {
                 self.absorb(item?)?;
             }
         }

@@ -101,7 +101,7 @@ impl Connector {
     pub async fn cancel(&self, token: CancelToken) {
         // A simulation's session notices by itself that it is closed.
         if let Way::Socket(_) = self.way {
-            let cancelled = tokio::time::timeout(Duration::from_millis(CONNECT_MS), token.cancel_query(NoTls)).await;
+            let cancelled = evenkeel_host::timeout(Duration::from_millis(CONNECT_MS), token.cancel_query(NoTls)).await;
             tracing::debug!(?cancelled, "a statement was cancelled");
         }
     }

@@ -25,7 +25,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The longest path of a socket's folder: `sockaddr_un` holds 108 bytes, of which `/.s.PGSQL.5432`
 /// takes 14 and the closing zero one.
@@ -116,8 +116,7 @@ impl Layout {
                 std::fs::remove_dir_all(entry.path()).map_err(unusable)?;
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(self.pgdata.with_extension(format!("new-{}", now.as_nanos())))
+        Ok(self.pgdata.with_extension(format!("new-{}", evenkeel_host::wall_time().as_nanos())))
     }
 
     /// Writes a file of the server's configuration, readable for the server's account alone.
@@ -279,11 +278,13 @@ pub(super) fn lock(data_dir: &Path) -> Result<File, PostgresError> {
     std::fs::create_dir_all(data_dir).map_err(unusable)?;
     let path = data_dir.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(unusable)?;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) if evenkeel_host::elapsed(begun) < LOCK_WAIT => {
+                evenkeel_host::sleep_thread(LOCK_RETRY)
+            }
             Err(TryLockError::WouldBlock) => return Err(PostgresError::InUse { path: data_dir.to_path_buf() }),
             Err(TryLockError::Error(e)) => return Err(unusable(e)),
         }

@@ -44,7 +44,7 @@ pub(super) async fn stop_all(pgdata: &Path) -> Result<(), PostgresError> {
                 // It may have ended by itself, which is as good.
                 let _ = pidfd_send_signal(&process, signal);
             }
-            tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
+            evenkeel_host::sleep(Duration::from_millis(POLL_MS)).await;
         }
     }
     let count = processes_in(pgdata).len();

@@ -17,7 +17,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, timeout};
 
 /// How long a start may take, crash recovery included.
 const START_MS: u64 = 120_000;
@@ -178,7 +177,7 @@ impl Postgres {
             // Already gone is as good.
             let _ = pidfd_send_signal(&server.process, Signal::INT);
             let gone = server.down.wait_for(|down| *down);
-            if timeout(Duration::from_millis(STOP_MS), gone).await.is_err() {
+            if evenkeel_host::timeout(Duration::from_millis(STOP_MS), gone).await.is_err() {
                 tracing::warn!("PostgreSQL does not stop in order; ending it");
             }
         }
@@ -254,13 +253,15 @@ async fn accepts_configuration(layout: &Layout, binaries: &Binaries) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut command = tokio::process::Command::from(command);
     let asked = command.kill_on_drop(true).status();
-    timeout(Duration::from_millis(CONFIG_CHECK_MS), asked).await.is_ok_and(|status| status.is_ok_and(|s| s.success()))
+    evenkeel_host::timeout(Duration::from_millis(CONFIG_CHECK_MS), asked)
+        .await
+        .is_ok_and(|status| status.is_ok_and(|s| s.success()))
 }
 
 /// Waits until the server says in `postmaster.pid` that it takes sessions. Asking by connecting
 /// instead would cost a fork each time and fill the log.
 async fn wait_until_ready(server: &Server, layout: &Layout, said_before: u64) -> Result<(), PostgresError> {
-    let deadline = Instant::now() + Duration::from_millis(START_MS);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(START_MS);
     let file = layout.pgdata.join("postmaster.pid");
     loop {
         if *server.down.borrow() {
@@ -269,11 +270,11 @@ async fn wait_until_ready(server: &Server, layout: &Layout, said_before: u64) ->
         if std::fs::read_to_string(&file).is_ok_and(|text| says_ready(&text, server.pid)) {
             return Ok(());
         }
-        if Instant::now() > deadline {
+        if evenkeel_host::tokio_now() > deadline {
             let _ = pidfd_send_signal(&server.process, Signal::QUIT);
             return Err(PostgresError::failed("starting takes too long", layout.log_tail(said_before)));
         }
-        sleep(Duration::from_millis(START_POLL_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(START_POLL_MS)).await;
     }
 }
 
@@ -288,8 +289,8 @@ fn says_ready(text: &str, pid: u32) -> bool {
 /// Waits for the end of the server, keeping its log short meanwhile; ends it if `folder` (device
 /// and inode) is no longer there with its data.
 async fn watch_over(mut child: Child, layout: Layout, folder: (u64, u64), down: watch::Sender<bool>) {
-    let mut check_log = interval(Duration::from_millis(LOG_CHECK_MS));
-    let mut check_data = interval(Duration::from_millis(DATA_CHECK_MS));
+    let mut check_log = evenkeel_host::interval(Duration::from_millis(LOG_CHECK_MS));
+    let mut check_data = evenkeel_host::interval(Duration::from_millis(DATA_CHECK_MS));
     loop {
         tokio::select! {
             status = child.wait() => {

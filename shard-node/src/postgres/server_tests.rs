@@ -33,9 +33,9 @@ fn readiness_is_read_from_the_servers_own_file() {
 #[tokio::test]
 async fn what_was_committed_is_there_after_an_orderly_stop_and_nothing_runs_on() {
     let dir = tempfile::tempdir().unwrap();
-    let begin = Instant::now();
+    let begin = evenkeel_host::now();
     let postgres = Postgres::start(config(&dir)).await.unwrap();
-    println!("first start, initdb included: {:?}", begin.elapsed());
+    println!("first start, initdb included: {:?}", evenkeel_host::elapsed(begin));
     let pgdata = postgres.layout.pgdata.clone();
     let client = postgres.connector().connect(Role::Admin).await.unwrap();
     client.batch_execute("CREATE TABLE t (k int); INSERT INTO t VALUES (1)").await.unwrap();
@@ -46,9 +46,9 @@ async fn what_was_committed_is_there_after_an_orderly_stop_and_nothing_runs_on()
     assert!(*down.borrow());
     assert!(!pgdata.join("postmaster.pid").exists());
 
-    let begin = Instant::now();
+    let begin = evenkeel_host::now();
     let postgres = Postgres::start(config(&dir)).await.unwrap();
-    println!("second start: {:?}", begin.elapsed());
+    println!("second start: {:?}", evenkeel_host::elapsed(begin));
     assert_eq!(count(&postgres, "SELECT count(*) FROM t").await, 1);
     postgres.stop().await.unwrap();
 }
@@ -91,7 +91,7 @@ async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
     let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     let mut down = postgres.down();
     signal(backend as u32, Signal::KILL);
-    timeout(Duration::from_secs(20), down.wait_for(|down| *down)).await.unwrap().unwrap();
+    evenkeel_host::timeout(Duration::from_secs(20), down.wait_for(|down| *down)).await.unwrap().unwrap();
     assert_eq!(postgres.pid(), None);
     assert!(connector.connect(Role::Admin).await.is_err());
 
@@ -124,7 +124,7 @@ async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
         let late = tokio::spawn(async move { late.batch_execute(busy).await });
         let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO $$%'";
         while client.query_one(running, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-            sleep(Duration::from_millis(5)).await;
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
         }
         let pid = postgres.pid().unwrap();
         abandon(postgres);
@@ -238,7 +238,7 @@ async fn a_server_whose_data_is_gone_is_ended_and_makes_it_again() {
     client.batch_execute("CREATE TABLE t (k int)").await.unwrap();
     let mut down = postgres.down();
     std::fs::remove_dir_all(&postgres.layout.pgdata).unwrap();
-    timeout(Duration::from_secs(20), down.wait_for(|down| *down)).await.unwrap().unwrap();
+    evenkeel_host::timeout(Duration::from_secs(20), down.wait_for(|down| *down)).await.unwrap().unwrap();
     assert!(client.batch_execute("SELECT 1").await.is_err(), "its sessions are gone too");
 
     postgres.restart().await.unwrap();

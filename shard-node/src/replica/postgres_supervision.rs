@@ -28,7 +28,7 @@ use crate::migration::peers;
 use crate::postgres::PostgresHandle;
 use crate::postgres::{Connector, PostgresError, Role};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// PostgreSQL is not started with less room than this on its disk, in bytes: two segments of its
 /// own log, without which it dies in the middle of something rather sooner than later.
@@ -97,7 +97,7 @@ pub(crate) async fn bring_up(process: &ReplicaProcess, postgres: &mut PostgresHa
             continue;
         }
         let wait_ms = (FIRST_WAIT_MS << failures.min(16)).min(MOST_WAIT_MS);
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        evenkeel_host::sleep(Duration::from_millis(wait_ms)).await;
     }
 }
 
@@ -115,7 +115,7 @@ async fn wait_for_room(process: &ReplicaProcess, postgres: &mut PostgresHandle) 
                 tracing::error!(%error, "PostgreSQL does not end");
             }
         }
-        tokio::time::sleep(Duration::from_millis(ROOM_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(ROOM_MS)).await;
     }
 }
 
@@ -167,7 +167,7 @@ pub(crate) async fn come_back(
     handles.progress.reached(process.log.status().decided.0).await;
     // The sender lives as long as `handles`.
     let _ = handles.whole.subscribe().wait_for(|whole| *whole).await;
-    tokio::time::sleep(rest).await;
+    evenkeel_host::sleep(rest).await;
     if let Err(error) = postgres.forget_discarded().await {
         tracing::warn!(%error, "damaged data stays where it was put");
     }
@@ -183,10 +183,11 @@ pub(crate) async fn watch_pulse(connector: &Connector) -> String {
         Err(error) => return format!("PostgreSQL takes no session to be watched on: {error}"),
     };
     loop {
-        tokio::time::sleep(Duration::from_millis(PULSE_MS)).await;
-        let asked = Instant::now();
-        match tokio::time::timeout(Duration::from_millis(PULSE_BOUND_MS), client.batch_execute("SELECT 1")).await {
-            Ok(Ok(())) => metrics::histogram!("evenkeel_postgres_pulse_seconds").record(asked.elapsed().as_secs_f64()),
+        evenkeel_host::sleep(Duration::from_millis(PULSE_MS)).await;
+        let asked = evenkeel_host::now();
+        match evenkeel_host::timeout(Duration::from_millis(PULSE_BOUND_MS), client.batch_execute("SELECT 1")).await {
+            Ok(Ok(())) => metrics::histogram!("evenkeel_postgres_pulse_seconds")
+                .record(evenkeel_host::elapsed(asked).as_secs_f64()),
             Ok(Err(error)) => return format!("the session that watches PostgreSQL was lost: {error}"),
             Err(_) => return format!("PostgreSQL has not answered for {PULSE_BOUND_MS} ms"),
         }

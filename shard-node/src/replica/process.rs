@@ -110,7 +110,7 @@ impl ReplicaProcess {
         };
         if self.leader().is_err() {
             // If the time is over, `leader` gives the answer.
-            let _ = tokio::time::timeout(Duration::from_millis(READY_MS), soon).await;
+            let _ = evenkeel_host::timeout(Duration::from_millis(READY_MS), soon).await;
         }
         self.leader()
     }

@@ -24,7 +24,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// PostgreSQL sessions beside those of write queues, readers and transactions: the apply session,
@@ -142,7 +142,7 @@ async fn supervise(process: &ReplicaProcess, postgres: &mut PostgresHandle) -> R
         bring_up(process, postgres).await;
     }
     loop {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let ended = follow_log(process, postgres, spent, relapses).await;
         let leading = process.log.role().borrow().leading();
         // R1: this term is over on this replica, whatever becomes of the leadership.
@@ -151,7 +151,7 @@ async fn supervise(process: &ReplicaProcess, postgres: &mut PostgresHandle) -> R
             process.log.set_ineligible(true);
         }
         process.end_leadership();
-        relapses.failed_after(begun.elapsed());
+        relapses.failed_after(evenkeel_host::elapsed(begun));
         match ended {
             ApplyError::Diverged(reason) => return Err(RunError::Diverged(reason)),
             ApplyError::LogStopped => return Err(RunError::LogStopped),
@@ -189,7 +189,7 @@ async fn take_state(process: &ReplicaProcess, postgres: &mut PostgresHandle, tri
             }
             Err(error) => {
                 tracing::info!(shard = %process.config.shard, replica = process.config.replica, %error, "no state yet");
-                tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
+                evenkeel_host::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
             }
         }
     }

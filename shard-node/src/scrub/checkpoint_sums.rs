@@ -65,7 +65,7 @@ impl CheckpointSums {
                 snapshots.give_back(snapshot).await;
                 Ok(read)
             };
-            let read = tokio::time::timeout(Duration::from_millis(SUM_UP_MS), read).await;
+            let read = evenkeel_host::timeout(Duration::from_millis(SUM_UP_MS), read).await;
             let (sums, left_behind) = match read.unwrap_or_else(|_| Err(format!("not summed up in {SUM_UP_MS} ms"))) {
                 Ok((sums, left_behind)) => (Ok(sums), left_behind),
                 Err(reason) => (Err(reason), Vec::new()),
@@ -97,7 +97,7 @@ impl CheckpointSums {
             }
         };
         let late = || silent(self.replica, format!("it did not get there within {} ms", bound.as_millis()));
-        tokio::time::timeout(bound, wait).await.unwrap_or_else(|_| late())
+        evenkeel_host::timeout(bound, wait).await.unwrap_or_else(|_| late())
     }
 }
 

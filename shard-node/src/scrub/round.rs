@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::leader::Leader;
 use crate::log_entry::Purpose;
 use crate::state_machine::InPhase;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A new leader has other things to do first, for so long, in milliseconds.
 const FIRST_MS: u64 = 10_000;
@@ -20,14 +20,14 @@ pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
     if config.scrub_bytes_per_s == 0 {
         return std::future::pending().await;
     }
-    let begun = Instant::now();
-    let now_ms = || begun.elapsed().as_millis() as u64;
+    let begun = evenkeel_host::now();
+    let now_ms = || evenkeel_host::elapsed(begun).as_millis() as u64;
     let mut pace = Pace::new(0, config.scrub_bytes_per_s, config.scrub_pause_ms, FIRST_MS);
     loop {
         match pace.wait_ms(now_ms(), load(leader)) {
             0 => {}
             wait_ms => {
-                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                evenkeel_host::sleep(Duration::from_millis(wait_ms)).await;
                 continue;
             }
         }

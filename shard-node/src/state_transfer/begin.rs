@@ -61,7 +61,7 @@ async fn ask_for_beginning(address: SocketAddr) -> Result<Beginning, TransferErr
     let mut stream = connection.stream(&ShardRequest::State).await.map_err(lost)?;
     let (mut start, mut machine, mut window) = (None, BytesMut::new(), BytesMut::new());
     loop {
-        let item = tokio::time::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
+        let item = evenkeel_host::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
         let Ok(Some(ShardReply::State(item))) = item else {
             return Err(TransferError::Lost("the stream ended early".into()));
         };

@@ -17,7 +17,7 @@ use evenkeel_protocol::{Key, KeyInterval, RowBatch, TableId};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Parts that are fetched at once.
@@ -135,7 +135,7 @@ impl Fetch {
                     Err(error) => {
                         tracing::info!(shard = %self.config.shard, replica = self.config.replica, %error, "no rows yet");
                         (peer, tries) = (None, tries + 1);
-                        tokio::time::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
+                        evenkeel_host::sleep(Duration::from_millis(BETWEEN_TRIES_MS)).await;
                     }
                 }
             }
@@ -171,9 +171,9 @@ impl Fetch {
         };
         let held = self.limit.hold(if deliberate(Bug::StalePiece) { u64::MAX } else { at_least });
         let request = SeedRequest { table, interval: rest.clone(), at_least };
-        let asked = Instant::now();
+        let asked = evenkeel_host::now();
         let (piece, last) = self.ask(&peer.connection, request, held, room).await?;
-        metrics::histogram!("evenkeel_seed_fetch_seconds").record(asked.elapsed().as_secs_f64());
+        metrics::histogram!("evenkeel_seed_fetch_seconds").record(evenkeel_host::elapsed(asked).as_secs_f64());
         self.reached(peer.address, piece.position);
         let covered = piece.covered.clone();
         let left = covered.end.clone().filter(|_| !last).map(|start| KeyInterval::new(start, rest.end.clone()));
@@ -204,7 +204,7 @@ impl Fetch {
         let (start, mut data) = (request.interval.start.clone(), BytesMut::new());
         let mut stream = connection.stream(&ShardRequest::SeedRows(request)).await.map_err(lost)?;
         loop {
-            let item = tokio::time::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
+            let item = evenkeel_host::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
             match item {
                 Ok(Some(ShardReply::Seed(SeedItem::Piece(piece)))) => data.extend_from_slice(&piece),
                 Ok(Some(ShardReply::Seed(SeedItem::End { covered, width, count, last, position, holds_to }))) => {

@@ -54,17 +54,17 @@ impl Pacer {
     /// PostgreSQL.
     pub async fn turn(&self, decided: impl Fn() -> u64, progress: &Progress) -> Turn<'_> {
         let _reader = self.readers.acquire().await.ok();
-        let due = self.due(Instant::now(), decided());
+        let due = self.due(evenkeel_host::now(), decided());
         if progress.watermark() >= due {
-            return Turn { began: Instant::now(), lagging: None, _reader };
+            return Turn { began: evenkeel_host::now(), lagging: None, _reader };
         }
         let lagging = self.lagging.lock().await;
         // It may have caught up meanwhile.
-        let due = self.due(Instant::now(), decided());
+        let due = self.due(evenkeel_host::now(), decided());
         let rest = (*lagging * RESTS).min(Duration::from_millis(MOST_REST_MS));
-        let rested = tokio::time::timeout(rest, progress.reached(due)).await.is_err();
+        let rested = evenkeel_host::timeout(rest, progress.reached(due)).await.is_err();
         metrics::counter!("evenkeel_seed_rests_total").increment(rested.into());
-        Turn { began: Instant::now(), lagging: Some(lagging), _reader }
+        Turn { began: evenkeel_host::now(), lagging: Some(lagging), _reader }
     }
 
     /// The position that is applied here unless this replica lags: what was decided `LAG_MS` ago,
@@ -77,7 +77,7 @@ impl Pacer {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if let Some(took) = &mut self.lagging {
-            **took = self.began.elapsed();
+            **took = evenkeel_host::elapsed(self.began);
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
     #[tokio::test]
     async fn a_replica_that_lags_reads_one_piece_at_a_time_and_does_not_stop() {
         let (pacer, progress) = (Pacer::default(), Progress::new(10));
-        let long_ago = Instant::now() - 2 * Duration::from_millis(LAG_MS);
+        let long_ago = evenkeel_host::now() - 2 * Duration::from_millis(LAG_MS);
         pacer.decided.lock().unwrap_or_else(PoisonError::into_inner).noted.push_back((long_ago, 100));
         let first = pacer.turn(|| 100, &progress).await;
         assert!(first.lagging.is_some());
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_was_decided_a_second_ago_is_due() {
-        let (mut decided, begun) = (Decided::default(), Instant::now());
+        let (mut decided, begun) = (Decided::default(), evenkeel_host::now());
         let at = |ms| begun + Duration::from_millis(ms);
         assert_eq!(decided.note(at(0), 10), 0, "nothing is known yet");
         assert_eq!(decided.note(at(500), 20), 0);

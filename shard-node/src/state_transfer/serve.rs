@@ -10,7 +10,7 @@ use evenkeel_protocol::Failure;
 use evenkeel_protocol::shard::{SeedItem, SeedRequest, ShardReply, StateItem};
 use evenkeel_rpc::Replier;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// How long a request for rows waits until this replica has applied what it must, in milliseconds.
@@ -70,13 +70,13 @@ pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequ
 /// A piece of rows, the position up to which it holds everything, and the one behind which it holds
 /// nothing.
 async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64), ServeError> {
-    let asked = Instant::now();
+    let asked = evenkeel_host::now();
     let bound = Duration::from_millis(REACH_MS);
     let reached = shared.progress.reached(request.at_least);
-    tokio::time::timeout(bound, reached).await.map_err(|_| ServeError::Behind)?;
+    evenkeel_host::timeout(bound, reached).await.map_err(|_| ServeError::Behind)?;
     let _turn = pacer.turn(|| shared.log.status().decided.0, &shared.progress).await;
-    metrics::histogram!("evenkeel_seed_wait_seconds").record(asked.elapsed().as_secs_f64());
-    let began = Instant::now();
+    metrics::histogram!("evenkeel_seed_wait_seconds").record(evenkeel_host::elapsed(asked).as_secs_f64());
+    let began = evenkeel_host::now();
     if shared.owned_changed.load(Ordering::SeqCst) == u64::MAX {
         // PostgreSQL holds entries that are not applied yet, up to an unknown position.
         return Err(ServeError::Ahead);
@@ -90,7 +90,7 @@ async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> 
     let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
     let rows = snapshot.piece(&table, &request.interval, most_rows, PIECE_BYTES).await?;
     shared.snapshots.give_back(snapshot).await;
-    metrics::histogram!("evenkeel_seed_read_seconds").record(began.elapsed().as_secs_f64());
+    metrics::histogram!("evenkeel_seed_read_seconds").record(evenkeel_host::elapsed(began).as_secs_f64());
     metrics::counter!("evenkeel_seed_sent_bytes_total").increment(rows.rows.data.len() as u64);
     Ok((rows, position, holds_to))
 }

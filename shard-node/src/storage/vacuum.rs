@@ -24,7 +24,7 @@ const VACUUM: &str = "VACUUM (TRUNCATE false) evenkeel.applied, evenkeel.positio
 pub async fn keep_vacuumed(connector: &Connector, progress: &Arc<Progress>) {
     let mut cleaned_at = progress.watermark();
     loop {
-        tokio::time::sleep(Duration::from_millis(EVERY_MS)).await;
+        evenkeel_host::sleep(Duration::from_millis(EVERY_MS)).await;
         let position = progress.watermark();
         if position.saturating_sub(cleaned_at) < MIN_POSITIONS {
             continue;

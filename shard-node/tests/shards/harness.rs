@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -114,21 +114,21 @@ impl Shard {
 
     /// Waits for a replica that serves as leader.
     pub async fn leader(&self) -> u64 {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         loop {
             for replica in self.info.replicas.keys() {
                 if self.inspect(*replica).await.is_some_and(|i| i.leads) {
                     return *replica;
                 }
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "shard {} has no leader", self.info.id);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "shard {} has no leader", self.info.id);
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Asks the leader; follows redirects to other replicas, waits while there is none.
     pub async fn ask(&self, request: &ShardRequest) -> ShardReply {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         loop {
             let leader = self.leader().await;
             let address = self.info.replicas[&leader];
@@ -143,8 +143,8 @@ impl Shard {
                 | None => {}
                 Some(reply) => return reply,
             }
-            assert!(begun.elapsed() < Duration::from_secs(30), "no answer to {request:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(30), "no answer to {request:?}");
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -166,14 +166,14 @@ impl Shard {
         &self,
         mut scene: impl AsyncFnMut(Connection<ShardRequest, ShardReply>) -> T,
     ) -> T {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         loop {
             let term = self.term().await;
             let outcome = scene(self.connect_to_leader().await).await;
             if self.term().await == term {
                 return outcome;
             }
-            assert!(begun.elapsed() < Duration::from_secs(120), "no leadership lasts");
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(120), "no leadership lasts");
         }
     }
 
@@ -214,16 +214,16 @@ impl Shard {
         let (schema, from) = (schema.clone(), self.info.clone());
         let ingest = ControlRequest::IngestOpen { operator, schema, range, interval, epoch, from };
         assert_eq!(destination.control(ingest).await, ControlReply::Done);
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         loop {
             let ControlReply::Report(report) = destination.control(ControlRequest::Report).await else { panic!() };
             let phase = report.operators.iter().find(|o| o.operator == operator).map(|o| o.phase.clone());
             if let Some(OperatorPhase::Adopted { epoch, rows, pause_us, .. }) = phase {
-                println!("moved in {:?}, paused {pause_us} µs", begun.elapsed());
+                println!("moved in {:?}, paused {pause_us} µs", evenkeel_host::elapsed(begun));
                 return (epoch, rows);
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{phase:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "{phase:?}");
+            evenkeel_host::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -262,10 +262,10 @@ impl Shard {
     async fn caught_up(&self, replica: u64) {
         let leader = self.leader().await;
         let decided = self.inspect(leader).await.expect("the leader answers").decided;
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         while self.inspect(replica).await.is_none_or(|i| i.seeding || i.applied < decided) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "replica {replica} is not at {decided}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "replica {replica} is not at {decided}");
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -310,8 +310,7 @@ pub fn definition(sql: &str, table: u32) -> TableSchema {
 
 pub fn id() -> TxnId {
     let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    TxnId { client: 7, sequence, first_sent_ms: now.as_millis() as u64 }
+    TxnId { client: 7, sequence, first_sent_ms: evenkeel_host::wall_ms() }
 }
 
 pub fn statement(sql: &str, params: &[Value]) -> StatementRequest {

@@ -13,7 +13,7 @@ mod wide;
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::*;
 use harness::{Shard, statement};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const TABLE: &str = "CREATE TABLE items (id bigint PRIMARY KEY, n integer NOT NULL, t text)";
 
@@ -58,10 +58,10 @@ async fn statements_are_executed_replicated_and_survive_their_leader() {
     assert_eq!(value.rows.int(0, 0), Some(2));
     shard.sql("INSERT INTO items VALUES (1000, 1, NULL)", &[]).await.unwrap();
     shard.start_replica(old);
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     while shard.inspect(old).await.is_none_or(|i| i.applied == 0) {
-        assert!(begun.elapsed() < Duration::from_secs(30));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(30));
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(shard.checked_sums().await[0].1.rows, 50);
     shard.stop().await;
@@ -98,7 +98,7 @@ async fn a_range_moves_with_its_rows_and_its_answers() {
     let value = destination.sql("SELECT n FROM items WHERE id = 150", &[]).await.unwrap();
     assert_eq!(value.rows.int(0, 0), Some(1));
     while source.control(ControlRequest::Purge { operator }).await != ControlReply::Done {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        evenkeel_host::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(destination.control(ControlRequest::MoveForget { operator }).await, ControlReply::Done);
     assert_eq!(source.checked_sums().await[0].1.rows, 100);
@@ -123,7 +123,7 @@ async fn a_replica_left_behind_by_compaction_takes_a_peers_state() {
     let behind = (1..=3).find(|replica| *replica != leader).unwrap();
     shard.stop_replica(behind).await;
     let text = "x".repeat(20_000);
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let mut rows = 0i64;
     let last = loop {
         for _ in 0..50 {
@@ -135,12 +135,12 @@ async fn a_replica_left_behind_by_compaction_takes_a_peers_state() {
         if inspection.first > 100 {
             break inspection.decided;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "never compacted: {inspection:?}");
+        assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "never compacted: {inspection:?}");
     };
     shard.start_replica(behind);
     while shard.inspect(behind).await.is_none_or(|i| i.applied < last) {
-        assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", shard.inspect(behind).await);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(90), "{:?}", shard.inspect(behind).await);
+        evenkeel_host::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(shard.checked_sums().await[0].1.rows, rows as u64);
     shard.stop().await;

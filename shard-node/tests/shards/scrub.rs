@@ -6,7 +6,7 @@ use crate::harness::Shard;
 use evenkeel_protocol::scrub::{Difference, ScrubReport};
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::*;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Rounds that follow one another without a rest.
 const RESTLESS: &str = "scrub_bytes_per_s = 1073741824\nscrub_pause_ms = 10\n";
@@ -86,18 +86,18 @@ async fn a_leader_finds_it_by_itself_and_its_successor_too() {
     let leader = shard.leader().await;
     let bad = leader % 3 + 1;
     shard.behind_the_back(bad, "UPDATE items SET n = 7 WHERE id = 13").await;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let blames = |report: &ScrubReport| report.differences.iter().any(|d| d.replicas == [bad]);
     while !blames(&scrubbed(&shard).await) {
-        assert!(begun.elapsed() < PATIENCE, "{:?}", scrubbed(&shard).await);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(evenkeel_host::elapsed(begun) < PATIENCE, "{:?}", scrubbed(&shard).await);
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
     // The bad one leads now: the others are right all the same.
     let hand_over = ControlRequest::TransferLeadership { to: Some(bad) };
     assert_eq!(shard.control(hand_over).await, ControlReply::Done);
     while shard.leader().await != bad || !blames(&scrubbed(&shard).await) {
-        assert!(begun.elapsed() < PATIENCE, "{:?}", scrubbed(&shard).await);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(evenkeel_host::elapsed(begun) < PATIENCE, "{:?}", scrubbed(&shard).await);
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
     // As advised: it comes back without its data, and takes the others'.
     shard.stop_replica(bad).await;
@@ -108,8 +108,8 @@ async fn a_leader_finds_it_by_itself_and_its_successor_too() {
     while shard.inspect(bad).await.is_none_or(|i| i.seeding || i.applied == 0)
         || !rested(&scrubbed(&shard).await, since)
     {
-        assert!(begun.elapsed() < PATIENCE * 2, "{:?}", scrubbed(&shard).await);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(evenkeel_host::elapsed(begun) < PATIENCE * 2, "{:?}", scrubbed(&shard).await);
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(shard.checked_sums().await[0].1.rows, 20);
     shard.stop().await;
@@ -146,11 +146,11 @@ async fn writes_splits_and_moves_meanwhile_raise_no_alarm() {
     };
     tokio::join!(writes, changes);
     for shard in [&source, &destination] {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let since = scrubbed(shard).await.rounds;
         while scrubbed(shard).await.rounds < since + 3 {
-            assert!(begun.elapsed() < PATIENCE, "{:?}", scrubbed(shard).await);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(evenkeel_host::elapsed(begun) < PATIENCE, "{:?}", scrubbed(shard).await);
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
         let report = scrubbed(shard).await;
         assert!(report.found == 0 && report.pieces > 3, "{report:?}");

@@ -3,7 +3,7 @@
 use super::harness::Shard;
 use evenkeel_protocol::Value;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const TABLE: &str = "CREATE TABLE items (id bigint PRIMARY KEY, v bigint, text text)";
 /// A log that is soon compacted past a replica that is down, in bytes.
@@ -31,11 +31,11 @@ async fn insert(shard: &Shard, rows: i64) {
 }
 
 async fn until(shard: &Shard, replica: u64, what: &str, holds: impl Fn(&evenkeel_protocol::shard::Inspection) -> bool) {
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     while !shard.inspect(replica).await.is_some_and(|now| holds(&now)) {
         let patience = Duration::from_secs(PATIENCE_S);
-        assert!(begun.elapsed() < patience, "not {what}: {:?}", shard.inspect(replica).await);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(evenkeel_host::elapsed(begun) < patience, "not {what}: {:?}", shard.inspect(replica).await);
+        evenkeel_host::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -54,16 +54,16 @@ async fn a_replica_that_is_re_seeded_goes_on_after_it_was_stopped_half_way() {
     insert(&shard, rows).await;
     let last = shard.inspect(shard.leader().await).await.unwrap().decided;
 
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     shard.start_replica(wiped);
     until(&shard, wiped, "half way", |now| now.seeding && now.seeded_bytes > all_bytes / 3).await;
     let first = shard.inspect(wiped).await.unwrap();
     shard.stop_replica(wiped).await;
-    println!("{} bytes in {:.1} s", first.seeded_bytes, begun.elapsed().as_secs_f64());
+    println!("{} bytes in {:.1} s", first.seeded_bytes, evenkeel_host::elapsed(begun).as_secs_f64());
     assert!(first.seeding && first.seeded_bytes < all_bytes, "it was to be stopped half way: {first:?}");
 
     shard.start_replica(wiped);
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let (done, writes) = (AtomicBool::new(false), AtomicI64::new(0));
     let write = async {
         while !done.load(Ordering::Relaxed) {
@@ -81,7 +81,7 @@ async fn a_replica_that_is_re_seeded_goes_on_after_it_was_stopped_half_way() {
     };
     tokio::join!(write, seeded);
     let second = shard.inspect(wiped).await.unwrap();
-    println!("{} bytes in {:.1} s", second.seeded_bytes, begun.elapsed().as_secs_f64());
+    println!("{} bytes in {:.1} s", second.seeded_bytes, evenkeel_host::elapsed(begun).as_secs_f64());
     assert!(!second.seeding);
     // What was stored between the last look and the stop has come too, and the rest has grown by
     // nothing.

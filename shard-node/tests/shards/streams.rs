@@ -4,7 +4,7 @@ use super::harness::{Shard, statement};
 use super::{TABLE, start_logging};
 use evenkeel_protocol::shard::{PIECE_BYTES, Piece, PieceRequest, ReadLevel, ShardReply, ShardRequest};
 use evenkeel_protocol::{Epoch, Failure, Key, KeyInterval, KeyValue, OperatorId, RangeId, ShardId, TableSchema, Value};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const ALL: &str = "SELECT id, body FROM files";
 
@@ -129,12 +129,12 @@ async fn not_ended(shard: &Shard, sql: &str) -> Result<(), i64> {
         looker.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
     };
     let until = async |wanted: i64| {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         while reads().await != wanted {
-            if begun.elapsed() > Duration::from_secs(20) {
+            if evenkeel_host::elapsed(begun) > Duration::from_secs(20) {
                 return Err(wanted);
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     };

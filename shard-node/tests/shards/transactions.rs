@@ -7,7 +7,7 @@ use evenkeel_protocol::shard::*;
 use evenkeel_protocol::value::MAX_VALUE_BYTES;
 use evenkeel_protocol::*;
 use evenkeel_rpc::Connection;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A transaction on a connection.
 struct Transaction<'a> {
@@ -155,19 +155,19 @@ async fn a_transaction_ends_with_its_leadership() {
         })
         .await;
     let to = old % 3 + 1;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     while shard.leader().await == old {
         shard.control(ControlRequest::TransferLeadership { to: Some(to) }).await;
-        assert!(begun.elapsed() < Duration::from_secs(60), "replica {old} goes on leading");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "replica {old} goes on leading");
+        evenkeel_host::sleep(Duration::from_millis(100)).await;
     }
     shard.sql("UPDATE items SET n = 2 WHERE id = 1", &[]).await.unwrap();
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let applied = async |written: Option<u64>| {
         let old = shard.inspect(old).await;
         written.is_some() && old.as_ref().map(|i| i.applied) >= written || {
             // The lock would be waited for, again and again, for more than three minutes.
-            assert!(begun.elapsed() < Duration::from_secs(60), "the row is still locked: {old:?}");
+            assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "the row is still locked: {old:?}");
             false
         }
     };
@@ -176,7 +176,7 @@ async fn a_transaction_ends_with_its_leadership() {
         if written.is_none() {
             written = shard.inspect(shard.leader().await).await.map(|i| i.decided);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
     let transaction = Transaction { connection: &connection, number: 1, begin: None };
     assert_eq!(code(transaction.commit().await), "40001");
@@ -255,11 +255,11 @@ async fn statements_of_transactions_count_towards_the_admission_limit() {
     shard.create_table(TABLE, 1, 1).await;
     let executed = shard.in_one_leadership(async |connection| {
         let mut transaction = Transaction::new(&connection, 1, false);
-        let (begun, mut codes) = (Instant::now(), Vec::new());
+        let (begun, mut codes) = (evenkeel_host::now(), Vec::new());
         for n in 0..STATEMENTS {
             codes.push(code(transaction.sql("INSERT INTO items VALUES ($1, 0, NULL)", &[i64::from(n).into()]).await));
         }
-        let took = begun.elapsed();
+        let took = evenkeel_host::elapsed(begun);
         transaction.roll_back().await;
         (took, codes)
     });

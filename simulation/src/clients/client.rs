@@ -75,9 +75,7 @@ impl SimulatedClient {
 
     pub(super) fn id(&mut self) -> TxnId {
         self.sequence += 1;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let first_sent_ms = now.map_or(0, |now| now.as_millis() as u64);
-        TxnId { client: self.number, sequence: self.sequence, first_sent_ms }
+        TxnId { client: self.number, sequence: self.sequence, first_sent_ms: evenkeel_host::wall_ms() }
     }
 
     pub(super) fn key(&self, id: i64) -> Key {
@@ -163,7 +161,7 @@ impl SimulatedClient {
             let first = replies.next().await.ok_or_else(|| RpcError::Lost("it has ended".into()))?;
             Ok((first, replies))
         };
-        let asked = tokio::time::timeout(bound, asked).await;
+        let asked = evenkeel_host::timeout(bound, asked).await;
         match asked.unwrap_or(Err(RpcError::TimedOut(ANSWER_MS))) {
             Ok((first, rest)) => match self.answered(replica, asked_ms, first, shard, key).await {
                 Step::Answered(first) => Step::Answered((first, rest)),
@@ -204,7 +202,7 @@ impl SimulatedClient {
     }
 
     async fn failed(&mut self, failure: Failure, by: ShardReplica, asked_ms: u64, shard: &mut u32, key: i64) -> Step {
-        let pause = |ms: u64| tokio::time::sleep(Duration::from_millis(ms));
+        let pause = |ms: u64| evenkeel_host::sleep(Duration::from_millis(ms));
         match failure {
             // A leader whose clock is wrong does not know what was executed long ago (R14); another
             // may lead soon.
@@ -321,7 +319,7 @@ impl SimulatedClient {
                     return *inspection;
                 }
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
     }
 }

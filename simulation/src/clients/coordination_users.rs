@@ -51,7 +51,7 @@ fn runs(registry: &Registry, shared: &Arc<ReplicaHandles>) -> bool {
 }
 
 async fn pause(most_ms: u64) {
-    tokio::time::sleep(Duration::from_millis(below(most_ms))).await;
+    evenkeel_host::sleep(Duration::from_millis(below(most_ms))).await;
 }
 
 /// A user's work under faults, and afterwards one write of each key.
@@ -149,7 +149,7 @@ impl User {
                 continue;
             }
             let asked = coordination::write(&shared, request.clone());
-            let answer = tokio::time::timeout(Duration::from_millis(ANSWER_MS), asked).await;
+            let answer = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), asked).await;
             pause(WAY_MS).await;
             if once_in(LOST_IN) || !runs(registry, &shared) {
                 perhaps = true;
@@ -192,7 +192,7 @@ impl User {
         let sent_ms = process::now_ms();
         let Some(shared) = self.driver(consistency).await else { return };
         let asked = coordination::get(&shared, key, consistency);
-        let answer = tokio::time::timeout(Duration::from_millis(ANSWER_MS), asked).await;
+        let answer = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), asked).await;
         let Ok(Ok((entry, revision))) = answer else { return };
         let written = entry.as_ref().map(|entry| (entry.modified, value(entry)));
         written.iter().for_each(|(modified, _)| _ = self.known.insert(key, *modified));
@@ -212,7 +212,7 @@ impl User {
             let Some(shared) = self.driver(consistency).await else { return };
             let listing = Listing { prefix: prefix.into(), after: after.clone(), limit: PAGE, values: true };
             let asked = coordination::list(&shared, &listing, consistency);
-            let Ok(Ok(page)) = tokio::time::timeout(Duration::from_millis(ANSWER_MS), asked).await else { return };
+            let Ok(Ok(page)) = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), asked).await else { return };
             let text =
                 |entry: &evenkeel_protocol::coordination::KvEntryBody| entry.value.text.clone().unwrap_or_default();
             let found = page.entries.iter().map(|e| (e.key.clone(), (e.modified, text(e)))).collect();
@@ -279,7 +279,7 @@ pub(super) fn watched_all(users: &Users) -> bool {
 async fn listen(users: &Users, number: usize, shared: &Arc<ReplicaHandles>, mut watcher: Watcher) {
     let until_ms = process::now_ms() + below(LISTEN_MS);
     while process::now_ms() < until_ms && runs(&users.registry, shared) {
-        let Ok(told) = tokio::time::timeout(Duration::from_millis(1 + LISTEN_MS / 4), watcher.next()).await else {
+        let Ok(told) = evenkeel_host::timeout(Duration::from_millis(1 + LISTEN_MS / 4), watcher.next()).await else {
             continue;
         };
         let mut all = users.history.borrow_mut();

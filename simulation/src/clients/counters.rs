@@ -55,7 +55,7 @@ pub(super) async fn operate(client: &mut SimulatedClient) {
 /// Repeats an addition that was answered, as a client does that has not got the answer: the answer
 /// must be the same (R14).
 pub(super) async fn again(client: &mut SimulatedClient, id: TxnId, key: i64, value: i64) {
-    tokio::time::sleep(Duration::from_millis(below(AGAIN_MS))).await;
+    evenkeel_host::sleep(Duration::from_millis(below(AGAIN_MS))).await;
     if let StatementOutcome::Answered(reply) = client.statement_under(id, ADD, vec![key.into()], key).await
         && reply.rows.int(0, 0) != Some(value)
     {
@@ -141,7 +141,7 @@ async fn look_twice(client: &mut SimulatedClient, key: i64) {
         let step = client.ask(&mut shard, &request, key).await;
         let Step::Answered(ShardReply::Rows(reply)) = step else { return broken_off(client, !looks.is_empty()) };
         looks.push((sent_ms, reply.rows.int(0, 0).unwrap_or(0)));
-        tokio::time::sleep(Duration::from_millis(below(LOOK_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(LOOK_MS))).await;
     }
     let key_of_table = Some((client.users.schema.id, client.key(key)));
     let id = client.id();

@@ -120,7 +120,7 @@ async fn fate(
     mut rest: ReplyStream<ShardReply>,
 ) -> WriteOutcome {
     let mut deposed = false;
-    match tokio::time::timeout(Duration::from_millis(COMMIT_MS), rest.next()).await {
+    match evenkeel_host::timeout(Duration::from_millis(COMMIT_MS), rest.next()).await {
         Ok(Some(ShardReply::Done)) => return WriteOutcome::Kept,
         Ok(Some(ShardReply::Failed(failure))) => {
             deposed = matches!(failure, Failure::NotLeader { .. });

@@ -40,7 +40,7 @@ const FIRST_NUMBER: u64 = 1_000;
 
 /// A load spike under faults.
 pub(super) async fn under_faults(users: Users) {
-    tokio::time::sleep(Duration::from_millis(below(COMES_MS))).await;
+    evenkeel_host::sleep(Duration::from_millis(below(COMES_MS))).await;
     slow(&users, SLOW_MS);
     let period = come(&users, SPIKE_CLIENTS, STAYS_MS).await;
     slow(&users, 0);
@@ -83,7 +83,7 @@ async fn come(users: &Users, clients: u64, for_ms: u64) -> Period {
         let (mut client, answers) = (SimulatedClient::new(users.clone(), number_of(users)), answers.clone());
         spike.spawn_local(async move {
             // Not all in one millisecond.
-            tokio::time::sleep(Duration::from_millis(number % 50)).await;
+            evenkeel_host::sleep(Duration::from_millis(number % 50)).await;
             while process::now_ms() < began_ms + for_ms {
                 add_in_spike(&mut client, began_ms + for_ms, &answers).await;
             }
@@ -108,7 +108,7 @@ async fn add_in_spike(client: &mut SimulatedClient, until_ms: u64, answers: &Ref
     let mut perhaps = false;
     while process::now_ms() < until_ms || (perhaps && process::now_ms() < until_ms + ANSWER_MS) {
         let Some((by, address, connection)) = client.leader_of(shard).await else {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
             continue;
         };
         let asked_ms = process::now_ms();

@@ -80,7 +80,7 @@ async fn work(users: Users, number: u64) {
         } else {
             counters::operate(&mut client).await;
         }
-        tokio::time::sleep(Duration::from_millis(below(THINK_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(THINK_MS))).await;
     }
     // Everything recovers: every key takes writes again.
     for key in COUNTERS.filter(|key| *key as u64 % CLIENTS + 1 == number) {
@@ -100,7 +100,7 @@ async fn watch(users: Users, number: u64) {
             2..=3 => counters::leader(&mut client, key).await,
             _ => counters::read(&mut client, key).await,
         }
-        tokio::time::sleep(Duration::from_millis(below(WATCH_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(WATCH_MS))).await;
     }
 }
 
@@ -159,10 +159,10 @@ async fn until_finished(users: &Users) {
         operators::register_strangers(users).await;
         operators::purge_copies(users, &mut purged).await;
         users.history.borrow_mut().waiting_for.clone_from(&operator);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        evenkeel_host::sleep(Duration::from_millis(100)).await;
     }
     users.history.borrow_mut().waiting_for = "(a watch of the coordination store)".into();
     while !coordination_users::watched_all(users) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        evenkeel_host::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn run(users: Users, number: u64) {
             1 => leader(&mut client, key).await,
             _ => {}
         }
-        tokio::time::sleep(Duration::from_millis(below(THINK_MS))).await;
+        evenkeel_host::sleep(Duration::from_millis(below(THINK_MS))).await;
     }
 }
 

@@ -231,9 +231,9 @@ impl Runner {
         let due_ms = process::now_ms() + slow;
         self.server.state().committing.insert(self.session, Committing { due_ms, commit });
         if slow > 0 {
-            tokio::time::sleep(Duration::from_millis(slow / 2)).await;
+            evenkeel_host::sleep(Duration::from_millis(slow / 2)).await;
             self.end_meanwhile();
-            tokio::time::sleep(Duration::from_millis(slow - slow / 2)).await;
+            evenkeel_host::sleep(Duration::from_millis(slow - slow / 2)).await;
         }
         {
             let mut state = self.server.state();
@@ -340,7 +340,7 @@ impl Runner {
 
     async fn lock(&self, name: &str, key: &[u8]) -> Result<(), Failed> {
         let id: RowId = (Arc::from(name), key.to_vec());
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(self.lock_timeout_ms);
+        let deadline = evenkeel_host::tokio_now() + Duration::from_millis(self.lock_timeout_ms);
         loop {
             let released = self.server.released.notified();
             tokio::pin!(released);
@@ -359,7 +359,7 @@ impl Runner {
             }
             if self.lock_timeout_ms == 0 {
                 released.await;
-            } else if tokio::time::timeout_at(deadline, released).await.is_err() {
+            } else if evenkeel_host::timeout_at(deadline, released).await.is_err() {
                 self.server.state().waiting.remove(&self.session);
                 return Err(Failed("55P03", "canceling statement due to lock timeout".into()));
             }

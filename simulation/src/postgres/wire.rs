@@ -81,7 +81,7 @@ pub(super) async fn serve(server: SimulatedPostgres, start: u32, mut stream: Dup
         () = end.notified() => {
             // Its client learns of it a moment later, when other sessions may have got its locks.
             if process::once_in(2) {
-                tokio::time::sleep(Duration::from_millis(process::below(LATE_MS))).await;
+                evenkeel_host::sleep(Duration::from_millis(process::below(LATE_MS))).await;
             }
         }
         _ = connection.talk(&mut stream) => {
@@ -414,9 +414,9 @@ impl Parameters {
 async fn pause(server: &SimulatedPostgres) {
     let slow_ms = server.state().slow_ms;
     if slow_ms > 0 {
-        tokio::time::sleep(Duration::from_millis(process::below(slow_ms))).await;
+        evenkeel_host::sleep(Duration::from_millis(process::below(slow_ms))).await;
     } else if process::once_in(8) {
-        tokio::time::sleep(Duration::from_millis(1 + process::below(3))).await;
+        evenkeel_host::sleep(Duration::from_millis(1 + process::below(3))).await;
     }
 }
 

@@ -63,7 +63,7 @@ struct ReplayState {
 
 impl ReplayState {
     fn now(&self) -> Duration {
-        self.start.get().map_or(Duration::ZERO, Instant::elapsed)
+        self.start.get().map_or(Duration::ZERO, |start| evenkeel_host::tokio_now().duration_since(*start))
     }
 }
 
@@ -131,7 +131,7 @@ impl Replay {
 
     /// Runs to the end: of the duration, of the source, or by [`ReplayControl::stop`].
     pub async fn run<T: Target>(self, target: Arc<T>, observer: impl Observer) -> Result<Replayed, ReplayError> {
-        let start = *self.shared.start.get_or_init(Instant::now);
+        let start = *self.shared.start.get_or_init(evenkeel_host::tokio_now);
         let mut workers = JoinSet::new();
         for _ in 0..self.config.pace.max_in_flight() {
             workers.spawn(Worker { shared: self.shared.clone(), target: target.clone() }.run());
@@ -168,8 +168,8 @@ impl Replay {
                     Some(Ok(Err(error))) => return Err(error),
                     Some(Err(error)) => return Err(ReplayError::Task(error.to_string())),
                 },
-                () = tokio::time::sleep_until(ticker.due()) => ticker.tick(&self.shared),
-                () = tokio::time::sleep_until(deadline) => {
+                () = evenkeel_host::sleep_until(ticker.due()) => ticker.tick(&self.shared),
+                () = evenkeel_host::sleep_until(deadline) => {
                     let abandoned = self.shared.in_flight.load(Ordering::Relaxed);
                     workers.shutdown().await;
                     return Ok(abandoned);
@@ -231,13 +231,13 @@ impl<T: Target> Worker<T> {
     async fn wait_until_due(&self, ticket: &Ticket, stop: &mut watch::Receiver<bool>) -> bool {
         let (Some(due), Some(start)) = (ticket.due, self.shared.start.get()) else { return true };
         let early = *start + due.saturating_sub(TIMER_GRAIN);
-        if early <= Instant::now() {
+        if early <= evenkeel_host::tokio_now() {
             return true;
         }
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => false,
-            () = tokio::time::sleep_until(early) => true,
+            () = evenkeel_host::sleep_until(early) => true,
         }
     }
 

@@ -112,6 +112,6 @@ async fn store_row<T: Target>(target: &T, row: &Statement, options: &LoadOptions
         if attempts >= options.max_attempts {
             return Err(ReplayError::Load { key: row.key, attempts, failure });
         }
-        tokio::time::sleep(Duration::from_millis(options.retry_after_ms)).await;
+        evenkeel_host::sleep(Duration::from_millis(options.retry_after_ms)).await;
     }
 }

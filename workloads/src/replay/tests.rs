@@ -161,14 +161,14 @@ impl Target for Memory {
         match mischief {
             Mischief::Hangs(hanging) if hanging == number => std::future::pending().await,
             Mischief::Stalls(stall_ms) if number == 100 => {
-                let until = tokio::time::Instant::now() + Duration::from_millis(stall_ms);
+                let until = evenkeel_host::tokio_now() + Duration::from_millis(stall_ms);
                 *self.stalled_until.lock().unwrap() = Some(until);
             }
             _ => {}
         }
         let stalled_until = *self.stalled_until.lock().unwrap();
         match stalled_until {
-            Some(until) => tokio::time::sleep_until(until).await,
+            Some(until) => evenkeel_host::sleep_until(until).await,
             None => tokio::task::yield_now().await,
         }
         let result = match mischief {

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::error::ReplayError;
 use super::ledger::{Ledger, Verdict};
@@ -228,15 +227,15 @@ async fn read_row<T: Target>(target: &T, key: i64, options: &VerifyOptions) -> R
 
 /// The answer to a read, asked for again until the time for that is over.
 async fn retried<T: Target>(target: &T, read: &Statement, options: &VerifyOptions) -> Result<Answer, String> {
-    let deadline = Instant::now() + Duration::from_millis(options.unreadable_ms);
+    let deadline = evenkeel_host::tokio_now() + Duration::from_millis(options.unreadable_ms);
     loop {
         let problem = match target.execute(read).await.result {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure.to_string(),
         };
-        if Instant::now() >= deadline {
+        if evenkeel_host::tokio_now() >= deadline {
             return Err(problem);
         }
-        tokio::time::sleep(Duration::from_millis(options.retry_after_ms)).await;
+        evenkeel_host::sleep(Duration::from_millis(options.retry_after_ms)).await;
     }
 }

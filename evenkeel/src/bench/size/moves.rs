@@ -16,7 +16,7 @@ use evenkeel_protocol::api::{MoveBody, OperatorBody, RangeBody};
 use evenkeel_protocol::{RangeId, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Updates a second while the large range moves.
 const UPDATES_PER_S: f64 = 1_000.0;
@@ -47,16 +47,16 @@ async fn large_range(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Fig
     let rows = bench.bytes() / BODY_BYTES;
     let wide = Wide::create(cluster, "wide", 1).await?;
     bench.screen.line(&format!("loading {rows} rows of {BODY_BYTES} bytes into one range"));
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     wide.load(0, rows).await?;
-    let load_s = begun.elapsed().as_secs_f64();
+    let load_s = evenkeel_host::elapsed(begun).as_secs_f64();
     flush();
     let writers = wide.writers(CLIENTS, rows, UPDATES_PER_S);
     bench.screen.line(&format!("moving it under {UPDATES_PER_S:.0} updates/s"));
     let range = wide.range(cluster).await?;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let operator = move_to(cluster, range.route.range, 2).await?;
-    let took_s = begun.elapsed().as_secs_f64();
+    let took_s = evenkeel_host::elapsed(begun).as_secs_f64();
     let at = format!("{} GB in one range, {UPDATES_PER_S:.0} updates/s", bench.config.gigabytes);
     let ended = f64::from(u8::from(operator.status == "done"));
     let pause_ms = operator.pause_us.map_or(f64::NAN, |us| us as f64 / 1e3);
@@ -117,19 +117,19 @@ async fn large_row(bench: &SizeBench<'_>, cluster: &Cluster) -> Result<Vec<Figur
 /// Moves a range and waits for the operator's end.
 async fn move_to(cluster: &Cluster, range: RangeId, to: u32) -> Result<OperatorBody, CommandError> {
     let path = format!("/v1/ranges/{range}/move");
-    let deadline = Instant::now() + MOVE_TIMEOUT;
+    let deadline = evenkeel_host::now() + MOVE_TIMEOUT;
     let made: OperatorBody = loop {
         match cluster.admin().post(&path, &MoveBody { to: ShardId(to) }).await {
             Ok(made) => break made,
             // The rows that the last move left are still being deleted.
-            Err(error) if Instant::now() < deadline && error.code() == "range-busy" => wait::pause().await,
+            Err(error) if evenkeel_host::now() < deadline && error.code() == "range-busy" => wait::pause().await,
             Err(error) => return Err(CommandError::failed(error)),
         }
     };
     loop {
         let now: OperatorBody =
             cluster.admin().get(&format!("/v1/operators/{}", made.id)).await.map_err(CommandError::failed)?;
-        if !is_running(&now) || Instant::now() >= deadline {
+        if !is_running(&now) || evenkeel_host::now() >= deadline {
             return Ok(now);
         }
         wait::pause().await;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// The shard.
@@ -124,14 +124,14 @@ impl Shard<'_> {
     }
 
     async fn until(&self, what: &str, mut done: impl AsyncFnMut() -> bool) -> Result<f64, CommandError> {
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         while !done().await {
-            if begun.elapsed() > PATIENCE {
+            if evenkeel_host::elapsed(begun) > PATIENCE {
                 return Err(CommandError::Failed(format!("waited {} s for {what}", PATIENCE.as_secs())));
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
         }
-        Ok(begun.elapsed().as_secs_f64())
+        Ok(evenkeel_host::elapsed(begun).as_secs_f64())
     }
 
     async fn leader(&self) -> Result<u64, CommandError> {
@@ -156,9 +156,9 @@ impl Shard<'_> {
                 let mut random = SeededRandom::new(reader as u64, 2);
                 let mut latencies = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let begun = Instant::now();
+                    let begun = evenkeel_host::now();
                     let answer = client.execute(&text, &[Value::Int(random.below(rows) as i64)]).await;
-                    latencies.push(answer.map_or(f64::INFINITY, |_| begun.elapsed().as_secs_f64() * 1e3));
+                    latencies.push(answer.map_or(f64::INFINITY, |_| evenkeel_host::elapsed(begun).as_secs_f64() * 1e3));
                 }
                 latencies
             });
@@ -175,10 +175,10 @@ impl Shard<'_> {
     /// Scans all rows beside keyed reads.
     async fn scan(&self, rows: u64, at: &str) -> Result<Vec<Figure>, CommandError> {
         self.bench.screen.line("reading everything in one statement, beside keyed reads");
-        let (alone, ()) = self.keyed_reads(rows, tokio::time::sleep(READ_TIME)).await?;
-        let begun = Instant::now();
+        let (alone, ()) = self.keyed_reads(rows, evenkeel_host::sleep(READ_TIME)).await?;
+        let begun = evenkeel_host::now();
         let (beside, scanned) = self.keyed_reads(rows, self.wide.scan()).await?;
-        let took_s = begun.elapsed().as_secs_f64();
+        let took_s = evenkeel_host::elapsed(begun).as_secs_f64();
         let scanned = scanned.unwrap_or_else(|error| {
             self.bench.screen.line(&format!("the scan failed: {error}"));
             0
@@ -197,7 +197,7 @@ impl Shard<'_> {
         self.bench.screen.line("killing the leader under full write load");
         let writers = self.wide.writers(CLIENTS, rows, 0.0);
         let record = writers.record.clone();
-        tokio::time::sleep(FULL_LOAD_TIME).await;
+        evenkeel_host::sleep(FULL_LOAD_TIME).await;
         let per_s = record.acks().len() as f64 / FULL_LOAD_TIME.as_secs_f64();
         let victim = ProcessId::ShardNode(SHARD, self.leader().await?);
         let fault_ms = record.now_ms();
@@ -226,14 +226,14 @@ impl Shard<'_> {
         let folder = self.cluster.data_dir(id).map(|folder| folder.join("postgres")).unwrap_or_default();
         let full = folder_bytes(&folder);
         self.cluster.wipe(id).map_err(CommandError::failed)?;
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         let serves = async || self.serves(follower).await;
         self.until("half of a copy", async || folder_bytes(&folder) * 2 > full || serves().await).await?;
-        let half_s = begun.elapsed().as_secs_f64();
+        let half_s = evenkeel_host::elapsed(begun).as_secs_f64();
         self.cluster.restart(id).map_err(CommandError::failed)?;
-        let again = Instant::now();
+        let again = evenkeel_host::now();
         self.until("a wiped replica to serve", async || self.serves(follower).await).await?;
-        let rest_s = again.elapsed().as_secs_f64();
+        let rest_s = evenkeel_host::elapsed(again).as_secs_f64();
         let failed = writers.record.failed();
         drop(writers);
         let bytes = rows as f64 * BODY_BYTES as f64;
@@ -250,15 +250,15 @@ impl Shard<'_> {
         self.whole().await?;
         self.bench.screen.line("starting a replica again, and then the whole shard");
         let follower = self.follower().await?;
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         self.cluster.restart(ProcessId::ShardNode(SHARD, follower)).map_err(CommandError::failed)?;
         self.until("a replica to serve again", async || self.serves(follower).await).await?;
-        let one_s = begun.elapsed().as_secs_f64();
+        let one_s = evenkeel_host::elapsed(begun).as_secs_f64();
         self.whole().await?;
         for replica in 1..=REPLICAS {
             self.cluster.kill(ProcessId::ShardNode(SHARD, replica)).map_err(CommandError::failed)?;
         }
-        let begun = Instant::now();
+        let begun = evenkeel_host::now();
         for replica in 1..=REPLICAS {
             self.cluster.restart(ProcessId::ShardNode(SHARD, replica)).map_err(CommandError::failed)?;
         }
@@ -267,7 +267,7 @@ impl Shard<'_> {
             self.wide.client.execute(&text, &[Value::Int(0)]).await.is_ok()
         })
         .await?;
-        let all_s = begun.elapsed().as_secs_f64();
+        let all_s = evenkeel_host::elapsed(begun).as_secs_f64();
         Ok(vec![
             Figure::new("restart of a replica", at, one_s, "s").bar(Bar::AtMost(10.0)),
             Figure::new(RESTART_OF_SHARD, at, all_s, "s").bar(Bar::AtMost(10.0)),

@@ -25,7 +25,7 @@ use evenkeel_workloads::replay::{
 };
 use evenkeel_workloads::target_sql::SqlTarget;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Clients, each with one statement under way at a time.
 const CLIENTS: usize = 16;
@@ -199,8 +199,8 @@ async fn on_cluster(
 async fn quiet(cluster: &Cluster, watch: &Watch) -> Result<(), CommandError> {
     let off = serde_json::json!({ "enabled": false });
     let _: serde_json::Value = cluster.admin().post("/v1/balancer", &off).await.map_err(CommandError::failed)?;
-    let deadline = Instant::now() + QUIET_TIMEOUT;
-    while !watch.fresh().await.running.is_empty() && Instant::now() < deadline {}
+    let deadline = evenkeel_host::now() + QUIET_TIMEOUT;
+    while !watch.fresh().await.running.is_empty() && evenkeel_host::now() < deadline {}
     Ok(())
 }
 
@@ -215,13 +215,13 @@ async fn run<T: Target>(
     let loaded_bytes: u64 = rows.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
     flush();
     let before = of_tree(pids);
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     let mut ledger = Ledger::new(SEED, MAX_KEYS);
     let loading = bench.screen.task("loading rows", rows.len() as u64);
     let options = LoadOptions { concurrency: CLIENTS, ..LoadOptions::default() };
     load(&target, &mut ledger, rows, options, |n| loading.set(n)).await.map_err(CommandError::failed)?;
     loading.done();
-    let load_s = begun.elapsed().as_secs_f64();
+    let load_s = evenkeel_host::elapsed(begun).as_secs_f64();
     let duration = Duration::from_secs_f64(bench.config.duration);
     let pace = Pace::AsFastAsPossible { workers: CLIENTS };
     let config = ReplayConfig { pace, duration, shards, ..ReplayConfig::default() };
@@ -244,7 +244,7 @@ async fn run<T: Target>(
     reading.done();
     Ok(SystemRun {
         load_s,
-        whole_s: begun.elapsed().as_secs_f64(),
+        whole_s: evenkeel_host::elapsed(begun).as_secs_f64(),
         user_bytes: loaded_bytes + sent_bytes.load(std::sync::atomic::Ordering::Relaxed),
         record: replayed.record,
         verification: verification.map_err(CommandError::failed)?,

@@ -47,7 +47,7 @@ impl Peak {
         loop {
             let most = pids().into_iter().filter_map(peak_memory_bytes).max().unwrap_or(0);
             self.0.fetch_max(most, Ordering::Relaxed);
-            tokio::time::sleep(LOOK_EVERY).await;
+            evenkeel_host::sleep(LOOK_EVERY).await;
         }
     }
 

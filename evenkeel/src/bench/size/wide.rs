@@ -109,7 +109,7 @@ impl Wide {
                 let text = format!("UPDATE {} SET n = n + 1, body = $2 WHERE id = $1", wide.table);
                 let mut random = SeededRandom::new(writer as u64, 1);
                 let mut pace = (per_s > 0.0).then(|| {
-                    let mut pace = tokio::time::interval(Duration::from_secs_f64(clients as f64 / per_s));
+                    let mut pace = evenkeel_host::interval(Duration::from_secs_f64(clients as f64 / per_s));
                     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
                     pace
                 });

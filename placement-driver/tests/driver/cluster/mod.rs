@@ -100,7 +100,7 @@ impl Cluster {
     pub async fn kill(&mut self, replica: u64) {
         let mut killed = self.replicas.remove(&replica).unwrap();
         drop(killed.stop.take());
-        tokio::time::timeout(PATIENCE, killed.task).await.unwrap().unwrap();
+        evenkeel_host::timeout(PATIENCE, killed.task).await.unwrap().unwrap();
     }
 
     pub fn url(&self, replica: u64) -> String {
@@ -223,10 +223,10 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attemp
             if let Some(result) = attempt().await {
                 return result;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            evenkeel_host::sleep(Duration::from_millis(10)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, all).await {
+    match evenkeel_host::timeout(PATIENCE, all).await {
         Ok(result) => result,
         Err(_) => panic!("waited in vain for {what}"),
     }

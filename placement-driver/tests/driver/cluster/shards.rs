@@ -128,7 +128,7 @@ impl World {
         }
         let differences = self.difference.clone().into_iter().collect();
         ShardReport {
-            clock_ms: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64,
+            clock_ms: evenkeel_host::wall_ms(),
             highest: Default::default(),
             tables: None,
             shard,
@@ -329,7 +329,7 @@ impl Shards {
 async fn report(shard: ShardId, world: Arc<Mutex<World>>, report_to: Vec<SocketAddr>) {
     let mut connections: HashMap<SocketAddr, Connection<PlacementRequest, PlacementReply>> = HashMap::new();
     loop {
-        tokio::time::sleep(REPORT).await;
+        evenkeel_host::sleep(REPORT).await;
         let report = {
             let mut world = world.lock().unwrap();
             if world.dead.contains(&shard) {
