@@ -175,7 +175,7 @@ async fn further_step(
             Err(failure) => failure,
         };
         let retry_until_ms = core.now_ms() + core.config.statement_timeout_ms;
-        match in_transaction(&failure, core.now_ms(), retry_until_ms, rand::random()) {
+        match in_transaction(&failure, core.now_ms(), retry_until_ms, evenkeel_host::random()) {
             RetryStep::GiveUp(error) => return Err(error),
             RetryStep::Same { wait_ms } => pause(wait_ms).await,
             _ => return Err(ClientError::rerun("the transaction was rolled back")),

@@ -2,6 +2,7 @@
 
 use super::store_error::StoreError;
 use evenkeel_host::{Bug, Server, deliberate};
+use evenkeel_postgres_session::Session;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,6 +97,22 @@ impl Connector {
 }
 
 impl Connector {
+    /// Opens a raw session.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn raw(&self, role: Role) -> Result<Session, StoreError> {
+        let Way::Socket(folder) = &self.way else { return Err(StoreError::SessionLost) };
+        let (user, options) = match role {
+            Role::Admin => (super::layout::ADMIN, ""),
+            Role::User => ("evenkeel_user", "-c default_transaction_read_only=on"),
+        };
+        let stream = tokio::net::UnixStream::connect(folder.join(".s.PGSQL.5432")).await;
+        let stream = stream.map_err(|_| StoreError::SessionLost)?;
+        let session = Session::connect(stream, user, "postgres", &[("options", options)]).await;
+        session.map_err(|_| StoreError::SessionLost)
+    }
+
     /// Has the statement cancelled that runs on a session. Best effort: it may have ended, and be
     /// followed by another, so the session is to be closed afterwards.
     pub async fn cancel(&self, token: CancelToken) {

@@ -1,0 +1,114 @@
+//! Sessions of the front PostgreSQL for users' statements.
+//!
+//! A session is taken for one statement or one transaction and then serves another user. It keeps
+//! the settings of its last user, and takes over those of the next one only where they differ.
+
+use super::settings::{Settings, set};
+use evenkeel_host::timeout;
+use evenkeel_postgres_session::session_error::SessionError;
+use evenkeel_postgres_session::{Session, TransactionStatus};
+use evenkeel_protocol::SqlError;
+use evenkeel_protocol::error::codes;
+use evenkeel_shard_node::postgres::{Connector, Role};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Sessions that serve users at a time.
+pub const MAX_SESSIONS: usize = 64;
+/// How long a statement waits for a session, in milliseconds.
+const WAIT_MS: u64 = 5_000;
+
+/// See the module.
+pub struct FrontSessions {
+    connector: Connector,
+    idle: Mutex<Vec<Kept>>,
+    places: Arc<Semaphore>,
+}
+
+struct Kept {
+    session: Session,
+    settings: Settings,
+}
+
+/// A session that serves one user. Dropped, it is closed; see [`FrontSessions::put_back`].
+pub struct FrontSession {
+    /// The session.
+    pub session: Session,
+    settings: Settings,
+    _place: OwnedSemaphorePermit,
+}
+
+impl FrontSessions {
+    /// No session is open.
+    pub fn new(connector: Connector) -> Arc<FrontSessions> {
+        Arc::new(FrontSessions { connector, idle: Mutex::default(), places: Arc::new(Semaphore::new(MAX_SESSIONS)) })
+    }
+
+    /// Closes the idle sessions: what they have prepared belongs to an earlier schema.
+    pub fn forget(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// A session with these settings.
+    ///
+    /// # Errors
+    /// 53300: all are in use. PostgreSQL's own error about a setting. 57P03: the server is not there.
+    pub async fn take(self: &Arc<FrontSessions>, settings: &Settings) -> Result<FrontSession, SqlError> {
+        let place = timeout(Duration::from_millis(WAIT_MS), self.places.clone().acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(SqlError::new(codes::TOO_MANY, "too many statements are under way at this gateway"));
+        };
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kept = match idle {
+            Some(kept) => kept,
+            None => {
+                let session = self.connector.raw(Role::User).await.map_err(|error| unavailable(&error.to_string()))?;
+                Kept { session, settings: Settings::new() }
+            }
+        };
+        let Kept { session, settings: had } = kept;
+        let mut taken = FrontSession { session, settings: had, _place: place };
+        taken.adopt(settings).await?;
+        Ok(taken)
+    }
+
+    /// Keeps a session for the next user, if it is outside of any transaction.
+    pub fn put_back(&self, taken: FrontSession) {
+        let FrontSession { session, settings, .. } = taken;
+        if session.is_ready() && session.status() == TransactionStatus::Idle {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(Kept { session, settings });
+        }
+    }
+}
+
+impl FrontSession {
+    /// Makes the session's settings these.
+    ///
+    /// # Errors
+    /// PostgreSQL's own. The session is not reused then.
+    pub async fn adopt(&mut self, settings: &Settings) -> Result<(), SqlError> {
+        if self.settings == *settings {
+            return Ok(());
+        }
+        let reset = self.settings.keys().filter(|name| !settings.contains_key(*name));
+        let mut sql: Vec<String> = reset.map(|name| format!("RESET \"{}\"", name.replace('"', "\"\""))).collect();
+        let differing = settings.iter().filter(|(name, value)| self.settings.get(*name) != Some(*value));
+        sql.extend(differing.map(|(name, value)| set(name, value, false)));
+        self.session.simple(&sql.join("; ")).await.map_err(sql_error)?;
+        self.settings = settings.clone();
+        Ok(())
+    }
+}
+
+/// The error of a session for a user.
+pub fn sql_error(error: SessionError) -> SqlError {
+    match error {
+        SessionError::Refused(error) => error,
+        other => unavailable(&other.to_string()),
+    }
+}
+
+fn unavailable(why: &str) -> SqlError {
+    SqlError::new(codes::CANNOT_CONNECT_NOW, format!("the gateway's own PostgreSQL is not available: {why}"))
+}

@@ -1,0 +1,17 @@
+//! PostgreSQL's grammar: a text becomes statements, and each statement says who has to deal with it.
+//!
+//! The parser is PostgreSQL's own (libpg_query). It decides only what kind a statement is. Which
+//! tables a statement touches is asked of a PostgreSQL that has the schema ([`crate::front`]),
+//! because only name resolution, views and rules can tell.
+//!
+//! | module | content |
+//! |---|---|
+//! | `statement` | the kinds of statements (values) |
+//! | `classify` | from the parser's tree to a kind (pure) |
+//! | `settings` | SET, RESET and transaction modes (pure) |
+//! | `parser` | the threads on which the parser runs, and its limits |
+
+pub mod classify;
+pub mod parser;
+pub mod settings;
+pub mod statement;

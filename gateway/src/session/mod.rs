@@ -1,0 +1,26 @@
+//! A client's session: from its messages to statements, and from their results to its messages.
+//!
+//! | module | content |
+//! |---|---|
+//! | `session` | the loop over a client's messages; the simple and the extended protocol |
+//! | `planner` | what a text is, what it touches, who executes it; cached by text |
+//! | `block` | the transaction of a session, and where it is open |
+//! | `settings` | the session's settings, which follow its transactions (pure) |
+//! | `declared` | the keys that a statement declares to a shard (pure) |
+//! | `copy_rows` | whole rows out of the data of a COPY (pure) |
+//! | `prepared` | prepared statements and portals |
+//! | `trouble` | why a statement ended without a result |
+//!
+//! One task executes a session's statements, one after the other, while another one reads ahead.
+//! Statements between two Syncs, and the statements of one simple query, are one implicit
+//! transaction, as in PostgreSQL.
+
+pub mod block;
+pub mod copy_rows;
+pub mod declared;
+pub mod planner;
+pub mod prepared;
+#[expect(clippy::module_inception, reason = "the type of this name is the module's subject")]
+pub mod session;
+pub mod settings;
+pub mod trouble;

@@ -1,0 +1,69 @@
+//! The buffer of messages to the client.
+//!
+//! Messages are collected and sent together: at a Sync, a Flush or an error, or when the buffer is
+//! full. Sending waits for the client, so that a client that does not read slows its own statement
+//! down, and nothing else.
+
+use super::transport::Transport;
+use bytes::BytesMut;
+use evenkeel_host::timeout;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, WriteHalf};
+
+/// The size at which the buffer is sent, in bytes.
+const FULL_BYTES: usize = 64 << 10;
+/// How long a client may take to read a full buffer, in milliseconds. It then counts as gone: it
+/// holds a session of a shard, and perhaps locks.
+const STALLED_MS: u64 = 120_000;
+
+/// See the module.
+pub struct Outgoing {
+    half: WriteHalf<Transport>,
+    /// What is to be sent.
+    pub buffer: BytesMut,
+}
+
+impl Outgoing {
+    /// Nothing is to be sent.
+    pub fn new(half: WriteHalf<Transport>) -> Outgoing {
+        Outgoing { half, buffer: BytesMut::new() }
+    }
+
+    /// Sends the buffer if it is full.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn send_if_full(&mut self) -> io::Result<()> {
+        if self.buffer.len() < FULL_BYTES { Ok(()) } else { self.send().await }
+    }
+
+    /// Sends the buffer.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn send(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let sent = async {
+            self.half.write_all(&self.buffer).await?;
+            self.half.flush().await
+        };
+        timeout(Duration::from_millis(STALLED_MS), sent).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if self.buffer.capacity() > 2 * FULL_BYTES {
+            // One long row must not occupy memory for as long as the client stays.
+            self.buffer = BytesMut::new();
+        } else {
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    /// Sends the buffer and ends the connection.
+    pub async fn close(mut self) {
+        // The client may be gone already.
+        _ = self.send().await;
+        _ = self.half.shutdown().await;
+    }
+}
