@@ -1,7 +1,9 @@
 //! The requests that the client makes to the placement driver.
 
 use super::sse::Event;
-use evenkeel_protocol::api::{CreateTableBody, MembersBody, Problem, RoutesBody};
+use evenkeel_protocol::api::{
+    CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody,
+};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,17 @@ pub trait Api: Send + Sync {
 
     /// `POST /v1/tables`: creates a table, within `timeout`.
     fn create_table<'a>(&'a self, body: &'a CreateTableBody, timeout: Duration) -> BoxFuture<'a, Result<(), ApiError>>;
+
+    /// `GET /v1/schema?after=VERSION`: the schema's version, and the changes after a version.
+    fn schema_after(&self, version: u64) -> BoxFuture<'_, Result<SchemaChangesBody, ApiError>>;
+
+    /// `POST /v1/schema`: changes the schema, within `timeout`. It may be sent again after an unknown
+    /// outcome.
+    fn change_schema<'a>(
+        &'a self,
+        body: &'a SchemaChangeBody,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<SchemaChangesBody, ApiError>>;
 
     /// Adds the endpoints of the placement driver's replicas to the known ones.
     fn learn(&self, members: &MembersBody);

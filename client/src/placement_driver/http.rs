@@ -5,7 +5,9 @@ use super::endpoints::Endpoints;
 use super::sse::{Event, EventParser};
 use crate::config::ClientConfig;
 use bytes::Bytes;
-use evenkeel_protocol::api::{CreateTableBody, MembersBody, Problem, RoutesBody};
+use evenkeel_protocol::api::{
+    CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody,
+};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -113,6 +115,25 @@ impl Api for HttpApi {
             http.post(format!("{base}/v1/tables")).json(body).timeout(timeout)
         };
         async move { self.send(request).await.map(drop) }.boxed()
+    }
+
+    fn schema_after(&self, version: u64) -> BoxFuture<'_, Result<SchemaChangesBody, ApiError>> {
+        let request = move |http: &reqwest::Client, base: &str| {
+            http.get(format!("{base}/v1/schema?after={version}")).timeout(self.timeout)
+        };
+        async move { decode(self.send(request).await?).await }.boxed()
+    }
+
+    /// Followers redirect to the leader; the HTTP library follows.
+    fn change_schema<'a>(
+        &'a self,
+        body: &'a SchemaChangeBody,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<SchemaChangesBody, ApiError>> {
+        let request = move |http: &reqwest::Client, base: &str| {
+            http.post(format!("{base}/v1/schema")).json(body).timeout(timeout)
+        };
+        async move { decode(self.send(request).await?).await }.boxed()
     }
 
     fn learn(&self, members: &MembersBody) {
