@@ -105,6 +105,8 @@ pub(crate) fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) ->
             AttemptFailure::Busy { reason, retry_after_ms: retry_after_ms.into() }
         }
         Failure::Overloaded { retry_after_ms } => AttemptFailure::Overloaded { retry_after_ms: retry_after_ms.into() },
+        // Only a gateway names the version that it planned with, and plans again by itself.
+        Failure::SchemaChanged { .. } => AttemptFailure::Busy { reason: failure.to_string(), retry_after_ms: 0 },
         Failure::OutcomeUnknown { reason } => AttemptFailure::Deposed { reason, leader: None },
     }
 }

@@ -46,7 +46,7 @@ pub(crate) async fn prepare(core: &ClientCore, text: &str, deadline_ms: u64) -> 
         Some(name) => Some(routes.table(name).cloned().ok_or_else(|| undefined_table(name))?),
     };
     let plan = parsed.bind(schema.as_deref())?;
-    let table = name.zip(schema.map(|schema| schema.id));
+    let table = name.zip(schema);
     let statement = Arc::new(Statement { sql: text.into(), plan, table });
     core.statements.put(statement.clone());
     Ok(Prepared::Statement(statement))

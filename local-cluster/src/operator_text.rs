@@ -16,5 +16,6 @@ pub fn describe(kind: &OperatorKind) -> String {
         }
         OperatorKind::Merge { left, right, shard } => format!("merge ranges {left} and {right} on shard {shard}"),
         OperatorKind::Move { range, from, to } => format!("move range {range} from shard {from} to {to}"),
+        OperatorKind::SchemaChange { version } => format!("change the schema to version {version}"),
     }
 }

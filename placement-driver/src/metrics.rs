@@ -166,6 +166,7 @@ pub fn advanced(operator: &Operator) {
         Work::Split { .. } => "split",
         Work::Merge { .. } => "merge",
         Work::Move { .. } => "move",
+        Work::SchemaChange { .. } => "schema-change",
     };
     counter!("evenkeel_placement_operators_total", "kind" => kind, "status" => operator.status.name()).increment(1);
     if operator.status == Status::Differs {

@@ -74,6 +74,8 @@ pub struct RoutingView {
     pub version: RouteVersion,
     /// The version as text: the `ETag` without quotes, and the id of events.
     pub version_text: String,
+    /// The version of the schema.
+    pub schema_version: u64,
     /// The shards' leaders.
     pub leaders: Leaders,
     tables: BTreeMap<TableId, Arc<ServedTable>>,
@@ -91,6 +93,7 @@ impl RoutingView {
         let mut view = RoutingView {
             version: state.version,
             version_text: state.version.to_string(),
+            schema_version: state.schema.version,
             leaders: Leaders::default(),
             tables: BTreeMap::new(),
             by_name: HashMap::new(),
@@ -113,7 +116,10 @@ impl RoutingView {
                 .into_iter()
                 .map(|range| {
                     let known = before.and_then(|before| before.by_range.get(&range.route.range));
-                    match known.filter(|known| known.route == range.route) {
+                    let same = |known: &&Arc<ServedRoute>| {
+                        known.route == range.route && known.body.table_name == table.schema.name
+                    };
+                    match known.filter(same) {
                         Some(known) => known.clone(),
                         None => Arc::new(serve(&range.route, &table.schema)),
                     }
@@ -188,10 +194,12 @@ impl RoutingView {
         };
         RoutesBody {
             version: self.version_text.clone(),
+            schema_version: self.schema_version,
             complete: true,
             tables: tables.iter().map(|table| table.schema.clone()).collect(),
             shards: self.shards.values().map(|(info, _)| info.clone()).collect(),
             removed_shards: Vec::new(),
+            removed_tables: Vec::new(),
             routes: tables.iter().flat_map(|table| &table.routes).map(|served| served.body.clone()).collect(),
         }
     }
@@ -226,10 +234,12 @@ impl RoutingView {
         let schema = |id: &TableId| self.tables.get(id).map(|table| table.schema.clone());
         RoutesBody {
             version: self.version_text.clone(),
+            schema_version: self.schema_version,
             complete: false,
             tables: change.tables.iter().filter_map(schema).collect(),
             shards: change.shards.iter().filter_map(|id| self.shards.get(id)).map(|(info, _)| info.clone()).collect(),
             removed_shards: change.removed_shards.iter().copied().collect(),
+            removed_tables: change.removed_tables.iter().copied().collect(),
             routes: change.ranges.iter().filter_map(|id| self.by_range.get(id)).map(|s| s.body.clone()).collect(),
         }
     }

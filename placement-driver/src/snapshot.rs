@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-const MAGIC: &[u8; 8] = b"EVKLPD03";
+const MAGIC: &[u8; 8] = b"EVKLPD04";
 const HEADER_BYTES: usize = 40;
 /// The maximum size of a snapshot, in bytes.
 pub const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;

@@ -10,6 +10,7 @@ use crate::key::Key;
 use crate::report::RangeLoad;
 use crate::routing::{Route, RouteVersion, RoutingTable, ShardInfo};
 use crate::schema::TableSchema;
+pub use crate::schema_change::{ChangedRelation, SchemaChange};
 use crate::scrub::Difference;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -119,6 +120,9 @@ impl RouteBody {
 pub struct RoutesBody {
     /// The table's version: also the `ETag`, and the event's id.
     pub version: String,
+    /// The version of the schema.
+    #[serde(default)]
+    pub schema_version: u64,
     /// Whether this is the whole table. With `?since=` or in a watch it may contain only the
     /// changes, to be merged into the client's table.
     pub complete: bool,
@@ -129,6 +133,9 @@ pub struct RoutesBody {
     /// Shards that were removed since.
     #[serde(default)]
     pub removed_shards: Vec<ShardId>,
+    /// Tables that were dropped since.
+    #[serde(default)]
+    pub removed_tables: Vec<TableId>,
     /// Ranges.
     pub routes: Vec<RouteBody>,
 }
@@ -147,7 +154,11 @@ impl RoutesBody {
             .collect::<Result<Vec<_>, _>>()?;
         if self.complete {
             *table = RoutingTable::new(version, self.tables.iter().cloned(), self.shards.iter().cloned(), routes);
+            table.schema_version = self.schema_version;
             return Ok(());
+        }
+        for id in &self.removed_tables {
+            table.remove_table(*id);
         }
         for schema in &self.tables {
             table.put_schema(schema.clone());
@@ -162,6 +173,7 @@ impl RoutesBody {
             table.put_route(route);
         }
         table.version = table.version.max(version);
+        table.schema_version = table.schema_version.max(self.schema_version);
         Ok(())
     }
 }
@@ -373,6 +385,11 @@ pub enum OperatorKind {
         /// To this shard.
         to: ShardId,
     },
+    /// Changes the schema.
+    SchemaChange {
+        /// The version after it.
+        version: u64,
+    },
 }
 
 /// One element of `GET /v1/operators`, and the answer to a split or move.
@@ -473,25 +490,6 @@ impl fmt::Display for RejectionBody {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_shard_is_read_back_from_json_and_from_binary() {
-        let replicas = [(1, ([127, 0, 0, 1], 7201).into()), (2, ([127, 0, 0, 1], 7202).into())].into();
-        let info = ShardInfo { id: ShardId(3), replicas };
-        // Flattened into its body, where JSON's textual keys do not become numbers by themselves.
-        let body: ShardBody = serde_json::from_value(serde_json::to_value(&info).unwrap()).unwrap();
-        assert_eq!(body.info, info);
-        assert_eq!(serde_json::from_str::<ShardInfo>(&serde_json::to_string(&info).unwrap()).unwrap(), info);
-        assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
-        let wrong = serde_json::json!({"id": 3, "replicas": {"one": "127.0.0.1:1"}});
-        assert!(serde_json::from_value::<ShardBody>(wrong).unwrap_err().to_string().contains("a replica's number"));
-    }
-}
-
 /// Body of `POST /v1/schema`: a schema change, in SQL that each shard's PostgreSQL executes in one
 /// transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -513,32 +511,6 @@ pub struct SchemaChangeBody {
     pub dropped: Vec<String>,
 }
 
-/// A table or sequence after a schema change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChangedRelation {
-    /// Its name before; absent for a new one.
-    #[serde(default)]
-    pub was: Option<String>,
-    /// What it is afterwards. The id is given by the placement driver, which also fills
-    /// [`TableSchema::sequences`] from `sequences`.
-    pub schema: TableSchema,
-    /// The names of the sequences that belong to its columns.
-    #[serde(default)]
-    pub sequences: Vec<String>,
-}
-
-/// A schema change that was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SchemaChange {
-    /// The version of the schema after it, from 1.
-    pub version: u64,
-    /// Its statements.
-    pub sql: String,
-    /// The settings they depend on.
-    pub settings: Vec<(String, String)>,
-}
-
 /// Answer to `GET /v1/schema?after=VERSION`: the changes after a version, oldest first, at most
 /// [`MAX_SCHEMA_CHANGES`] of them. `POST /v1/schema` answers with its own change alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -551,3 +523,22 @@ pub struct SchemaChangesBody {
 
 /// The most schema changes in one answer.
 pub const MAX_SCHEMA_CHANGES: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_shard_is_read_back_from_json_and_from_binary() {
+        let replicas = [(1, ([127, 0, 0, 1], 7201).into()), (2, ([127, 0, 0, 1], 7202).into())].into();
+        let info = ShardInfo { id: ShardId(3), replicas };
+        // Flattened into its body, where JSON's textual keys do not become numbers by themselves.
+        let body: ShardBody = serde_json::from_value(serde_json::to_value(&info).unwrap()).unwrap();
+        assert_eq!(body.info, info);
+        assert_eq!(serde_json::from_str::<ShardInfo>(&serde_json::to_string(&info).unwrap()).unwrap(), info);
+        assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
+        let wrong = serde_json::json!({"id": 3, "replicas": {"one": "127.0.0.1:1"}});
+        assert!(serde_json::from_value::<ShardBody>(wrong).unwrap_err().to_string().contains("a replica's number"));
+    }
+}

@@ -192,6 +192,13 @@ pub enum Failure {
         /// When to come back, in milliseconds.
         retry_after_ms: u32,
     },
+    /// Nothing happened: the statement was planned with an earlier version of the schema than the
+    /// shard has. Plan it again (R34).
+    #[error("the schema has version {version} by now")]
+    SchemaChanged {
+        /// The shard's version of the schema.
+        version: u64,
+    },
 }
 
 fn milliseconds(ms: Option<u64>) -> String {

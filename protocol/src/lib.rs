@@ -15,6 +15,7 @@
 //! | [`value`] | parameters and key values, and their JSON form |
 //! | [`rows`] | result rows, packed as PostgreSQL packs them |
 //! | [`schema`] | a table's columns and key |
+//! | [`schema_change`] | schema changes, as they are planned, made and executed |
 //! | [`routing`] | the routing table, its versions and changes |
 //! | [`error`] | SQL errors, and failures by the client's next action |
 //! | [`shard`] | requests to a shard's replicas |
@@ -38,6 +39,7 @@ pub mod report;
 pub mod routing;
 pub mod rows;
 pub mod schema;
+pub mod schema_change;
 pub mod scrub;
 pub mod shard;
 pub mod value;
@@ -49,4 +51,5 @@ pub use key::{Key, KeyCodec, KeyType, KeyValue};
 pub use levels::{Durability, ReadLevel};
 pub use rows::{Column, RowBatch};
 pub use schema::TableSchema;
+pub use schema_change::SchemaDelta;
 pub use value::Value;

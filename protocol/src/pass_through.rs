@@ -43,8 +43,10 @@ pub struct PassThroughBegin {
     /// Settings of the user's session, in force until the transaction ends: names and values as
     /// `set_config` takes them.
     pub settings: Arc<[(String, String)]>,
-    /// The version of the schema that the statement was planned with; a shard that has another
-    /// version answers that it is busy.
+    /// The version of the schema that the statement was planned with. A shard that has an earlier
+    /// one answers that it is busy; one that has a later one answers [`Failure::SchemaChanged`].
+    ///
+    /// [`Failure::SchemaChanged`]: crate::Failure::SchemaChanged
     pub schema_version: u64,
 }
 

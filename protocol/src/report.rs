@@ -5,6 +5,7 @@ use crate::ids::{Epoch, OperatorId, RangeId, ShardId, TableId};
 use crate::interval::KeyInterval;
 use crate::key::Key;
 use crate::schema::TableSchema;
+use crate::schema_change::SchemaReport;
 use crate::scrub::ScrubReport;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ pub struct ShardReport {
     pub tables: Option<Vec<TableSchema>>,
     /// The comparisons of replicas.
     pub scrub: ScrubReport,
+    /// The schema.
+    pub schema: SchemaReport,
 }
 
 /// The highest numbers that a shard has seen.

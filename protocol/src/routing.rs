@@ -101,6 +101,8 @@ pub struct Route {
 pub struct RoutingTable {
     /// Its version.
     pub version: RouteVersion,
+    /// The version of the schema.
+    pub schema_version: u64,
     tables: HashMap<TableId, Arc<TableSchema>>,
     by_name: HashMap<String, TableId>,
     shards: BTreeMap<ShardId, ShardInfo>,
@@ -130,10 +132,27 @@ impl RoutingTable {
         table
     }
 
-    /// Adds or replaces a table.
+    /// Adds or replaces a table. Its former name means nothing any more, unless another table has
+    /// taken it.
     pub fn put_schema(&mut self, schema: Arc<TableSchema>) {
+        self.forget_name(schema.id);
         self.by_name.insert(schema.name.clone(), schema.id);
         self.tables.insert(schema.id, schema);
+    }
+
+    /// Removes a table with its routes.
+    pub fn remove_table(&mut self, id: TableId) {
+        self.forget_name(id);
+        self.tables.remove(&id);
+        self.routes.remove(&id);
+    }
+
+    fn forget_name(&mut self, id: TableId) {
+        if let Some(known) = self.tables.get(&id)
+            && self.by_name.get(&known.name) == Some(&id)
+        {
+            self.by_name.remove(&known.name);
+        }
     }
 
     /// Adds or replaces a shard.
@@ -283,6 +302,28 @@ mod tests {
         assert!(json.starts_with(r#"{"id":3,"replicas":{"1":"127.0.0.1:5"}"#), "{json}");
         assert_eq!(serde_json::from_str::<crate::api::ShardBody>(&json).unwrap(), body);
         assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
+    }
+
+    /// Names that are exchanged, in either order of the news, and a table that is dropped.
+    #[test]
+    fn a_name_means_the_table_that_has_it_now() {
+        let schema =
+            |id: u32, name: &str| Arc::new(TableSchema { id: TableId(id), name: name.into(), ..TableSchema::default() });
+        for swapped in [[schema(1, "b"), schema(2, "a")], [schema(2, "a"), schema(1, "b")]] {
+            let mut table = RoutingTable::new(
+                RouteVersion::default(),
+                [schema(1, "a"), schema(2, "b")],
+                [],
+                [route(1, 1, 0, None, 1)],
+            );
+            swapped.into_iter().for_each(|schema| table.put_schema(schema));
+            assert_eq!(table.table("a").map(|schema| schema.id), Some(TableId(2)));
+            assert_eq!(table.table("b").map(|schema| schema.id), Some(TableId(1)));
+            table.put_schema(schema(2, "c"));
+            assert!(table.table("a").is_none());
+            table.remove_table(TableId(1));
+            assert!(table.table("b").is_none() && table.routes().next().is_none());
+        }
     }
 
     /// Breaks if a route is looked for among all of them, or if a copy of the whole copies every

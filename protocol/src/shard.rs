@@ -10,6 +10,7 @@ use crate::report::ShardReport;
 use crate::routing::ShardInfo;
 use crate::rows::{Column, RowBatch};
 use crate::schema::TableSchema;
+use crate::schema_change::SchemaDelta;
 use crate::scrub::{Comparison, Place, ReplicaSums};
 use crate::value::Value;
 use bytes::Bytes;
@@ -369,6 +370,33 @@ pub enum ControlRequest {
         /// The table, with any `create_sql`.
         schema: TableSchema,
     },
+    /// Try a schema change: PostgreSQL executes it and rolls it back. If it succeeds, the tables
+    /// that it changes are held from here on, so that it will succeed again (R34).
+    PrepareSchema {
+        /// The operator.
+        operator: OperatorId,
+        /// The change. It makes the version after the shard's.
+        delta: SchemaDelta,
+    },
+    /// The schema change was given up: release the tables that it holds.
+    AbortSchema {
+        /// The operator.
+        operator: OperatorId,
+    },
+    /// Make a schema change that is decided.
+    ApplySchema {
+        /// The change. It makes the version after the shard's.
+        delta: SchemaDelta,
+        /// The new tables and sequences that this shard owns, each with the range that has all of
+        /// its keys, at epoch 1.
+        ranges: Vec<(TableId, RangeId)>,
+    },
+    /// The schema changes after a version, for a placement driver that was restored from an old
+    /// copy (R30). Answered by [`ControlReply::Schema`].
+    SchemaAfter {
+        /// The version.
+        version: u64,
+    },
 }
 
 /// A replica to be added.
@@ -411,6 +439,8 @@ pub enum ControlReply {
     Report(Box<ShardReport>),
     /// To [`ControlRequest::CheckTable`]: the table with its canonical `create_sql`, and id 0.
     Table(Box<TableSchema>),
+    /// To [`ControlRequest::SchemaAfter`]: the changes, oldest first, without a gap.
+    Schema(Vec<SchemaDelta>),
 }
 
 /// Start of a copy.
@@ -548,6 +578,8 @@ pub enum SeedItem {
         position: u64,
         /// They hold no entry behind this position.
         holds_to: u64,
+        /// The version of the schema that they are of.
+        schema: u64,
     },
 }
 

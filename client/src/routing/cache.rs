@@ -134,7 +134,12 @@ fn merge(known: &RoutingTable, news: &RoutesBody, learnt: &mut Vec<Route>) -> Re
     if version < known.version {
         // From a replica that is behind: it adds to the table and removes nothing.
         let mut table = known.clone();
-        RoutesBody { complete: false, ..news.clone() }.apply_to(&mut table)?;
+        let mut added = RoutesBody { complete: false, ..news.clone() };
+        if news.schema_version < known.schema_version {
+            // It may have dropped or altered tables since.
+            added.tables.clear();
+        }
+        added.apply_to(&mut table)?;
         return Ok(table);
     }
     learnt.retain(|route| {

@@ -9,10 +9,12 @@ const TABLE: TableId = TableId(1);
 fn body(table: &RoutingTable, complete: bool) -> RoutesBody {
     RoutesBody {
         version: table.version.to_string(),
+        schema_version: table.schema_version,
         complete,
         tables: table.tables().cloned().collect(),
         shards: table.shards().cloned().collect(),
         removed_shards: vec![],
+            removed_tables: vec![],
         routes: table.routes().map(|route| RouteBody::new(route, &schema())).collect(),
     }
 }

@@ -7,7 +7,7 @@
 //! in use stay, and a hit maintains no list. An entry belongs to the table for which it was
 //! analysed and is not found once the table's name means another table.
 
-use evenkeel_protocol::TableId;
+use evenkeel_protocol::TableSchema;
 use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_sql::Plan;
 use std::collections::HashMap;
@@ -23,16 +23,18 @@ pub(crate) struct Statement {
     pub sql: Arc<str>,
     /// The execution plan.
     pub plan: Plan,
-    /// The table for which it was analysed, with its name in the text.
-    pub table: Option<(String, TableId)>,
+    /// The table for which it was analysed, as it was then, with its name in the text.
+    pub table: Option<(String, Arc<TableSchema>)>,
 }
 
 impl Statement {
-    /// Whether the table's name still means the same table.
+    /// Whether the table's name still means the same table, and the table is as it was.
     fn is_valid(&self, routes: &RoutingTable) -> bool {
         match &self.table {
             None => true,
-            Some((name, id)) => routes.table(name).is_some_and(|schema| schema.id == *id),
+            Some((name, known)) => {
+                routes.table(name).is_some_and(|schema| Arc::ptr_eq(schema, known) || schema == known)
+            }
         }
     }
 }
@@ -98,7 +100,7 @@ mod tests {
         let Command::Statement(parsed) = sql::parse(sql).unwrap() else { panic!("{sql}") };
         let name = parsed.table_name().unwrap().to_string();
         let plan = parsed.bind(Some(&schema())).unwrap();
-        Arc::new(Statement { sql: sql.into(), plan, table: Some((name, schema().id)) })
+        Arc::new(Statement { sql: sql.into(), plan, table: Some((name, Arc::new(schema()))) })
     }
 
     #[test]
@@ -125,8 +127,12 @@ mod tests {
         let sql = "SELECT v FROM t WHERE id = 1";
         cache.put(statement(sql));
         assert!(cache.get(sql, &routes).is_some());
-        routes.put_schema(Arc::new(evenkeel_protocol::TableSchema { id: TableId(2), ..schema() }));
+        routes.put_schema(Arc::new(TableSchema { id: evenkeel_protocol::TableId(2), ..schema() }));
         assert!(cache.get(sql, &routes).is_none());
         assert!(cache.get(sql, &RoutingTable::default()).is_none());
+        let mut wider = schema();
+        wider.columns.push(evenkeel_protocol::schema::ColumnSchema { name: "w".into(), ..wider.columns[0].clone() });
+        routes.put_schema(Arc::new(wider));
+        assert!(cache.get(sql, &routes).is_none(), "the table was altered");
     }
 }

@@ -120,10 +120,12 @@ fn routes(world: &World, complete: bool) -> RoutesBody {
     let body = |route: &Route| RouteBody::new(route, table.schema(route.table).unwrap());
     RoutesBody {
         version: table.version.to_string(),
+        schema_version: table.schema_version,
         complete,
         tables: table.tables().cloned().collect(),
         shards: table.shards().cloned().collect(),
         removed_shards: (1..=3).map(ShardId).filter(|id| table.shard(*id).is_none()).collect(),
+        removed_tables: vec![],
         routes: table.routes().map(body).collect(),
     }
 }

@@ -230,7 +230,7 @@ fn operator_records(operators: &[OperatorBody], started_ms: u64) -> Vec<Operator
             OperatorKind::Split { .. } => Kind::Split,
             OperatorKind::Merge { .. } => Kind::Merge,
             OperatorKind::Move { .. } => Kind::Move,
-            OperatorKind::CreateTable { .. } => return None,
+            OperatorKind::CreateTable { .. } | OperatorKind::SchemaChange { .. } => return None,
         };
         let ended_ms = o.ended_ms.filter(|_| o.status == "done")?;
         Some(OperatorRecord {

@@ -91,10 +91,12 @@ mod tests {
         };
         RoutesBody {
             version: "1.1".into(),
+            schema_version: 0,
             complete: true,
             tables: vec![],
             shards: vec![],
             removed_shards: vec![],
+            removed_tables: vec![],
             routes: vec![route],
         }
     }

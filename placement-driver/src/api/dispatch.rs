@@ -15,6 +15,7 @@ use super::ranges;
 use super::request::{number, parameters, read_body, shard_number};
 use super::routes;
 use super::routes_watch;
+use super::schema;
 use super::shard_replicas;
 use super::shards;
 use super::status;
@@ -32,6 +33,9 @@ use warp::reply::Response;
 pub const MAX_BODY_BYTES: usize = 64 << 10;
 /// The maximum size of the body of `POST /v1/tables`, in bytes.
 pub const MAX_TABLE_BODY_BYTES: usize = 256 << 10;
+/// The maximum size of the body of `POST /v1/schema`, in bytes: what it says is smaller than its
+/// JSON.
+pub const MAX_SCHEMA_BODY_BYTES: usize = 4 << 20;
 
 /// Answers a GET or HEAD. `known` is `If-None-Match`, `last` is `Last-Event-ID`.
 pub(super) async fn get(
@@ -70,11 +74,12 @@ async fn read(api: &ApiContext, path: &str, query: &str, known: Option<&str>) ->
         _ => {}
     }
     let parts = parts(path);
-    if !matches!(parts[..], ["v1", "checksums"]) {
+    if !matches!(parts[..], ["v1", "checksums" | "schema"]) {
         parameters(query, &[])?;
     }
     match parts[..] {
         ["v1", "tables"] => Ok(tables::list(handles)),
+        ["v1", "schema"] => schema::list(handles, query),
         ["v1", "ranges"] => ranges::list(handles),
         ["v1", "shards"] => shards::list(handles),
         ["v1", "operators"] => Ok(operators::list(handles)),
@@ -112,6 +117,7 @@ pub(super) async fn other<B: Buf>(
     }
     let limit_bytes = match path {
         "/v1/tables" => MAX_TABLE_BODY_BYTES,
+        "/v1/schema" => MAX_SCHEMA_BODY_BYTES,
         _ if coordination::is_path(path) => coordination::MAX_BODY_BYTES,
         _ => MAX_BODY_BYTES,
     };
@@ -133,6 +139,7 @@ async fn write(api: &ApiContext, method: &Method, path: &str, body: &[u8]) -> Re
     }
     match (method, &parts(path)[..]) {
         (&Method::POST, ["v1", "tables"]) => tables::create(handles, body).await,
+        (&Method::POST, ["v1", "schema"]) => schema::change(handles, body).await,
         (&Method::POST, ["v1", "ranges", id, "split"]) => ranges::split(handles, range_id(id)?, body).await,
         (&Method::POST, ["v1", "ranges", id, "move"]) => ranges::move_to(handles, range_id(id)?, body).await,
         (&Method::DELETE, ["v1", "operators", id]) => operators::cancel(handles, operator_id(id)?).await,
@@ -224,7 +231,7 @@ fn allowed(path: &str) -> &'static [&'static str] {
         ["livez" | "readyz" | "metrics"] => &["GET", "HEAD"],
         ["v1", "routes" | "ranges" | "operators" | "decisions" | "status" | "checksums"] => &["GET", "HEAD"],
         ["v1", "routes", _] => &["GET", "HEAD"],
-        ["v1", "shards" | "tables" | "balancer" | "members"] => &["GET", "HEAD", "POST"],
+        ["v1", "shards" | "tables" | "schema" | "balancer" | "members"] => &["GET", "HEAD", "POST"],
         ["v1", "kv"] | ["v1", "watch", "kv"] => &["GET", "HEAD"],
         ["v1", "kv", ..] => &["GET", "HEAD", "PUT", "DELETE"],
         ["v1", "ranges", _, "split" | "move"] => &["POST"],

@@ -12,6 +12,8 @@
 //! | `GET /v1/routes/watch` | server-sent events of `RoutesBody`; resumable by `Last-Event-ID` | `routes_watch` |
 //! | `GET /v1/tables` | a list | `tables` |
 //! | `POST /v1/tables` | 201 and the table | `tables` |
+//! | `GET /v1/schema?after=` | `SchemaChangesBody`: the schema changes after a version | `schema` |
+//! | `POST /v1/schema` | 200 and the change, once every shard that can be reached has made it | `schema` |
 //! | `GET /v1/ranges` | a list | `ranges` |
 //! | `POST /v1/ranges/{id}/split`, `/move` | 202 and the operator | `ranges` |
 //! | `GET /v1/shards` | a list | `shards` |
@@ -58,6 +60,7 @@ mod request;
 mod response;
 mod routes;
 mod routes_watch;
+mod schema;
 mod serve;
 mod shard_replicas;
 mod shards;
@@ -66,6 +69,6 @@ mod tables;
 mod take_back;
 mod watch_limit;
 
-pub use dispatch::{MAX_BODY_BYTES, MAX_TABLE_BODY_BYTES};
+pub use dispatch::{MAX_BODY_BYTES, MAX_SCHEMA_BODY_BYTES, MAX_TABLE_BODY_BYTES};
 pub use problem::ApiProblem;
 pub use serve::serve;

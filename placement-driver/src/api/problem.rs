@@ -53,7 +53,16 @@ pub(super) const NOT_CREATED: ProblemKind = kind(409, "not-created", "The table 
 pub(super) const STILL_CREATING: ProblemKind = kind(504, "still-creating", "The table is not ready yet");
 pub(super) const NO_SHARD: ProblemKind = kind(503, "no-shard", "No shard can take the table");
 
+// The schema.
+const SCHEMA_VERSION: ProblemKind = kind(409, "schema-version", "The schema has another version");
+const SCHEMA_BUSY: ProblemKind = kind(409, "schema-change-running", "Another schema change is under way");
+const UNKNOWN_RELATION: ProblemKind = kind(404, "unknown-relation", "There is no such table or sequence");
+const NOT_AT_HOME: ProblemKind = kind(409, "not-at-home", "The table is not one range on the shard of pinned tables");
+pub(super) const SCHEMA_REFUSED: ProblemKind = kind(422, "schema-refused", "The schema stays as it is");
+pub(super) const STILL_CHANGING: ProblemKind = kind(504, "still-changing", "The schema change is not done yet");
+
 // Ranges.
+const PINNED: ProblemKind = kind(409, "pinned", "The table neither splits nor moves");
 const UNKNOWN_RANGE: ProblemKind = kind(404, "unknown-range", "There is no such range");
 pub(super) const NO_ROUTE: ProblemKind = kind(503, "no-route", "No shard is known for this key");
 pub(super) const NO_MEDIAN: ProblemKind = kind(409, "no-median", "The load has no median yet");
@@ -71,6 +80,7 @@ const SHARD_LOST: ProblemKind = kind(409, "shard-lost", "The shard was declared 
 const SHARD_DRAINING: ProblemKind = kind(409, "shard-draining", "The shard is being emptied");
 const SHARD_NOT_DRAINING: ProblemKind = kind(409, "shard-not-draining", "The shard is not being emptied");
 const LAST_SHARD: ProblemKind = kind(409, "last-shard", "The last shard cannot be removed");
+const SHARD_HAS_PINNED: ProblemKind = kind(409, "shard-has-pinned-tables", "The shard cannot be emptied");
 const SHARD_NOT_EMPTY: ProblemKind = kind(409, "shard-not-empty", "The shard is not empty yet");
 pub(super) const SHARD_SILENT: ProblemKind = kind(409, "shard-silent", "The shard does not report");
 pub(super) const SHARD_CLOCK_OFF: ProblemKind = kind(409, "shard-clock-off", "The shard's clock is off");
@@ -208,6 +218,12 @@ impl From<Refusal> for ApiProblem {
             Refusal::NothingLeft(_) => NOTHING_LEFT,
             Refusal::BadRoutes(_) => BAD_ROUTES,
             Refusal::Restoring => RESTORING,
+            Refusal::SchemaBusy(_) => SCHEMA_BUSY,
+            Refusal::SchemaVersion { .. } => SCHEMA_VERSION,
+            Refusal::UnknownRelation(_) => UNKNOWN_RELATION,
+            Refusal::NotAtHome { .. } => NOT_AT_HOME,
+            Refusal::Pinned(_) => PINNED,
+            Refusal::HasPinned { .. } => SHARD_HAS_PINNED,
             Refusal::Kv(refusal) => coordination_kind(refusal),
         };
         kind.because(refusal.to_string())

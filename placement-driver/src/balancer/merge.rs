@@ -50,6 +50,7 @@ fn long_cold(context: &PlanningContext<'_>, range: &Range) -> bool {
     let long_ago = |at_ms: u64| at_ms + context.config.merge_after_ms <= context.now_ms;
     let cold = context.load.ranges.get(&range.route.range).and_then(|view| view.cold_since_ms);
     range.operator.is_none()
+        && context.may_change(range)
         && !context.taken.contains(&range.route.range)
         && cold.is_some_and(long_ago)
         && long_ago(range.bounds_since_ms)

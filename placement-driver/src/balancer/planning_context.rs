@@ -90,9 +90,12 @@ impl<'a> PlanningContext<'a> {
         self.has_room(shard, self.moves_of(shard).out)
     }
 
-    /// Whether one more move may come to `shard` now. No range moves to a shard whose clock is off.
+    /// Whether one more move may come to `shard` now. No range moves to a shard whose clock is off,
+    /// or that lacks a version of the schema.
     pub fn may_receive(&self, shard: ShardId) -> bool {
-        !self.load.clock_is_off(shard) && self.has_room(shard, self.moves_of(shard).incoming)
+        !self.load.clock_is_off(shard)
+            && self.load.has_schema(shard, self.state.schema.version)
+            && self.has_room(shard, self.moves_of(shard).incoming)
     }
 
     /// `moves_per_shard` moves may always be under way, and more as long as their remaining bytes
@@ -136,15 +139,27 @@ impl<'a> PlanningContext<'a> {
             let id = range.route.range;
             range.route.shard == shard
                 && range.operator.is_none()
+                && self.may_change(range)
                 && !self.taken.contains(&id)
                 && self.failed_for_ms(range).is_none()
         };
         self.state.ranges.values().filter(free).collect()
     }
 
+    /// Whether the range's table splits and moves, and no schema change is about to change it.
+    pub fn may_change(&self, range: &Range) -> bool {
+        let table = range.route.table;
+        let plan = self.state.schema_operator().and_then(|operator| operator.work.schema_plan());
+        !self.state.is_pinned(table) && plan.is_none_or(|plan| !plan.touched().contains(&table))
+    }
+
     /// Rejects the ranges on `shard` that are not free.
     pub fn reject_unfree(&mut self, shard: ShardId) {
         for range in self.state.ranges.values().filter(|range| range.route.shard == shard) {
+            if self.state.is_pinned(range.route.table) {
+                self.reject_range(range, Reason::Pinned);
+                continue;
+            }
             match (range.operator, self.failed_for_ms(range)) {
                 (Some(operator), _) => self.reject_range(range, Reason::Busy(operator)),
                 (None, Some(for_ms)) => {

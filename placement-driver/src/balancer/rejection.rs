@@ -28,6 +28,7 @@
 //! | `cooling-down` | the range left the only shard that could take it a short while ago |
 //! | `failed-lately` | operators on the range have failed or were cancelled |
 //! | `too-many-ranges` | the limit on ranges is reached |
+//! | `pinned` | the range's table neither splits nor moves |
 
 use super::readiness::NotReady;
 use evenkeel_protocol::api::RejectionBody;
@@ -144,6 +145,8 @@ pub enum Reason {
     },
     /// The limit on ranges is reached.
     TooManyRanges,
+    /// Its table neither splits nor moves.
+    Pinned,
 }
 
 impl Reason {
@@ -170,6 +173,7 @@ impl Reason {
             Reason::CoolingDown { .. } => "cooling-down",
             Reason::FailedLately { .. } => "failed-lately",
             Reason::TooManyRanges => "too-many-ranges",
+            Reason::Pinned => "pinned",
         }
     }
 
@@ -242,6 +246,7 @@ impl fmt::Display for Reason {
                 "{times} operator(s) on it failed or were cancelled, the last {ago_ms} ms ago: left alone for another {for_ms} ms"
             ),
             Reason::TooManyRanges => write!(f, "there are as many ranges as are allowed"),
+            Reason::Pinned => write!(f, "its table neither splits nor moves"),
         }
     }
 }
@@ -291,6 +296,7 @@ mod tests {
             Reason::CoolingDown { left: shard, for_ms: 10 },
             Reason::FailedLately { times: 1, ago_ms: 10, for_ms: 10 },
             Reason::TooManyRanges,
+            Reason::Pinned,
         ]
     }
 

@@ -70,7 +70,7 @@ impl SizeSurvey {
             return Vec::new();
         }
         let mut large: Vec<(u64, &Range)> =
-            state.ranges.values().filter_map(|range| Some((too_large(range, load, config, now_ms)?, range))).collect();
+            splittable(state).filter_map(|range| Some((too_large(range, load, config, now_ms)?, range))).collect();
         large.sort_by_key(|(bytes, range)| SizeScore { bytes: Reverse(*bytes), range: range.route.range });
         let mut room = MAX_ASKED.saturating_sub(self.0.values().filter(|asked| asked.under_way).count());
         let mut questions = Vec::new();
@@ -113,6 +113,11 @@ impl SizeSurvey {
             && range.route.interval.split(&asked.keys).is_some();
         possible.then_some(asked.keys.as_slice())
     }
+}
+
+/// The ranges of tables that split.
+fn splittable(state: &PlacementState) -> impl Iterator<Item = &Range> {
+    state.ranges.values().filter(|range| !state.is_pinned(range.route.table))
 }
 
 /// The bytes of a range, if it is above the size limit and can be split now.

@@ -76,8 +76,13 @@ impl ShardView {
     fn hear_tables(&mut self, tables: &[TableSchema], state: &PlacementState) {
         let known = |table: &TableSchema| state.tables.get(&table.id).map(|known| known.schema.clone());
         self.tables_heard = true;
-        let unknown: Vec<_> = tables.iter().filter(|table| known(table).is_none()).cloned().collect();
-        let foreign = tables.iter().filter(|table| known(table).is_some_and(|known| *known != **table));
+        // Tables of schema changes come and go with these: while the shard has another version than
+        // the state, they may differ.
+        let same_version = self.report.schema.version == state.schema.version;
+        let by_itself = |table: &&TableSchema| !table.create_sql.is_empty();
+        let unknown: Vec<_> = tables.iter().filter(by_itself).filter(|table| known(table).is_none()).cloned().collect();
+        let comparable = tables.iter().filter(|table| same_version || by_itself(table));
+        let foreign = comparable.filter(|table| known(table).is_some_and(|known| *known != **table));
         self.foreign_tables = Arc::new(foreign.map(|table| table.id).collect());
         self.unknown_tables = Arc::new(unknown);
     }

@@ -1,11 +1,12 @@
 //! The operator controller: what to ask, what to propose, and when to repeat it.
 
 use super::call::{CallName, Todo};
+use super::schema_change::{self, Answered};
 use super::{drain, kinds, leftovers};
 use crate::load::LoadModel;
 use crate::state::{Command, Operator, PlacementState, Step, Transition};
-use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
+use evenkeel_protocol::{OperatorId, ShardId};
 use std::collections::BTreeMap;
 
 /// The first pause after a failed request, in milliseconds. It doubles up to [`MAX_PAUSE_MS`].
@@ -30,6 +31,9 @@ const MAX_SWEEPS: usize = 8;
 /// Attempts that are remembered before answered requests about leftovers are forgotten.
 const MAX_ATTEMPTS: usize = 4096;
 
+/// Stands for the delivery of schema changes in the name of a request: it belongs to no operator.
+const DELIVERY: OperatorId = OperatorId(0);
+
 #[derive(Debug, Clone, Copy)]
 struct Attempt {
     under_way: bool,
@@ -49,6 +53,10 @@ pub struct OperatorController {
     proposed: BTreeMap<(OperatorId, Step), (u64, u32)>,
     /// Why the latest request of an operator failed, for people.
     troubles: BTreeMap<OperatorId, String>,
+    /// The versions of the schema that shards have by their answers.
+    schema_versions: Answered,
+    /// The version of the schema that each shard was last given.
+    delivering: BTreeMap<ShardId, u64>,
     /// When this leadership began, in milliseconds of the state machine's time.
     since_ms: Option<u64>,
 }
@@ -63,16 +71,20 @@ impl OperatorController {
             let at = (operator.id, operator.step);
             let seen = kinds::reports_prove(operator, state, load);
             let proven = seen.or_else(|| self.learnt.get(&at).cloned());
+            let proven = proven.or_else(|| self.schema_proves(operator, state, load, now_ms));
             match proven.or_else(|| kinds::deadline(operator, load, since_ms, now_ms)) {
                 Some(transition) => self.propose(at, transition, now_ms, &mut todo),
                 None => {
-                    for (shard, request) in kinds::requests(operator, state) {
+                    let mut requests = kinds::requests(operator, state);
+                    requests.extend(schema_change::requests(operator, state, load, since_ms, now_ms));
+                    for (shard, request) in requests {
                         let name = CallName { operator: operator.id, step: operator.step, shard };
                         self.call(name, request, now_ms, &mut todo);
                     }
                 }
             }
         }
+        self.deliver_schema(state, load, now_ms, &mut todo);
         self.sweep(state, load, now_ms, &mut todo);
         todo.extend(drain::removals(state, load, since_ms, now_ms).into_iter().map(Todo::Propose));
         todo
@@ -106,6 +118,10 @@ impl OperatorController {
                 attempt.answered = true;
                 attempt.again_ms = now_ms + SWEEP_EVERY_MS;
                 tracing::debug!(operator = %name.operator, shard = %name.shard, ?reply, "leftovers deleted");
+            }
+            Ok(reply) if name.operator == DELIVERY => {
+                attempt.answered = true;
+                self.delivered(name.shard, &reply, state, now_ms);
             }
             Ok(reply) => {
                 attempt.answered = true;
@@ -165,6 +181,61 @@ impl OperatorController {
         todo.push(Todo::Call { name, request });
     }
 
+    /// The transition of a schema change that all shards together prove.
+    fn schema_proves(
+        &self,
+        operator: &Operator,
+        state: &PlacementState,
+        load: &LoadModel,
+        now_ms: u64,
+    ) -> Option<Transition> {
+        let since_ms = self.since_ms.unwrap_or(now_ms);
+        let requests = schema_change::requests(operator, state, load, since_ms, now_ms);
+        let name = |shard| CallName { operator: operator.id, step: operator.step, shard };
+        let prepared = |shard| self.attempts.get(&name(shard)).is_some_and(|attempt| attempt.answered);
+        if !requests.is_empty() && requests.iter().all(|(shard, _)| prepared(*shard)) {
+            return Some(Transition::Prepared);
+        }
+        schema_change::versions_prove(operator, state, load, &self.schema_versions, since_ms, now_ms)
+            .or_else(|| schema_change::deadline(operator, self.trouble(operator.id), now_ms))
+    }
+
+    /// Gives each shard the next version of the schema that it lacks.
+    fn deliver_schema(&mut self, state: &PlacementState, load: &LoadModel, now_ms: u64, todo: &mut Vec<Todo>) {
+        for (shard, version, request) in schema_change::deliveries(state, load, &self.schema_versions) {
+            let name = CallName { operator: DELIVERY, step: Step::Apply, shard };
+            let waits = self.attempts.get(&name).is_some_and(|a| a.under_way || (!a.answered && a.again_ms > now_ms));
+            if !waits {
+                let tries = self.attempts.get(&name).filter(|a| !a.answered).map_or(0, |a| a.tries);
+                self.attempts.insert(name, Attempt { under_way: true, tries, again_ms: now_ms, answered: false });
+                self.delivering.insert(shard, version);
+                todo.push(Todo::Call { name, request });
+            }
+        }
+    }
+
+    /// Takes in the answer to a delivery. A refusal is repeated: the change is decided.
+    fn delivered(&mut self, shard: ShardId, reply: &ControlReply, state: &PlacementState, now_ms: u64) {
+        let name = CallName { operator: DELIVERY, step: Step::Apply, shard };
+        let Some(version) = self.delivering.get(&shard).copied() else { return };
+        if *reply == ControlReply::Done {
+            self.schema_versions.insert(shard, version);
+            return;
+        }
+        if let Some(attempt) = self.attempts.get_mut(&name) {
+            (attempt.answered, attempt.tries) = (false, attempt.tries + 1);
+            attempt.again_ms = now_ms + MAX_PAUSE_MS;
+        }
+        let trouble = match reply {
+            ControlReply::Refused { reason, .. } => format!("shard {shard}: {reason}"),
+            other => format!("shard {shard} gave another answer: {other:?}"),
+        };
+        tracing::error!(%shard, version, trouble, "a shard does not make a decided schema change");
+        if let Some(operator) = state.schema_operator() {
+            self.troubles.insert(operator.id, trouble);
+        }
+    }
+
     /// Asks shards to delete what operators that have ended left there.
     fn sweep(&mut self, state: &PlacementState, load: &LoadModel, now_ms: u64, todo: &mut Vec<Todo>) {
         let mut under_way = self.attempts.iter().filter(|(name, a)| name.step == Step::End && a.under_way).count();
@@ -174,7 +245,7 @@ impl OperatorController {
                 todo.push(Todo::Call { name, request });
             }
         }
-        for (name, request) in leftovers::of_tables(state, load) {
+        for (name, request) in leftovers::of_tables(state, load).into_iter().chain(leftovers::of_schemas(state, load)) {
             if self.may_sweep(name, now_ms) {
                 todo.push(Todo::Call { name, request });
             }
@@ -195,8 +266,10 @@ impl OperatorController {
     fn forget_old(&mut self, state: &PlacementState) {
         let current = |id: &OperatorId, step: &Step| state.operators.get(id).is_some_and(|o| o.step == *step);
         let reported_late = |a: &Attempt| a.under_way;
-        self.attempts
-            .retain(|name, a| name.step == Step::End || current(&name.operator, &name.step) || reported_late(a));
+        self.attempts.retain(|name, a| {
+            name.step == Step::End || name.operator == DELIVERY || current(&name.operator, &name.step) || reported_late(a)
+        });
+        self.schema_versions.retain(|shard, _| state.shards.contains_key(shard));
         self.learnt.retain(|(id, step), _| current(id, step));
         self.proposed.retain(|(id, step), _| current(id, step));
         self.troubles.retain(|id, _| state.operators.get(id).is_some_and(|o| !o.status.is_over()));

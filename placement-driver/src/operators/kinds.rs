@@ -1,7 +1,7 @@
 //! The kinds of operators: which file answers for which kind.
 
 use super::answer::{Verdict, owner_proves};
-use super::{create_table, merge, move_range, split};
+use super::{create_table, merge, move_range, schema_change, split};
 use crate::load::LoadModel;
 use crate::state::{Operator, PlacementState, Transition, Work};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
@@ -15,6 +15,8 @@ pub(super) fn requests(operator: &Operator, state: &PlacementState) -> Vec<(Shar
         Work::Split { range, epoch, shard, at } => Some(split::request(id, *range, *epoch, *shard, at)),
         Work::Merge { left, right, shard } => Some(merge::request(id, *left, *right, *shard)),
         Work::Move { .. } => move_range::request(operator, state),
+        // To every shard: the controller asks for them.
+        Work::SchemaChange { .. } => None,
     };
     request.into_iter().collect()
 }
@@ -23,6 +25,7 @@ pub(super) fn requests(operator: &Operator, state: &PlacementState) -> Vec<(Shar
 pub(super) fn answer_proves(operator: &Operator, shard: ShardId, reply: &ControlReply) -> Option<Transition> {
     let verdict = Verdict::of(reply)?;
     match operator.work {
+        Work::SchemaChange { .. } => schema_change::answer_proves(operator, shard, reply),
         Work::Move { .. } => move_range::answer_proves(operator, shard, verdict),
         _ => owner_proves(operator, shard, verdict),
     }

@@ -6,7 +6,8 @@
 
 use super::call::CallName;
 use crate::load::LoadModel;
-use crate::state::{PlacementState, Step};
+use crate::state::{PlacementState, Status, Step};
+use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::report::{OperatorPhase, OperatorReport};
 use evenkeel_protocol::shard::ControlRequest;
 
@@ -53,6 +54,24 @@ pub(super) fn of_tables(state: &PlacementState, load: &LoadModel) -> Vec<(CallNa
         }
     }
     requests
+}
+
+/// The requests that release tables which a schema change holds that was given up.
+pub(super) fn of_schemas(state: &PlacementState, load: &LoadModel) -> Vec<(CallName, ControlRequest)> {
+    if state.restoring {
+        return Vec::new();
+    }
+    let given_up = |id: &OperatorId| match state.operators.get(id) {
+        Some(operator) => operator.status.is_over() && operator.status != Status::Done,
+        // A decided one is not forgotten before the shards have made it: they hold nothing then.
+        None => *id < state.next_operator() && state.schema_operator().is_none(),
+    };
+    let held = load.shards.iter().filter_map(|(shard, view)| Some((*shard, view.report.schema.prepared?)));
+    held.filter(|(_, operator)| given_up(operator))
+        .map(|(shard, operator)| {
+            (CallName { operator, step: Step::End, shard }, ControlRequest::AbortSchema { operator })
+        })
+        .collect()
 }
 
 /// The request to a shard that still reports an operator which has ended, or which is `forgotten`

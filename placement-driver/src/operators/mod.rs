@@ -14,6 +14,8 @@
 //! | step | request | proof of the next step |
 //! |---|---|---|
 //! | apply | `CreateTable`, `Split`, `Merge` to the owner | its answer |
+//! | prepare | `PrepareSchema` to every shard | all of their answers |
+//! | apply (schema change) | `ApplySchema` to every shard | all of their answers and reports |
 //! | open | `MoveOpen` to the source | its answer |
 //! | copy | `IngestOpen` to the destination, which then drives the move by itself | reports: fenced, adopted, differs |
 //! | switch | none (R23) | reports: adopted, declined |
@@ -24,7 +26,7 @@
 //! | restore | none (R23); `TakeBack` to the source if the destination is lost | the source's report: owned again at a higher epoch |
 //!
 //! Each kind of operator has one file with its steps, requests, proofs, influence on load and
-//! slots, and deadline: [`create_table`], [`split`], [`merge`], [`move_range`], [`drain`]. Their
+//! slots, and deadline: [`create_table`], [`split`], [`merge`], [`move_range`], [`schema_change`], [`drain`]. Their
 //! scenarios are in `testscripts/`. `leftovers` deletes what ended operators have left at shards,
 //! and `orphaned_copies` finds the copies that only an administrator may delete. `reported_routes`
 //! and `restoration` take in what shards report and the state lacks.
@@ -50,6 +52,7 @@ mod restoration;
 mod restoration_tests;
 #[cfg(test)]
 mod scripts;
+pub mod schema_change;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;

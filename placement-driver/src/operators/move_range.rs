@@ -66,7 +66,7 @@ pub(super) fn request(operator: &Operator, state: &PlacementState) -> Option<(Sh
         Step::Cancel => Some((from, ControlRequest::MoveCancel { operator: id, range })),
         Step::Discard => Some((to, ControlRequest::IngestCancel { operator: id })),
         Step::Restore if operator.destination_lost => Some((from, ControlRequest::TakeBack { operator: id })),
-        Step::Apply | Step::Switch | Step::Restore | Step::End => None,
+        Step::Apply | Step::Prepare | Step::Switch | Step::Restore | Step::End => None,
     }
 }
 
@@ -91,7 +91,7 @@ pub(super) fn answer_proves(operator: &Operator, shard: ShardId, verdict: Verdic
         // R23: the destination has adopted the range. If the source has taken it back, its reports
         // say so.
         (Step::Restore, Verdict::Refused { reason, .. }) => Transition::NotTakenBack { reason: because(reason) },
-        (Step::Apply | Step::Switch | Step::Restore | Step::End, _) => return None,
+        (Step::Apply | Step::Prepare | Step::Switch | Step::Restore | Step::End, _) => return None,
     })
 }
 

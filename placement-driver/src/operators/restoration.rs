@@ -9,6 +9,7 @@
 //! that those of the silent shards are not given again.
 
 use super::reported_routes::{later_routes, owned, owned_here, take_routes};
+use super::schema_change::lacked;
 use crate::load::{LoadModel, ShardView};
 use crate::state::{Command, Found, PlacementState, check_schema};
 use evenkeel_host::{Bug, deliberate};
@@ -39,6 +40,12 @@ pub fn may_number(state: &PlacementState, load: &LoadModel, first: &BTreeSet<Sha
 
 /// The command that takes in what the state lacks now, if anything.
 pub fn take_in(state: &PlacementState, load: &LoadModel, now_ms: u64) -> Option<Command> {
+    // Tables that only the lacked schema changes know cannot be judged before.
+    if lacked(state, load).is_some() && !graced(load, now_ms) {
+        return has_lost_numbers(state, load)
+            .then(|| Command::BeginIncarnation(state.version.generation().saturating_add(1)))
+            .filter(|_| !state.restoring);
+    }
     if state.restoring {
         return reconcile(state, load, now_ms);
     }
@@ -76,8 +83,10 @@ fn waits_for(state: &PlacementState, load: &LoadModel) -> Vec<String> {
     if !state.restoring {
         return Vec::new();
     }
+    let lacks = lacked(state, load).map(|(shard, _)| format!("shard {shard} has later versions of the schema"));
     let mut waits: Vec<String> =
         silent(state, load).iter().map(|shard| format!("shard {shard} has not said what it holds")).collect();
+    waits.extend(lacks);
     waits.extend(strangers(load).map(|shard| format!("shard {shard} owns ranges and is not registered")));
     let reported = by_table(state, load);
     let incomplete = reported.iter().filter(|(_, routes)| !is_whole(routes));
@@ -112,8 +121,13 @@ fn strangers(load: &LoadModel) -> impl Iterator<Item = ShardId> + '_ {
     load.strangers.iter().filter(|(_, view)| owned(&view.report).next().is_some()).map(|(shard, _)| *shard)
 }
 
+/// Whether a restoration has waited long enough.
+fn graced(load: &LoadModel, now_ms: u64) -> bool {
+    load.since_ms.is_some_and(|since_ms| since_ms + GRACE_MS <= now_ms)
+}
+
 fn reconcile(state: &PlacementState, load: &LoadModel, now_ms: u64) -> Option<Command> {
-    let graced = load.since_ms.is_some_and(|since_ms| since_ms + GRACE_MS <= now_ms);
+    let graced = graced(load, now_ms);
     let mut silent = silent(state, load);
     silent.extend(strangers(load));
     let reported = by_table(state, load);
@@ -176,8 +190,11 @@ fn unknown_tables(state: &PlacementState, load: &LoadModel) -> BTreeMap<TableId,
 fn by_table(state: &PlacementState, load: &LoadModel) -> BTreeMap<TableId, Vec<Route>> {
     let ready = state.tables.iter().filter(|(_, table)| table.creating.is_none());
     let mut by_table: BTreeMap<TableId, Vec<Route>> = ready.map(|(id, _)| (*id, Vec::new())).collect();
+    let unknown = unknown_tables(state, load);
     for route in load.shards.values().flat_map(owned_here) {
-        let ready = state.tables.get(&route.table).is_none_or(|table| table.creating.is_none());
+        // A table that the state lacks and no shard tells of as made by itself was dropped by a
+        // schema change that the shard has yet to make.
+        let ready = state.tables.get(&route.table).map_or(unknown.contains_key(&route.table), |t| t.creating.is_none());
         if ready && !state.given_up.contains_key(&route.table) {
             by_table.entry(route.table).or_default().push(route);
         }

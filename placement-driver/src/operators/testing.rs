@@ -21,6 +21,7 @@ pub fn report(shard: u32, sequence: u64, operators: Vec<OperatorReport>) -> Shar
         highest: HighestNumbers::default(),
         tables: None,
         scrub: Default::default(),
+        schema: Default::default(),
     }
 }
 

@@ -15,7 +15,7 @@ impl DeferredProposals {
     /// Whether a command assigns numbers to operators, ranges or tables. The balancer's decisions
     /// do too, and wait for reports in any case (R29).
     pub(super) fn needs_numbers(command: &Command) -> bool {
-        matches!(command, Command::Begin(_) | Command::CreateTable { .. })
+        matches!(command, Command::Begin(_) | Command::CreateTable { .. } | Command::ChangeSchema { .. })
     }
 
     /// Whether no proposal waits.

@@ -16,7 +16,9 @@ use super::snapshots::Snapshots;
 use super::state_transfer::StateTransfer;
 use crate::metrics;
 use crate::snapshot::Snapshot;
+use crate::state::Command;
 use evenkeel_protocol::report::ShardReport;
+use evenkeel_protocol::shard::ControlReply;
 use evenkeel_replicated_log::{Delivery, Entry, Subscription};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -144,6 +146,12 @@ impl EventLoop {
                     leading.balancer.sizes.answered(range, epoch, answer, now_ms);
                 }
             }
+            LoopMessage::SchemaFound(Ok(ControlReply::Schema(deltas))) if !deltas.is_empty() => {
+                // The state takes in only what it lacks. If this is not proposed, the shard is asked
+                // again.
+                self.proposer.propose(Command::TakeSchema(deltas), None).ok();
+            }
+            LoopMessage::SchemaFound(answer) => tracing::debug!(?answer, "no schema changes were found"),
             LoopMessage::SnapshotWritten(result) => self.snapshots.written(result)?,
             LoopMessage::Confirmed(term, confirmed) => self.leadership.confirmation(term, confirmed),
             LoopMessage::StateFetched(result) => self.install(result),

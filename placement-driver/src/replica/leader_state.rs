@@ -34,6 +34,8 @@ pub struct LeaderState {
     /// Time of the last proposal that was no operator's step, in milliseconds of the state
     /// machine's time.
     pub maintained_ms: u64,
+    /// Time when a shard was last asked for schema changes that the state lacks.
+    pub schema_asked_ms: Option<u64>,
     /// Number of successive rejections of proposals that are no operator's step. Each one doubles
     /// the pause before the next.
     pub rejected_in_a_row: u32,
@@ -54,6 +56,7 @@ impl LeaderState {
             clocks_off: BTreeSet::new(),
             pending: Vec::new(),
             maintained_ms: 0,
+            schema_asked_ms: None,
             rejected_in_a_row: 0,
             round: (now_ms, evenkeel_host::now()),
         }

@@ -42,6 +42,8 @@ pub(super) enum LoopMessage {
     Answered(CallName, Result<ControlReply, String>),
     /// A shard has answered where a range that is too large can be split.
     SplitKeys(RangeId, Epoch, Result<ControlReply, String>),
+    /// A shard has answered which schema changes it has made.
+    SchemaFound(Result<ControlReply, String>),
     /// A snapshot is durable, or could not be written.
     SnapshotWritten(Result<LogIndex, String>),
     /// Whether a majority has confirmed the leadership of this term.

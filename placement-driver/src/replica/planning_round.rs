@@ -9,6 +9,7 @@ use super::proposals::Proposer;
 use crate::balancer::{SizeQuestion, explanation};
 use crate::config::BalancerConfig;
 use crate::metrics;
+use crate::operators::schema_change::lacked;
 use crate::operators::{Todo, missing, take_in, take_members};
 use crate::state::{Command, NewDecision, PlacementState};
 use evenkeel_protocol::ShardId;
@@ -29,6 +30,8 @@ struct RoundPlan {
     todo: Vec<Todo>,
     decisions: Vec<NewDecision>,
     questions: Vec<SizeQuestion>,
+    /// A shard that knows later versions of the schema than the state has, and the state's version.
+    schema: Option<(ShardId, u64)>,
 }
 
 /// Runs one round, if this replica leads.
@@ -47,6 +50,9 @@ pub(super) fn run_round(handles: &Arc<ReplicaHandles>, proposer: &mut Proposer, 
         let (range, epoch) = (question.range, question.epoch);
         let message = move |answer| LoopMessage::SplitKeys(range, epoch, answer);
         ask_shard(handles, question.shard, question.request(), message);
+    }
+    if let Some((shard, version)) = plan.schema {
+        ask_shard(handles, shard, ControlRequest::SchemaAfter { version }, LoopMessage::SchemaFound);
     }
     for todo in plan.todo {
         match todo {
@@ -79,7 +85,19 @@ fn plan(
     leading.clocks_off = metrics::clocks(&leading.balancer.load, &leading.clocks_off);
     metrics::round(state, &leading.balancer.imbalance, &leading.balancer.load, leading.missing.len(), now_ms);
     let questions = leading.balancer.size_questions(state, config, now_ms);
-    RoundPlan { todo, decisions, questions }
+    let schema = lacked_schema(leading, state, now_ms);
+    RoundPlan { todo, decisions, questions, schema }
+}
+
+/// The shard to ask for schema changes that the state lacks (R30), unless one was asked a short
+/// while ago.
+fn lacked_schema(leading: &mut LeaderState, state: &PlacementState, now_ms: u64) -> Option<(ShardId, u64)> {
+    let lacked = lacked(state, &leading.balancer.load)?;
+    let waits = leading.schema_asked_ms.is_some_and(|asked_ms| asked_ms + MAINTENANCE_MS > now_ms);
+    (!waits).then(|| {
+        leading.schema_asked_ms = Some(now_ms);
+        lacked
+    })
 }
 
 /// The pause between two proposals that are no operator's step, in milliseconds. A rejected

@@ -7,7 +7,8 @@ use super::moment::Moment;
 use super::placement_state::PlacementState;
 use super::refusal::Refusal;
 use super::{
-    operator_advance, operator_begin, operator_cancel, restoration, route_changes, shard_changes, table_changes,
+    operator_advance, operator_begin, operator_cancel, restoration, route_changes, schema_changes, shard_changes,
+    table_changes,
 };
 
 /// Applies one proposal. It is a deterministic function of the state and the proposal. After a
@@ -55,6 +56,8 @@ fn apply_command(
         Command::TakeTables { tables, routes } => table_changes::take(state, &tables, &routes, now, change),
         Command::TakeMembers { shard, members } => shard_changes::take_members(state, shard, members, change),
         Command::UndrainShard(id) => shard_changes::undrain(state, id, now),
+        Command::ChangeSchema { body, home } => schema_changes::change(state, *body, home, now),
+        Command::TakeSchema(deltas) => schema_changes::take(state, deltas, change),
         Command::Kv(request) => state.kv.apply(*request, state.time_ms).map(Effect::Kv).map_err(Refusal::Kv),
     }
 }

@@ -15,6 +15,10 @@ pub struct Change {
     pub number: u64,
     /// Tables that became known.
     pub tables: BTreeSet<TableId>,
+    /// Tables that were dropped.
+    pub removed_tables: BTreeSet<TableId>,
+    /// Whether the schema has another version, perhaps without a change of any table.
+    pub schema: bool,
     /// Shards added or changed.
     pub shards: BTreeSet<ShardId>,
     /// Shards removed.
@@ -27,12 +31,17 @@ pub struct Change {
 impl Change {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.shards.is_empty() && self.removed_shards.is_empty() && self.ranges.is_empty()
+        let no_tables = self.tables.is_empty() && self.removed_tables.is_empty() && !self.schema;
+        no_tables && self.shards.is_empty() && self.removed_shards.is_empty() && self.ranges.is_empty()
     }
 
     fn merge(&mut self, later: &Change) {
         self.number = later.number;
         self.tables.extend(&later.tables);
+        // The number of a dropped table is not given again.
+        self.removed_tables.extend(&later.removed_tables);
+        self.tables.retain(|table| !self.removed_tables.contains(table));
+        self.schema |= later.schema;
         self.ranges.extend(&later.ranges);
         for shard in &later.shards {
             self.removed_shards.remove(shard);

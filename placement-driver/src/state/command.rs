@@ -7,9 +7,10 @@ use super::decision::{Action, NewDecision};
 use super::found::Found;
 use super::operator_status::{Step, Transition};
 use crate::coordination;
+use evenkeel_protocol::api::SchemaChangeBody;
 use evenkeel_protocol::report::ShardMembers;
 use evenkeel_protocol::routing::{Route, ShardInfo};
-use evenkeel_protocol::{OperatorId, ShardId, TableSchema};
+use evenkeel_protocol::{OperatorId, SchemaDelta, ShardId, TableSchema};
 use serde::{Deserialize, Serialize};
 
 /// One entry of the log.
@@ -101,4 +102,13 @@ pub enum Command {
         /// All of their ranges.
         routes: Vec<Route>,
     },
+    /// Begins a schema change.
+    ChangeSchema {
+        /// The change.
+        body: Box<SchemaChangeBody>,
+        /// The shard for new tables and sequences, if none is known yet.
+        home: Option<ShardId>,
+    },
+    /// Takes in schema changes that shards have made and the state lacks (R30).
+    TakeSchema(Vec<SchemaDelta>),
 }

@@ -14,6 +14,8 @@ pub enum Effect {
     Begun(Vec<OperatorId>),
     /// The table exists and is ready.
     TableReady(TableId),
+    /// The schema has this version already, by the same change.
+    SchemaReady(u64),
     /// The key of the coordination store has changed.
     Kv(coordination::Written),
 }

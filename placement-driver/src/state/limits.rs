@@ -2,6 +2,13 @@
 
 /// Tables, at most.
 pub const MAX_TABLES: usize = 1000;
+/// Schema changes, at most: a shard that joins makes all of them, one after the other.
+pub const MAX_SCHEMA_VERSIONS: usize = 10_000;
+/// The statements of all schema changes together, in bytes, at most.
+pub const MAX_SCHEMA_BYTES: usize = 4 << 20;
+/// The statements, settings and relations of one schema change, in bytes, at most: with what
+/// surrounds them they fit into an entry of a log.
+pub const MAX_SCHEMA_CHANGE_BYTES: usize = 512 << 10;
 /// Shards, at most.
 pub const MAX_SHARDS: usize = 256;
 /// Ranges, at most, whether the balancer or an administrator asks for the split.

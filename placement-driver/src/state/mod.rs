@@ -21,10 +21,10 @@
 //! | `placement_state` | [`PlacementState`] and questions about it |
 //! | `command`, `effect`, `refusal` | the entries of the log and the verdicts on them |
 //! | `apply` | which function carries out which command |
-//! | `shard_changes`, `table_changes`, `route_changes`, `restoration` | the commands about these |
+//! | `shard_changes`, `table_changes`, `schema_changes`, `route_changes`, `restoration` | the commands about these |
 //! | `operator_begin`, `operator_advance`, `operator_cancel` | the commands about operators |
 //! | `operator_status`, `work` | an operator: its steps, the table of transitions, its work |
-//! | `shard`, `table`, `range`, `decision`, `changes`, `numbers`, `found`, `limits`, `moment` | the parts of the state |
+//! | `shard`, `table`, `schema`, `range`, `decision`, `changes`, `numbers`, `found`, `limits`, `moment` | the parts of the state |
 //!
 //! # Not done
 //!
@@ -49,6 +49,8 @@ mod range;
 mod refusal;
 mod restoration;
 mod route_changes;
+mod schema;
+mod schema_changes;
 mod shard;
 mod shard_changes;
 mod table;
@@ -68,6 +70,7 @@ pub use operator_status::{MAX_HISTORY, Operator, Status, Step, Transition};
 pub use placement_state::PlacementState;
 pub use range::{Failures, Range};
 pub use refusal::Refusal;
+pub use schema::{Schema, SchemaPlan};
 pub use shard::Shard;
 pub use table::Table;
 pub(crate) use table::check_schema;

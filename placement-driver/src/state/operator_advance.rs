@@ -9,6 +9,7 @@ use super::placement_state::PlacementState;
 use super::range::Failures;
 use super::refusal::Refusal;
 use super::route_changes::replace;
+use super::schema_changes;
 use super::work::Work;
 use evenkeel_protocol::routing::Route;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId};
@@ -117,7 +118,18 @@ pub(super) fn finish(state: &mut PlacementState, id: OperatorId, now: Moment, ch
             }
         }
     }
-    if let Some(decision) = operator.decision {
+    let plan = operator.work.schema_plan().cloned();
+    let done = operator.status == Status::Done;
+    let decision = operator.decision;
+    if let Some(plan) = plan {
+        if done {
+            schema_changes::publish(state, &plan, now, change);
+        }
+        if let Some(operator) = state.operators.get_mut(&id) {
+            operator.work = Work::SchemaChange { version: plan.version(), plan: None };
+        }
+    }
+    if let Some(decision) = decision {
         note_outcome(state, decision);
     }
     let ended: Vec<OperatorId> =

@@ -57,6 +57,21 @@ fn free(state: &PlacementState, id: RangeId, epoch: Option<Epoch>) -> Result<&Ra
     }
 }
 
+/// The same, if its table may split and move, and no schema change is about to change it.
+fn unpinned(state: &PlacementState, id: RangeId, epoch: Option<Epoch>) -> Result<&Range, Refusal> {
+    let range = free(state, id, epoch)?;
+    if state.is_pinned(range.route.table) {
+        return Err(Refusal::Pinned(id));
+    }
+    let changing = |operator: &&Operator| {
+        operator.work.schema_plan().is_some_and(|plan| plan.touched().contains(&range.route.table))
+    };
+    match state.schema_operator().filter(changing) {
+        Some(operator) => Err(Refusal::SchemaBusy(operator.id)),
+        None => Ok(range),
+    }
+}
+
 /// Begins the operator of an action.
 pub(super) fn begin(
     state: &mut PlacementState,
@@ -67,7 +82,7 @@ pub(super) fn begin(
     may_allocate(state)?;
     let (work, table) = match action {
         Action::Split { range, epoch, at } => {
-            let Range { route, .. } = free(state, range, epoch)?;
+            let Range { route, .. } = unpinned(state, range, epoch)?;
             let schema = state.tables.get(&route.table).map(|table| table.schema.as_ref());
             check_split(&route.interval, &at, schema)?;
             if state.ranges.len() + at.len() > MAX_RANGES {
@@ -78,14 +93,14 @@ pub(super) fn begin(
             (Work::Split { range, epoch, shard, at }, table)
         }
         Action::Merge { left, right } => {
-            let (a, b) = (&free(state, left.0, Some(left.1))?.route, &free(state, right.0, Some(right.1))?.route);
+            let (a, b) = (&unpinned(state, left.0, Some(left.1))?.route, &unpinned(state, right.0, Some(right.1))?.route);
             if a.table != b.table || a.shard != b.shard || a.interval.join(&b.interval).is_none() {
                 return Err(Refusal::NotNeighbours(left.0, right.0));
             }
             (Work::Merge { left, right, shard: a.shard }, a.table)
         }
         Action::Move { range, epoch, to } => {
-            let Range { route, .. } = free(state, range, epoch)?;
+            let Range { route, .. } = unpinned(state, range, epoch)?;
             if route.shard == to {
                 return Err(Refusal::SameShard { range, shard: to });
             }

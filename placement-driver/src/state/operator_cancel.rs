@@ -36,6 +36,10 @@ pub(super) fn cancel(
         operator.detail = Some(format!("cancelled before shard {shard} had answered"));
         operator.enter(Step::End, Status::Cancelled, now);
         finish(state, id, now, change);
+    } else if operator.step == Step::Prepare {
+        operator.detail = Some("cancelled before it was decided".into());
+        operator.enter(Step::End, Status::Cancelled, now);
+        finish(state, id, now, change);
     } else if operator.cancellable() {
         operator.enter(Step::Cancel, Status::Cancelling, now);
     } else {

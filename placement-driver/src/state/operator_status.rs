@@ -20,7 +20,8 @@ pub const MAX_HISTORY: usize = 16;
 /// The step of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Step {
-    /// Creation, split or merge: one request to the owner.
+    /// Creation, split or merge: one request to the owner. Schema change: decided; every shard
+    /// makes it.
     Apply,
     /// Move: the source records the move in its log.
     Open,
@@ -42,11 +43,13 @@ pub enum Step {
     Restore,
     /// Over.
     End,
+    /// Schema change: every shard tries it, and holds the tables that it changes.
+    Prepare,
 }
 
 impl Step {
     /// Every step.
-    pub const ALL: [Step; 10] = [
+    pub const ALL: [Step; 11] = [
         Step::Apply,
         Step::Open,
         Step::Copy,
@@ -57,11 +60,16 @@ impl Step {
         Step::Discard,
         Step::Restore,
         Step::End,
+        Step::Prepare,
     ];
 
     /// The step with which an operator begins.
     pub fn first_of(work: &Work) -> Step {
-        if matches!(work, Work::Move { .. }) { Step::Open } else { Step::Apply }
+        match work {
+            Work::Move { .. } => Step::Open,
+            Work::SchemaChange { .. } => Step::Prepare,
+            Work::CreateTable { .. } | Work::Split { .. } | Work::Merge { .. } => Step::Apply,
+        }
     }
 
     /// Its name in REST and metrics.
@@ -77,6 +85,7 @@ impl Step {
             Step::Discard => "discard",
             Step::Restore => "restore",
             Step::End => "end",
+            Step::Prepare => "prepare",
         }
     }
 
@@ -197,6 +206,8 @@ pub enum Transition {
     /// The range has a later epoch and neither shard knows the operator: it ended after the copy
     /// was taken from which the state was restored (R30).
     Overtaken,
+    /// Every shard has prepared the schema change: it is decided with this transition.
+    Prepared,
 }
 
 impl Transition {
@@ -205,7 +216,7 @@ impl Transition {
         use Step::*;
         match self {
             Transition::Applied => &[Apply],
-            Transition::Refused { .. } => &[Apply, Open],
+            Transition::Refused { .. } => &[Apply, Open, Prepare],
             Transition::Opened => &[Open],
             Transition::Fenced => &[Copy],
             // A report may be ahead of the transitions that are applied here.
@@ -219,6 +230,7 @@ impl Transition {
             Transition::Purged => &[Purge],
             Transition::Forgotten => &[Forget],
             Transition::Overtaken => &[Switch, Restore],
+            Transition::Prepared => &[Prepare],
         }
     }
 
@@ -226,6 +238,7 @@ impl Transition {
     pub fn target(&self) -> Step {
         match self {
             Transition::Opened => Step::Copy,
+            Transition::Prepared => Step::Apply,
             Transition::Fenced | Transition::TooLateToCancel | Transition::NotTakenBack { .. } => Step::Switch,
             Transition::Adopted { .. } => Step::Purge,
             Transition::Declined => Step::Restore,
@@ -260,7 +273,11 @@ impl Transition {
             | Transition::NotTakenBack { .. } => Status::Running,
             Transition::Discarded if operator.given_up => Status::Failed,
             Transition::Discarded => Status::Cancelled,
-            Transition::Opened | Transition::Fenced | Transition::CancelledAtSource | Transition::Purged => {
+            Transition::Opened
+            | Transition::Fenced
+            | Transition::CancelledAtSource
+            | Transition::Purged
+            | Transition::Prepared => {
                 operator.status
             }
         }
@@ -409,6 +426,7 @@ mod tests {
             Transition::Purged,
             Transition::Forgotten,
             Transition::Overtaken,
+            Transition::Prepared,
         ]
     }
 

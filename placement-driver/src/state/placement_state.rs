@@ -5,6 +5,7 @@ use super::decision::Decision;
 use super::numbers::Numbers;
 use super::operator_status::Operator;
 use super::range::Range;
+use super::schema::Schema;
 use super::shard::Shard;
 use super::table::Table;
 use crate::coordination;
@@ -45,6 +46,8 @@ pub struct PlacementState {
     pub changes: Changes,
     /// The coordination store. It has revisions of its own and no part in routing.
     pub kv: coordination::Store,
+    /// The schema: all tables that were not made one by one.
+    pub schema: Schema,
     pub(super) time_ms: u64,
     pub(super) numbers: Numbers,
 }
@@ -63,6 +66,7 @@ impl Default for PlacementState {
             restoring: false,
             changes: Changes::default(),
             kv: coordination::Store::default(),
+            schema: Schema::default(),
             time_ms: 0,
             numbers: Numbers::default(),
         }
@@ -78,6 +82,28 @@ impl PlacementState {
     /// The operators under way, in order of their numbers.
     pub fn running(&self) -> impl Iterator<Item = &Operator> {
         self.operators.values().filter(|operator| !operator.status.is_over())
+    }
+
+    /// The schema change under way.
+    pub fn schema_operator(&self) -> Option<&Operator> {
+        self.running().find(|operator| operator.work.schema_plan().is_some())
+    }
+
+    /// Whether a table is one range that neither splits nor moves.
+    pub fn is_pinned(&self, table: TableId) -> bool {
+        self.tables.get(&table).is_some_and(|table| table.schema.pinned)
+    }
+
+    /// The names of the pinned tables on a shard, in order.
+    pub fn pinned_on(&self, shard: ShardId) -> Vec<&str> {
+        let here = self.ranges.values().filter(|range| range.route.shard == shard);
+        let mut names: Vec<&str> = here
+            .filter_map(|range| self.tables.get(&range.route.table))
+            .filter(|table| table.schema.pinned)
+            .map(|table| table.schema.name.as_str())
+            .collect();
+        names.sort_unstable();
+        names
     }
 
     /// The state machine's own time at the last proposal, in milliseconds: the sum of the times for

@@ -116,6 +116,44 @@ pub enum Refusal {
     /// Retry later: the state was restored from a backup and not all shards have reported (R30).
     #[error("the state was restored from a backup and not all shards have told yet what they have")]
     Restoring,
+    /// Retry later: another schema change is under way.
+    #[error("operator {0} is changing the schema")]
+    SchemaBusy(OperatorId),
+    /// The change was planned on another version of the schema.
+    #[error("the schema has version {found}, not {expected}")]
+    SchemaVersion {
+        /// The version it has.
+        found: u64,
+        /// The version that the change was planned on.
+        expected: u64,
+    },
+    /// No such table or sequence.
+    #[error("there is no table or sequence {0:?}")]
+    UnknownRelation(String),
+    /// A table that has to be one range on the home shard is not.
+    #[error(
+        "table {table:?} has {ranges} range(s) and would have to be one range on shard {home}: merge them and move it \
+         there first"
+    )]
+    NotAtHome {
+        /// Its name.
+        table: String,
+        /// Its ranges.
+        ranges: usize,
+        /// The shard of pinned tables.
+        home: ShardId,
+    },
+    /// The range belongs to a table that neither splits nor moves.
+    #[error("range {0} is pinned: its table neither splits nor moves")]
+    Pinned(RangeId),
+    /// Pinned tables are on the shard, and cannot be moved away.
+    #[error("shard {shard} has tables that cannot move to another shard: {tables}")]
+    HasPinned {
+        /// The shard.
+        shard: ShardId,
+        /// Their names.
+        tables: String,
+    },
     /// The coordination store rejects the request.
     #[error(transparent)]
     Kv(coordination::Refusal),

@@ -13,6 +13,9 @@ use evenkeel_protocol::ShardId;
 use evenkeel_protocol::report::ShardMembers;
 use evenkeel_protocol::routing::ShardInfo;
 
+/// Names that a sentence lists, at most.
+const SHOWN_NAMES: usize = 5;
+
 /// Registers a shard, or changes the addresses of its replicas.
 pub(super) fn add(state: &mut PlacementState, info: ShardInfo, change: &mut Change) -> Result<Effect, Refusal> {
     if info.replicas.is_empty() || info.replicas.len() > MAX_REPLICAS {
@@ -63,15 +66,29 @@ pub(super) fn take_members(
 /// Begins to empty a shard. At least one active shard remains.
 pub(super) fn drain(state: &mut PlacementState, id: ShardId) -> Result<Effect, Refusal> {
     let active = state.shards.values().filter(|shard| !shard.draining).count();
-    let shard = state.shards.get_mut(&id).ok_or(Refusal::UnknownShard(id))?;
+    let shard = state.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
     if shard.draining {
         return Ok(Effect::Unchanged);
     }
     if active <= 1 {
         return Err(Refusal::LastShard(id));
     }
-    shard.draining = true;
+    // Not done: moving pinned tables as a whole. A drain would never end.
+    let pinned = state.pinned_on(id);
+    if !pinned.is_empty() {
+        return Err(Refusal::HasPinned { shard: id, tables: shown(&pinned) });
+    }
+    if let Some(shard) = state.shards.get_mut(&id) {
+        shard.draining = true;
+    }
     Ok(Effect::Applied)
+}
+
+/// The first of these names, for a sentence.
+fn shown(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(SHOWN_NAMES);
+    let first = names.iter().take(SHOWN_NAMES).copied().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{first} and {more} more") } else { first }
 }
 
 /// Takes a draining shard back into service, and cancels the moves that the drain has begun. Moves

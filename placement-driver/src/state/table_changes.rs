@@ -32,6 +32,10 @@ pub(super) fn create(
             (None, true) => Ok(Effect::TableReady(table.schema.id)),
         };
     }
+    // It may be making a relation of this name.
+    if let Some(operator) = state.schema_operator() {
+        return Err(Refusal::SchemaBusy(operator.id));
+    }
     check_schema(&schema)?;
     if state.tables.len() >= MAX_TABLES {
         return Err(Refusal::TooMany(format!("there are {MAX_TABLES} tables already")));

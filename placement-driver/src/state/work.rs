@@ -1,8 +1,10 @@
 //! Work: what an operator does, with everything that its requests need.
 
+use super::schema::SchemaPlan;
 use evenkeel_protocol::api::OperatorKind;
 use evenkeel_protocol::{Epoch, Key, RangeId, ShardId, TableId};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What an operator does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,13 +49,20 @@ pub enum Work {
         /// To this shard.
         to: ShardId,
     },
+    /// Changes the schema, on every shard.
+    SchemaChange {
+        /// The version after it.
+        version: u64,
+        /// The change; absent once the operator has ended.
+        plan: Option<Arc<SchemaPlan>>,
+    },
 }
 
 impl Work {
     /// The existing ranges that it locks.
     pub fn ranges(&self) -> Vec<RangeId> {
         match self {
-            Work::CreateTable { .. } => Vec::new(),
+            Work::CreateTable { .. } | Work::SchemaChange { .. } => Vec::new(),
             Work::Split { range, .. } | Work::Move { range, .. } => vec![*range],
             Work::Merge { left, right, .. } => vec![left.0, right.0],
         }
@@ -62,9 +71,17 @@ impl Work {
     /// The existing ranges that it locks, each with its epoch when the operator began.
     pub fn epochs(&self) -> Vec<(RangeId, Epoch)> {
         match self {
-            Work::CreateTable { .. } => Vec::new(),
+            Work::CreateTable { .. } | Work::SchemaChange { .. } => Vec::new(),
             Work::Split { range, epoch, .. } | Work::Move { range, epoch, .. } => vec![(*range, *epoch)],
             Work::Merge { left, right, .. } => vec![*left, *right],
+        }
+    }
+
+    /// The schema change, as long as the operator has not ended.
+    pub fn schema_plan(&self) -> Option<&Arc<SchemaPlan>> {
+        match self {
+            Work::SchemaChange { plan, .. } => plan.as_ref(),
+            _ => None,
         }
     }
 
@@ -73,6 +90,7 @@ impl Work {
         match self {
             Work::CreateTable { shard, .. } | Work::Split { shard, .. } | Work::Merge { shard, .. } => *shard == id,
             Work::Move { from, to, .. } => *from == id || *to == id,
+            Work::SchemaChange { .. } => true,
         }
     }
 
@@ -86,6 +104,7 @@ impl Work {
             }
             Work::Merge { left, right, shard } => OperatorKind::Merge { left: left.0, right: right.0, shard: *shard },
             Work::Move { range, from, to, .. } => OperatorKind::Move { range: *range, from: *from, to: *to },
+            Work::SchemaChange { version, .. } => OperatorKind::SchemaChange { version: *version },
         }
     }
 }

@@ -5,7 +5,7 @@ use super::applied_state::AppliedState;
 use super::apply_writer::{ApplyWriter, Command};
 use super::change_stream::{ChangeStreams, StreamItem};
 use super::checksum_checkpoint::{is_there_soon, snapshot_at};
-use super::control_kinds::{hidden_range, moves_rows};
+use super::control_kinds::{hidden_ranges, moves_rows};
 use super::leaderships::Leaderships;
 use super::persistence::{CHECKPOINT_MS, Persistence};
 use super::progress_bound::unless_still;
@@ -250,7 +250,7 @@ impl Applier {
                 }
             },
             Body::Control(control @ Control::Checkpoint { .. }) => self.checksum_checkpoint(id, &control).await,
-            Body::Control(control) => match self.applied.state.control(position, &control) {
+            Body::Control(control) => match self.controlled(position, &control).await? {
                 Ok(effects) => self.control(id, &control, effects).await,
                 Err(refusal) => {
                     self.reject(id, refusal);
@@ -258,6 +258,42 @@ impl Applier {
                 }
             },
         }
+    }
+
+    /// Applies a control entry to the state machine.
+    async fn controlled(
+        &mut self,
+        position: u64,
+        control: &Control,
+    ) -> Result<Result<Vec<Effect>, Refusal>, ApplyError> {
+        if let Control::SchemaChange { .. } = control {
+            // A replica that starts again must not find a change in PostgreSQL that its state lacks:
+            // so its position is recorded with it, which cannot be while parts are waiting (R12). The
+            // log says so, and every replica rejects alike.
+            if self.persistence.unfinished.first().is_some() {
+                let reason = "an entry of several parts is unfinished".into();
+                return Ok(Err(Refusal { code: "entry-unfinished", reason }));
+            }
+            // Peers only have rows of the later version for it, and the change could not be made on a
+            // part of the rows: it takes a peer's state again.
+            if self.persistence.seeding.is_some() {
+                return Err(ApplyError::NeedState { trimmed: LogIndex(position) });
+            }
+            // What is collected is of the tables as they were.
+            self.persistence.flush(&self.applied, None).await?;
+        }
+        Ok(self.applied.state.control(position, control))
+    }
+
+    /// The schema change is stored once everything that was asked of PostgreSQL is. Gives the step
+    /// that lets readers and statements see it then.
+    fn schema_stored(&self, control: &Control) -> Option<impl FnOnce() + Send + use<>> {
+        let Control::SchemaChange { delta, .. } = control else { return None };
+        let (handles, version) = (self.handles.clone(), delta.change.version);
+        Some(move || {
+            handles.snapshots.schema_changed();
+            handles.connector.set_schema_version(version);
+        })
     }
 
     fn reject(&mut self, id: EntryId, refusal: Refusal) {
@@ -296,19 +332,34 @@ impl Applier {
         }
         // Before anything that waits for ranges: a range must not be admitted before its rows are
         // in.
-        if let (Some(range), true) = (hidden_range(control, &self.applied.state), self.leaderships.leads()) {
-            self.publication.hide(range);
-        }
+        let leading = self.leaderships.leads();
+        hidden_ranges(control, &self.applied.state).into_iter().filter(|_| leading).for_each(|r| self.publication.hide(r));
+        let admit = match control {
+            Control::SchemaChange { delta, .. } if leading => Some(self.publication.change(delta)),
+            _ => None,
+        };
         self.publication.publish(&self.applied.state, ChangedKeys::Only(self.applied.state.changed_hands()));
         let leads = self.leaderships.of_term(term).is_some();
         let stored = self.persistence.meet(position, term, serial);
         if leads {
-            return self.control_as_leader(id, control, effects).await;
+            return self.control_as_leader(id, control, effects, admit).await;
         }
         if !stored {
             self.persistence.add_effects(&effects, &self.applied.state);
         }
         self.persistence.collect_or_pass(position);
+        if let Some(shown) = self.schema_stored(control) {
+            // A `local` read that sees the change waits for PostgreSQL.
+            self.persistence.ownership_changed(position);
+            self.persistence.flush(&self.applied, Some(position)).await?;
+            let then = move || {
+                shown();
+                if let Some(admit) = admit {
+                    admit();
+                }
+            };
+            self.persistence.writer.ask(Command::Then(Box::new(then))).await?;
+        }
         for effect in &effects {
             self.notice(position, effect).await?;
         }
@@ -320,6 +371,7 @@ impl Applier {
         id: EntryId,
         control: &Control,
         effects: Vec<Effect>,
+        admit: Option<impl FnOnce() + Send + 'static>,
     ) -> Result<(), ApplyError> {
         let EntryId { position, term, serial } = id;
         let mut batch = WriteBatch::default();
@@ -334,19 +386,24 @@ impl Applier {
         }
         // The proposer learns the outcome once the entry, and everything before it, is stored; and
         // only then is a new range admitted.
-        let hidden = hidden_range(control, &self.applied.state);
-        let show = hidden.map(|range| self.publication.show(range));
+        let hidden = hidden_ranges(control, &self.applied.state);
+        let show: Vec<_> = hidden.iter().map(|range| self.publication.show(*range)).collect();
+        let shown = self.schema_stored(control);
         let leader = self.leaderships.of_term(term).cloned();
         let then = move || {
-            if let Some(show) = show {
-                show();
+            if let Some(shown) = shown {
+                shown();
+            }
+            show.into_iter().for_each(|show| show());
+            if let Some(admit) = admit {
+                admit();
             }
             if let Some(leader) = leader {
                 leader.leadership.resolve(serial, EntryOutcome::Effective(position));
             }
         };
         // An entry that moves no rows and no tables need not wait for those of other entries.
-        if hidden.is_none() && !moves_rows(control) {
+        if hidden.is_empty() && !moves_rows(control) {
             then();
             return Ok(());
         }
@@ -385,6 +442,7 @@ impl Applier {
             Effect::IngestOpened(_)
             | Effect::CreateTable(_)
             | Effect::DropTable(_)
+            | Effect::ChangeSchema(_)
             | Effect::Replace { .. }
             | Effect::Delete { .. }
             | Effect::OwnershipChanged => {}

@@ -4,13 +4,14 @@ use crate::log_entry::Control;
 use crate::state_machine::ShardState;
 use evenkeel_protocol::RangeId;
 
-/// The range that an entry brings under this shard's ownership with rows or a table that must be
+/// The ranges that an entry brings under this shard's ownership with rows or a table that must be
 /// stored first.
-pub(super) fn hidden_range(control: &Control, state: &ShardState) -> Option<RangeId> {
+pub(super) fn hidden_ranges(control: &Control, state: &ShardState) -> Vec<RangeId> {
     match control {
-        Control::CreateTable { range, .. } => Some(*range),
-        Control::Adopt { operator, .. } => state.move_in(*operator).map(|m| m.range),
-        _ => None,
+        Control::CreateTable { range, .. } => vec![*range],
+        Control::Adopt { operator, .. } => state.move_in(*operator).map(|m| m.range).into_iter().collect(),
+        Control::SchemaChange { ranges, .. } => ranges.iter().map(|(_, range)| *range).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -24,5 +25,6 @@ pub(super) fn moves_rows(control: &Control) -> bool {
             | Control::Adopt { .. }
             | Control::Purge { .. }
             | Control::Discard { .. }
+            | Control::SchemaChange { .. }
     )
 }

@@ -315,6 +315,11 @@ impl Persistence {
             metrics::counter!("evenkeel_seed_stale_pieces_total").increment(1);
             return Ok(false);
         }
+        // R34: rows of a later version of the schema do not fit the tables here.
+        if piece.schema != applied.state.schema_version() {
+            metrics::counter!("evenkeel_seed_stale_pieces_total").increment(1);
+            return Ok(false);
+        }
         let Some(table) = applied.state.table(piece.table).cloned() else { return Ok(false) };
         // Earlier changes go in first, without these rows.
         self.flush(applied, None).await?;

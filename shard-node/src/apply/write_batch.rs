@@ -49,6 +49,7 @@ impl WriteBatch {
         match effect {
             Effect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
             Effect::DropTable(table) => self.operation(StoreOperation::DropTable(table), state),
+            Effect::ChangeSchema(delta) => self.operation(StoreOperation::ChangeSchema(delta), state),
             Effect::Replace { table, interval, rows, copied } => {
                 self.bytes += rows.data.len();
                 self.operation(StoreOperation::ReplaceInterval { table, interval, rows, copied: Some(copied) }, state);

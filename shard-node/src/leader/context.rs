@@ -3,6 +3,7 @@
 
 use super::failures::busy;
 use super::leadership::Leadership;
+use super::plan_cache::BoundPlan;
 use super::session_pool::NoSession;
 use crate::error::ApplyError;
 use crate::postgres::{is_damage, is_illness};
@@ -12,6 +13,9 @@ use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::BarrierError;
 use std::sync::Arc;
+
+/// When a statement comes back that is ahead of the shard's schema, in milliseconds.
+const SCHEMA_AGAIN_MS: u32 = 50;
 
 /// See the module.
 pub struct LeaderContext {
@@ -36,6 +40,29 @@ impl LeaderContext {
             Ok(_) => self.check_open(),
             Err(BarrierError::NotLeader { leader }) => Err(Failure::NotLeader { leader: leader.map(|l| l.0) }),
             Err(BarrierError::TimedOut | BarrierError::Stopped) => Err(Failure::NotLeader { leader: None }),
+        }
+    }
+
+    /// Whether a plan still fits the tables. Asked when the statement has its handle: from then on a
+    /// schema change waits for it (R34).
+    pub fn check_plan(&self, bound: &BoundPlan) -> Result<(), Failure> {
+        if bound.schema_version == self.shared.schema_version() {
+            return Ok(());
+        }
+        Err(Failure::Busy { reason: "the schema has changed".into(), retry_after_ms: 0 })
+    }
+
+    /// Whether a statement that a gateway has planned at a version of the schema fits. Asked when the
+    /// statement has its handle.
+    pub fn check_schema_version(&self, planned: u64) -> Result<(), Failure> {
+        let version = self.shared.schema_version();
+        match planned.cmp(&version) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => Err(Failure::SchemaChanged { version }),
+            std::cmp::Ordering::Greater => Err(Failure::Busy {
+                reason: format!("the shard has version {version} of the schema, not yet {planned}"),
+                retry_after_ms: SCHEMA_AGAIN_MS,
+            }),
         }
     }
 

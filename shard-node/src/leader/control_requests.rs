@@ -101,6 +101,10 @@ pub(super) fn entry_of(request: &ControlRequest) -> Option<Control> {
         | ControlRequest::TransferLeadership { .. }
         | ControlRequest::ChangeReplicas { .. }
         | ControlRequest::CheckTable { .. }
+        | ControlRequest::PrepareSchema { .. }
+        | ControlRequest::AbortSchema { .. }
+        | ControlRequest::ApplySchema { .. }
+        | ControlRequest::SchemaAfter { .. }
         | ControlRequest::Report => return None,
     })
 }

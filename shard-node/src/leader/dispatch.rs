@@ -19,6 +19,7 @@ use super::range_control::RangeControl;
 use super::read_sessions::ReadSessions;
 use super::reads::Reads;
 use super::row_locks::RowLocks;
+use super::schema_changes::SchemaChanges;
 use super::session_pool::{RESERVED_SESSIONS, SessionPool};
 use super::standalone::StandaloneStatements;
 use super::statement::{StatementIntake, weight};
@@ -34,7 +35,7 @@ use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::shard::{
     ControlReply, ControlRequest, Piece, PieceRequest, StatementReply, StatementRequest, TransactionOptions,
 };
-use evenkeel_protocol::{Durability, Epoch, Failure, RangeId, TxnId};
+use evenkeel_protocol::{Durability, Epoch, Failure, OperatorId, RangeId, SchemaDelta, TableId, TxnId};
 use evenkeel_rpc::Gone;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub struct Leader {
     writes: Writes,
     transactions: Arc<Transactions>,
     control: RangeControl,
+    schema: Arc<SchemaChanges>,
 }
 
 impl Leader {
@@ -95,6 +97,7 @@ impl Leader {
             reads: Reads::new(context.clone(), intake.clone(), by_key),
             writes: Writes { context: context.clone(), ids, queues, standalone, row_locks },
             control: RangeControl::new(context.clone()),
+            schema: Arc::new(SchemaChanges::new(context.clone(), transactions.clone())),
             intake,
             transactions,
             context,
@@ -242,6 +245,30 @@ impl Leader {
     /// Serves a request of the placement driver that consists of one entry.
     pub async fn serve_control(&self, request: &ControlRequest) -> Result<ControlReply, Failure> {
         self.control.serve(request).await
+    }
+
+    /// Tries a schema change, and holds its tables (R34).
+    pub async fn prepare_schema(&self, operator: OperatorId, delta: SchemaDelta) -> Result<ControlReply, Failure> {
+        self.schema.prepare(operator, delta).await
+    }
+
+    /// Releases the tables of a schema change that was given up.
+    pub async fn abort_schema(&self, operator: OperatorId) -> Result<ControlReply, Failure> {
+        self.schema.abort(operator).await
+    }
+
+    /// Makes a decided schema change.
+    pub async fn apply_schema(
+        &self,
+        delta: SchemaDelta,
+        ranges: Vec<(TableId, RangeId)>,
+    ) -> Result<ControlReply, Failure> {
+        self.schema.apply(delta, ranges).await
+    }
+
+    /// The schema changes after a version.
+    pub async fn schema_after(&self, version: u64) -> Result<ControlReply, Failure> {
+        self.schema.after(version).await
     }
 
     /// The keys that divide a range into pieces of about equal bytes.

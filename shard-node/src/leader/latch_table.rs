@@ -51,6 +51,10 @@ pub(super) struct LatchTable {
     sizes: RememberedSizes,
     departed: Vec<DepartedRange>,
     incoming: Vec<(TableId, KeyInterval)>,
+    /// Tables that a prepared schema change holds.
+    held: BTreeSet<TableId>,
+    /// Tables of a schema change that is made and not stored yet.
+    changing: BTreeSet<TableId>,
 }
 
 impl LatchTable {
@@ -106,7 +110,13 @@ impl LatchTable {
             .collect();
         let incoming = |m: &&MoveIn| m.phase == InPhase::Copying || not_stored.contains(&m.range);
         self.incoming = state.moves_in().filter(incoming).map(|m| (m.table, m.interval.clone())).collect();
+        self.held = state.prepared_schema().map(|prepared| prepared.tables.clone()).unwrap_or_default();
         self.sizes.retain_moving(state);
+    }
+
+    /// Sets the tables of schema changes that are made and not stored yet.
+    pub(super) fn set_changing(&mut self, tables: BTreeSet<TableId>) {
+        self.changing = tables;
     }
 
     /// Decides on a request for a handle, and enters the latches if it is granted. `holding` are
@@ -119,6 +129,11 @@ impl LatchTable {
         touches: &Touches,
         holding: &[Arc<RangeLatch>],
     ) -> LatchDecision {
+        // R34: a schema change waits for those that hold a handle already.
+        let held = self.held.contains(&table) || self.changing.contains(&table);
+        if held && !holding.iter().any(|latch| latch.range.table == table) && *touches != Touches::Nothing {
+            return LatchDecision::Wait;
+        }
         let latches = match self.covering(table, touches) {
             Ok(latches) => latches,
             Err(elsewhere) => return elsewhere,

@@ -29,7 +29,7 @@ use crate::state_machine::{RangeSize, ShardState};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Failure, RangeId, TableId};
 use evenkeel_sql::Touches;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -159,7 +159,7 @@ impl LatchManager {
                 match evenkeel_host::timeout(left, changes.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => {
-                        let reason = "a move of the range is at its switch".to_string();
+                        let reason = "a move of the range is at its switch, or its table is being changed".to_string();
                         return Err(Failure::Busy { reason, retry_after_ms: 20 });
                     }
                 }
@@ -175,6 +175,12 @@ impl LatchManager {
         holding: &[Arc<RangeLatch>],
     ) -> LatchDecision {
         self.table().decide(kind, table, touches, holding)
+    }
+
+    /// Sets the tables of schema changes that are made and not stored yet: statements wait.
+    pub fn set_changing(&self, tables: BTreeSet<TableId>) {
+        self.table().set_changing(tables);
+        self.announce();
     }
 
     /// Blocks new statements on a range. `None` if the range is blocked already or not usable here.

@@ -32,6 +32,7 @@
 //! | [`postgres_session`] | one session with PostgreSQL: prepare, run, pipeline |
 //! | [`warm_sessions`] | sessions that a follower opens ahead for its next leadership |
 //! | [`range_control`], [`control_requests`] | requests of the placement driver |
+//! | [`schema_changes`] | the trial of schema changes, and decided ones (R34) |
 //! | `failures` | answers to statements that were not executed |
 //!
 //! Not done: transactions over several shards, and `local` reads (`crate::local_reads`).
@@ -67,6 +68,7 @@ pub mod reads;
 mod recent;
 pub mod row_locks;
 pub mod scan_sessions;
+pub mod schema_changes;
 pub mod session_pool;
 pub mod standalone;
 pub mod statement;

@@ -36,6 +36,8 @@ pub struct BoundPlan {
     pub schema: Option<Arc<TableSchema>>,
     /// The codec of the table's keys.
     pub codec: KeyCodec,
+    /// The version of the schema that it was bound at.
+    pub schema_version: u64,
     /// The SQL with a clip, by whether it has a start, an end and a limit.
     clipped: [OnceLock<Arc<str>>; 8],
     /// The SQL of a piece, likewise, and by whether it excludes its start.
@@ -105,23 +107,29 @@ impl BoundPlan {
     }
 }
 
-/// See the module. An entry never becomes invalid: a table's definition does not change under its
-/// id.
+/// See the module. All entries are of one version of the schema: a later one may have changed any
+/// table.
 #[derive(Debug)]
 pub struct PlanCache {
-    by_text: RwLock<Recent<Arc<BoundPlan>>>,
+    by_text: RwLock<(u64, Recent<Arc<BoundPlan>>)>,
 }
 
 impl Default for PlanCache {
     fn default() -> PlanCache {
-        PlanCache { by_text: RwLock::new(Recent::new(MAX_PLANS)) }
+        PlanCache { by_text: RwLock::new((0, Recent::new(MAX_PLANS))) }
     }
 }
 
 impl PlanCache {
-    /// The plan of a request, whose number of parameters is checked.
-    pub fn bind(&self, request: &StatementRequest, state: &ShardState) -> Result<Arc<BoundPlan>, Failure> {
-        let bound = self.get(&request.sql, state)?;
+    /// The plan of a request, whose number of parameters is checked. `schema_version` is what
+    /// PostgreSQL held before `state` was read.
+    pub fn bind(
+        &self,
+        request: &StatementRequest,
+        state: &ShardState,
+        schema_version: u64,
+    ) -> Result<Arc<BoundPlan>, Failure> {
+        let bound = self.get(&request.sql, state, schema_version)?;
         let (expected, given) = (bound.plan.parameters(), request.params.len());
         if expected != given {
             let message = format!("the statement has {expected} parameter(s), {given} given");
@@ -131,12 +139,15 @@ impl PlanCache {
     }
 
     /// The plan of a statement.
-    fn get(&self, text: &Arc<str>, state: &ShardState) -> Result<Arc<BoundPlan>, Failure> {
-        let known = self.by_text.read().unwrap_or_else(PoisonError::into_inner).get(text);
+    fn get(&self, text: &Arc<str>, state: &ShardState, schema_version: u64) -> Result<Arc<BoundPlan>, Failure> {
+        let known = {
+            let plans = self.by_text.read().unwrap_or_else(PoisonError::into_inner);
+            if plans.0 == schema_version { plans.1.get(text) } else { None }
+        };
         match known {
             Some(Found::Young(plan)) => return Ok(plan),
             Some(Found::Old(plan)) => {
-                self.by_text.write().unwrap_or_else(PoisonError::into_inner).put(text.clone(), plan.clone());
+                self.put(text, &plan);
                 return Ok(plan);
             }
             None => {}
@@ -166,11 +177,22 @@ impl PlanCache {
             plan,
             schema,
             codec,
+            schema_version,
             clipped: Default::default(),
             pieces: Default::default(),
         });
-        self.by_text.write().unwrap_or_else(PoisonError::into_inner).put(text.clone(), bound.clone());
+        self.put(text, &bound);
         Ok(bound)
+    }
+
+    fn put(&self, text: &Arc<str>, plan: &Arc<BoundPlan>) {
+        let mut plans = self.by_text.write().unwrap_or_else(PoisonError::into_inner);
+        if plans.0 < plan.schema_version {
+            *plans = (plan.schema_version, Recent::new(MAX_PLANS));
+        }
+        if plans.0 == plan.schema_version {
+            plans.1.put(text.clone(), plan.clone());
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 use super::clip::AddedParameter;
 use super::recent::Recent;
+use crate::postgres::Connector;
 use crate::storage::{Parameter, Raw, RawParameter, StoreError, parameter};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::RowBuilder;
@@ -17,7 +18,7 @@ use evenkeel_protocol::{Column, KeyCodec, SqlError, Value};
 use futures::TryStreamExt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{CancelToken, Client, Row, Statement};
@@ -43,7 +44,9 @@ pub struct Prepared {
 /// A session.
 pub struct UserSession {
     client: Client,
-    prepared: Mutex<Recent<Arc<Prepared>>>,
+    connector: Connector,
+    /// Of a version of the schema.
+    prepared: Mutex<(u64, Recent<Arc<Prepared>>)>,
 }
 
 /// One statement's parameters, ready to be sent.
@@ -78,9 +81,20 @@ impl<'a> Parameters<'a> {
 }
 
 impl UserSession {
-    /// A session over this connection.
-    pub fn new(client: Client) -> UserSession {
-        UserSession { client, prepared: Mutex::new(Recent::new(MAX_PREPARED)) }
+    /// A session over this connection, which `connector` has opened.
+    pub fn new(client: Client, connector: &Connector) -> UserSession {
+        let prepared = Mutex::new((connector.schema_version(), Recent::new(MAX_PREPARED)));
+        UserSession { client, connector: connector.clone(), prepared }
+    }
+
+    /// What is prepared for the present version of the schema.
+    fn prepared(&self) -> MutexGuard<'_, (u64, Recent<Arc<Prepared>>)> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = self.connector.schema_version();
+        if prepared.0 != version {
+            *prepared = (version, Recent::new(MAX_PREPARED));
+        }
+        prepared
     }
 
     /// Whether the connection has ended.
@@ -102,12 +116,12 @@ impl UserSession {
             .map(|c| Column { name: c.name().to_string(), type_oid: c.type_().oid() })
             .collect();
         let prepared = Arc::new(Prepared { statement, columns });
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).put(sql.clone(), prepared.clone());
+        self.prepared().1.put(sql.clone(), prepared.clone());
         Ok(prepared)
     }
 
     fn known(&self, sql: &Arc<str>) -> Option<Arc<Prepared>> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take_up(sql)
+        self.prepared().1.take_up(sql)
     }
 
     /// The same for many statements. New statements are sent together and take one round trip.
@@ -398,7 +412,7 @@ mod tests {
         let connected = config.user("x").connect_raw(ours, tokio_postgres::NoTls).await;
         let Ok((client, connection)) = connected else { panic!("no session") };
         tokio::spawn(connection);
-        let session = UserSession::new(client);
+        let session = UserSession::new(client, &Connector::nowhere());
         let texts: Vec<Arc<str>> = (0..TEXTS).map(|n| format!("SELECT {n}").into()).collect();
         let prepared = session.prepare_all(texts.iter().map(|text| (text, 0)));
         let prepared = evenkeel_host::timeout(std::time::Duration::from_secs(20), prepared).await;

@@ -22,6 +22,9 @@ use tokio::sync::oneshot;
 /// How long to wait for an entry's outcome, in milliseconds. The placement driver asks again.
 const OUTCOME_MS: u64 = 5_000;
 
+/// Codes of rejections that pass.
+const PASSING: [&str; 4] = ["purge-unfinished", "copy-kept", "schema-prepared", "schema-behind"];
+
 /// See the module.
 pub struct RangeControl {
     context: Arc<LeaderContext>,
@@ -73,6 +76,10 @@ impl RangeControl {
         let Some(entry) = entry_of(request) else {
             return Ok(ControlReply::Refused { code: "not-an-entry".into(), reason: "not served here".into() });
         };
+        if let Some(schema) = creates.filter(unknown).filter(|schema| schema.create_sql.is_empty()) {
+            let waiting_for = format!("the schema change that makes table {:?}", schema.name);
+            return Ok(ControlReply::Pending { waiting_for });
+        }
         if creates.filter(unknown).is_some()
             && let Some(rejected) = table_definition::rejection(request)
         {
@@ -87,7 +94,8 @@ impl RangeControl {
             EntryOutcome::Effective(_) => ControlReply::Done,
             // The orphaned copy of an earlier move is being deleted, or will be when the placement
             // driver asks for it.
-            EntryOutcome::Rejected(refusal) if ["purge-unfinished", "copy-kept"].contains(&refusal.code) => {
+            // A schema change holds the table, or has yet to make it here.
+            EntryOutcome::Rejected(refusal) if PASSING.contains(&refusal.code) => {
                 ControlReply::Pending { waiting_for: refusal.reason }
             }
             EntryOutcome::Rejected(refusal) => {

@@ -47,7 +47,7 @@ impl SessionPlace {
 /// # Errors
 /// As for [`Connector::connect`].
 pub async fn open(connector: &Connector) -> Result<UserSession, StoreError> {
-    let session = UserSession::new(connector.connect(Role::User).await?);
+    let session = UserSession::new(connector.connect(Role::User).await?, connector);
     session.simple(SESSION_SETTINGS).await?;
     Ok(session)
 }

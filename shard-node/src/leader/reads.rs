@@ -110,6 +110,7 @@ impl Reads {
         let latches = &self.context.shared.latches;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
         let ranges = latches.acquire_read(table, touches).await?;
+        self.context.check_plan(bound)?;
         let started = evenkeel_host::now();
         let led = async {
             match level {
@@ -121,6 +122,10 @@ impl Reads {
         };
         let (answer, led) = tokio::join!(executed, led);
         led?;
+        if answer.is_err() {
+            // A schema change does not wait for reads: it may be why this one has failed.
+            self.context.check_plan(bound)?;
+        }
         if !ranges.is_current() {
             // A range has departed meanwhile, and its rows may have been half deleted when they
             // were read. The read had no effect, and is repeated where the range is now.

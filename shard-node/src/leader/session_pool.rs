@@ -94,7 +94,7 @@ impl SessionPool {
             Some(session) => session,
             None => {
                 let open = async {
-                    let session = UserSession::new(self.connector.connect(Role::User).await?);
+                    let session = UserSession::new(self.connector.connect(Role::User).await?, &self.connector);
                     session.simple(SESSION_SETTINGS).await?;
                     Ok::<_, StoreError>(session)
                 };

@@ -26,7 +26,8 @@ impl StatementIntake {
     /// it.
     pub fn bind(&self, request: &StatementRequest) -> Result<Arc<BoundPlan>, Failure> {
         self.context.check_open()?;
-        let bound = self.plans.bind(request, &self.context.shared.state())?;
+        let schema_version = self.context.shared.schema_version();
+        let bound = self.plans.bind(request, &self.context.shared.state(), schema_version)?;
         request.params.iter().try_for_each(|value| check_value_size(long_bytes(value)))?;
         Ok(bound)
     }

@@ -138,6 +138,7 @@ impl Transactions {
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
         let latches = &self.context.shared.latches;
         let ranges = latches.acquire(table, &touched, &handle.latches()).await.map_err(moved_away)?;
+        self.context.check_plan(&bound).map_err(moved_away)?;
         let adopted_later = ranges.latches().iter().any(|latch| latch.adopted_in > transaction.began_in);
         if transaction.options.repeatable_read && adopted_later {
             // R25: its snapshot does not contain the rows of a range that came later.
@@ -389,6 +390,8 @@ fn moved_away(failure: Failure) -> Failure {
         Failure::Overloaded { .. } => serialization("the shard is overloaded"),
         // Only a `local` read can be too stale, and a transaction contains none.
         Failure::TooStale { .. } => serialization(&failure.to_string()),
+        // The client plans again, and the transaction with it.
+        Failure::SchemaChanged { .. } => failure,
         other @ (Failure::Sql(_) | Failure::OutcomeUnknown { .. }) => other,
     }
 }

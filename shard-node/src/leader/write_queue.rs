@@ -51,7 +51,7 @@ const SESSION_SETTINGS: &str = "SET lock_timeout = '50ms'; SET statement_timeout
 /// # Errors
 /// As [`Connector::connect`].
 pub async fn open(connector: &Connector) -> Result<UserSession, StoreError> {
-    let session = UserSession::new(connector.connect(Role::User).await?);
+    let session = UserSession::new(connector.connect(Role::User).await?, connector);
     session.simple(SESSION_SETTINGS).await?;
     Ok(session)
 }

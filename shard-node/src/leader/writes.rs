@@ -45,6 +45,7 @@ impl Writes {
         let _attempt = self.ids.begin(request.id)?;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
         let ranges = self.context.shared.latches.acquire(table, &touches, &[]).await?;
+        self.context.check_plan(&bound)?;
         // Not earlier: the answers of an adopted range came with the range.
         if let Some(reply) = self.ids.answered_before(request.id)? {
             return Ok(reply);

@@ -100,7 +100,8 @@ impl LocalReads {
     }
 
     fn bind(&self, request: &StatementRequest) -> Result<Arc<BoundPlan>, Failure> {
-        let bound = self.plans.bind(request, &self.shared.state())?;
+        let schema_version = self.shared.schema_version();
+        let bound = self.plans.bind(request, &self.shared.state(), schema_version)?;
         if bound.plan.writes() || bound.plan.locks() {
             let error = SqlError::new(codes::READ_ONLY, "a read at level local can neither change nor lock rows");
             return Err(error.hint("Choose another read level for this statement.").into());
@@ -124,6 +125,9 @@ impl LocalReads {
             let changed = self.shared.owned_changed.load(Ordering::SeqCst);
             check_owned(&self.shared.state(), table, touched)?;
             self.applied(changed).await?;
+            if bound.schema_version != self.shared.schema_version() {
+                return Err(Failure::Busy { reason: "the schema has changed".into(), retry_after_ms: 0 });
+            }
             let Some(asked_ms) = self.proofs().proven_ms(self.shared.progress.watermark()) else { continue };
             let answer = run().await?;
             check_owned(&self.shared.state(), table, touched)?;
@@ -251,7 +255,7 @@ impl LocalReads {
         if let Some(session) = at_place.as_ref().filter(|session| !session.is_closed()) {
             return Ok(session.clone());
         }
-        let session = UserSession::new(self.shared.connector.connect(Role::User).await?);
+        let session = UserSession::new(self.shared.connector.connect(Role::User).await?, &self.shared.connector);
         session.simple(SESSION_SETTINGS).await?;
         let session = Arc::new(session);
         *at_place = Some(session.clone());

@@ -1,4 +1,4 @@
-//! Entries that change tables, ranges and moves, and checkpoints for comparing replicas.
+//! Entries that change the schema, tables, ranges and moves, and checkpoints for comparing replicas.
 //!
 //! Each entry carries everything that its verdict depends on, so that every replica reaches the
 //! same verdict. The order of variants and fields is the format on disk.
@@ -7,8 +7,9 @@ use bytes::Bytes;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::scrub::Piece;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, TableId, TableSchema};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, SchemaDelta, TableId, TableSchema};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Entries other than changes. Each carries what it needs to be judged alike on every replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -192,6 +193,27 @@ pub enum Control {
         pieces: Vec<Piece>,
         /// What it is for.
         purpose: Purpose,
+    },
+    /// A schema change was tried here: its tables are held until it is made or given up (R34).
+    SchemaPrepare {
+        /// The operator.
+        operator: OperatorId,
+        /// The version that it makes.
+        version: u64,
+        /// The tables that it changes.
+        tables: BTreeSet<TableId>,
+    },
+    /// The schema change was given up.
+    SchemaAbort {
+        /// The operator.
+        operator: OperatorId,
+    },
+    /// The next version of the schema.
+    SchemaChange {
+        /// The change.
+        delta: SchemaDelta,
+        /// The new tables that this shard owns, each with its first range.
+        ranges: Vec<(TableId, RangeId)>,
     },
 }
 

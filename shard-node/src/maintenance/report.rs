@@ -10,6 +10,7 @@ use crate::state_machine::{InPhase, MoveIn, MoveOut, OutPhase, ShardState};
 use evenkeel_protocol::report::{
     MoveProgress, OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
 };
+use evenkeel_protocol::schema_change::SchemaReport;
 use evenkeel_protocol::{Epoch, RangeId};
 use std::collections::HashMap;
 
@@ -60,7 +61,15 @@ pub fn build_report(
         highest: state.highest(),
         tables: with_tables.then(|| state.tables().map(|table| (**table).clone()).collect()),
         scrub: scrub.status().report.clone(),
+        schema: schema_report(leader),
     }
+}
+
+/// The version of the schema that PostgreSQL has, and the change that is prepared.
+pub(super) fn schema_report(leader: &Leader) -> SchemaReport {
+    let shared = leader.shared();
+    let prepared = shared.state().prepared_schema().map(|prepared| prepared.operator);
+    SchemaReport { version: shared.schema_version(), prepared }
 }
 
 fn ranges(state: &ShardState, loads: &mut HashMap<(RangeId, Epoch), RangeLoad>) -> Vec<RangeReport> {

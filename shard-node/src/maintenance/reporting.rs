@@ -1,7 +1,7 @@
 //! Delivery of reports to the placement driver.
 
 use super::move_driver::LOOK_MS;
-use super::report::build_report;
+use super::report::{build_report, schema_report};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::leader::Leader;
@@ -40,7 +40,8 @@ pub(super) async fn send_reports(
     let mut placement_driver = Group::<Reporting>::new(config.placement_drivers.clone(), None, pool.clone());
     let mut tick = evenkeel_host::interval(Duration::from_millis(REPORT_MS));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut reported = moves_to_report(&leader, &observations);
+    let reportable = || (moves_to_report(&leader, &observations), schema_report(&leader));
+    let mut reported = reportable();
     loop {
         // Changes that the placement driver waits for are reported at once; load is reported at its
         // interval.
@@ -49,7 +50,7 @@ pub(super) async fn send_reports(
                 _ = tick.tick() => break,
                 Some(()) = wanted.recv() => break,
                 () = evenkeel_host::sleep(Duration::from_millis(LOOK_MS)) => {
-                    let now = moves_to_report(&leader, &observations);
+                    let now = reportable();
                     if now != reported {
                         reported = now;
                         break;

@@ -5,7 +5,7 @@ use evenkeel_host::{Bug, Server, deliberate};
 use evenkeel_postgres_session::Session;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio_postgres::{CancelToken, Client, Config, NoTls};
 
@@ -27,6 +27,7 @@ pub enum Role {
 pub struct Connector {
     way: Way,
     over: Arc<AtomicBool>,
+    schema: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
@@ -47,8 +48,14 @@ impl Connector {
         Connector::by(Way::Simulated(server))
     }
 
+    /// Into no server.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Connector {
+        Connector::new(PathBuf::new())
+    }
+
     fn by(way: Way) -> Connector {
-        Connector { way, over: Arc::default() }
+        Connector { way, over: Arc::default(), schema: Arc::default() }
     }
 
     /// R1: the start of PostgreSQL that this led to is over, and it opens no more sessions. The
@@ -56,6 +63,17 @@ impl Connector {
     /// there is a next one.
     pub fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// The version of the schema that the server holds (R34). What a session has prepared at an
+    /// earlier one is of no use.
+    pub fn schema_version(&self) -> u64 {
+        self.schema.load(Ordering::SeqCst)
+    }
+
+    /// The server holds this version of the schema now.
+    pub fn set_schema_version(&self, version: u64) {
+        self.schema.store(version, Ordering::SeqCst);
     }
 
     /// Opens a session. It ends when the client is dropped.

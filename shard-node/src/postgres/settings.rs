@@ -129,6 +129,23 @@ REVOKE EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(int, bigint), pg_cata
     pg_catalog.lo_from_bytea(oid, bytea) FROM PUBLIC;
 COMMIT";
 
+/// Run once by the superuser, behind [`MAKE_USER`]: the role that executes schema changes and owns
+/// what they make. Nobody logs in as that role.
+pub(super) const MAKE_OWNER: &str = "CREATE ROLE evenkeel_owner NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE";
+
+/// What the owner may do, and what users may do with all that it will make. Run once behind
+/// [`MAKE_OWNER`], and again whenever all that it owns has been dropped.
+pub(crate) const OWNER_PRIVILEGES: &str = "
+GRANT CONNECT, CREATE ON DATABASE postgres TO evenkeel_owner;
+ALTER SCHEMA public OWNER TO evenkeel_owner;
+GRANT USAGE ON SCHEMA public TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner
+    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE, SELECT, UPDATE ON SEQUENCES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT EXECUTE ON FUNCTIONS TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON TYPES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON SCHEMAS TO evenkeel_user";
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

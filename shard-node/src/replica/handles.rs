@@ -46,6 +46,11 @@ impl ReplicaHandles {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The version of the schema that PostgreSQL holds.
+    pub fn schema_version(&self) -> u64 {
+        self.connector.schema_version()
+    }
+
     /// Whether PostgreSQL has all rows.
     pub fn is_whole(&self) -> bool {
         *self.whole.borrow()

@@ -253,6 +253,10 @@ async fn control(process: &ReplicaProcess, request: ControlRequest) -> Result<Co
             Ok(ControlReply::Report(Box::new(report)))
         }
         ControlRequest::CheckTable { schema } => Ok(crate::table_definition::check(&schema)),
+        ControlRequest::PrepareSchema { operator, delta } => leader.prepare_schema(operator, delta).await,
+        ControlRequest::AbortSchema { operator } => leader.abort_schema(operator).await,
+        ControlRequest::ApplySchema { delta, ranges } => leader.apply_schema(delta, ranges).await,
+        ControlRequest::SchemaAfter { version } => leader.schema_after(version).await,
         entry => leader.serve_control(&entry).await,
     }
 }

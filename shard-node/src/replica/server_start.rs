@@ -37,6 +37,7 @@ pub(super) async fn follow_log(
         Err(error) => return error,
     };
     let SavedState { state, sizes } = saved;
+    connector.set_schema_version(state.schema_version());
     let progress = Arc::new(Progress::new(recovered.position));
     let (broken, mut broke) = mpsc::unbounded_channel();
     let (failed, mut fails) = mpsc::unbounded_channel();

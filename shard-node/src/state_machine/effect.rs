@@ -2,7 +2,7 @@
 
 use crate::log_entry::TailEntry;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{KeyInterval, OperatorId, RowBatch, TableSchema};
+use evenkeel_protocol::{KeyInterval, OperatorId, RowBatch, SchemaDelta, TableSchema};
 use std::sync::Arc;
 
 /// Where a chunk of rows belongs, and what its source says of it.
@@ -63,4 +63,6 @@ pub enum Effect {
     MoveCancelled(OperatorId),
     /// A move in has been opened, or wants a new attempt.
     IngestOpened(OperatorId),
+    /// Execute this schema change in PostgreSQL.
+    ChangeSchema(Arc<SchemaDelta>),
 }

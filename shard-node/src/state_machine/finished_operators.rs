@@ -93,6 +93,11 @@ pub(super) fn numbers(control: &Control) -> HighestNumbers {
             numbers = HighestNumbers { operator: *operator, range: *range, table: schema.id };
         }
         Control::MoveCancel { operator } | Control::IngestCancel { operator } => numbers.operator = *operator,
+        Control::SchemaPrepare { operator, .. } | Control::SchemaAbort { operator } => numbers.operator = *operator,
+        Control::SchemaChange { delta, ranges } => {
+            numbers.table = delta.relations.iter().map(|table| table.id).max().unwrap_or_default();
+            numbers.range = ranges.iter().map(|(_, range)| *range).max().unwrap_or_default();
+        }
         // They belong to operators that one of those above has opened here.
         Control::Fence { .. }
         | Control::HandedOver { .. }

@@ -13,6 +13,7 @@
 //! | `operators` | open moves and operators that ended |
 //! | `owned_ranges` | [`OwnedRange`]: ranges by key and by id |
 //! | `tables` | schemas by id |
+//! | `schema` | the schema's version and changes, and the change that is prepared (R34) |
 //! | `retry_window`, `answers` | [`RetryWindow`]: recent answers, for statements that clients repeat (R14) |
 //! | `range_size` | [`RangeSize`]: rows and bytes of a range, counted from the log |
 //! | `unclaimed` | keys that the shard neither owns nor moves |
@@ -41,6 +42,7 @@ mod owned_ranges;
 mod range_size;
 mod refusal;
 mod retry_window;
+mod schema;
 mod shard_state;
 mod shared_map;
 mod tables;
@@ -53,6 +55,7 @@ pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
 pub use owned_ranges::OwnedRange;
 pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
 pub use refusal::Refusal;
+pub use schema::PreparedSchema;
 pub use retry_window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RetryWindow};
 pub use shard_state::ShardState;
 

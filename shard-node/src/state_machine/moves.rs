@@ -77,7 +77,10 @@ impl Moves<'_> {
             | Control::DropTable { .. }
             | Control::Split { .. }
             | Control::Merge { .. }
-            | Control::Checkpoint { .. } => refuse("not-a-move", "this entry is no part of a move"),
+            | Control::Checkpoint { .. }
+            | Control::SchemaPrepare { .. }
+            | Control::SchemaAbort { .. }
+            | Control::SchemaChange { .. } => refuse("not-a-move", "this entry is no part of a move"),
         }
     }
 

@@ -7,11 +7,12 @@ use super::moves::Moves;
 use super::operators::Operators;
 use super::owned_ranges::{OwnedRange, OwnedRanges};
 use super::refusal::{Refusal, refuse};
+use super::schema::{Change as SchemaChange, PreparedSchema, Schema};
 use super::tables::Tables;
 use super::unclaimed;
 use crate::log_entry::{Change, Changes, Control};
 use evenkeel_protocol::report::HighestNumbers;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, TableId, TableSchema};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, SchemaDelta, TableId, TableSchema};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub struct ShardState {
     owned: OwnedRanges,
     operators: Operators,
     highest: HighestNumbers,
+    schema: Schema,
 }
 
 impl ShardState {
@@ -118,6 +120,26 @@ impl ShardState {
         self.highest
     }
 
+    /// The version of the schema.
+    pub fn schema_version(&self) -> u64 {
+        self.schema.version()
+    }
+
+    /// The schema changes after a version, oldest first.
+    pub fn schema_after(&self, version: u64) -> &[Arc<SchemaDelta>] {
+        self.schema.after(version)
+    }
+
+    /// The schema change that is prepared here.
+    pub fn prepared_schema(&self) -> Option<&PreparedSchema> {
+        self.schema.prepared()
+    }
+
+    /// Whether a prepared schema change holds a table (R34).
+    pub fn holds(&self, table: TableId) -> bool {
+        self.schema.holds(table)
+    }
+
     /// The last operator that changed a range's bounds or began to move it.
     pub fn last_operator(&self, range: RangeId) -> Option<OperatorId> {
         self.operators.last_operator.get(&range).copied()
@@ -146,10 +168,54 @@ impl ShardState {
             Control::Merge { operator, left, right } => self.merge(*operator, *left, *right),
             // It changes nothing.
             Control::Checkpoint { .. } => Ok(Vec::new()),
+            Control::SchemaPrepare { operator, version, tables } => {
+                let prepared = PreparedSchema { operator: *operator, version: *version, tables: tables.clone() };
+                self.schema.prepare(prepared, &self.operators).map(|()| Vec::new())
+            }
+            Control::SchemaAbort { operator } => {
+                self.schema.abort(*operator);
+                Ok(Vec::new())
+            }
+            Control::SchemaChange { delta, ranges } => {
+                let (schema, tables) = (&mut self.schema, &mut self.tables);
+                let (owned, operators) = (&mut self.owned, &mut self.operators);
+                let made = SchemaChange { schema, tables, owned, operators }.make(delta, ranges)?;
+                Ok(vec![Effect::ChangeSchema(made), Effect::OwnershipChanged])
+            }
             movement => {
+                self.expect_movable(movement)?;
                 let (tables, owned, operators) = (&mut self.tables, &mut self.owned, &mut self.operators);
                 Moves { tables, owned, operators }.apply(position, movement)
             }
+        }
+    }
+
+    /// A move must not begin while its table is about to change, nor with a table that neither
+    /// splits nor moves.
+    fn expect_movable(&self, control: &Control) -> Result<(), Refusal> {
+        match control {
+            Control::MoveOpen { range, .. } => match self.range(*range).map(|range| range.table) {
+                Some(table) => self.expect_changeable(table),
+                None => Ok(()),
+            },
+            Control::IngestOpen { schema, .. } => {
+                self.expect_changeable(schema.id)?;
+                let made_here = schema.create_sql.is_empty();
+                if made_here && self.table(schema.id).is_none_or(|known| **known != *schema) {
+                    let version = self.schema_version();
+                    return refuse("schema-behind", format!("version {version} has no such table {:?}", schema.name));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn expect_changeable(&self, table: TableId) -> Result<(), Refusal> {
+        self.schema.expect_not_held(table)?;
+        match self.table(table).is_some_and(|schema| schema.pinned) {
+            true => refuse("pinned", format!("table {table} neither splits nor moves")),
+            false => Ok(()),
         }
     }
 
@@ -196,6 +262,7 @@ impl ShardState {
         at: &[(Key, RangeId)],
     ) -> Result<Vec<Effect>, Refusal> {
         let old = self.owned.expect(range, epoch)?;
+        self.expect_changeable(old.table)?;
         self.operators.expect_no_move(range)?;
         let codec = self.tables.get(old.table).map(|schema| schema.codec()).unwrap_or_default();
         let points: Vec<Key> = at.iter().map(|(key, _)| key.clone()).collect();
@@ -230,6 +297,7 @@ impl ShardState {
         right: (RangeId, Epoch),
     ) -> Result<Vec<Effect>, Refusal> {
         let (l, r) = (self.owned.expect(left.0, left.1)?, self.owned.expect(right.0, right.1)?);
+        self.expect_changeable(l.table)?;
         self.operators.expect_no_move(left.0)?;
         self.operators.expect_no_move(right.0)?;
         let joined = if l.table == r.table { l.interval.join(&r.interval) } else { None };

@@ -38,6 +38,11 @@ impl Tables {
         }
     }
 
+    /// Adds a table, or replaces it by what a schema change has made of it.
+    pub(super) fn replace(&mut self, schema: &TableSchema) {
+        self.0.insert(schema.id, Arc::new(schema.clone()));
+    }
+
     /// Adds a table unless it is known, and returns its shared schema.
     pub(super) fn add(&mut self, schema: &TableSchema) -> Arc<TableSchema> {
         if let Some(known) = self.0.get(&schema.id) {

@@ -6,6 +6,7 @@ use super::transfer_error::{TransferError, lost};
 use crate::apply::SavedState;
 use crate::config::Config;
 use crate::migration::peers;
+use crate::state_machine::ShardState;
 use crate::storage::{ApplyBatch, Store, StoreOperation};
 use bytes::{Bytes, BytesMut};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest, StateItem};
@@ -40,7 +41,7 @@ pub async fn begin(
     let missing = Missing::all(saved.state.tables().map(|table| table.id));
     store.clear().await?;
     let batch = ApplyBatch {
-        operations: saved.state.tables().map(|table| StoreOperation::CreateTable(table.clone())).collect(),
+        operations: definitions(&saved.state),
         position: index,
         term,
         state: Some(machine),
@@ -54,6 +55,15 @@ pub async fn begin(
     metrics::counter!("evenkeel_seedings_total").increment(1);
     tracing::info!(shard = %config.shard, replica = config.replica, index, from = %address, "is being re-seeded");
     Ok(())
+}
+
+/// What makes the definitions of all tables, on an empty database: the schema changes from the first
+/// on, and then the tables that were made one by one. Neither depends on the other, and the latter
+/// have names that no schema change has left taken.
+fn definitions(state: &ShardState) -> Vec<StoreOperation> {
+    let changes = state.schema_after(0).iter().map(|delta| StoreOperation::ChangeSchema(delta.clone()));
+    let tables = state.tables().filter(|table| !table.create_sql.is_empty());
+    changes.chain(tables.map(|table| StoreOperation::CreateTable(table.clone()))).collect()
 }
 
 async fn ask_for_beginning(address: SocketAddr) -> Result<Beginning, TransferError> {

@@ -207,12 +207,12 @@ impl Fetch {
             let item = evenkeel_host::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
             match item {
                 Ok(Some(ShardReply::Seed(SeedItem::Piece(piece)))) => data.extend_from_slice(&piece),
-                Ok(Some(ShardReply::Seed(SeedItem::End { covered, width, count, last, position, holds_to }))) => {
+                Ok(Some(ShardReply::Seed(SeedItem::End { covered, width, count, last, position, holds_to, schema }))) => {
                     if covered.start != start {
                         return Err(lost("rows of another interval"));
                     }
                     let rows = RowBatch { width, count, data: data.freeze() };
-                    return Ok((Piece { table, covered, rows, position, holds_to, held, room }, last));
+                    return Ok((Piece { table, covered, rows, position, holds_to, schema, held, room }, last));
                 }
                 Ok(Some(ShardReply::Failed(failure))) => return Err(lost(format!("{failure:?}"))),
                 Ok(_) => return Err(lost("the stream ended early")),

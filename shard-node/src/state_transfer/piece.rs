@@ -17,6 +17,8 @@ pub struct Piece {
     pub position: u64,
     /// They hold nothing behind this position.
     pub holds_to: u64,
+    /// The version of the schema that they are of.
+    pub schema: u64,
     /// Ends when it is known whether the piece is taken.
     pub held: Held,
     /// Ends when it has been stored.

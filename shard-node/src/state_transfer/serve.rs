@@ -22,6 +22,8 @@ enum ServeError {
     Behind,
     #[error("this replica does not know the table yet")]
     NoTable,
+    #[error("the schema has changed meanwhile")]
+    Schema,
     #[error("this replica's PostgreSQL is ahead of its state machine")]
     Ahead,
     #[error(transparent)]
@@ -53,7 +55,7 @@ pub async fn serve_state(requests: mpsc::Sender<Request>, mut replier: Replier<S
 
 /// Streams the first rows of an interval, about a piece of them.
 pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequest, mut replier: Replier<ShardReply>) {
-    let (rows, position, holds_to) = match read(&shared, pacer, &request).await {
+    let (rows, position, holds_to, schema) = match read(&shared, pacer, &request).await {
         Ok(read) => read,
         Err(error) => return replier.reply(&busy(error)).await,
     };
@@ -63,13 +65,13 @@ pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequ
             return;
         }
     }
-    let end = SeedItem::End { covered, width: rows.width, count: rows.count, last, position, holds_to };
+    let end = SeedItem::End { covered, width: rows.width, count: rows.count, last, position, holds_to, schema };
     replier.reply(&ShardReply::Seed(end)).await;
 }
 
 /// A piece of rows, the position up to which it holds everything, and the one behind which it holds
 /// nothing.
-async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64), ServeError> {
+async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64, u64), ServeError> {
     let asked = evenkeel_host::now();
     let bound = Duration::from_millis(REACH_MS);
     let reached = shared.progress.reached(request.at_least);
@@ -81,6 +83,8 @@ async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> 
         // PostgreSQL holds entries that are not applied yet, up to an unknown position.
         return Err(ServeError::Ahead);
     }
+    // The rows are of one version of the schema if it is the same before and afterwards.
+    let schema = shared.schema_version();
     let table = shared.state().table(request.table).cloned().ok_or(ServeError::NoTable)?;
     // Noted before the snapshot is taken: the snapshot holds at least this.
     let position = shared.progress.watermark();
@@ -90,9 +94,12 @@ async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> 
     let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
     let rows = snapshot.piece(&table, &request.interval, most_rows, PIECE_BYTES).await?;
     shared.snapshots.give_back(snapshot).await;
+    if shared.schema_version() != schema || shared.state().schema_version() != schema {
+        return Err(ServeError::Schema);
+    }
     metrics::histogram!("evenkeel_seed_read_seconds").record(evenkeel_host::elapsed(began).as_secs_f64());
     metrics::counter!("evenkeel_seed_sent_bytes_total").increment(rows.rows.data.len() as u64);
-    Ok((rows, position, holds_to))
+    Ok((rows, position, holds_to, schema))
 }
 
 /// Slices of at most [`MESSAGE_BYTES`]: a frame has a limit.

@@ -12,6 +12,7 @@ use super::pipeline::Pipeline;
 use super::prepared::{Kind, PreparedTables};
 use super::raw_values::{Packed, RawParameter};
 use super::recovered::PositionRow;
+use super::schema_change;
 use super::snapshot::checksum_of;
 use super::statements::{Bounds, Shape, Source};
 use crate::log_entry::image::Columns;
@@ -73,7 +74,8 @@ async fn run_all(
 ) -> Result<(), StoreError> {
     let reached = batch.reached.max(batch.position);
     let values = [row.batch, row.index as i64, reached as i64, batch.term as i64].map(i64::to_be_bytes);
-    let mut run = Run { client, tables, pipeline: Pipeline::default(), differing };
+    let leads = !batch.records.is_empty();
+    let mut run = Run { client, tables, pipeline: Pipeline::default(), differing, leads };
     // R16: flushing this commit's record flushes those of all commits before it.
     run.simple(if batch.sync { "BEGIN READ WRITE; SET LOCAL synchronous_commit = on" } else { "BEGIN READ WRITE" })
         .await?;
@@ -121,7 +123,7 @@ pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> R
     client.execute(&*schema.create_sql, &[]).await?;
     let differing = Mutex::default();
     let mut run =
-        Run { client, tables: &mut PreparedTables::default(), pipeline: Pipeline::default(), differing: &differing };
+        Run { client, tables: &mut PreparedTables::default(), pipeline: Pipeline::default(), differing: &differing, leads: false };
     let arrays = run.tables.has_arrays(client, &mut run.pipeline, schema).await?;
     let sources = if arrays { &[Source::One, Source::Many][..] } else { &[Source::One] };
     let others = Columns::new((0..schema.columns.len()).filter(|at| !schema.key.contains(at)));
@@ -150,6 +152,8 @@ struct Run<'a> {
     pipeline: Pipeline<'a>,
     /// Rows of copies that are not stored as they came.
     differing: &'a Mutex<Vec<Differing>>,
+    /// Whether this replica leads and applies an entry of its own.
+    leads: bool,
 }
 
 impl<'a> Run<'a> {
@@ -164,6 +168,11 @@ impl<'a> Run<'a> {
                 let drop = format!("DROP TABLE IF EXISTS public.{}", TableSchema::quote(&schema.name));
                 let client = self.client;
                 self.pipeline.send(async move { client.batch_execute(&drop).await.map(|()| 0) }.boxed()).await
+            }
+            StoreOperation::ChangeSchema(delta) => {
+                self.pipeline.drain().await?;
+                self.tables.forget_all();
+                schema_change::execute(self.client, delta, !self.leads).await
             }
             StoreOperation::Rows { table, upserts, deletes } => {
                 if !upserts.is_empty() {

@@ -5,7 +5,7 @@ use crate::log_entry::image::Columns;
 use crate::state_machine::CopiedRows;
 use bytes::Bytes;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Key, KeyInterval, RowBatch, TableSchema};
+use evenkeel_protocol::{Key, KeyInterval, RowBatch, SchemaDelta, TableSchema};
 use std::sync::Arc;
 
 /// Changes that go in together.
@@ -53,6 +53,8 @@ pub enum StoreOperation {
     CreateTable(Arc<TableSchema>),
     /// Drops a table, if it is there.
     DropTable(Arc<TableSchema>),
+    /// Executes a schema change.
+    ChangeSchema(Arc<SchemaDelta>),
     /// Changes rows of a table. A key is in at most one of the two lists, once (R15).
     Rows {
         /// The table.

@@ -36,10 +36,12 @@
 //! | `raw_values`, `packed_keys` | values and keys in PostgreSQL's binary format |
 //! | `parameters` | users' parameters |
 //! | `try_table` | trial of a table's definition |
+//! | `schema_change`, `capture_stub` | schema changes: their trial and their execution (R34) |
 //! | `vacuum` | vacuum of the record tables |
 
 mod apply_batch;
 mod batch;
+mod capture_stub;
 mod packed_keys;
 mod parameters;
 mod pipeline;
@@ -48,6 +50,7 @@ mod raw_values;
 mod recovered;
 mod sample;
 mod schema;
+mod schema_change;
 mod snapshot;
 mod snapshots;
 mod statements;
@@ -62,6 +65,7 @@ pub use raw_values::{Raw, RawParameter};
 pub use recovered::{AppliedRecord, Recovered};
 pub use sample::{Sample, sample, size_split_keys};
 pub use schema::RECORD_SQL;
+pub use schema_change::try_schema_change;
 pub use snapshot::{Chunk, Extent, MAX_CHUNK_BYTES, PinnedSnapshot, RowsOf};
 pub use snapshots::Snapshots;
 pub use store::Store;

@@ -127,6 +127,11 @@ impl PreparedTables {
         self.table(schema).statements.insert(kind, statement);
     }
 
+    /// Forgets all statements, and which types have arrays.
+    pub(super) fn forget_all(&mut self) {
+        *self = PreparedTables::default();
+    }
+
     /// Forgets the statements of a table that is dropped or created.
     pub(super) fn forget(&mut self, name: &str) {
         self.known.remove(name);

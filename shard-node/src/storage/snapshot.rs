@@ -45,6 +45,8 @@ const PIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_cu
 pub struct PinnedSnapshot {
     client: Client,
     statements: HashMap<(String, Query, Shape), Statement>,
+    /// Which schema changes had been made when the session was opened.
+    generation: u64,
 }
 
 /// A piece of a range, read in key order.
@@ -142,7 +144,12 @@ impl IdleSession {
     pub async fn open(connector: &Connector) -> Result<IdleSession, StoreError> {
         let client = connector.connect(Role::Admin).await?;
         client.batch_execute(SET_UP_SESSION).await?;
-        Ok(IdleSession(PinnedSnapshot { client, statements: HashMap::new() }))
+        Ok(IdleSession(PinnedSnapshot { client, statements: HashMap::new(), generation: 0 }))
+    }
+
+    /// Which schema changes had been made when the session was opened.
+    pub fn generation(&self) -> u64 {
+        self.0.generation
     }
 
     /// Takes a snapshot of now.
@@ -163,6 +170,11 @@ impl PinnedSnapshot {
     /// As for [`Connector::connect`].
     pub async fn open(connector: &Connector) -> Result<PinnedSnapshot, StoreError> {
         IdleSession::open(connector).await?.pin().await
+    }
+
+    /// The same, opened when these schema changes had been made.
+    pub(super) fn of_generation(self, generation: u64) -> PinnedSnapshot {
+        PinnedSnapshot { generation, ..self }
     }
 
     /// Its session.

@@ -8,6 +8,7 @@
 use super::StoreError;
 use super::snapshot::{IdleSession, PinnedSnapshot};
 use crate::postgres::Connector;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The most sessions that are kept ready.
@@ -18,12 +19,14 @@ const MAX_IDLE: usize = 4;
 pub struct Snapshots {
     connector: Connector,
     idle: Arc<Mutex<Vec<IdleSession>>>,
+    /// Counts schema changes: what a session has prepared before one is of no use behind it.
+    generation: Arc<AtomicU64>,
 }
 
 impl Snapshots {
     /// None is ready yet.
     pub fn new(connector: Connector) -> Snapshots {
-        Snapshots { connector, idle: Arc::default() }
+        Snapshots { connector, idle: Arc::default(), generation: Arc::default() }
     }
 
     fn sessions(&self) -> MutexGuard<'_, Vec<IdleSession>> {
@@ -35,14 +38,23 @@ impl Snapshots {
     /// # Errors
     /// As for [`PinnedSnapshot::open`].
     pub async fn take(&self) -> Result<PinnedSnapshot, StoreError> {
+        let generation = self.generation.load(Ordering::SeqCst);
         let next = || self.sessions().pop();
         while let Some(session) = next() {
             // A lost session says nothing about the next one.
-            if let Ok(snapshot) = session.pin().await {
+            if session.generation() == generation
+                && let Ok(snapshot) = session.pin().await
+            {
                 return Ok(snapshot);
             }
         }
-        PinnedSnapshot::open(&self.connector).await
+        Ok(PinnedSnapshot::open(&self.connector).await?.of_generation(generation))
+    }
+
+    /// The schema has changed: sessions that are open are not used again.
+    pub fn schema_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.sessions().clear();
     }
 
     /// Takes back a snapshot that is no longer read. A snapshot that is dropped instead is closed.

@@ -6,7 +6,7 @@ use super::batch::{ApplyBatch, Differing};
 use super::prepared::PreparedTables;
 use super::recovered::{PositionRow, Recovered, recover};
 use super::schema::{MAKE_SCHEMA, READ_ONLY, RECORD_SQL, SET_UP_SESSION};
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, OWNER_PRIVILEGES, Role};
 use std::collections::VecDeque;
 use tokio_postgres::{Client, Statement};
 
@@ -132,7 +132,7 @@ impl Store {
         Ok(self.client.batch_execute("COMMIT").await?)
     }
 
-    /// Drops all users' tables and all records: what a replica does before it takes another's
+    /// Drops everything that users have made, and all records: what a replica does before it takes another's
     /// state. Afterwards the position is 0.
     ///
     /// # Errors
@@ -151,10 +151,12 @@ impl Store {
                     EXECUTE format('DROP TABLE public.%I CASCADE', name);
                 END LOOP;
             END $$;
-            COMMIT";
+            ALTER SCHEMA public OWNER TO evenkeel;
+            DROP OWNED BY evenkeel_owner CASCADE;";
+        let drop_all = format!("{drop_all}{OWNER_PRIVILEGES}; COMMIT");
         let ended = self.client.batch_execute(end_users).await;
         let result = match ended {
-            Ok(()) => self.client.batch_execute(drop_all).await.map_err(StoreError::from),
+            Ok(()) => self.client.batch_execute(&drop_all).await.map_err(StoreError::from),
             Err(error) => Err(StoreError::from(error)),
         };
         self.end(&result, "ROLLBACK").await;

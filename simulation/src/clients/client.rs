@@ -247,6 +247,7 @@ impl SimulatedClient {
                 pause(retry_after_ms.into()).await;
                 Step::Again
             }
+            Failure::SchemaChanged { .. } => Step::Again,
             Failure::OutcomeUnknown { .. } => Step::Perhaps,
         }
     }

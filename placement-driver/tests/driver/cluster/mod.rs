@@ -48,7 +48,7 @@ pub fn schema(name: &str, columns: &[(&str, &str, u32)], key: Vec<usize>) -> Tab
             type_oid: *type_oid,
         })
         .collect();
-    TableSchema { id: TableId(0), name: name.into(), columns, key, create_sql }
+    TableSchema { id: TableId(0), name: name.into(), columns, key, create_sql, ..TableSchema::default() }
 }
 
 pub fn bigint_table(name: &str) -> TableSchema {

@@ -6,9 +6,10 @@ use evenkeel_protocol::report::{
     MoveProgress, OperatorPhase, OperatorReport, RangeLoad, RangeReport, RangeState, ReplicaReport, ShardReport,
 };
 use evenkeel_protocol::routing::ShardInfo;
+use evenkeel_protocol::schema_change::SchemaReport;
 use evenkeel_protocol::scrub::{Comparison, Difference, Place, ScrubReport};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, RangeChecksum, ShardReply, ShardRequest};
-use evenkeel_protocol::{Epoch, Failure, Key, KeyInterval, OperatorId, RangeId, ShardId, TableId};
+use evenkeel_protocol::{Epoch, Failure, Key, KeyInterval, OperatorId, RangeId, SchemaDelta, ShardId, TableId};
 use evenkeel_rpc::{Connection, Replier, Service};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -65,6 +66,12 @@ pub struct World {
     pub loads: BTreeMap<RangeId, RangeLoad>,
     /// The keys at which each range can be split by size.
     pub size_keys: BTreeMap<RangeId, Vec<Key>>,
+    /// The schema changes that each shard has made.
+    pub schemas: BTreeMap<ShardId, Vec<SchemaDelta>>,
+    /// The schema change that each shard has prepared.
+    pub prepared: BTreeMap<ShardId, OperatorId>,
+    /// The shard that refuses schema changes.
+    pub refuse_schema: Option<ShardId>,
     /// Every request, by the name of its kind.
     pub asked: Vec<(ShardId, String)>,
     sequence: u64,
@@ -142,6 +149,7 @@ impl World {
             ranges: ranges.collect(),
             operators,
             scrub: ScrubReport { differences, ..ScrubReport::default() },
+            schema: SchemaReport { version: self.schemas.get(&shard).map_or(0, |deltas| deltas.len() as u64), prepared: self.prepared.get(&shard).copied() },
         }
     }
 
@@ -239,6 +247,35 @@ impl World {
                     Ok(schema) => ControlReply::Table(Box::new(schema)),
                     Err(reason) => ControlReply::Refused { code: "bad-definition".into(), reason },
                 };
+            }
+            ControlRequest::PrepareSchema { operator, delta } => {
+                if self.refuse_schema == Some(shard) {
+                    return refused("sql-refused");
+                }
+                if delta.change.version != self.schemas.entry(shard).or_default().len() as u64 + 1 {
+                    return refused("schema-version");
+                }
+                self.prepared.insert(shard, operator);
+            }
+            ControlRequest::AbortSchema { operator } => {
+                if self.prepared.get(&shard) == Some(&operator) {
+                    self.prepared.remove(&shard);
+                }
+            }
+            ControlRequest::ApplySchema { delta, ranges } => {
+                let made = self.schemas.entry(shard).or_default();
+                if delta.change.version == made.len() as u64 + 1 {
+                    for (table, range) in ranges {
+                        owned.insert(range, Held { epoch: Epoch(1), table, interval: KeyInterval::ALL });
+                    }
+                    owned.retain(|_, held| !delta.dropped.contains(&held.table));
+                    made.push(delta);
+                    self.prepared.remove(&shard);
+                }
+            }
+            ControlRequest::SchemaAfter { version } => {
+                let made = self.schemas.get(&shard).into_iter().flatten();
+                return ControlReply::Schema(made.filter(|delta| delta.change.version > version).cloned().collect());
             }
             ControlRequest::Report => return ControlReply::Report(Box::new(self.report(shard))),
         }
