@@ -191,7 +191,8 @@ impl Reason {
             | Reason::CutLately { .. }
             | Reason::CoolingDown { .. }
             | Reason::FailedLately { .. }
-            | Reason::TooManyRanges => true,
+            | Reason::TooManyRanges
+            | Reason::Pinned => true,
             Reason::SwitchedOff
             | Reason::Restoring
             | Reason::NotReady(_)
