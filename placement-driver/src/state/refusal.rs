@@ -118,5 +118,5 @@ pub enum Refusal {
     Restoring,
     /// The coordination store rejects the request.
     #[error(transparent)]
-    Kv(coordination::Refusal),
+    Kv(coordination::RequestRefusal),
 }
