@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`workspace`] | the crates, their manifests and the files under version control |
 //! | [`modules`] | the modules of a crate, what each defines, imports and mentions |
+//! | [`exports`] | the types that other crates can name |
 //! | [`imports`] | which file needs which other file of its crate |
 //! | [`circles`] | groups of files that need each other |
 //! | [`documents`] | what documents name, and whether it is there |
@@ -16,6 +17,7 @@
 
 pub mod circles;
 pub mod documents;
+pub mod exports;
 pub mod imports;
 pub mod modules;
 pub mod workspace;

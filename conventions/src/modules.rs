@@ -8,7 +8,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
-use syn::{Attribute, Item, ItemImpl, ItemMod, UseTree};
+use syn::{Attribute, Item, ItemImpl, ItemMod, UseTree, Visibility};
 
 /// A module's path from its crate's root: `[]` is the root itself.
 pub type ModulePath = Vec<String>;
@@ -21,10 +21,16 @@ pub struct Module {
     pub file: PathBuf,
     /// Names of the modules directly below it.
     pub children: BTreeSet<String>,
+    /// Those of them that are `pub`.
+    pub public_children: BTreeSet<String>,
     /// Names of all other items that it defines.
     pub defines: BTreeSet<String>,
+    /// Those of them that are `pub` and types or traits.
+    pub public_types: BTreeSet<String>,
     /// Name to path of what `use` brings in, `pub use` included.
     pub imports: BTreeMap<String, Vec<String>>,
+    /// The names of them that a `pub use` brings in.
+    pub public_imports: BTreeSet<String>,
     /// Paths whose names a `use path::*` brings in.
     pub globs: Vec<Vec<String>>,
     /// Every path of at least two segments that its code mentions, those of its `use` lines
@@ -68,8 +74,11 @@ fn read_items(
     let mut module = Module {
         file: file.to_path_buf(),
         children: BTreeSet::new(),
+        public_children: BTreeSet::new(),
         defines: BTreeSet::new(),
+        public_types: BTreeSet::new(),
         imports: BTreeMap::new(),
+        public_imports: BTreeSet::new(),
         globs: Vec::new(),
         mentions: BTreeSet::new(),
         inherent_impls: BTreeSet::new(),
@@ -81,6 +90,7 @@ fn read_items(
                 let name = child.ident.to_string();
                 let below: ModulePath = path.iter().cloned().chain([name.clone()]).collect();
                 read_child(child, file, folder, below, modules)?;
+                module.public_children.extend(is_public(&child.vis).then(|| name.clone()));
                 module.children.insert(name);
             }
             Item::Use(import) => {
@@ -89,7 +99,10 @@ fn read_items(
                 for (name, to) in leaves {
                     module.mentions.insert(to.clone());
                     match name {
-                        Some(name) => drop(module.imports.insert(name, to)),
+                        Some(name) => {
+                            module.public_imports.extend(is_public(&import.vis).then(|| name.clone()));
+                            module.imports.insert(name, to);
+                        }
                         None => module.globs.push(to),
                     }
                 }
@@ -97,6 +110,7 @@ fn read_items(
             other => {
                 let (kind, name) = described(other);
                 module.defines.extend(name.clone());
+                module.public_types.extend(public_type(other));
                 module.other_items.push(format!("{kind} {}", name.unwrap_or_default()).trim().to_string());
                 if let Item::Impl(ItemImpl { trait_: None, self_ty, .. }) = other
                     && let syn::Type::Path(of) = &**self_ty
@@ -205,6 +219,22 @@ fn described(item: &Item) -> (&'static str, Option<String>) {
         Item::Type(item) => ("type", Some(item.ident.to_string())),
         _ => ("item", None),
     }
+}
+
+fn is_public(visibility: &Visibility) -> bool {
+    matches!(visibility, Visibility::Public(_))
+}
+
+/// The name of an item that is a public type or trait.
+fn public_type(item: &Item) -> Option<String> {
+    let (visibility, name) = match item {
+        Item::Enum(item) => (&item.vis, &item.ident),
+        Item::Struct(item) => (&item.vis, &item.ident),
+        Item::Trait(item) => (&item.vis, &item.ident),
+        Item::Type(item) => (&item.vis, &item.ident),
+        _ => return None,
+    };
+    is_public(visibility).then(|| name.to_string())
 }
 
 /// Collects the paths of an item.

@@ -2,6 +2,7 @@
 //! each type, arrows that point down.
 
 use evenkeel_conventions::circles::circles;
+use evenkeel_conventions::exports::exported_types;
 use evenkeel_conventions::imports::file_graph;
 use evenkeel_conventions::modules::{Module, ModulePath, read_modules};
 use evenkeel_conventions::workspace::{Crate, crates, files, read, root};
@@ -17,6 +18,14 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("evenkeel_client", "evenkeel_shard_node", "they speak over RPC only"),
     ("evenkeel_client", "evenkeel_placement_driver", "they speak over REST only"),
     ("evenkeel_tests", "evenkeel", "scenarios start the program as a user does"),
+];
+
+/// Names that several types have, with why.
+const SAME_NAME: &[(&str, &str)] = &[
+    ("Config", "what a process of that crate is configured with"),
+    ("RunError", "why the `run` of that crate has ended"),
+    ("ReplicaHandles", "what the tasks of one replica of that crate share"),
+    ("Command", "of a SQL text, and of the placement log: the placement driver reads no SQL"),
 ];
 
 fn workspace() -> Vec<Crate> {
@@ -112,6 +121,25 @@ fn arrows_between_crates_point_down() {
         }
     }
     none_of(wrong, "arrows that point up");
+}
+
+/// Of the crates that others use: there a reader meets a name without its crate.
+#[test]
+fn a_name_of_a_public_type_means_one_thing() {
+    let workspace = workspace();
+    let is_library = |of: &&Crate| workspace.iter().any(|other| other.dependencies.contains(&of.import_name));
+    let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for of in workspace.iter().filter(is_library) {
+        for (name, module) in exported_types(&modules(of)) {
+            by_name.entry(name).or_default().push(format!("{}::{}", of.import_name, module.join("::")));
+        }
+    }
+    for (name, _) in SAME_NAME {
+        assert!(by_name.get(*name).is_some_and(|of| of.len() > 1), "{name} needs no exception");
+    }
+    let excepted = |name: &str| SAME_NAME.iter().any(|(same, _)| *same == name);
+    let twice = by_name.iter().filter(|(name, of)| of.len() > 1 && !excepted(name));
+    none_of(twice.map(|(name, of)| format!("  {name}: {}", of.join(", "))).collect(), "names that several types have");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use evenkeel_client::{Client, ClientConfig};
 use evenkeel_local_cluster::endpoints::Endpoints;
 use evenkeel_local_cluster::run::balancer::BalancerSwitch;
 use evenkeel_local_cluster::run::workload::Workload;
-use evenkeel_local_cluster::run::{Progress, RunEnvironment, run};
+use evenkeel_local_cluster::run::{ProgressListener, RunEnvironment, run};
 use evenkeel_local_cluster::{Cluster, ClusterOptions};
 use evenkeel_placement_driver::BalancerConfig;
 use serde::Deserialize;

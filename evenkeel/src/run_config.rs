@@ -7,7 +7,7 @@ use crate::outputs;
 use evenkeel_local_cluster::run::options::MAX_KEYS;
 use evenkeel_local_cluster::run::table::run_table;
 use evenkeel_local_cluster::run::workload::Workload;
-use evenkeel_local_cluster::run::{FinishedRun, Progress, RunOptions};
+use evenkeel_local_cluster::run::{FinishedRun, ProgressListener, RunOptions};
 use evenkeel_workloads::Scenario;
 use evenkeel_workloads::replay::{MAX_IN_FLIGHT, MAX_RATE_PER_S, MAX_RUN_S, MIN_RATE_PER_S};
 use evenkeel_workloads::scenario::MAX_ROWS;
@@ -159,7 +159,11 @@ fn of_trace(config: &RunConfig, path: &Path) -> Result<Workload, ConfigError> {
 
 /// Shows the report of a run, and writes it to the file of the configuration. The error says that
 /// the run found a violation, or that the file was not written.
-pub fn conclude(finished: &FinishedRun, config: &RunConfig, progress: &dyn Progress) -> Result<(), CommandError> {
+pub fn conclude(
+    finished: &FinishedRun,
+    config: &RunConfig,
+    progress: &dyn ProgressListener,
+) -> Result<(), CommandError> {
     progress.line("");
     progress.line(&finished.report.to_string());
     if let Some(path) = &config.report {

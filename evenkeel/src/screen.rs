@@ -4,7 +4,7 @@
 use crate::display::bytes;
 use evenkeel_local_cluster::operator_text::{describe, is_running};
 use evenkeel_local_cluster::run::observation::Observation;
-use evenkeel_local_cluster::run::{Progress, TaskProgress};
+use evenkeel_local_cluster::run::{ProgressListener, TaskProgress};
 use evenkeel_protocol::api::{OperatorBody, OperatorKind};
 use evenkeel_workloads::replay::SecondSummary;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -64,7 +64,7 @@ impl Screen {
     }
 }
 
-impl Progress for Screen {
+impl ProgressListener for Screen {
     fn line(&self, text: &str) {
         match &self.bars {
             Some(bars) => {

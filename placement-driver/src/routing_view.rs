@@ -5,7 +5,7 @@
 //! JSON. A lookup copies a few hundred bytes and computes nothing.
 
 use crate::json::to_json;
-use crate::state::{Change, Changes, PlacementState};
+use crate::state::{PlacementState, VersionChange, VersionChanges};
 use bytes::Bytes;
 use evenkeel_protocol::api::{RouteBody, RoutesBody};
 use evenkeel_protocol::routing::{Route, RouteVersion, ShardInfo};
@@ -82,7 +82,7 @@ pub struct RoutingView {
     by_name: HashMap<String, Arc<ServedTable>>,
     by_range: HashMap<RangeId, Arc<ServedRoute>>,
     shards: BTreeMap<ShardId, (ShardInfo, Bytes)>,
-    changes: Changes,
+    changes: VersionChanges,
     complete: OnceLock<Bytes>,
     latest: OnceLock<Bytes>,
 }
@@ -230,7 +230,7 @@ impl RoutingView {
         if version.number + 1 == self.version.number { self.latest.get_or_init(make).clone() } else { make() }
     }
 
-    fn changed_body(&self, change: &Change) -> RoutesBody {
+    fn changed_body(&self, change: &VersionChange) -> RoutesBody {
         let schema = |id: &TableId| self.tables.get(id).map(|table| table.schema.clone());
         RoutesBody {
             version: self.version_text.clone(),

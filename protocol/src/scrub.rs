@@ -39,7 +39,7 @@ impl RangeChecksum {
 /// A piece of a range. It is compared only where the range, with this epoch, is owned and holds the
 /// interval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece {
+pub struct ComparedPiece {
     /// The range.
     pub range: RangeId,
     /// Its epoch.
@@ -61,7 +61,7 @@ pub struct Place {
 
 impl Place {
     /// Right behind a piece.
-    pub fn behind(piece: &Piece) -> Place {
+    pub fn behind(piece: &ComparedPiece) -> Place {
         match &piece.interval.end {
             Some(end) => Place { table: piece.table, key: end.clone() },
             None => Place { table: TableId(piece.table.0.saturating_add(1)), key: Key::MIN },

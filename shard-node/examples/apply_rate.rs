@@ -15,7 +15,7 @@ use evenkeel_protocol::rows::{RowBuilder, put_value};
 use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{Key, KeyInterval, KeyValue, TableId, TableSchema};
 use evenkeel_shard_node::load::RangeMeter;
-use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Resources, Role};
+use evenkeel_shard_node::postgres::{Postgres, PostgresConfig, Resources, SessionRole};
 use evenkeel_shard_node::storage::{ApplyBatch, PinnedSnapshot, Store, StoreOperation};
 use rand::Rng;
 use std::collections::BTreeSet;
@@ -148,7 +148,7 @@ async fn main() {
     let postgres = Postgres::start(config).await.unwrap();
     println!("initdb and start: {:?}", evenkeel_host::elapsed(begin));
     let (mut store, _) = Store::open(&postgres.connector()).await.unwrap();
-    let admin = postgres.connector().connect(Role::Admin).await.unwrap();
+    let admin = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     let schema = table();
     store.apply(&batch(1, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
 

@@ -30,5 +30,5 @@ pub mod seed;
 pub mod target_sql;
 pub mod trace;
 
-pub use operation::{Operation, OperationKind, Source, SourceError, TimedOperation};
+pub use operation::{Operation, OperationKind, OperationSource, SourceError, TimedOperation};
 pub use scenario::{Scenario, ScenarioError};

@@ -1,9 +1,9 @@
 //! One operation of a workload, and a source of operations.
 //!
-//! Generators and trace readers meet the replay engine here: both are a [`Source`], asked for the
-//! next operation with the time passed in. Keys are `i64` because the table that is replayed
-//! against has a `bigint` primary key; values are only sizes, their content is made by the engine
-//! so that it can be checked.
+//! Generators and trace readers meet the replay engine here: both are an [`OperationSource`], asked
+//! for the next operation with the time passed in. Keys are `i64` because the table that is
+//! replayed against has a `bigint` primary key; values are only sizes, their content is made by the
+//! engine so that it can be checked.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ pub enum SourceError {
 }
 
 /// Where operations come from.
-pub trait Source: Send {
+pub trait OperationSource: Send {
     /// The next operation, or `None` at the end. `now` is the time since the start of the run at
     /// which it will be due; workloads that change over time follow it, and it never runs
     /// backwards.

@@ -18,7 +18,7 @@ use evenkeel_client::{Client, ClientError, Value};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{RowBatch, TableSchema};
 
-use crate::replay::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
+use crate::replay::{Statement, StatementOutcome, StoredRow, Target, TargetAnswer, TargetFailure, TargetStatementKind};
 
 /// How often a statement that was rolled back is sent again.
 const MAX_RERUNS: u32 = 20;
@@ -75,14 +75,14 @@ impl Texts {
     }
 
     /// A statement of this kind.
-    pub fn of(&self, kind: StatementKind) -> &str {
+    pub fn of(&self, kind: TargetStatementKind) -> &str {
         match kind {
-            StatementKind::Read => &self.read,
-            StatementKind::Update => &self.update,
-            StatementKind::Insert => &self.insert,
-            StatementKind::Delete => &self.delete,
-            StatementKind::Scan => &self.scan,
-            StatementKind::Keys => &self.keys,
+            TargetStatementKind::Read => &self.read,
+            TargetStatementKind::Update => &self.update,
+            TargetStatementKind::Insert => &self.insert,
+            TargetStatementKind::Delete => &self.delete,
+            TargetStatementKind::Scan => &self.scan,
+            TargetStatementKind::Keys => &self.keys,
         }
     }
 
@@ -102,13 +102,15 @@ impl Texts {
 pub fn parameters(statement: &Statement) -> Vec<Value> {
     let mut parameters = vec![Value::Int(statement.key)];
     match statement.kind {
-        StatementKind::Read => {}
-        StatementKind::Scan | StatementKind::Keys => parameters.push(Value::Int(statement.limit_rows.into())),
-        StatementKind::Delete => parameters.extend([statement.version, statement.over].map(Value::Int)),
-        StatementKind::Insert | StatementKind::Update => {
+        TargetStatementKind::Read => {}
+        TargetStatementKind::Scan | TargetStatementKind::Keys => {
+            parameters.push(Value::Int(statement.limit_rows.into()))
+        }
+        TargetStatementKind::Delete => parameters.extend([statement.version, statement.over].map(Value::Int)),
+        TargetStatementKind::Insert | TargetStatementKind::Update => {
             parameters.push(Value::Int(statement.version));
             parameters.push(Value::Bytes(statement.value.clone().unwrap_or_default()));
-            if statement.kind == StatementKind::Update {
+            if statement.kind == TargetStatementKind::Update {
                 parameters.push(Value::Int(statement.over));
             }
         }
@@ -195,7 +197,7 @@ impl Target for SqlTarget {
         }
     }
 
-    async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {
+    async fn load(&self, rows: &[Statement]) -> Result<(), (usize, TargetFailure)> {
         // Rows of several shards cannot go in as one statement: halve until they can. A stack
         // instead of recursion, in key order, so that the stored rows are always a prefix.
         let mut parts = vec![(0, rows)];
@@ -208,7 +210,7 @@ impl Target for SqlTarget {
                 Ok(answer) if answer.affected == part.len() as u64 => {}
                 Ok(answer) => {
                     let stored = format!("{} of {} rows were stored", answer.affected, part.len());
-                    return Err((first, Failure::Unknown(stored)));
+                    return Err((first, TargetFailure::Unknown(stored)));
                 }
                 Err(ClientError::Sql(error)) if error.code == codes::FEATURE_NOT_SUPPORTED && part.len() > 1 => {
                     let (left, right) = part.split_at(part.len() / 2);
@@ -224,27 +226,27 @@ impl Target for SqlTarget {
 
 /// What the client's error says about the row: only one of them leaves the outcome open (invariant
 /// 7).
-fn failure(error: &ClientError) -> Failure {
+fn failure(error: &ClientError) -> TargetFailure {
     match error {
-        ClientError::OutcomeUnknown(_) => Failure::Unknown(error.to_string()),
-        _ => Failure::NotApplied(error.to_string()),
+        ClientError::OutcomeUnknown(_) => TargetFailure::Unknown(error.to_string()),
+        _ => TargetFailure::NotApplied(error.to_string()),
     }
 }
 
 /// An answer in the engine's words. What cannot be read is a failure of unknown outcome: it was
 /// executed.
-fn decode(kind: StatementKind, rows: &RowBatch, affected: u64) -> Result<Answer, Failure> {
+fn decode(kind: TargetStatementKind, rows: &RowBatch, affected: u64) -> Result<TargetAnswer, TargetFailure> {
     match kind {
-        StatementKind::Insert | StatementKind::Update | StatementKind::Delete => {
-            Ok(Answer::Written { affected_rows: affected })
+        TargetStatementKind::Insert | TargetStatementKind::Update | TargetStatementKind::Delete => {
+            Ok(TargetAnswer::Written { affected_rows: affected })
         }
-        StatementKind::Scan => stored_rows(rows).map(Answer::Rows),
-        StatementKind::Keys => stored_keys(rows).map(Answer::Keys),
-        StatementKind::Read => {
+        TargetStatementKind::Scan => stored_rows(rows).map(TargetAnswer::Rows),
+        TargetStatementKind::Keys => stored_keys(rows).map(TargetAnswer::Keys),
+        TargetStatementKind::Read => {
             let mut found = stored_rows(rows)?;
             match found.len() {
-                0 | 1 => Ok(Answer::Row(found.pop())),
-                count => Err(Failure::Unknown(format!("a read by primary key returned {count} rows"))),
+                0 | 1 => Ok(TargetAnswer::Row(found.pop())),
+                count => Err(TargetFailure::Unknown(format!("a read by primary key returned {count} rows"))),
             }
         }
     }
@@ -254,16 +256,16 @@ fn integer(value: Option<&[u8]>) -> Option<i64> {
     Some(i64::from_be_bytes(value?.try_into().ok()?))
 }
 
-fn stored_keys(batch: &RowBatch) -> Result<Vec<i64>, Failure> {
+fn stored_keys(batch: &RowBatch) -> Result<Vec<i64>, TargetFailure> {
     let keys: Vec<i64> = batch.rows().map_while(|mut row| integer(row.next()?)).collect();
     if keys.len() == batch.count as usize {
         Ok(keys)
     } else {
-        Err(Failure::Unknown(format!("row {} of the answer is no key", keys.len() + 1)))
+        Err(TargetFailure::Unknown(format!("row {} of the answer is no key", keys.len() + 1)))
     }
 }
 
-fn stored_rows(batch: &RowBatch) -> Result<Vec<StoredRow>, Failure> {
+fn stored_rows(batch: &RowBatch) -> Result<Vec<StoredRow>, TargetFailure> {
     let bytes = |value: Option<&[u8]>| -> Option<Bytes> { Some(batch.data.slice_ref(value?)) };
     let rows: Vec<StoredRow> = batch
         .rows()
@@ -280,7 +282,7 @@ fn stored_rows(batch: &RowBatch) -> Result<Vec<StoredRow>, Failure> {
     if rows.len() == batch.count as usize {
         Ok(rows)
     } else {
-        Err(Failure::Unknown(format!("row {} of the answer is not (id, version, writes, value)", rows.len() + 1)))
+        Err(TargetFailure::Unknown(format!("row {} of the answer is not (id, version, writes, value)", rows.len() + 1)))
     }
 }
 
@@ -306,37 +308,40 @@ mod tests {
     #[test]
     fn answers_are_read_without_copying_values() {
         let rows = batch(&[(-5, 3, b"abc"), (7, 1, b"")]);
-        let Ok(Answer::Rows(found)) = decode(StatementKind::Scan, &rows, 2) else { panic!() };
+        let Ok(TargetAnswer::Rows(found)) = decode(TargetStatementKind::Scan, &rows, 2) else { panic!() };
         assert_eq!(found[0], StoredRow { key: -5, version: 3, count: 1, value: Bytes::from_static(b"abc") });
         assert_eq!((found[1].key, found[1].value.len()), (7, 0));
         assert!(rows.data.as_ptr_range().contains(&found[0].value.as_ptr()), "the value is a slice of the answer");
-        assert_eq!(decode(StatementKind::Read, &batch(&[]), 0), Ok(Answer::Row(None)));
-        assert_eq!(decode(StatementKind::Update, &batch(&[]), 1), Ok(Answer::Written { affected_rows: 1 }));
+        assert_eq!(decode(TargetStatementKind::Read, &batch(&[]), 0), Ok(TargetAnswer::Row(None)));
+        assert_eq!(decode(TargetStatementKind::Update, &batch(&[]), 1), Ok(TargetAnswer::Written { affected_rows: 1 }));
     }
 
     #[test]
     fn malformed_answers_are_not_taken_for_rows() {
         assert!(matches!(
-            decode(StatementKind::Read, &batch(&[(1, 1, b""), (2, 1, b"")]), 2),
-            Err(Failure::Unknown(_))
+            decode(TargetStatementKind::Read, &batch(&[(1, 1, b""), (2, 1, b"")]), 2),
+            Err(TargetFailure::Unknown(_))
         ));
         let mut builder = RowBuilder::new(4);
         builder.push([Some(&1i64.to_be_bytes()[..]), None, None, Some(b"x")]);
-        assert!(decode(StatementKind::Scan, &builder.finish(), 1).is_err());
+        assert!(decode(TargetStatementKind::Scan, &builder.finish(), 1).is_err());
         let mut cut = batch(&[(1, 1, b"abc")]);
         cut.data.truncate(10);
-        assert!(decode(StatementKind::Scan, &cut, 1).is_err());
-        assert_eq!(decode(StatementKind::Keys, &batch(&[(-5, 1, b""), (7, 1, b"")]), 2), Ok(Answer::Keys(vec![-5, 7])));
+        assert!(decode(TargetStatementKind::Scan, &cut, 1).is_err());
+        assert_eq!(
+            decode(TargetStatementKind::Keys, &batch(&[(-5, 1, b""), (7, 1, b"")]), 2),
+            Ok(TargetAnswer::Keys(vec![-5, 7]))
+        );
         cut.data.truncate(3);
-        assert!(decode(StatementKind::Keys, &cut, 1).is_err());
+        assert!(decode(TargetStatementKind::Keys, &cut, 1).is_err());
     }
 
     #[test]
     fn only_an_unknown_outcome_leaves_the_row_open() {
         let error = || SqlError::new("08007", "no answer");
-        assert!(matches!(failure(&ClientError::OutcomeUnknown(error())), Failure::Unknown(_)));
+        assert!(matches!(failure(&ClientError::OutcomeUnknown(error())), TargetFailure::Unknown(_)));
         for error in [ClientError::Sql(error()), ClientError::Rerun(error()), ClientError::Unavailable(error())] {
-            assert!(matches!(failure(&error), Failure::NotApplied(_)));
+            assert!(matches!(failure(&error), TargetFailure::NotApplied(_)));
         }
     }
 
@@ -344,12 +349,12 @@ mod tests {
     fn each_kind_gets_the_parameters_that_its_text_names() {
         let texts = Texts::new("usertable");
         for kind in [
-            StatementKind::Read,
-            StatementKind::Update,
-            StatementKind::Insert,
-            StatementKind::Delete,
-            StatementKind::Scan,
-            StatementKind::Keys,
+            TargetStatementKind::Read,
+            TargetStatementKind::Update,
+            TargetStatementKind::Insert,
+            TargetStatementKind::Delete,
+            TargetStatementKind::Scan,
+            TargetStatementKind::Keys,
         ] {
             let statement = Statement { kind, key: 5, version: 2, over: 1, value: Some(Bytes::new()), limit_rows: 3 };
             let count = parameters(&statement).len();
@@ -369,7 +374,12 @@ mod tests {
             let Command::Statement(parsed) = sql::parse(text).unwrap() else { panic!("{text}") };
             parsed.bind(Some(&schema)).unwrap()
         };
-        for kind in [StatementKind::Read, StatementKind::Update, StatementKind::Insert, StatementKind::Delete] {
+        for kind in [
+            TargetStatementKind::Read,
+            TargetStatementKind::Update,
+            TargetStatementKind::Insert,
+            TargetStatementKind::Delete,
+        ] {
             let statement = Statement { kind, key: 5, version: 2, over: 1, value: Some(Bytes::new()), limit_rows: 0 };
             let touches = plan(texts.of(kind)).touches(&parameters(&statement)).unwrap();
             assert!(matches!(&touches, Touches::Keys(keys) if keys.len() == 1), "{kind:?}: {touches:?}");
@@ -378,7 +388,7 @@ mod tests {
             assert_eq!(plan(text).scan(), Scan::RangeByRange { limit: Some(LimitExpr::Parameter(1)) });
         }
         let rows = (0..3).map(|key| Statement {
-            kind: StatementKind::Insert,
+            kind: TargetStatementKind::Insert,
             key,
             version: 1,
             over: 0,

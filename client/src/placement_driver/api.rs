@@ -1,6 +1,6 @@
 //! The requests that the client makes to the placement driver.
 
-use super::sse::Event;
+use super::sse::SseEvent;
 use evenkeel_protocol::api::{
     CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody,
 };
@@ -27,7 +27,7 @@ pub enum ApiError {
 /// The events of a watch.
 pub trait Events: Send {
     /// The next event. An error, one sentence, is the end of the watch.
-    fn next(&mut self) -> BoxFuture<'_, Result<Event, String>>;
+    fn next(&mut self) -> BoxFuture<'_, Result<SseEvent, String>>;
 }
 
 /// The placement driver's API.

@@ -2,7 +2,7 @@
 
 use super::api::{Api, ApiError, Events};
 use super::endpoints::Endpoints;
-use super::sse::{Event, EventParser};
+use super::sse::{EventParser, SseEvent};
 use crate::config::ClientConfig;
 use bytes::Bytes;
 use evenkeel_protocol::api::{
@@ -154,7 +154,7 @@ struct Watch {
     chunks: BoxStream<'static, reqwest::Result<Bytes>>,
     parser: EventParser,
     /// Complete events that are not yet taken.
-    events: VecDeque<Event>,
+    events: VecDeque<SseEvent>,
     silence: Duration,
 }
 
@@ -164,7 +164,7 @@ impl Watch {
         Watch { chunks, parser: EventParser::default(), events: VecDeque::new(), silence }
     }
 
-    async fn next_event(&mut self) -> Result<Event, String> {
+    async fn next_event(&mut self) -> Result<SseEvent, String> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
@@ -181,7 +181,7 @@ impl Watch {
 }
 
 impl Events for Watch {
-    fn next(&mut self) -> BoxFuture<'_, Result<Event, String>> {
+    fn next(&mut self) -> BoxFuture<'_, Result<SseEvent, String>> {
         self.next_event().boxed()
     }
 }

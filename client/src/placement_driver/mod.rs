@@ -21,4 +21,4 @@ mod sse;
 
 pub use api::{Api, ApiError, Events};
 pub use http::HttpApi;
-pub use sse::Event;
+pub use sse::SseEvent;

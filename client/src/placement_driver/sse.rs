@@ -6,7 +6,7 @@ pub(super) const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// One event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct SseEvent {
     /// The last id seen up to and including this event.
     pub id: Option<String>,
     /// The name; empty if the event has none.
@@ -33,7 +33,7 @@ pub(super) struct EventParser {
 
 impl EventParser {
     /// Adds bytes and returns the events that they complete.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Malformed> {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<SseEvent>, Malformed> {
         let mut events = Vec::new();
         for &byte in bytes {
             let after_return = std::mem::replace(&mut self.after_return, byte == b'\r');
@@ -53,10 +53,10 @@ impl EventParser {
         Ok(events)
     }
 
-    fn end_of_line(&mut self, line: &str) -> Option<Event> {
+    fn end_of_line(&mut self, line: &str) -> Option<SseEvent> {
         if line.is_empty() {
             let name = std::mem::take(&mut self.name);
-            return self.data.take().map(|data| Event { id: self.id.clone(), name, data });
+            return self.data.take().map(|data| SseEvent { id: self.id.clone(), name, data });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);

@@ -13,7 +13,7 @@ use crate::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
 use evenkeel_local_cluster::failover::acknowledgements::percentile;
 use evenkeel_local_cluster::failover::trials::{FailoverTrials, LeaderFault, LeaderOf, Trial};
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 use evenkeel_local_cluster::{Cluster, ClusterOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -15,7 +15,7 @@ use crate::error::CommandError;
 use crate::executable::own_executable;
 use crate::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 use evenkeel_local_cluster::{Cluster, ClusterOptions};
 use serde::Deserialize;
 use std::path::PathBuf;

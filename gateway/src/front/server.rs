@@ -13,7 +13,7 @@ use evenkeel_postgres_session::Session;
 use evenkeel_protocol::api::{SchemaChange, SchemaChangeBody};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{SqlError, TableSchema};
-use evenkeel_shard_node::postgres::{Connector, Postgres, PostgresConfig, PostgresError, Resources, Role};
+use evenkeel_shard_node::postgres::{Connector, Postgres, PostgresConfig, PostgresError, Resources, SessionRole};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl FrontPostgres {
         };
         let postgres = Postgres::start(config).await.map_err(|error: PostgresError| error.to_string())?;
         let connector = postgres.connector();
-        let mut admin = connector.raw(Role::Admin).await.map_err(|error| error.to_string())?;
+        let mut admin = connector.raw(SessionRole::Admin).await.map_err(|error| error.to_string())?;
         for statement in PREPARE.split(';') {
             admin.simple(statement).await.map_err(|error| error.to_string())?;
         }

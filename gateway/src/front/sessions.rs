@@ -9,7 +9,7 @@ use evenkeel_postgres_session::session_error::SessionError;
 use evenkeel_postgres_session::{Session, TransactionStatus};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
-use evenkeel_shard_node::postgres::{Connector, Role};
+use evenkeel_shard_node::postgres::{Connector, SessionRole};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -63,7 +63,7 @@ impl FrontSessions {
         let kept = match idle {
             Some(kept) => kept,
             None => {
-                let session = self.connector.raw(Role::User).await.map_err(|error| unavailable(&error.to_string()))?;
+                let session = self.connector.raw(SessionRole::User).await.map_err(|error| unavailable(&error.to_string()))?;
                 Kept { session, settings: Settings::new() }
             }
         };

@@ -6,7 +6,7 @@ use crate::cluster::Cluster;
 use crate::process_id::ProcessId;
 use crate::run::error::RunError;
 use crate::run::fault_plan::{AWAY_MS, ChaosAction, FaultPlan, FaultTarget};
-use crate::run::progress::Progress;
+use crate::run::progress::ProgressListener;
 use crate::run::watch::Watch;
 use crate::wait;
 use evenkeel_protocol::api::{MoveBody, OperatorBody};
@@ -27,7 +27,7 @@ pub struct ChaosResult {
 pub async fn run(
     cluster: &Cluster,
     watch: &Watch,
-    progress: &dyn Progress,
+    progress: &dyn ProgressListener,
     started: Instant,
     duration_s: f64,
     seed: u64,

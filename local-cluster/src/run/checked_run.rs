@@ -7,7 +7,7 @@ use crate::run::balancer::BalancerSwitch;
 use crate::run::chaos::{self, ChaosResult};
 use crate::run::error::RunError;
 use crate::run::options::{MAX_KEYS, RunOptions};
-use crate::run::progress::Progress;
+use crate::run::progress::ProgressListener;
 use crate::run::table::run_table;
 use crate::run::verification::verify_cluster;
 use crate::run::watch::{Watch, WatchResult};
@@ -16,7 +16,7 @@ use evenkeel_client::admin::AdminClient;
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::api::{CreateTableBody, OperatorBody, OperatorKind, RangeBody, ShardBody};
-use evenkeel_workloads::Source;
+use evenkeel_workloads::OperationSource;
 use evenkeel_workloads::replay::{Ledger, LoadOptions, Replay, Replayed, SecondSummary, VerifyOptions, load, verify};
 use evenkeel_workloads::report::{OperatorRecord, RangeRecord, Report, RunRecord, assemble};
 use evenkeel_workloads::target_sql::SqlTarget;
@@ -39,7 +39,7 @@ pub struct RunEnvironment<'a> {
     /// Whether to kill processes during the load. Needs a cluster.
     pub chaos: bool,
     /// Receives the progress.
-    pub progress: Arc<dyn Progress>,
+    pub progress: Arc<dyn ProgressListener>,
 }
 
 /// A finished run.
@@ -136,7 +136,7 @@ async fn load_rows(
 struct LoadInput {
     shards: u32,
     limit: Option<u64>,
-    source: Box<dyn Source>,
+    source: Box<dyn OperationSource>,
     ledger: Ledger,
 }
 
@@ -223,7 +223,7 @@ async fn quiet(environment: &RunEnvironment<'_>, watch: &Watch) -> Result<Vec<St
 
 /// The operators that were done, for the report.
 fn operator_records(operators: &[OperatorBody], started_ms: u64) -> Vec<OperatorRecord> {
-    use evenkeel_workloads::report::OperatorKind as Kind;
+    use evenkeel_workloads::report::CompletedOperator as Kind;
     let since = |ms: u64| ms.saturating_sub(started_ms) as f64 / 1000.0;
     let record = |o: &OperatorBody| {
         let kind = match o.kind {

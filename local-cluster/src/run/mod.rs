@@ -42,4 +42,4 @@ pub mod workload;
 pub use checked_run::{FinishedRun, RunEnvironment, capacity, run};
 pub use error::RunError;
 pub use options::RunOptions;
-pub use progress::{Progress, Silent, TaskProgress};
+pub use progress::{ProgressListener, Silent, TaskProgress};

@@ -1,6 +1,6 @@
 //! Parameters of a run, and the pace of its load.
 
-use evenkeel_workloads::replay::{MIN_RATE_PER_S, Pace, ReplayConfig};
+use evenkeel_workloads::replay::{LoadPace, MIN_RATE_PER_S, ReplayConfig};
 use std::time::Duration;
 
 /// The most keys that a run may write. A run remembers a few words of each.
@@ -49,7 +49,7 @@ impl RunOptions {
         Ok(replay)
     }
 
-    fn pace(&self, shards: u32, limit: Option<u64>) -> Pace {
+    fn pace(&self, shards: u32, limit: Option<u64>) -> LoadPace {
         let or = |default: usize| if self.workers == 0 { default } else { self.workers };
         let rate_per_s = limit.map_or(DEFAULT_RATE_PER_S, |limit| LIMITED_SHARE * limit as f64 * f64::from(shards));
         let default = if self.is_trace { 0.0 } else { rate_per_s.max(MIN_RATE_PER_S) };
@@ -57,8 +57,8 @@ impl RunOptions {
             ((limit as f64 * LIMITED_ANSWER_S) as usize).clamp(DEFAULT_WORKERS, DEFAULT_IN_FLIGHT)
         });
         match self.rate.unwrap_or(default) {
-            0.0 => Pace::AsFastAsPossible { workers: or(DEFAULT_WORKERS) },
-            rate => Pace::Rate { operations_per_s: rate, max_in_flight: or(in_flight) },
+            0.0 => LoadPace::AsFastAsPossible { workers: or(DEFAULT_WORKERS) },
+            rate => LoadPace::Rate { operations_per_s: rate, max_in_flight: or(in_flight) },
         }
     }
 }
@@ -71,7 +71,7 @@ mod tests {
     fn rate_limits_of_shards_bound_the_load_unless_a_rate_is_given() {
         let options = RunOptions { seed: 1, duration_s: 60.0, rate: None, workers: 0, is_trace: false, table: None };
         let pace = |rate, limit| RunOptions { rate, ..options.clone() }.pace(3, limit);
-        let at = |operations_per_s, max_in_flight| Pace::Rate { operations_per_s, max_in_flight };
+        let at = |operations_per_s, max_in_flight| LoadPace::Rate { operations_per_s, max_in_flight };
         assert_eq!(pace(None, None), at(1_500.0, 1_000));
         assert_eq!(pace(None, Some(500)), at(1_200.0, 100));
         assert_eq!(pace(Some(900.0), Some(500)), at(900.0, 100));

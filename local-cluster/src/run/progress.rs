@@ -6,7 +6,7 @@ use evenkeel_workloads::replay::SecondSummary;
 use std::sync::Arc;
 
 /// Receives the progress of a run.
-pub trait Progress: Send + Sync {
+pub trait ProgressListener: Send + Sync {
     /// One line of text.
     fn line(&self, text: &str);
     /// A task of `total` steps starts.
@@ -36,7 +36,7 @@ pub trait TaskProgress: Send + Sync {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
-impl Progress for Silent {
+impl ProgressListener for Silent {
     fn line(&self, _text: &str) {}
 
     fn task(&self, _what: &str, _total: u64) -> Arc<dyn TaskProgress> {

@@ -7,7 +7,7 @@
 
 use crate::operator_text::is_running;
 use crate::run::observation::Observation;
-use crate::run::progress::Progress;
+use crate::run::progress::ProgressListener;
 use evenkeel_client::admin::AdminClient;
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::api::{OperatorBody, RangeBody};
@@ -42,7 +42,7 @@ pub struct WatchResult {
 
 impl Watch {
     /// Starts to observe.
-    pub fn start(admin: AdminClient, progress: Arc<dyn Progress>) -> Watch {
+    pub fn start(admin: AdminClient, progress: Arc<dyn ProgressListener>) -> Watch {
         let (sender, seen) = watch::channel(Observation::default());
         let (end, ended) = watch::channel(false);
         let operators = Arc::default();
@@ -80,7 +80,7 @@ impl Watch {
 
 async fn observe_repeatedly(
     admin: AdminClient,
-    progress: Arc<dyn Progress>,
+    progress: Arc<dyn ProgressListener>,
     sender: watch::Sender<Observation>,
     operators: Arc<Mutex<BTreeMap<OperatorId, OperatorBody>>>,
     mut ended: watch::Receiver<bool>,

@@ -3,14 +3,14 @@
 use crate::run::options::MAX_KEYS;
 use evenkeel_workloads::generators::{Endless, Generator};
 use evenkeel_workloads::trace::{Survey, TraceError, TraceOptions, TraceReader, TraceSource};
-use evenkeel_workloads::{Scenario, Source};
+use evenkeel_workloads::{OperationSource, Scenario};
 
 /// A workload that is ready to run.
 pub struct Workload {
     /// Its name in the report.
     pub name: String,
     /// Its operations.
-    pub source: Box<dyn Source>,
+    pub source: Box<dyn OperationSource>,
     /// The share (0 to 1) of operations that touch the hottest key, if it is known in advance. For
     /// a trace it depends on how much of it is replayed, and is counted.
     pub hottest_key_share: Option<f64>,

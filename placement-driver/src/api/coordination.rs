@@ -11,8 +11,8 @@ use super::request::{header_text, matches_tag, parameters, percent_decode};
 use super::response::{json_with, not_modified, tagged};
 use crate::coordination::service;
 use crate::coordination::{
-    self, Action, Consistency, Entry, Expect, Listing, MAX_VALUE_BYTES, ReadFailure, Refusal, Request, WriteFailure,
-    Written,
+    self, Consistency, Expect, Listing, MAX_VALUE_BYTES, ReadFailure, Request, RequestRefusal, StoredValue,
+    WriteAction, WriteFailure, Written,
 };
 use crate::replica::{ProposeFailure, ReplicaHandles};
 use bytes::Bytes;
@@ -79,7 +79,7 @@ pub(super) async fn get(
     let (consistency, _) = read_parameters(query, &[])?;
     let (entry, revision) = service::get(handles, &key, consistency).await?;
     let response = match entry {
-        None => ApiProblem::from(Refusal::Absent).response(),
+        None => ApiProblem::from(RequestRefusal::Absent).response(),
         Some(entry) if known.is_some_and(|known| matches_tag(known, &etag(entry.modified))) => {
             tagged(not_modified(), &etag(entry.modified))
         }
@@ -88,7 +88,7 @@ pub(super) async fn get(
     Ok(at_revision(response, revision))
 }
 
-fn value(entry: &Entry) -> Response {
+fn value(entry: &StoredValue) -> Response {
     let mut response = Response::new(entry.value.clone().into());
     let headers = response.headers_mut();
     if let Ok(kind) = HeaderValue::from_str(&entry.content_type) {
@@ -161,13 +161,13 @@ pub(super) async fn write(
         Method::PUT => {
             let content_type =
                 header_text(headers, CONTENT_TYPE.as_str())?.unwrap_or("application/octet-stream").to_string();
-            Action::Put { value: body, content_type }
+            WriteAction::Put { value: body, content_type }
         }
         // Dispatch accepts PUT and DELETE.
-        _ => Action::Delete,
+        _ => WriteAction::Delete,
     };
     let id = header_text(headers, ID_HEADER)?.map(String::from);
-    let expect = expectation(headers, matches!(action, Action::Put { .. }))?;
+    let expect = expectation(headers, matches!(action, WriteAction::Put { .. }))?;
     let request = Request { key, expect, action, id };
     coordination::check(&request).map_err(ApiProblem::from)?;
     match service::write(handles, request).await {
@@ -175,7 +175,7 @@ pub(super) async fn write(
         Err(WriteFailure::NeedsLeader) => Err(ApiFailure::NeedsLeader),
         Err(failure @ WriteFailure::TooMany) => Err(problem::TOO_MANY_WRITES.because(failure.to_string()).into()),
         // The answer has the entity tag that the condition should have had.
-        Err(WriteFailure::Refused(refusal @ Refusal::Mismatch(found))) => {
+        Err(WriteFailure::Refused(refusal @ RequestRefusal::Mismatch(found))) => {
             let response = ApiProblem::from(refusal).response();
             Ok(match found {
                 Some(revision) => tagged(response, &etag(revision)),

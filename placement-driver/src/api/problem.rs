@@ -231,22 +231,22 @@ impl From<Refusal> for ApiProblem {
 }
 
 /// The kind of problem for a rejection by the coordination store.
-fn coordination_kind(refusal: &coordination::Refusal) -> ProblemKind {
+fn coordination_kind(refusal: &coordination::RequestRefusal) -> ProblemKind {
     match refusal {
-        coordination::Refusal::KeyLength(0) => EMPTY_KEY,
-        coordination::Refusal::KeyLength(_) => KEY_TOO_LONG,
-        coordination::Refusal::ValueTooLarge(_) => VALUE_TOO_LARGE,
-        coordination::Refusal::BadText(_) => BAD_REQUEST,
-        coordination::Refusal::Mismatch(_) => REVISION_MISMATCH,
-        coordination::Refusal::Absent => UNKNOWN_KEY,
-        coordination::Refusal::Full(_) => KV_FULL,
-        coordination::Refusal::IdReused => ID_REUSED,
-        coordination::Refusal::TooManyIds => TOO_MANY_IDS,
+        coordination::RequestRefusal::KeyLength(0) => EMPTY_KEY,
+        coordination::RequestRefusal::KeyLength(_) => KEY_TOO_LONG,
+        coordination::RequestRefusal::ValueTooLarge(_) => VALUE_TOO_LARGE,
+        coordination::RequestRefusal::BadText(_) => BAD_REQUEST,
+        coordination::RequestRefusal::Mismatch(_) => REVISION_MISMATCH,
+        coordination::RequestRefusal::Absent => UNKNOWN_KEY,
+        coordination::RequestRefusal::Full(_) => KV_FULL,
+        coordination::RequestRefusal::IdReused => ID_REUSED,
+        coordination::RequestRefusal::TooManyIds => TOO_MANY_IDS,
     }
 }
 
-impl From<coordination::Refusal> for ApiProblem {
-    fn from(refusal: coordination::Refusal) -> ApiProblem {
+impl From<coordination::RequestRefusal> for ApiProblem {
+    fn from(refusal: coordination::RequestRefusal) -> ApiProblem {
         Refusal::Kv(refusal).into()
     }
 }

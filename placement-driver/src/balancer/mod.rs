@@ -54,7 +54,7 @@ mod tests;
 mod traced;
 
 pub use imbalance::Imbalance;
-pub use plan::{Plan, explanation};
+pub use plan::{RoundPlan, explanation};
 pub use readiness::NotReady;
 pub use rebalancing::Rebalancing;
 pub use rejection::{Reason, Rejection, Subject};

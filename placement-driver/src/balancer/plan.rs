@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// What a round decides, and why it decides no more.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Plan {
+pub struct RoundPlan {
     /// The decisions. Empty in most rounds.
     pub decisions: Vec<NewDecision>,
     /// Why each shard and range is left alone.
@@ -21,7 +21,7 @@ pub struct Plan {
 /// After a round that searched and found no action, the imbalance has to last again before there is
 /// another search. Until then what the search found stays, instead of "not for long enough". What a
 /// round says about shards and the cluster is always this round's: it may have changed.
-pub fn explanation(before: &[Rejection], plan: &Plan) -> Arc<Vec<Rejection>> {
+pub fn explanation(before: &[Rejection], plan: &RoundPlan) -> Arc<Vec<Rejection>> {
     let waits = |rejection: &&Rejection| matches!(rejection.reason, Reason::NotYet { .. });
     let found = before.iter().filter(|rejection| rejection.reason.is_found_by_search());
     let found: Vec<Rejection> = found.copied().collect();
@@ -43,8 +43,8 @@ mod tests {
         Rejection { subject, load: 1.0, reason }
     }
 
-    fn plan(rejections: Vec<Rejection>) -> Plan {
-        Plan { rejections, ..Plan::default() }
+    fn plan(rejections: Vec<Rejection>) -> RoundPlan {
+        RoundPlan { rejections, ..RoundPlan::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! decisions and rejections so far.
 
 use super::imbalance::Imbalance;
-use super::plan::Plan;
+use super::plan::RoundPlan;
 use super::rejection::{Reason, Rejection, Subject};
 use super::score::{SourceScore, TotalLoad};
 use crate::config::BalancerConfig;
@@ -266,7 +266,7 @@ impl<'a> PlanningContext<'a> {
     }
 
     /// Ends the round for one reason that concerns the whole cluster.
-    pub fn reject_all(mut self, reason: Reason) -> Plan {
+    pub fn reject_all(mut self, reason: Reason) -> RoundPlan {
         self.rejections.push(Rejection { subject: Subject::All, load: self.imbalance.total, reason });
         self.into_plan()
     }
@@ -285,7 +285,7 @@ impl<'a> PlanningContext<'a> {
     }
 
     /// The result of the round.
-    pub fn into_plan(self) -> Plan {
-        Plan { decisions: self.decisions, rejections: self.rejections, exhausted: self.exhausted }
+    pub fn into_plan(self) -> RoundPlan {
+        RoundPlan { decisions: self.decisions, rejections: self.rejections, exhausted: self.exhausted }
     }
 }

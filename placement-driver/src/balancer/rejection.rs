@@ -178,7 +178,7 @@ impl Reason {
     }
 
     /// Whether it is what a search for an action found: why this one was not possible. The others
-    /// say how a shard or the cluster stands; every round says so anew.
+    /// say how a shard or the cluster stands; every round finds that out by itself.
     pub(super) fn is_found_by_search(self) -> bool {
         match self {
             Reason::BelowCeiling { .. }

@@ -16,7 +16,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::testing::{golden_scripts, key, must, number, schema, shard};
-use super::{Balancer, Plan, Rejection, explanation};
+use super::{Balancer, Rejection, RoundPlan, explanation};
 use crate::config::BalancerConfig;
 use crate::state::{Action, Command, NewDecision, PlacementState, Status, Step, Transition, Work};
 use evenkeel_protocol::report::{RangeLoad, RangeReport, RangeState, ShardReport};
@@ -57,7 +57,7 @@ struct Rounds {
     front: Option<(f64, i64, i64)>,
     rows: Vec<Spread>,
     silent: Vec<ShardId>,
-    plan: Plan,
+    plan: RoundPlan,
     rejections: Arc<Vec<Rejection>>,
 }
 
@@ -73,7 +73,7 @@ impl Rounds {
             front: None,
             rows: Vec::new(),
             silent: Vec::new(),
-            plan: Plan::default(),
+            plan: RoundPlan::default(),
             rejections: Arc::default(),
         }
     }

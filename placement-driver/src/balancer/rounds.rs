@@ -1,7 +1,7 @@
 //! Rounds of the balancer: the order of its parts, and its memory from round to round.
 
 use super::imbalance::{Imbalance, measure};
-use super::plan::Plan;
+use super::plan::RoundPlan;
 use super::planning_context::PlanningContext;
 use super::readiness::{not_ready, not_reported};
 use super::rebalancing::Rebalancing;
@@ -38,7 +38,7 @@ impl Balancer {
 
     /// Plans one round. The balancer must be up to date with `state` ([`Balancer::update`]).
     /// `now_ms` is in milliseconds of the state machine's time.
-    pub fn plan(&self, state: &PlacementState, config: &BalancerConfig, now_ms: u64) -> Plan {
+    pub fn plan(&self, state: &PlacementState, config: &BalancerConfig, now_ms: u64) -> RoundPlan {
         let mut context = PlanningContext::new(state, &self.load, &self.imbalance, config, now_ms);
         context.reject_faults();
         context.reject_clocks();

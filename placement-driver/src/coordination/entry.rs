@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// The value of a key, with its revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct StoredValue {
     /// The value.
     pub value: Bytes,
     /// The media type, as the writer stated it.
@@ -21,7 +21,7 @@ pub struct Entry {
     pub version: u64,
 }
 
-impl Entry {
+impl StoredValue {
     /// The entry as REST lists it, with or without its value.
     pub fn body(&self, key: &str, with_value: bool) -> KvEntryBody {
         KvEntryBody {

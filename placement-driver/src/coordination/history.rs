@@ -4,7 +4,7 @@
 //! after any restart. It promises each change once and in order, or an error ([`Compacted`]) if a
 //! change that the watcher has not seen is no longer remembered. It never answers in part.
 
-use super::entry::Entry;
+use super::entry::StoredValue;
 use super::limits::{ENTRY_OVERHEAD_BYTES, MAX_EVENTS, MAX_HISTORY_BYTES};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ pub struct Event {
     /// The key.
     pub key: Arc<str>,
     /// The entry after the change; `None` if the key was deleted.
-    pub entry: Option<Arc<Entry>>,
+    pub entry: Option<Arc<StoredValue>>,
 }
 
 impl Event {

@@ -5,8 +5,8 @@
 //! is a new attempt.
 
 use super::limits::{MAX_IDS, REMEMBER_MS};
-use super::refusal::Refusal;
-use super::request::{Action, Expect, Request, Written};
+use super::refusal::RequestRefusal;
+use super::request::{Expect, Request, WriteAction, Written};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -44,11 +44,11 @@ impl RecentRequests {
     /// The result of the request with this idempotency key, if it was effective.
     ///
     /// # Errors
-    /// [`Refusal::IdReused`] if another request has used the key.
-    pub(super) fn find(&self, id: &str, fingerprint: u64) -> Result<Option<Written>, Refusal> {
+    /// [`RequestRefusal::IdReused`] if another request has used the key.
+    pub(super) fn find(&self, id: &str, fingerprint: u64) -> Result<Option<Written>, RequestRefusal> {
         match self.seen.get(id) {
             Some(seen) if seen.fingerprint == fingerprint => Ok(Some(seen.written)),
-            Some(_) => Err(Refusal::IdReused),
+            Some(_) => Err(RequestRefusal::IdReused),
             None => Ok(None),
         }
     }
@@ -92,11 +92,11 @@ pub(super) fn fingerprint(request: &Request) -> u64 {
         Expect::Revision(revision) => add(&revision.to_be_bytes()),
     }
     match &request.action {
-        Action::Put { value, content_type } => {
+        WriteAction::Put { value, content_type } => {
             add(value);
             add(content_type.as_bytes());
         }
-        Action::Delete => add(b"delete"),
+        WriteAction::Delete => add(b"delete"),
     }
     hash
 }

@@ -2,9 +2,9 @@
 //! placement driver. It is to an Evenkeel cluster what etcd's key space is to its users: leases,
 //! locks, configuration.
 //!
-//! [`Store`] is a state machine. [`Store::apply`] is a deterministic function of the store, a
-//! [`Request`] and the time of its proposal, so that every replica has the same entries, revisions
-//! and history. The store promises:
+//! [`CoordinationStore`] is a state machine. [`CoordinationStore::apply`] is a deterministic
+//! function of the store, a [`Request`] and the time of its proposal, so that every replica has the
+//! same values, revisions and history. The store promises:
 //!
 //! - Each effective change has a **revision** of its own, one above the last. Nothing else changes
 //!   the revision, except a restoration from a backup: it adds a large step, so that no revision
@@ -38,11 +38,11 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
-pub use entry::Entry;
+pub use entry::StoredValue;
 pub use history::{Compacted, Event, History};
 pub use idempotency::RecentRequests;
 pub use limits::{ENTRY_OVERHEAD_BYTES, MAX_IDS, MAX_KEYS, MAX_STORE_BYTES, MAX_VALUE_BYTES, REMEMBER_MS};
-pub use refusal::Refusal;
-pub use request::{Action, Expect, Request, Written, check, check_key};
+pub use refusal::RequestRefusal;
+pub use request::{Expect, Request, WriteAction, Written, check, check_key};
 pub use service::{Consistency, Listing, ReadFailure, WatchEvent, Watcher, WriteFailure};
-pub use store::Store;
+pub use store::CoordinationStore;

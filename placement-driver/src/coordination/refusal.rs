@@ -4,7 +4,7 @@ use super::limits::{MAX_IDS, MAX_KEY_BYTES, MAX_VALUE_BYTES, REMEMBER_MS};
 
 /// The reason for which a request is rejected. The store is then unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestRefusal {
     /// The key is empty or too long.
     #[error("a key has 1 to {MAX_KEY_BYTES} bytes, this one has {0}")]
     KeyLength(usize),

@@ -1,7 +1,7 @@
 //! Requests to the coordination store: one change of one key, perhaps on a condition.
 
 use super::limits::{MAX_CONTENT_TYPE_BYTES, MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use super::refusal::Refusal;
+use super::refusal::RequestRefusal;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub enum Expect {
 
 /// The change of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Action {
+pub enum WriteAction {
     /// Sets the value.
     Put {
         /// The value, at most [`MAX_VALUE_BYTES`].
@@ -40,7 +40,7 @@ pub struct Request {
     /// The condition.
     pub expect: Expect,
     /// The change.
-    pub action: Action,
+    pub action: WriteAction,
     /// The idempotency key. A repeated request has the same, and is effective once.
     pub id: Option<String>,
 }
@@ -57,12 +57,12 @@ pub struct Written {
 /// Checks everything that does not depend on the store.
 ///
 /// # Errors
-/// [`Refusal::KeyLength`], [`Refusal::ValueTooLarge`] or [`Refusal::BadText`].
-pub fn check(request: &Request) -> Result<(), Refusal> {
+/// [`RequestRefusal::KeyLength`], [`RequestRefusal::ValueTooLarge`] or [`RequestRefusal::BadText`].
+pub fn check(request: &Request) -> Result<(), RequestRefusal> {
     check_key(&request.key)?;
-    if let Action::Put { value, content_type } = &request.action {
+    if let WriteAction::Put { value, content_type } = &request.action {
         if value.len() > MAX_VALUE_BYTES {
-            return Err(Refusal::ValueTooLarge(value.len()));
+            return Err(RequestRefusal::ValueTooLarge(value.len()));
         }
         check_text("content type", content_type, MAX_CONTENT_TYPE_BYTES)?;
     }
@@ -72,16 +72,16 @@ pub fn check(request: &Request) -> Result<(), Refusal> {
 /// Checks the length of a key.
 ///
 /// # Errors
-/// [`Refusal::KeyLength`].
-pub fn check_key(key: &str) -> Result<(), Refusal> {
-    if (1..=MAX_KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(Refusal::KeyLength(key.len())) }
+/// [`RequestRefusal::KeyLength`].
+pub fn check_key(key: &str) -> Result<(), RequestRefusal> {
+    if (1..=MAX_KEY_BYTES).contains(&key.len()) { Ok(()) } else { Err(RequestRefusal::KeyLength(key.len())) }
 }
 
-fn check_text(what: &str, text: &str, most: usize) -> Result<(), Refusal> {
+fn check_text(what: &str, text: &str, most: usize) -> Result<(), RequestRefusal> {
     // Both texts travel in HTTP headers, where only printable ASCII is safe.
     let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if (1..=most).contains(&text.len()) && printable {
         return Ok(());
     }
-    Err(Refusal::BadText(format!("a {what} has 1 to {most} printable ASCII characters")))
+    Err(RequestRefusal::BadText(format!("a {what} has 1 to {most} printable ASCII characters")))
 }

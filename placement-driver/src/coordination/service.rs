@@ -10,12 +10,12 @@
 //!   from the store's history when its client is ready. A watcher that is too slow for the history
 //!   is notified and ends.
 
-use super::entry::Entry;
+use super::entry::StoredValue;
 use super::history::{Compacted, Event};
 use super::limits::MAX_WRITES;
-use super::refusal::Refusal;
+use super::refusal::RequestRefusal;
 use super::request::{Expect, Request, Written};
-use super::store::Store;
+use super::store::CoordinationStore;
 use crate::replica::{ProposeFailure, ReplicaHandles};
 use crate::state::{self, Command, Effect};
 use evenkeel_host::{Bug, deliberate};
@@ -75,7 +75,7 @@ pub enum WriteFailure {
     TooMany,
     /// Answer: the store rejected it.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] RequestRefusal),
     /// See [`ProposeFailure`].
     #[error(transparent)]
     Proposal(ProposeFailure),
@@ -120,7 +120,7 @@ pub async fn get(
     handles: &ReplicaHandles,
     key: &str,
     consistency: Consistency,
-) -> Result<(Option<Arc<Entry>>, u64), ReadFailure> {
+) -> Result<(Option<Arc<StoredValue>>, u64), ReadFailure> {
     catch_up(handles, consistency).await?;
     let applied = handles.applied();
     Ok((applied.state.kv.get(key).cloned(), applied.state.kv.revision()))
@@ -152,7 +152,7 @@ pub async fn list(
     Ok(page(&handles.applied().state.kv, listing))
 }
 
-fn page(store: &Store, listing: &Listing) -> KvListBody {
+fn page(store: &CoordinationStore, listing: &Listing) -> KvListBody {
     let mut found = store.list(&listing.prefix, listing.after.as_deref()).peekable();
     let (mut entries, mut bytes) = (Vec::new(), 0);
     while entries.len() < listing.limit && bytes < PAGE_BYTES {
@@ -295,15 +295,15 @@ impl Watcher {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::coordination::{Action, MAX_VALUE_BYTES};
+    use crate::coordination::{MAX_VALUE_BYTES, WriteAction};
     use bytes::Bytes;
 
     #[test]
     fn a_page_ends_at_its_limit_or_when_it_is_large() {
-        let mut store = Store::default();
+        let mut store = CoordinationStore::default();
         for n in 0..40 {
             let value = Bytes::from(vec![7; if n < 20 { 10 } else { MAX_VALUE_BYTES }]);
-            let action = Action::Put { value, content_type: "x/y".into() };
+            let action = WriteAction::Put { value, content_type: "x/y".into() };
             let request = Request { key: format!("k{n:02}"), expect: Expect::Anything, action, id: None };
             store.apply(request, 1).unwrap();
         }

@@ -1,11 +1,11 @@
 //! The state machine of the coordination store.
 
-use super::entry::Entry;
+use super::entry::StoredValue;
 use super::history::{Event, History};
 use super::idempotency::{RecentRequests, fingerprint};
 use super::limits::{MAX_KEYS, MAX_STORE_BYTES, REVISIONS_PER_INCARNATION};
-use super::refusal::Refusal;
-use super::request::{Action, Expect, Request, Written, check};
+use super::refusal::RequestRefusal;
+use super::request::{Expect, Request, WriteAction, Written, check};
 use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
 use serde::{Deserialize, Serialize};
@@ -15,15 +15,15 @@ use std::sync::Arc;
 
 /// The store. A clone is cheap for its size: it shares keys and values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Store {
+pub struct CoordinationStore {
     revision: u64,
-    entries: BTreeMap<Arc<str>, Arc<Entry>>,
+    entries: BTreeMap<Arc<str>, Arc<StoredValue>>,
     bytes: u64,
     history: History,
     recent: RecentRequests,
 }
 
-impl Store {
+impl CoordinationStore {
     /// The revision of the last change; 0 before the first.
     pub fn revision(&self) -> u64 {
         self.revision
@@ -51,7 +51,7 @@ impl Store {
     }
 
     /// The entry of a key.
-    pub fn get(&self, key: &str) -> Option<&Arc<Entry>> {
+    pub fn get(&self, key: &str) -> Option<&Arc<StoredValue>> {
         self.entries.get(key)
     }
 
@@ -60,7 +60,7 @@ impl Store {
         &'a self,
         prefix: &'a str,
         after: Option<&str>,
-    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Entry>)> + 'a {
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<StoredValue>)> + 'a {
         let from = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
@@ -72,8 +72,8 @@ impl Store {
     /// (`Proposal::since_ms`).
     ///
     /// # Errors
-    /// [`Refusal`]; the store is then unchanged.
-    pub fn apply(&mut self, request: Request, at_ms: u64) -> Result<Written, Refusal> {
+    /// [`RequestRefusal`]; the store is then unchanged.
+    pub fn apply(&mut self, request: Request, at_ms: u64) -> Result<Written, RequestRefusal> {
         check(&request)?;
         self.recent.forget(at_ms);
         let print = request.id.as_ref().map(|_| fingerprint(&request));
@@ -82,14 +82,16 @@ impl Store {
                 return Ok(written);
             }
             if self.recent.is_full() {
-                return Err(Refusal::TooManyIds);
+                return Err(RequestRefusal::TooManyIds);
             }
         }
         self.expected(&request)?;
         let found = self.entries.get(request.key.as_str()).cloned();
         let written = match request.action {
-            Action::Put { value, content_type } => self.put(&request.key, value, &content_type, found.as_deref())?,
-            Action::Delete => self.delete(&request.key)?,
+            WriteAction::Put { value, content_type } => {
+                self.put(&request.key, value, &content_type, found.as_deref())?
+            }
+            WriteAction::Delete => self.delete(&request.key)?,
         };
         if let (Some(id), Some(print)) = (request.id, print) {
             self.recent.remember(id, print, written, at_ms);
@@ -100,8 +102,8 @@ impl Store {
     /// Checks the request's condition against the present entry of its key.
     ///
     /// # Errors
-    /// [`Refusal::Mismatch`].
-    pub fn expected(&self, request: &Request) -> Result<(), Refusal> {
+    /// [`RequestRefusal::Mismatch`].
+    pub fn expected(&self, request: &Request) -> Result<(), RequestRefusal> {
         let modified = self.entries.get(request.key.as_str()).map(|entry| entry.modified);
         let holds = match request.expect {
             Expect::Anything => true,
@@ -109,16 +111,22 @@ impl Store {
             Expect::Present => modified.is_some(),
             Expect::Revision(revision) => modified == Some(revision),
         };
-        if holds { Ok(()) } else { Err(Refusal::Mismatch(modified)) }
+        if holds { Ok(()) } else { Err(RequestRefusal::Mismatch(modified)) }
     }
 
-    fn put(&mut self, key: &str, value: Bytes, content_type: &str, old: Option<&Entry>) -> Result<Written, Refusal> {
+    fn put(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        content_type: &str,
+        old: Option<&StoredValue>,
+    ) -> Result<Written, RequestRefusal> {
         if old.is_none() && self.entries.len() >= MAX_KEYS {
-            return Err(Refusal::Full(format!("there are {MAX_KEYS} keys already")));
+            return Err(RequestRefusal::Full(format!("there are {MAX_KEYS} keys already")));
         }
         let freed = old.map_or(0, |old| old.cost(key));
         let revision = self.revision + 1;
-        let entry = Arc::new(Entry {
+        let entry = Arc::new(StoredValue {
             value,
             content_type: content_type.into(),
             created: old.map_or(revision, |old| old.created),
@@ -128,7 +136,9 @@ impl Store {
         let bytes = self.bytes - freed + entry.cost(key);
         // A change that makes the store smaller is possible even when it is full.
         if bytes > MAX_STORE_BYTES && bytes > self.bytes {
-            return Err(Refusal::Full(format!("the store would have {bytes} bytes, at most {MAX_STORE_BYTES} fit")));
+            return Err(RequestRefusal::Full(format!(
+                "the store would have {bytes} bytes, at most {MAX_STORE_BYTES} fit"
+            )));
         }
         let key: Arc<str> = key.into();
         self.revision = revision;
@@ -138,8 +148,8 @@ impl Store {
         Ok(Written { revision, created: old.is_none() })
     }
 
-    fn delete(&mut self, key: &str) -> Result<Written, Refusal> {
-        let (key, old) = self.entries.remove_entry(key).ok_or(Refusal::Absent)?;
+    fn delete(&mut self, key: &str) -> Result<Written, RequestRefusal> {
+        let (key, old) = self.entries.remove_entry(key).ok_or(RequestRefusal::Absent)?;
         self.bytes -= old.cost(&key);
         self.revision += 1;
         self.history.push(Event { revision: self.revision, key, entry: None });

@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn put(key: &str, expect: Expect, value: &[u8]) -> Request {
-    let action = Action::Put { value: Bytes::copy_from_slice(value), content_type: "text/plain".into() };
+    let action = WriteAction::Put { value: Bytes::copy_from_slice(value), content_type: "text/plain".into() };
     Request { key: key.into(), expect, action, id: None }
 }
 
 fn delete(key: &str, expect: Expect) -> Request {
-    Request { key: key.into(), expect, action: Action::Delete, id: None }
+    Request { key: key.into(), expect, action: WriteAction::Delete, id: None }
 }
 
 fn with_id(mut request: Request, id: &str) -> Request {
@@ -24,19 +24,19 @@ fn with_id(mut request: Request, id: &str) -> Request {
 
 #[test]
 fn conditions_hold_or_nothing_happens() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     let first = store.apply(put("k", Expect::Absent, b"1"), 1).unwrap();
     assert_eq!(first, Written { revision: 1, created: true });
     let before = store.clone();
     for (request, refusal) in [
-        (put("k", Expect::Absent, b"2"), Refusal::Mismatch(Some(1))),
-        (put("k", Expect::Revision(7), b"2"), Refusal::Mismatch(Some(1))),
-        (put("other", Expect::Present, b"2"), Refusal::Mismatch(None)),
-        (delete("k", Expect::Revision(2)), Refusal::Mismatch(Some(1))),
-        (delete("other", Expect::Anything), Refusal::Absent),
-        (put("", Expect::Anything, b"2"), Refusal::KeyLength(0)),
-        (put(&"k".repeat(MAX_KEY_BYTES + 1), Expect::Anything, b"2"), Refusal::KeyLength(MAX_KEY_BYTES + 1)),
-        (put("k", Expect::Anything, &vec![0; MAX_VALUE_BYTES + 1]), Refusal::ValueTooLarge(MAX_VALUE_BYTES + 1)),
+        (put("k", Expect::Absent, b"2"), RequestRefusal::Mismatch(Some(1))),
+        (put("k", Expect::Revision(7), b"2"), RequestRefusal::Mismatch(Some(1))),
+        (put("other", Expect::Present, b"2"), RequestRefusal::Mismatch(None)),
+        (delete("k", Expect::Revision(2)), RequestRefusal::Mismatch(Some(1))),
+        (delete("other", Expect::Anything), RequestRefusal::Absent),
+        (put("", Expect::Anything, b"2"), RequestRefusal::KeyLength(0)),
+        (put(&"k".repeat(MAX_KEY_BYTES + 1), Expect::Anything, b"2"), RequestRefusal::KeyLength(MAX_KEY_BYTES + 1)),
+        (put("k", Expect::Anything, &vec![0; MAX_VALUE_BYTES + 1]), RequestRefusal::ValueTooLarge(MAX_VALUE_BYTES + 1)),
     ] {
         assert_eq!(store.apply(request.clone(), 1), Err(refusal), "{request:?}");
         assert_eq!(store, before, "a refusal changed something: {request:?}");
@@ -52,7 +52,7 @@ fn conditions_hold_or_nothing_happens() {
 
 #[test]
 fn a_full_store_takes_what_makes_it_smaller() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     let mut last = 0;
     let refusal = loop {
         match store.apply(put(&format!("big/{last}"), Expect::Anything, &vec![7; MAX_VALUE_BYTES]), 1) {
@@ -60,27 +60,27 @@ fn a_full_store_takes_what_makes_it_smaller() {
             Err(refusal) => break refusal,
         }
     };
-    assert!(matches!(refusal, Refusal::Full(_)), "{refusal:?}");
+    assert!(matches!(refusal, RequestRefusal::Full(_)), "{refusal:?}");
     assert!(store.bytes() <= MAX_STORE_BYTES && store.bytes() > MAX_STORE_BYTES - 2 * MAX_VALUE_BYTES as u64);
     store.apply(put("big/0", Expect::Anything, b"small"), 1).unwrap();
     store.apply(put("new", Expect::Anything, &vec![7; MAX_VALUE_BYTES - 1000]), 1).unwrap();
 
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     for n in 0..MAX_KEYS {
         store.apply(put(&format!("{n}"), Expect::Anything, b""), 1).unwrap();
     }
-    assert!(matches!(store.apply(put("one more", Expect::Anything, b""), 1), Err(Refusal::Full(_))));
+    assert!(matches!(store.apply(put("one more", Expect::Anything, b""), 1), Err(RequestRefusal::Full(_))));
     store.apply(put("0", Expect::Anything, b"x"), 1).unwrap();
     // A store that is full in every way fits into one frame of a state transfer, with room for
     // the rest of the state.
     let encoded = postcard::to_stdvec(&store).unwrap();
     assert!(encoded.len() < evenkeel_rpc::MAX_FRAME_BYTES / 4 * 3, "{} bytes", encoded.len());
-    assert_eq!(postcard::from_bytes::<Store>(&encoded).unwrap(), store);
+    assert_eq!(postcard::from_bytes::<CoordinationStore>(&encoded).unwrap(), store);
 }
 
 #[test]
 fn a_repeated_request_takes_effect_once() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     let request = with_id(put("k", Expect::Absent, b"1"), "a");
     let written = store.apply(request.clone(), 1000).unwrap();
     store.apply(put("k", Expect::Anything, b"2"), 1000).unwrap();
@@ -88,24 +88,24 @@ fn a_repeated_request_takes_effect_once() {
     // lost answer is given again.
     assert_eq!(store.apply(request.clone(), 1000 + REMEMBER_MS - 1), Ok(written));
     assert_eq!(&store.get("k").unwrap().value[..], b"2");
-    assert_eq!(store.apply(with_id(put("k", Expect::Absent, b"other"), "a"), 2000), Err(Refusal::IdReused));
+    assert_eq!(store.apply(with_id(put("k", Expect::Absent, b"other"), "a"), 2000), Err(RequestRefusal::IdReused));
     // A rejected request is not remembered. It changed nothing, and may succeed later.
     let conditional = with_id(put("k", Expect::Revision(3), b"4"), "b");
-    assert_eq!(store.apply(conditional.clone(), 2000), Err(Refusal::Mismatch(Some(2))));
+    assert_eq!(store.apply(conditional.clone(), 2000), Err(RequestRefusal::Mismatch(Some(2))));
     store.apply(put("k", Expect::Anything, b"3"), 2000).unwrap();
     assert_eq!(store.apply(conditional, 2000).unwrap().revision, 4);
     // A time that goes back forgets nothing; a later time does.
     assert_eq!(store.apply(request.clone(), 5), Ok(written));
-    assert_eq!(store.apply(request, 1000 + REMEMBER_MS), Err(Refusal::Mismatch(Some(4))));
+    assert_eq!(store.apply(request, 1000 + REMEMBER_MS), Err(RequestRefusal::Mismatch(Some(4))));
 }
 
 #[test]
 fn ids_are_refused_rather_than_forgotten_early() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     for n in 0..MAX_IDS {
         store.apply(with_id(put("k", Expect::Anything, b""), &format!("{n}")), 1).unwrap();
     }
-    assert_eq!(store.apply(with_id(put("k", Expect::Anything, b""), "x"), 1), Err(Refusal::TooManyIds));
+    assert_eq!(store.apply(with_id(put("k", Expect::Anything, b""), "x"), 1), Err(RequestRefusal::TooManyIds));
     assert_eq!(store.apply(with_id(put("k", Expect::Anything, b""), "0"), 1).unwrap().revision, 1);
     store.apply(put("k", Expect::Anything, b""), 1).unwrap();
     store.apply(with_id(put("k", Expect::Anything, b""), "x"), 1 + REMEMBER_MS).unwrap();
@@ -113,7 +113,7 @@ fn ids_are_refused_rather_than_forgotten_early() {
 
 #[test]
 fn a_watcher_misses_nothing_or_is_notified() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     let total = MAX_EVENTS as u64 + 100;
     for n in 1..=total {
         store.apply(put(if n % 2 == 0 { "even" } else { "odd" }, Expect::Anything, b""), 1).unwrap();
@@ -135,7 +135,7 @@ fn a_watcher_misses_nothing_or_is_notified() {
 /// changes.
 #[test]
 fn a_restored_store_jumps_ahead() {
-    let mut store = Store::default();
+    let mut store = CoordinationStore::default();
     store.apply(with_id(put("k", Expect::Anything, b"1"), "a"), 1).unwrap();
     store.begin_incarnation(1);
     assert_eq!(store.revision(), 1 + REVISIONS_PER_INCARNATION);
@@ -172,7 +172,7 @@ proptest! {
     /// the present entries.
     #[test]
     fn it_does_what_a_map_does(requests in requests()) {
-        let mut store = Store::default();
+        let mut store = CoordinationStore::default();
         let mut model: BTreeMap<String, (Vec<u8>, u64)> = BTreeMap::new();
         let mut states = vec![model.clone()];
         let mut done: Vec<(Request, Written, u64)> = Vec::new();
@@ -185,7 +185,7 @@ proptest! {
             let result = store.apply(request.clone(), at);
             if let Some((other, written, _)) = repeated {
                 let same = Request { id: None, ..other.clone() } == Request { id: None, ..request };
-                prop_assert_eq!(result, if same { Ok(*written) } else { Err(Refusal::IdReused) });
+                prop_assert_eq!(result, if same { Ok(*written) } else { Err(RequestRefusal::IdReused) });
                 continue;
             }
             let found = model.get(&request.key).map(|(_, revision)| *revision);
@@ -196,19 +196,19 @@ proptest! {
                 Expect::Revision(revision) => found == Some(revision),
             };
             match (&request.action, allowed) {
-                (_, false) => prop_assert_eq!(result, Err(Refusal::Mismatch(found))),
-                (Action::Delete, true) if found.is_none() => prop_assert_eq!(result, Err(Refusal::Absent)),
+                (_, false) => prop_assert_eq!(result, Err(RequestRefusal::Mismatch(found))),
+                (WriteAction::Delete, true) if found.is_none() => prop_assert_eq!(result, Err(RequestRefusal::Absent)),
                 (action, true) => {
                     let written = Written {
                         revision: states.len() as u64,
-                        created: found.is_none() && *action != Action::Delete,
+                        created: found.is_none() && *action != WriteAction::Delete,
                     };
                     prop_assert_eq!(&result, &Ok(written));
                     match action {
-                        Action::Put { value, .. } => {
+                        WriteAction::Put { value, .. } => {
                             model.insert(request.key.clone(), (value.to_vec(), written.revision));
                         }
-                        Action::Delete => drop(model.remove(&request.key)),
+                        WriteAction::Delete => drop(model.remove(&request.key)),
                     }
                     states.push(model.clone());
                     done.push((request, written, now));
@@ -239,6 +239,6 @@ proptest! {
             prop_assert_eq!(&state, &model, "from revision {}", since);
         }
         let encoded = postcard::to_stdvec(&store).unwrap();
-        prop_assert_eq!(postcard::from_bytes::<Store>(&encoded).unwrap(), store);
+        prop_assert_eq!(postcard::from_bytes::<CoordinationStore>(&encoded).unwrap(), store);
     }
 }

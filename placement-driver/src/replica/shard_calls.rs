@@ -8,7 +8,7 @@ use evenkeel_protocol::Failure;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
 use evenkeel_rpc::Pool;
-use evenkeel_rpc::group::{Group, GroupProtocol, Members, Patience, Unanswered, Verdict};
+use evenkeel_rpc::group::{Addresses, Group, GroupProtocol, Patience, ReplyMeaning, Unanswered};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ impl GroupProtocol for Control {
     type Request = ShardRequest;
     type Reply = ShardReply;
 
-    fn verdict(reply: &ShardReply) -> Verdict {
+    fn verdict(reply: &ShardReply) -> ReplyMeaning {
         match reply {
-            ShardReply::Control(_) => Verdict::Answered,
-            ShardReply::Failed(Failure::NotLeader { leader }) => Verdict::NotLeader { leader: *leader },
-            _ => Verdict::NotLeader { leader: None },
+            ShardReply::Control(_) => ReplyMeaning::Answered,
+            ShardReply::Failed(Failure::NotLeader { leader }) => ReplyMeaning::NotLeader { leader: *leader },
+            _ => ReplyMeaning::NotLeader { leader: None },
         }
     }
 
@@ -37,7 +37,7 @@ impl GroupProtocol for Control {
         ShardRequest::Inspect
     }
 
-    fn members(reply: ShardReply) -> Option<Members> {
+    fn members(reply: ShardReply) -> Option<Addresses> {
         match reply {
             ShardReply::Inspect(inspection) => Some(inspection.replicas),
             _ => None,

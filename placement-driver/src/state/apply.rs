@@ -1,6 +1,6 @@
 //! Applying commands: which function carries out which command.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::command::{Command, Proposal};
 use super::effect::Effect;
 use super::moment::Moment;
@@ -16,7 +16,7 @@ use super::{
 pub fn apply(state: &mut PlacementState, proposal: Proposal) -> Result<Effect, Refusal> {
     state.time_ms = state.time_ms.saturating_add(proposal.since_ms);
     let now = Moment { at_ms: proposal.at_ms, time_ms: state.time_ms };
-    let mut change = Change::default();
+    let mut change = VersionChange::default();
     let effect = apply_command(state, proposal.command, now, &mut change)?;
     if !change.is_empty() {
         state.version.number += 1;
@@ -30,7 +30,7 @@ fn apply_command(
     state: &mut PlacementState,
     command: Command,
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     match command {
         Command::AddShard(info) => shard_changes::add(state, info, change),

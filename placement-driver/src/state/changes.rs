@@ -10,7 +10,7 @@ pub const MAX_CHANGES: usize = 512;
 
 /// The changes of one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct VersionChange {
     /// The version's number.
     pub number: u64,
     /// Tables that became known.
@@ -28,14 +28,14 @@ pub struct Change {
     pub ranges: BTreeSet<RangeId>,
 }
 
-impl Change {
+impl VersionChange {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         let no_tables = self.tables.is_empty() && self.removed_tables.is_empty() && !self.schema;
         no_tables && self.shards.is_empty() && self.removed_shards.is_empty() && self.ranges.is_empty()
     }
 
-    fn merge(&mut self, later: &Change) {
+    fn merge(&mut self, later: &VersionChange) {
         self.number = later.number;
         self.tables.extend(&later.tables);
         // The number of a dropped table is not given again.
@@ -56,11 +56,11 @@ impl Change {
 
 /// The latest changes, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes(VecDeque<Change>);
+pub struct VersionChanges(VecDeque<VersionChange>);
 
-impl Changes {
+impl VersionChanges {
     /// Adds the next version's change.
-    pub fn push(&mut self, change: Change) {
+    pub fn push(&mut self, change: VersionChange) {
         debug_assert!(self.0.back().is_none_or(|last| last.number < change.number));
         if self.0.len() >= MAX_CHANGES {
             self.0.pop_front();
@@ -75,11 +75,11 @@ impl Changes {
 
     /// Everything that changed after version `number` up to `current`, the latest. `None` if that
     /// is not remembered.
-    pub fn since(&self, number: u64, current: u64) -> Option<Change> {
+    pub fn since(&self, number: u64, current: u64) -> Option<VersionChange> {
         if number > current {
             return None;
         }
-        let mut sum = Change { number: current, ..Change::default() };
+        let mut sum = VersionChange { number: current, ..VersionChange::default() };
         if number == current {
             return Some(sum);
         }
@@ -99,9 +99,9 @@ mod tests {
 
     #[test]
     fn changes_too_long_ago_are_not_answered_in_part() {
-        let mut changes = Changes::default();
+        let mut changes = VersionChanges::default();
         for number in 1..=MAX_CHANGES as u64 + 10 {
-            changes.push(Change { number, ranges: [RangeId(number)].into(), ..Change::default() });
+            changes.push(VersionChange { number, ranges: [RangeId(number)].into(), ..VersionChange::default() });
         }
         let last = MAX_CHANGES as u64 + 10;
         assert_eq!(changes.since(9, last), None);
@@ -113,9 +113,9 @@ mod tests {
 
     #[test]
     fn a_shard_that_came_back_is_not_removed() {
-        let mut changes = Changes::default();
-        changes.push(Change { number: 1, removed_shards: [ShardId(1)].into(), ..Change::default() });
-        changes.push(Change { number: 2, shards: [ShardId(1)].into(), ..Change::default() });
+        let mut changes = VersionChanges::default();
+        changes.push(VersionChange { number: 1, removed_shards: [ShardId(1)].into(), ..VersionChange::default() });
+        changes.push(VersionChange { number: 2, shards: [ShardId(1)].into(), ..VersionChange::default() });
         let sum = changes.since(0, 2).unwrap();
         assert!(sum.removed_shards.is_empty() && sum.shards == [ShardId(1)].into());
     }

@@ -60,7 +60,7 @@ mod tests;
 mod work;
 
 pub use apply::apply;
-pub use changes::{Change, Changes, MAX_CHANGES};
+pub use changes::{MAX_CHANGES, VersionChange, VersionChanges};
 pub use command::{Command, Proposal};
 pub use decision::{Action, Decision, NewDecision};
 pub use effect::Effect;

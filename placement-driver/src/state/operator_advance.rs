@@ -1,6 +1,6 @@
 //! Transitions of operators: the next step, the routes that it publishes, and the end.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::limits::{MAX_ENDED, MAX_GIVEN_UP};
 use super::moment::Moment;
@@ -21,7 +21,7 @@ pub(super) fn advance(
     from: Step,
     transition: Transition,
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     let operator = state.operators.get(&id).ok_or(Refusal::UnknownOperator(id))?;
     if operator.step != from || !transition.sources().contains(&from) {
@@ -101,7 +101,7 @@ fn release(state: &mut PlacementState, id: OperatorId, now: Moment) {
 
 /// Ends an operator: unlocks its ranges, publishes or removes the table it creates, records the
 /// outcome of its decision, and forgets operators that ended long ago.
-pub(super) fn finish(state: &mut PlacementState, id: OperatorId, now: Moment, change: &mut Change) {
+pub(super) fn finish(state: &mut PlacementState, id: OperatorId, now: Moment, change: &mut VersionChange) {
     release(state, id, now);
     let Some(operator) = state.operators.get(&id) else { return };
     if let Work::CreateTable { table, .. } = operator.work {

@@ -1,6 +1,6 @@
 //! Stopping operators: cancellation (R20), and taking a range back from a lost destination (R23).
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::moment::Moment;
 use super::operator_advance::finish;
@@ -15,7 +15,7 @@ pub(super) fn cancel(
     state: &mut PlacementState,
     id: OperatorId,
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     let operator = state.operators.get_mut(&id).ok_or(Refusal::UnknownOperator(id))?;
     if operator.status == Status::Cancelling {

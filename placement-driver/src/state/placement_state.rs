@@ -1,6 +1,6 @@
 //! The placement state: its content, and the questions that need no more than the state to answer.
 
-use super::changes::Changes;
+use super::changes::VersionChanges;
 use super::decision::Decision;
 use super::numbers::Numbers;
 use super::operator_status::Operator;
@@ -43,9 +43,9 @@ pub struct PlacementState {
     /// Whether a restoration from an old copy is under way (R30). No numbers are given meanwhile.
     pub restoring: bool,
     /// The changes of the latest versions.
-    pub changes: Changes,
+    pub changes: VersionChanges,
     /// The coordination store. It has revisions of its own and no part in routing.
-    pub kv: coordination::Store,
+    pub kv: coordination::CoordinationStore,
     /// The schema: all tables that were not made one by one.
     pub schema: Schema,
     pub(super) time_ms: u64,
@@ -64,8 +64,8 @@ impl Default for PlacementState {
             decisions: VecDeque::new(),
             balancer_enabled: None,
             restoring: false,
-            changes: Changes::default(),
-            kv: coordination::Store::default(),
+            changes: VersionChanges::default(),
+            kv: coordination::CoordinationStore::default(),
             schema: Schema::default(),
             time_ms: 0,
             numbers: Numbers::default(),

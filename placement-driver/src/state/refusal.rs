@@ -156,5 +156,5 @@ pub enum Refusal {
     },
     /// The coordination store rejects the request.
     #[error(transparent)]
-    Kv(coordination::Refusal),
+    Kv(coordination::RequestRefusal),
 }

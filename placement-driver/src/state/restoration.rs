@@ -4,7 +4,7 @@
 //! numbers and report them, with their tables and routes. Until they have,
 //! [`PlacementState::restoring`] is set and no numbers are given.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::found::Found;
 use super::moment::Moment;
@@ -41,7 +41,7 @@ pub(super) fn reconciled(
     state: &mut PlacementState,
     found: &Found,
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     if !state.restoring {
         return Ok(Effect::Unchanged);

@@ -1,6 +1,6 @@
 //! Changes of routes. They never leave a gap or an overlap between the ranges of a table.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::limits::MAX_LEFT;
 use super::moment::Moment;
 use super::placement_state::PlacementState;
@@ -16,7 +16,7 @@ pub(super) fn take_routes(
     state: &mut PlacementState,
     routes: &[Route],
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<(), Refusal> {
     for range in state.ranges.values() {
         let touches = |route: &Route| {
@@ -38,7 +38,7 @@ pub(super) fn replace_by_table(
     state: &mut PlacementState,
     routes: &[Route],
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<(), Refusal> {
     let mut by_table: BTreeMap<TableId, Vec<Route>> = BTreeMap::new();
     for route in routes {
@@ -67,7 +67,7 @@ pub(super) fn replace(
     state: &mut PlacementState,
     routes: &[Route],
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<(), Refusal> {
     let Some(table) = routes.first().map(|route| route.table) else {
         return Ok(());

@@ -1,6 +1,6 @@
 //! Commands about shards: registration, draining, removal, and changes of their replicas.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::limits::{MAX_REPLICAS, MAX_SHARDS};
 use super::moment::Moment;
@@ -17,7 +17,7 @@ use evenkeel_protocol::routing::ShardInfo;
 const SHOWN_NAMES: usize = 5;
 
 /// Registers a shard, or changes the addresses of its replicas.
-pub(super) fn add(state: &mut PlacementState, info: ShardInfo, change: &mut Change) -> Result<Effect, Refusal> {
+pub(super) fn add(state: &mut PlacementState, info: ShardInfo, change: &mut VersionChange) -> Result<Effect, Refusal> {
     if info.replicas.is_empty() || info.replicas.len() > MAX_REPLICAS {
         let found = info.replicas.len();
         return Err(Refusal::TooMany(format!("a shard has 1 to {MAX_REPLICAS} replicas, {found} given")));
@@ -47,7 +47,7 @@ pub(super) fn take_members(
     state: &mut PlacementState,
     id: ShardId,
     members: ShardMembers,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     let found = members.replicas.len();
     if found == 0 || found > MAX_REPLICAS {
@@ -107,7 +107,7 @@ pub(super) fn undrain(state: &mut PlacementState, id: ShardId, now: Moment) -> R
 }
 
 /// Removes a drained shard.
-pub(super) fn remove(state: &mut PlacementState, id: ShardId, change: &mut Change) -> Result<Effect, Refusal> {
+pub(super) fn remove(state: &mut PlacementState, id: ShardId, change: &mut VersionChange) -> Result<Effect, Refusal> {
     let shard = state.shards.get(&id).ok_or(Refusal::UnknownShard(id))?;
     if !shard.draining || !state.is_empty(id) {
         return Err(Refusal::NotEmpty(id));

@@ -1,6 +1,6 @@
 //! Commands about tables: creation, and taking in tables that only shards know (R30).
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::limits::MAX_TABLES;
 use super::moment::Moment;
@@ -63,7 +63,7 @@ pub(super) fn take(
     tables: &[TableSchema],
     routes: &[Route],
     now: Moment,
-    change: &mut Change,
+    change: &mut VersionChange,
 ) -> Result<Effect, Refusal> {
     let mut names = BTreeSet::new();
     for table in tables {

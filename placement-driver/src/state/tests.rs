@@ -550,7 +550,7 @@ fn command(state: &PlacementState, wild: Wild) -> Option<Command> {
 fn a_clock_that_is_set_wrong_forgets_nothing() {
     let mut state = state_with_table(1);
     let put = || {
-        let action = coordination::Action::Put { value: "1".into(), content_type: "text/plain".into() };
+        let action = coordination::WriteAction::Put { value: "1".into(), content_type: "text/plain".into() };
         let request = coordination::Request {
             key: "k".into(),
             expect: coordination::Expect::Absent,

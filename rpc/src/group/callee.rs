@@ -1,7 +1,7 @@
 //! Carries out the steps of a search: connect, ask, wait.
 
-use super::protocol::{GroupProtocol, Verdict};
-use super::search::{Failure, Members, Search, SearchStep};
+use super::protocol::{GroupProtocol, ReplyMeaning};
+use super::search::{Addresses, NoAnswer, Search, SearchStep};
 use crate::connection::Connection;
 use crate::error::RpcError;
 use crate::pool::Pool;
@@ -41,7 +41,7 @@ pub enum Unanswered<Rep> {
 
 /// A replica group as a callee.
 pub struct Group<P: GroupProtocol> {
-    members: Members,
+    members: Addresses,
     leader: Option<u64>,
     pool: Arc<Pool<P::Request, P::Reply>>,
 }
@@ -49,12 +49,12 @@ pub struct Group<P: GroupProtocol> {
 impl<P: GroupProtocol> Group<P> {
     /// A group with these members. `leader` is the replica that is asked first; `pool` may be
     /// shared with other groups.
-    pub fn new(members: Members, leader: Option<u64>, pool: Arc<Pool<P::Request, P::Reply>>) -> Group<P> {
+    pub fn new(members: Addresses, leader: Option<u64>, pool: Arc<Pool<P::Request, P::Reply>>) -> Group<P> {
         Group { members, leader, pool }
     }
 
     /// The known members, with those that calls have learnt.
-    pub fn members(&self) -> &Members {
+    pub fn members(&self) -> &Addresses {
         &self.members
     }
 
@@ -119,7 +119,7 @@ impl<P: GroupProtocol> Group<P> {
         address: SocketAddr,
         request: &P::Request,
         limit: Duration,
-    ) -> Result<P::Reply, (Failure, Unanswered<P::Reply>)> {
+    ) -> Result<P::Reply, (NoAnswer, Unanswered<P::Reply>)> {
         let replied = match self.pool.get(address).await {
             Ok(connection) => connection.call_within(request, limit).await,
             Err(error) => Err(error),
@@ -131,7 +131,7 @@ impl<P: GroupProtocol> Group<P> {
             },
             Err(error) => {
                 tracing::debug!(%address, %error, "a replica does not answer");
-                let failure = if matches!(error, RpcError::Lost(_)) { Failure::Lost } else { Failure::Unreachable };
+                let failure = if matches!(error, RpcError::Lost(_)) { NoAnswer::Lost } else { NoAnswer::Unreachable };
                 if matches!(error, RpcError::TimedOut(_)) {
                     // The peer's machine may have failed without ending the connection: the next
                     // attempt connects again.
@@ -142,7 +142,7 @@ impl<P: GroupProtocol> Group<P> {
         }
     }
 
-    async fn ask_members(&self, address: SocketAddr, limit: Duration) -> Option<Members> {
+    async fn ask_members(&self, address: SocketAddr, limit: Duration) -> Option<Addresses> {
         members_by::<P>(&self.pool.get(address).await.ok()?, limit).await
     }
 }
@@ -150,15 +150,15 @@ impl<P: GroupProtocol> Group<P> {
 async fn members_by<P: GroupProtocol>(
     connection: &Connection<P::Request, P::Reply>,
     limit: Duration,
-) -> Option<Members> {
+) -> Option<Addresses> {
     let reply = connection.call_within(&P::members_request(), limit).await.ok()?;
     P::members(reply).filter(|members| !members.is_empty())
 }
 
-fn failure_of(verdict: Verdict) -> Option<Failure> {
+fn failure_of(verdict: ReplyMeaning) -> Option<NoAnswer> {
     match verdict {
-        Verdict::Answered => None,
-        Verdict::TryAgain { after } => Some(Failure::TryAgain { after }),
-        Verdict::NotLeader { leader } => Some(Failure::NotLeader { leader }),
+        ReplyMeaning::Answered => None,
+        ReplyMeaning::TryAgain { after } => Some(NoAnswer::TryAgain { after }),
+        ReplyMeaning::NotLeader { leader } => Some(NoAnswer::NotLeader { leader }),
     }
 }

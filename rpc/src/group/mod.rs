@@ -29,5 +29,5 @@ mod search;
 
 pub use callee::{Group, Patience, Unanswered};
 pub use order::Order;
-pub use protocol::{GroupProtocol, Verdict};
-pub use search::{Failure, Members, Search, SearchStep};
+pub use protocol::{GroupProtocol, ReplyMeaning};
+pub use search::{Addresses, NoAnswer, Search, SearchStep};

@@ -1,13 +1,13 @@
 //! What a search for the leader must know about messages.
 
-use super::search::Members;
+use super::search::Addresses;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// What a reply says about the search for the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ReplyMeaning {
     /// The reply is the answer.
     Answered,
     /// The replica does not answer this request because it does not lead.
@@ -30,11 +30,11 @@ pub trait GroupProtocol {
     type Reply: DeserializeOwned + Send + 'static;
 
     /// What a reply says about the search for the leader.
-    fn verdict(reply: &Self::Reply) -> Verdict;
+    fn verdict(reply: &Self::Reply) -> ReplyMeaning;
 
     /// The request for the group's members, which every replica answers.
     fn members_request() -> Self::Request;
 
     /// The members in a reply to [`GroupProtocol::members_request`].
-    fn members(reply: Self::Reply) -> Option<Members>;
+    fn members(reply: Self::Reply) -> Option<Addresses>;
 }

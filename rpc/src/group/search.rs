@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The replicas of a group and their addresses.
-pub type Members = BTreeMap<u64, SocketAddr>;
+pub type Addresses = BTreeMap<u64, SocketAddr>;
 
 /// How often one replica is asked in a search; more often only if it asks for patience.
 const ASKS_PER_REPLICA: u32 = 2;
@@ -16,7 +16,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why an attempt brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum NoAnswer {
     /// The replica does not lead; it may know the leader.
     NotLeader {
         /// The leader that it names.
@@ -57,7 +57,7 @@ pub enum SearchStep {
 /// One search for the leader.
 #[derive(Debug, Clone)]
 pub struct Search {
-    members: Members,
+    members: Addresses,
     order: Order,
     asks: BTreeMap<u64, u32>,
     /// The replicas that have been asked for the members.
@@ -69,7 +69,7 @@ pub struct Search {
 
 impl Search {
     /// A search among `members` that begins with `leader` and asks for at most `total`.
-    pub fn new(members: Members, leader: Option<u64>, total: Duration) -> Search {
+    pub fn new(members: Addresses, leader: Option<u64>, total: Duration) -> Search {
         Search {
             members,
             order: Order::new(leader),
@@ -86,18 +86,18 @@ impl Search {
     }
 
     /// The step after a failed attempt, `elapsed` after the beginning of the search.
-    pub fn failed(&mut self, failure: Failure, elapsed: Duration) -> SearchStep {
+    pub fn failed(&mut self, failure: NoAnswer, elapsed: Duration) -> SearchStep {
         if elapsed >= self.total {
             return SearchStep::GiveUp;
         }
         match failure {
-            Failure::NotLeader { leader } => {
+            NoAnswer::NotLeader { leader } => {
                 if let Some(step) = leader.and_then(|leader| self.ask_about(leader)) {
                     return step;
                 }
                 self.order.ask_other(leader);
             }
-            Failure::TryAgain { after } => {
+            NoAnswer::TryAgain { after } => {
                 let after = after.max(MIN_PAUSE);
                 if elapsed.saturating_add(after) < self.total {
                     self.order.ask_same();
@@ -105,11 +105,11 @@ impl Search {
                 }
                 self.order.ask_other(None);
             }
-            Failure::Unreachable => {
+            NoAnswer::Unreachable => {
                 self.order.unreachable();
                 self.order.ask_other(None);
             }
-            Failure::Lost => self.order.ask_other(None),
+            NoAnswer::Lost => self.order.ask_other(None),
         }
         self.ask(Duration::ZERO, false)
     }
@@ -126,7 +126,7 @@ impl Search {
 
     /// The step after [`SearchStep::AskMembers`]; `None` if the replica did not answer. Members are
     /// added and not removed: the replica may be behind.
-    pub fn learn(&mut self, members: Option<Members>) -> SearchStep {
+    pub fn learn(&mut self, members: Option<Addresses>) -> SearchStep {
         for (replica, address) in members.into_iter().flatten() {
             self.members.entry(replica).or_insert(address);
         }
@@ -135,7 +135,7 @@ impl Search {
     }
 
     /// The members, with those that the search has learnt.
-    pub fn into_members(self) -> Members {
+    pub fn into_members(self) -> Addresses {
         self.members
     }
 
@@ -146,7 +146,8 @@ impl Search {
             0 => true,
             asks => Some(*replica) == named && (again || asks < ASKS_PER_REPLICA),
         };
-        let left: Members = self.members.iter().filter(|(id, _)| may_be_asked(id)).map(|(id, at)| (*id, *at)).collect();
+        let left: Addresses =
+            self.members.iter().filter(|(id, _)| may_be_asked(id)).map(|(id, at)| (*id, *at)).collect();
         let Some(replica) = self.order.next(&left) else { return SearchStep::GiveUp };
         let Some(address) = left.get(&replica).copied() else { return SearchStep::GiveUp };
         *self.asks.entry(replica).or_default() += 1;
@@ -165,7 +166,7 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], replica as u16))
     }
 
-    fn members(numbers: &[u64]) -> Members {
+    fn members(numbers: &[u64]) -> Addresses {
         numbers.iter().map(|number| (*number, address(*number))).collect()
     }
 
@@ -177,8 +178,8 @@ mod tests {
         Search::new(members(&[1, 2, 3]), leader, TOTAL)
     }
 
-    fn not_leader(leader: impl Into<Option<u64>>) -> Failure {
-        Failure::NotLeader { leader: leader.into() }
+    fn not_leader(leader: impl Into<Option<u64>>) -> NoAnswer {
+        NoAnswer::NotLeader { leader: leader.into() }
     }
 
     #[test]
@@ -186,9 +187,9 @@ mod tests {
         for (leader, order) in [(Some(2), [2, 3, 1]), (None, [1, 2, 3]), (Some(9), [1, 2, 3])] {
             let mut search = search(leader);
             assert_eq!(search.begin(), ask(order[0]));
-            assert_eq!(search.failed(Failure::Lost, SOON), ask(order[1]));
+            assert_eq!(search.failed(NoAnswer::Lost, SOON), ask(order[1]));
             assert_eq!(search.failed(not_leader(None), SOON), ask(order[2]));
-            assert_eq!(search.failed(Failure::Lost, SOON), SearchStep::GiveUp);
+            assert_eq!(search.failed(NoAnswer::Lost, SOON), SearchStep::GiveUp);
         }
     }
 
@@ -208,7 +209,7 @@ mod tests {
     fn an_unreachable_leader_is_not_asked_again_in_the_same_search() {
         let mut search = search(Some(1));
         assert_eq!(search.begin(), ask(1));
-        assert_eq!(search.failed(Failure::Unreachable, SOON), ask(2));
+        assert_eq!(search.failed(NoAnswer::Unreachable, SOON), ask(2));
         assert_eq!(search.failed(not_leader(1), SOON), ask(3));
         assert_eq!(search.failed(not_leader(1), SOON), SearchStep::GiveUp);
     }
@@ -217,7 +218,7 @@ mod tests {
     fn a_lost_connection_may_be_made_again_when_another_names_the_replica() {
         let mut search = search(Some(1));
         assert_eq!(search.begin(), ask(1));
-        assert_eq!(search.failed(Failure::Lost, SOON), ask(2));
+        assert_eq!(search.failed(NoAnswer::Lost, SOON), ask(2));
         assert_eq!(search.failed(not_leader(1), SOON), ask(1));
     }
 
@@ -240,14 +241,14 @@ mod tests {
         let again = SearchStep::Ask { replica: 2, address: address(2), after: pause };
         search.begin();
         for seconds in [0, 2, 5] {
-            assert_eq!(search.failed(Failure::TryAgain { after: pause }, Duration::from_secs(seconds)), again);
+            assert_eq!(search.failed(NoAnswer::TryAgain { after: pause }, Duration::from_secs(seconds)), again);
         }
-        assert_eq!(search.failed(Failure::TryAgain { after: pause }, Duration::from_secs(7)), ask(3));
+        assert_eq!(search.failed(NoAnswer::TryAgain { after: pause }, Duration::from_secs(7)), ask(3));
         assert_eq!(search.failed(not_leader(None), TOTAL), SearchStep::GiveUp);
     }
 
     #[test]
     fn a_group_without_members_is_given_up() {
-        assert_eq!(Search::new(Members::new(), Some(1), TOTAL).begin(), SearchStep::GiveUp);
+        assert_eq!(Search::new(Addresses::new(), Some(1), TOTAL).begin(), SearchStep::GiveUp);
     }
 }

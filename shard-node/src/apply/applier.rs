@@ -10,7 +10,7 @@ use super::leaderships::Leaderships;
 use super::persistence::{CHECKPOINT_MS, Persistence};
 use super::progress_bound::unless_still;
 use super::publication::Publication;
-use super::request::{Export, Request};
+use super::request::{ApplierRequest, Export};
 use super::start::Start;
 use super::write_batch::WriteBatch;
 use crate::config::Config;
@@ -19,13 +19,13 @@ use crate::leader::Leader;
 use crate::leader::latches::ChangedKeys;
 use crate::leader::leadership::EntryOutcome;
 use crate::log_entry::parts::{Added, Part, Payload};
-use crate::log_entry::{Body, Changes, Control, Entry, Purpose};
+use crate::log_entry::{Changes, Control, EntryBody, Purpose, ShardEntry};
 use crate::move_observations::MoveObservations;
 use crate::replica::ReplicaHandles;
 use crate::scrub::Scrub;
 use crate::scrub::checkpoint_sums::At;
 use crate::scrub::plan::Asked;
-use crate::state_machine::{Effect, OutPhase, Refusal};
+use crate::state_machine::{ControlEffect, EntryRefusal, OutPhase};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::scrub::Place;
 use evenkeel_replicated_log::{self as log, Delivery, LogIndex, ReplicaId, Subscription, Term};
@@ -96,7 +96,11 @@ impl Applier {
     }
 
     /// Follows the log until the replica must do something else.
-    pub async fn run(mut self, mut subscription: Subscription, mut requests: mpsc::Receiver<Request>) -> ApplyError {
+    pub async fn run(
+        mut self,
+        mut subscription: Subscription,
+        mut requests: mpsc::Receiver<ApplierRequest>,
+    ) -> ApplyError {
         let mut checkpoint = evenkeel_host::interval(Duration::from_millis(CHECKPOINT_MS));
         checkpoint.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Perhaps no row is missing: there is no table, or the process ended just before it
@@ -231,17 +235,17 @@ impl Applier {
             Added::Complete(entry) => self.effective(position, term, *entry).await?,
             Added::Rejected => {
                 let reason = "the entry's other parts are not in the log".into();
-                let refusal = Refusal { code: "parts-missing", reason };
+                let refusal = EntryRefusal { code: "parts-missing", reason };
                 self.reject(EntryId { position, term, serial: part.serial }, refusal);
             }
         }
         self.export_waiting().await
     }
 
-    async fn effective(&mut self, position: u64, term: Term, entry: Entry) -> Result<(), ApplyError> {
+    async fn effective(&mut self, position: u64, term: Term, entry: ShardEntry) -> Result<(), ApplyError> {
         let id = EntryId { position, term, serial: entry.serial };
         match entry.body {
-            Body::Changes(changes) => match self.applied.state.judge(&changes) {
+            EntryBody::Changes(changes) => match self.applied.state.judge(&changes) {
                 Err(_) if deliberate(Bug::NoOwnershipFence) => self.changes(id, changes),
                 Ok(()) => self.changes(id, changes),
                 Err(refusal) => {
@@ -249,8 +253,8 @@ impl Applier {
                     Ok(())
                 }
             },
-            Body::Control(control @ Control::Checkpoint { .. }) => self.checksum_checkpoint(id, &control).await,
-            Body::Control(control) => match self.controlled(position, &control).await? {
+            EntryBody::Control(control @ Control::Checkpoint { .. }) => self.checksum_checkpoint(id, &control).await,
+            EntryBody::Control(control) => match self.controlled(position, &control).await? {
                 Ok(effects) => self.control(id, &control, effects).await,
                 Err(refusal) => {
                     self.reject(id, refusal);
@@ -265,14 +269,14 @@ impl Applier {
         &mut self,
         position: u64,
         control: &Control,
-    ) -> Result<Result<Vec<Effect>, Refusal>, ApplyError> {
+    ) -> Result<Result<Vec<ControlEffect>, EntryRefusal>, ApplyError> {
         if let Control::SchemaChange { .. } = control {
             // A replica that starts again must not find a change in PostgreSQL that its state lacks:
             // so its position is recorded with it, which cannot be while parts are waiting (R12). The
             // log says so, and every replica rejects alike.
             if self.persistence.unfinished.first().is_some() {
                 let reason = "an entry of several parts is unfinished".into();
-                return Ok(Err(Refusal { code: "entry-unfinished", reason }));
+                return Ok(Err(EntryRefusal { code: "entry-unfinished", reason }));
             }
             // Peers only have rows of the later version for it, and the change could not be made on a
             // part of the rows: it takes a peer's state again.
@@ -296,7 +300,7 @@ impl Applier {
         })
     }
 
-    fn reject(&mut self, id: EntryId, refusal: Refusal) {
+    fn reject(&mut self, id: EntryId, refusal: EntryRefusal) {
         self.leaderships.resolve(id.term, id.serial, EntryOutcome::Rejected(refusal));
         self.handles.progress.pass(id.position);
     }
@@ -322,7 +326,7 @@ impl Applier {
         Ok(())
     }
 
-    async fn control(&mut self, id: EntryId, control: &Control, effects: Vec<Effect>) -> Result<(), ApplyError> {
+    async fn control(&mut self, id: EntryId, control: &Control, effects: Vec<ControlEffect>) -> Result<(), ApplyError> {
         let EntryId { position, term, serial } = id;
         self.persistence.recorded.state_changed_at = position;
         if !self.applied.state.changed_hands().is_empty() {
@@ -370,7 +374,7 @@ impl Applier {
         &mut self,
         id: EntryId,
         control: &Control,
-        effects: Vec<Effect>,
+        effects: Vec<ControlEffect>,
         admit: Option<impl FnOnce() + Send + 'static>,
     ) -> Result<(), ApplyError> {
         let EntryId { position, term, serial } = id;
@@ -411,9 +415,9 @@ impl Applier {
     }
 
     /// The consequences of an effect beside its rows.
-    async fn notice(&mut self, position: u64, effect: &Effect) -> Result<(), ApplyError> {
+    async fn notice(&mut self, position: u64, effect: &ControlEffect) -> Result<(), ApplyError> {
         match effect {
-            Effect::Fenced(operator) => {
+            ControlEffect::Fenced(operator) => {
                 if let Some(movement) = self.applied.state.move_out(*operator)
                     && let OutPhase::Fenced { held_since_us, .. } = movement.phase
                 {
@@ -421,14 +425,14 @@ impl Applier {
                     self.streams.resolved(*operator, || StreamItem::Fenced { position, epoch, held_since_us });
                 }
             }
-            Effect::MoveCancelled(operator) => self.streams.resolved(*operator, || StreamItem::Cancelled),
-            Effect::Tail { stamp_ms, entries } => {
+            ControlEffect::MoveCancelled(operator) => self.streams.resolved(*operator, || StreamItem::Cancelled),
+            ControlEffect::Tail { stamp_ms, entries } => {
                 let mut window = self.handles.window();
                 for entry in entries {
                     window.extend_by_tail(*stamp_ms, position, entry);
                 }
             }
-            Effect::Adopted { operator, held_since_us } => {
+            ControlEffect::Adopted { operator, held_since_us } => {
                 self.persistence.flush(&self.applied, None).await?;
                 if let Some(movement) = self.applied.state.move_in(*operator) {
                     let verify = Command::Verify { operator: *operator, attempt: movement.attempt };
@@ -439,13 +443,13 @@ impl Applier {
                 let stored = move || observations.adopted(operator, held_since_us);
                 self.persistence.writer.ask(Command::Then(Box::new(stored))).await?;
             }
-            Effect::IngestOpened(_)
-            | Effect::CreateTable(_)
-            | Effect::DropTable(_)
-            | Effect::ChangeSchema(_)
-            | Effect::Replace { .. }
-            | Effect::Delete { .. }
-            | Effect::OwnershipChanged => {}
+            ControlEffect::IngestOpened(_)
+            | ControlEffect::CreateTable(_)
+            | ControlEffect::DropTable(_)
+            | ControlEffect::ChangeSchema(_)
+            | ControlEffect::Replace { .. }
+            | ControlEffect::Delete { .. }
+            | ControlEffect::OwnershipChanged => {}
         }
         Ok(())
     }
@@ -475,18 +479,18 @@ impl Applier {
         Ok(())
     }
 
-    async fn request(&mut self, request: Request) -> Result<(), ApplyError> {
+    async fn request(&mut self, request: ApplierRequest) -> Result<(), ApplyError> {
         match request {
-            Request::OpenStream(operator, reply) => {
+            ApplierRequest::OpenStream(operator, reply) => {
                 let at = (self.handles.progress.applied(), self.handles.log.unix_ms());
                 let stream = self.streams.open(operator, &self.applied.state, &self.handles.window(), at);
                 let _ = reply.send(stream);
             }
-            Request::Export(reply) => {
+            ApplierRequest::Export(reply) => {
                 self.waiting_exports.push(reply);
                 self.export_waiting().await?;
             }
-            Request::Seeded(piece, reply) => {
+            ApplierRequest::Seeded(piece, reply) => {
                 let taken = self.persistence.take_piece(&self.applied, *piece).await?;
                 let _ = reply.send(taken);
                 self.persistence.end_seeding(&self.applied).await?;

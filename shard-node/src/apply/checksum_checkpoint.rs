@@ -12,7 +12,7 @@ use super::applied_state::AppliedState;
 use super::persistence::Persistence;
 use crate::error::ApplyError;
 use crate::replica::ReplicaHandles;
-use crate::scrub::checkpoint_sums::Snapshot;
+use crate::scrub::checkpoint_sums::AwaitedSnapshot;
 use evenkeel_host::{Bug, deliberate};
 use futures::FutureExt;
 use futures::future::ready;
@@ -45,7 +45,7 @@ pub(super) async fn snapshot_at(
     applied: &AppliedState,
     leads: bool,
     position: u64,
-) -> Result<Snapshot, ApplyError> {
+) -> Result<AwaitedSnapshot, ApplyError> {
     if deliberate(Bug::ComparedAnywhere) {
         let snapshots = handles.snapshots.clone();
         return Ok(async move { snapshots.take().await.map_err(|error| error.to_string()) }.boxed());

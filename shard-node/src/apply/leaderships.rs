@@ -7,7 +7,7 @@ use crate::leader::leadership::{EntryOutcome, Leadership};
 use crate::leader::warm_sessions::WarmSessions;
 use crate::log_entry::MAX_ENTRY_BYTES;
 use crate::log_entry::parts::MAX_TRANSACTION_BYTES;
-use crate::postgres::Role as SessionRole;
+use crate::postgres::SessionRole;
 use crate::replica::ReplicaHandles;
 use evenkeel_replicated_log::{ReplicaId, Term};
 use std::sync::Arc;

@@ -56,7 +56,7 @@ mod write_batch;
 pub use applier::Applier;
 pub use apply_writer::{ApplyWriter, ApplyWriterStopped};
 pub use change_stream::{ChangeStream, MAX_STREAM_BYTES, StreamItem, StreamLost};
-pub use request::{Export, Request};
+pub use request::{ApplierRequest, Export};
 pub use saved_state::SavedState;
 pub use seeding::Seeding;
 pub use start::Start;

@@ -17,8 +17,8 @@ use crate::error::ApplyError;
 use crate::log_entry::Changes;
 use crate::log_entry::parts::Unfinished;
 use crate::replica::ReplicaHandles;
-use crate::state_machine::{Effect, ShardState};
-use crate::state_transfer::Piece;
+use crate::state_machine::{ControlEffect, ShardState};
+use crate::state_transfer::SeedPiece;
 use crate::storage::{ApplyBatch, StoreOperation};
 use bytes::Bytes;
 use evenkeel_host::{Bug, deliberate};
@@ -155,7 +155,7 @@ impl Persistence {
     }
 
     /// Collects what a control entry changes in rows and tables.
-    pub(super) fn add_effects(&mut self, effects: &[Effect], state: &ShardState) {
+    pub(super) fn add_effects(&mut self, effects: &[ControlEffect], state: &ShardState) {
         effects.iter().for_each(|effect| self.batch.add_effect(effect.clone(), state));
     }
 
@@ -307,7 +307,7 @@ impl Persistence {
 
     /// Takes rows that were missing, if they hold everything that has been applied (R32). Returns
     /// whether they do.
-    pub(super) async fn take_piece(&mut self, applied: &AppliedState, piece: Piece) -> Result<bool, ApplyError> {
+    pub(super) async fn take_piece(&mut self, applied: &AppliedState, piece: SeedPiece) -> Result<bool, ApplyError> {
         if self.seeding.is_none() {
             return Ok(false);
         }

@@ -1,7 +1,7 @@
 //! Requests to the applier, which it serves between two deliveries of the log.
 
 use super::change_stream::ChangeStream;
-use crate::state_transfer::Piece;
+use crate::state_transfer::SeedPiece;
 use bytes::Bytes;
 use evenkeel_protocol::OperatorId;
 use tokio::sync::oneshot;
@@ -19,11 +19,11 @@ pub struct Export {
 }
 
 /// A request to the applier, served between two deliveries.
-pub enum Request {
+pub enum ApplierRequest {
     /// Open a change stream of a move out.
     OpenStream(OperatorId, oneshot::Sender<Option<ChangeStream>>),
     /// Export everything but the rows.
     Export(oneshot::Sender<Export>),
     /// Take rows that are missing here. The answer is `false` if the rows are too old.
-    Seeded(Box<Piece>, oneshot::Sender<bool>),
+    Seeded(Box<SeedPiece>, oneshot::Sender<bool>),
 }

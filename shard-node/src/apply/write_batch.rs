@@ -5,7 +5,7 @@
 
 use crate::log_entry::image::{Columns, Merged};
 use crate::log_entry::{Change, Changes};
-use crate::state_machine::{Effect, ShardState};
+use crate::state_machine::{ControlEffect, ShardState};
 use crate::storage::StoreOperation;
 use bytes::Bytes;
 use evenkeel_protocol::{Key, TableId};
@@ -45,28 +45,28 @@ impl WriteBatch {
     }
 
     /// Adds the effect of a control entry on rows and tables.
-    pub fn add_effect(&mut self, effect: Effect, state: &ShardState) {
+    pub fn add_effect(&mut self, effect: ControlEffect, state: &ShardState) {
         match effect {
-            Effect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
-            Effect::DropTable(table) => self.operation(StoreOperation::DropTable(table), state),
-            Effect::ChangeSchema(delta) => self.operation(StoreOperation::ChangeSchema(delta), state),
-            Effect::Replace { table, interval, rows, copied } => {
+            ControlEffect::CreateTable(table) => self.operation(StoreOperation::CreateTable(table), state),
+            ControlEffect::DropTable(table) => self.operation(StoreOperation::DropTable(table), state),
+            ControlEffect::ChangeSchema(delta) => self.operation(StoreOperation::ChangeSchema(delta), state),
+            ControlEffect::Replace { table, interval, rows, copied } => {
                 self.bytes += rows.data.len();
                 self.operation(StoreOperation::ReplaceInterval { table, interval, rows, copied: Some(copied) }, state);
             }
-            Effect::Delete { table, interval } => {
+            ControlEffect::Delete { table, interval } => {
                 self.operation(StoreOperation::DeleteInterval { table, interval }, state);
             }
-            Effect::Tail { entries, .. } => {
+            ControlEffect::Tail { entries, .. } => {
                 for entry in entries {
                     self.add_changes(entry.changes);
                 }
             }
-            Effect::OwnershipChanged
-            | Effect::Fenced(_)
-            | Effect::Adopted { .. }
-            | Effect::MoveCancelled(_)
-            | Effect::IngestOpened(_) => {}
+            ControlEffect::OwnershipChanged
+            | ControlEffect::Fenced(_)
+            | ControlEffect::Adopted { .. }
+            | ControlEffect::MoveCancelled(_)
+            | ControlEffect::IngestOpened(_) => {}
         }
     }
 
@@ -118,7 +118,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::log_entry::Control;
-    use crate::log_entry::image::{Image, Part};
+    use crate::log_entry::image::{Image, PartialRow};
     use evenkeel_protocol::rows::put_value;
     use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{KeyValue, RangeId, TableSchema};
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn part(columns: &[usize], values: &[&str]) -> Image {
-        Image::Part(Part::new(Columns::new(columns.iter().copied()), packed(values)).unwrap())
+        Image::Part(PartialRow::new(Columns::new(columns.iter().copied()), packed(values)).unwrap())
     }
 
     // R15, E13, E19: one operation per kind, rows in the order of their keys, parts merged into

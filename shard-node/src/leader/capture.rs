@@ -2,7 +2,7 @@
 
 use super::plan_cache::BoundPlan;
 use super::postgres_session::{check_value_size, raw};
-use crate::log_entry::image::{Columns, Image, Part};
+use crate::log_entry::image::{Columns, Image, PartialRow};
 use crate::log_entry::{Change, Changes, Malformed};
 use bytes::{BufMut, BytesMut};
 use evenkeel_protocol::error::codes;
@@ -124,7 +124,7 @@ impl Capturer {
             Ok(match written {
                 Written::New(place) => Image::New(buffer.slice(place)),
                 Written::Whole(place) => Image::Whole(buffer.slice(place)),
-                Written::Part(columns, place) => Image::Part(Part::new(columns, buffer.slice(place))?),
+                Written::Part(columns, place) => Image::Part(PartialRow::new(columns, buffer.slice(place))?),
                 Written::Gone => Image::Gone,
             })
         };

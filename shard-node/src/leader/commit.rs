@@ -10,7 +10,7 @@ use super::early_acknowledgement::Early;
 use super::failures::{not_executed, unknown};
 use super::leadership::EntryOutcome;
 use super::postgres_session::UserSession;
-use crate::log_entry::{Body, Entry};
+use crate::log_entry::{EntryBody, ShardEntry};
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Failure, SqlError};
 use std::sync::Arc;
@@ -37,9 +37,14 @@ impl Committer {
     /// Proposes the entry whose changes `session` holds in its open transaction, and commits or
     /// rolls back as the log decides. Early acknowledgements are sent meanwhile; the COMMIT does
     /// not depend on them (R28).
-    pub(super) async fn commit(&self, session: &UserSession, entry: Entry, early: Early) -> Result<(), CommitError> {
+    pub(super) async fn commit(
+        &self,
+        session: &UserSession,
+        entry: ShardEntry,
+        early: Early,
+    ) -> Result<(), CommitError> {
         let leadership = &self.context.leadership;
-        let Body::Changes(changes) = &entry.body else {
+        let EntryBody::Changes(changes) = &entry.body else {
             return Err(CommitError::RolledBack(SqlError::new("XX000", "not a change").into()));
         };
         let _doubt = leadership.doubt();

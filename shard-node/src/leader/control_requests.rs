@@ -2,7 +2,7 @@
 //! already. Pure.
 
 use crate::log_entry::Control;
-use crate::state_machine::{InPhase, OutPhase, ShardState, Work};
+use crate::state_machine::{FinishedWork, InPhase, OutPhase, ShardState};
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 
@@ -19,15 +19,15 @@ pub(super) fn served_before(state: &ShardState, request: &ControlRequest) -> Opt
         ControlRequest::DropTable { table } => state.table(*table).is_none().then_some(ControlReply::Done),
         ControlRequest::Split { operator, range, epoch, at } => {
             let pieces = at.iter().map(|(_, id)| *id).collect();
-            finished(state, *operator, &Work::Split { range: *range, epoch: *epoch, pieces })
+            finished(state, *operator, &FinishedWork::Split { range: *range, epoch: *epoch, pieces })
         }
         ControlRequest::Merge { operator, left, right } => {
-            finished(state, *operator, &Work::Merge { left: *left, right: *right })
+            finished(state, *operator, &FinishedWork::Merge { left: *left, right: *right })
         }
         ControlRequest::MoveOpen { operator, range, epoch, to } => match state.move_out(*operator) {
             Some(m) if m.range == *range && m.epoch == *epoch && m.to.id == to.id => done,
             Some(m) => Some(stale(&format!("operator {operator} moves range {} here", m.range))),
-            None => finished(state, *operator, &Work::MoveOut { range: *range, epoch: *epoch }),
+            None => finished(state, *operator, &FinishedWork::MoveOut { range: *range, epoch: *epoch }),
         },
         ControlRequest::MoveCancel { operator, range } => match state.move_out(*operator) {
             Some(m) if m.range != *range => Some(stale(&format!("operator {operator} moves range {} here", m.range))),
@@ -63,7 +63,7 @@ pub(super) fn served_before(state: &ShardState, request: &ControlRequest) -> Opt
     }
 }
 
-fn finished(state: &ShardState, operator: OperatorId, work: &Work) -> Option<ControlReply> {
+fn finished(state: &ShardState, operator: OperatorId, work: &FinishedWork) -> Option<ControlReply> {
     let done = state.finished(operator)?;
     Some(if done == work {
         ControlReply::Done

@@ -25,7 +25,7 @@ use super::failures::{
 use super::job::Job;
 use super::kept_replies::answered;
 use super::postgres_session::UserSession;
-use crate::log_entry::{Body, Changes, Entry, MAX_ENTRY_BYTES};
+use crate::log_entry::{Changes, EntryBody, MAX_ENTRY_BYTES, ShardEntry};
 use crate::storage::StoreError;
 use evenkeel_protocol::shard::StatementReply;
 use evenkeel_protocol::{Failure, Key, SqlError};
@@ -202,7 +202,7 @@ impl GroupCommit {
         for (job, (reply, _)) in jobs.iter_mut().zip(&replies) {
             early.add(job.request.durability, job.early.take(), reply);
         }
-        let entry = Entry { serial, body: Body::Changes(changes) };
+        let entry = ShardEntry { serial, body: EntryBody::Changes(changes) };
         let committed = self.committer.commit(session, entry, early).await;
         result.session_lost = matches!(committed, Err(CommitError::Broken(_)));
         for (job, (reply, _)) in jobs.into_iter().zip(replies) {

@@ -12,8 +12,8 @@
 use super::claims::{Claim, Claims};
 use super::failures::too_large;
 use crate::log_entry::parts::{self, PARTS_UNDER_WAY};
-use crate::log_entry::{Change, Entry};
-use crate::state_machine::Refusal;
+use crate::log_entry::{Change, ShardEntry};
+use crate::state_machine::EntryRefusal;
 use bytes::Bytes;
 use evenkeel_protocol::Failure;
 use evenkeel_replicated_log::{LogHandle, ProposeError, Term};
@@ -35,7 +35,7 @@ pub enum EntryOutcome {
     /// It is effective, at this position of the log.
     Effective(u64),
     /// The state machine rejected it, on every replica alike. It has no effect.
-    Rejected(Refusal),
+    Rejected(EntryRefusal),
     /// Another term began before it. It has no effect, and will have none.
     Deposed,
 }
@@ -141,7 +141,7 @@ impl Leadership {
     /// Proposes an entry. The receiver gets the outcome; if it fails, the outcome will not be known
     /// here. Returns at once, except for an entry in parts (R12): then all parts but the last few
     /// have been decided.
-    pub async fn propose(&self, entry: &Entry) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
+    pub async fn propose(&self, entry: &ShardEntry) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
         Ok(self.propose_observed(entry, false).await?.0)
     }
 
@@ -149,7 +149,7 @@ impl Leadership {
     /// memory (R28). If it fails, that will not be known.
     pub async fn propose_observed(
         &self,
-        entry: &Entry,
+        entry: &ShardEntry,
         observe_memory: bool,
     ) -> Result<(oneshot::Receiver<EntryOutcome>, MemoryAcknowledgement), Failure> {
         let encoded = entry.encode();

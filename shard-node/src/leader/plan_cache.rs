@@ -1,7 +1,7 @@
 //! Plan cache: statements that have been parsed and bound to their table, by their text.
 //!
-//! The cache keeps recently used plans. Each plan has a [`History`] of its executions, by which
-//! batches are composed.
+//! The cache keeps recently used plans. Each plan has a [`BatchHistory`] of its executions, by
+//! which batches are composed.
 
 use super::recent::{Found, Recent};
 use crate::state_machine::ShardState;
@@ -31,7 +31,7 @@ pub struct BoundPlan {
     /// unique constraint is violated ([`Plan::insert_if_absent_sql`]).
     pub batch_sql: Option<Arc<str>>,
     /// The history of its executions.
-    pub history: History,
+    pub history: BatchHistory,
     /// Its table; `None` for a SELECT without FROM.
     pub schema: Option<Arc<TableSchema>>,
     /// The codec of the table's keys.
@@ -46,20 +46,20 @@ pub struct BoundPlan {
 
 /// What a plan's executions in batches took, for the composition of the next batch.
 #[derive(Debug)]
-pub struct History {
+pub struct BatchHistory {
     /// Bytes of the row images of recent executions; `u64::MAX` before the first execution.
     image_bytes: AtomicU64,
     /// The number of further executions for which the plan is distrusted.
     distrusted: AtomicU32,
 }
 
-impl Default for History {
-    fn default() -> History {
-        History { image_bytes: AtomicU64::new(u64::MAX), distrusted: AtomicU32::new(0) }
+impl Default for BatchHistory {
+    fn default() -> BatchHistory {
+        BatchHistory { image_bytes: AtomicU64::new(u64::MAX), distrusted: AtomicU32::new(0) }
     }
 }
 
-impl History {
+impl BatchHistory {
     /// Bytes of an execution's row images, if known: the maximum of recent executions.
     pub fn image_bytes(&self) -> Option<usize> {
         let bytes = self.image_bytes.load(Ordering::Relaxed);
@@ -173,7 +173,7 @@ impl PlanCache {
         let bound = Arc::new(BoundPlan {
             sql: plan.sql().into(),
             batch_sql: plan.insert_if_absent_sql().map(Into::into),
-            history: History::default(),
+            history: BatchHistory::default(),
             plan,
             schema,
             codec,
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn large_images_count_at_once_and_are_forgotten_slowly() {
-        let history = History::default();
+        let history = BatchHistory::default();
         assert_eq!(history.image_bytes(), None);
         history.executed(100);
         history.executed(64 << 10);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_plan_that_was_refused_is_distrusted_for_a_while() {
-        let history = History::default();
+        let history = BatchHistory::default();
         history.refused();
         (1..DISTRUSTED_FOR).for_each(|_| history.executed(1));
         assert!(history.is_distrusted());

@@ -9,7 +9,7 @@ use super::context::LeaderContext;
 use super::control_requests::{entry_of, served_before};
 use super::failures::{busy, not_executed};
 use super::leadership::EntryOutcome;
-use crate::log_entry::{Body, Control, Entry};
+use crate::log_entry::{Control, EntryBody, ShardEntry};
 use crate::storage::{StoreError, size_split_keys, try_table};
 use crate::table_definition;
 use evenkeel_protocol::error::codes;
@@ -40,7 +40,7 @@ impl RangeControl {
 
     /// Proposes a control entry.
     pub async fn propose(&self, control: Control) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
-        let entry = Entry { serial: self.context.leadership.next_serial(), body: Body::Control(control) };
+        let entry = ShardEntry { serial: self.context.leadership.next_serial(), body: EntryBody::Control(control) };
         self.context.leadership.propose(&entry).await
     }
 

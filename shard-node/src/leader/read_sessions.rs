@@ -8,7 +8,7 @@
 //! Scans have sessions of their own ([`super::scan_sessions`]).
 
 use super::postgres_session::UserSession;
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use crate::storage::StoreError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,7 +47,7 @@ impl SessionPlace {
 /// # Errors
 /// As for [`Connector::connect`].
 pub async fn open(connector: &Connector) -> Result<UserSession, StoreError> {
-    let session = UserSession::new(connector.connect(Role::User).await?, connector);
+    let session = UserSession::new(connector.connect(SessionRole::User).await?, connector);
     session.simple(SESSION_SETTINGS).await?;
     Ok(session)
 }

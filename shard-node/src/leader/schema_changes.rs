@@ -16,7 +16,7 @@ use super::context::LeaderContext;
 use super::latches::WriteBlock;
 use super::leadership::EntryOutcome;
 use super::transactions::Transactions;
-use crate::log_entry::{Body, Control, Entry};
+use crate::log_entry::{EntryBody, Control, ShardEntry};
 use crate::state_machine::ShardState;
 use crate::storage::{StoreError, try_schema_change};
 use evenkeel_protocol::schema::RelationKind;
@@ -257,7 +257,7 @@ impl SchemaChanges {
     /// Proposes an entry and waits for its outcome, however long that takes: the blocks stand until
     /// it is known.
     async fn propose(&self, control: Control) -> Result<ControlReply, Failure> {
-        let entry = Entry { serial: self.context.leadership.next_serial(), body: Body::Control(control) };
+        let entry = ShardEntry { serial: self.context.leadership.next_serial(), body: EntryBody::Control(control) };
         match self.context.leadership.propose(&entry).await?.await {
             Ok(EntryOutcome::Effective(_)) => Ok(ControlReply::Done),
             Ok(EntryOutcome::Rejected(refusal)) => Ok(pending(&refusal.reason)),

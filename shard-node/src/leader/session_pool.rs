@@ -4,7 +4,7 @@
 //! for statements, so that open transactions, which may be idle, cannot keep statements out.
 
 use super::postgres_session::UserSession;
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use crate::storage::StoreError;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
@@ -94,7 +94,7 @@ impl SessionPool {
             Some(session) => session,
             None => {
                 let open = async {
-                    let session = UserSession::new(self.connector.connect(Role::User).await?, &self.connector);
+                    let session = UserSession::new(self.connector.connect(SessionRole::User).await?, &self.connector);
                     session.simple(SESSION_SETTINGS).await?;
                     Ok::<_, StoreError>(session)
                 };

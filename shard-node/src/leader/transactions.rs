@@ -27,7 +27,7 @@ use super::row_locks::RowLocks;
 use super::session_pool::{PooledSession, SessionPool};
 use super::statement::StatementIntake;
 use super::statement_ids::{Attempt, StatementIds};
-use crate::log_entry::{Body, Entry};
+use crate::log_entry::{EntryBody, ShardEntry};
 use crate::storage::{RECORD_SQL, StoreError};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOptions};
@@ -256,7 +256,7 @@ impl Transactions {
             let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
             changes.answered.push(answered(id, table, key, &affected));
         }
-        self.committer.commit(session, Entry { serial, body: Body::Changes(changes) }, early).await
+        self.committer.commit(session, ShardEntry { serial, body: EntryBody::Changes(changes) }, early).await
     }
 
     /// Begins the attempt of a COMMIT whose transaction is open here. On every error the

@@ -26,7 +26,7 @@ use super::job::Job;
 use super::postgres_session::UserSession;
 use super::row_locks::{Known, RowLocks, Turn};
 use super::standalone::StandaloneStatements;
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use crate::storage::StoreError;
 use evenkeel_protocol::{Failure, Key, SqlError, TableId};
 use std::collections::VecDeque;
@@ -51,7 +51,7 @@ const SESSION_SETTINGS: &str = "SET lock_timeout = '50ms'; SET statement_timeout
 /// # Errors
 /// As [`Connector::connect`].
 pub async fn open(connector: &Connector) -> Result<UserSession, StoreError> {
-    let session = UserSession::new(connector.connect(Role::User).await?, connector);
+    let session = UserSession::new(connector.connect(SessionRole::User).await?, connector);
     session.simple(SESSION_SETTINGS).await?;
     Ok(session)
 }

@@ -11,7 +11,7 @@ use crate::leader::reads::{check_piecewise, unless_gone};
 use crate::leader::scan_sessions::ScanSessions;
 use crate::leader::session_pool::NoSession;
 use crate::leader::statement::weight;
-use crate::postgres::Role;
+use crate::postgres::SessionRole;
 use crate::replica::ReplicaHandles;
 use crate::storage::StoreError;
 use evenkeel_protocol::error::codes;
@@ -255,7 +255,7 @@ impl LocalReads {
         if let Some(session) = at_place.as_ref().filter(|session| !session.is_closed()) {
             return Ok(session.clone());
         }
-        let session = UserSession::new(self.shared.connector.connect(Role::User).await?, &self.shared.connector);
+        let session = UserSession::new(self.shared.connector.connect(SessionRole::User).await?, &self.shared.connector);
         session.simple(SESSION_SETTINGS).await?;
         let session = Arc::new(session);
         *at_place = Some(session.clone());

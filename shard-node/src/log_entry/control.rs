@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::scrub::Piece;
+use evenkeel_protocol::scrub::ComparedPiece;
 use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, RowBatch, SchemaDelta, TableId, TableSchema};
 use serde::{Deserialize, Serialize};
@@ -190,7 +190,7 @@ pub enum Control {
         /// Tells checkpoints apart.
         nonce: u64,
         /// The pieces.
-        pieces: Vec<Piece>,
+        pieces: Vec<ComparedPiece>,
         /// What it is for.
         purpose: Purpose,
     },

@@ -23,14 +23,14 @@ pub enum Image {
     /// The row may have been there before. All columns, packed.
     Whole(Bytes),
     /// The row was there, and these of its columns were assigned.
-    Part(Part),
+    Part(PartialRow),
     /// The row was deleted.
     Gone,
 }
 
 /// Some columns of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct PartialRow {
     columns: Columns,
     values: Bytes,
 }
@@ -63,17 +63,17 @@ impl Columns {
     }
 }
 
-impl Part {
+impl PartialRow {
     /// The values of these columns, packed in the order of their positions.
     ///
     /// # Errors
     /// There are not as many whole values as columns.
-    pub fn new(columns: Columns, values: Bytes) -> Result<Part, Malformed> {
+    pub fn new(columns: Columns, values: Bytes) -> Result<PartialRow, Malformed> {
         let mut rest = &values[..];
         for _ in 0..columns.count() {
             take_value(&mut rest).ok_or_else(mismatch)?;
         }
-        if rest.is_empty() { Ok(Part { columns, values }) } else { Err(mismatch()) }
+        if rest.is_empty() { Ok(PartialRow { columns, values }) } else { Err(mismatch()) }
     }
 
     /// Which columns.
@@ -98,8 +98,8 @@ impl Image {
         match self {
             Image::New(row) => Image::New(copied(row)),
             Image::Whole(row) => Image::Whole(copied(row)),
-            Image::Part(Part { columns, values }) => {
-                Image::Part(Part { columns: Columns(copied(&columns.0)), values: copied(values) })
+            Image::Part(PartialRow { columns, values }) => {
+                Image::Part(PartialRow { columns: Columns(copied(&columns.0)), values: copied(values) })
             }
             Image::Gone => Image::Gone,
         }
@@ -151,7 +151,7 @@ impl Image {
             PART => {
                 let length = take_number::<2>(bytes)?;
                 let columns = Columns(take(bytes, length)?);
-                Ok(Image::Part(Part::new(columns, take_row(bytes)?)?))
+                Ok(Image::Part(PartialRow::new(columns, take_row(bytes)?)?))
             }
             other => Err(Malformed(format!("unknown kind of image {other}"))),
         }
@@ -181,7 +181,7 @@ pub enum Merged {
     /// All columns, packed.
     Row(Bytes),
     /// Some columns of a row that is there.
-    Part(Part),
+    Part(PartialRow),
     /// As a row or a part, put together of values of several images: each packed, by position.
     Values {
         /// Whether it is all columns.
@@ -238,11 +238,11 @@ impl Merged {
         if whole {
             return Merged::Row(packed);
         }
-        Merged::Part(Part { columns: Columns::new(values.keys().copied()), values: packed })
+        Merged::Part(PartialRow { columns: Columns::new(values.keys().copied()), values: packed })
     }
 }
 
-fn put_values(values: &mut BTreeMap<usize, Bytes>, part: &Part) {
+fn put_values(values: &mut BTreeMap<usize, Bytes>, part: &PartialRow) {
     values.extend(part.columns.positions().zip(split(&part.values)));
 }
 
@@ -278,7 +278,7 @@ mod tests {
     }
 
     fn part(columns: &[usize], values: &[Option<u8>]) -> Image {
-        Image::Part(Part::new(Columns::new(columns.iter().copied()), packed(values.iter().copied())).unwrap())
+        Image::Part(PartialRow::new(Columns::new(columns.iter().copied()), packed(values.iter().copied())).unwrap())
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
                 assert!(Image::decode(&mut whole.slice(..length)).is_err(), "{image:?} cut to {length}");
             }
         }
-        let few = Part::new(Columns::new([0, 1]), packed([Some(1)]));
+        let few = PartialRow::new(Columns::new([0, 1]), packed([Some(1)]));
         assert!(few.is_err(), "two columns, one value");
     }
 

@@ -6,7 +6,7 @@
 //!
 //! | module | defines |
 //! |---|---|
-//! | `entry` | [`Entry`]: a serial and a body; its encoding |
+//! | `entry` | [`ShardEntry`]: a serial and a body; its encoding |
 //! | `changes` | [`Changes`]: rows of users' statements, and the answers to them |
 //! | `control` | [`Control`]: tables, splits, merges, moves, checkpoints |
 //! | [`image`] | row images: whole rows, assigned columns, deletions |
@@ -34,4 +34,4 @@ pub mod parts;
 pub use changes::{Answered, Change, Changes, KeptReply, TailEntry};
 pub use control::{Control, Purpose};
 pub use decode::Malformed;
-pub use entry::{Body, Entry, MAX_ENTRY_BYTES};
+pub use entry::{EntryBody, MAX_ENTRY_BYTES, ShardEntry};

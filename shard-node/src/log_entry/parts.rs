@@ -14,7 +14,7 @@
 //! after the recorded position are applied again in the log's order, with the same result.
 
 use super::decode::Malformed;
-use super::entry::{Entry, MAX_ENTRY_BYTES};
+use super::entry::{MAX_ENTRY_BYTES, ShardEntry};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use evenkeel_protocol::value::MAX_VALUE_BYTES;
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ const HEADER_BYTES: usize = 1 + 8 + 4 + 4 + 4;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Payload {
     /// An entry.
-    Whole(Entry),
+    Whole(ShardEntry),
     /// A part of one.
     Part(Part),
 }
@@ -106,7 +106,7 @@ impl Payload {
     /// They are neither an entry nor a part of one.
     pub fn decode(mut bytes: Bytes) -> Result<Payload, Malformed> {
         if bytes.first() != Some(&KIND_PART) {
-            return Entry::decode(bytes).map(Payload::Whole);
+            return ShardEntry::decode(bytes).map(Payload::Whole);
         }
         if bytes.len() < HEADER_BYTES {
             return Err(Malformed("a part ends early".into()));
@@ -141,7 +141,7 @@ pub enum Added {
     /// There are more to come.
     Waits,
     /// It was the last.
-    Complete(Box<Entry>),
+    Complete(Box<ShardEntry>),
     /// It was the last part of an entry whose other parts are not all here: the entry is rejected,
     /// on every replica alike.
     Rejected,
@@ -194,7 +194,7 @@ impl Unfinished {
         match self.entries.remove(&part.serial) {
             Some(whole) => {
                 self.whole.push((whole.first, position));
-                Ok(Added::Complete(Box::new(Entry::decode(whole.bytes.freeze())?)))
+                Ok(Added::Complete(Box::new(ShardEntry::decode(whole.bytes.freeze())?)))
             }
             None => Ok(Added::Rejected),
         }
@@ -233,16 +233,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::log_entry::image::Image;
-    use crate::log_entry::{Body, Change, Changes};
+    use crate::log_entry::{Change, Changes, EntryBody};
     use evenkeel_protocol::{Key, TableId};
 
-    fn entry(serial: u64, bytes: usize) -> Entry {
+    fn entry(serial: u64, bytes: usize) -> ShardEntry {
         let row = Image::Whole(Bytes::from(vec![serial as u8; bytes]));
         let changes = vec![Change { table: TableId(1), key: Key(Bytes::from_static(b"k")), image: row }];
-        Entry { serial, body: Body::Changes(Changes { changes, ..Changes::default() }) }
+        ShardEntry { serial, body: EntryBody::Changes(Changes { changes, ..Changes::default() }) }
     }
 
-    fn parts(entry: &Entry, limit: usize) -> Vec<Part> {
+    fn parts(entry: &ShardEntry, limit: usize) -> Vec<Part> {
         let payloads: Vec<Bytes> = cut_at(limit, entry.serial, entry.encode()).collect();
         assert!(payloads.iter().all(|payload| payload.len() <= limit));
         let part = |payload| match Payload::decode(payload).unwrap() {

@@ -11,7 +11,7 @@ use crate::state_machine::{InPhase, MoveIn, OutPhase};
 use evenkeel_protocol::OperatorId;
 use evenkeel_protocol::placement::{PlacementReply, PlacementRequest};
 use evenkeel_rpc::Pool;
-use evenkeel_rpc::group::{Group, GroupProtocol, Members, Patience, Verdict};
+use evenkeel_rpc::group::{Addresses, Group, GroupProtocol, Patience, ReplyMeaning};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -79,11 +79,11 @@ impl GroupProtocol for Reporting {
     type Request = PlacementRequest;
     type Reply = PlacementReply;
 
-    fn verdict(reply: &PlacementReply) -> Verdict {
+    fn verdict(reply: &PlacementReply) -> ReplyMeaning {
         match reply {
-            PlacementReply::Accepted => Verdict::Answered,
-            PlacementReply::NotLeader { leader } => Verdict::NotLeader { leader: *leader },
-            PlacementReply::State { .. } | PlacementReply::Members(_) => Verdict::NotLeader { leader: None },
+            PlacementReply::Accepted => ReplyMeaning::Answered,
+            PlacementReply::NotLeader { leader } => ReplyMeaning::NotLeader { leader: *leader },
+            PlacementReply::State { .. } | PlacementReply::Members(_) => ReplyMeaning::NotLeader { leader: None },
         }
     }
 
@@ -91,7 +91,7 @@ impl GroupProtocol for Reporting {
         PlacementRequest::Members
     }
 
-    fn members(reply: PlacementReply) -> Option<Members> {
+    fn members(reply: PlacementReply) -> Option<Addresses> {
         match reply {
             PlacementReply::Members(members) => Some(members),
             _ => None,

@@ -30,20 +30,20 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pace {
+pub struct CopyPace {
     window_bytes: f64,
     rest: Duration,
     /// The shortest time of a chunk so far.
     best: Duration,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace { window_bytes: CHUNK_BYTES as f64, rest: Duration::ZERO, best: LONGEST }
+impl Default for CopyPace {
+    fn default() -> CopyPace {
+        CopyPace { window_bytes: CHUNK_BYTES as f64, rest: Duration::ZERO, best: LONGEST }
     }
 }
 
-impl Pace {
+impl CopyPace {
     /// A chunk was stored, `took` after its rows began to be read. A row that is larger than a
     /// chunk may take longer.
     pub fn stored(&mut self, bytes: u64, took: Duration) {
@@ -78,7 +78,7 @@ mod tests {
     /// The bytes per second of a copy. The storage takes `service` for a chunk; other work delays
     /// it by `others`.
     fn rate(service: Duration, others: Duration) -> f64 {
-        let (mut pace, mut spent, mut bytes) = (Pace::default(), Duration::ZERO, 0);
+        let (mut pace, mut spent, mut bytes) = (CopyPace::default(), Duration::ZERO, 0);
         for _ in 0..2_000 {
             let under_way = (pace.window_bytes() as f64 / CHUNK_BYTES as f64).max(1.0);
             let took = service.mul_f64(under_way) + others;
@@ -106,11 +106,11 @@ mod tests {
     // nearly half of its throughput.
     #[test]
     fn a_copy_yields_relative_to_its_shortest_time() {
-        let mut pace = Pace::default();
+        let mut pace = CopyPace::default();
         pace.stored(CHUNK_BYTES as u64, ms(8));
         (0..100).for_each(|_| pace.stored(CHUNK_BYTES as u64, ms(30)));
         assert_eq!(pace.window_bytes(), LEAST_BYTES as u64);
-        let mut slow = Pace::default();
+        let mut slow = CopyPace::default();
         (0..100).for_each(|_| slow.stored(CHUNK_BYTES as u64, ms(25)));
         assert_eq!(slow.window_bytes(), MOST_BYTES, "a slow disk is no reason to yield");
         slow.stored(1_000, ms(1));
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_window_opens_again_when_the_load_has_gone() {
-        let mut pace = Pace::default();
+        let mut pace = CopyPace::default();
         (0..100).for_each(|_| pace.stored(CHUNK_BYTES as u64, ms(500)));
         assert_eq!((pace.window_bytes(), pace.rest()), (LEAST_BYTES as u64, LONGEST_REST));
         let chunks = (1..100).find(|_| {
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_long_row_may_take_long() {
-        let mut pace = Pace::default();
+        let mut pace = CopyPace::default();
         (0..100).for_each(|_| pace.stored(64 << 20, ms(2_000)));
         assert_eq!(pace.window_bytes(), MOST_BYTES);
     }

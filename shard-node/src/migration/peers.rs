@@ -3,7 +3,7 @@
 use evenkeel_protocol::Failure;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{Inspection, ShardReply, ShardRequest};
-use evenkeel_rpc::group::{Group, GroupProtocol, Members, Patience, Verdict};
+use evenkeel_rpc::group::{Addresses, Group, GroupProtocol, Patience, ReplyMeaning};
 use evenkeel_rpc::{Connection, Pool, RpcError};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -56,10 +56,10 @@ impl GroupProtocol for BetweenShards {
     type Request = ShardRequest;
     type Reply = ShardReply;
 
-    fn verdict(reply: &ShardReply) -> Verdict {
+    fn verdict(reply: &ShardReply) -> ReplyMeaning {
         match reply {
-            ShardReply::Failed(Failure::NotLeader { leader }) => Verdict::NotLeader { leader: *leader },
-            _ => Verdict::Answered,
+            ShardReply::Failed(Failure::NotLeader { leader }) => ReplyMeaning::NotLeader { leader: *leader },
+            _ => ReplyMeaning::Answered,
         }
     }
 
@@ -67,7 +67,7 @@ impl GroupProtocol for BetweenShards {
         ShardRequest::Inspect
     }
 
-    fn members(reply: ShardReply) -> Option<Members> {
+    fn members(reply: ShardReply) -> Option<Addresses> {
         match reply {
             ShardReply::Inspect(inspection) => Some(inspection.replicas),
             _ => None,

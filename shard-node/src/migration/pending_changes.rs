@@ -141,7 +141,7 @@ fn split_off(changes: &mut Changes, max_bytes: usize) -> Option<Changes> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::log_entry::image::{Columns, Image, Part};
+    use crate::log_entry::image::{Columns, Image, PartialRow};
     use crate::log_entry::{Answered, KeptReply};
     use evenkeel_protocol::{TableId, TxnId};
 
@@ -234,7 +234,7 @@ mod tests {
         let part = |columns: &[usize], value: u8| {
             let mut values = bytes::BytesMut::new();
             columns.iter().for_each(|_| evenkeel_protocol::rows::put_value(&mut values, Some(&[value])));
-            Image::Part(Part::new(Columns::new(columns.iter().copied()), values.freeze()).unwrap())
+            Image::Part(PartialRow::new(Columns::new(columns.iter().copied()), values.freeze()).unwrap())
         };
         let mut pending = PendingChanges::default();
         let mut absorb = |position, image| {

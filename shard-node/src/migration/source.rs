@@ -12,9 +12,9 @@
 //!
 //! Not done: resuming a copy. A copy that fails is followed by a new attempt from the beginning.
 
-use super::pace::{CHUNK_BYTES, MOST_BYTES, Pace};
+use super::pace::{CHUNK_BYTES, CopyPace, MOST_BYTES};
 use super::pending_changes::PendingChanges;
-use crate::apply::Request;
+use crate::apply::ApplierRequest;
 use crate::apply::{ChangeStream, MAX_STREAM_BYTES, StreamItem, StreamLost};
 use crate::replica::ReplicaHandles;
 use crate::storage::StoreError;
@@ -122,7 +122,7 @@ struct Window {
     first: u64,
     in_flight: VecDeque<SentItem>,
     bytes: u64,
-    pace: Pace,
+    pace: CopyPace,
     /// No chunk is read before this time.
     rests_until: Instant,
 }
@@ -137,7 +137,7 @@ struct SentItem {
 impl Window {
     fn new(taken: watch::Receiver<u64>) -> Window {
         let rests_until = evenkeel_host::now();
-        Window { taken, first: 0, in_flight: VecDeque::new(), bytes: 0, pace: Pace::default(), rests_until }
+        Window { taken, first: 0, in_flight: VecDeque::new(), bytes: 0, pace: CopyPace::default(), rests_until }
     }
 
     fn follow(&mut self) {
@@ -169,13 +169,13 @@ impl Window {
 /// end of the connection.
 pub async fn serve_copy(
     shared: ReplicaHandles,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ApplierRequest>,
     copies: &Copies,
     request: CopyRequest,
     mut replier: Replier<ShardReply>,
 ) {
     let (reply, stream) = oneshot::channel();
-    let asked = requests.send(Request::OpenStream(request.operator, reply)).await;
+    let asked = requests.send(ApplierRequest::OpenStream(request.operator, reply)).await;
     let changes = match (asked, stream.await) {
         (Ok(()), Ok(Some(changes))) => changes,
         _ => {

@@ -14,7 +14,7 @@ const CONNECT_MS: u64 = 10_000;
 
 /// Whom a session acts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum SessionRole {
     /// The replica itself: a superuser.
     Admin,
     /// A user's statement (R6): reads and changes rows of tables in `public`, adds to
@@ -81,15 +81,15 @@ impl Connector {
     /// # Errors
     /// [`StoreError::SessionLost`] if the server is not there or this has [ended](Connector::end);
     /// [`StoreError::Refused`] if it takes no more sessions.
-    pub async fn connect(&self, role: Role) -> Result<Client, StoreError> {
+    pub async fn connect(&self, role: SessionRole) -> Result<Client, StoreError> {
         let (user, name) = match role {
-            Role::Admin => (super::layout::ADMIN, "evenkeel replica"),
-            Role::User => ("evenkeel_user", "evenkeel statements"),
+            SessionRole::Admin => (super::layout::ADMIN, "evenkeel replica"),
+            SessionRole::User => ("evenkeel_user", "evenkeel statements"),
         };
         let mut config = Config::new();
         config.user(user).dbname("postgres").application_name(name);
         config.connect_timeout(Duration::from_millis(CONNECT_MS));
-        if role == Role::User && !deliberate(Bug::WritesWithoutBegin) {
+        if role == SessionRole::User && !deliberate(Bug::WritesWithoutBegin) {
             // Statements are sent before it is known that BEGIN has come about. One that fails must
             // not let them commit by themselves, past the log (invariant 3): only what follows
             // `BEGIN READ WRITE` may write.
@@ -119,11 +119,11 @@ impl Connector {
     ///
     /// # Errors
     /// As [`Connector::connect`].
-    pub async fn raw(&self, role: Role) -> Result<Session, StoreError> {
+    pub async fn raw(&self, role: SessionRole) -> Result<Session, StoreError> {
         let Way::Socket(folder) = &self.way else { return Err(StoreError::SessionLost) };
         let (user, options) = match role {
-            Role::Admin => (super::layout::ADMIN, ""),
-            Role::User => ("evenkeel_user", "-c default_transaction_read_only=on"),
+            SessionRole::Admin => (super::layout::ADMIN, ""),
+            SessionRole::User => ("evenkeel_user", "-c default_transaction_read_only=on"),
         };
         let stream = tokio::net::UnixStream::connect(folder.join(".s.PGSQL.5432")).await;
         let stream = stream.map_err(|_| StoreError::SessionLost)?;

@@ -11,8 +11,8 @@
 //!   [`Postgres::restart`].
 //! - **Data that is gone is not served.** A server whose data folder was removed would continue
 //!   with files that only it still has open. It is ended within [`DATA_CHECK_MS`].
-//! - **R6.** Users' sessions ([`Role::User`]) are not superusers: they can change rows of tables in
-//!   `public` and nothing else.
+//! - **R6.** Users' sessions ([`SessionRole::User`]) are not superusers: they can change rows of
+//!   tables in `public` and nothing else.
 //!
 //! The module decides nothing: the caller decides when to restart and what a lost session means.
 //!
@@ -33,7 +33,7 @@ mod sizing;
 mod store_error;
 
 pub use config::{MIN_MAJOR, PostgresConfig};
-pub use connector::{Connector, Role};
+pub use connector::{Connector, SessionRole};
 pub(crate) use damage::{is_damage, is_illness};
 pub use error::PostgresError;
 pub use find::{Binaries, find};

@@ -1,7 +1,7 @@
 //! One PostgreSQL server: claimed, started, watched, stopped.
 
 use super::config::PostgresConfig;
-use super::connector::{Connector, Role};
+use super::connector::{Connector, SessionRole};
 use super::error::PostgresError;
 use super::find::{self, Binaries};
 use super::layout::{self, Layout};
@@ -192,7 +192,7 @@ impl Postgres {
     /// that gets this far.
     async fn make_user(&self) -> Result<(), PostgresError> {
         let failed = |e: &dyn std::fmt::Display| PostgresError::failed("making the users' account", e);
-        let client = self.connector().connect(Role::Admin).await.map_err(|e| failed(&e))?;
+        let client = self.connector().connect(SessionRole::Admin).await.map_err(|e| failed(&e))?;
         let found = client.query_opt("SELECT 1 FROM pg_roles WHERE rolname = 'evenkeel_user'", &[]).await;
         if found.map_err(|e| failed(&e))?.is_none() {
             client.batch_execute(settings::MAKE_USER).await.map_err(|e| failed(&e))?;

@@ -13,7 +13,7 @@ fn config(dir: &TempDir) -> PostgresConfig {
 }
 
 async fn count(postgres: &Postgres, sql: &str) -> i64 {
-    let client = postgres.connector().connect(Role::Admin).await.unwrap();
+    let client = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
@@ -37,7 +37,7 @@ async fn what_was_committed_is_there_after_an_orderly_stop_and_nothing_runs_on()
     let postgres = Postgres::start(config(&dir)).await.unwrap();
     println!("first start, initdb included: {:?}", evenkeel_host::elapsed(begin));
     let pgdata = postgres.layout.pgdata.clone();
-    let client = postgres.connector().connect(Role::Admin).await.unwrap();
+    let client = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     client.batch_execute("CREATE TABLE t (k int); INSERT INTO t VALUES (1)").await.unwrap();
     drop(client);
     let down = postgres.down();
@@ -73,8 +73,8 @@ async fn a_way_that_has_ended_lets_nobody_in() {
     let (ended, next) = (postgres.connector(), postgres.connector());
     let clone = ended.clone();
     ended.end();
-    assert!(matches!(clone.connect(Role::User).await, Err(StoreError::SessionLost)));
-    assert!(next.connect(Role::User).await.is_ok());
+    assert!(matches!(clone.connect(SessionRole::User).await, Err(StoreError::SessionLost)));
+    assert!(next.connect(SessionRole::User).await.is_ok());
     postgres.stop().await.unwrap();
 }
 
@@ -85,7 +85,7 @@ async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
     let dir = tempfile::tempdir().unwrap();
     let mut postgres = Postgres::start(config(&dir)).await.unwrap();
     let connector = postgres.connector();
-    let client = connector.connect(Role::Admin).await.unwrap();
+    let client = connector.connect(SessionRole::Admin).await.unwrap();
     client.batch_execute("CREATE TABLE t (k int); INSERT INTO t VALUES (1)").await.unwrap();
     client.batch_execute("CHECKPOINT").await.unwrap();
     let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
@@ -93,11 +93,11 @@ async fn a_crash_of_one_backend_ends_the_server_and_it_can_be_restarted() {
     signal(backend as u32, Signal::KILL);
     evenkeel_host::timeout(Duration::from_secs(20), down.wait_for(|down| *down)).await.unwrap().unwrap();
     assert_eq!(postgres.pid(), None);
-    assert!(connector.connect(Role::Admin).await.is_err());
+    assert!(connector.connect(SessionRole::Admin).await.is_err());
 
     postgres.restart().await.unwrap();
     assert!(postgres.pid().is_some() && !*postgres.down().borrow());
-    let again = connector.connect(Role::Admin).await.unwrap();
+    let again = connector.connect(SessionRole::Admin).await.unwrap();
     assert_eq!(again.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0), 1);
     drop(again);
     postgres.stop().await.unwrap();
@@ -114,10 +114,10 @@ async fn leftovers_of_a_killed_node_are_gone_before_the_next_start() {
         let node = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let postgres = node.spawn(Postgres::start(config(&dir))).await.unwrap().unwrap();
         let connector = postgres.connector();
-        let client = connector.connect(Role::Admin).await.unwrap();
+        let client = connector.connect(SessionRole::Admin).await.unwrap();
         client.batch_execute("CREATE TABLE t (k int)").await.unwrap();
         client.batch_execute("CHECKPOINT").await.unwrap();
-        let late = connector.connect(Role::Admin).await.unwrap();
+        let late = connector.connect(SessionRole::Admin).await.unwrap();
         // A loop instead of a sleep, so that the backend is not woken by the postmaster's death.
         let busy = "DO $$ DECLARE until timestamptz := clock_timestamp() + interval '2s'; BEGIN
                         WHILE clock_timestamp() < until LOOP NULL; END LOOP; INSERT INTO t VALUES (1); END $$";
@@ -184,9 +184,9 @@ async fn a_server_that_cannot_start_says_why() {
 async fn users_can_change_rows_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let postgres = Postgres::start(config(&dir)).await.unwrap();
-    let admin = postgres.connector().connect(Role::Admin).await.unwrap();
+    let admin = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     admin.batch_execute("CREATE TABLE t (k bigint PRIMARY KEY, v text)").await.unwrap();
-    let user = postgres.connector().connect(Role::User).await.unwrap();
+    let user = postgres.connector().connect(SessionRole::User).await.unwrap();
     let allowed = "INSERT INTO t VALUES (1, 'a'); UPDATE t SET v = 'b'; SELECT * FROM t FOR UPDATE; DELETE FROM t";
     let error = user.batch_execute(allowed).await.unwrap_err();
     assert_eq!(error.code().map(|c| c.code()), Some("25006"), "invariant 3: {error:?}");
@@ -234,7 +234,7 @@ async fn a_folder_the_server_cannot_reach_is_named() {
 async fn a_server_whose_data_is_gone_is_ended_and_makes_it_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut postgres = Postgres::start(config(&dir)).await.unwrap();
-    let client = postgres.connector().connect(Role::Admin).await.unwrap();
+    let client = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     client.batch_execute("CREATE TABLE t (k int)").await.unwrap();
     let mut down = postgres.down();
     std::fs::remove_dir_all(&postgres.layout.pgdata).unwrap();
@@ -281,7 +281,7 @@ async fn damaged_data_is_distinguished_from_data_that_is_kept_from_starting() {
 async fn the_configuration_is_the_node_s() {
     let dir = tempfile::tempdir().unwrap();
     let mut postgres = Postgres::start(config(&dir)).await.unwrap();
-    let client = postgres.connector().connect(Role::Admin).await.unwrap();
+    let client = postgres.connector().connect(SessionRole::Admin).await.unwrap();
     client.batch_execute("ALTER SYSTEM SET fsync = off").await.unwrap();
     drop(client);
     std::fs::write(postgres.layout.pgdata.join("postgresql.conf"), "nonsense here").unwrap();

@@ -26,7 +26,7 @@ use super::membership;
 use super::process::ReplicaProcess;
 use crate::migration::peers;
 use crate::postgres::PostgresHandle;
-use crate::postgres::{Connector, PostgresError, Role};
+use crate::postgres::{Connector, PostgresError, SessionRole};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use std::time::Duration;
 
@@ -178,7 +178,7 @@ pub(crate) async fn come_back(
 /// Asks PostgreSQL now and then whether it is there; returns when it is not, and says what
 /// happened.
 pub(crate) async fn watch_pulse(connector: &Connector) -> String {
-    let client = match connector.connect(Role::Admin).await {
+    let client = match connector.connect(SessionRole::Admin).await {
         Ok(client) => client,
         Err(error) => return format!("PostgreSQL takes no session to be watched on: {error}"),
     };

@@ -1,7 +1,7 @@
 //! [`ReplicaProcess`]: what a replica's process owns for as long as it lives.
 
 use super::handles::ReplicaHandles;
-use crate::apply::Request;
+use crate::apply::ApplierRequest;
 use crate::config::Config;
 use crate::leader::Leader;
 use crate::local_reads::LocalReads;
@@ -26,7 +26,7 @@ pub struct ServerStart {
     /// What the replica's parts share.
     pub handles: ReplicaHandles,
     /// The way to the applier.
-    pub requests: mpsc::Sender<Request>,
+    pub requests: mpsc::Sender<ApplierRequest>,
     /// The leadership that serves, if any.
     pub leading: watch::Receiver<Option<Arc<Leader>>>,
     /// Reads at level `local`.

@@ -4,7 +4,7 @@ use super::handles::ReplicaHandles;
 use super::membership;
 use super::postgres_supervision::{Relapses, come_back, watch_pulse};
 use super::process::{ReplicaProcess, ServerStart};
-use crate::apply::{Applier, ApplyWriter, Request, SavedState, Seeding, Start};
+use crate::apply::{Applier, ApplierRequest, ApplyWriter, SavedState, Seeding, Start};
 use crate::error::ApplyError;
 use crate::leader::Leader;
 use crate::leader::latches::LatchManager;
@@ -144,7 +144,7 @@ async fn recover(connector: &Connector) -> Result<Recovery, ApplyError> {
 async fn fetch_missing(
     process: &ReplicaProcess,
     handles: &ReplicaHandles,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<ApplierRequest>,
     limit: Arc<Limit>,
     missing: Option<Missing>,
 ) {

@@ -18,7 +18,7 @@ const KEPT_CHECKPOINTS: usize = 8;
 pub const SUM_UP_MS: u64 = 10_000;
 
 /// A snapshot that will be there; an error says why not.
-pub type Snapshot = BoxFuture<'static, Result<PinnedSnapshot, String>>;
+pub type AwaitedSnapshot = BoxFuture<'static, Result<PinnedSnapshot, String>>;
 
 /// Where in the log it is.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +53,7 @@ impl CheckpointSums {
 
     /// The log has reached a checkpoint: computes the requested checksums in `snapshot`, in a task
     /// of its own.
-    pub fn sum_up(self: &Arc<Self>, at: At, asked: Asked, snapshot: Snapshot, snapshots: Snapshots) {
+    pub fn sum_up(self: &Arc<Self>, at: At, asked: Asked, snapshot: AwaitedSnapshot, snapshots: Snapshots) {
         let this = self.clone();
         tokio::spawn(async move {
             let read = async {

@@ -2,8 +2,8 @@
 //! checksums, judges, and narrows differences down.
 
 use super::checkpoint_sums::{SUM_UP_MS, silent};
-use super::judge::{Verdict, judge};
-use super::plan::Plan;
+use super::judge::{PieceVerdict, judge};
+use super::plan::ScrubPlan;
 use super::scrubber::Scrub;
 use crate::leader::Leader;
 use crate::leader::leadership::EntryOutcome;
@@ -11,7 +11,7 @@ use crate::log_entry::{Control, Purpose};
 use crate::migration::peers;
 use crate::replica::membership;
 use crate::storage::StoreError;
-use evenkeel_protocol::scrub::{Comparison, Difference, Piece, Place, RangeChecksum, ReplicaSums};
+use evenkeel_protocol::scrub::{ComparedPiece, Comparison, Difference, Place, RangeChecksum, ReplicaSums};
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
 use evenkeel_protocol::value::key_text;
 use evenkeel_protocol::{Failure, Key, KeyInterval, ShardId, TableId, TableSchema};
@@ -39,7 +39,7 @@ struct Told {
 }
 
 impl Told {
-    fn verdict(&self, piece: usize) -> Verdict {
+    fn verdict(&self, piece: usize) -> PieceVerdict {
         let of_piece: Vec<(u64, Option<RangeChecksum>)> =
             self.sums.iter().map(|(replica, sums)| (*replica, sums.get(piece).copied().flatten())).collect();
         judge(self.members, &of_piece)
@@ -75,13 +75,13 @@ pub async fn compare(scrub: &Scrub, leader: &Leader, from: &Place, purpose: Purp
     for (at, piece) in plan.pieces().iter().enumerate() {
         match told.verdict(at) {
             // It was split or moved before the checkpoint was in: from here on it is planned again.
-            Verdict::NotOwned => {
+            PieceVerdict::NotOwned => {
                 compared = &plan.pieces()[..at];
                 found.next = Some(Place { table: piece.table, key: piece.interval.start.clone() });
                 break;
             }
-            Verdict::Equal(sum) => found.compared.push((piece.range, sum)),
-            Verdict::Differ { most, replicas, detail } => {
+            PieceVerdict::Equal(sum) => found.compared.push((piece.range, sum)),
+            PieceVerdict::Differ { most, replicas, detail } => {
                 found.compared.push((piece.range, most));
                 let (range, table, interval) = (piece.range, piece.table, piece.interval.clone());
                 let wide = Difference { range, table, interval, replicas, detail };
@@ -102,7 +102,7 @@ pub async fn compare(scrub: &Scrub, leader: &Leader, from: &Place, purpose: Purp
 async fn ask(
     scrub: &Scrub,
     leader: &Leader,
-    pieces: &[Piece],
+    pieces: &[ComparedPiece],
     purpose: Purpose,
     addresses: &BTreeMap<u64, SocketAddr>,
 ) -> Result<Told, Failure> {
@@ -129,7 +129,13 @@ async fn ask(
 
 /// Looks more closely at a piece that differs, part by part, as long as its first part that differs
 /// can be divided. Each look is a comparison of its own, of fewer rows than the one before.
-async fn narrow(scrub: &Scrub, leader: &Leader, piece: &Piece, mut wide: Difference, told: &Told) -> Difference {
+async fn narrow(
+    scrub: &Scrub,
+    leader: &Leader,
+    piece: &ComparedPiece,
+    mut wide: Difference,
+    told: &Told,
+) -> Difference {
     let mut addresses = membership::addresses(&leadership_members(leader));
     addresses.retain(|replica, _| told.sums.iter().any(|(known, _)| known == replica));
     let mut piece = piece.clone();
@@ -140,7 +146,7 @@ async fn narrow(scrub: &Scrub, leader: &Leader, piece: &Piece, mut wide: Differe
         };
         let Ok(told) = ask(scrub, leader, &parts, Purpose::Look, &addresses).await else { break };
         let differs = parts.iter().enumerate().find_map(|(at, part)| match told.verdict(at) {
-            Verdict::Differ { replicas, detail, .. } => Some((part, replicas, detail)),
+            PieceVerdict::Differ { replicas, detail, .. } => Some((part, replicas, detail)),
             _ => None,
         });
         let Some((part, replicas, detail)) = differs else { break };
@@ -216,9 +222,9 @@ fn sorted(index: u64, members: usize, pieces: usize, answers: Vec<ReplicaSums>) 
 }
 
 /// Plans a comparison by what this replica holds: bounds and sizes, without reading large values.
-async fn plan(leader: &Leader, from: &Place) -> Result<Plan, StoreError> {
+async fn plan(leader: &Leader, from: &Place) -> Result<ScrubPlan, StoreError> {
     let state = leader.shared().state();
-    let mut plan = Plan::new(&state, from);
+    let mut plan = ScrubPlan::new(&state, from);
     let snapshots = &leader.shared().snapshots;
     let mut snapshot = snapshots.take().await?;
     while let Some((piece, room)) = plan.wanted() {
@@ -237,7 +243,7 @@ async fn plan(leader: &Leader, from: &Place) -> Result<Plan, StoreError> {
 
 /// Divides a piece into parts of about as many rows each, as this replica holds them; one, if it
 /// holds at most one row there.
-async fn divide(leader: &Leader, piece: &Piece) -> Result<Vec<Piece>, StoreError> {
+async fn divide(leader: &Leader, piece: &ComparedPiece) -> Result<Vec<ComparedPiece>, StoreError> {
     let state = leader.shared().state();
     let Some(table) = state.table(piece.table) else { return Ok(Vec::new()) };
     let snapshots = &leader.shared().snapshots;
@@ -247,11 +253,11 @@ async fn divide(leader: &Leader, piece: &Piece) -> Result<Vec<Piece>, StoreError
     while parts.len() as u64 + 1 < PARTS && rows > 1 {
         let extent = snapshot.extent(table, &rest, rows.div_ceil(PARTS), u64::MAX).await?;
         let Some(end) = extent.covered.end.clone().filter(|_| !extent.last) else { break };
-        parts.push(Piece { interval: extent.covered, ..piece.clone() });
+        parts.push(ComparedPiece { interval: extent.covered, ..piece.clone() });
         rest = KeyInterval::new(end, rest.end);
     }
     snapshots.give_back(snapshot).await;
-    parts.push(Piece { interval: rest, ..piece.clone() });
+    parts.push(ComparedPiece { interval: rest, ..piece.clone() });
     Ok(parts)
 }
 
@@ -282,7 +288,7 @@ mod tests {
             1,
             vec![answer(1, 9, Ok(vec![sum(5)])), answer(2, 8, Ok(vec![sum(6)])), silent(3, "it is down".into())],
         );
-        assert_eq!(told.verdict(0), Verdict::Equal(RangeChecksum { rows: 1, sum: 5 }));
+        assert_eq!(told.verdict(0), PieceVerdict::Equal(RangeChecksum { rows: 1, sum: 5 }));
         assert_eq!(told.silent.iter().map(|(replica, _)| *replica).collect::<Vec<_>>(), [2, 3]);
     }
 }

@@ -4,7 +4,7 @@ use evenkeel_protocol::scrub::RangeChecksum;
 
 /// The verdict on a piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PieceVerdict {
     /// At that place in the log no replica owned it so.
     NotOwned,
     /// All replicas that told hold the same; or one alone told, so that there is nothing to
@@ -24,7 +24,7 @@ pub enum Verdict {
 
 /// Judges a piece by the checksums of the replicas that answered, of `members` members. A replica
 /// that did not answer is not blamed. `None` as a sum says that the piece was not owned there.
-pub fn judge(members: usize, told: &[(u64, Option<RangeChecksum>)]) -> Verdict {
+pub fn judge(members: usize, told: &[(u64, Option<RangeChecksum>)]) -> PieceVerdict {
     let mut groups: Vec<(Option<RangeChecksum>, Vec<u64>)> = Vec::new();
     for (replica, sum) in told {
         match groups.iter_mut().find(|(known, _)| known == sum) {
@@ -35,16 +35,16 @@ pub fn judge(members: usize, told: &[(u64, Option<RangeChecksum>)]) -> Verdict {
     // The largest first; of equally large ones always the same.
     groups.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then(a.0.cmp(&b.0)));
     match &groups[..] {
-        [] => Verdict::NotOwned,
-        [(None, _)] => Verdict::NotOwned,
-        [(Some(sum), _)] => Verdict::Equal(*sum),
+        [] => PieceVerdict::NotOwned,
+        [(None, _)] => PieceVerdict::NotOwned,
+        [(Some(sum), _)] => PieceVerdict::Equal(*sum),
         [(most, holders), others @ ..] => {
             let is_majority = holders.len() > members / 2;
             let mut replicas: Vec<u64> =
                 if is_majority { others.iter().flat_map(|(_, replicas)| replicas).copied().collect() } else { vec![] };
             replicas.sort_unstable();
             let detail: Vec<String> = groups.iter().map(|(sum, replicas)| held(replicas, *sum)).collect();
-            Verdict::Differ { most: most.unwrap_or_default(), replicas, detail: detail.join("; ") }
+            PieceVerdict::Differ { most: most.unwrap_or_default(), replicas, detail: detail.join("; ") }
         }
     }
 }
@@ -71,7 +71,7 @@ mod tests {
 
     fn blamed(members: usize, told: &[(u64, Option<RangeChecksum>)]) -> Option<Vec<u64>> {
         match judge(members, told) {
-            Verdict::Differ { replicas, .. } => Some(replicas),
+            PieceVerdict::Differ { replicas, .. } => Some(replicas),
             _ => None,
         }
     }
@@ -82,7 +82,9 @@ mod tests {
         assert_eq!(blamed(3, &[(1, sum(6)), (2, sum(5)), (3, sum(5))]), Some(vec![1]));
         assert_eq!(blamed(3, &[(1, sum(5)), (2, sum(5)), (3, sum(6))]), Some(vec![3]));
         assert_eq!(blamed(5, &[(1, sum(7)), (2, sum(5)), (3, sum(5)), (4, sum(6)), (5, sum(5))]), Some(vec![1, 4]));
-        let Verdict::Differ { most, detail, .. } = judge(3, &[(1, sum(6)), (2, sum(5)), (3, sum(5))]) else { panic!() };
+        let PieceVerdict::Differ { most, detail, .. } = judge(3, &[(1, sum(6)), (2, sum(5)), (3, sum(5))]) else {
+            panic!()
+        };
         assert_eq!(Some(most), sum(5));
         assert_eq!(
             detail,
@@ -100,10 +102,10 @@ mod tests {
 
     #[test]
     fn equal_and_absent_pieces_are_no_difference() {
-        assert_eq!(judge(3, &[(1, sum(5)), (2, sum(5)), (3, sum(5))]), Verdict::Equal(sum(5).unwrap_or_default()));
-        assert_eq!(judge(3, &[(1, sum(5)), (3, sum(5))]), Verdict::Equal(sum(5).unwrap_or_default()));
-        assert_eq!(judge(3, &[(1, None), (2, None), (3, None)]), Verdict::NotOwned);
-        assert_eq!(judge(3, &[]), Verdict::NotOwned);
+        assert_eq!(judge(3, &[(1, sum(5)), (2, sum(5)), (3, sum(5))]), PieceVerdict::Equal(sum(5).unwrap_or_default()));
+        assert_eq!(judge(3, &[(1, sum(5)), (3, sum(5))]), PieceVerdict::Equal(sum(5).unwrap_or_default()));
+        assert_eq!(judge(3, &[(1, None), (2, None), (3, None)]), PieceVerdict::NotOwned);
+        assert_eq!(judge(3, &[]), PieceVerdict::NotOwned);
         assert_eq!(blamed(3, &[(1, sum(5)), (2, None), (3, sum(5))]), Some(vec![2]), "all apply the same log");
     }
 }

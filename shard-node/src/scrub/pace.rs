@@ -31,7 +31,7 @@ pub enum Load {
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub struct ScrubPace {
     bytes_per_s: u64,
     pause_ms: u64,
     due_ms: u64,
@@ -39,12 +39,12 @@ pub struct Pace {
     latest_ms: u64,
 }
 
-impl Pace {
+impl ScrubPace {
     /// Compares `bytes_per_s`, which is not 0, and pauses for `pause_ms` between two rounds. The
     /// first comparison is due after such a pause, but no later than after `first_ms`.
-    pub fn new(now_ms: u64, bytes_per_s: u64, pause_ms: u64, first_ms: u64) -> Pace {
+    pub fn new(now_ms: u64, bytes_per_s: u64, pause_ms: u64, first_ms: u64) -> ScrubPace {
         let due_ms = now_ms + pause_ms.min(first_ms);
-        Pace { bytes_per_s: bytes_per_s.max(1), pause_ms, due_ms, latest_ms: due_ms }
+        ScrubPace { bytes_per_s: bytes_per_s.max(1), pause_ms, due_ms, latest_ms: due_ms }
     }
 
     /// How long to wait; 0: now.
@@ -85,7 +85,7 @@ mod tests {
 
     /// Compares pieces of `bytes` for `for_ms`, each in `takes_ms`; gives how many.
     fn compared_in(for_ms: u64, bytes: u64, takes_ms: u64, load: Load) -> u64 {
-        let (mut pace, mut now_ms, mut count) = (Pace::new(0, 4 * MIB, 0, 0), 0, 0);
+        let (mut pace, mut now_ms, mut count) = (ScrubPace::new(0, 4 * MIB, 0, 0), 0, 0);
         while now_ms < for_ms {
             match pace.wait_ms(now_ms, load) {
                 0 => {
@@ -116,7 +116,7 @@ mod tests {
     fn it_gives_way_to_other_work_and_gets_on_all_the_same() {
         let (idle, busy) = (compared_in(400_000, MIB, 10, Load::Idle), compared_in(400_000, MIB, 10, Load::Busy));
         assert_eq!((idle, busy), (1600, 200));
-        let mut pace = Pace::new(0, 4 * MIB, 0, 0);
+        let mut pace = ScrubPace::new(0, 4 * MIB, 0, 0);
         pace.compared(0, 10, 4 * MIB);
         assert_eq!(
             (pace.wait_ms(10, Load::Busy), pace.wait_ms(1_000, Load::Busy), pace.wait_ms(1_000, Load::Idle)),
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn it_rests_between_rounds_and_after_failures() {
-        let mut pace = Pace::new(1_000, 4 * MIB, 60_000, 10_000);
+        let mut pace = ScrubPace::new(1_000, 4 * MIB, 60_000, 10_000);
         assert_eq!(pace.wait_ms(1_000, Load::Idle), 10_000);
         pace.compared(11_000, 11_010, MIB);
         pace.round_ended(11_010);

@@ -2,7 +2,7 @@
 //! Pure.
 
 use crate::state_machine::ShardState;
-use evenkeel_protocol::scrub::{MAX_COMPARED_BYTES, MAX_PIECES, Piece, Place};
+use evenkeel_protocol::scrub::{ComparedPiece, MAX_COMPARED_BYTES, MAX_PIECES, Place};
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use std::sync::Arc;
 /// The pieces of one comparison: the first rows of the shard's ranges from a place on, as many as
 /// it takes.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct ScrubPlan {
     /// Owned ranges from the place on: the parts that are not in `pieces` yet.
-    rest: VecDeque<Piece>,
+    rest: VecDeque<ComparedPiece>,
     /// Whether more is owned behind `rest`.
     more: bool,
-    pieces: Vec<Piece>,
+    pieces: Vec<ComparedPiece>,
     rows: u64,
     bytes: u64,
 }
 
-impl Plan {
+impl ScrubPlan {
     /// An empty plan over the owned ranges from this place on.
-    pub fn new(state: &ShardState, from: &Place) -> Plan {
+    pub fn new(state: &ShardState, from: &Place) -> ScrubPlan {
         let behind = state.owned().filter(|range| {
             let end = range.interval.end.as_ref();
             range.table > from.table || range.table == from.table && end.is_none_or(|end| *end > from.key)
@@ -32,17 +32,17 @@ impl Plan {
             if range.table == from.table && interval.start < from.key {
                 interval.start = from.key.clone();
             }
-            Piece { range: range.id, epoch: range.epoch, table: range.table, interval }
+            ComparedPiece { range: range.id, epoch: range.epoch, table: range.table, interval }
         };
-        let mut rest: VecDeque<Piece> = behind.take(MAX_PIECES + 1).map(piece).collect();
+        let mut rest: VecDeque<ComparedPiece> = behind.take(MAX_PIECES + 1).map(piece).collect();
         let more = rest.len() > MAX_PIECES;
         rest.truncate(MAX_PIECES);
-        Plan { rest, more, pieces: Vec::new(), rows: 0, bytes: 0 }
+        ScrubPlan { rest, more, pieces: Vec::new(), rows: 0, bytes: 0 }
     }
 
     /// Of what the beginning has to be measured next, and how many bytes there is room for; `None`
     /// if the plan is made.
-    pub fn wanted(&self) -> Option<(&Piece, u64)> {
+    pub fn wanted(&self) -> Option<(&ComparedPiece, u64)> {
         let room = MAX_COMPARED_BYTES.saturating_sub(self.bytes);
         let next = self.rest.front().filter(|_| room > 0 && self.pieces.len() < MAX_PIECES)?;
         Some((next, room))
@@ -53,15 +53,15 @@ impl Plan {
         let Some(next) = self.rest.pop_front() else { return };
         if let Some(end) = covered.end.clone().filter(|_| covered.end != next.interval.end) {
             let interval = KeyInterval::new(end, next.interval.end.clone());
-            self.rest.push_front(Piece { interval, ..next.clone() });
+            self.rest.push_front(ComparedPiece { interval, ..next.clone() });
         }
-        self.pieces.push(Piece { interval: covered, ..next });
+        self.pieces.push(ComparedPiece { interval: covered, ..next });
         self.rows += rows;
         self.bytes += bytes;
     }
 
     /// The pieces, in the order of their keys.
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[ComparedPiece] {
         &self.pieces
     }
 
@@ -90,7 +90,7 @@ pub struct Asked {
 impl Asked {
     /// The readable ones of these pieces; and with `left_behind`, all keys that are neither owned
     /// nor part of a move.
-    pub fn of(state: &ShardState, pieces: &[Piece], left_behind: bool) -> Asked {
+    pub fn of(state: &ShardState, pieces: &[ComparedPiece], left_behind: bool) -> Asked {
         let pieces = pieces.iter().map(|piece| {
             let owner = state.owner(piece.table, &piece.interval.start)?;
             let same = owner.id == piece.range && owner.epoch == piece.epoch && owner.interval.covers(&piece.interval);
@@ -148,7 +148,7 @@ mod tests {
     /// Plans as if each byte were a key of a row of 1 MiB; gives the pieces' ranges, starts and
     /// ends.
     fn planned(state: &ShardState, from: &Place) -> (Vec<Brief>, Option<Place>) {
-        let mut plan = Plan::new(state, from);
+        let mut plan = ScrubPlan::new(state, from);
         let first = |key: &Key| key.as_bytes().get(1).copied();
         while let Some((piece, room)) = plan.wanted() {
             let start = first(&piece.interval.start).unwrap_or(0);
@@ -159,8 +159,9 @@ mod tests {
             let covered = KeyInterval::new(piece.interval.start.clone(), covered_end);
             plan.measured(covered, rows, rows << 20);
         }
-        let brief =
-            |p: &Piece| (p.range.0, first(&p.interval.start).unwrap_or(0), p.interval.end.as_ref().and_then(first));
+        let brief = |p: &ComparedPiece| {
+            (p.range.0, first(&p.interval.start).unwrap_or(0), p.interval.end.as_ref().and_then(first))
+        };
         (plan.pieces().iter().map(brief).collect(), plan.next())
     }
 
@@ -189,7 +190,7 @@ mod tests {
         assert_eq!(planned(&state(&[]), &place).0, [(1, 5, Some(21))]);
         assert_eq!(planned(&state(&[4, 8]), &place).0, [(11, 5, Some(8)), (12, 8, Some(21))]);
         let gone = Place { table: TableId(1), key: Key(vec![255, 255].into()) };
-        let mut none = Plan::new(&ShardState::default(), &gone);
+        let mut none = ScrubPlan::new(&ShardState::default(), &gone);
         assert_eq!((none.wanted(), none.next()), (None, None));
         none.measured(KeyInterval::ALL, 0, 0);
         assert!(none.pieces().is_empty());
@@ -199,7 +200,7 @@ mod tests {
     fn many_small_ranges_are_compared_at_once() {
         let splits: Vec<u8> = (1..=200).collect();
         let state = state(&splits);
-        let mut plan = Plan::new(&state, &Place::default());
+        let mut plan = ScrubPlan::new(&state, &Place::default());
         while let Some((piece, _)) = plan.wanted() {
             let covered = piece.interval.clone();
             plan.measured(covered, 1, 10);
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn only_pieces_that_are_owned_at_that_position_are_read() {
         let before = state(&[]);
-        let mut plan = Plan::new(&before, &Place { table: TableId(1), key: key(5) });
+        let mut plan = ScrubPlan::new(&before, &Place { table: TableId(1), key: key(5) });
         plan.measured(KeyInterval::new(key(5), Some(key(9))), 4, 4);
         let asked = |state: &ShardState| {
             Asked::of(state, plan.pieces(), false).pieces.iter().map(Option::is_some).collect::<Vec<_>>()

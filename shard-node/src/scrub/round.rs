@@ -2,7 +2,7 @@
 //! long as it leads.
 
 use super::compare::compare;
-use super::pace::{Load, Pace};
+use super::pace::{Load, ScrubPace};
 use super::scrubber::Scrub;
 use crate::config::Config;
 use crate::leader::Leader;
@@ -22,7 +22,7 @@ pub async fn go_round(leader: &Leader, scrub: &Scrub, config: &Config) {
     }
     let begun = evenkeel_host::now();
     let now_ms = || evenkeel_host::elapsed(begun).as_millis() as u64;
-    let mut pace = Pace::new(0, config.scrub_bytes_per_s, config.scrub_pause_ms, FIRST_MS);
+    let mut pace = ScrubPace::new(0, config.scrub_bytes_per_s, config.scrub_pause_ms, FIRST_MS);
     loop {
         match pace.wait_ms(now_ms(), load(leader)) {
             0 => {}

@@ -1,7 +1,7 @@
 //! Results of comparisons, and the place where the round continues. Pure.
 
 use evenkeel_protocol::KeyInterval;
-use evenkeel_protocol::scrub::{Comparison, Difference, MAX_DIFFERENCES, Piece, Place, ScrubReport};
+use evenkeel_protocol::scrub::{ComparedPiece, Comparison, Difference, MAX_DIFFERENCES, Place, ScrubReport};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -22,12 +22,12 @@ impl ScrubStatus {
 
     /// These pieces have been compared: what was known of them is replaced by what was found now.
     /// What was known of a replica that was not compared this time stays.
-    pub fn compared(&mut self, pieces: &[Piece], found: &Comparison) {
+    pub fn compared(&mut self, pieces: &[ComparedPiece], found: &Comparison) {
         let report = &mut self.report;
         let silent = |replicas: &[u64]| {
             found.silent.iter().any(|(replica, _)| replicas.is_empty() || replicas.contains(replica))
         };
-        let overlaps = |piece: &Piece, interval: &KeyInterval| piece.interval.overlaps(interval);
+        let overlaps = |piece: &ComparedPiece, interval: &KeyInterval| piece.interval.overlaps(interval);
         let compared = |d: &Difference| pieces.iter().any(|p| p.table == d.table && overlaps(p, &d.interval));
         let again = |d: &Difference| {
             found.differences.iter().any(|new| new.table == d.table && new.interval.overlaps(&d.interval))
@@ -53,13 +53,13 @@ mod tests {
     use super::*;
     use evenkeel_protocol::{Epoch, Key, RangeId, TableId};
 
-    fn piece(start: u8, end: u8) -> Piece {
+    fn piece(start: u8, end: u8) -> ComparedPiece {
         let key = |byte: u8| Key(vec![byte].into());
         let interval = KeyInterval::new(key(start), Some(key(end)));
-        Piece { range: RangeId(1), epoch: Epoch(1), table: TableId(1), interval }
+        ComparedPiece { range: RangeId(1), epoch: Epoch(1), table: TableId(1), interval }
     }
 
-    fn difference(piece: &Piece) -> Difference {
+    fn difference(piece: &ComparedPiece) -> Difference {
         let (range, table, interval) = (piece.range, piece.table, piece.interval.clone());
         Difference { range, table, interval, replicas: vec![2], detail: "differs".into() }
     }

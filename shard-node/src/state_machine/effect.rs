@@ -18,7 +18,7 @@ pub struct CopiedRows {
 
 /// A change outside of the state machine that an effective control entry requires.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
+pub enum ControlEffect {
     /// Create this table in PostgreSQL.
     CreateTable(Arc<TableSchema>),
     /// Drop this table in PostgreSQL.

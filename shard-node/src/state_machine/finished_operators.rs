@@ -14,7 +14,7 @@ const REMEMBERED_OPERATORS: usize = 512;
 
 /// What an operator that has run its course here did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Work {
+pub enum FinishedWork {
     /// It split a range of this epoch; the new pieces have these ids.
     Split {
         /// The range.
@@ -59,17 +59,17 @@ pub enum Work {
 
 /// The operators that have run their course here lately.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct FinishedOperators(VecDeque<(OperatorId, Work)>);
+pub(super) struct FinishedOperators(VecDeque<(OperatorId, FinishedWork)>);
 
 impl FinishedOperators {
-    pub(super) fn push(&mut self, operator: OperatorId, work: Work) {
+    pub(super) fn push(&mut self, operator: OperatorId, work: FinishedWork) {
         if self.0.len() == REMEMBERED_OPERATORS {
             self.0.pop_front();
         }
         self.0.push_back((operator, work));
     }
 
-    pub(super) fn get(&self, operator: OperatorId) -> Option<&Work> {
+    pub(super) fn get(&self, operator: OperatorId) -> Option<&FinishedWork> {
         // The latest are asked about.
         self.0.iter().rev().find(|(finished, _)| *finished == operator).map(|(_, work)| work)
     }

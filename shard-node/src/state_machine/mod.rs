@@ -3,7 +3,7 @@
 //! Applying the same entries in the same order yields the same state and the same verdicts on every
 //! replica. [`ShardState`] answers the question "does this shard own this key at this position of
 //! the log?" (invariants 2 and 6), and records the state of every move. It holds no rows: what an
-//! entry changes in PostgreSQL is returned as [`Effect`]s.
+//! entry changes in PostgreSQL is returned as [`ControlEffect`]s.
 //!
 //! | module | defines |
 //! |---|---|
@@ -26,7 +26,8 @@
 //!
 //! **Verdicts.** A verdict covers a whole entry, never a part of it (R13). An *effective* entry
 //! changes the state. A *rejected* entry changes nothing, on every replica alike, and its proposer
-//! receives the [`Refusal`]. The replicated log has applied the term fence (invariant 1) before.
+//! receives the [`EntryRefusal`]. The replicated log has applied the term fence (invariant 1)
+//! before.
 //!
 //! Promises: no I/O, no clock, no randomness. A copy of the state costs the same at any size.
 //!
@@ -49,12 +50,12 @@ mod tables;
 mod unclaimed;
 
 pub use answers::RangeAnswers;
-pub use effect::{CopiedRows, Effect};
-pub use finished_operators::Work;
+pub use effect::{ControlEffect, CopiedRows};
+pub use finished_operators::FinishedWork;
 pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
 pub use owned_ranges::OwnedRange;
 pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
-pub use refusal::Refusal;
+pub use refusal::EntryRefusal;
 pub use schema::PreparedSchema;
 pub use retry_window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RetryWindow};
 pub use shard_state::ShardState;

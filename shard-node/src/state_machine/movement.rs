@@ -1,6 +1,6 @@
 //! One move of a range, as the source's or the destination's state machine records it.
 
-use super::finished_operators::Work;
+use super::finished_operators::FinishedWork;
 use super::range_size::RangeSize;
 use evenkeel_protocol::report::MoveProgress;
 use evenkeel_protocol::routing::ShardInfo;
@@ -88,16 +88,16 @@ pub enum InPhase {
 }
 
 impl MoveOut {
-    pub(super) fn work(&self) -> Work {
-        Work::MoveOut { range: self.range, epoch: self.epoch }
+    pub(super) fn work(&self) -> FinishedWork {
+        FinishedWork::MoveOut { range: self.range, epoch: self.epoch }
     }
 }
 
 impl MoveIn {
-    pub(super) fn work(&self) -> Work {
+    pub(super) fn work(&self) -> FinishedWork {
         match self.phase {
-            InPhase::Adopted => Work::MoveIn { range: self.range, epoch: self.epoch },
-            InPhase::Copying | InPhase::Discarding => Work::Declined { range: self.range, epoch: self.epoch },
+            InPhase::Adopted => FinishedWork::MoveIn { range: self.range, epoch: self.epoch },
+            InPhase::Copying | InPhase::Discarding => FinishedWork::Declined { range: self.range, epoch: self.epoch },
         }
     }
 

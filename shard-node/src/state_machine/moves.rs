@@ -11,13 +11,13 @@
 //! Everything that comes in is judged by its open operator, not by ownership (R13), and takes
 //! effect only if it continues the latest attempt (R21).
 
-use super::effect::{CopiedRows, Effect};
-use super::finished_operators::Work;
+use super::effect::{ControlEffect, CopiedRows};
+use super::finished_operators::FinishedWork;
 use super::movement::{InPhase, MoveIn, MoveOut, OutPhase};
 use super::operators::{Operators, no_such};
 use super::owned_ranges::{OwnedRange, OwnedRanges};
 use super::range_size::RangeSize;
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::tables::Tables;
 use crate::log_entry::{Control, TailEntry};
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub(super) struct Moves<'a> {
 
 impl Moves<'_> {
     /// Applies an entry that belongs to a move. `position` is its place in the log.
-    pub(super) fn apply(&mut self, position: u64, control: &Control) -> Result<Vec<Effect>, Refusal> {
+    pub(super) fn apply(&mut self, position: u64, control: &Control) -> Result<Vec<ControlEffect>, EntryRefusal> {
         match control {
             Control::MoveOpen { operator, range, epoch, to } => self.move_open(*operator, *range, *epoch, to),
             Control::MoveCancel { operator } => self.move_cancel(*operator),
@@ -90,7 +90,7 @@ impl Moves<'_> {
         range: RangeId,
         epoch: Epoch,
         to: &ShardInfo,
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let owned = self.owned.expect(range, epoch)?;
         self.operators.expect_no_move(range)?;
         self.operators.expect_later(operator, range)?;
@@ -102,36 +102,41 @@ impl Moves<'_> {
         Ok(vec![])
     }
 
-    fn move_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+    fn move_cancel(&mut self, operator: OperatorId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         match self.operators.moves_out.get(&operator) {
             Some(m) if m.phase == OutPhase::Open => {
                 let work = m.work();
                 self.operators.moves_out.remove(&operator);
                 self.operators.finish(operator, work);
-                Ok(vec![Effect::MoveCancelled(operator)])
+                Ok(vec![ControlEffect::MoveCancelled(operator)])
             }
             Some(_) => refuse("already-fenced", format!("operator {operator} has passed its fence")),
             None if self.operators.is_finished(operator) => no_such(operator),
             // Its opening may still be on its way, and must not come into effect behind its
             // cancellation.
             None => {
-                self.operators.finish(operator, Work::Cancelled);
+                self.operators.finish(operator, FinishedWork::Cancelled);
                 Ok(vec![])
             }
         }
     }
 
     /// Destination: what comes in is discarded; what was not opened yet never will be.
-    fn ingest_cancel(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+    fn ingest_cancel(&mut self, operator: OperatorId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         if !self.operators.moves_in.contains_key(&operator) && !self.operators.is_finished(operator) {
-            self.operators.finish(operator, Work::Cancelled);
+            self.operators.finish(operator, FinishedWork::Cancelled);
             return Ok(vec![]);
         }
         self.operators.copying(operator)?.phase = InPhase::Discarding;
         Ok(vec![])
     }
 
-    fn fence(&mut self, operator: OperatorId, position: u64, held_since_us: u64) -> Result<Vec<Effect>, Refusal> {
+    fn fence(
+        &mut self,
+        operator: OperatorId,
+        position: u64,
+        held_since_us: u64,
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(movement) = self.operators.moves_out.get_mut(&operator) else { return no_such(operator) };
         if movement.phase != OutPhase::Open {
             return refuse("already-fenced", format!("operator {operator} has passed its fence"));
@@ -144,10 +149,10 @@ impl Moves<'_> {
             // An open move keeps its range as it is (R20), so this cannot be.
             None => return refuse("no-such-range", format!("range {range} is not owned here")),
         }
-        Ok(vec![Effect::Fenced(operator)])
+        Ok(vec![ControlEffect::Fenced(operator)])
     }
 
-    fn handed_over(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+    fn handed_over(&mut self, operator: OperatorId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(movement) = self.operators.moves_out.get_mut(&operator) else { return no_such(operator) };
         match movement.phase {
             OutPhase::Fenced { .. } => {
@@ -158,7 +163,7 @@ impl Moves<'_> {
         }
     }
 
-    fn take_back(&mut self, operator: OperatorId) -> Result<Vec<Effect>, Refusal> {
+    fn take_back(&mut self, operator: OperatorId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(movement) = self.operators.moves_out.get(&operator) else { return no_such(operator) };
         if !matches!(movement.phase, OutPhase::Fenced { .. }) {
             return refuse("not-fenced", format!("operator {operator} does not wait for the destination"));
@@ -168,11 +173,16 @@ impl Moves<'_> {
         // The fence announced the epoch after the old one to the destination: this must be above
         // it.
         self.owned.add(OwnedRange { id, epoch: epoch.next().next(), table, interval });
-        self.operators.finish(operator, Work::MoveOut { range: id, epoch });
-        Ok(vec![Effect::OwnershipChanged])
+        self.operators.finish(operator, FinishedWork::MoveOut { range: id, epoch });
+        Ok(vec![ControlEffect::OwnershipChanged])
     }
 
-    fn purge(&mut self, operator: OperatorId, interval: &KeyInterval, last: bool) -> Result<Vec<Effect>, Refusal> {
+    fn purge(
+        &mut self,
+        operator: OperatorId,
+        interval: &KeyInterval,
+        last: bool,
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(movement) = self.operators.moves_out.get_mut(&operator) else { return no_such(operator) };
         if !matches!(movement.phase, OutPhase::HandedOver | OutPhase::Purging) || !movement.interval.covers(interval) {
             return refuse("not-handed-over", format!("operator {operator} may not delete {interval}"));
@@ -186,7 +196,12 @@ impl Moves<'_> {
         Ok(self.delete(table, interval))
     }
 
-    fn discard(&mut self, operator: OperatorId, interval: &KeyInterval, last: bool) -> Result<Vec<Effect>, Refusal> {
+    fn discard(
+        &mut self,
+        operator: OperatorId,
+        interval: &KeyInterval,
+        last: bool,
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(movement) = self.operators.moves_in.get(&operator) else { return no_such(operator) };
         if movement.phase != InPhase::Discarding || !movement.interval.covers(interval) {
             return refuse("not-discarding", format!("operator {operator} may not delete {interval}"));
@@ -199,12 +214,15 @@ impl Moves<'_> {
         Ok(self.delete(table, interval))
     }
 
-    fn delete(&self, table: TableId, interval: &KeyInterval) -> Vec<Effect> {
+    fn delete(&self, table: TableId, interval: &KeyInterval) -> Vec<ControlEffect> {
         if interval.is_empty() {
             return Vec::new();
         }
         let table = self.tables.get(table);
-        table.map(|table| Effect::Delete { table: table.clone(), interval: interval.clone() }).into_iter().collect()
+        table
+            .map(|table| ControlEffect::Delete { table: table.clone(), interval: interval.clone() })
+            .into_iter()
+            .collect()
     }
 
     fn ingest_open(
@@ -215,7 +233,7 @@ impl Moves<'_> {
         interval: &KeyInterval,
         epoch: Epoch,
         from: &ShardInfo,
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         self.operators.expect_later(operator, range)?;
         let overlaps = |table: TableId, other: &KeyInterval| table == schema.id && other.overlaps(interval);
         if let Some(other) = self.owned.overlapping(schema.id, interval).next() {
@@ -267,14 +285,19 @@ impl Moves<'_> {
         };
         movement.begin_attempt(0, 0);
         self.operators.moves_in.insert(operator, movement);
-        let mut effects = vec![Effect::IngestOpened(operator)];
+        let mut effects = vec![ControlEffect::IngestOpened(operator)];
         if !known {
-            effects.insert(0, Effect::CreateTable(schema));
+            effects.insert(0, ControlEffect::CreateTable(schema));
         }
         Ok(effects)
     }
 
-    fn ingest_attempt(&mut self, operator: OperatorId, attempt: u64, position: u64) -> Result<Vec<Effect>, Refusal> {
+    fn ingest_attempt(
+        &mut self,
+        operator: OperatorId,
+        attempt: u64,
+        position: u64,
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let movement = self.operators.copying(operator)?;
         if attempt <= movement.attempt {
             return refuse("stale-attempt", format!("attempt {} has begun already", movement.attempt));
@@ -291,7 +314,7 @@ impl Moves<'_> {
         (from, position): (u64, u64),
         rows: &RowBatch,
         checksum: RangeChecksum,
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let movement = self.operators.attempting(operator, attempt)?;
         let continues = movement.next.as_ref() == Some(&interval.start) && movement.interval.covers(interval);
         if !continues || interval.is_empty() || from != movement.tail_to || position < from {
@@ -307,7 +330,7 @@ impl Moves<'_> {
         let table = movement.table;
         let Some(table) = self.tables.get(table).cloned() else { return no_such(operator) };
         let copied = CopiedRows { operator, attempt, checksum };
-        Ok(vec![Effect::Replace { table, interval: interval.clone(), rows: rows.clone(), copied }])
+        Ok(vec![ControlEffect::Replace { table, interval: interval.clone(), rows: rows.clone(), copied }])
     }
 
     fn ingest_tail(
@@ -317,7 +340,7 @@ impl Moves<'_> {
         (from, to): (u64, u64),
         stamp_ms: u64,
         entries: &[Bytes],
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let movement = self.operators.attempting(operator, attempt)?;
         if from != movement.tail_to || to < from {
             return refuse("not-continuing", format!("changes from {from} to {to} do not continue the copy"));
@@ -334,7 +357,7 @@ impl Moves<'_> {
         }
         movement.tail_to = to;
         movement.bytes += entries.iter().map(|e| e.len() as u64).sum::<u64>();
-        Ok(vec![Effect::Tail { stamp_ms, entries: tail }])
+        Ok(vec![ControlEffect::Tail { stamp_ms, entries: tail }])
     }
 
     fn adopt(
@@ -344,7 +367,7 @@ impl Moves<'_> {
         fence: u64,
         epoch: Epoch,
         held_since_us: u64,
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let movement = self.operators.attempting(operator, attempt)?;
         if movement.next.is_some() || movement.tail_to < fence {
             return refuse("not-complete", format!("the source's position {fence} has not come in"));
@@ -356,6 +379,6 @@ impl Moves<'_> {
         let owned =
             OwnedRange { id: movement.range, epoch, table: movement.table, interval: movement.interval.clone() };
         self.owned.add(owned);
-        Ok(vec![Effect::Adopted { operator, held_since_us }])
+        Ok(vec![ControlEffect::Adopted { operator, held_since_us }])
     }
 }

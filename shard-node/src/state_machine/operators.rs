@@ -1,9 +1,9 @@
 //! The operators that have come to this shard: open moves, the last operator of each range,
 //! operators that ended.
 
-use super::finished_operators::{FinishedOperators, Work};
+use super::finished_operators::{FinishedOperators, FinishedWork};
 use super::movement::{InPhase, MoveIn, MoveOut, OutPhase};
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::shared_map::SharedMap;
 use evenkeel_protocol::{OperatorId, RangeId};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub(super) struct Operators {
 
 impl Operators {
     /// The work of an operator that has ended here.
-    pub(super) fn finished(&self, operator: OperatorId) -> Option<&Work> {
+    pub(super) fn finished(&self, operator: OperatorId) -> Option<&FinishedWork> {
         self.finished.get(operator)
     }
 
@@ -32,7 +32,7 @@ impl Operators {
 
     /// A number is given once. A placement driver that was restored from a backup may give it again
     /// (R30).
-    pub(super) fn expect_unused(&self, operator: OperatorId) -> Result<(), Refusal> {
+    pub(super) fn expect_unused(&self, operator: OperatorId) -> Result<(), EntryRefusal> {
         let moving = self.moves_out.contains_key(&operator) || self.moves_in.contains_key(&operator);
         match moving || self.is_finished(operator) {
             true => refuse("stale-operator", format!("operator {operator} has come here already")),
@@ -42,7 +42,7 @@ impl Operators {
 
     /// Operator numbers only grow per range (R20), and none is used for two moves: its other side
     /// is asked by the number (R23).
-    pub(super) fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), Refusal> {
+    pub(super) fn expect_later(&self, operator: OperatorId, range: RangeId) -> Result<(), EntryRefusal> {
         self.expect_unused(operator)?;
         match self.last_operator.get(&range) {
             Some(last) if *last >= operator => {
@@ -53,14 +53,14 @@ impl Operators {
     }
 
     /// While a move is open its range stays as it is (R20).
-    pub(super) fn expect_no_move(&self, id: RangeId) -> Result<(), Refusal> {
+    pub(super) fn expect_no_move(&self, id: RangeId) -> Result<(), EntryRefusal> {
         match self.moves_out.values().find(|m| m.range == id && m.phase == OutPhase::Open) {
             Some(open) => refuse("move-open", format!("operator {} is moving range {id}", open.operator)),
             None => Ok(()),
         }
     }
 
-    pub(super) fn finish(&mut self, operator: OperatorId, work: Work) {
+    pub(super) fn finish(&mut self, operator: OperatorId, work: FinishedWork) {
         Arc::make_mut(&mut self.finished).push(operator, work);
     }
 
@@ -73,15 +73,18 @@ impl Operators {
             Some(InPhase::Discarding) => Some(false),
             Some(InPhase::Copying) => None,
             None => match self.finished(operator)? {
-                Work::Declined { .. } | Work::Cancelled => Some(false),
+                FinishedWork::Declined { .. } | FinishedWork::Cancelled => Some(false),
                 // An adoption is forgotten only after the source has purged, so never while the
                 // source asks.
-                Work::Split { .. } | Work::Merge { .. } | Work::MoveOut { .. } | Work::MoveIn { .. } => None,
+                FinishedWork::Split { .. }
+                | FinishedWork::Merge { .. }
+                | FinishedWork::MoveOut { .. }
+                | FinishedWork::MoveIn { .. } => None,
             },
         }
     }
 
-    pub(super) fn copying(&mut self, operator: OperatorId) -> Result<&mut MoveIn, Refusal> {
+    pub(super) fn copying(&mut self, operator: OperatorId) -> Result<&mut MoveIn, EntryRefusal> {
         match self.moves_in.get_mut(&operator) {
             None => no_such(operator),
             Some(m) if m.phase != InPhase::Copying => {
@@ -91,7 +94,7 @@ impl Operators {
         }
     }
 
-    pub(super) fn attempting(&mut self, operator: OperatorId, attempt: u64) -> Result<&mut MoveIn, Refusal> {
+    pub(super) fn attempting(&mut self, operator: OperatorId, attempt: u64) -> Result<&mut MoveIn, EntryRefusal> {
         let movement = self.copying(operator)?;
         if movement.attempt != attempt {
             return refuse("stale-attempt", format!("attempt {} has begun", movement.attempt));
@@ -100,6 +103,6 @@ impl Operators {
     }
 }
 
-pub(super) fn no_such<T>(operator: OperatorId) -> Result<T, Refusal> {
+pub(super) fn no_such<T>(operator: OperatorId) -> Result<T, EntryRefusal> {
     refuse("no-such-operator", format!("operator {operator} is not open here"))
 }

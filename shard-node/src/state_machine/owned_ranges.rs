@@ -1,6 +1,6 @@
 //! The ranges that a shard owns: by key, by id, and which keys the last control entry gave or took.
 
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::shared_map::SharedMap;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, RangeId, TableId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -48,7 +48,7 @@ impl OwnedRanges {
     }
 
     /// The range, if it is owned at this epoch.
-    pub(super) fn expect(&self, id: RangeId, epoch: Epoch) -> Result<OwnedRange, Refusal> {
+    pub(super) fn expect(&self, id: RangeId, epoch: Epoch) -> Result<OwnedRange, EntryRefusal> {
         match self.get(id) {
             None => refuse("no-such-range", format!("range {id} is not owned here")),
             Some(range) if range.epoch != epoch => {

@@ -137,7 +137,7 @@ fn row_bytes(packed: &[u8]) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::log_entry::image::{Columns, Part};
+    use crate::log_entry::image::{Columns, PartialRow};
     use bytes::{Bytes, BytesMut};
     use evenkeel_protocol::rows::{RowBuilder, put_value};
     use rand::rngs::StdRng;
@@ -165,7 +165,9 @@ mod tests {
             let weight = 28 + 12 + value.len() as u64;
             let image = match (random.random_range(0..20), table.contains_key(&n)) {
                 (0, true) => Image::Gone,
-                (1..=9, true) => Image::Part(Part::new(Columns::new([1, 2]), packed(&[&[0; 8], &value])).unwrap()),
+                (1..=9, true) => {
+                    Image::Part(PartialRow::new(Columns::new([1, 2]), packed(&[&[0; 8], &value])).unwrap())
+                }
                 (_, true) => Image::Whole(row),
                 (_, false) => Image::New(row),
             };

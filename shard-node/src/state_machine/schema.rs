@@ -6,7 +6,7 @@
 use super::movement::{InPhase, OutPhase};
 use super::operators::Operators;
 use super::owned_ranges::{OwnedRange, OwnedRanges};
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::tables::Tables;
 use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, SchemaDelta, TableId};
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ impl Schema {
     }
 
     /// Held tables stay as they are.
-    pub(super) fn expect_not_held(&self, table: TableId) -> Result<(), Refusal> {
+    pub(super) fn expect_not_held(&self, table: TableId) -> Result<(), EntryRefusal> {
         match self.prepared() {
             Some(prepared) if prepared.tables.contains(&table) => {
                 refuse("schema-prepared", format!("operator {} is about to change table {table}", prepared.operator))
@@ -66,7 +66,7 @@ impl Schema {
     }
 
     /// Prepares the next change.
-    pub(super) fn prepare(&mut self, prepared: PreparedSchema, operators: &Operators) -> Result<(), Refusal> {
+    pub(super) fn prepare(&mut self, prepared: PreparedSchema, operators: &Operators) -> Result<(), EntryRefusal> {
         self.expect_next(prepared.version)?;
         if let Some(other) = self.prepared.as_ref().filter(|other| other.operator != prepared.operator) {
             return refuse("schema-prepared", format!("operator {} has prepared another change", other.operator));
@@ -81,7 +81,7 @@ impl Schema {
         self.prepared.take_if(|prepared| prepared.operator == operator);
     }
 
-    fn expect_next(&self, version: u64) -> Result<(), Refusal> {
+    fn expect_next(&self, version: u64) -> Result<(), EntryRefusal> {
         if version != self.version() + 1 {
             let known = self.version();
             return refuse("schema-version", format!("version {version} does not follow version {known}"));
@@ -91,7 +91,7 @@ impl Schema {
 }
 
 /// The rows of a table that is altered or dropped must not be on their way.
-fn expect_still(table: TableId, operators: &Operators) -> Result<(), Refusal> {
+fn expect_still(table: TableId, operators: &Operators) -> Result<(), EntryRefusal> {
     let leaves = |phase: &OutPhase| matches!(phase, OutPhase::Open | OutPhase::Fenced { .. });
     let out = operators.moves_out.values().find(|m| m.table == table && leaves(&m.phase)).map(|m| m.operator);
     let coming =
@@ -112,7 +112,7 @@ pub(super) struct Change<'a> {
 
 impl Change<'_> {
     /// Makes a change: the next version.
-    pub(super) fn make(self, delta: &SchemaDelta, ranges: &[(TableId, RangeId)]) -> Result<Arc<SchemaDelta>, Refusal> {
+    pub(super) fn make(self, delta: &SchemaDelta, ranges: &[(TableId, RangeId)]) -> Result<Arc<SchemaDelta>, EntryRefusal> {
         let Change { schema, tables, owned, operators } = self;
         schema.expect_next(delta.change.version)?;
         for table in delta.relations.iter().map(|table| table.id).chain(delta.dropped.iter().copied()) {

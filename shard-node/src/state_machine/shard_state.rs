@@ -1,12 +1,12 @@
 //! [`ShardState`]: the state, and the entries that create tables, split ranges and merge them.
 
-use super::effect::Effect;
-use super::finished_operators::{self, Work};
+use super::effect::ControlEffect;
+use super::finished_operators::{self, FinishedWork};
 use super::movement::{MoveIn, MoveOut};
 use super::moves::Moves;
 use super::operators::Operators;
 use super::owned_ranges::{OwnedRange, OwnedRanges};
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::schema::{Change as SchemaChange, PreparedSchema, Schema};
 use super::tables::Tables;
 use super::unclaimed;
@@ -111,7 +111,7 @@ impl ShardState {
 
     /// What an operator did that has run its course here; `None` if it has not, or so long ago that
     /// it is forgotten.
-    pub fn finished(&self, operator: OperatorId) -> Option<&Work> {
+    pub fn finished(&self, operator: OperatorId) -> Option<&FinishedWork> {
         self.operators.finished(operator)
     }
 
@@ -147,7 +147,7 @@ impl ShardState {
 
     /// The ownership fence (invariant 2): whether every changed key is owned, unfenced, here in the
     /// log.
-    pub fn judge(&self, changes: &Changes) -> Result<(), Refusal> {
+    pub fn judge(&self, changes: &Changes) -> Result<(), EntryRefusal> {
         let foreign = changes.changes.iter().find(|change| self.owner(change.table, &change.key).is_none());
         match foreign {
             None => Ok(()),
@@ -158,7 +158,7 @@ impl ShardState {
     }
 
     /// Applies a control entry. `position` is its place in the log.
-    pub fn control(&mut self, position: u64, control: &Control) -> Result<Vec<Effect>, Refusal> {
+    pub fn control(&mut self, position: u64, control: &Control) -> Result<Vec<ControlEffect>, EntryRefusal> {
         self.owned.begin();
         self.highest = self.highest.max(finished_operators::numbers(control));
         match control {
@@ -180,7 +180,7 @@ impl ShardState {
                 let (schema, tables) = (&mut self.schema, &mut self.tables);
                 let (owned, operators) = (&mut self.owned, &mut self.operators);
                 let made = SchemaChange { schema, tables, owned, operators }.make(delta, ranges)?;
-                Ok(vec![Effect::ChangeSchema(made), Effect::OwnershipChanged])
+                Ok(vec![ControlEffect::ChangeSchema(made), ControlEffect::OwnershipChanged])
             }
             movement => {
                 self.expect_movable(movement)?;
@@ -192,7 +192,7 @@ impl ShardState {
 
     /// A move must not begin while its table is about to change, nor with a table that neither
     /// splits nor moves.
-    fn expect_movable(&self, control: &Control) -> Result<(), Refusal> {
+    fn expect_movable(&self, control: &Control) -> Result<(), EntryRefusal> {
         match control {
             Control::MoveOpen { range, .. } => match self.range(*range).map(|range| range.table) {
                 Some(table) => self.expect_changeable(table),
@@ -211,7 +211,7 @@ impl ShardState {
         }
     }
 
-    fn expect_changeable(&self, table: TableId) -> Result<(), Refusal> {
+    fn expect_changeable(&self, table: TableId) -> Result<(), EntryRefusal> {
         self.schema.expect_not_held(table)?;
         match self.table(table).is_some_and(|schema| schema.pinned) {
             true => refuse("pinned", format!("table {table} neither splits nor moves")),
@@ -219,7 +219,7 @@ impl ShardState {
         }
     }
 
-    fn create_table(&mut self, schema: &TableSchema, range: RangeId) -> Result<Vec<Effect>, Refusal> {
+    fn create_table(&mut self, schema: &TableSchema, range: RangeId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         if self.tables.contains(schema.id) {
             return refuse("table-exists", format!("table {} exists already", schema.id));
         }
@@ -229,11 +229,11 @@ impl ShardState {
         // drain.
         let schema = self.tables.add(schema);
         self.owned.add(OwnedRange { id: range, epoch: Epoch(1), table: schema.id, interval: KeyInterval::ALL });
-        Ok(vec![Effect::CreateTable(schema), Effect::OwnershipChanged])
+        Ok(vec![ControlEffect::CreateTable(schema), ControlEffect::OwnershipChanged])
     }
 
     /// Drops a table whose creation was given up: only what its creation made may exist of it.
-    fn drop_table(&mut self, id: TableId) -> Result<Vec<Effect>, Refusal> {
+    fn drop_table(&mut self, id: TableId) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let Some(schema) = self.tables.get(id).cloned() else {
             return refuse("no-such-table", format!("there is no table {id} here"));
         };
@@ -251,7 +251,7 @@ impl ShardState {
         self.operators.last_operator.insert(only.id, OperatorId(0));
         self.owned.remove(only);
         self.tables.remove(id);
-        Ok(vec![Effect::DropTable(schema), Effect::OwnershipChanged])
+        Ok(vec![ControlEffect::DropTable(schema), ControlEffect::OwnershipChanged])
     }
 
     fn split(
@@ -260,7 +260,7 @@ impl ShardState {
         range: RangeId,
         epoch: Epoch,
         at: &[(Key, RangeId)],
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let old = self.owned.expect(range, epoch)?;
         self.expect_changeable(old.table)?;
         self.operators.expect_no_move(range)?;
@@ -286,8 +286,8 @@ impl ShardState {
             self.owned.add(OwnedRange { id, epoch: epoch.next(), table: old.table, interval });
             self.operators.last_operator.insert(id, operator);
         }
-        self.operators.finish(operator, Work::Split { range, epoch, pieces: new });
-        Ok(vec![Effect::OwnershipChanged])
+        self.operators.finish(operator, FinishedWork::Split { range, epoch, pieces: new });
+        Ok(vec![ControlEffect::OwnershipChanged])
     }
 
     fn merge(
@@ -295,7 +295,7 @@ impl ShardState {
         operator: OperatorId,
         left: (RangeId, Epoch),
         right: (RangeId, Epoch),
-    ) -> Result<Vec<Effect>, Refusal> {
+    ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let (l, r) = (self.owned.expect(left.0, left.1)?, self.owned.expect(right.0, right.1)?);
         self.expect_changeable(l.table)?;
         self.operators.expect_no_move(left.0)?;
@@ -310,12 +310,12 @@ impl ShardState {
         self.owned.add(OwnedRange { id: l.id, epoch: left.1.max(right.1).next(), table: l.table, interval });
         self.operators.last_operator.insert(l.id, operator);
         self.operators.last_operator.remove(&r.id);
-        self.operators.finish(operator, Work::Merge { left, right });
-        Ok(vec![Effect::OwnershipChanged])
+        self.operators.finish(operator, FinishedWork::Merge { left, right });
+        Ok(vec![ControlEffect::OwnershipChanged])
     }
 
     /// The same of a new range's id.
-    fn expect_new(&self, id: RangeId) -> Result<(), Refusal> {
+    fn expect_new(&self, id: RangeId) -> Result<(), EntryRefusal> {
         match self.operators.last_operator.contains_key(&id) || self.range(id).is_some() {
             true => refuse("range-exists", format!("there is, or was, a range {id} here")),
             false => Ok(()),

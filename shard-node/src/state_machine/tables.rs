@@ -1,6 +1,6 @@
 //! The tables of a shard.
 
-use super::refusal::{Refusal, refuse};
+use super::refusal::{EntryRefusal, refuse};
 use super::shared_map::SharedMap;
 use evenkeel_protocol::{TableId, TableSchema};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ impl Tables {
 
     /// Making a table whose name another one has would change nothing in PostgreSQL, and its rows
     /// would not fit there (invariant 5).
-    pub(super) fn expect_free_name(&self, schema: &TableSchema) -> Result<(), Refusal> {
+    pub(super) fn expect_free_name(&self, schema: &TableSchema) -> Result<(), EntryRefusal> {
         match self.0.values().find(|other| other.name == schema.name && other.id != schema.id) {
             Some(other) => refuse("name-taken", format!("table {} is named {:?} here", other.id, other.name)),
             None => Ok(()),

@@ -55,12 +55,12 @@ impl Pair {
         Pair { s, d: ShardState::default(), position: 1 }
     }
 
-    fn s(&mut self, control: Control) -> Result<Vec<Effect>, Refusal> {
+    fn s(&mut self, control: Control) -> Result<Vec<ControlEffect>, EntryRefusal> {
         self.position += 1;
         self.s.control(self.position, &control)
     }
 
-    fn d(&mut self, control: Control) -> Result<Vec<Effect>, Refusal> {
+    fn d(&mut self, control: Control) -> Result<Vec<ControlEffect>, EntryRefusal> {
         self.position += 1;
         self.d.control(self.position, &control)
     }
@@ -97,7 +97,7 @@ fn adopt(fence: u64) -> Control {
     Control::Adopt { operator: OP, attempt: 1, fence, epoch: Epoch(2), held_since_us: 0 }
 }
 
-fn code<T: std::fmt::Debug>(result: Result<T, Refusal>) -> &'static str {
+fn code<T: std::fmt::Debug>(result: Result<T, EntryRefusal>) -> &'static str {
     result.unwrap_err().code
 }
 
@@ -132,7 +132,7 @@ fn a_table_whose_creation_was_given_up_goes_and_its_name_is_free() {
     assert_eq!(code(pair.s(drop(1))), "table-in-use", "its range is being moved");
     pair.s(Control::MoveCancel { operator: OP }).unwrap();
     let effects = pair.s(drop(1)).unwrap();
-    assert_eq!(effects, [Effect::DropTable(schema().into()), Effect::OwnershipChanged]);
+    assert_eq!(effects, [ControlEffect::DropTable(schema().into()), ControlEffect::OwnershipChanged]);
     assert_eq!(
         pair.s(Control::CreateTable { schema: namesake(2), range: RangeId(1) }).unwrap_err().code,
         "range-exists"
@@ -252,24 +252,24 @@ fn only_what_continues_the_latest_attempt_comes_in() {
     assert_eq!(code(pair.d(chunk(2, key(10), None, 6, 7))), "not-continuing", "another place");
     assert_eq!(code(pair.d(chunk(2, Key::MIN, Some(key(10)), 5, 7))), "not-continuing", "another position");
     let effects = pair.d(tail(6, 6, 3, 2)).unwrap();
-    let Effect::Tail { entries, .. } = &effects[0] else { panic!() };
+    let ControlEffect::Tail { entries, .. } = &effects[0] else { panic!() };
     assert!(entries[0].changes.changes.is_empty(), "nothing is copied yet");
     pair.d(chunk(2, Key::MIN, Some(key(10)), 6, 7)).unwrap();
     assert_eq!(code(pair.d(chunk(2, key(10), None, 6, 8))), "not-continuing", "what has happened until 7 is in");
 
     // Beside the chunks: changes below the cursor apply, others come with their chunk.
     let effects = pair.d(tail(7, 9, 12, 8)).unwrap();
-    let Effect::Tail { entries, .. } = &effects[0] else { panic!() };
+    let ControlEffect::Tail { entries, .. } = &effects[0] else { panic!() };
     assert!(entries[0].changes.changes.is_empty(), "key 12 is not copied");
     assert_eq!(entries[0].changes.answered.len(), 1, "its answer is taken all the same (R14)");
     let effects = pair.d(tail(9, 15, 4, 15)).unwrap();
-    let Effect::Tail { entries, .. } = &effects[0] else { panic!() };
+    let ControlEffect::Tail { entries, .. } = &effects[0] else { panic!() };
     assert_eq!(entries[0].changes.changes.len(), 1);
     assert_eq!(code(pair.d(adopt(15))), "stale-attempt");
     pair.d(chunk(2, key(10), None, 15, 20)).unwrap();
     assert_eq!(pair.d.move_in(OP).unwrap().reached(), 20);
     let effects = pair.d(tail(20, 21, 12, 21)).unwrap();
-    let Effect::Tail { entries, .. } = &effects[0] else { panic!() };
+    let ControlEffect::Tail { entries, .. } = &effects[0] else { panic!() };
     assert_eq!(entries[0].changes.changes.len(), 1);
     assert_eq!(code(pair.d(tail(20, 22, 12, 22))), "not-continuing");
 }

@@ -2,11 +2,11 @@
 
 use super::limit::{Held, Limit};
 use super::missing::Missing;
-use super::piece::Piece;
+use super::piece::SeedPiece;
 use super::sizes::MAX_PIECES;
 use super::source_peers::{ASK_MS, SILENCE_MS, peers_at};
 use super::transfer_error::{TransferError, lost};
-use crate::apply::Request;
+use crate::apply::ApplierRequest;
 use crate::config::Config;
 use crate::migration::peers::{self, PeerConnection};
 use crate::replica::ReplicaHandles;
@@ -29,7 +29,7 @@ const BETWEEN_TRIES_MS: u64 = 200;
 struct Fetch {
     config: Arc<Config>,
     shared: ReplicaHandles,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ApplierRequest>,
     limit: Arc<Limit>,
     parts: Mutex<VecDeque<(TableId, KeyInterval)>>,
     room: Arc<Semaphore>,
@@ -55,7 +55,7 @@ struct Handed {
 pub async fn fetch(
     config: Arc<Config>,
     shared: ReplicaHandles,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ApplierRequest>,
     limit: Arc<Limit>,
     missing: Missing,
 ) {
@@ -178,7 +178,7 @@ impl Fetch {
         let covered = piece.covered.clone();
         let left = covered.end.clone().filter(|_| !last).map(|start| KeyInterval::new(start, rest.end.clone()));
         let (reply, taken) = oneshot::channel();
-        self.requests.send(Request::Seeded(Box::new(piece), reply)).await.map_err(lost)?;
+        self.requests.send(ApplierRequest::Seeded(Box::new(piece), reply)).await.map_err(lost)?;
         Ok((Handed { table, covered, taken }, left))
     }
 
@@ -199,7 +199,7 @@ impl Fetch {
         request: SeedRequest,
         held: Held,
         room: OwnedSemaphorePermit,
-    ) -> Result<(Piece, bool), TransferError> {
+    ) -> Result<(SeedPiece, bool), TransferError> {
         let table = request.table;
         let (start, mut data) = (request.interval.start.clone(), BytesMut::new());
         let mut stream = connection.stream(&ShardRequest::SeedRows(request)).await.map_err(lost)?;
@@ -212,7 +212,7 @@ impl Fetch {
                         return Err(lost("rows of another interval"));
                     }
                     let rows = RowBatch { width, count, data: data.freeze() };
-                    return Ok((Piece { table, covered, rows, position, holds_to, schema, held, room }, last));
+                    return Ok((SeedPiece { table, covered, rows, position, holds_to, schema, held, room }, last));
                 }
                 Ok(Some(ShardReply::Failed(failure))) => return Err(lost(format!("{failure:?}"))),
                 Ok(_) => return Err(lost("the stream ended early")),

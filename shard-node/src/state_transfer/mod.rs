@@ -47,7 +47,7 @@ pub use fetch::fetch;
 pub use limit::{Held, Limit};
 pub use missing::Missing;
 pub use pacer::Pacer;
-pub use piece::Piece;
+pub use piece::SeedPiece;
 pub use serve::{serve_rows, serve_state};
 pub use sizes::MAX_PIECES;
 pub use transfer_error::TransferError;

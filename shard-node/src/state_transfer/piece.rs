@@ -6,7 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Rows that a peer has given.
 #[derive(Debug)]
-pub struct Piece {
+pub struct SeedPiece {
     /// Their table.
     pub table: TableId,
     /// The keys that they are all there is of.

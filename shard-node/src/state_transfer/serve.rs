@@ -2,7 +2,7 @@
 
 use super::pacer::Pacer;
 use super::sizes::{MESSAGE_BYTES, PIECE_BYTES, PIECE_ROWS, SIMULATED_PIECE_ROWS};
-use crate::apply::{Export, Request};
+use crate::apply::{ApplierRequest, Export};
 use crate::replica::ReplicaHandles;
 use crate::storage::{RowsOf, StoreError};
 use bytes::Bytes;
@@ -35,9 +35,9 @@ fn busy(reason: impl ToString) -> ShardReply {
 }
 
 /// Streams what this replica has beside its rows.
-pub async fn serve_state(requests: mpsc::Sender<Request>, mut replier: Replier<ShardReply>) {
+pub async fn serve_state(requests: mpsc::Sender<ApplierRequest>, mut replier: Replier<ShardReply>) {
     let (reply, export) = oneshot::channel();
-    let asked = requests.send(Request::Export(reply)).await;
+    let asked = requests.send(ApplierRequest::Export(reply)).await;
     let (Ok(()), Ok(export)) = (asked, export.await) else {
         return replier.reply(&busy("this replica is not ready itself")).await;
     };

@@ -12,7 +12,7 @@
 use super::StoreError;
 use super::capture_stub::capture_triggers;
 use super::schema::SET_UP_SESSION;
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::schema_change::SchemaChange;
@@ -133,7 +133,7 @@ pub async fn try_schema_change(
     delta: &SchemaDelta,
     others: &[(String, RelationKind)],
 ) -> Result<BTreeSet<String>, StoreError> {
-    let client = connector.connect(Role::Admin).await?;
+    let client = connector.connect(SessionRole::Admin).await?;
     client.batch_execute(SET_UP_SESSION).await?;
     client.batch_execute("BEGIN READ WRITE").await?;
     client.batch_execute(TRIAL_LIMITS).await?;

@@ -8,7 +8,7 @@
 use super::StoreError;
 use super::raw_values::{Raw, RawParameter};
 use super::statements::{self, Bounds, Shape};
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::RowBuilder;
 use evenkeel_protocol::shard::RangeChecksum;
@@ -142,7 +142,7 @@ impl IdleSession {
     /// # Errors
     /// As for [`Connector::connect`].
     pub async fn open(connector: &Connector) -> Result<IdleSession, StoreError> {
-        let client = connector.connect(Role::Admin).await?;
+        let client = connector.connect(SessionRole::Admin).await?;
         client.batch_execute(SET_UP_SESSION).await?;
         Ok(IdleSession(PinnedSnapshot { client, statements: HashMap::new(), generation: 0 }))
     }

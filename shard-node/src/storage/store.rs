@@ -6,7 +6,7 @@ use super::batch::{ApplyBatch, Differing};
 use super::prepared::PreparedTables;
 use super::recovered::{PositionRow, Recovered, recover};
 use super::schema::{MAKE_SCHEMA, READ_ONLY, RECORD_SQL, SET_UP_SESSION};
-use crate::postgres::{Connector, OWNER_PRIVILEGES, Role};
+use crate::postgres::{Connector, OWNER_PRIVILEGES, SessionRole};
 use std::collections::VecDeque;
 use tokio_postgres::{Client, Statement};
 
@@ -35,7 +35,7 @@ impl Store {
     /// [`StoreError::SessionLost`] and [`StoreError::Refused`] can be tried again; after
     /// [`StoreError::Diverged`] the replica must stop.
     pub async fn open(connector: &Connector) -> Result<(Store, Recovered), StoreError> {
-        let client = connector.connect(Role::Admin).await?;
+        let client = connector.connect(SessionRole::Admin).await?;
         client.batch_execute(SET_UP_SESSION).await?;
         let found = client.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = 'evenkeel'", &[]).await?;
         if found.is_none() {

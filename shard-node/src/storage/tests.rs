@@ -5,7 +5,7 @@ use super::parameters::parameter;
 use super::statements::tests::table;
 use super::*;
 use crate::log_entry::image::Columns;
-use crate::postgres::{Connector, Postgres, PostgresConfig, Resources, Role};
+use crate::postgres::{Connector, Postgres, PostgresConfig, Resources, SessionRole};
 use crate::state_machine::{CopiedRows, RangeSize};
 use bytes::Bytes;
 use evenkeel_protocol::rows::{RowBuilder, put_value};
@@ -115,7 +115,7 @@ async fn every_type_survives_reading_and_applying() {
     let (mut store, recovered) = Store::open(&connector).await.unwrap();
     assert_eq!(recovered, Recovered::default());
     store.apply(&batch(1, vec![StoreOperation::CreateTable(source.clone())])).await.unwrap();
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     let fill = "INSERT INTO source
         SELECT i, -i, i * 7, repeat('ü', i), 'v' || i, 'c' || i, i % 2 = 0, i / 3.0, i / 7.0, i * 1.25,
             ('00000000-0000-0000-0000-0000000000' || (10 + i))::uuid, decode(repeat('00', i), 'hex'),
@@ -264,7 +264,7 @@ async fn a_new_session_learns_which_entries_are_applied() {
 
     // R5: the leader's sessions add their own record, in the users' transaction, with the users'
     // rights and no more.
-    let user = connector.connect(Role::User).await.unwrap();
+    let user = connector.connect(SessionRole::User).await.unwrap();
     for (serial, end) in [(1i64, "COMMIT"), (2, "ROLLBACK"), (3, "COMMIT")] {
         user.batch_execute("BEGIN READ WRITE; INSERT INTO pairs VALUES ('v', 'k', 1) ON CONFLICT DO NOTHING")
             .await
@@ -359,7 +359,7 @@ async fn a_batch_that_fails_leaves_nothing_and_says_what_must_happen_next() {
     }
 
     // A lock in the way is of the moment.
-    let user = connector.connect(Role::Admin).await.unwrap();
+    let user = connector.connect(SessionRole::Admin).await.unwrap();
     user.batch_execute("BEGIN READ WRITE; LOCK TABLE pairs").await.unwrap();
     store.client.batch_execute("SET lock_timeout = '20ms'").await.unwrap();
     let error = store.apply(&batch(2, vec![good.clone()])).await.unwrap_err();
@@ -381,7 +381,7 @@ async fn a_lost_session_is_reported_and_so_is_a_dropped_apply() {
     let schema = pairs();
     let create = batch(1, vec![StoreOperation::CreateTable(schema.clone())]);
     let first: i32 = store.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     assert!(futures::FutureExt::now_or_never(store.apply(&create)).is_none());
     assert_eq!(store.apply(&create).await, Err(StoreError::SessionLost), "nobody knows what became of the first");
     drop(store);
@@ -497,7 +497,7 @@ async fn a_snapshot_sees_one_moment_and_checksums_compare_replicas() {
 #[tokio::test]
 async fn parameters_become_what_postgresql_inferred() {
     let (_dir, postgres) = start().await;
-    let client = postgres.connector().connect(Role::User).await.unwrap();
+    let client = postgres.connector().connect(SessionRole::User).await.unwrap();
     let echo = async |ty: &str, value: Value| -> Result<Option<String>, StoreError> {
         let statement = client.prepare(&format!("SELECT ($1::{ty})::text")).await.unwrap();
         let bound = parameter(&value);
@@ -560,7 +560,7 @@ async fn sessions_for_snapshots_are_kept_ready() {
     snapshots.give_back(other).await;
     assert_eq!(snapshots.idle(), 2);
 
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     let end = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE state = 'idle' AND pid <> pg_backend_pid()";
     let ended: i64 = admin.query_one(end, &[]).await.unwrap().get(0);
     assert!(ended >= 2, "{ended} sessions ended");
@@ -578,7 +578,7 @@ async fn chunks_are_cut_by_bytes_whatever_the_rows_weigh() {
     let schema = Arc::new(table("mixed", &[("id", "bigint", 20), ("v", "bytea", 17)], &[0]));
     let (mut store, _) = Store::open(&connector).await.unwrap();
     store.apply(&batch(1, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     let fill = "ALTER TABLE mixed ALTER v SET STORAGE EXTERNAL;
         INSERT INTO mixed SELECT i, decode(repeat('ab', CASE WHEN i = 500 THEN 3000000 WHEN i % 100 > 94 THEN 65536 ELSE 20 END), 'hex')
         FROM generate_series(1, 1000) AS i";
@@ -638,7 +638,7 @@ async fn a_chunk_that_is_not_stored_as_it_was_sent_is_reported() {
     };
     assert_eq!(store.apply(&batch(3, vec![replace(chunk.checksum)])).await, Ok(vec![]));
     // A trigger that changes stored rows, as damage would.
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     let spoil = "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'w'; RETURN NEW; END $$;
         CREATE TRIGGER spoil BEFORE INSERT ON pairs FOR EACH ROW WHEN (NEW.k1 = 7) EXECUTE FUNCTION spoil();
         ALTER TABLE pairs ENABLE ALWAYS TRIGGER spoil";
@@ -661,7 +661,7 @@ async fn many_rows_go_in_as_they_were_read() {
     let schema = Arc::new(table("many", &columns, &[0]));
     let (mut store, _) = Store::open(&connector).await.unwrap();
     store.apply(&batch(1, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
-    let admin = connector.connect(Role::Admin).await.unwrap();
+    let admin = connector.connect(SessionRole::Admin).await.unwrap();
     let fill = "ALTER TABLE many ALTER v SET STORAGE EXTERNAL;
         INSERT INTO many SELECT i, CASE WHEN i % 3 = 0 THEN NULL ELSE ARRAY['a', NULL, i::text] END, i / 7.0,
             CASE WHEN i % 5 = 0 THEN NULL ELSE decode(repeat('ab', CASE WHEN i = 501 THEN 3000000 ELSE 20 END), 'hex') END

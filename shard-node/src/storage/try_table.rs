@@ -3,7 +3,7 @@
 use super::StoreError;
 use super::apply_batch::prepare_all;
 use super::schema::{BEGIN_TRIAL, SET_UP_SESSION};
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::TableSchema;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// [`StoreError::Refused`] with what PostgreSQL has against it, unless the error is one of the
 /// moment (`StoreError::passes`).
 pub async fn try_table(connector: &Connector, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
-    let client = connector.connect(Role::Admin).await?;
+    let client = connector.connect(SessionRole::Admin).await?;
     client.batch_execute(SET_UP_SESSION).await?;
     client.batch_execute(BEGIN_TRIAL).await?;
     let tried = prepare_all(&client, schema).await;

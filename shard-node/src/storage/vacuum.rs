@@ -7,7 +7,7 @@
 //! vacuums the others.
 
 use super::StoreError;
-use crate::postgres::{Connector, Role};
+use crate::postgres::{Connector, SessionRole};
 use crate::progress::Progress;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,6 @@ pub async fn keep_vacuumed(connector: &Connector, progress: &Arc<Progress>) {
 }
 
 async fn clean(connector: &Connector) -> Result<(), StoreError> {
-    let client = connector.connect(Role::Admin).await?;
+    let client = connector.connect(SessionRole::Admin).await?;
     Ok(client.batch_execute(VACUUM).await?)
 }

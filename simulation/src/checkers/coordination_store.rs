@@ -16,14 +16,14 @@
 //! - A watch reports every change of its keys once, in order, and without a gap.
 
 use crate::history::coordination::{CoordinationHistory, End, KeysFound, Read, Watch, Write};
-use evenkeel_placement_driver::coordination::{Expect, Store};
+use evenkeel_placement_driver::coordination::{CoordinationStore, Expect};
 use std::collections::{BTreeMap, HashMap};
 
 /// A change: its revision, and what the key holds since.
 type Change = (u64, Option<String>);
 
 /// Violations of this history by a store whose final content is `store`, in words.
-pub fn check(history: &CoordinationHistory, store: &Store) -> Vec<String> {
+pub fn check(history: &CoordinationHistory, store: &CoordinationStore) -> Vec<String> {
     let truth = Truth::new(history, store);
     let mut wrong = truth.wrong.clone();
     wrong.extend(history.writes.iter().filter_map(|write| Some(format!("{}: {write:?}", truth.write(write).err()?))));
@@ -34,7 +34,7 @@ pub fn check(history: &CoordinationHistory, store: &Store) -> Vec<String> {
 }
 
 /// Whether a watch has reported every change of the store.
-pub fn has_told_all(watch: &Watch, store: &Store) -> bool {
+pub fn has_told_all(watch: &Watch, store: &CoordinationStore) -> bool {
     let rest = store.history().since(watch.seen, &watch.prefix, 1, store.revision());
     rest.is_ok_and(|batch| batch.events.is_empty())
 }
@@ -53,7 +53,7 @@ struct Truth {
 }
 
 impl Truth {
-    fn new(history: &CoordinationHistory, store: &Store) -> Truth {
+    fn new(history: &CoordinationHistory, store: &CoordinationStore) -> Truth {
         let mut truth = Truth {
             by_key: BTreeMap::new(),
             revisions: HashMap::new(),
@@ -68,7 +68,7 @@ impl Truth {
         truth
     }
 
-    fn take_log(&mut self, store: &Store) {
+    fn take_log(&mut self, store: &CoordinationStore) {
         let events = store.history().since(0, "", usize::MAX, store.revision()).map(|batch| batch.events);
         let events = events.unwrap_or_else(|compacted| {
             self.wrong.push(format!("not all of its history is there any more: {compacted}"));
@@ -275,10 +275,10 @@ fn back_in_time(reads: &[Read]) -> Vec<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_placement_driver::coordination::{Action, Request, Written};
+    use evenkeel_placement_driver::coordination::{Request, WriteAction, Written};
 
-    fn put(store: &mut Store, key: &'static str, value: &str, sent_ms: u64) -> Write {
-        let action = Action::Put { value: value.to_string().into(), content_type: "x/y".into() };
+    fn put(store: &mut CoordinationStore, key: &'static str, value: &str, sent_ms: u64) -> Write {
+        let action = WriteAction::Put { value: value.to_string().into(), content_type: "x/y".into() };
         let request = Request { key: key.into(), expect: Expect::Anything, action, id: None };
         let end = End::Done(store.apply(request, 1).unwrap());
         let (expect, value) = (Expect::Anything, Some(value.to_string()));
@@ -286,8 +286,8 @@ mod tests {
     }
 
     /// `a` is given 1 at 10 ms and 2 at 20 ms, `b` is given 3 at 30 ms.
-    fn fine() -> (CoordinationHistory, Store) {
-        let mut store = Store::default();
+    fn fine() -> (CoordinationHistory, CoordinationStore) {
+        let mut store = CoordinationStore::default();
         let mut history = CoordinationHistory::default();
         for (key, value, at) in [("a", "1", 10), ("a", "2", 20), ("b", "3", 30)] {
             history.writes.push(put(&mut store, key, value, at));

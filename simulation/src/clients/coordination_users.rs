@@ -14,7 +14,7 @@ use bytes::Bytes;
 use evenkeel_placement_driver::coordination::service::{
     self as coordination, Consistency, Listing, WatchEvent, Watcher, WriteFailure,
 };
-use evenkeel_placement_driver::coordination::{Action, Entry, Expect, Refusal, Request};
+use evenkeel_placement_driver::coordination::{Expect, Request, RequestRefusal, StoredValue, WriteAction};
 use evenkeel_placement_driver::replica::{ProposeFailure, ReplicaHandles};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -106,9 +106,9 @@ impl User {
         self.count += 1;
         let action = match &value {
             Some(value) => {
-                Action::Put { value: Bytes::copy_from_slice(value.as_bytes()), content_type: "text/plain".into() }
+                WriteAction::Put { value: Bytes::copy_from_slice(value.as_bytes()), content_type: "text/plain".into() }
             }
-            None => Action::Delete,
+            None => WriteAction::Delete,
         };
         let id = with_id.then(|| format!("{}-{}", self.number, self.count));
         let request = Request { key: key.into(), expect, action, id };
@@ -157,8 +157,8 @@ impl User {
             }
             match answer {
                 Ok(Ok(written)) => return Some(End::Done(written)),
-                Ok(Err(WriteFailure::Refused(Refusal::Mismatch(found)))) => return Some(End::Refused(found)),
-                Ok(Err(WriteFailure::Refused(Refusal::Absent))) => return Some(End::Refused(None)),
+                Ok(Err(WriteFailure::Refused(RequestRefusal::Mismatch(found)))) => return Some(End::Refused(found)),
+                Ok(Err(WriteFailure::Refused(RequestRefusal::Absent))) => return Some(End::Refused(None)),
                 Err(_) | Ok(Err(WriteFailure::Proposal(ProposeFailure::Unknown))) => perhaps = true,
                 Ok(Err(
                     WriteFailure::NeedsLeader
@@ -245,7 +245,7 @@ fn read(consistency: Consistency, sent_ms: u64) -> Read {
     Read { prefix, after: None, upto: None, least, process: 0, sent_ms, answered_ms: 0, revision: 0, found }
 }
 
-fn value(entry: &Entry) -> String {
+fn value(entry: &StoredValue) -> String {
     String::from_utf8_lossy(&entry.value).into_owned()
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::operation::{Operation, Source, SourceError, TimedOperation};
+use crate::operation::{Operation, OperationSource, SourceError, TimedOperation};
 
 /// An endless workload.
 pub trait Generator: Send {
@@ -22,7 +22,7 @@ pub trait Generator: Send {
 /// A generator as a source that never ends and has no times of its own.
 pub struct Endless(pub Box<dyn Generator>);
 
-impl Source for Endless {
+impl OperationSource for Endless {
     fn next(&mut self, now: Duration) -> Result<Option<TimedOperation>, SourceError> {
         Ok(Some(TimedOperation { at: None, operation: self.0.next(now) }))
     }

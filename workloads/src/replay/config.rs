@@ -6,7 +6,7 @@ use super::error::ReplayError;
 
 /// When operations start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pace {
+pub enum LoadPace {
     /// As fast as it goes, with a fixed number of operations under way. Latency counts from the
     /// start of the statement.
     AsFastAsPossible {
@@ -31,7 +31,7 @@ pub enum Pace {
     },
 }
 
-impl Pace {
+impl LoadPace {
     /// Operations under way at once, at most.
     pub fn max_in_flight(&self) -> usize {
         match *self {
@@ -57,7 +57,7 @@ pub const MAX_IN_FLIGHT: usize = 10_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayConfig {
     /// When operations start.
-    pub pace: Pace,
+    pub pace: LoadPace,
     /// No operation starts after this; also limited by [`MAX_RUN_S`].
     pub duration: Duration,
     /// No more operations than this.
@@ -75,7 +75,7 @@ pub struct ReplayConfig {
 impl Default for ReplayConfig {
     fn default() -> Self {
         Self {
-            pace: Pace::AsFastAsPossible { workers: 32 },
+            pace: LoadPace::AsFastAsPossible { workers: 32 },
             duration: Duration::from_secs(60),
             max_operations: None,
             shards: 1,
@@ -94,7 +94,7 @@ impl ReplayConfig {
         let in_flight = self.pace.max_in_flight();
         check((1..=MAX_IN_FLIGHT).contains(&in_flight), "operations in flight", in_flight.to_string(), "1 to 10000")?;
         match self.pace {
-            Pace::Rate { operations_per_s: rate, .. } => {
+            LoadPace::Rate { operations_per_s: rate, .. } => {
                 check(
                     (MIN_RATE_PER_S..=MAX_RATE_PER_S).contains(&rate),
                     "rate",
@@ -102,10 +102,10 @@ impl ReplayConfig {
                     "0.001 to 10000000 operations per second",
                 )?;
             }
-            Pace::Recorded { speed, .. } => {
+            LoadPace::Recorded { speed, .. } => {
                 check((0.001..=1e6).contains(&speed), "speed", speed.to_string(), "0.001 to 1000000")?;
             }
-            Pace::AsFastAsPossible { .. } => {}
+            LoadPace::AsFastAsPossible { .. } => {}
         }
         let duration_s = self.duration.as_secs_f64();
         let fits = duration_s > 0.0 && duration_s <= MAX_RUN_S as f64;

@@ -21,8 +21,8 @@ use super::key_order::WriteStart;
 use super::ledger::Ledger;
 use super::recorder::{Recorder, ReplayRecord, SecondSummary};
 use super::scheduler::{Scheduler, Ticket, WriteStep, check_row, plain, write};
-use super::target::{Answer, Failure, Statement, StatementKind, Target};
-use crate::operation::{Operation, OperationKind, Source};
+use super::target::{Statement, Target, TargetAnswer, TargetFailure, TargetStatementKind};
+use crate::operation::{Operation, OperationKind, OperationSource};
 
 /// The grain of the runtime's timers. A worker asks to be woken this much early; an operation may
 /// so start up to one grain before it is due, and is then timed from its start, instead of being
@@ -110,7 +110,7 @@ pub struct Replay {
 
 impl Replay {
     /// Prepares a replay of `source`. The ledger knows the rows that were loaded.
-    pub fn new(config: ReplayConfig, source: Box<dyn Source>, ledger: Ledger) -> Result<Self, ReplayError> {
+    pub fn new(config: ReplayConfig, source: Box<dyn OperationSource>, ledger: Ledger) -> Result<Self, ReplayError> {
         config.validate()?;
         let max_seconds = (MAX_RUN_S + config.drain_timeout_ms / 1_000 + 2) as usize;
         let shared = ReplayState {
@@ -289,7 +289,7 @@ impl<T: Target> Worker<T> {
     }
 
     /// Sends a statement and counts its outcome.
-    async fn send(&self, statement: &Statement) -> Result<Answer, Failure> {
+    async fn send(&self, statement: &Statement) -> Result<TargetAnswer, TargetFailure> {
         let outcome = self.target.execute(statement).await;
         let now = self.shared.now();
         let mut recorder = lock(&self.shared.recorder);
@@ -309,8 +309,8 @@ impl<T: Target> Worker<T> {
     /// Reads a row and checks it; false if the read failed.
     async fn read(&self, key: i64) -> bool {
         let floor = lock(&self.shared.scheduler).read_floor(key);
-        match self.send(&plain(StatementKind::Read, key, 0)).await {
-            Ok(Answer::Row(row)) => {
+        match self.send(&plain(TargetStatementKind::Read, key, 0)).await {
+            Ok(TargetAnswer::Row(row)) => {
                 let (seed, check) = {
                     let scheduler = lock(&self.shared.scheduler);
                     (scheduler.seed(), scheduler.check_read(key, floor, row.as_ref()))
@@ -329,8 +329,8 @@ impl<T: Target> Worker<T> {
 
     async fn scan(&self, key: i64, limit_rows: u32) {
         let began = lock(&self.shared.scheduler).scan_begins();
-        match self.send(&plain(StatementKind::Scan, key, limit_rows)).await {
-            Ok(Answer::Rows(rows)) => {
+        match self.send(&plain(TargetStatementKind::Scan, key, limit_rows)).await {
+            Ok(TargetAnswer::Rows(rows)) => {
                 let (seed, check) = {
                     let scheduler = lock(&self.shared.scheduler);
                     (scheduler.seed(), scheduler.check_scan(began, key, limit_rows, &rows))
@@ -347,7 +347,8 @@ impl<T: Target> Worker<T> {
     async fn write(&self, operation: &Operation) -> Result<(), ReplayError> {
         let mut step = lock(&self.shared.scheduler).write_step(operation)?;
         if step == WriteStep::ReadFirst {
-            let Ok(Answer::Row(row)) = self.send(&plain(StatementKind::Read, operation.key, 0)).await else {
+            let Ok(TargetAnswer::Row(row)) = self.send(&plain(TargetStatementKind::Read, operation.key, 0)).await
+            else {
                 return Ok(());
             };
             step = lock(&self.shared.scheduler).resolved(operation, row.as_ref())?;

@@ -1,7 +1,7 @@
 //! Errors that end a replay.
 
 use super::ledger::LedgerFull;
-use super::target::Failure;
+use super::target::TargetFailure;
 use crate::operation::SourceError;
 
 /// Why a replay did not run to its end.
@@ -31,7 +31,7 @@ pub enum ReplayError {
         /// Attempts made.
         attempts: u32,
         /// The last failure.
-        failure: Failure,
+        failure: TargetFailure,
     },
     /// A task of the engine ended by a panic: an error in this program.
     #[error("a task of the replay engine failed: {0}")]

@@ -25,7 +25,7 @@ const MAX_UNKNOWN_PER_KEY: usize = 16;
 
 /// The effect of a write on its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum WriteEffect {
     /// A new row of the write's version, whose count is 1.
     Inserted,
     /// A row of the write's version, whose count is one higher than before.
@@ -34,10 +34,10 @@ pub enum Effect {
     Deleted,
 }
 
-impl Effect {
+impl WriteEffect {
     /// Whether it leaves a row.
     fn leaves_row(self) -> bool {
-        self != Effect::Deleted
+        self != WriteEffect::Deleted
     }
 }
 
@@ -54,7 +54,7 @@ pub enum Presence {
 
 /// The judgement of a row that was read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RowVerdict {
     /// It is as it may be.
     Intact,
     /// An acknowledged write is not there.
@@ -76,7 +76,7 @@ pub enum Verdict {
 
 /// The writes of a row that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundRow {
     /// Its version.
     pub version: i64,
     /// Its writes, from its insert on.
@@ -105,7 +105,7 @@ pub struct LedgerFull {
 
 #[derive(Debug, Default)]
 struct UnknownWrites {
-    writes: Vec<(u32, Effect)>,
+    writes: Vec<(u32, WriteEffect)>,
     /// Set once there were too many: everything from here on is possible.
     open_from: Option<u32>,
 }
@@ -135,16 +135,16 @@ struct KeyRecord {
 }
 
 impl KeyRecord {
-    fn pending_effect(&self) -> Effect {
+    fn pending_effect(&self) -> WriteEffect {
         match self.issued {
-            version if version == self.last_delete => Effect::Deleted,
-            version if version == self.last_insert => Effect::Inserted,
-            _ => Effect::Updated,
+            version if version == self.last_delete => WriteEffect::Deleted,
+            version if version == self.last_insert => WriteEffect::Inserted,
+            _ => WriteEffect::Updated,
         }
     }
 
     /// Whether a write after the acknowledged one may have left this.
-    fn possible(&self, wanted: impl Fn(u32, Effect) -> bool) -> bool {
+    fn possible(&self, wanted: impl Fn(u32, WriteEffect) -> bool) -> bool {
         if self.pending && wanted(self.issued, self.pending_effect()) {
             return true;
         }
@@ -152,14 +152,14 @@ impl KeyRecord {
             unknown.writes.iter().any(|(version, effect)| wanted(*version, *effect))
                 || unknown.open_from.is_some_and(|from| {
                     (from..=self.issued)
-                        .any(|version| wanted(version, Effect::Updated) || wanted(version, Effect::Deleted))
+                        .any(|version| wanted(version, WriteEffect::Updated) || wanted(version, WriteEffect::Deleted))
                 })
         })
     }
 
     /// Writes of unknown outcome after the acknowledged version, the one under way included, up to
     /// `version`; `None` if they were too many to be remembered.
-    fn unknown_until(&self, version: u32) -> Option<Vec<(u32, Effect)>> {
+    fn unknown_until(&self, version: u32) -> Option<Vec<(u32, WriteEffect)>> {
         let pending = self.pending.then(|| (self.issued, self.pending_effect()));
         let unknown = self.unknown.as_deref();
         if unknown.is_some_and(|unknown| unknown.open_from.is_some()) {
@@ -177,9 +177,10 @@ impl KeyRecord {
         let Some(writes) = self.unknown_until(version) else {
             return 1..=self.most.saturating_add(version - self.acknowledged);
         };
-        let inserted = writes.iter().rev().find(|(_, effect)| *effect == Effect::Inserted).map(|(version, _)| *version);
+        let inserted =
+            writes.iter().rev().find(|(_, effect)| *effect == WriteEffect::Inserted).map(|(version, _)| *version);
         let updates_since = |from: u32| {
-            writes.iter().filter(|(issued, effect)| *issued > from && *effect == Effect::Updated).count() as u32
+            writes.iter().filter(|(issued, effect)| *issued > from && *effect == WriteEffect::Updated).count() as u32
         };
         // The version found is itself one of them, so that one has happened for certain.
         match inserted {
@@ -285,7 +286,7 @@ impl Ledger {
     /// What was known about the row of `key` before the write that is under way.
     pub(super) fn presence_before(&self, key: i64) -> Presence {
         let Some(record) = self.keys.get(&key) else { return Presence::Absent };
-        let other = |version, effect: Effect| version != record.issued && effect.leaves_row() != record.present;
+        let other = |version, effect: WriteEffect| version != record.issued && effect.leaves_row() != record.present;
         match record.present {
             _ if record.possible(other) => Presence::Unknown,
             true => Presence::Present,
@@ -295,7 +296,7 @@ impl Ledger {
 
     /// Issues the next version of `key` for a write that will leave `effect`. The write before must
     /// be resolved.
-    pub fn issue(&mut self, key: i64, effect: Effect) -> Result<Issued, LedgerFull> {
+    pub fn issue(&mut self, key: i64, effect: WriteEffect) -> Result<Issued, LedgerFull> {
         if self.keys.len() >= self.max_keys && !self.keys.contains_key(&key) {
             return Err(LedgerFull { max_keys: self.max_keys });
         }
@@ -304,9 +305,9 @@ impl Ledger {
         record.issued += 1;
         record.pending = true;
         match effect {
-            Effect::Inserted => record.last_insert = record.issued,
-            Effect::Deleted => record.last_delete = record.issued,
-            Effect::Updated => {}
+            WriteEffect::Inserted => record.last_insert = record.issued,
+            WriteEffect::Deleted => record.last_delete = record.issued,
+            WriteEffect::Updated => {}
         }
         Ok(Issued { version: record.issued, over: record.acknowledged })
     }
@@ -317,10 +318,10 @@ impl Ledger {
         let effect = record.pending_effect();
         let counts = record.counts(record.issued);
         (record.least, record.most) = match effect {
-            Effect::Deleted => (0, 0),
+            WriteEffect::Deleted => (0, 0),
             _ => (*counts.start(), *counts.end()),
         };
-        if effect.leaves_row() && (!record.present || effect == Effect::Inserted) {
+        if effect.leaves_row() && (!record.present || effect == WriteEffect::Inserted) {
             self.time += 1;
             record.present_since = self.time;
         }
@@ -352,10 +353,10 @@ impl Ledger {
 
     /// A linearizable read of `key` while no write of it was under way found this (`None`: no row).
     /// A version of unknown outcome that was seen is as good as acknowledged from then on.
-    pub fn observe(&mut self, key: i64, found: Option<Found>) {
+    pub fn observe(&mut self, key: i64, found: Option<FoundRow>) {
         let verdict = self.judge(key, found);
         let Some(record) = self.keys.get_mut(&key) else { return };
-        if verdict != Verdict::Intact || record.pending {
+        if verdict != RowVerdict::Intact || record.pending {
             return;
         }
         let unknown = record.unknown.as_deref_mut();
@@ -366,7 +367,8 @@ impl Ledger {
             // this shows.
             None => {
                 let deletes = unknown.iter().flat_map(|unknown| &unknown.writes);
-                let first = deletes.filter(|(_, effect)| *effect == Effect::Deleted).map(|(version, _)| *version).min();
+                let first =
+                    deletes.filter(|(_, effect)| *effect == WriteEffect::Deleted).map(|(version, _)| *version).min();
                 first.unwrap_or(record.acknowledged)
             }
         };
@@ -399,7 +401,7 @@ impl Ledger {
     }
 
     /// Whether a read may return this, given what was acknowledged before it was sent.
-    pub(super) fn read_allowed(&self, key: i64, floor: ReadFloor, found: Option<Found>) -> bool {
+    pub(super) fn read_allowed(&self, key: i64, floor: ReadFloor, found: Option<FoundRow>) -> bool {
         let Some(record) = self.keys.get(&key) else { return found.is_none() };
         let Some(found) = found else { return !floor.present || record.last_delete > floor.acknowledged };
         let Ok(version) = u32::try_from(found.version) else { return false };
@@ -411,29 +413,29 @@ impl Ledger {
     }
 
     /// Judges the row found at `key` once no write is sent any more.
-    pub fn judge(&self, key: i64, found: Option<Found>) -> Verdict {
+    pub fn judge(&self, key: i64, found: Option<FoundRow>) -> RowVerdict {
         let Some(record) = self.keys.get(&key) else {
-            return if found.is_none() { Verdict::Intact } else { Verdict::NeverIssued };
+            return if found.is_none() { RowVerdict::Intact } else { RowVerdict::NeverIssued };
         };
         let acknowledged = record.acknowledged;
-        let lost = Verdict::Lost { acknowledged };
-        let Some(Found { version, count }) = found else {
+        let lost = RowVerdict::Lost { acknowledged };
+        let Some(FoundRow { version, count }) = found else {
             let may_be_absent = !record.present || record.possible(|_, effect| !effect.leaves_row());
-            return if may_be_absent { Verdict::Intact } else { lost };
+            return if may_be_absent { RowVerdict::Intact } else { lost };
         };
         let is_acknowledged = acknowledged > 0 && version == i64::from(acknowledged) && record.present;
         if !is_acknowledged && version <= i64::from(acknowledged) {
-            return if version < 1 { Verdict::NeverIssued } else { lost };
+            return if version < 1 { RowVerdict::NeverIssued } else { lost };
         }
         let possible = || record.possible(|possible, effect| i64::from(possible) == version && effect.leaves_row());
         if !is_acknowledged && !possible() {
-            return Verdict::NeverIssued;
+            return RowVerdict::NeverIssued;
         }
         let counts = record.counts(version as u32);
         if holds(&counts, count) {
-            return Verdict::Intact;
+            return RowVerdict::Intact;
         }
-        Verdict::Miscounted { least: *counts.start(), most: *counts.end() }
+        RowVerdict::Miscounted { least: *counts.start(), most: *counts.end() }
     }
 }
 

@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::error::ReplayError;
-use super::ledger::{Effect, Ledger, LedgerFull};
+use super::ledger::{Ledger, LedgerFull, WriteEffect};
 use super::scheduler::{plain, write};
-use super::target::{Answer, Failure, Statement, StatementKind, Target};
+use super::target::{Statement, Target, TargetAnswer, TargetFailure, TargetStatementKind};
 
 /// How rows are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,8 @@ fn next_batch(
     let mut bytes = 0;
     while batch.len() < options.batch_rows.max(1) && (batch.is_empty() || bytes < options.batch_bytes) {
         let Some((key, value_bytes)) = rows.next() else { break };
-        let issued = ledger.issue(key, Effect::Inserted)?;
-        batch.push(write(ledger.seed(), StatementKind::Insert, key, issued, value_bytes));
+        let issued = ledger.issue(key, WriteEffect::Inserted)?;
+        batch.push(write(ledger.seed(), TargetStatementKind::Insert, key, issued, value_bytes));
         bytes += value_bytes as usize;
     }
     Ok(batch)
@@ -100,13 +100,13 @@ async fn store_row<T: Target>(target: &T, row: &Statement, options: &LoadOptions
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let failure = match target.execute(&plain(StatementKind::Read, row.key, 0)).await.result {
-            Ok(Answer::Row(Some(stored))) if stored.version == row.version => return Ok(()),
-            Ok(Answer::Row(None)) => match target.execute(row).await.result {
+        let failure = match target.execute(&plain(TargetStatementKind::Read, row.key, 0)).await.result {
+            Ok(TargetAnswer::Row(Some(stored))) if stored.version == row.version => return Ok(()),
+            Ok(TargetAnswer::Row(None)) => match target.execute(row).await.result {
                 Ok(_) => return Ok(()),
                 Err(failure) => failure,
             },
-            Ok(other) => Failure::NotApplied(format!("the table already holds {other:?}")),
+            Ok(other) => TargetFailure::NotApplied(format!("the table already holds {other:?}")),
             Err(failure) => failure,
         };
         if attempts >= options.max_attempts {

@@ -37,15 +37,15 @@ mod tests;
 mod value;
 mod verify;
 
-pub use config::{MAX_IN_FLIGHT, MAX_RATE_PER_S, MAX_RUN_S, MIN_RATE_PER_S, Pace, ReplayConfig};
+pub use config::{LoadPace, MAX_IN_FLIGHT, MAX_RATE_PER_S, MAX_RUN_S, MIN_RATE_PER_S, ReplayConfig};
 pub use engine::{Observer, Replay, ReplayControl, Replayed};
 pub use error::ReplayError;
-pub use ledger::{Effect, Found, Issued, Ledger, LedgerFull, Presence, Verdict};
+pub use ledger::{FoundRow, Issued, Ledger, LedgerFull, Presence, RowVerdict, WriteEffect};
 pub use load::{LoadOptions, load};
 pub use recorder::{
     LatencyHistogram, Recorder, ReplayRecord, SecondRecord, SecondSummary, Totals, imbalance, latency_histogram,
     quantile_ms,
 };
-pub use target::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
+pub use target::{Statement, StatementOutcome, StoredRow, Target, TargetAnswer, TargetFailure, TargetStatementKind};
 pub use value::{make_value, value_matches};
 pub use verify::{Finding, Verification, VerifyOptions, verify};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::target::Failure;
+use super::target::TargetFailure;
 
 /// Failures whose messages are kept.
 const MAX_MESSAGES: usize = 20;
@@ -201,7 +201,7 @@ impl Recorder {
     }
 
     /// A statement failed at `now`.
-    pub fn failed(&mut self, now: Duration, what: impl FnOnce() -> String, failure: &Failure) {
+    pub fn failed(&mut self, now: Duration, what: impl FnOnce() -> String, failure: &TargetFailure) {
         self.totals.failed += 1;
         self.second(now).failed += 1;
         self.message(now, || format!("{}: {failure}", what()));
@@ -272,7 +272,7 @@ mod tests {
         recorder.set_shards(4);
         recorder.answered(MS * 2_000, Some(2), 3);
         recorder.answered(MS * 2_001, Some(2), 0);
-        recorder.failed(MS * 2_002, || "read of 5".to_owned(), &Failure::NotApplied("no".to_owned()));
+        recorder.failed(MS * 2_002, || "read of 5".to_owned(), &TargetFailure::NotApplied("no".to_owned()));
         recorder.ended(MS * 2_001, MS * 1_500);
         let record = recorder.finish(MS * 4_500, 0.5, 1, 2);
         assert_eq!(record.seconds.len(), 5);

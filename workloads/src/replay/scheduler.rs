@@ -9,13 +9,13 @@
 
 use std::time::Duration;
 
-use super::config::{Pace, ReplayConfig};
+use super::config::{LoadPace, ReplayConfig};
 use super::error::ReplayError;
 use super::key_order::{KeyOrder, WriteStart};
-use super::ledger::{Effect, Issued, Ledger, LedgerFull, Presence, ReadFloor};
-use super::target::{Answer, Failure, Statement, StatementKind, StoredRow};
+use super::ledger::{Issued, Ledger, LedgerFull, Presence, ReadFloor, WriteEffect};
+use super::target::{Statement, StoredRow, TargetAnswer, TargetFailure, TargetStatementKind};
 use super::value::{make_value, value_matches};
-use crate::operation::{Operation, OperationKind, Source};
+use crate::operation::{Operation, OperationKind, OperationSource};
 
 /// An operation on its way through the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,15 +32,15 @@ pub(super) enum WriteStep {
     /// The row's presence is unknown: read it first, and report to [`Scheduler::resolved`].
     ReadFirst,
     /// Send this write, then report to [`Scheduler::written`].
-    Write { kind: StatementKind, issued: Issued },
+    Write { kind: TargetStatementKind, issued: Issued },
 }
 
 /// The error of an answer, if there is one.
 pub(super) type Check = Result<(), String>;
 
 pub(super) struct Scheduler {
-    source: Box<dyn Source>,
-    pace: Pace,
+    source: Box<dyn OperationSource>,
+    pace: LoadPace,
     duration: Duration,
     max_operations: u64,
     drawn: u64,
@@ -54,7 +54,7 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(config: &ReplayConfig, source: Box<dyn Source>, ledger: Ledger) -> Self {
+    pub(super) fn new(config: &ReplayConfig, source: Box<dyn OperationSource>, ledger: Ledger) -> Self {
         Self {
             source,
             pace: config.pace,
@@ -90,7 +90,9 @@ impl Scheduler {
             return Ok(None);
         }
         let due_by_rate = match self.pace {
-            Pace::Rate { operations_per_s, .. } => Some(Duration::from_secs_f64(self.drawn as f64 / operations_per_s)),
+            LoadPace::Rate { operations_per_s, .. } => {
+                Some(Duration::from_secs_f64(self.drawn as f64 / operations_per_s))
+            }
             _ => None,
         };
         if now >= self.duration || due_by_rate.is_some_and(|due| due >= self.duration) {
@@ -108,7 +110,7 @@ impl Scheduler {
             return Ok(None);
         };
         let due = match self.pace {
-            Pace::Recorded { speed, .. } => {
+            LoadPace::Recorded { speed, .. } => {
                 Some(timed.at.map_or(self.last_due, |at| self.last_due.max(at.div_f64(speed))))
             }
             _ => due_by_rate,
@@ -135,7 +137,7 @@ impl Scheduler {
         self.end(now.min(self.duration));
         let duration = self.ended_at.unwrap_or(self.duration);
         let not_started = match self.pace {
-            Pace::Rate { operations_per_s, .. } if !self.source_ended => {
+            LoadPace::Rate { operations_per_s, .. } if !self.source_ended => {
                 ((duration.as_secs_f64() * operations_per_s) as u64).saturating_sub(self.drawn)
             }
             _ => 0,
@@ -191,32 +193,43 @@ impl Scheduler {
 
     fn write(&mut self, operation: &Operation, present: bool) -> Result<WriteStep, LedgerFull> {
         let (kind, effect) = match (operation.kind, present) {
-            (OperationKind::Delete, _) => (StatementKind::Delete, Effect::Deleted),
-            (_, true) => (StatementKind::Update, Effect::Updated),
-            (_, false) => (StatementKind::Insert, Effect::Inserted),
+            (OperationKind::Delete, _) => (TargetStatementKind::Delete, WriteEffect::Deleted),
+            (_, true) => (TargetStatementKind::Update, WriteEffect::Updated),
+            (_, false) => (TargetStatementKind::Insert, WriteEffect::Inserted),
         };
         let issued = self.ledger.issue(operation.key, effect)?;
         Ok(WriteStep::Write { kind, issued })
     }
 
     /// The end of the write that [`WriteStep::Write`] asked for.
-    pub(super) fn written(&mut self, key: i64, kind: StatementKind, result: &Result<Answer, Failure>) -> Check {
+    pub(super) fn written(
+        &mut self,
+        key: i64,
+        kind: TargetStatementKind,
+        result: &Result<TargetAnswer, TargetFailure>,
+    ) -> Check {
         let before = self.ledger.presence_before(key);
         match (result, before) {
-            (Ok(Answer::Written { affected_rows: 1 }), Presence::Absent) if kind == StatementKind::Delete => {
+            (Ok(TargetAnswer::Written { affected_rows: 1 }), Presence::Absent)
+                if kind == TargetStatementKind::Delete =>
+            {
                 self.ledger.acknowledge(key);
                 return Err(format!("{kind:?} of {key} deleted a row that nobody wrote"));
             }
-            (Ok(Answer::Written { affected_rows: 1 }), _) => self.ledger.acknowledge(key),
+            (Ok(TargetAnswer::Written { affected_rows: 1 }), _) => self.ledger.acknowledge(key),
             // There was nothing to delete: what was asked for holds.
-            (Ok(Answer::Written { affected_rows: 0 }), Presence::Absent) if kind == StatementKind::Delete => {
+            (Ok(TargetAnswer::Written { affected_rows: 0 }), Presence::Absent)
+                if kind == TargetStatementKind::Delete =>
+            {
                 self.ledger.acknowledge(key);
             }
             // A delete of unknown outcome has come before it.
-            (Ok(Answer::Written { affected_rows: 0 }), Presence::Unknown) if kind != StatementKind::Insert => {
+            (Ok(TargetAnswer::Written { affected_rows: 0 }), Presence::Unknown)
+                if kind != TargetStatementKind::Insert =>
+            {
                 self.ledger.not_applied(key);
             }
-            (Ok(Answer::Written { affected_rows: 0 }), _) => {
+            (Ok(TargetAnswer::Written { affected_rows: 0 }), _) => {
                 self.ledger.not_applied(key);
                 return Err(format!(
                     "{kind:?} of {key} changed no row: what was acknowledged before it is lost, or it was applied twice"
@@ -226,8 +239,8 @@ impl Scheduler {
                 self.ledger.unknown(key);
                 return Err(format!("{kind:?} of {key} was answered with {other:?}"));
             }
-            (Err(Failure::NotApplied(_)), _) => self.ledger.not_applied(key),
-            (Err(Failure::Unknown(_)), _) => self.ledger.unknown(key),
+            (Err(TargetFailure::NotApplied(_)), _) => self.ledger.not_applied(key),
+            (Err(TargetFailure::Unknown(_)), _) => self.ledger.unknown(key),
         }
         Ok(())
     }
@@ -298,14 +311,14 @@ pub(super) fn check_keys(
 }
 
 /// A statement without a value.
-pub(super) fn plain(kind: StatementKind, key: i64, limit_rows: u32) -> Statement {
+pub(super) fn plain(kind: TargetStatementKind, key: i64, limit_rows: u32) -> Statement {
     Statement { kind, key, version: 0, over: 0, value: None, limit_rows }
 }
 
 /// A write of the run with `seed`.
-pub(super) fn write(seed: u64, kind: StatementKind, key: i64, issued: Issued, value_bytes: u32) -> Statement {
+pub(super) fn write(seed: u64, kind: TargetStatementKind, key: i64, issued: Issued, value_bytes: u32) -> Statement {
     let version = i64::from(issued.version);
-    let value = (kind != StatementKind::Delete).then(|| make_value(seed, key, version, value_bytes));
+    let value = (kind != TargetStatementKind::Delete).then(|| make_value(seed, key, version, value_bytes));
     Statement { kind, key, version, over: issued.over.into(), value, limit_rows: 0 }
 }
 
@@ -317,7 +330,7 @@ mod tests {
 
     struct Fixed(std::vec::IntoIter<TimedOperation>);
 
-    impl Source for Fixed {
+    impl OperationSource for Fixed {
         fn next(&mut self, _now: Duration) -> Result<Option<TimedOperation>, SourceError> {
             Ok(self.0.next())
         }
@@ -331,7 +344,7 @@ mod tests {
         Operation { kind, key, value_bytes: 8 }
     }
 
-    fn scheduler(pace: Pace, times_ms: &[Option<u64>]) -> Scheduler {
+    fn scheduler(pace: LoadPace, times_ms: &[Option<u64>]) -> Scheduler {
         let operations: Vec<_> = times_ms
             .iter()
             .map(|at| TimedOperation {
@@ -350,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_rate_sets_due_times_whatever_the_clock_says() {
-        let pace = Pace::Rate { operations_per_s: 4.0, max_in_flight: 1 };
+        let pace = LoadPace::Rate { operations_per_s: 4.0, max_in_flight: 1 };
         let mut scheduler = scheduler(pace, &[None; 10]);
         assert_eq!(due_ms(&mut scheduler, 0), Some(Some(0)));
         assert_eq!(due_ms(&mut scheduler, 0), Some(Some(250)));
@@ -363,7 +376,7 @@ mod tests {
 
     #[test]
     fn recorded_times_are_kept_and_scaled() {
-        let pace = Pace::Recorded { speed: 2.0, max_in_flight: 1 };
+        let pace = LoadPace::Recorded { speed: 2.0, max_in_flight: 1 };
         let mut scheduler = scheduler(pace, &[Some(0), Some(100), None, Some(300), Some(2_000)]);
         let due: Vec<_> = (0..4).map(|_| due_ms(&mut scheduler, 0)).collect();
         assert_eq!(due, [Some(Some(0)), Some(Some(50)), Some(Some(50)), Some(Some(150))]);
@@ -372,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_run_ends_by_time_number_or_source() {
-        let pace = Pace::AsFastAsPossible { workers: 1 };
+        let pace = LoadPace::AsFastAsPossible { workers: 1 };
         let mut by_source = scheduler(pace, &[None]);
         assert_eq!(due_ms(&mut by_source, 0), Some(None));
         assert_eq!(due_ms(&mut by_source, 0), None);
@@ -386,58 +399,63 @@ mod tests {
 
     #[test]
     fn a_write_becomes_what_the_row_needs() {
-        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let mut scheduler = scheduler(LoadPace::AsFastAsPossible { workers: 1 }, &[]);
         let step = |kind, version, over| WriteStep::Write { kind, issued: Issued { version, over } };
-        let written = |affected_rows| Ok(Answer::Written { affected_rows });
+        let written = |affected_rows| Ok(TargetAnswer::Written { affected_rows });
         let update = operation(OperationKind::Update, 5);
-        assert_eq!(scheduler.write_step(&update).unwrap(), step(StatementKind::Insert, 1, 0));
-        scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
+        assert_eq!(scheduler.write_step(&update).unwrap(), step(TargetStatementKind::Insert, 1, 0));
+        scheduler.written(5, TargetStatementKind::Insert, &written(1)).unwrap();
         let insert = operation(OperationKind::Insert, 5);
-        assert_eq!(scheduler.write_step(&insert).unwrap(), step(StatementKind::Update, 2, 1));
-        let unknown = Err(Failure::Unknown("gone".to_owned()));
-        scheduler.written(5, StatementKind::Update, &unknown).unwrap();
+        assert_eq!(scheduler.write_step(&insert).unwrap(), step(TargetStatementKind::Update, 2, 1));
+        let unknown = Err(TargetFailure::Unknown("gone".to_owned()));
+        scheduler.written(5, TargetStatementKind::Update, &unknown).unwrap();
         let delete = operation(OperationKind::Delete, 5);
-        assert_eq!(scheduler.write_step(&delete).unwrap(), step(StatementKind::Delete, 3, 1));
-        scheduler.written(5, StatementKind::Delete, &unknown).unwrap();
+        assert_eq!(scheduler.write_step(&delete).unwrap(), step(TargetStatementKind::Delete, 3, 1));
+        scheduler.written(5, TargetStatementKind::Delete, &unknown).unwrap();
         // Now the row may be there or not.
         assert_eq!(scheduler.write_step(&update).unwrap(), WriteStep::ReadFirst);
-        assert_eq!(scheduler.resolved(&update, None).unwrap(), step(StatementKind::Insert, 4, 3));
-        scheduler.written(5, StatementKind::Insert, &written(1)).unwrap();
+        assert_eq!(scheduler.resolved(&update, None).unwrap(), step(TargetStatementKind::Insert, 4, 3));
+        scheduler.written(5, TargetStatementKind::Insert, &written(1)).unwrap();
         // An update that finds nothing where there is a row has found a lost one.
         scheduler.write_step(&update).unwrap();
-        let found = scheduler.written(5, StatementKind::Update, &written(0)).unwrap_err();
+        let found = scheduler.written(5, TargetStatementKind::Update, &written(0)).unwrap_err();
         assert!(found.starts_with("Update of 5 changed no row"), "{found}");
         // A delete alike; where nothing was, there must be nothing to delete.
         scheduler.write_step(&delete).unwrap();
-        assert!(scheduler.written(5, StatementKind::Delete, &written(0)).is_err());
+        assert!(scheduler.written(5, TargetStatementKind::Delete, &written(0)).is_err());
         let elsewhere = operation(OperationKind::Delete, 6);
         scheduler.write_step(&elsewhere).unwrap();
-        assert_eq!(scheduler.written(6, StatementKind::Delete, &written(0)), Ok(()));
+        assert_eq!(scheduler.written(6, TargetStatementKind::Delete, &written(0)), Ok(()));
         scheduler.write_step(&elsewhere).unwrap();
-        assert!(scheduler.written(6, StatementKind::Delete, &written(1)).is_err());
+        assert!(scheduler.written(6, TargetStatementKind::Delete, &written(1)).is_err());
     }
 
     /// A delete of unknown outcome may still come after the read that found the row.
     #[test]
     fn a_late_delete_is_no_lost_write() {
-        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let mut scheduler = scheduler(LoadPace::AsFastAsPossible { workers: 1 }, &[]);
         let (update, delete) = (operation(OperationKind::Update, 5), operation(OperationKind::Delete, 5));
         scheduler.write_step(&update).unwrap();
-        scheduler.written(5, StatementKind::Insert, &Ok(Answer::Written { affected_rows: 1 })).unwrap();
+        scheduler.written(5, TargetStatementKind::Insert, &Ok(TargetAnswer::Written { affected_rows: 1 })).unwrap();
         scheduler.write_step(&delete).unwrap();
-        scheduler.written(5, StatementKind::Delete, &Err(Failure::Unknown("gone".to_owned()))).unwrap();
+        scheduler.written(5, TargetStatementKind::Delete, &Err(TargetFailure::Unknown("gone".to_owned()))).unwrap();
         let row = StoredRow { key: 5, version: 1, count: 1, value: make_value(1, 5, 1, 8) };
         scheduler.resolved(&update, Some(&row)).unwrap();
-        assert_eq!(scheduler.written(5, StatementKind::Update, &Ok(Answer::Written { affected_rows: 0 })), Ok(()));
+        assert_eq!(
+            scheduler.written(5, TargetStatementKind::Update, &Ok(TargetAnswer::Written { affected_rows: 0 })),
+            Ok(())
+        );
         assert_eq!(scheduler.write_step(&update).unwrap(), WriteStep::ReadFirst);
     }
 
     #[test]
     fn rows_are_checked_for_what_they_hold() {
-        let mut scheduler = scheduler(Pace::AsFastAsPossible { workers: 1 }, &[]);
+        let mut scheduler = scheduler(LoadPace::AsFastAsPossible { workers: 1 }, &[]);
         for key in [3, 5, 8] {
             scheduler.write_step(&operation(OperationKind::Update, key)).unwrap();
-            scheduler.written(key, StatementKind::Insert, &Ok(Answer::Written { affected_rows: 1 })).unwrap();
+            scheduler
+                .written(key, TargetStatementKind::Insert, &Ok(TargetAnswer::Written { affected_rows: 1 }))
+                .unwrap();
         }
         let row = |key, version, of_version| StoredRow {
             key,

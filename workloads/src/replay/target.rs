@@ -4,11 +4,11 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use super::ledger::Found;
+use super::ledger::FoundRow;
 
 /// The kind of a statement. Unlike an operation's kind it is exactly one statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StatementKind {
+pub enum TargetStatementKind {
     /// Read the row with the key.
     Read,
     /// Overwrite the row with the key.
@@ -27,7 +27,7 @@ pub enum StatementKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     /// What it does.
-    pub kind: StatementKind,
+    pub kind: TargetStatementKind,
     /// The primary key; of a scan, the first key it may see.
     pub key: i64,
     /// The row's new version, for writes: per key, each is greater than all before. 0 otherwise.
@@ -56,7 +56,7 @@ pub struct StoredRow {
 
 /// The answer of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum TargetAnswer {
     /// To a read: the row, if there is one.
     Row(Option<StoredRow>),
     /// To a scan: the rows, in key order.
@@ -72,7 +72,7 @@ pub enum Answer {
 
 /// Why a target did not answer: either the row is unchanged, or that is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum TargetFailure {
     /// The statement had no effect and will have none.
     #[error("{0}")]
     NotApplied(String),
@@ -85,7 +85,7 @@ pub enum Failure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatementOutcome {
     /// What was answered, or why not.
-    pub result: Result<Answer, Failure>,
+    pub result: Result<TargetAnswer, TargetFailure>,
     /// The shard that answered.
     pub shard: Option<u32>,
     /// How often the target tried again before this outcome.
@@ -94,8 +94,8 @@ pub struct StatementOutcome {
 
 impl StoredRow {
     /// Its writes.
-    pub fn found(&self) -> Found {
-        Found { version: self.version, count: self.count }
+    pub fn found(&self) -> FoundRow {
+        FoundRow { version: self.version, count: self.count }
     }
 }
 
@@ -107,7 +107,7 @@ pub trait Target: Send + Sync + 'static {
 
     /// Adds rows before the run, as one batch if the target can. The first row that fails ends it:
     /// `Err` holds the index of the first row that is not certainly stored.
-    fn load(&self, rows: &[Statement]) -> impl Future<Output = Result<(), (usize, Failure)>> + Send {
+    fn load(&self, rows: &[Statement]) -> impl Future<Output = Result<(), (usize, TargetFailure)>> + Send {
         async move {
             for (index, row) in rows.iter().enumerate() {
                 self.execute(row).await.result.map_err(|failure| (index, failure))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::generators::Endless;
-use crate::operation::{Operation, OperationKind, Source, SourceError, TimedOperation};
+use crate::operation::{Operation, OperationKind, OperationSource, SourceError, TimedOperation};
 use crate::scenario::Scenario;
 
 /// What a store does to some statements.
@@ -85,13 +85,13 @@ impl Memory {
             value[0] ^= 1;
         }
         let takes_effect = match (statement.kind, &before) {
-            (StatementKind::Insert, before) => before.is_none(),
+            (TargetStatementKind::Insert, before) => before.is_none(),
             (_, Some(before)) => (statement.over..=statement.version).contains(&before.version),
             (_, None) => false,
         };
         let count = before.map_or(0, |before| before.count) + 1;
         let row = StoredRow { key: statement.key, version: statement.version, count, value: value.into() };
-        if takes_effect && statement.kind == StatementKind::Delete {
+        if takes_effect && statement.kind == TargetStatementKind::Delete {
             rows.remove(&statement.key);
         } else if takes_effect {
             rows.insert(statement.key, row);
@@ -99,15 +99,15 @@ impl Memory {
         u64::from(takes_effect)
     }
 
-    fn answer(&self, statement: &Statement, mischief: Mischief) -> Result<Answer, Failure> {
+    fn answer(&self, statement: &Statement, mischief: Mischief) -> Result<TargetAnswer, TargetFailure> {
         let rows = || self.rows.lock().unwrap();
         match statement.kind {
-            StatementKind::Read if mischief == Mischief::StaleReads => {
+            TargetStatementKind::Read if mischief == Mischief::StaleReads => {
                 let previous = self.previous.lock().unwrap().get(&statement.key).cloned();
-                Ok(Answer::Row(previous.or_else(|| rows().get(&statement.key).cloned())))
+                Ok(TargetAnswer::Row(previous.or_else(|| rows().get(&statement.key).cloned())))
             }
-            StatementKind::Read => Ok(Answer::Row(rows().get(&statement.key).cloned())),
-            StatementKind::Scan | StatementKind::Keys => {
+            TargetStatementKind::Read => Ok(TargetAnswer::Row(rows().get(&statement.key).cloned())),
+            TargetStatementKind::Scan | TargetStatementKind::Keys => {
                 let found = rows();
                 let shown = |key: i64| match mischief {
                     Mischief::LeavesOut(out) => key != out,
@@ -117,29 +117,29 @@ impl Memory {
                 let rows = found.range(statement.key..).map(|(_, row)| row).filter(|row| shown(row.key));
                 let rows = rows.take(statement.limit_rows as usize);
                 match statement.kind {
-                    StatementKind::Scan => Ok(Answer::Rows(rows.cloned().collect())),
-                    _ => Ok(Answer::Keys(rows.map(|row| row.key).collect())),
+                    TargetStatementKind::Scan => Ok(TargetAnswer::Rows(rows.cloned().collect())),
+                    _ => Ok(TargetAnswer::Keys(rows.map(|row| row.key).collect())),
                 }
             }
             _ => {
                 let number = self.writes.fetch_add(1, Ordering::SeqCst);
                 match mischief {
-                    Mischief::LosesOne if number == 100 => Ok(Answer::Written { affected_rows: 1 }),
+                    Mischief::LosesOne if number == 100 => Ok(TargetAnswer::Written { affected_rows: 1 }),
                     Mischief::Twice if number.is_multiple_of(50) => {
                         self.apply(statement, false);
-                        Ok(Answer::Written { affected_rows: self.apply(statement, false) })
+                        Ok(TargetAnswer::Written { affected_rows: self.apply(statement, false) })
                     }
-                    Mischief::ForgetKey(key) if key == statement.key => Ok(Answer::Written { affected_rows: 1 }),
+                    Mischief::ForgetKey(key) if key == statement.key => Ok(TargetAnswer::Written { affected_rows: 1 }),
                     Mischief::ApplyAndHide if number.is_multiple_of(7) => {
                         self.apply(statement, false);
-                        Err(Failure::Unknown("connection lost".to_owned()))
+                        Err(TargetFailure::Unknown("connection lost".to_owned()))
                     }
                     Mischief::DropAndHide if number.is_multiple_of(7) => {
-                        Err(Failure::Unknown("connection lost".to_owned()))
+                        Err(TargetFailure::Unknown("connection lost".to_owned()))
                     }
                     _ => {
                         let affected_rows = self.apply(statement, mischief == Mischief::CorruptKey(statement.key));
-                        Ok(Answer::Written { affected_rows })
+                        Ok(TargetAnswer::Written { affected_rows })
                     }
                 }
             }
@@ -151,7 +151,10 @@ impl Target for Memory {
     async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let mischief = *self.mischief.lock().unwrap();
         let number = self.statements.fetch_add(1, Ordering::SeqCst);
-        let writes = !matches!(statement.kind, StatementKind::Read | StatementKind::Scan | StatementKind::Keys);
+        let writes = !matches!(
+            statement.kind,
+            TargetStatementKind::Read | TargetStatementKind::Scan | TargetStatementKind::Keys
+        );
         if writes {
             let mut under_way = self.under_way.lock().unwrap();
             let count = under_way.entry(statement.key).or_insert(0);
@@ -172,7 +175,7 @@ impl Target for Memory {
             None => tokio::task::yield_now().await,
         }
         let result = match mischief {
-            Mischief::Fails if number.is_multiple_of(5) => Err(Failure::NotApplied("refused".to_owned())),
+            Mischief::Fails if number.is_multiple_of(5) => Err(TargetFailure::NotApplied("refused".to_owned())),
             _ => self.answer(statement, mischief),
         };
         if writes {
@@ -242,7 +245,7 @@ async fn a_key_that_lost_its_writes_is_one_lost_write() {
     let forgotten = Mischief::ForgetKey(first_updated_key("uniform"));
     let (record, verification, _) = replay("uniform", 2_000, forgotten).await;
     assert_eq!((verification.lost_writes, record.totals.failed), (1, 0), "{:?}", verification.findings);
-    assert!(verification.findings[0].what.contains("was acknowledged, found is Some(Found { version: 1,"));
+    assert!(verification.findings[0].what.contains("was acknowledged, found is Some(FoundRow { version: 1,"));
 
     // A hot key's loss shows up while the load runs, too.
     let (record, verification, _) = replay("zipf:2.0", 2_000, Mischief::ForgetKey(0)).await;
@@ -256,7 +259,7 @@ async fn a_key_that_lost_its_writes_is_one_lost_write() {
 async fn a_lost_write_that_a_later_one_would_cover_is_seen_at_the_later_one() {
     // Ten rows, updated in turn; nothing is read.
     struct Updates(i64);
-    impl Source for Updates {
+    impl OperationSource for Updates {
         fn next(&mut self, _now: Duration) -> Result<Option<TimedOperation>, SourceError> {
             self.0 += 1;
             let operation = Operation { kind: OperationKind::Update, key: self.0 % 10, value_bytes: 8 };
@@ -370,7 +373,7 @@ async fn shards_are_counted_per_second_and_seconds_are_observed() {
     let target = Memory::new();
     let generator = "uniform".parse::<Scenario>().unwrap().generator(200, 7).unwrap();
     let config = ReplayConfig {
-        pace: Pace::Rate { operations_per_s: 1_000.0, max_in_flight: 8 },
+        pace: LoadPace::Rate { operations_per_s: 1_000.0, max_in_flight: 8 },
         duration: Duration::from_millis(1_200),
         shards: 2,
         ..ReplayConfig::default()
@@ -410,12 +413,12 @@ async fn a_stall_is_charged_to_every_operation_that_was_due_in_it() {
         let config = ReplayConfig { pace, max_operations: Some(1_000), ..ReplayConfig::default() };
         replay_with(config, "uniform", Mischief::Stalls(300))
     };
-    let (at_rate, _, _) = run(Pace::Rate { operations_per_s: 1_000.0, max_in_flight: 4 }).await;
+    let (at_rate, _, _) = run(LoadPace::Rate { operations_per_s: 1_000.0, max_in_flight: 4 }).await;
     assert!(quantile(&at_rate, 0.75) > 30.0, "p75 {}", quantile(&at_rate, 0.75));
     assert!(quantile(&at_rate, 0.9) > 150.0, "p90 {}", quantile(&at_rate, 0.9));
     // As fast as possible only the operations under way notice: 4 of 1,000. That is what would be
     // reported without the correction.
-    let (uncorrected, _, _) = run(Pace::AsFastAsPossible { workers: 4 }).await;
+    let (uncorrected, _, _) = run(LoadPace::AsFastAsPossible { workers: 4 }).await;
     assert!(quantile(&uncorrected, 0.9) < 50.0, "p90 {}", quantile(&uncorrected, 0.9));
     assert!(quantile(&uncorrected, 1.0) > 250.0);
 }
@@ -433,7 +436,7 @@ async fn a_run_can_be_stopped_and_a_full_ledger_stops_it() {
     let target = Memory::new();
     let generator = || "uniform".parse::<Scenario>().unwrap().generator(200, 7).unwrap();
     let config =
-        ReplayConfig { pace: Pace::Rate { operations_per_s: 0.1, max_in_flight: 4 }, ..ReplayConfig::default() };
+        ReplayConfig { pace: LoadPace::Rate { operations_per_s: 0.1, max_in_flight: 4 }, ..ReplayConfig::default() };
     let replay = Replay::new(config, Box::new(Endless(generator())), Ledger::new(7, 1_000)).unwrap();
     let control = replay.control();
     let running = tokio::spawn(replay.run(target.clone(), |_: &SecondSummary| {}));
@@ -481,10 +484,10 @@ fn impossible_settings_are_refused_by_name() {
         config.validate().unwrap_err().to_string()
     };
     assert_eq!(
-        refuse(|config| config.pace = Pace::Rate { operations_per_s: f64::NAN, max_in_flight: 1 }),
+        refuse(|config| config.pace = LoadPace::Rate { operations_per_s: f64::NAN, max_in_flight: 1 }),
         "replay: rate is NaN, expected 0.001 to 10000000 operations per second"
     );
     assert_eq!(refuse(|config| config.shards = 0), "replay: shards is 0, expected at least 1");
     assert!(refuse(|config| config.duration = Duration::ZERO).starts_with("replay: duration is 0 s"));
-    assert!(refuse(|config| config.pace = Pace::AsFastAsPossible { workers: 0 }).contains("1 to 10000"));
+    assert!(refuse(|config| config.pace = LoadPace::AsFastAsPossible { workers: 0 }).contains("1 to 10000"));
 }

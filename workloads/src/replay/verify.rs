@@ -16,9 +16,9 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::error::ReplayError;
-use super::ledger::{Ledger, Verdict};
+use super::ledger::{Ledger, RowVerdict};
 use super::scheduler::{check_keys, plain};
-use super::target::{Answer, Statement, StatementKind, StoredRow, Target};
+use super::target::{Statement, StoredRow, Target, TargetAnswer, TargetStatementKind};
 use super::value::value_matches;
 
 /// Findings that are kept in words.
@@ -97,16 +97,16 @@ impl Verification {
 }
 
 /// Judges what was found at `key`; `None` if it is intact.
-fn fault(ledger: &Ledger, key: i64, row: Option<&StoredRow>) -> Option<(Verdict, String)> {
+fn fault(ledger: &Ledger, key: i64, row: Option<&StoredRow>) -> Option<(RowVerdict, String)> {
     let found = row.map(StoredRow::found);
     let verdict = ledger.judge(key, found);
     let what = match verdict {
-        Verdict::Lost { acknowledged } => format!("version {acknowledged} was acknowledged, found is {found:?}"),
-        Verdict::NeverIssued => format!("{found:?} is there and was never written"),
-        Verdict::Miscounted { least, most } => {
+        RowVerdict::Lost { acknowledged } => format!("version {acknowledged} was acknowledged, found is {found:?}"),
+        RowVerdict::NeverIssued => format!("{found:?} is there and was never written"),
+        RowVerdict::Miscounted { least, most } => {
             format!("{least} to {most} writes can have made the row, and it counts otherwise: {found:?}")
         }
-        Verdict::Intact => {
+        RowVerdict::Intact => {
             let row =
                 row.filter(|row| row.key != key || !value_matches(ledger.seed(), key, row.version, &row.value))?;
             format!("the value is not the one written as version {}", row.version)
@@ -143,9 +143,9 @@ async fn list<T: Target>(target: &T, ledger: &Ledger, options: &VerifyOptions) -
     let mut found = Verification::default();
     let mut from = i64::MIN;
     loop {
-        let page = plain(StatementKind::Keys, from, PAGE_ROWS);
+        let page = plain(TargetStatementKind::Keys, from, PAGE_ROWS);
         let keys = match retried(target, &page, options).await {
-            Ok(Answer::Keys(keys)) => keys,
+            Ok(TargetAnswer::Keys(keys)) => keys,
             Ok(other) => {
                 found.wrong_pages += 1;
                 found.note(from, format!("the listing from here was answered with {other:?}"));
@@ -207,7 +207,7 @@ async fn read_back<T: Target>(target: Arc<T>, check: Arc<Check>, options: Verify
                 found.verified_keys += 1;
                 if let Some((verdict, what)) = fault(&check.ledger, key, row.as_ref()) {
                     match verdict {
-                        Verdict::Miscounted { .. } => found.miscounted += 1,
+                        RowVerdict::Miscounted { .. } => found.miscounted += 1,
                         _ => found.lost_writes += 1,
                     }
                     found.note(key, what);
@@ -219,14 +219,14 @@ async fn read_back<T: Target>(target: Arc<T>, check: Arc<Check>, options: Verify
 }
 
 async fn read_row<T: Target>(target: &T, key: i64, options: &VerifyOptions) -> Result<Option<StoredRow>, String> {
-    match retried(target, &plain(StatementKind::Read, key, 0), options).await? {
-        Answer::Row(row) => Ok(row),
+    match retried(target, &plain(TargetStatementKind::Read, key, 0), options).await? {
+        TargetAnswer::Row(row) => Ok(row),
         other => Err(format!("answered with {other:?}")),
     }
 }
 
 /// The answer to a read, asked for again until the time for that is over.
-async fn retried<T: Target>(target: &T, read: &Statement, options: &VerifyOptions) -> Result<Answer, String> {
+async fn retried<T: Target>(target: &T, read: &Statement, options: &VerifyOptions) -> Result<TargetAnswer, String> {
     let deadline = evenkeel_host::tokio_now() + Duration::from_millis(options.unreadable_ms);
     loop {
         let problem = match target.execute(read).await.result {

@@ -3,7 +3,7 @@
 use super::error::ReportError;
 use super::least_moved::least_moved_bytes;
 use super::report_data::{FINAL_WINDOW_S, LEVEL_FACTOR, LatencyMs, PauseMs, Quantiles, Report, Statements, Throughput};
-use super::run_record::{OperatorKind, RunRecord};
+use super::run_record::{CompletedOperator, RunRecord};
 use super::targets;
 use crate::replay::{SecondRecord, latency_histogram, quantile_ms};
 
@@ -16,12 +16,12 @@ pub fn assemble(run: &RunRecord) -> Result<Report, ReportError> {
     let first_split_s = run
         .operators
         .iter()
-        .filter(|operator| operator.kind == OperatorKind::Split)
+        .filter(|operator| operator.kind == CompletedOperator::Split)
         .map(|operator| operator.ended_s)
         .min_by(f64::total_cmp);
     let phases = Phases::new(run.replay.seconds.len(), first_split_s, level_s);
     let count = |kind| run.operators.iter().filter(|operator| operator.kind == kind).count() as u64;
-    let moves = || run.operators.iter().filter(|operator| operator.kind == OperatorKind::Move);
+    let moves = || run.operators.iter().filter(|operator| operator.kind == CompletedOperator::Move);
     let totals = run.replay.totals;
     let imbalance_floor = floor(run.shards);
     let unreadable = run.verification.findings.iter().map(|finding| format!("key {}: {}", finding.key, finding.what));
@@ -35,9 +35,9 @@ pub fn assemble(run: &RunRecord) -> Result<Report, ReportError> {
         imbalance: whole.iter().map(|second| second.imbalance().map(|value| round(value, 4))).collect(),
         first_split_s: first_split_s.map(|second| round(second, 3)),
         level_s: level_s.map(|second| second as u64),
-        splits: count(OperatorKind::Split),
-        moves: count(OperatorKind::Move),
-        merges: count(OperatorKind::Merge),
+        splits: count(CompletedOperator::Split),
+        moves: count(CompletedOperator::Move),
+        merges: count(CompletedOperator::Merge),
         moved_bytes: moves().map(|operator| operator.moved_bytes).sum(),
         least_moved_bytes: least_moved_bytes(&run.ranges, run.shards, imbalance_floor),
         pause_ms: pauses(moves().filter_map(|operator| operator.pause_ms).collect()),

@@ -29,4 +29,4 @@ pub use least_moved::least_moved_bytes;
 pub use report_data::{
     FINAL_WINDOW_S, LEVEL_FACTOR, LatencyMs, PauseMs, Quantiles, Report, RunTarget, Statements, Throughput,
 };
-pub use run_record::{FaultRecord, OperatorKind, OperatorRecord, RangeRecord, RunRecord};
+pub use run_record::{CompletedOperator, FaultRecord, OperatorRecord, RangeRecord, RunRecord};

@@ -6,7 +6,7 @@ use crate::replay::{ReplayRecord, Verification};
 
 /// What an operator did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OperatorKind {
+pub enum CompletedOperator {
     /// Cut a range.
     Split,
     /// Took a range to another shard.
@@ -20,7 +20,7 @@ pub enum OperatorKind {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OperatorRecord {
     /// What it did.
-    pub kind: OperatorKind,
+    pub kind: CompletedOperator,
     /// When it began, in seconds since the start of the load.
     pub started_s: f64,
     /// When it was done, likewise.

@@ -44,7 +44,7 @@ fn run(seconds: Vec<SecondRecord>) -> RunRecord {
     }
 }
 
-fn operator(kind: OperatorKind, started_s: f64, ended_s: f64) -> OperatorRecord {
+fn operator(kind: CompletedOperator, started_s: f64, ended_s: f64) -> OperatorRecord {
     OperatorRecord { kind, started_s, ended_s, moved_bytes: 0, pause_ms: None }
 }
 
@@ -55,11 +55,11 @@ fn levelled() -> RunRecord {
     seconds.extend(vec![second(&[700, 600, 500], 4); 12]);
     let mut run = run(seconds);
     run.operators = vec![
-        operator(OperatorKind::Split, 4.8, 5.2),
-        operator(OperatorKind::Split, 5.5, 5.6),
-        OperatorRecord { moved_bytes: 400, pause_ms: Some(3.0), ..operator(OperatorKind::Move, 5.7, 7.0) },
-        OperatorRecord { moved_bytes: 300, pause_ms: Some(9.0), ..operator(OperatorKind::Move, 6.0, 7.5) },
-        operator(OperatorKind::Merge, 9.0, 9.1),
+        operator(CompletedOperator::Split, 4.8, 5.2),
+        operator(CompletedOperator::Split, 5.5, 5.6),
+        OperatorRecord { moved_bytes: 400, pause_ms: Some(3.0), ..operator(CompletedOperator::Move, 5.7, 7.0) },
+        OperatorRecord { moved_bytes: 300, pause_ms: Some(9.0), ..operator(CompletedOperator::Move, 6.0, 7.5) },
+        operator(CompletedOperator::Merge, 9.0, 9.1),
     ];
     run
 }
@@ -126,9 +126,9 @@ fn silent_seconds_are_null_and_the_last_part_of_a_second_is_left_out() {
 #[test]
 fn moves_after_level_are_counted() {
     let mut run = levelled();
-    run.operators.push(operator(OperatorKind::Move, 8.5, 9.0));
+    run.operators.push(operator(CompletedOperator::Move, 8.5, 9.0));
     // After the end of the load.
-    run.operators.push(operator(OperatorKind::Move, 20.5, 21.0));
+    run.operators.push(operator(CompletedOperator::Move, 20.5, 21.0));
     assert_eq!(assemble(&run).unwrap().moves_after_level, 1);
 }
 

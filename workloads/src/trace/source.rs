@@ -8,7 +8,7 @@ use super::format::TraceFormat;
 use super::reader::TraceReader;
 use super::record::TraceRecord;
 use super::survey::Survey;
-use crate::operation::{OperationKind, Source, SourceError, TimedOperation};
+use crate::operation::{OperationKind, OperationSource, SourceError, TimedOperation};
 use crate::seed::SeededRandom;
 
 /// How a trace is replayed.
@@ -108,7 +108,7 @@ impl TraceSource {
     }
 }
 
-impl Source for TraceSource {
+impl OperationSource for TraceSource {
     fn next(&mut self, _now: Duration) -> Result<Option<TimedOperation>, SourceError> {
         let Some(record) = self.next_record()? else { return Ok(None) };
         let at = record.time.map(|time| self.place(time));

@@ -4,7 +4,7 @@
 
 use evenkeel_workloads::generators::{Endless, Generator};
 use evenkeel_workloads::seed::SeededRandom;
-use evenkeel_workloads::{Operation, OperationKind, Source};
+use evenkeel_workloads::{Operation, OperationKind, OperationSource};
 use std::time::Duration;
 
 /// Block sizes in bytes, each with its share in percent. The mean is 13.6 KB.
@@ -35,7 +35,7 @@ pub fn mean_block_bytes() -> u64 {
 }
 
 /// A source of operations on `blocks` blocks, and the initial rows: key, and size in bytes.
-pub fn blocks(blocks: u64, seed: u64) -> (Box<dyn Source>, Vec<(i64, u32)>) {
+pub fn blocks(blocks: u64, seed: u64) -> (Box<dyn OperationSource>, Vec<(i64, u32)>) {
     let blocks = blocks.max(1);
     let pattern = Blocks { random: SeededRandom::new(seed, 0), blocks, next: 0, left: 0, write: false };
     let rows = (0..blocks as i64).map(|key| (key, pattern.initial_value_bytes(key))).collect();

@@ -10,7 +10,7 @@ use evenkeel_client::Value;
 use evenkeel_local_cluster::Cluster;
 use evenkeel_local_cluster::failover::acknowledgements::percentile;
 use evenkeel_local_cluster::operator_text::is_running;
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 use evenkeel_local_cluster::wait;
 use evenkeel_protocol::api::{MoveBody, OperatorBody, RangeBody};
 use evenkeel_protocol::{RangeId, ShardId};

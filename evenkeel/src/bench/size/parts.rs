@@ -8,7 +8,7 @@ use crate::config::{ConfigError, Layers, resolve};
 use crate::error::CommandError;
 use crate::screen::Screen;
 use crate::{outputs, roles};
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 
 /// Bytes of disk per byte of data: three replicas, their logs, copies of moving ranges, and
 /// PostgreSQL beside them.

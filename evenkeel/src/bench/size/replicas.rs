@@ -8,7 +8,7 @@ use super::wide::{BODY_BYTES, Wide};
 use crate::error::CommandError;
 use evenkeel_client::Value;
 use evenkeel_local_cluster::failover::acknowledgements::{all_resumed, pause, percentile};
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 use evenkeel_local_cluster::shard_calls::inspect_all;
 use evenkeel_local_cluster::{Cluster, ProcessId};
 use evenkeel_protocol::ShardId;

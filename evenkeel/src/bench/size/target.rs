@@ -4,7 +4,9 @@
 use crate::bench::plain::PlainPostgres;
 use bytes::Bytes;
 use evenkeel_client::Value;
-use evenkeel_workloads::replay::{Answer, Failure, Statement, StatementKind, StatementOutcome, StoredRow, Target};
+use evenkeel_workloads::replay::{
+    Statement, StatementOutcome, StoredRow, Target, TargetAnswer, TargetFailure, TargetStatementKind,
+};
 use evenkeel_workloads::target_sql::{Texts, parameters};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -37,19 +39,24 @@ impl PlainTarget {
         Ok(PlainTarget { idle: Mutex::new(idle), free: Semaphore::new(connections), texts })
     }
 
-    async fn run(&self, text: &str, values: &[Value]) -> Result<Vec<Row>, Failure> {
+    async fn run(&self, text: &str, values: &[Value]) -> Result<Vec<Row>, TargetFailure> {
         self.with_connection(text, values, true).await.map(|(rows, _)| rows)
     }
 
-    async fn change(&self, text: &str, values: &[Value]) -> Result<u64, Failure> {
+    async fn change(&self, text: &str, values: &[Value]) -> Result<u64, TargetFailure> {
         self.with_connection(text, values, false).await.map(|(_, affected)| affected)
     }
 
-    async fn with_connection(&self, text: &str, values: &[Value], rows: bool) -> Result<(Vec<Row>, u64), Failure> {
-        let unknown = |error: &dyn std::fmt::Display| Failure::Unknown(error.to_string());
+    async fn with_connection(
+        &self,
+        text: &str,
+        values: &[Value],
+        rows: bool,
+    ) -> Result<(Vec<Row>, u64), TargetFailure> {
+        let unknown = |error: &dyn std::fmt::Display| TargetFailure::Unknown(error.to_string());
         let _free = self.free.acquire().await.map_err(|e| unknown(&e))?;
         let taken = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = taken.ok_or_else(|| Failure::NotApplied("no connection is free".into()))?;
+        let mut connection = taken.ok_or_else(|| TargetFailure::NotApplied("no connection is free".into()))?;
         let done = connection.execute(text, values, rows).await;
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         done.map_err(|e| unknown(&e))
@@ -107,12 +114,12 @@ impl Parameter<'_> {
     }
 }
 
-fn key(row: &Row) -> Result<i64, Failure> {
-    row.try_get("id").map_err(|error: tokio_postgres::Error| Failure::Unknown(error.to_string()))
+fn key(row: &Row) -> Result<i64, TargetFailure> {
+    row.try_get("id").map_err(|error: tokio_postgres::Error| TargetFailure::Unknown(error.to_string()))
 }
 
-fn stored(row: &Row) -> Result<StoredRow, Failure> {
-    let wrong = |error: tokio_postgres::Error| Failure::Unknown(error.to_string());
+fn stored(row: &Row) -> Result<StoredRow, TargetFailure> {
+    let wrong = |error: tokio_postgres::Error| TargetFailure::Unknown(error.to_string());
     let value: Vec<u8> = row.try_get("value").map_err(wrong)?;
     Ok(StoredRow {
         key: row.try_get("id").map_err(wrong)?,
@@ -126,30 +133,30 @@ impl Target for PlainTarget {
     async fn execute(&self, statement: &Statement) -> StatementOutcome {
         let (text, values) = (self.texts.of(statement.kind), parameters(statement));
         let result = match statement.kind {
-            StatementKind::Read => match self.run(text, &values).await {
-                Ok(rows) => rows.first().map(stored).transpose().map(Answer::Row),
+            TargetStatementKind::Read => match self.run(text, &values).await {
+                Ok(rows) => rows.first().map(stored).transpose().map(TargetAnswer::Row),
                 Err(failure) => Err(failure),
             },
-            StatementKind::Scan => match self.run(text, &values).await {
-                Ok(rows) => rows.iter().map(stored).collect::<Result<_, _>>().map(Answer::Rows),
+            TargetStatementKind::Scan => match self.run(text, &values).await {
+                Ok(rows) => rows.iter().map(stored).collect::<Result<_, _>>().map(TargetAnswer::Rows),
                 Err(failure) => Err(failure),
             },
-            StatementKind::Keys => match self.run(text, &values).await {
-                Ok(rows) => rows.iter().map(key).collect::<Result<_, _>>().map(Answer::Keys),
+            TargetStatementKind::Keys => match self.run(text, &values).await {
+                Ok(rows) => rows.iter().map(key).collect::<Result<_, _>>().map(TargetAnswer::Keys),
                 Err(failure) => Err(failure),
             },
-            StatementKind::Update | StatementKind::Insert | StatementKind::Delete => {
-                self.change(text, &values).await.map(|affected_rows| Answer::Written { affected_rows })
+            TargetStatementKind::Update | TargetStatementKind::Insert | TargetStatementKind::Delete => {
+                self.change(text, &values).await.map(|affected_rows| TargetAnswer::Written { affected_rows })
             }
         };
         StatementOutcome { result, shard: None, retries: 0 }
     }
 
-    async fn load(&self, rows: &[Statement]) -> Result<(), (usize, Failure)> {
+    async fn load(&self, rows: &[Statement]) -> Result<(), (usize, TargetFailure)> {
         let values: Vec<Value> = rows.iter().flat_map(parameters).collect();
         match self.change(&self.texts.load(rows.len()), &values).await {
             Ok(stored) if stored == rows.len() as u64 => Ok(()),
-            Ok(stored) => Err((0, Failure::Unknown(format!("{stored} of {} rows were stored", rows.len())))),
+            Ok(stored) => Err((0, TargetFailure::Unknown(format!("{stored} of {} rows were stored", rows.len())))),
             Err(failure) => Err((0, failure)),
         }
     }

@@ -14,14 +14,15 @@ use crate::screen::while_waiting;
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_local_cluster::Cluster;
 use evenkeel_local_cluster::failover::acknowledgements::percentile;
-use evenkeel_local_cluster::run::Progress;
+use evenkeel_local_cluster::run::ProgressListener;
 use evenkeel_local_cluster::run::options::MAX_KEYS;
 use evenkeel_local_cluster::run::verification::verify_cluster;
 use evenkeel_local_cluster::run::watch::Watch;
 use evenkeel_protocol::api::{OperatorBody, OperatorKind};
-use evenkeel_workloads::Source;
+use evenkeel_workloads::OperationSource;
 use evenkeel_workloads::replay::{
-    Ledger, LoadOptions, Pace, Replay, ReplayConfig, ReplayRecord, Target, Verification, VerifyOptions, load, verify,
+    Ledger, LoadOptions, LoadPace, Replay, ReplayConfig, ReplayRecord, Target, Verification, VerifyOptions, load,
+    verify,
 };
 use evenkeel_workloads::target_sql::SqlTarget;
 use std::sync::Arc;
@@ -148,7 +149,7 @@ fn of_moves(operators: &[OperatorBody]) -> Vec<Figure> {
 }
 
 /// Operations, and the initial rows: key, and size in bytes.
-type Load = (Box<dyn Source>, Vec<(i64, u32)>);
+type Load = (Box<dyn OperationSource>, Vec<(i64, u32)>);
 
 /// The workload: a trace's, or a generated one.
 fn workload(bench: &SizeBench<'_>) -> Result<Load, CommandError> {
@@ -223,7 +224,7 @@ async fn run<T: Target>(
     loading.done();
     let load_s = evenkeel_host::elapsed(begun).as_secs_f64();
     let duration = Duration::from_secs_f64(bench.config.duration);
-    let pace = Pace::AsFastAsPossible { workers: CLIENTS };
+    let pace = LoadPace::AsFastAsPossible { workers: CLIENTS };
     let config = ReplayConfig { pace, duration, shards, ..ReplayConfig::default() };
     let counted = Counted { source, bytes: Arc::default() };
     let sent_bytes = counted.bytes.clone();
@@ -254,11 +255,11 @@ async fn run<T: Target>(
 
 /// A source that counts the bytes of its operations.
 struct Counted {
-    source: Box<dyn Source>,
+    source: Box<dyn OperationSource>,
     bytes: Arc<std::sync::atomic::AtomicU64>,
 }
 
-impl Source for Counted {
+impl OperationSource for Counted {
     fn next(
         &mut self,
         now: Duration,
