@@ -283,8 +283,14 @@ impl<'a> Definition<'a> {
             type_name: column.built_in.sql.clone(),
             type_oid: column.built_in.oid,
         });
-        let mut schema =
-            TableSchema { id: TableId(0), name, columns: columns.collect(), key, create_sql: String::new(), ..TableSchema::default() };
+        let mut schema = TableSchema {
+            id: TableId(0),
+            name,
+            columns: columns.collect(),
+            key,
+            create_sql: String::new(),
+            ..TableSchema::default()
+        };
         schema.create_sql = self.create_sql(&schema)?;
         Ok(schema)
     }

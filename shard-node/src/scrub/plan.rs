@@ -124,7 +124,14 @@ mod tests {
         for (id, range) in [(1, 1), (2, 2)] {
             let column = ColumnSchema { name: "id".into(), type_name: "smallint".into(), type_oid: 21 };
             let (id, name) = (TableId(id), format!("t{id}"));
-            let schema = TableSchema { id, name, columns: vec![column], key: vec![0], create_sql: String::new(), ..TableSchema::default() };
+            let schema = TableSchema {
+                id,
+                name,
+                columns: vec![column],
+                key: vec![0],
+                create_sql: String::new(),
+                ..TableSchema::default()
+            };
             state.control(1, &Control::CreateTable { schema, range: RangeId(range) }).unwrap();
         }
         if !split_at.is_empty() {

@@ -84,6 +84,22 @@ pub enum StoreOperation {
         /// stores them.
         copied: Option<CopiedRows>,
     },
+    /// Deletes all rows of a table.
+    Truncate(Arc<TableSchema>),
+    /// Inserts and deletes rows of a table without a key, one after the other (R18).
+    Ordered {
+        /// The table.
+        table: Arc<TableSchema>,
+        /// The changes.
+        changes: Vec<OrderedRow>,
+    },
+    /// Sets a sequence.
+    Sequence {
+        /// The sequence.
+        sequence: Arc<TableSchema>,
+        /// Its image (see `RelationKind::Sequence`).
+        image: Bytes,
+    },
     /// Deletes all rows in an interval.
     DeleteInterval {
         /// The table.
@@ -91,4 +107,13 @@ pub enum StoreOperation {
         /// The interval.
         interval: KeyInterval,
     },
+}
+
+/// A change of a row without a key. All columns, packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderedRow {
+    /// One row more.
+    Inserted(Bytes),
+    /// One of the rows with these values less.
+    Removed(Bytes),
 }
