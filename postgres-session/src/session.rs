@@ -12,6 +12,7 @@ use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -24,7 +25,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// A session with a PostgreSQL server. It ends when it is dropped.
 pub struct Session {
-    stream: Box<dyn ByteStream>,
+    /// Never locked: in a mutex a stream may be shared that only one owner uses.
+    stream: Mutex<Box<dyn ByteStream>>,
     input: Input,
     output: BytesMut,
     /// What was written has been flushed.
@@ -53,7 +55,7 @@ impl Session {
         let named = [("client_encoding", "UTF8"), ("user", user), ("database", database)];
         frontend::startup_message(named.into_iter().chain(options.iter().copied()), &mut output)?;
         let mut session = Session {
-            stream: Box::new(stream),
+            stream: Mutex::new(Box::new(stream)),
             input: Input::default(),
             output,
             flushed: true,
@@ -109,11 +111,12 @@ impl Session {
     /// # Errors
     /// The session is lost.
     pub async fn flush(&mut self) -> Result<(), SessionError> {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
         let sent = async {
             while !self.output.is_empty() {
-                self.stream.write_buf(&mut self.output).await?;
+                stream.write_buf(&mut self.output).await?;
             }
-            self.stream.flush().await
+            stream.flush().await
         };
         let sent = sent.await;
         self.broken |= sent.is_err();
@@ -125,9 +128,10 @@ impl Session {
             if let Some(message) = self.input.take()? {
                 return Poll::Ready(Ok(message));
             }
+            let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
             // Both directions at once: a server that cannot send does not read, either.
             while !self.output.is_empty() {
-                match Pin::new(&mut self.stream).poll_write(context, &self.output)? {
+                match Pin::new(&mut *stream).poll_write(context, &self.output)? {
                     Poll::Ready(0) => return Poll::Ready(Err(SessionError::Closed)),
                     Poll::Ready(written) => {
                         self.output.advance(written);
@@ -137,7 +141,7 @@ impl Session {
                 }
             }
             if self.output.is_empty() && !self.flushed {
-                self.flushed = Pin::new(&mut self.stream).poll_flush(context)?.is_ready();
+                self.flushed = Pin::new(stream).poll_flush(context)?.is_ready();
             }
             ready!(self.poll_read(context))?;
         }
@@ -145,8 +149,9 @@ impl Session {
 
     /// Reads some bytes.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<(), SessionError>> {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
         // The future keeps nothing from one poll to the next.
-        match ready!(pin!(self.stream.read_buf(self.input.space())).poll(context))? {
+        match ready!(pin!(stream.read_buf(self.input.space())).poll(context))? {
             0 => Poll::Ready(Err(SessionError::Closed)),
             _ => Poll::Ready(Ok(())),
         }

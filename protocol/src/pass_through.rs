@@ -86,6 +86,10 @@ pub enum PassThroughStep {
         /// The portal's number.
         portal: u64,
     },
+    /// Cancel the step of this transaction that is being executed, if there is one: it ends with
+    /// 57014, and the transaction goes on as after any error. Sent while that step's answer is
+    /// awaited; it has no tables. Answered by [`PassThroughEnd::Done`].
+    Cancel,
 }
 
 /// One statement with its parameters, as PostgreSQL's extended query protocol has it.

@@ -56,8 +56,9 @@ pub enum RelationKind {
     /// A table.
     #[default]
     Table,
-    /// A sequence: a pinned relation without columns. Its state is an image of two values, the last
-    /// value (`bigint`) and whether it has been used (`boolean`), under the empty key.
+    /// A sequence: a pinned relation without columns. Its state is an image of three values under
+    /// the empty key: the last value (`bigint`), whether it has been used (`boolean`), and whether
+    /// it was set to just that (`boolean`): otherwise a sequence only goes on.
     Sequence,
 }
 

@@ -92,7 +92,7 @@ impl Leaderships {
         let admin = self.handles.connector.connect(SessionRole::Admin).await?;
         let end_all = async {
             loop {
-                let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user'";
+                let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename ^@ 'evenkeel_user'";
                 match admin.query(sql, &[]).await {
                     Ok(left) if left.is_empty() => return Ok(()),
                     Ok(_) => evenkeel_host::sleep(Duration::from_millis(2)).await,

@@ -3,22 +3,51 @@
 //! A batch keeps the last image of each key, per table. Operations that change whole intervals or
 //! tables close the rows that were collected before them.
 
-use crate::log_entry::image::{Columns, Merged};
+use crate::log_entry::image::{Columns, Image, Merged};
 use crate::log_entry::{Change, Changes};
 use crate::state_machine::{ControlEffect, ShardState};
-use crate::storage::StoreOperation;
+use crate::storage::{OrderedRow, StoreOperation};
 use bytes::Bytes;
-use evenkeel_protocol::{Key, TableId};
+use evenkeel_protocol::schema::RelationKind;
+use evenkeel_protocol::{Key, TableId, TableSchema};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Changes in the log's order.
 #[derive(Default)]
 pub struct WriteBatch {
     done: Vec<StoreOperation>,
-    /// The merged images of each key since the last operation on an interval or a table.
-    rows: BTreeMap<TableId, HashMap<Key, Merged>>,
+    /// The changes of each table since the last operation on an interval or a table.
+    rows: BTreeMap<TableId, TableChanges>,
     bytes: usize,
+}
+
+/// The changes of one table.
+#[derive(Default)]
+struct TableChanges {
+    /// All rows were deleted before.
+    truncated: bool,
+    /// The merged images of each key.
+    merged: HashMap<Key, Merged>,
+    /// Images without a key, in their order: rows of a table without one, states of a sequence.
+    ordered: Vec<Image>,
+}
+
+impl TableChanges {
+    fn add(&mut self, key: Key, image: Image) {
+        if image == Image::Truncated {
+            *self = TableChanges { truncated: true, ..TableChanges::default() };
+            return;
+        }
+        if key == Key::MIN {
+            return self.ordered.push(image);
+        }
+        match self.merged.entry(key) {
+            Entry::Occupied(mut merged) => merged.get_mut().then(image),
+            Entry::Vacant(place) => _ = place.insert(image.into()),
+        }
+    }
 }
 
 impl WriteBatch {
@@ -37,10 +66,7 @@ impl WriteBatch {
         for change in changes.changes {
             self.bytes += change.size_bytes();
             let Change { table, key, image } = change;
-            match self.rows.entry(table).or_default().entry(key) {
-                Entry::Occupied(mut merged) => merged.get_mut().then(image),
-                Entry::Vacant(place) => _ = place.insert(image.into()),
-            }
+            self.rows.entry(table).or_default().add(key, image);
         }
     }
 
@@ -76,12 +102,18 @@ impl WriteBatch {
     }
 
     fn close_rows(&mut self, state: &ShardState) {
-        for (table, rows) in std::mem::take(&mut self.rows) {
+        for (table, TableChanges { truncated, merged, ordered }) in std::mem::take(&mut self.rows) {
             // A change is effective only in an owned range, whose table is known.
             let Some(table) = state.table(table).cloned() else { continue };
+            if truncated {
+                self.done.push(StoreOperation::Truncate(table.clone()));
+            }
+            if !ordered.is_empty() {
+                self.add_ordered(&table, ordered);
+            }
             // In key order, as they were inserted where keys ascend: pages of the index fill up
             // instead of being split in the middle.
-            let mut rows: Vec<(Key, Merged)> = rows.into_iter().collect();
+            let mut rows: Vec<(Key, Merged)> = merged.into_iter().collect();
             rows.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
             let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
             let mut parts: BTreeMap<Columns, Vec<(Key, Bytes)>> = BTreeMap::new();
@@ -105,6 +137,23 @@ impl WriteBatch {
         }
     }
 
+    /// Adds images without a key.
+    fn add_ordered(&mut self, table: &Arc<TableSchema>, images: Vec<Image>) {
+        if table.kind == RelationKind::Sequence {
+            let images = images.into_iter().filter_map(|image| match image {
+                Image::Whole(image) => Some(StoreOperation::Sequence { sequence: table.clone(), image }),
+                _ => None,
+            });
+            return self.done.extend(images);
+        }
+        let changes = images.into_iter().filter_map(|image| match image {
+            Image::New(row) | Image::Whole(row) => Some(OrderedRow::Inserted(row)),
+            Image::Removed(row) => Some(OrderedRow::Removed(row)),
+            Image::Part(_) | Image::Gone | Image::Truncated => None,
+        });
+        self.done.push(StoreOperation::Ordered { table: table.clone(), changes: changes.collect() });
+    }
+
     /// Empties the batch and returns its operations.
     pub fn take(&mut self, state: &ShardState) -> Vec<StoreOperation> {
         self.close_rows(state);
@@ -118,10 +167,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::log_entry::Control;
-    use crate::log_entry::image::{Image, PartialRow};
+    use crate::log_entry::image::PartialRow;
     use evenkeel_protocol::rows::put_value;
     use evenkeel_protocol::schema::ColumnSchema;
-    use evenkeel_protocol::{KeyValue, RangeId, TableSchema};
+    use evenkeel_protocol::{KeyValue, RangeId};
 
     fn schema() -> TableSchema {
         let column = |name: &str| ColumnSchema { name: name.into(), type_name: "text".into(), type_oid: 25 };

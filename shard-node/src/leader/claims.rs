@@ -9,6 +9,7 @@
 //! and releases, and no notification if nobody waits.
 
 use crate::log_entry::Change;
+use crate::log_entry::image::Image;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Key, TableId};
 use std::collections::HashMap;
@@ -26,25 +27,38 @@ pub struct Claims {
 struct Claimed {
     /// Each key with the entry's serial.
     keys: HashMap<TableId, HashMap<Key, u64>>,
+    /// The same of truncated tables: all of their keys.
+    tables: HashMap<TableId, u64>,
     /// The leadership has ended, and nobody waits any more.
     closed: bool,
 }
 
 impl Claimed {
     fn are_free_for(&self, serial: u64, changes: &[Change]) -> bool {
-        let owner = |change: &Change| self.keys.get(&change.table).and_then(|keys| keys.get(&change.key));
-        changes.iter().all(|change| owner(change).is_none_or(|owner| *owner == serial))
+        changes.iter().all(|change| {
+            let keys = self.keys.get(&change.table);
+            let free = match change.image {
+                Image::Truncated => keys.is_none_or(|keys| keys.values().all(|owner| *owner == serial)),
+                _ => keys.and_then(|keys| keys.get(&change.key)).is_none_or(|owner| *owner == serial),
+            };
+            free && (self.tables.is_empty() || self.tables.get(&change.table).is_none_or(|owner| *owner == serial))
+        })
     }
 
     fn take(&mut self, serial: u64, changes: &[Change]) {
         for change in changes {
-            self.keys.entry(change.table).or_default().insert(change.key.clone(), serial);
+            match change.image {
+                Image::Truncated => _ = self.tables.insert(change.table, serial),
+                _ => _ = self.keys.entry(change.table).or_default().insert(change.key.clone(), serial),
+            }
         }
     }
 
     fn release(&mut self, changes: &[Change]) {
         for change in changes {
-            if let Some(keys) = self.keys.get_mut(&change.table) {
+            if change.image == Image::Truncated {
+                self.tables.remove(&change.table);
+            } else if let Some(keys) = self.keys.get_mut(&change.table) {
                 keys.remove(&change.key);
             }
         }
@@ -111,6 +125,7 @@ impl Claims {
         let mut claimed = self.claimed();
         claimed.closed = true;
         claimed.keys.clear();
+        claimed.tables.clear();
         drop(claimed);
         self.changed.send_modify(|n| *n += 1);
     }
@@ -136,7 +151,6 @@ impl Drop for Claim<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::log_entry::image::Image;
     use bytes::Bytes;
     use futures::FutureExt;
 
@@ -162,6 +176,22 @@ mod tests {
         assert!(claims.claim(1, &first).now_or_never().is_none());
         drop(claim);
         assert!(claims.claimed().keys.values().all(HashMap::is_empty), "nothing is left");
+    }
+
+    /// Breaks if a statement can use a row of a table whose truncation is not confirmed.
+    #[tokio::test]
+    async fn a_truncated_table_is_claimed_whole() {
+        let claims = Claims::default();
+        let (row, mut whole) = (writes(&[1]), writes(&[0]));
+        whole[0].image = Image::Truncated;
+        let claim = claims.claim(1, &row).await.unwrap();
+        assert!(claims.claim(2, &whole).now_or_never().is_none());
+        drop(claim);
+        let claim = claims.claim(2, &whole).await.unwrap();
+        assert!(claims.claim(1, &row).now_or_never().is_none());
+        assert!(claims.claim(2, &row).now_or_never().is_some(), "its own");
+        drop(claim);
+        assert!(claims.claim(1, &row).now_or_never().is_some());
     }
 
     #[tokio::test]

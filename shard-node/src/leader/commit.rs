@@ -5,12 +5,15 @@
 //! confirmation of COMMIT, the entry claims its rows (R4). If COMMIT fails although the log has
 //! decided the entry, the leadership ends (R1).
 
+use super::claims::Claim;
 use super::context::LeaderContext;
 use super::early_acknowledgement::Early;
 use super::failures::{not_executed, unknown};
 use super::leadership::EntryOutcome;
 use super::postgres_session::UserSession;
+use super::raw_session::RawSession;
 use crate::log_entry::{EntryBody, ShardEntry};
+use crate::storage::StoreError;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Failure, SqlError};
 use std::sync::Arc;
@@ -26,6 +29,30 @@ pub(super) enum CommitError {
     RolledBack(Failure),
     /// The session cannot be used any more.
     Broken(Failure),
+}
+
+/// The session that holds an entry's changes in its open transaction.
+pub(super) enum EndingSession<'a> {
+    /// Of analysed statements.
+    Analysed(&'a UserSession),
+    /// Of users' own texts.
+    Raw(&'a mut RawSession),
+}
+
+impl EndingSession<'_> {
+    async fn commit(&mut self) -> Result<(), StoreError> {
+        match self {
+            EndingSession::Analysed(session) => session.simple("COMMIT").await,
+            EndingSession::Raw(session) => session.commit().await,
+        }
+    }
+
+    async fn roll_back(&mut self) -> Result<(), StoreError> {
+        match self {
+            EndingSession::Analysed(session) => session.simple("ROLLBACK").await,
+            EndingSession::Raw(session) => session.simple("ROLLBACK").await,
+        }
+    }
 }
 
 impl Committer {
@@ -44,33 +71,49 @@ impl Committer {
         early: Early,
     ) -> Result<(), CommitError> {
         let leadership = &self.context.leadership;
+        let session = EndingSession::Analysed(session);
         let EntryBody::Changes(changes) = &entry.body else {
             return Err(CommitError::RolledBack(SqlError::new("XX000", "not a change").into()));
         };
         let _doubt = leadership.doubt();
-        let proposed = async {
-            let claim = leadership.claim(entry.serial, &changes.changes).await?;
-            let (outcome, in_memory) = leadership.propose_observed(&entry, early.wants_memory()).await?;
-            Ok::<_, Failure>((claim, outcome, in_memory))
-        };
-        let (claim, outcome, in_memory) = match proposed.await {
+        match leadership.claim(entry.serial, &changes.changes).await {
+            Ok(claim) => self.commit_claimed(session, &entry, early, claim).await,
+            Err(failure) => self.roll_back(session, failure).await,
+        }
+    }
+
+    /// The same of an entry whose keys are claimed.
+    pub(super) async fn commit_claimed(
+        &self,
+        mut session: EndingSession<'_>,
+        entry: &ShardEntry,
+        early: Early,
+        claim: Claim<'_>,
+    ) -> Result<(), CommitError> {
+        let leadership = &self.context.leadership;
+        let _doubt = leadership.doubt();
+        let proposed = leadership.propose_observed(entry, early.wants_memory()).await;
+        let (outcome, in_memory) = match proposed {
             Ok(proposed) => proposed,
-            Err(failure) => return self.roll_back(session, failure).await,
+            Err(failure) => {
+                drop(claim);
+                return self.roll_back(session, failure).await;
+            }
         };
         if deliberate(Bug::AnswerBeforeDecided) {
-            let committed = session.simple("COMMIT").await;
+            let committed = session.commit().await;
             std::mem::forget((claim, outcome));
             return committed.map_err(|error| CommitError::Broken(not_executed(&error)));
         }
         if deliberate(Bug::EarlyVisible) && early.is_wanted() {
-            _ = session.simple("COMMIT").await;
+            _ = session.commit().await;
         }
         let proposed = evenkeel_host::now();
         let decided = early.until_decided(outcome, in_memory).await;
         metrics::histogram!("evenkeel_batch_log_seconds").record(evenkeel_host::elapsed(proposed).as_secs_f64());
         let logged = evenkeel_host::now();
         match decided {
-            Ok(EntryOutcome::Effective(position)) => match session.simple("COMMIT").await {
+            Ok(EntryOutcome::Effective(position)) => match session.commit().await {
                 Ok(()) => {
                     metrics::histogram!("evenkeel_batch_commit_seconds")
                         .record(evenkeel_host::elapsed(logged).as_secs_f64());
@@ -100,8 +143,8 @@ impl Committer {
     }
 
     /// Rolls back. Always an error: `failure`, and whether the session can be used again.
-    pub(super) async fn roll_back(&self, session: &UserSession, failure: Failure) -> Result<(), CommitError> {
-        match session.simple("ROLLBACK").await {
+    pub(super) async fn roll_back(&self, mut session: EndingSession<'_>, failure: Failure) -> Result<(), CommitError> {
+        match session.roll_back().await {
             Ok(()) => Err(CommitError::RolledBack(failure)),
             Err(_) => Err(CommitError::Broken(failure)),
         }

@@ -12,9 +12,11 @@ use super::commit::Committer;
 use super::context::LeaderContext;
 use super::early_acknowledgement::EarlyReply;
 use super::group_commit::GroupCommit;
+use super::item_stream::ItemStream;
 use super::latches::RangeLatch;
 use super::leadership::{EntryOutcome, Leadership};
 use super::open_transaction::{OpenTransaction, TransactionHandle};
+use super::pass_through::StepError;
 use super::range_control::RangeControl;
 use super::read_sessions::ReadSessions;
 use super::reads::Reads;
@@ -32,6 +34,7 @@ use crate::config::Config;
 use crate::log_entry::Control;
 use crate::replica::ReplicaHandles;
 use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughEnd, PassThroughRequest};
 use evenkeel_protocol::shard::{
     ControlReply, ControlRequest, Piece, PieceRequest, StatementReply, StatementRequest, TransactionOptions,
 };
@@ -199,6 +202,28 @@ impl Leader {
         request: StatementRequest,
     ) -> Result<StatementReply, Failure> {
         self.transactions.execute(handle, request).await
+    }
+
+    /// Begins a transaction in users' own texts.
+    pub async fn begin_pass_through(&self, begin: &PassThroughBegin) -> Result<Arc<TransactionHandle>, Failure> {
+        self.context.check_open()?;
+        // Only while it waits for a session, as above.
+        let _admitted = self.admission.admit(StatementKind::Write, std::mem::size_of::<OpenTransaction>())?;
+        self.transactions.begin_pass_through(begin).await
+    }
+
+    /// Executes a step of such a transaction, and sends its items but for the last.
+    pub async fn step(
+        &self,
+        handle: &TransactionHandle,
+        request: &PassThroughRequest,
+        out: &mut ItemStream<'_>,
+        gone: Gone,
+    ) -> Result<PassThroughEnd, StepError> {
+        if request.begin.is_some() && request.tables.iter().any(|used| used.writes) {
+            self.backpressure.admit().await.map_err(StepError::NotExecuted)?;
+        }
+        self.transactions.step(handle, request, out, gone).await
     }
 
     /// Commits a transaction under the client's id.

@@ -59,3 +59,41 @@ pub(super) fn too_large(bytes: usize, limit: usize) -> Failure {
     let message = format!("the transaction's changes are {bytes} bytes; at most {limit} are possible");
     SqlError::new(codes::PROGRAM_LIMIT, message).hint("Write fewer rows per transaction.").into()
 }
+
+/// The leader has ended the transaction.
+pub(super) fn ended_by_leader() -> Failure {
+    serialization("the transaction was ended because a range it uses is moving, or because it was idle for too long")
+}
+
+/// A failure of a statement inside a transaction. The transaction cannot continue on another
+/// replica or shard, so its client has to run it again.
+pub(super) fn moved_away(failure: Failure) -> Failure {
+    match failure {
+        Failure::Moved { .. } => serialization("a range that the transaction uses has moved"),
+        Failure::NotLeader { .. } => serialization("the shard's leader has changed"),
+        Failure::Busy { reason, .. } => serialization(&reason),
+        // Admission control rejects only work that has not begun.
+        Failure::Overloaded { .. } => serialization("the shard is overloaded"),
+        // Only a `local` read can be too stale, and a transaction contains none.
+        Failure::TooStale { .. } => serialization(&failure.to_string()),
+        // The client plans again, and the transaction with it.
+        Failure::SchemaChanged { .. } => failure,
+        other @ (Failure::Sql(_) | Failure::OutcomeUnknown { .. }) => other,
+    }
+}
+
+/// A failure of PostgreSQL inside a transaction.
+pub(super) fn lost_in_transaction(error: &StoreError) -> Failure {
+    match error {
+        StoreError::Refused(error) if [LOCK_NOT_AVAILABLE, DEADLOCK].contains(&error.code.as_ref()) => {
+            contention(error)
+        }
+        other => moved_away(not_executed(other)),
+    }
+}
+
+/// 25P02: nothing is executed in a transaction that has failed.
+pub(super) fn in_failed_transaction() -> Failure {
+    let message = "the transaction has failed; nothing is executed until it is rolled back";
+    SqlError::new(codes::IN_FAILED_TRANSACTION, message).into()
+}

@@ -25,9 +25,10 @@ use super::latch_table::{LatchDecision, LatchTable};
 use super::range_latch::HandleKind;
 use crate::load::now_ms;
 use crate::log_entry::Change;
+use crate::log_entry::image::Image;
 use crate::state_machine::{RangeSize, ShardState};
 use evenkeel_host::{Bug, deliberate};
-use evenkeel_protocol::{Failure, RangeId, TableId};
+use evenkeel_protocol::{Failure, Key, RangeId, TableId};
 use evenkeel_sql::Touches;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,6 +89,16 @@ impl LatchManager {
         let mut bytes = 0;
         for change in changes {
             bytes += change.image.size_bytes() as u64;
+            if change.image == Image::Truncated {
+                let of_table = table.latches().filter(|latch| latch.range.table == change.table);
+                of_table.for_each(|latch| latch.statistics.resize(|size| size.change(&change.image)));
+                continue;
+            }
+            // A sequence's state is no row.
+            let is_state = change.key == Key::MIN && matches!(change.image, Image::Whole(_));
+            if is_state {
+                continue;
+            }
             if let Some(latch) = table.at(change.table, &change.key) {
                 latch.statistics.resize(|size| size.change(&change.image));
             }

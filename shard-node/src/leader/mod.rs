@@ -28,8 +28,13 @@
 //! | [`claims`] | rows whose COMMIT is not confirmed yet (R4) |
 //! | [`early_acknowledgement`] | answers at durability levels below `disk` (R28) |
 //! | [`transactions`], [`open_transaction`], [`lost_commits`] | transactions of several statements |
+//! | [`pass_through`], [`raw_transaction`], [`item_stream`] | steps of transactions in users' own texts |
+//! | `control_text`, `begin_text`, `prepared_texts` | savepoints and settings of such texts; which are prepared |
+//! | `change_reports`, `reported_changes` | changes that triggers report (R7) |
+//! | `pass_through_commit`, `entry_reading`, `read_back` | what such a transaction has changed, as an entry |
 //! | [`session_pool`] | PostgreSQL sessions of transactions and of statements that run alone |
 //! | [`postgres_session`] | one session with PostgreSQL: prepare, run, pipeline |
+//! | [`raw_session`] | the same for users' own texts: messages as PostgreSQL sends them |
 //! | [`warm_sessions`] | sessions that a follower opens ahead for its next leadership |
 //! | [`range_control`], [`control_requests`] | requests of the placement driver |
 //! | [`schema_changes`] | the trial of schema changes, and decided ones (R34) |
@@ -41,16 +46,21 @@ pub mod admission_control;
 pub mod backpressure;
 pub mod batch_budget;
 pub mod batch_execution;
+mod begin_text;
 pub mod capture;
+mod change_reports;
 pub mod claims;
 pub mod clip;
 pub mod commit;
 pub mod context;
 pub mod control_requests;
+mod control_text;
 pub mod dispatch;
 pub mod early_acknowledgement;
+mod entry_reading;
 pub(crate) mod failures;
 pub mod group_commit;
+pub mod item_stream;
 pub mod job;
 mod kept_replies;
 mod latch_table;
@@ -58,14 +68,21 @@ pub mod latches;
 pub mod leadership;
 pub mod lost_commits;
 pub mod open_transaction;
+pub mod pass_through;
+mod pass_through_commit;
 pub mod plan_cache;
 pub mod postgres_session;
+mod prepared_texts;
 pub mod range_control;
 mod range_latch;
 pub mod rate_limiter;
+pub mod raw_session;
+pub mod raw_transaction;
+mod read_back;
 pub mod read_sessions;
 pub mod reads;
 mod recent;
+mod reported_changes;
 pub mod row_locks;
 pub mod scan_sessions;
 pub mod schema_changes;

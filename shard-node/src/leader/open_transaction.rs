@@ -2,6 +2,7 @@
 
 use super::capture::Capturer;
 use super::latches::{RangeHandle, RangeLatch};
+use super::raw_transaction::RawTransaction;
 use super::row_locks::HeldRows;
 use super::session_pool::PooledSession;
 use evenkeel_protocol::shard::TransactionOptions;
@@ -10,11 +11,21 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// What a transaction runs on. Its first request decides which: the two do not mix.
+pub(super) enum TransactionSession {
+    /// Statements that the shard analyses.
+    Analysed(PooledSession),
+    /// Users' own texts.
+    Raw(Box<RawTransaction>),
+}
 
 /// An open transaction. Locked while a statement of it executes.
 pub struct OpenTransaction {
     /// Its session, until it ends.
-    pub(super) session: Option<PooledSession>,
+    pub(super) session: Option<TransactionSession>,
     /// The rows that it locks or may lock.
     pub(super) rows: HeldRows,
     /// What it wrote.
@@ -40,6 +51,8 @@ pub struct TransactionHandle {
     /// It delays a move, or was idle for too long. It is ended as soon as no statement of it
     /// executes.
     doomed: AtomicBool,
+    /// Its client wants the step cancelled that is being executed.
+    cancel: Notify,
     /// Its right to use its ranges. Outside of `open`, so that it can be read while a statement
     /// executes.
     ranges: Mutex<Option<RangeHandle>>,
@@ -74,6 +87,16 @@ impl TransactionHandle {
         self.doomed.store(true, Ordering::Release);
     }
 
+    /// Has the step cancelled that is being executed, if there is one.
+    pub fn cancel(&self) {
+        self.cancel.notify_waiters();
+    }
+
+    /// Completes when [`TransactionHandle::cancel`] is called after this.
+    pub(super) fn cancelled(&self) -> Notified<'_> {
+        self.cancel.notified()
+    }
+
     /// Whether it has to end as soon as possible.
     pub(super) fn is_doomed(&self) -> bool {
         self.doomed.load(Ordering::Acquire)
@@ -99,6 +122,7 @@ impl OpenTransactions {
             number,
             open: tokio::sync::Mutex::new(transaction),
             doomed: AtomicBool::new(false),
+            cancel: Notify::new(),
             ranges: Mutex::default(),
         });
         self.by_number().insert(number, handle.clone());

@@ -13,25 +13,34 @@
 
 use super::capture::{Capturer, capture};
 use super::clip::touches;
-use super::commit::{CommitError, Committer};
+use super::commit::{CommitError, Committer, EndingSession};
 use super::context::LeaderContext;
 use super::early_acknowledgement::{Early, EarlyReply};
-use super::failures::{DEADLOCK, LOCK_NOT_AVAILABLE, contention, not_executed, serialization, too_large};
+use super::failures::{
+    ended_by_leader, in_failed_transaction, lost_in_transaction, moved_away, not_executed, serialization, too_large,
+};
+use super::item_stream::ItemStream;
 use super::kept_replies::answered;
 use super::latches::RangeLatch;
 use super::lost_commits::LostCommits;
-use super::open_transaction::{OpenTransaction, OpenTransactions, TransactionHandle};
+use super::open_transaction::{OpenTransaction, OpenTransactions, TransactionHandle, TransactionSession};
+use super::pass_through::{PassThrough, StepError, StepOf};
+use super::pass_through_commit::PassThroughCommit;
 use super::plan_cache::BoundPlan;
 use super::postgres_session::{Parameters, UserSession, reply};
+use super::raw_transaction::RawTransaction;
 use super::row_locks::RowLocks;
-use super::session_pool::{PooledSession, SessionPool};
+use super::session_pool::SessionPool;
 use super::statement::StatementIntake;
 use super::statement_ids::{Attempt, StatementIds};
 use crate::log_entry::{EntryBody, ShardEntry};
 use crate::storage::{RECORD_SQL, StoreError};
+use evenkeel_postgres_session::TransactionStatus;
 use evenkeel_protocol::error::codes;
+use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughEnd, PassThroughRequest};
 use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOptions};
 use evenkeel_protocol::{Durability, Failure, Key, SqlError, TableId, TxnId};
+use evenkeel_rpc::Gone;
 use evenkeel_sql::Touches;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +50,9 @@ use tokio_postgres::types::ToSql;
 const MAX_IDLE_MS: u64 = 30_000;
 /// The interval at which idle transactions are looked for, in milliseconds.
 const REAP_MS: u64 = 1_000;
+
+/// Rolls back a transaction in users' own texts. What it counted does not count for the next.
+const ROLL_BACK_RAW: &str = "ROLLBACK; SELECT pg_catalog.pg_stat_force_next_flush()";
 
 /// A table and key that a transaction wrote. The retry window is asked by it after a lost
 /// connection.
@@ -53,6 +65,8 @@ pub struct Transactions {
     ids: Arc<StatementIds>,
     pool: Arc<SessionPool>,
     committer: Arc<Committer>,
+    pass_through: PassThrough,
+    pass_through_commit: PassThroughCommit,
     row_locks: Arc<RowLocks>,
     record: Arc<str>,
     open: OpenTransactions,
@@ -69,8 +83,19 @@ impl Transactions {
         committer: Arc<Committer>,
         row_locks: Arc<RowLocks>,
     ) -> Transactions {
-        let (record, open, lost) = (RECORD_SQL.into(), OpenTransactions::default(), LostCommits::default());
-        Transactions { context, intake, ids, pool, committer, row_locks, record, open, lost }
+        Transactions {
+            pass_through: PassThrough::new(context.clone(), intake.clone()),
+            pass_through_commit: PassThroughCommit::new(context.clone(), committer.clone()),
+            context,
+            intake,
+            ids,
+            pool,
+            committer,
+            row_locks,
+            record: RECORD_SQL.into(),
+            open: OpenTransactions::default(),
+            lost: LostCommits::default(),
+        }
     }
 
     /// Begins a transaction.
@@ -81,7 +106,19 @@ impl Transactions {
         let began_in = self.context.shared.latches.generation();
         let begin = format!("BEGIN ISOLATION LEVEL {isolation} {access}");
         session.simple(&begin).await.map_err(|error| not_executed(&error))?;
-        Ok(self.open.add(OpenTransaction {
+        Ok(self.open.add(self.opened(TransactionSession::Analysed(session), options, began_in)))
+    }
+
+    /// Begins a transaction in users' own texts. Nothing is sent to PostgreSQL before its first
+    /// step.
+    pub(super) async fn begin_pass_through(&self, begin: &PassThroughBegin) -> Result<Arc<TransactionHandle>, Failure> {
+        let session = self.context.took(self.pool.take_raw().await)?;
+        let raw = TransactionSession::Raw(Box::new(RawTransaction::new(session, begin)?));
+        Ok(self.open.add(self.opened(raw, begin.options, 0)))
+    }
+
+    fn opened(&self, session: TransactionSession, options: TransactionOptions, began_in: u64) -> OpenTransaction {
+        OpenTransaction {
             session: Some(session),
             rows: self.row_locks.holder(),
             captured: Capturer::default(),
@@ -91,7 +128,45 @@ impl Transactions {
             used: evenkeel_host::now(),
             affected: 0,
             first_key: None,
-        }))
+        }
+    }
+
+    /// Executes a step of a transaction in users' own texts, and sends its items but for the last.
+    pub(super) async fn step(
+        &self,
+        handle: &TransactionHandle,
+        request: &PassThroughRequest,
+        out: &mut ItemStream<'_>,
+        gone: Gone,
+    ) -> Result<PassThroughEnd, StepError> {
+        let mut transaction = handle.open.lock().await;
+        let transaction = &mut *transaction;
+        transaction.used = evenkeel_host::now();
+        if handle.is_doomed() {
+            return Err(StepError::Failed(ended_by_leader()));
+        }
+        if transaction.failed {
+            return Err(StepError::Failed(in_failed_transaction()));
+        }
+        let result = match &mut transaction.session {
+            Some(TransactionSession::Raw(raw)) => {
+                let (rows, began_in) = (&mut transaction.rows, &mut transaction.began_in);
+                self.pass_through.execute(StepOf { handle, raw, rows, began_in }, request, out, gone).await
+            }
+            Some(TransactionSession::Analysed(_)) => Err(StepError::NotExecuted(mixed())),
+            None => Err(StepError::Failed(ended_by_leader())),
+        };
+        // How long it took is not the client's doing.
+        transaction.used = evenkeel_host::now();
+        if matches!(result, Err(StepError::Failed(_) | StepError::Gone)) {
+            transaction.failed = true;
+        }
+        if handle.is_doomed() || matches!(result, Err(StepError::Gone)) {
+            // It could not be ended while it was executing.
+            self.end(handle, transaction).await;
+            return result.and(Err(StepError::Failed(ended_by_leader())));
+        }
+        result
     }
 
     /// Runs a statement in a transaction.
@@ -107,11 +182,7 @@ impl Transactions {
             return Err(ended_by_leader());
         }
         if transaction.failed {
-            return Err(SqlError::new(
-                codes::IN_FAILED_TRANSACTION,
-                "the transaction has failed; nothing is executed until it is rolled back",
-            )
-            .into());
+            return Err(in_failed_transaction());
         }
         let result = self.execute_open(handle, transaction, &request).await;
         if result.is_err() {
@@ -145,7 +216,11 @@ impl Transactions {
             return Err(serialization("the range came to this shard after the transaction's snapshot"));
         }
         handle.keep(ranges);
-        let Some(session) = &transaction.session else { return Err(ended_by_leader()) };
+        let session = match &transaction.session {
+            Some(TransactionSession::Analysed(session)) => session,
+            Some(TransactionSession::Raw(_)) => return Err(mixed()),
+            None => return Err(ended_by_leader()),
+        };
         let lost = |error: StoreError| lost_in_transaction(&self.context.examine(error));
         let prepared = session.prepare(&bound.sql, bound.plan.returned()).await.map_err(lost)?;
         let parameters = Parameters::new(&request.params);
@@ -199,12 +274,22 @@ impl Transactions {
         let captured = std::mem::take(&mut transaction.captured);
         // Held until PostgreSQL has confirmed the transaction's end.
         let _rows = std::mem::replace(&mut transaction.rows, self.row_locks.holder());
+        let session = match session {
+            TransactionSession::Analysed(session) => session,
+            TransactionSession::Raw(raw) => {
+                let failed = transaction.failed;
+                let result = self.commit_raw(raw, failed, id, durability, early).await;
+                drop(ranges);
+                return result;
+            }
+        };
         if transaction.failed || captured.is_empty() {
             // As in PostgreSQL, COMMIT of a failed transaction is a ROLLBACK. COMMIT of a
             // transaction that only read is a read (R8).
+            let session = TransactionSession::Analysed(session);
             let ((), led) = tokio::join!(self.roll_back_session(session), self.context.barrier());
             if transaction.failed {
-                return Err(serialization("a statement of the transaction failed, so it was rolled back"));
+                return Err(rolled_back_as_failed());
             }
             return led.map_err(moved_away);
         }
@@ -219,6 +304,35 @@ impl Transactions {
             }
             Err(CommitError::RolledBack(failure)) => {
                 self.pool.put_back(session);
+                Err(moved_away(failure))
+            }
+            Err(CommitError::Broken(failure)) => Err(failure),
+        }
+    }
+
+    /// Commits a transaction in users' own texts.
+    async fn commit_raw(
+        &self,
+        mut raw: Box<RawTransaction>,
+        failed: bool,
+        id: TxnId,
+        durability: Durability,
+        early: Option<EarlyReply>,
+    ) -> Result<(), Failure> {
+        if failed || raw.session.status() == TransactionStatus::Failed {
+            self.roll_back_session(TransactionSession::Raw(raw)).await;
+            return Err(rolled_back_as_failed());
+        }
+        let mut answers = Early::default();
+        answers.add(durability, early, &StatementReply::default());
+        let result = self.pass_through_commit.commit(&mut raw, id, answers).await;
+        match result {
+            Ok(()) => {
+                self.pool.put_back_raw(raw.session).await;
+                Ok(())
+            }
+            Err(CommitError::RolledBack(failure)) => {
+                self.pool.put_back_raw(raw.session).await;
                 Err(moved_away(failure))
             }
             Err(CommitError::Broken(failure)) => Err(failure),
@@ -246,11 +360,14 @@ impl Transactions {
             Ok::<_, StoreError>(())
         };
         if let Err(error) = record.await.map_err(|error| self.context.examine(error)) {
+            let session = EndingSession::Analysed(session);
             return self.committer.roll_back(session, lost_in_transaction(&error)).await;
         }
         let mut changes = match captured.finish(self.context.shared.log.unix_ms()) {
             Ok(changes) => changes,
-            Err(error) => return self.committer.roll_back(session, error.into()).await,
+            Err(error) => {
+                return self.committer.roll_back(EndingSession::Analysed(session), error.into()).await;
+            }
         };
         if let Some((table, key)) = transaction.first_key.clone() {
             let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
@@ -317,9 +434,19 @@ impl Transactions {
         transaction.rows = self.row_locks.holder();
     }
 
-    async fn roll_back_session(&self, session: PooledSession) {
-        if session.simple("ROLLBACK").await.is_ok() {
-            self.pool.put_back(session);
+    async fn roll_back_session(&self, session: TransactionSession) {
+        match session {
+            TransactionSession::Analysed(session) => {
+                if session.simple("ROLLBACK").await.is_ok() {
+                    self.pool.put_back(session);
+                }
+            }
+            TransactionSession::Raw(mut raw) => {
+                // One that does not answer ends when it is dropped.
+                if raw.is_new() || (raw.session.is_ready() && raw.session.simple(ROLL_BACK_RAW).await.is_ok()) {
+                    self.pool.put_back_raw(raw.session).await;
+                }
+            }
         }
     }
 
@@ -360,6 +487,16 @@ impl Transactions {
     }
 }
 
+/// A transaction's first request decides what it runs on.
+fn mixed() -> Failure {
+    let message = "a transaction cannot mix analysed statements and statements that are passed through";
+    SqlError::new(codes::INTERNAL, message).into()
+}
+
+fn rolled_back_as_failed() -> Failure {
+    serialization("a statement of the transaction failed, so it was rolled back")
+}
+
 /// Whether a transaction may run a statement.
 fn check_allowed(bound: &BoundPlan, transaction: &OpenTransaction, request: &StatementRequest) -> Result<(), Failure> {
     if bound.plan.writes() && transaction.options.read_only {
@@ -373,34 +510,4 @@ fn check_allowed(bound: &BoundPlan, transaction: &OpenTransaction, request: &Sta
         .into());
     }
     Ok(())
-}
-
-fn ended_by_leader() -> Failure {
-    serialization("the transaction was ended because a range it uses is moving, or because it was idle for too long")
-}
-
-/// A failure of a statement inside a transaction. The transaction cannot continue on another
-/// replica or shard, so its client has to run it again.
-fn moved_away(failure: Failure) -> Failure {
-    match failure {
-        Failure::Moved { .. } => serialization("a range that the transaction uses has moved"),
-        Failure::NotLeader { .. } => serialization("the shard's leader has changed"),
-        Failure::Busy { reason, .. } => serialization(&reason),
-        // Admission control rejects only work that has not begun.
-        Failure::Overloaded { .. } => serialization("the shard is overloaded"),
-        // Only a `local` read can be too stale, and a transaction contains none.
-        Failure::TooStale { .. } => serialization(&failure.to_string()),
-        // The client plans again, and the transaction with it.
-        Failure::SchemaChanged { .. } => failure,
-        other @ (Failure::Sql(_) | Failure::OutcomeUnknown { .. }) => other,
-    }
-}
-
-fn lost_in_transaction(error: &StoreError) -> Failure {
-    match error {
-        StoreError::Refused(error) if [LOCK_NOT_AVAILABLE, DEADLOCK].contains(&error.code.as_ref()) => {
-            contention(error)
-        }
-        other => moved_away(not_executed(other)),
-    }
 }

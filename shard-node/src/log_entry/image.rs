@@ -14,6 +14,8 @@ const GONE: u8 = 0;
 const NEW: u8 = 1;
 const WHOLE: u8 = 2;
 const PART: u8 = 3;
+const REMOVED: u8 = 4;
+const TRUNCATED: u8 = 5;
 
 /// A row's image in a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,10 @@ pub enum Image {
     Part(PartialRow),
     /// The row was deleted.
     Gone,
+    /// One row with these values was deleted from a table without a key. All columns, packed.
+    Removed(Bytes),
+    /// All rows of the table were deleted. The change has the empty key.
+    Truncated,
 }
 
 /// Some columns of a row.
@@ -102,6 +108,8 @@ impl Image {
                 Image::Part(PartialRow { columns: Columns(copied(&columns.0)), values: copied(values) })
             }
             Image::Gone => Image::Gone,
+            Image::Removed(row) => Image::Removed(copied(row)),
+            Image::Truncated => Image::Truncated,
         }
     }
 
@@ -111,14 +119,16 @@ impl Image {
             (Image::Part(later), Image::Part(earlier)) => later.columns == earlier.columns,
             (Image::Part(_), _) => false,
             (Image::New(_) | Image::Whole(_) | Image::Gone, _) => true,
+            // These are never of the same row.
+            (Image::Removed(_) | Image::Truncated, _) => false,
         }
     }
 
     /// Its encoded size, in bytes.
     pub fn size_bytes(&self) -> usize {
         match self {
-            Image::Gone => 1,
-            Image::New(row) | Image::Whole(row) => 5 + row.len(),
+            Image::Gone | Image::Truncated => 1,
+            Image::New(row) | Image::Whole(row) | Image::Removed(row) => 5 + row.len(),
             Image::Part(part) => 7 + part.columns.0.len() + part.values.len(),
         }
     }
@@ -127,6 +137,8 @@ impl Image {
     pub fn encode_into(&self, out: &mut BytesMut) {
         match self {
             Image::Gone => out.put_u8(GONE),
+            Image::Truncated => out.put_u8(TRUNCATED),
+            Image::Removed(row) => put_row(out, REMOVED, row),
             Image::New(row) => put_row(out, NEW, row),
             Image::Whole(row) => put_row(out, WHOLE, row),
             Image::Part(part) => {
@@ -148,6 +160,8 @@ impl Image {
             GONE => Ok(Image::Gone),
             NEW => Ok(Image::New(take_row(bytes)?)),
             WHOLE => Ok(Image::Whole(take_row(bytes)?)),
+            REMOVED => Ok(Image::Removed(take_row(bytes)?)),
+            TRUNCATED => Ok(Image::Truncated),
             PART => {
                 let length = take_number::<2>(bytes)?;
                 let columns = Columns(take(bytes, length)?);
@@ -196,7 +210,8 @@ impl From<Image> for Merged {
         match image {
             Image::New(row) | Image::Whole(row) => Merged::Row(row),
             Image::Part(part) => Merged::Part(part),
-            Image::Gone => Merged::Gone,
+            // The last two are not of a row with a key.
+            Image::Gone | Image::Removed(_) | Image::Truncated => Merged::Gone,
         }
     }
 }

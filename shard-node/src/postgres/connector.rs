@@ -2,25 +2,51 @@
 
 use super::store_error::StoreError;
 use evenkeel_host::{Bug, Server, deliberate};
-use evenkeel_postgres_session::Session;
-use std::path::PathBuf;
+use evenkeel_postgres_session::{CancelKey, Session, SessionError};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio_postgres::{CancelToken, Client, Config, NoTls};
 
-/// How long connecting may take.
+/// How long connecting may take, in milliseconds.
 const CONNECT_MS: u64 = 10_000;
+/// The server's port: a part of its socket's name.
+const PORT: u16 = 5432;
 
 /// Whom a session acts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionRole {
     /// The replica itself: a superuser.
     Admin,
-    /// A user's statement (R6): reads and changes rows of tables in `public`, adds to
-    /// `evenkeel.applied`, and can do nothing else.
+    /// A user's statement (R6): reads and changes rows of users' tables, adds to
+    /// `evenkeel.applied`, and can do nothing else. Triggers do not fire: RETURNING tells what the
+    /// statement writes.
     User,
+    /// A user's statement in the user's own text. It may do the same, and truncate tables; triggers
+    /// fire, and those that report changes cannot be turned off in such a session (R7).
+    PassThrough,
 }
+
+impl SessionRole {
+    /// The server's name of the account, and what its sessions are called.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            SessionRole::Admin => (super::layout::ADMIN, "evenkeel replica"),
+            SessionRole::User => (super::settings::USER, "evenkeel statements"),
+            SessionRole::PassThrough => (super::settings::PASS_THROUGH_USER, "evenkeel pass-through"),
+        }
+    }
+}
+
+/// The settings of sessions for users' own texts, at their beginning and after each RESET: limits
+/// of waiting for locks and of running, and [`READ_ONLY`].
+const PASS_THROUGH_OPTIONS: &str = "-c lock_timeout=2s -c statement_timeout=30s";
+/// Statements are sent before it is known that BEGIN has come about. One that fails must not let
+/// them commit by themselves, past the log (invariant 3): only what follows `BEGIN READ WRITE` may
+/// write.
+const READ_ONLY: &str = "-c default_transaction_read_only=on";
 
 /// Makes sessions, until it is ended. Cheap to clone: clones end together.
 #[derive(Clone)]
@@ -82,22 +108,16 @@ impl Connector {
     /// [`StoreError::SessionLost`] if the server is not there or this has [ended](Connector::end);
     /// [`StoreError::Refused`] if it takes no more sessions.
     pub async fn connect(&self, role: SessionRole) -> Result<Client, StoreError> {
-        let (user, name) = match role {
-            SessionRole::Admin => (super::layout::ADMIN, "evenkeel replica"),
-            SessionRole::User => ("evenkeel_user", "evenkeel statements"),
-        };
+        let (user, name) = role.names();
         let mut config = Config::new();
         config.user(user).dbname("postgres").application_name(name);
         config.connect_timeout(Duration::from_millis(CONNECT_MS));
-        if role == SessionRole::User && !deliberate(Bug::WritesWithoutBegin) {
-            // Statements are sent before it is known that BEGIN has come about. One that fails must
-            // not let them commit by themselves, past the log (invariant 3): only what follows
-            // `BEGIN READ WRITE` may write.
-            config.options("-c default_transaction_read_only=on");
+        if role != SessionRole::Admin && !deliberate(Bug::WritesWithoutBegin) {
+            config.options(READ_ONLY);
         }
         let client = match &self.way {
             Way::Socket(folder) => {
-                let (client, connection) = config.host_path(folder).port(5432).connect(NoTls).await?;
+                let (client, connection) = config.host_path(folder).port(PORT).connect(NoTls).await?;
                 tokio::spawn(carry(connection));
                 client
             }
@@ -115,20 +135,52 @@ impl Connector {
 }
 
 impl Connector {
-    /// Opens a raw session.
+    /// Opens a raw session for users' own texts. It ends when it is dropped.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn connect_raw(&self) -> Result<Session, StoreError> {
+        self.raw(SessionRole::PassThrough).await
+    }
+
+    /// Opens a raw session for anybody.
     ///
     /// # Errors
     /// As [`Connector::connect`].
     pub async fn raw(&self, role: SessionRole) -> Result<Session, StoreError> {
-        let Way::Socket(folder) = &self.way else { return Err(StoreError::SessionLost) };
-        let (user, options) = match role {
-            SessionRole::Admin => (super::layout::ADMIN, ""),
-            SessionRole::User => ("evenkeel_user", "-c default_transaction_read_only=on"),
+        let (user, name) = role.names();
+        let settings = match role {
+            SessionRole::Admin => String::new(),
+            SessionRole::User => READ_ONLY.to_string(),
+            SessionRole::PassThrough => format!("{READ_ONLY} {PASS_THROUGH_OPTIONS}"),
         };
-        let stream = tokio::net::UnixStream::connect(folder.join(".s.PGSQL.5432")).await;
-        let stream = stream.map_err(|_| StoreError::SessionLost)?;
-        let session = Session::connect(stream, user, "postgres", &[("options", options)]).await;
-        session.map_err(|_| StoreError::SessionLost)
+        let options = [("application_name", name), ("options", settings.as_str())];
+        let open = async {
+            match &self.way {
+                Way::Socket(folder) => {
+                    let stream = UnixStream::connect(socket_in(folder)).await?;
+                    Session::connect(stream, user, "postgres", &options).await
+                }
+                Way::Simulated(server) => Session::connect(server.connect()?, user, "postgres", &options).await,
+            }
+        };
+        let opened = evenkeel_host::timeout(Duration::from_millis(CONNECT_MS), open).await;
+        let session = opened.map_err(|_| StoreError::SessionLost)?.map_err(StoreError::from)?;
+        // As above.
+        if self.over.load(Ordering::SeqCst) { Err(StoreError::SessionLost) } else { Ok(session) }
+    }
+
+    /// The same as [`Connector::cancel`], for a raw session.
+    pub async fn cancel_raw(&self, key: CancelKey) {
+        if let Way::Socket(folder) = &self.way {
+            let cancel = async {
+                let stream = UnixStream::connect(socket_in(folder)).await?;
+                key.cancel(stream).await
+            };
+            let cancelled: Result<Result<(), SessionError>, _> =
+                evenkeel_host::timeout(Duration::from_millis(CONNECT_MS), cancel).await;
+            tracing::debug!(?cancelled, "a statement was cancelled");
+        }
     }
 
     /// Has the statement cancelled that runs on a session. Best effort: it may have ended, and be
@@ -140,6 +192,10 @@ impl Connector {
             tracing::debug!(?cancelled, "a statement was cancelled");
         }
     }
+}
+
+fn socket_in(folder: &Path) -> PathBuf {
+    folder.join(format!(".s.PGSQL.{PORT}"))
 }
 
 /// Carries a session's messages until it ends.

@@ -188,14 +188,17 @@ impl Postgres {
         Ok(())
     }
 
-    /// Makes the users' account, and the owner of what schema changes make, if this is the first start
-    /// that gets this far.
+    /// Makes the users' accounts if this is the first start that gets this far.
     async fn make_user(&self) -> Result<(), PostgresError> {
-        let failed = |e: &dyn std::fmt::Display| PostgresError::failed("making the users' account", e);
+        let failed = |e: &dyn std::fmt::Display| PostgresError::failed("making the users' accounts", e);
         let client = self.connector().connect(SessionRole::Admin).await.map_err(|e| failed(&e))?;
-        let found = client.query_opt("SELECT 1 FROM pg_roles WHERE rolname = 'evenkeel_user'", &[]).await;
-        if found.map_err(|e| failed(&e))?.is_none() {
-            client.batch_execute(settings::MAKE_USER).await.map_err(|e| failed(&e))?;
+        let accounts =
+            [(settings::USER, settings::MAKE_USER), (settings::PASS_THROUGH_USER, settings::MAKE_PASS_THROUGH_USER)];
+        for (name, make) in accounts {
+            let found = client.query_opt("SELECT 1 FROM pg_roles WHERE rolname = $1", &[&name]).await;
+            if found.map_err(|e| failed(&e))?.is_none() {
+                client.batch_execute(make).await.map_err(|e| failed(&e))?;
+            }
         }
         let found = client.query_opt("SELECT 1 FROM pg_roles WHERE rolname = 'evenkeel_owner'", &[]).await;
         if found.map_err(|e| failed(&e))?.is_none() {

@@ -113,17 +113,25 @@ const FIXED: &[(&str, &str)] = &[
     ("update_process_title", "off"),
 ];
 
+/// The account of sessions that run statements which the shard has analysed.
+pub(super) const USER: &str = "evenkeel_user";
+/// The account of sessions that run users' own texts.
+pub(super) const PASS_THROUGH_USER: &str = "evenkeel_user_pass_through";
+
 /// Run once by the superuser: the account of users' sessions, which can change rows and nothing
 /// else (R6). It may create nothing, not even temporary tables, end no other session, and change no
-/// setting through a function.
+/// setting through a function. Its sessions are replica sessions: no trigger fires, so that those
+/// which report changes (R7) cost nothing where RETURNING does it.
 pub(super) const MAKE_USER: &str = "
 BEGIN;
 CREATE ROLE evenkeel_user LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
+ALTER ROLE evenkeel_user SET session_replication_role TO replica;
 REVOKE ALL ON DATABASE postgres FROM PUBLIC;
 GRANT CONNECT ON DATABASE postgres TO evenkeel_user;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO evenkeel_user;
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, USAGE, UPDATE ON SEQUENCES TO evenkeel_user;
 REVOKE EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(int, bigint), pg_catalog.pg_cancel_backend(int),
     pg_catalog.set_config(text, text, boolean), pg_catalog.lo_create(oid), pg_catalog.lo_creat(int),
     pg_catalog.lo_from_bytea(oid, bytea) FROM PUBLIC;
@@ -145,6 +153,12 @@ ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE, SELECT, UPDATE ON 
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT EXECUTE ON FUNCTIONS TO evenkeel_user;
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON TYPES TO evenkeel_user;
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON SCHEMAS TO evenkeel_user";
+
+/// The same: the account of sessions that run users' own texts. It has the other's privileges. Its
+/// triggers fire, and it cannot change that: `session_replication_role` is a superuser's to set, and
+/// the other account's setting is not inherited.
+pub(super) const MAKE_PASS_THROUGH_USER: &str = "
+CREATE ROLE evenkeel_user_pass_through LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT IN ROLE evenkeel_user";
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Failures of a session with PostgreSQL, by the reaction that they require.
 
 use super::damage::is_damage;
+use evenkeel_postgres_session::SessionError;
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::{ErrorFields, codes};
 use std::error::Error;
@@ -94,6 +95,27 @@ impl From<tokio_postgres::Error> for StoreError {
     }
 }
 
+impl From<SessionError> for StoreError {
+    fn from(error: SessionError) -> StoreError {
+        let fatal = error.is_fatal();
+        match error {
+            SessionError::Refused(error) if !fatal || before_session(&error.code) => refused(error),
+            other => {
+                tracing::warn!(error = %other, "a session with PostgreSQL is lost");
+                StoreError::SessionLost
+            }
+        }
+    }
+}
+
+/// What PostgreSQL says of a raw session's statement.
+fn refused(error: SqlError) -> StoreError {
+    match is_denied(&error.code, &error.message) {
+        true => StoreError::Refused(SqlError { code: IO_ERROR.into(), ..error }),
+        false => StoreError::Refused(error),
+    }
+}
+
 /// The fields of an error that tell a client where it is and what it is about.
 fn fields(db: &DbError) -> ErrorFields {
     let (mut position, mut internal_position, mut internal_query) = (None, None, None);
@@ -124,7 +146,11 @@ const IO_ERROR: &str = "58030";
 /// 42501 is said of privileges that a user lacks, and also of a file that the server itself may not
 /// open: that is a failure of the system, and none of the statement.
 fn is_denied_file(error: &DbError) -> bool {
-    error.code().code() == "42501" && error.message().starts_with("could not ")
+    is_denied(error.code().code(), error.message())
+}
+
+fn is_denied(code: &str, message: &str) -> bool {
+    code == "42501" && message.starts_with("could not ")
 }
 
 /// FATAL errors with which the server declines to open a session: it lives, it just takes no more.

@@ -9,6 +9,7 @@
 
 use crate::leader::Leader;
 use crate::leader::open_transaction::TransactionHandle;
+use evenkeel_protocol::{Failure, SqlError};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,6 +65,21 @@ pub enum NotKept {
     TooMany,
     /// Its end has come before its beginning.
     Ended,
+}
+
+impl From<NotKept> for Failure {
+    fn from(why: NotKept) -> Failure {
+        match why {
+            NotKept::TooMany => SqlError::new("53300", "too many transactions are open on this connection"),
+            NotKept::Ended => SqlError::new("40001", "the transaction was rolled back as it began"),
+        }
+        .into()
+    }
+}
+
+/// The answer to a request of a transaction that is not open.
+pub fn no_longer_open() -> Failure {
+    SqlError::new("40001", "the transaction is no longer open here").hint("Retry the transaction.").into()
 }
 
 struct Transactions<T> {

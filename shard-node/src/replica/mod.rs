@@ -29,6 +29,7 @@ pub mod connection_transactions;
 mod handles;
 mod log_settings;
 pub mod membership;
+mod pass_through;
 mod postgres_supervision;
 mod process;
 mod rpc_service;

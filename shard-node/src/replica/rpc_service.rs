@@ -10,8 +10,9 @@
 //! A request that only a leader can serve is answered with `NotLeader` elsewhere. While PostgreSQL
 //! starts, every request that needs it is answered with `Busy`.
 
-use super::connection_transactions::{ConnectionTransactions, NotKept};
+use super::connection_transactions::{ConnectionTransactions, no_longer_open};
 use super::membership;
+use super::pass_through;
 use super::process::ReplicaProcess;
 use crate::clock::now_ms;
 use crate::log_entry::Purpose;
@@ -86,6 +87,7 @@ impl Service for ReplicaProcess {
                 Some(start) => state_transfer::serve_rows(start.handles, &self.pacer, request, replier).await,
                 None => replier.reply(&ShardReply::Failed(starting())).await,
             },
+            ShardRequest::PassThrough(request) => pass_through::serve(&self, &session, &request, replier).await,
             other => {
                 let gone = replier.gone();
                 let reply = answer(&self, &session, other, gone).await.unwrap_or_else(ShardReply::Failed);
@@ -213,18 +215,11 @@ async fn in_transaction(
             let handle = leader.begin_transaction(options).await?;
             if let Err(why) = session.put(transaction, (leader.clone(), handle.clone())) {
                 leader.roll_back_transaction(&handle).await;
-                return Err(match why {
-                    NotKept::TooMany => SqlError::new("53300", "too many transactions are open on this connection"),
-                    NotKept::Ended => SqlError::new("40001", "the transaction was rolled back as it began"),
-                }
-                .into());
+                return Err(why.into());
             }
             (leader, handle)
         }
-        (None, None) => {
-            let gone = SqlError::new("40001", "the transaction is no longer open here");
-            return Err(gone.hint("Retry the transaction.").into());
-        }
+        (None, None) => return Err(no_longer_open()),
     };
     Ok(ShardReply::Rows(leader.in_transaction(&handle, statement).await?))
 }

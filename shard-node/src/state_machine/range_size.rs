@@ -68,6 +68,11 @@ impl RangeSize {
                 self.rows = self.rows.saturating_sub(1);
                 self.bytes = if self.rows == 0 { 0 } else { self.bytes.saturating_sub(average) };
             }
+            Image::Removed(row) => {
+                self.rows = self.rows.saturating_sub(1);
+                self.bytes = if self.rows == 0 { 0 } else { self.bytes.saturating_sub(row_bytes(row)) };
+            }
+            Image::Truncated => *self = RangeSize::default(),
         }
     }
 

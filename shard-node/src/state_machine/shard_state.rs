@@ -10,6 +10,7 @@ use super::refusal::{EntryRefusal, refuse};
 use super::schema::{Change as SchemaChange, PreparedSchema, Schema};
 use super::tables::Tables;
 use super::unclaimed;
+use crate::log_entry::image::Image;
 use crate::log_entry::{Change, Changes, Control};
 use evenkeel_protocol::report::HighestNumbers;
 use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, SchemaDelta, TableId, TableSchema};
@@ -148,13 +149,41 @@ impl ShardState {
     /// The ownership fence (invariant 2): whether every changed key is owned, unfenced, here in the
     /// log.
     pub fn judge(&self, changes: &Changes) -> Result<(), EntryRefusal> {
-        let foreign = changes.changes.iter().find(|change| self.owner(change.table, &change.key).is_none());
-        match foreign {
-            None => Ok(()),
-            Some(Change { table, key, .. }) => {
-                refuse("not-owned", format!("key {} of table {table} is not owned here", key.to_hex()))
+        for Change { table, key, image } in &changes.changes {
+            if *image == Image::Truncated {
+                self.judge_truncation(*table)?;
+            } else if self.owner(*table, key).is_none() {
+                return refuse("not-owned", format!("key {} of table {table} is not owned here", key.to_hex()));
             }
         }
+        Ok(())
+    }
+
+    /// The same of all of a table's keys. A range that is about to move is not truncated: its copy
+    /// would not be.
+    fn judge_truncation(&self, table: TableId) -> Result<(), EntryRefusal> {
+        if !self.owns_whole(table) {
+            return refuse("not-owned", format!("not all of table {table} is owned here"));
+        }
+        match self.moves_out().find(|moved| moved.table == table) {
+            Some(moved) => refuse("move-open", format!("range {} of table {table} moves", moved.range)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this shard owns all keys of a table.
+    pub fn owns_whole(&self, table: TableId) -> bool {
+        let mut next = Some(Key::MIN);
+        for range in self.overlapping(table, &KeyInterval::ALL) {
+            if next.as_ref() != Some(&range.interval.start) {
+                return false;
+            }
+            next.clone_from(&range.interval.end);
+            if next.is_none() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Applies a control entry. `position` is its place in the log.

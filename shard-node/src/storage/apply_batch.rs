@@ -6,7 +6,8 @@
 //! batch before its COMMIT is.
 
 use super::StoreError;
-use super::batch::{ApplyBatch, Differing, StoreOperation};
+use super::batch::{ApplyBatch, Differing, OrderedRow, StoreOperation};
+use super::capture_triggers::{capture_triggers, drop_capture};
 use super::packed_keys::pack_whole_key;
 use super::pipeline::Pipeline;
 use super::prepared::{Kind, PreparedTables};
@@ -14,7 +15,7 @@ use super::raw_values::{Packed, RawParameter};
 use super::recovered::PositionRow;
 use super::schema_change;
 use super::snapshot::checksum_of;
-use super::statements::{Bounds, Shape, Source};
+use super::statements::{Bounds, Shape, Source, has_texts, makes_values, table_name};
 use crate::log_entry::image::Columns;
 use crate::state_machine::CopiedRows;
 use bytes::{Bytes, BytesMut};
@@ -39,6 +40,8 @@ const MAX_ARRAY_ROW_BYTES: usize = 2 << 10;
 /// rows at a time; one with fewer costs more than it saves, since it waits for an answer before it
 /// begins.
 const MIN_COPIED_ROWS: usize = 32;
+/// The values of a sequence's image.
+const SEQUENCE_VALUES: usize = 3;
 /// Bytes of such rows in one message.
 const COPY_MESSAGE_BYTES: usize = 64 << 10;
 
@@ -121,6 +124,7 @@ async fn run_all(
 pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
     // Prepared, so that it is one statement and no more.
     client.execute(&*schema.create_sql, &[]).await?;
+    client.batch_execute(&captured_by_triggers(schema)).await?;
     let differing = Mutex::default();
     let mut run =
         Run { client, tables: &mut PreparedTables::default(), pipeline: Pipeline::default(), differing: &differing, leads: false };
@@ -129,20 +133,32 @@ pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> R
     let others = Columns::new((0..schema.columns.len()).filter(|at| !schema.key.contains(at)));
     for source in sources {
         run.prepared(schema, Kind::Insert(*source, false)).await?;
+        if schema.key.is_empty() {
+            continue;
+        }
         run.prepared(schema, Kind::Insert(*source, true)).await?;
-        if others.count() > 0 {
+        if others.count() > 0 && !has_texts(schema) {
             run.prepared(schema, Kind::Update(*source, others.clone())).await?;
         }
     }
     if evenkeel_host::simulation().is_none() {
         run.prepared(schema, Kind::CopyIn).await?;
     }
-    run.prepared(schema, Kind::Delete(Source::One)).await?;
-    run.prepared(schema, Kind::Delete(Source::Many)).await?;
+    if schema.key.is_empty() {
+        run.prepared(schema, Kind::Remove).await?;
+    } else {
+        run.prepared(schema, Kind::Delete(Source::One)).await?;
+        run.prepared(schema, Kind::Delete(Source::Many)).await?;
+    }
     let whole = Shape { start: schema.key.len(), end: schema.key.len() };
     run.prepared(schema, Kind::DeleteInterval(whole)).await?;
     run.prepared(schema, Kind::Checksum(whole)).await?;
     Ok(())
+}
+
+/// DDL for a table's triggers; a simulation's server has none.
+fn captured_by_triggers(schema: &TableSchema) -> String {
+    if evenkeel_host::simulation().is_some() { String::new() } else { capture_triggers(schema) }
 }
 
 /// A batch being applied.
@@ -161,25 +177,36 @@ impl<'a> Run<'a> {
         match operation {
             StoreOperation::CreateTable(schema) => {
                 self.tables.forget(&schema.name);
-                self.simple(&schema.create_sql).await
+                self.simple(&schema.create_sql).await?;
+                self.run_text(captured_by_triggers(schema)).await
             }
             StoreOperation::DropTable(schema) => {
                 self.tables.forget(&schema.name);
-                let drop = format!("DROP TABLE IF EXISTS public.{}", TableSchema::quote(&schema.name));
-                let client = self.client;
-                self.pipeline.send(async move { client.batch_execute(&drop).await.map(|()| 0) }.boxed()).await
+                let mut drop = format!("DROP TABLE IF EXISTS {}", table_name(schema));
+                // A simulation's server has no functions.
+                if evenkeel_host::simulation().is_none() {
+                    drop = format!("{drop}; {}", drop_capture(schema));
+                }
+                self.run_text(drop).await
             }
             StoreOperation::ChangeSchema(delta) => {
                 self.pipeline.drain().await?;
                 self.tables.forget_all();
                 schema_change::execute(self.client, delta, !self.leads).await
             }
-            StoreOperation::Rows { table, upserts, deletes } => {
-                if !upserts.is_empty() {
-                    let rows = Packed::of_rows(upserts, table.columns.len())?;
-                    self.insert(table, rows, true).await?;
-                }
-                self.delete(table, deletes).await
+            StoreOperation::Rows { table, upserts, deletes } => self.rows(table, upserts, deletes).await,
+            StoreOperation::Truncate(table) => {
+                let statement = self.prepared(table, Kind::Truncate).await?;
+                let client = self.client;
+                let none = std::iter::empty::<RawParameter<'_>>();
+                self.pipeline.send(async move { client.execute_raw(&statement, none).await }.boxed()).await
+            }
+            StoreOperation::Ordered { table, changes } => self.ordered(table, changes).await,
+            StoreOperation::Sequence { sequence, image } => {
+                let statement = self.prepared(sequence, Kind::SetSequence).await?;
+                let image = Packed::of_rows(std::slice::from_ref(image), SEQUENCE_VALUES)?;
+                let client = self.client;
+                self.pipeline.send(async move { client.execute_raw(&statement, image.single()).await }.boxed()).await
             }
             StoreOperation::Update { table, columns, rows } => self.update(table, columns, rows).await,
             StoreOperation::ReplaceInterval { table, interval, rows, copied } => {
@@ -198,6 +225,72 @@ impl<'a> Run<'a> {
         self.pipeline.send(async move { client.batch_execute(sql).await.map(|()| 0) }.boxed()).await
     }
 
+    async fn run_text(&mut self, sql: String) -> Result<(), StoreError> {
+        let client = self.client;
+        self.pipeline.send(async move { client.batch_execute(&sql).await.map(|()| 0) }.boxed()).await
+    }
+
+    async fn rows(
+        &mut self,
+        table: &'a Arc<TableSchema>,
+        upserts: &'a [Bytes],
+        deletes: &'a [Key],
+    ) -> Result<(), StoreError> {
+        // First: of keys that are equal and not the same, one may go and another come.
+        self.delete(table, deletes).await?;
+        if upserts.is_empty() {
+            return Ok(());
+        }
+        let rows = Packed::of_rows(upserts, table.columns.len())?;
+        if !makes_values(table) {
+            return self.insert(table, rows, true).await;
+        }
+        // PostgreSQL does not let a row that is there take a value that it makes itself.
+        let (codec, mut keys) = (table.codec(), Vec::with_capacity(upserts.len()));
+        for row in upserts {
+            let key = table.key_of_row(&codec, row);
+            keys.push(key.map_err(|error| StoreError::Diverged(format!("table {}: {error}", table.name)))?);
+        }
+        self.delete(table, &keys).await?;
+        self.insert(table, rows, false).await
+    }
+
+    /// Changes of rows without a key.
+    async fn ordered(&mut self, table: &'a Arc<TableSchema>, changes: &'a [OrderedRow]) -> Result<(), StoreError> {
+        let width = table.columns.len();
+        let alike = |left: &OrderedRow, right: &OrderedRow| {
+            matches!((left, right), (OrderedRow::Inserted(_), OrderedRow::Inserted(_)))
+        };
+        for run in changes.chunk_by(alike) {
+            match run {
+                [OrderedRow::Removed(row)] => {
+                    let statement = self.prepared(table, Kind::Remove).await?;
+                    let row = Packed::of_rows(std::slice::from_ref(row), width)?;
+                    let client = self.client;
+                    let run = async move { client.execute_raw(&statement, row.single()).await };
+                    self.pipeline.send(run.boxed()).await?;
+                }
+                inserted => {
+                    let row = |change: &'a OrderedRow| match change {
+                        OrderedRow::Inserted(row) | OrderedRow::Removed(row) => &row[..],
+                    };
+                    let rows = Packed::of_slices(inserted.iter().map(row), width)?;
+                    self.insert_new(table, rows).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that are not there.
+    async fn insert_new(&mut self, table: &'a Arc<TableSchema>, rows: Packed<'a>) -> Result<(), StoreError> {
+        // A simulation's server knows no COPY; the rows are the same by either way.
+        if rows.rows() >= MIN_COPIED_ROWS && evenkeel_host::simulation().is_none() && !has_texts(table) {
+            return self.copy_in(table, &rows).await;
+        }
+        self.insert(table, rows, false).await
+    }
+
     async fn replace(
         &mut self,
         table: &'a Arc<TableSchema>,
@@ -206,11 +299,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), StoreError> {
         self.delete_interval(table, interval).await?;
         let rows = Packed::of_batch(rows, table.columns.len())?;
-        // A simulation's server knows no COPY; the rows are the same by either way.
-        if rows.rows() >= MIN_COPIED_ROWS && evenkeel_host::simulation().is_none() {
-            return self.copy_in(table, &rows).await;
-        }
-        self.insert(table, rows, false).await
+        self.insert_new(table, rows).await
     }
 
     /// Copies rows that are not there. Later statements wait in the driver until all of the rows
@@ -318,13 +407,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn delete(&mut self, table: &'a Arc<TableSchema>, keys: &'a [Key]) -> Result<(), StoreError> {
+    async fn delete(&mut self, table: &'a Arc<TableSchema>, keys: &[Key]) -> Result<(), StoreError> {
         if keys.is_empty() {
             return Ok(());
         }
         let types = table.key_types();
+        let arrays = self.tables.have_arrays(self.client, &mut self.pipeline, table.key_columns()).await?;
         let client = self.client;
-        let single = keys.len() <= MAX_SINGLE_ROWS;
+        let single = keys.len() <= MAX_SINGLE_ROWS || !arrays;
         let source = if single { Source::One } else { Source::Many };
         let statement = self.prepared(table, Kind::Delete(source)).await?;
         for piece in keys.chunks(if single { 1 } else { MAX_STATEMENT_ROWS }) {

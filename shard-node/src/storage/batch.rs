@@ -86,6 +86,22 @@ pub enum StoreOperation {
         /// stores them.
         copied: Option<CopiedRows>,
     },
+    /// Deletes all rows of a table.
+    Truncate(Arc<TableSchema>),
+    /// Inserts and deletes rows of a table without a key, one after the other (R18).
+    Ordered {
+        /// The table.
+        table: Arc<TableSchema>,
+        /// The changes.
+        changes: Vec<OrderedRow>,
+    },
+    /// Sets a sequence.
+    Sequence {
+        /// The sequence.
+        sequence: Arc<TableSchema>,
+        /// Its image (see `RelationKind::Sequence`).
+        image: Bytes,
+    },
     /// Deletes all rows in an interval.
     DeleteInterval {
         /// The table.
@@ -93,4 +109,13 @@ pub enum StoreOperation {
         /// The interval.
         interval: KeyInterval,
     },
+}
+
+/// A change of a row without a key. All columns, packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderedRow {
+    /// One row more.
+    Inserted(Bytes),
+    /// One of the rows with these values less.
+    Removed(Bytes),
 }

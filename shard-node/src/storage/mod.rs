@@ -33,6 +33,7 @@
 //! | `snapshot`, `snapshots` | reading a range as of one moment: chunks, checksums; sessions for that |
 //! | `sample` | sizes of ranges, and keys that split by size, from a sample of pages |
 //! | `statements` | SQL text made from schemas (pure) |
+//! | `capture_triggers`, `read_back` | triggers that report changed keys; queries for their rows (pure) |
 //! | `raw_values`, `packed_keys` | values and keys in PostgreSQL's binary format |
 //! | `parameters` | users' parameters |
 //! | `try_table` | trial of a table's definition |
@@ -41,12 +42,13 @@
 
 mod apply_batch;
 mod batch;
-mod capture_stub;
+mod capture_triggers;
 mod packed_keys;
 mod parameters;
 mod pipeline;
 mod prepared;
 mod raw_values;
+mod read_back;
 mod recovered;
 mod sample;
 mod schema;
@@ -59,15 +61,21 @@ mod try_table;
 mod vacuum;
 
 pub use crate::postgres::StoreError;
-pub use batch::{ApplyBatch, Differing, StoreOperation};
+pub use batch::{ApplyBatch, Differing, OrderedRow, StoreOperation};
+pub use capture_triggers::{
+    REPORT_CODE, RESET_COUNTS, ReportKind, TEXT_SETTINGS, WRITTEN_TABLES, capture_triggers, drop_capture,
+    is_report_context,
+};
 pub use parameters::{Parameter, parameter};
 pub use raw_values::{Raw, RawParameter};
+pub use read_back::{ReadBack, ReadBackQuery};
 pub use recovered::{AppliedRecord, Recovered};
 pub use sample::{Sample, sample, size_split_keys};
 pub use schema::RECORD_SQL;
 pub use schema_change::try_schema_change;
 pub use snapshot::{Chunk, Extent, MAX_CHUNK_BYTES, PinnedSnapshot, RowsOf};
 pub use snapshots::Snapshots;
+pub use statements::{sequence_image, sequence_state, table_file};
 pub use store::Store;
 pub use try_table::try_table;
 pub use vacuum::keep_vacuumed;

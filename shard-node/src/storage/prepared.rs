@@ -5,6 +5,7 @@ use super::pipeline::Pipeline;
 use super::statements::{self, Shape, Source};
 use crate::log_entry::image::Columns;
 use evenkeel_protocol::error::codes;
+use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{KeyType, SqlError, TableSchema};
 use postgres_types::Type;
 use std::collections::HashMap;
@@ -25,6 +26,12 @@ pub(super) enum Kind {
     Update(Source, Columns),
     /// By keys.
     Delete(Source),
+    /// Of one row of a table without a key.
+    Remove,
+    /// Of a sequence.
+    SetSequence,
+    /// Of all rows.
+    Truncate,
     /// By an interval.
     DeleteInterval(Shape),
     /// Of an interval's rows.
@@ -40,6 +47,7 @@ impl Kind {
     ) -> Result<(String, Vec<Type>), StoreError> {
         let of = |source: Source, oid: u32| match source {
             Source::One => scalar_type(oid),
+            Source::Many if oid == 0 => Some(Type::TEXT_ARRAY),
             Source::Many => arrays.get(&oid).cloned().flatten().or_else(|| array_of_key_type(oid)),
         };
         let all = |source| schema.columns.iter().map(|c| of(source, c.type_oid)).collect::<Option<Vec<Type>>>();
@@ -55,6 +63,9 @@ impl Kind {
                 let types = schema.key_columns().map(|column| of(source, column.type_oid)).collect();
                 (statements::delete(schema, source), types)
             }
+            Kind::Remove => (statements::remove(schema), all(Source::One)),
+            Kind::SetSequence => (statements::set_sequence(schema), Some(vec![Type::INT8, Type::BOOL, Type::BOOL])),
+            Kind::Truncate => (format!("DELETE FROM {}", statements::table_name(schema)), Some(Vec::new())),
             Kind::DeleteInterval(shape) => {
                 let sql =
                     format!("DELETE FROM {}{}", statements::table_name(schema), statements::where_in(schema, shape));
@@ -71,8 +82,9 @@ impl Kind {
     }
 }
 
-fn scalar_type(oid: u32) -> Option<Type> {
-    Type::from_oid(oid)
+/// The type that values of a column travel as.
+pub(super) fn scalar_type(oid: u32) -> Option<Type> {
+    if oid == 0 { Some(Type::TEXT) } else { Type::from_oid(oid) }
 }
 
 /// The array types of the types a key can have.
@@ -151,8 +163,19 @@ impl PreparedTables {
         pipeline: &mut Pipeline<'_>,
         schema: &TableSchema,
     ) -> Result<bool, StoreError> {
-        let unseen: Vec<u32> =
-            schema.columns.iter().map(|c| c.type_oid).filter(|oid| !self.array_types.contains_key(oid)).collect();
+        self.have_arrays(client, pipeline, schema.columns.iter()).await
+    }
+
+    /// The same of some columns.
+    pub(super) async fn have_arrays<'c>(
+        &mut self,
+        client: &Client,
+        pipeline: &mut Pipeline<'_>,
+        columns: impl Iterator<Item = &'c ColumnSchema>,
+    ) -> Result<bool, StoreError> {
+        // Those of users' types travel as text.
+        let types: Vec<u32> = columns.map(|column| column.type_oid).filter(|oid| *oid != 0).collect();
+        let unseen: Vec<u32> = types.iter().copied().filter(|oid| !self.array_types.contains_key(oid)).collect();
         if !unseen.is_empty() {
             pipeline.drain().await?;
             let found = client.query("SELECT oid, typarray FROM pg_type WHERE oid = ANY($1)", &[&unseen]).await?;
@@ -161,6 +184,7 @@ impl PreparedTables {
             }
             unseen.into_iter().for_each(|oid| _ = self.array_types.entry(oid).or_insert(None));
         }
-        Ok(schema.columns.iter().all(|c| matches!(self.array_types.get(&c.type_oid), Some(Some(_)))))
+        let has = |oid: &u32| matches!(self.array_types.get(oid), Some(Some(_)));
+        Ok(types.iter().all(has))
     }
 }

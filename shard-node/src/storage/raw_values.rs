@@ -66,6 +66,11 @@ pub(super) struct Packed<'a> {
 impl<'a> Packed<'a> {
     /// Of row images, each of `width` values.
     pub fn of_rows(rows: &'a [Bytes], width: usize) -> Result<Packed<'a>, StoreError> {
+        Packed::of_slices(rows.iter().map(|row| &row[..]), width)
+    }
+
+    /// The same, wherever they lie.
+    pub fn of_slices(rows: impl ExactSizeIterator<Item = &'a [u8]>, width: usize) -> Result<Packed<'a>, StoreError> {
         let mut values = Vec::with_capacity(rows.len() * width);
         for row in rows {
             let rest = split(row, width, &mut values).ok_or_else(malformed)?;

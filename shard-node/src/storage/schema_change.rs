@@ -10,7 +10,7 @@
 //! that are not immutable. It also refuses what the change makes and does not declare.
 
 use super::StoreError;
-use super::capture_stub::capture_triggers;
+use super::capture_triggers::capture_triggers;
 use super::schema::SET_UP_SESSION;
 use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::error::codes;

@@ -8,14 +8,15 @@ use super::StoreError;
 use super::packed_keys::pack_key;
 use crate::log_entry::image::Columns;
 use crate::state_machine::ROW_OVERHEAD_BYTES;
-use bytes::BytesMut;
-use evenkeel_protocol::rows::RowValues;
+use bytes::{Bytes, BytesMut};
+use evenkeel_protocol::rows::{RowValues, put_value};
+use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::fmt::Write;
 
 /// The table's name, qualified and quoted.
 pub(super) fn table_name(schema: &TableSchema) -> String {
-    format!("public.{}", TableSchema::quote(&schema.name))
+    if schema.name.contains('.') { schema.relation() } else { format!("public.{}", schema.relation()) }
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -26,6 +27,42 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
 /// All columns, in the table's order.
 pub(super) fn columns(schema: &TableSchema) -> String {
     list(schema.columns.iter().map(|column| column.name.as_str()))
+}
+
+/// All columns as a row image has them, of a table or alias that `prefix` names: values of types
+/// that users have created travel as text.
+pub(super) fn image_columns(schema: &TableSchema, prefix: &str) -> String {
+    let of = |column: &ColumnSchema| match column.type_oid {
+        0 => format!("{prefix}{}::text", TableSchema::quote(&column.name)),
+        _ => format!("{prefix}{}", TableSchema::quote(&column.name)),
+    };
+    schema.columns.iter().map(of).collect::<Vec<_>>().join(", ")
+}
+
+/// A parameter with a value of a column.
+pub(super) fn typed_parameter(column: &ColumnSchema, number: usize) -> String {
+    match column.type_oid {
+        0 => format!("${number}::text::{}", column.type_name),
+        _ => format!("${number}"),
+    }
+}
+
+/// A query for the number of the file that a table's rows are in.
+pub fn table_file(schema: &TableSchema) -> String {
+    let name = table_name(schema).replace('\'', "''");
+    format!("SELECT pg_catalog.pg_relation_filenode('{name}'::pg_catalog.regclass)")
+}
+
+/// The image of a sequence whose state is these packed values: `exactly`, or as far as it goes on.
+pub fn sequence_image(state: &[u8], exactly: bool) -> Bytes {
+    let mut image = BytesMut::from(state);
+    put_value(&mut image, Some(&[exactly.into()]));
+    image.freeze()
+}
+
+/// A query for the state of a sequence, as its image begins with it.
+pub fn sequence_state(schema: &TableSchema) -> String {
+    format!("SELECT last_value, is_called FROM {}", table_name(schema))
 }
 
 /// The key's columns, in the key's order.
@@ -47,13 +84,35 @@ pub(super) enum Source {
     Many,
 }
 
+/// Whether values of types that users have created are among the table's.
+pub(super) fn has_texts(schema: &TableSchema) -> bool {
+    schema.columns.iter().any(|column| column.type_oid == 0)
+}
+
+/// Whether PostgreSQL makes values of the table's columns that it takes from nobody unless told to.
+pub(super) fn makes_values(schema: &TableSchema) -> bool {
+    !schema.sequences.is_empty()
+}
+
 /// Inserts whole rows; with `upsert`, rows that are there take the new values.
 pub(super) fn insert(schema: &TableSchema, source: Source, upsert: bool) -> String {
     let width = schema.columns.len();
-    let mut sql = format!("INSERT INTO {} ({}) ", table_name(schema), columns(schema));
+    let overriding = if makes_values(schema) { "OVERRIDING SYSTEM VALUE " } else { "" };
+    let mut sql = format!("INSERT INTO {} ({}) {overriding}", table_name(schema), columns(schema));
+    let typed = schema.columns.iter().enumerate().map(|(n, column)| typed_parameter(column, n + 1));
+    let given = |n: usize, column: &ColumnSchema| match column.type_oid {
+        0 => format!("given.v{n}::{}", column.type_name),
+        _ => format!("given.v{n}"),
+    };
     let _ = match source {
-        Source::One => write!(sql, "VALUES ({})", parameters(1, width)),
-        Source::Many => write!(sql, "SELECT * FROM unnest({})", parameters(1, width)),
+        Source::One => write!(sql, "VALUES ({})", typed.collect::<Vec<_>>().join(", ")),
+        Source::Many if !has_texts(schema) => write!(sql, "SELECT * FROM unnest({})", parameters(1, width)),
+        Source::Many => {
+            let values: Vec<String> = schema.columns.iter().enumerate().map(|(n, column)| given(n, column)).collect();
+            let names: Vec<String> = (0..width).map(|n| format!("v{n}")).collect();
+            let from = format!("unnest({}) AS given({})", parameters(1, width), names.join(", "));
+            write!(sql, "SELECT {} FROM {from}", values.join(", "))
+        }
     };
     if upsert {
         let others = schema.columns.iter().enumerate().filter(|(i, _)| !schema.key.contains(i));
@@ -63,6 +122,40 @@ pub(super) fn insert(schema: &TableSchema, source: Source, upsert: bool) -> Stri
         sql.push_str(&if set.is_empty() { "NOTHING".into() } else { format!("UPDATE SET {}", set.join(", ")) });
     }
     sql
+}
+
+/// Deletes one of the rows that have these values: in a table without a key it does not matter which
+/// of several. Values are the same if their hashes' input is ([`row_hash`]).
+pub(super) fn remove(schema: &TableSchema) -> String {
+    let table = table_name(schema);
+    let same = schema.columns.iter().enumerate().map(|(n, column)| {
+        let (name, value) = (TableSchema::quote(&column.name), typed_parameter(column, n + 1));
+        match EQUAL_IS_SAME.contains(&column.type_oid) {
+            true => format!("{name} IS NOT DISTINCT FROM {value}"),
+            false => format!("{name}::text IS NOT DISTINCT FROM ({value})::text"),
+        }
+    });
+    let same = same.collect::<Vec<_>>().join(" AND ");
+    // Not a number, and so an error (invariant 5), if there is no such row.
+    format!(
+        "WITH gone AS (DELETE FROM {table} WHERE ctid = (SELECT ctid FROM {table} WHERE {same} LIMIT 1) RETURNING 1) \
+         SELECT CASE count(*) WHEN 1 THEN 1 ELSE concat(count(*), ' of the deleted rows are here')::integer END FROM gone"
+    )
+}
+
+/// Brings a sequence forward, in its direction, or to exactly a value. Parameters: the last value,
+/// whether it has been used, and whether it is set to exactly that.
+pub(super) fn set_sequence(schema: &TableSchema) -> String {
+    let table = table_name(schema);
+    let name = table.replace('\'', "''");
+    // What has not been used comes before what has.
+    format!(
+        "SELECT pg_catalog.setval(q.seqrelid::pg_catalog.regclass, $1, $2)
+    FROM pg_catalog.pg_sequence AS q, {table} AS s
+    WHERE q.seqrelid = '{name}'::pg_catalog.regclass AND ($3 OR q.seqcycle
+        OR CASE WHEN q.seqincrement > 0 THEN $1 > s.last_value ELSE $1 < s.last_value END
+        OR ($1 = s.last_value AND $2 AND NOT s.is_called))"
+    )
 }
 
 /// Takes whole rows that are not there, in PostgreSQL's binary format for COPY.
@@ -97,9 +190,14 @@ pub(super) fn update(schema: &TableSchema, columns: &Columns, source: Source) ->
 
 /// Whether the row of `t` has the key that is `given`.
 fn key_is_given(schema: &TableSchema) -> String {
-    let columns = schema.key_columns().map(|c| format!("t.{}", TableSchema::quote(&c.name)));
-    let equal: Vec<String> = columns.enumerate().map(|(i, c)| format!("{c} = given.k{i}")).collect();
-    equal.join(" AND ")
+    let equal = schema.key_columns().enumerate().map(|(i, column)| {
+        let name = TableSchema::quote(&column.name);
+        match column.type_oid {
+            0 => format!("t.{name} = given.k{i}::{}", column.type_name),
+            _ => format!("t.{name} = given.k{i}"),
+        }
+    });
+    equal.collect::<Vec<_>>().join(" AND ")
 }
 
 /// Deletes rows by their keys.
@@ -108,7 +206,8 @@ pub(super) fn delete(schema: &TableSchema, source: Source) -> String {
     let name = table_name(schema);
     match source {
         Source::One => {
-            format!("DELETE FROM {name} WHERE ({}) = ({})", key_columns(schema), parameters(1, width))
+            let key = schema.key_columns().enumerate().map(|(n, column)| typed_parameter(column, n + 1));
+            format!("DELETE FROM {name} WHERE ({}) = ({})", key_columns(schema), key.collect::<Vec<_>>().join(", "))
         }
         Source::Many => {
             let given: Vec<String> = (0..width).map(|i| format!("k{i}")).collect();
@@ -226,7 +325,6 @@ const EQUAL_IS_SAME: [u32; 17] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1042, 1043
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use evenkeel_protocol::schema::ColumnSchema;
     use evenkeel_protocol::{Key, KeyValue, TableId};
 
     /// A table from (name, type, object id) per column and the key's positions.
@@ -290,6 +388,25 @@ pub(super) mod tests {
         );
         assert_eq!(copy_in(&pair()), r#"COPY public."a""b" ("k1", "v", "k2") FROM STDIN (FORMAT binary)"#);
         assert_eq!(delete(&pair(), Source::One), r#"DELETE FROM public."a""b" WHERE ("k2", "k1") = ($1, $2)"#);
+    }
+
+    #[test]
+    fn values_of_users_types_travel_as_text() {
+        let schema = table("t", &[("k", "public.mood", 0), ("v", "json", 114)], &[0]);
+        assert_eq!(
+            insert(&schema, Source::One, false),
+            r#"INSERT INTO public."t" ("k", "v") VALUES ($1::text::public.mood, $2)"#
+        );
+        assert_eq!(
+            insert(&schema, Source::Many, true),
+            r#"INSERT INTO public."t" ("k", "v") SELECT given.v0::public.mood, given.v1 FROM unnest($1, $2) AS given(v0, v1) ON CONFLICT ("k") DO UPDATE SET "v" = EXCLUDED."v""#
+        );
+        assert_eq!(delete(&schema, Source::One), r#"DELETE FROM public."t" WHERE ("k") = ($1::text::public.mood)"#);
+        assert_eq!(image_columns(&schema, ""), r#""k"::text, "v""#);
+        assert_eq!(
+            remove(&schema),
+            r#"WITH gone AS (DELETE FROM public."t" WHERE ctid = (SELECT ctid FROM public."t" WHERE "k"::text IS NOT DISTINCT FROM ($1::text::public.mood)::text AND "v"::text IS NOT DISTINCT FROM ($2)::text LIMIT 1) RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 ELSE concat(count(*), ' of the deleted rows are here')::integer END FROM gone"#
+        );
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Store {
         self.begin_exclusive()?;
         // R17: no reading session may delay this. None of a user's sessions has a reason to be
         // left.
-        let end_users = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'evenkeel_user';";
+        let end_users = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename ^@ 'evenkeel_user';";
         let drop_all = "
             BEGIN READ WRITE;
             SET LOCAL synchronous_commit = on;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod harness;
+mod pass_through;
 mod schema;
 mod scrub;
 mod seeding;
