@@ -391,3 +391,7 @@ fn type_text(node: &Node) -> Result<String, SqlError> {
     let text = expression_text(&Node { node: Some(NodeEnum::TypeCast(Box::new(cast))) })?;
     Ok(text.trim_start_matches("NULL::").to_string())
 }
+
+#[cfg(test)]
+#[path = "classify_tests.rs"]
+mod tests;
