@@ -1,11 +1,13 @@
-//! The two roles of a process, placement driver and shard node: their settings, their start, their
-//! end.
+//! The roles of a process, placement driver, shard node and gateway: their settings, their start,
+//! their end.
 //!
 //! A role runs until SIGTERM, SIGINT or, if asked for, the end of standard input. A panic in any of
 //! its tasks ends the process.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, check_members, resolve};
+use crate::gateway_config::{self, gateway_settings};
 use evenkeel_client::causes::with_causes;
+use evenkeel_gateway as gateway;
 use evenkeel_placement_driver as placement_driver;
 use evenkeel_shard_node as shard_node;
 use std::future::Future;
@@ -106,6 +108,14 @@ pub async fn run_shard_node(layers: &Layers, end_with_stdin: bool) -> Result<(),
     check_members(config.replica, &[("rpc", &config.rpc), ("log", &config.log)])?;
     let end = end_request(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
     on_a_worker(shard_node::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
+}
+
+/// Runs a gateway until its end is requested.
+pub async fn run_gateway(layers: &Layers, end_with_stdin: bool) -> Result<(), RoleError> {
+    end_on_panic();
+    let config = gateway_config::complete(resolve(&gateway_settings(), layers)?)?;
+    let end = end_request(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
+    on_a_worker(gateway::run(config, end)).await?.map_err(RoleError::Run)
 }
 
 /// Runs a role as a task of the runtime. The main thread is not a worker of the runtime: each
