@@ -129,7 +129,8 @@ mod tests {
     use crate::config::{Layers, resolve};
 
     const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    const NEEDED: &str = "listen = '127.0.0.1:5432'\nurl = 'http://127.0.0.1:1,http://127.0.0.1:2'\ndata_dir = '/nowhere/gateway'\n";
+    const NEEDED: &str =
+        "listen = '127.0.0.1:5432'\nurl = 'http://127.0.0.1:1,http://127.0.0.1:2'\ndata_dir = '/nowhere/gateway'\n";
 
     fn configured(more: &str, environment: &[(&str, &str)]) -> Result<GatewayConfig, String> {
         let layers = Layers {
@@ -172,7 +173,10 @@ mod tests {
         refused("users = 'secret'", "users = … (file a.toml): accepted is a table of texts by name");
         refused("users.app = 5", "users.app = … (file a.toml): accepted is a text");
         refused("users.app = 'secret'", "users: the verifier of \"app\" is none");
-        refused("[[rules]]\nfrom = '::1'\nmethod = 'md5'", "rules.1.method = \"md5\" (file a.toml): accepted is trust,");
+        refused(
+            "[[rules]]\nfrom = '::1'\nmethod = 'md5'",
+            "rules.1.method = \"md5\" (file a.toml): accepted is trust,",
+        );
         refused("[[rules]]\nfrom = '::1'\nhow = 'md5'", "rules.1.how = \"md5\" (file a.toml): accepted is nothing");
         refused("[[rules]]\nfrom = 'here'\nmethod = 'trust'", "rules: from \"here\" is no address");
         refused("[[rules]]\nfrom = '::1'", "configuration: missing field `method`");

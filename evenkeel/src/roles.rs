@@ -172,8 +172,9 @@ mod tests {
 
     #[test]
     fn a_local_cluster_s_configurations_are_accepted_by_their_roles() {
-        let options = ClusterOptions { shard_capacity_per_s: Some(500.0), ..ClusterOptions::new("/bin/true") };
-        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_027).collect());
+        let options =
+            ClusterOptions { shard_capacity_per_s: Some(500.0), gateway: true, ..ClusterOptions::new("/bin/true") };
+        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_028).collect());
         let specs = layout.specs(&options).unwrap();
         assert_eq!(specs.len(), 12);
         let (mut addresses, mut placement_drivers) = (BTreeSet::new(), BTreeMap::new());
@@ -197,8 +198,14 @@ mod tests {
                     placement_drivers.clone_from(&config.rpc);
                     addresses.extend([config.rest[&replica], config.rpc[&replica], config.log[&replica]]);
                 }
+                ProcessId::Gateway => panic!("it keeps no data"),
             }
         }
-        assert_eq!(addresses.len(), 27);
+        let file = layout.gateway_spec(&options).unwrap().map(|spec| ("x".to_string(), spec.config));
+        let settings = resolve(&gateway_settings(), &Layers { file, ..Default::default() }).unwrap();
+        let config = gateway_config::complete(settings).unwrap();
+        assert_eq!((config.data_dir.as_path(), config.endpoints), (Path::new("/data/gateway"), layout.rest_urls()));
+        assert!(addresses.insert(config.listen));
+        assert_eq!(addresses.len(), 28);
     }
 }
