@@ -370,8 +370,8 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
     })
 }
 
-/// A part of a value that is not accepted: the path to it inside the value, the value there, and the
-/// accepted values.
+/// A part of a value that is not accepted: the path to it inside the value, the value there, and
+/// the accepted values.
 type WrongPart = (String, String, String);
 
 /// A wrong part of the value that has this key in a larger value.

@@ -1,7 +1,7 @@
 //! From the settings of `gateway` to its configuration.
 //!
-//! The command has some settings of its own: URLs as all commands take them, a certificate and a key
-//! side by side, and `trust_loopback`. It refuses what would delete somebody's data: a gateway
+//! The command has some settings of its own: URLs as all commands take them, a certificate and a
+//! key side by side, and `trust_loopback`. It refuses what would delete somebody's data: a gateway
 //! empties its folder at every start.
 
 use crate::config::{ConfigError, Kind, Setting};

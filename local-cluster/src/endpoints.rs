@@ -1,7 +1,7 @@
 //! The `--endpoints` file, by which another process finds a running cluster.
 //!
-//! It holds the URLs of the placement driver's replicas and of the gateway, and one entry per process. It is written
-//! again whenever a process is started again.
+//! It holds the URLs of the placement driver's replicas and of the gateway, and one entry per
+//! process. It is written again whenever a process is started again.
 
 use evenkeel_client::admin::parse_url;
 use serde::{Deserialize, Serialize};

@@ -189,7 +189,7 @@ pub struct GatewayFlags {
     /// Instead of --url: the file that `demo --endpoints` wrote
     #[arg(long, value_name = "FILE")]
     endpoints: Option<String>,
-    /// The folder of its own PostgreSQL; its content is made anew at every start
+    /// The folder of its own PostgreSQL; it is emptied at every start
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
     /// The folder with `postgres` and `initdb` [default: found]
