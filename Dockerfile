@@ -1,6 +1,10 @@
-# One image for every role: the binary, and the PostgreSQL server that each shard replica runs for itself.
+# One image for every role: the binary, and the PostgreSQL server that each shard replica and each gateway runs for itself.
 
 FROM rust:1-bookworm AS build
+# PostgreSQL's grammar, which the gateway has as a library, is bound to Rust by libclang while it is built.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libclang-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p evenkeel

@@ -31,7 +31,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 build:
-	@scripts/install-missing cc postgresql
+	@scripts/install-missing cc libclang postgresql
 	$(CARGO) build --release --locked -p evenkeel
 
 demo: build
@@ -42,7 +42,7 @@ demo: build
 # Everything is built in one go: building the program by itself first would build it twice, as the tests' libraries have other features.
 # With `TEST` the command line's tests come along, since the program that the others run is built with them.
 test:
-	@scripts/install-missing cc postgresql
+	@scripts/install-missing cc libclang postgresql
 	EVENKEEL_BIN=$(CURDIR)/$(EVENKEEL) $(CARGO) test --release --locked --workspace --no-fail-fast \
 	    $(if $(TEST),--test cli --test $(TEST),--tests) $(ARGS)
 

@@ -47,6 +47,13 @@ pub enum Kind {
     Addresses,
     /// A section, described by its default values.
     Section(toml::Table),
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// A list of tables with these keys. Only a file can hold it.
+    Tables(Vec<(&'static str, Kind)>),
+    /// A table of texts by name. Only a file can hold it. Messages do not repeat the texts: they
+    /// are secrets, or nearly.
+    Secrets,
 }
 
 impl fmt::Display for Kind {
@@ -70,6 +77,12 @@ impl fmt::Display for Kind {
             Kind::Section(keys) => {
                 write!(f, "a section with {}", keys.keys().cloned().collect::<Vec<_>>().join(", "))
             }
+            Kind::OneOf(words) => write!(f, "{}", words.join(", ")),
+            Kind::Tables(keys) => {
+                let keys: Vec<_> = keys.iter().map(|(key, _)| *key).collect();
+                write!(f, "a list of tables with {}, in the file", keys.join(", "))
+            }
+            Kind::Secrets => write!(f, "a table of texts by name, in the file"),
         }
     }
 }
@@ -151,6 +164,8 @@ fn flag_name(key: &str) -> String {
     }
 }
 
+/// What messages show in place of a secret.
+const HIDDEN: &str = "…";
 /// Variables with the prefix that are no settings of a command.
 const OTHER_VARIABLES: &[&str] =
     &["CONFIG", "URL", "BIN", "SEEDS", "FORMAT", "TEST_LOG", "TEST_DATA_DIR", "TRACES", "SIMULATION_TRACE"];
@@ -242,8 +257,8 @@ fn read_file(settings: &[Setting], name: &str, text: &str) -> Result<toml::Table
     })?;
     for (key, value) in table {
         let setting = find(settings, &key, &origin)?;
-        let accepted = from_toml(&setting.kind, &value).map_err(|(path, value, kind)| {
-            let key = if path.is_empty() { key.clone() } else { format!("{key}.{path}") };
+        let accepted = from_toml(&setting.kind, &value).map_err(|part| {
+            let (key, value, kind) = inside(&key, part);
             ConfigError::value(&key, value, &origin, kind)
         })?;
         layer.insert(key, accepted);
@@ -279,6 +294,7 @@ fn read_variable(
     }
     let origin = format!("environment {variable}");
     let setting = find(settings, &key, &origin)?;
+    let text = if setting.kind == Kind::Secrets { HIDDEN } else { text };
     match (inner, &setting.kind) {
         (Some(inner), Kind::Section(defaults)) => {
             let kind = defaults.get(&inner).map(kind_of).ok_or_else(|| {
@@ -349,13 +365,45 @@ fn from_text(kind: &Kind, text: &str) -> Option<toml::Value> {
             }
             toml::Value::Table(table)
         }
-        Kind::Section(_) => return None,
+        Kind::OneOf(words) => toml::Value::String((*words.iter().find(|word| **word == text)?).to_string()),
+        Kind::Section(_) | Kind::Tables(_) | Kind::Secrets => return None,
     })
 }
 
-/// The value in the form of the configuration's type. The error is the path inside the value, the
-/// value there, and the accepted values.
-fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, String, String)> {
+/// A part of a value that is not accepted: the path to it inside the value, the value there, and
+/// the accepted values.
+type WrongPart = (String, String, String);
+
+/// A wrong part of the value that has this key in a larger value.
+fn inside(key: &str, (path, value, kind): WrongPart) -> WrongPart {
+    (if path.is_empty() { key.to_string() } else { format!("{key}.{path}") }, value, kind)
+}
+
+/// A list of tables, each value in the form of the configuration's type.
+fn tables_from_toml(
+    kind: &Kind,
+    keys: &[(&'static str, Kind)],
+    tables: &[toml::Value],
+) -> Result<toml::Value, WrongPart> {
+    let mut accepted = Vec::new();
+    for (number, table) in (1..).zip(tables) {
+        let place = |part| inside(&format!("{number}"), part);
+        let table = table.as_table().ok_or_else(|| place((String::new(), table.to_string(), kind.to_string())))?;
+        let mut checked = toml::Table::new();
+        for (key, value) in table {
+            let value = match keys.iter().find(|(known, _)| known == key) {
+                None => Err((String::new(), value.to_string(), format!("nothing: no such key, but {kind}"))),
+                Some((_, kind)) => from_toml(kind, value),
+            };
+            checked.insert(key.clone(), value.map_err(|part| place(inside(key, part)))?);
+        }
+        accepted.push(toml::Value::Table(checked));
+    }
+    Ok(toml::Value::Array(accepted))
+}
+
+/// The value in the form of the configuration's type.
+fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, WrongPart> {
     let wrong = || (String::new(), value.to_string(), kind.to_string());
     match (kind, value) {
         (Kind::Section(defaults), toml::Value::Table(table)) => {
@@ -365,10 +413,7 @@ fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, S
                     None => Err((String::new(), value.to_string(), format!("nothing: no such key, but {kind}"))),
                     Some(default) => from_toml(&kind_of(default), value),
                 };
-                let inner = inner.map_err(|(path, value, kind)| {
-                    (if path.is_empty() { key.clone() } else { format!("{key}.{path}") }, value, kind)
-                })?;
-                accepted.insert(key.clone(), inner);
+                accepted.insert(key.clone(), inner.map_err(|part| inside(key, part))?);
             }
             Ok(toml::Value::Table(accepted))
         }
@@ -382,6 +427,13 @@ fn from_toml(kind: &Kind, value: &toml::Value) -> Result<toml::Value, (String, S
             }
             Ok(value.clone())
         }
+        (Kind::Tables(keys), toml::Value::Array(tables)) => tables_from_toml(kind, keys, tables),
+        (Kind::Secrets, toml::Value::Table(table)) => match table.iter().find(|(_, text)| !text.is_str()) {
+            Some((name, _)) => Err((name.clone(), HIDDEN.into(), "a text".into())),
+            None => Ok(value.clone()),
+        },
+        (Kind::Secrets, _) => Err((String::new(), HIDDEN.into(), kind.to_string())),
+        (Kind::OneOf(_), toml::Value::String(text)) => from_text(kind, text).ok_or_else(wrong),
         (Kind::Path | Kind::Text | Kind::Seconds(..) | Kind::Urls, toml::Value::String(text))
         | (Kind::Address | Kind::Addresses, toml::Value::String(text)) => from_text(kind, text).ok_or_else(wrong),
         (Kind::Count(..), toml::Value::Integer(_))

@@ -9,6 +9,7 @@ use crate::screen::{Screen, while_waiting};
 use crate::{outputs, roles};
 use evenkeel_client::{Client, ClientConfig};
 use evenkeel_local_cluster::endpoints::Endpoints;
+use evenkeel_local_cluster::layout::{GATEWAY_DATABASE, GATEWAY_USER};
 use evenkeel_local_cluster::run::balancer::BalancerSwitch;
 use evenkeel_local_cluster::run::workload::Workload;
 use evenkeel_local_cluster::run::{ProgressListener, RunEnvironment, run};
@@ -85,6 +86,7 @@ pub async fn demo(layers: &Layers) -> Result<(), CommandError> {
     let workload = config.prepare()?;
     let screen = Screen::new();
     let mut options = ClusterOptions::new(own_executable()?);
+    options.gateway = true;
     options.shards = config.shards;
     options.replicas = u64::from(config.replicas);
     options.data_dir.clone_from(&config.data_dir);
@@ -140,7 +142,7 @@ async fn with_cluster(
     screen: &Screen,
 ) -> Result<(), CommandError> {
     let what = format!(
-        "starting 3 placement drivers and {} shards of {} replicas, each with its own PostgreSQL, in {}",
+        "starting 3 placement drivers, {} shards of {} replicas, each with its own PostgreSQL, and a gateway, in {}",
         config.shards,
         config.replicas,
         cluster.root().display()
@@ -153,6 +155,9 @@ async fn with_cluster(
     up?;
     screen
         .line(&format!("the cluster is up and has answered its first SQL statement after {:.1} s", took.as_secs_f64()));
+    if let Some(command) = psql(cluster) {
+        screen.line(&format!("connect with {command}"));
+    }
     if let Some(path) = &config.endpoints {
         cluster.keep_endpoints_in(path).map_err(CommandError::failed)?;
     }
@@ -188,12 +193,20 @@ async fn first_answer(cluster: &Cluster) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// The command that connects to the gateway.
+fn psql(cluster: &Cluster) -> Option<String> {
+    let address = cluster.gateway()?;
+    let (host, port) = (address.ip(), address.port());
+    Some(format!("psql 'host={host} port={port} user={GATEWAY_USER} dbname={GATEWAY_DATABASE}'"))
+}
+
 fn how_to_connect(cluster: &Cluster) -> String {
     let (urls, first) = (cluster.admin().urls().join(","), cluster.admin().urls().first().map_or("", String::as_str));
     let program = std::env::args().next().unwrap_or_else(|| "evenkeel".into());
+    let psql = psql(cluster).map_or_else(String::new, |command| format!("\n  {command}"));
     format!(
         "The cluster stays up until Ctrl-C. In another terminal:\n  export EVENKEEL_URL={urls}\n  PD={first}   # one of them, for curl\n\
-         For example:\n  {program} shards\n  {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay \
+         For example:{psql}\n  {program} shards\n  {program} ranges\n  {program} decisions\n  {program} sql 'SELECT 1'\n  {program} replay \
          --workload hotspot-jump\n  curl -L $PD/v1/shards"
     )
 }

@@ -10,7 +10,8 @@
 //! | [`cli`] | the command line: flags, administrator's commands, exit statuses |
 //! | [`config`] | configuration by file, environment and flags (pure) |
 //! | [`error`] | how a command fails |
-//! | [`roles`] | `placement-driver` and `shard-node`: settings, signals, start |
+//! | [`roles`] | `placement-driver`, `shard-node` and `gateway`: settings, signals, start |
+//! | [`gateway_config`] | from the settings of `gateway` to its configuration |
 //! | [`demo`] | `demo`: a cluster, a run, and the end of both |
 //! | [`replay`] | `replay`: a run against a running cluster |
 //! | [`mod@bench`] | `bench`: measurements beside plain PostgreSQL and nginx |
@@ -26,6 +27,7 @@ pub mod demo;
 pub mod display;
 pub mod error;
 pub mod executable;
+pub mod gateway_config;
 pub mod outputs;
 pub mod replay;
 pub mod roles;

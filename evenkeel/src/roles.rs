@@ -1,11 +1,13 @@
-//! The two roles of a process, placement driver and shard node: their settings, their start, their
-//! end.
+//! The roles of a process, placement driver, shard node and gateway: their settings, their start,
+//! their end.
 //!
 //! A role runs until SIGTERM, SIGINT or, if asked for, the end of standard input. A panic in any of
 //! its tasks ends the process.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, check_members, resolve};
+use crate::gateway_config::{self, gateway_settings};
 use evenkeel_client::causes::with_causes;
+use evenkeel_gateway as gateway;
 use evenkeel_placement_driver as placement_driver;
 use evenkeel_shard_node as shard_node;
 use std::future::Future;
@@ -108,6 +110,14 @@ pub async fn run_shard_node(layers: &Layers, end_with_stdin: bool) -> Result<(),
     on_a_worker(shard_node::run(config, end)).await?.map_err(|e| RoleError::Run(with_causes(&e)))
 }
 
+/// Runs a gateway until its end is requested.
+pub async fn run_gateway(layers: &Layers, end_with_stdin: bool) -> Result<(), RoleError> {
+    end_on_panic();
+    let config = gateway_config::complete(resolve(&gateway_settings(), layers)?)?;
+    let end = end_request(end_with_stdin).map_err(|e| RoleError::Run(format!("listening for signals: {e}")))?;
+    on_a_worker(gateway::run(config, end)).await?.map_err(RoleError::Run)
+}
+
 /// Runs a role as a task of the runtime. The main thread is not a worker of the runtime: each
 /// wake-up between it and a task would pass through another thread, and a shard's applier, which
 /// runs here, wakes tasks for every write.
@@ -162,8 +172,9 @@ mod tests {
 
     #[test]
     fn a_local_cluster_s_configurations_are_accepted_by_their_roles() {
-        let options = ClusterOptions { shard_capacity_per_s: Some(500.0), ..ClusterOptions::new("/bin/true") };
-        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_027).collect());
+        let options =
+            ClusterOptions { shard_capacity_per_s: Some(500.0), gateway: true, ..ClusterOptions::new("/bin/true") };
+        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_028).collect());
         let specs = layout.specs(&options).unwrap();
         assert_eq!(specs.len(), 12);
         let (mut addresses, mut placement_drivers) = (BTreeSet::new(), BTreeMap::new());
@@ -187,8 +198,14 @@ mod tests {
                     placement_drivers.clone_from(&config.rpc);
                     addresses.extend([config.rest[&replica], config.rpc[&replica], config.log[&replica]]);
                 }
+                ProcessId::Gateway => panic!("it keeps no data"),
             }
         }
-        assert_eq!(addresses.len(), 27);
+        let file = layout.gateway_spec(&options).unwrap().map(|spec| ("x".to_string(), spec.config));
+        let settings = resolve(&gateway_settings(), &Layers { file, ..Default::default() }).unwrap();
+        let config = gateway_config::complete(settings).unwrap();
+        assert_eq!((config.data_dir.as_path(), config.endpoints), (Path::new("/data/gateway"), layout.rest_urls()));
+        assert!(addresses.insert(config.listen));
+        assert_eq!(addresses.len(), 28);
     }
 }

@@ -43,6 +43,15 @@ fn a_wrong_key_or_value_is_one_line_and_status_2() {
     refused(&["move", "1"], &[], 2, "evenkeel: the following required arguments were not provided: <SHARD>");
     refused(&["shard-node"], &[], 2, "evenkeel: shard is missing: give a whole number");
     refused(&["shard-node", "--replica", "x"], &[], 2, "evenkeel: replica = x (flag --replica)");
+    refused(&["gateway"], &[], 2, "evenkeel: listen is missing: give an address");
+    let gateway = ["gateway", "--listen", "127.0.0.1:0", "--data-dir", "/nowhere/gateway"];
+    refused(&gateway, &[], 2, "evenkeel: url is missing: give the placement driver's URLs");
+    refused(
+        &[&gateway[..], &["--max-clients", "0"]].concat(),
+        &[],
+        2,
+        "evenkeel: max_clients = 0 (flag --max-clients): accepted is a whole number from 1",
+    );
     refused(&["replay"], &[], 2, "evenkeel: endpoints is missing");
     refused(&["demo"], &[("EVENKEEL_SHRADS", "3")], 2, "evenkeel: shrads (environment EVENKEEL_SHRADS): no such key");
     refused(

@@ -17,6 +17,7 @@ use evenkeel_placement_driver::NewMember;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::NewReplica;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -60,14 +61,16 @@ impl Cluster {
     }
 
     /// Registers the shards with the placement driver, and waits until every replica runs and every
-    /// shard has a leader that has reported and has its followers connected.
+    /// shard has a leader that has reported and has its followers connected. Then starts the
+    /// gateway, if there is to be one, and waits until it answers.
     pub async fn wait_ready(&self) -> Result<(), ClusterError> {
         let deadline = evenkeel_host::now() + Duration::from_millis(self.options.start_timeout_ms);
         self.wait_placement_drivers_ready(deadline).await?;
         for shard in self.shards() {
             self.register(&shard, deadline).await?;
         }
-        self.wait_shards_ready(deadline).await
+        self.wait_shards_ready(deadline).await?;
+        self.start_gateway(deadline).await
     }
 
     /// See [`wait::until`].
@@ -259,6 +262,11 @@ impl Cluster {
         self.processes.write_endpoints()
     }
 
+    /// Where the gateway listens, if there is one.
+    pub fn gateway(&self) -> Option<SocketAddr> {
+        self.processes.with_layout(|layout| layout.gateway())
+    }
+
     /// The URLs of the cluster and its processes.
     pub fn endpoints(&self) -> Endpoints {
         self.processes.endpoints()
@@ -298,6 +306,17 @@ impl Cluster {
         process.pid().into_iter().for_each(|pid| self.links.started(id, pid));
         self.processes.insert(process);
         Ok(())
+    }
+
+    async fn start_gateway(&self, deadline: Instant) -> Result<(), ClusterError> {
+        let (spec, address) =
+            self.processes.with_layout(|layout| (layout.gateway_spec(&self.options), layout.gateway()));
+        let (Some(spec), Some(address)) = (spec?, address) else { return Ok(()) };
+        // `wait_ready` may be called again.
+        if !self.process_ids().contains(&spec.id) {
+            self.launch_process(spec)?;
+        }
+        wait::gateway_ready(&self.processes, address, deadline).await
     }
 
     async fn register(&self, shard: &ShardInfo, deadline: Instant) -> Result<(), ClusterError> {

@@ -1,7 +1,7 @@
 //! The `--endpoints` file, by which another process finds a running cluster.
 //!
-//! It holds the URLs of the placement driver's replicas and one entry per process. It is written
-//! again whenever a process is started again.
+//! It holds the URLs of the placement driver's replicas and of the gateway, and one entry per
+//! process. It is written again whenever a process is started again.
 
 use evenkeel_client::admin::parse_url;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 pub struct Endpoints {
     /// URLs of the placement driver's replicas.
     pub rest: Vec<String>,
+    /// The gateway's URL for PostgreSQL clients, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
     /// The processes.
     #[serde(default)]
     pub processes: Vec<EndpointProcess>,
@@ -21,9 +24,9 @@ pub struct Endpoints {
 /// One process of the `--endpoints` file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointProcess {
-    /// `placement-driver` or `shard-node`.
+    /// `placement-driver`, `shard-node` or `gateway`.
     pub role: String,
-    /// `placement-driver-REPLICA` or `shard-SHARD-REPLICA`.
+    /// `placement-driver-REPLICA`, `shard-SHARD-REPLICA` or `gateway`.
     pub name: String,
     /// Its process id; absent while it is down.
     #[serde(default)]
@@ -77,9 +80,15 @@ mod tests {
             pid: Some(7),
             data: folder.path().join("shard-1-2"),
         };
-        let endpoints = Endpoints { rest: vec!["http://127.0.0.1:1".into()], processes: vec![process] };
-        endpoints.write(&path).unwrap();
-        assert_eq!(Endpoints::read(&path).unwrap(), endpoints);
+        let endpoints = Endpoints {
+            rest: vec!["http://127.0.0.1:1".into()],
+            gateway: Some("postgresql://app@127.0.0.1:2/postgres".into()),
+            processes: vec![process],
+        };
+        for endpoints in [endpoints.clone(), Endpoints { gateway: None, ..endpoints }] {
+            endpoints.write(&path).unwrap();
+            assert_eq!(Endpoints::read(&path).unwrap(), endpoints);
+        }
         std::fs::write(&path, "{\"rest\": []}").unwrap();
         assert!(Endpoints::read(&path).unwrap_err().contains("names no REST endpoint"));
         std::fs::write(&path, "{\"rest\": [\"localhost:1\"]}").unwrap();

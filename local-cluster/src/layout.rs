@@ -16,6 +16,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// The user in the gateway's URL. The gateway of a local cluster admits any.
+pub const GATEWAY_USER: &str = "app";
+/// The database in the gateway's URL. A cluster is one database, whatever it is called.
+pub const GATEWAY_DATABASE: &str = "postgres";
+
 /// Addresses by replica number.
 type Addresses = BTreeMap<u64, SocketAddr>;
 
@@ -40,6 +45,8 @@ pub struct Layout {
     root: PathBuf,
     placement_driver: PlacementDriverLayout,
     shards: BTreeMap<ShardId, ShardLayout>,
+    /// Where the gateway listens, if there is one. Clients reach it without a proxy.
+    gateway: Option<SocketAddr>,
     /// The proxy in front of an address, by that address (see [`crate::links`]).
     proxies: BTreeMap<SocketAddr, SocketAddr>,
     /// The number of a removed shard is never reused.
@@ -65,7 +72,7 @@ struct ShardLayout {
 
 impl Layout {
     /// Assigns `ports` to the processes of `options`: three per placement driver, two per shard
-    /// replica, and twice as many with links.
+    /// replica, twice as many with links, and one for the gateway.
     pub fn new(options: &ClusterOptions, root: &Path, ports: Vec<u16>) -> Layout {
         let mut ports = ports.into_iter();
         let count = options.placement_drivers;
@@ -82,14 +89,15 @@ impl Layout {
             }
         }
         let (root, shards) = (root.to_path_buf(), BTreeMap::new());
-        let mut layout = Layout { root, placement_driver, shards, proxies, last_shard: 0 };
+        let mut layout = Layout { root, placement_driver, shards, gateway: None, proxies, last_shard: 0 };
         for _ in 0..options.shards {
             layout.place_shard(options, &mut ports);
         }
+        layout.gateway = ports.next().filter(|_| options.gateway).map(loopback);
         layout
     }
 
-    /// Every process, in the order of starting.
+    /// Every process that keeps data, in the order of starting.
     pub fn specs(&self, options: &ClusterOptions) -> Result<Vec<ProcessSpec>, ClusterError> {
         let mut specs = Vec::new();
         for replica in 1..=options.placement_drivers {
@@ -102,6 +110,30 @@ impl Layout {
             }
         }
         Ok(specs)
+    }
+
+    /// The gateway, if there is one. It needs the placement driver to start.
+    pub fn gateway_spec(&self, options: &ClusterOptions) -> Result<Option<ProcessSpec>, ClusterError> {
+        let Some(listen) = self.gateway else { return Ok(None) };
+        let id = ProcessId::Gateway;
+        let config = serde_json::json!({
+            "listen": listen,
+            "url": self.rest_urls().join(","),
+            "data_dir": self.root.join(id.to_string()),
+            "postgres_bin": options.postgres_bin,
+            "trust_loopback": true,
+        });
+        Ok(Some(self.spec(id, to_toml(&config)?)))
+    }
+
+    /// Where the gateway listens, if there is one.
+    pub fn gateway(&self) -> Option<SocketAddr> {
+        self.gateway
+    }
+
+    /// The gateway's URL for PostgreSQL clients, if there is one.
+    pub fn gateway_url(&self) -> Option<String> {
+        self.gateway.map(|address| format!("postgresql://{GATEWAY_USER}@{address}/{GATEWAY_DATABASE}"))
     }
 
     /// Adds a shard on `ports`: two per replica, and twice as many with links.
@@ -153,7 +185,7 @@ impl Layout {
         Ok((new, joining(spec)))
     }
 
-    /// Removes a replica.
+    /// Removes a replica, or the gateway.
     pub fn remove_replica(&mut self, id: ProcessId) {
         match id {
             ProcessId::PlacementDriver(replica) => {
@@ -167,6 +199,7 @@ impl Layout {
                     addresses.log.remove(&replica);
                 }
             }
+            ProcessId::Gateway => self.gateway = None,
         }
     }
 
@@ -196,6 +229,7 @@ impl Layout {
             ProcessId::ShardNode(shard, replica) => {
                 (replica, self.shards.get(&ShardId(shard)).map(|s| vec![&s.rpc, &s.log]).unwrap_or_default())
             }
+            ProcessId::Gateway => return Vec::new(),
         };
         let own = addresses.iter().filter_map(|all| all.get(&replica));
         own.filter_map(|real| Some((*self.proxies.get(real)?, *real))).collect()
@@ -318,14 +352,31 @@ mod tests {
             match spec.id {
                 ProcessId::ShardNode(..) => addresses.extend([own("rpc"), own("log")]),
                 ProcessId::PlacementDriver(_) => addresses.extend([own("rest"), own("rpc"), own("log")]),
+                ProcessId::Gateway => panic!("it keeps no data"),
             }
         }
         assert_eq!(addresses.len(), 27);
     }
 
     fn spec_replica(spec: &ProcessSpec) -> String {
-        let (ProcessId::PlacementDriver(replica) | ProcessId::ShardNode(_, replica)) = spec.id;
-        replica.to_string()
+        match spec.id {
+            ProcessId::PlacementDriver(replica) | ProcessId::ShardNode(_, replica) => replica.to_string(),
+            ProcessId::Gateway => panic!("it keeps no data"),
+        }
+    }
+
+    #[test]
+    fn a_gateway_has_the_last_port_and_no_proxy() {
+        let (options, without) = layout();
+        assert_eq!((without.gateway_spec(&options).unwrap(), without.gateway_url()), (None, None));
+        let options = ClusterOptions { gateway: true, links: true, ..options };
+        let layout = Layout::new(&options, Path::new("/data"), (20_000..20_055).collect());
+        let spec = layout.gateway_spec(&options).unwrap().unwrap();
+        let config: toml::Table = spec.config.parse().unwrap();
+        assert_eq!(config["listen"].as_str(), Some("127.0.0.1:20054"));
+        assert_eq!(config["url"].as_str(), Some(&*layout.rest_urls().join(",")));
+        assert_eq!(layout.gateway_url().as_deref(), Some("postgresql://app@127.0.0.1:20054/postgres"));
+        assert!(layout.proxies_of(spec.id).is_empty());
     }
 
     #[test]

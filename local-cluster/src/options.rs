@@ -16,6 +16,8 @@ pub struct ClusterOptions {
     /// The cluster's folder; a cluster that is in it is started again. Absent: a temporary folder,
     /// removed at the end.
     pub data_dir: Option<PathBuf>,
+    /// Whether a gateway is started, to which PostgreSQL clients of this machine connect.
+    pub gateway: bool,
     /// The rate limit of each shard's leader, in statements per second.
     pub shard_capacity_per_s: Option<f64>,
     /// The folder with PostgreSQL's programs. Absent: searched for.
@@ -41,6 +43,7 @@ impl ClusterOptions {
             shards: 3,
             replicas: 3,
             placement_drivers: 3,
+            gateway: false,
             data_dir: None,
             shard_capacity_per_s: None,
             postgres_bin: None,

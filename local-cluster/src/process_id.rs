@@ -9,6 +9,8 @@ pub enum ProcessId {
     PlacementDriver(u64),
     /// A replica of a shard: the shard, and the replica's number.
     ShardNode(u32, u64),
+    /// The gateway.
+    Gateway,
 }
 
 impl fmt::Display for ProcessId {
@@ -16,6 +18,7 @@ impl fmt::Display for ProcessId {
         match self {
             ProcessId::PlacementDriver(replica) => write!(f, "placement-driver-{replica}"),
             ProcessId::ShardNode(shard, replica) => write!(f, "shard-{shard}-{replica}"),
+            ProcessId::Gateway => write!(f, "gateway"),
         }
     }
 }
@@ -26,6 +29,7 @@ impl ProcessId {
         match self {
             ProcessId::PlacementDriver(_) => "placement-driver",
             ProcessId::ShardNode(..) => "shard-node",
+            ProcessId::Gateway => "gateway",
         }
     }
 }

@@ -120,7 +120,11 @@ impl ProcessTable {
             pid: p.pid(),
             data: p.spec().data_dir.clone(),
         };
-        Endpoints { rest: content.layout.rest_urls(), processes: content.processes.values().map(process).collect() }
+        Endpoints {
+            rest: content.layout.rest_urls(),
+            gateway: content.layout.gateway_url(),
+            processes: content.processes.values().map(process).collect(),
+        }
     }
 
     /// Sets the file that [`ProcessTable::write_endpoints`] writes.

@@ -11,12 +11,18 @@ use evenkeel_client::admin::AdminClient;
 use evenkeel_protocol::ShardId;
 use evenkeel_protocol::api::ShardBody;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// The interval between two checks of a condition, in milliseconds.
 const POLL_MS: u64 = 50;
 /// The oldest report that counts as current: shards report every 250 ms.
 const RECENT: Duration = Duration::from_secs(2);
+
+/// The message SSLRequest of PostgreSQL's protocol: its length, and its number.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// The pause between two checks of a condition.
 pub async fn pause() {
@@ -63,6 +69,32 @@ pub async fn placement_drivers_ready(
         Ok(())
     })
     .await
+}
+
+/// Waits until the gateway answers a PostgreSQL client's first message.
+pub async fn gateway_ready(
+    processes: &ProcessTable,
+    address: SocketAddr,
+    deadline: Instant,
+) -> Result<(), ClusterError> {
+    until(processes, "the gateway to answer", deadline, async || {
+        match evenkeel_host::timeout(RECENT, asks_for_tls(address)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("{}: {error}", ProcessId::Gateway)),
+            Err(_) => Err(format!("{}: no answer", ProcessId::Gateway)),
+        }
+    })
+    .await
+}
+
+/// Asks whether the connection may be encrypted, as most clients do first. Either answer will do.
+async fn asks_for_tls(address: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(&SSL_REQUEST).await?;
+    match stream.read_u8().await? {
+        b'N' | b'S' => Ok(()),
+        other => Err(std::io::Error::other(format!("it answered {other}"))),
+    }
 }
 
 /// Waits until every shard's leader has a report of the last two seconds that lists all of its
@@ -164,7 +196,7 @@ fn blame(processes: &ProcessTable, seen: &str) -> String {
     let named = ids.iter().find(|id| seen.contains(&id.to_string()));
     let of_shard = ids.iter().find(|id| match id {
         ProcessId::ShardNode(shard, _) => seen.contains(&format!("shard {shard}")),
-        ProcessId::PlacementDriver(_) => false,
+        ProcessId::PlacementDriver(_) | ProcessId::Gateway => false,
     });
     match named.or(of_shard) {
         Some(id) => format!("\nthe end of the log of {id}:\n{}", processes.log_tail(*id, 20)),

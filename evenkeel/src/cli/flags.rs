@@ -174,6 +174,54 @@ impl ShardNodeFlags {
     }
 }
 
+/// Flags of `gateway`. Users and rules are in its file alone.
+#[derive(Debug, Args)]
+pub struct GatewayFlags {
+    /// A TOML file with these settings, and with users and rules
+    #[arg(long, env = "EVENKEEL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where clients connect
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<String>,
+    /// URLs of the placement driver's replicas, comma between
+    #[arg(long, value_name = "URLS")]
+    url: Option<String>,
+    /// Instead of --url: the file that `demo --endpoints` wrote
+    #[arg(long, value_name = "FILE")]
+    endpoints: Option<String>,
+    /// The folder of its own PostgreSQL; it is emptied at every start
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The folder with `postgres` and `initdb` [default: found]
+    #[arg(long, value_name = "DIR")]
+    postgres_bin: Option<String>,
+    /// The certificate chain for TLS, in PEM
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<String>,
+    /// The certificate's private key, in PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Let anyone on this machine connect as any user without a password
+    #[arg(long)]
+    trust_loopback: bool,
+    /// Clients at a time [default: 10000]
+    #[arg(long, value_name = "N")]
+    max_clients: Option<String>,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    pub end_with_stdin: bool,
+}
+
+impl GatewayFlags {
+    /// The given flags.
+    pub fn given(&self) -> Vec<(&'static str, String)> {
+        let mut given =
+            given!(self: listen, url, endpoints, data_dir, postgres_bin, tls_certificate, tls_key, max_clients);
+        switches!(given, self: trust_loopback);
+        given
+    }
+}
+
 /// Flags of a run, shared by `demo` and `replay`.
 #[derive(Debug, Args)]
 pub struct RunFlags {

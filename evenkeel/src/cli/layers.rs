@@ -1,7 +1,7 @@
 //! The layers of a command's configuration, read from the file, the environment and the flags.
 
 use crate::config::{ConfigError, Kind, Layers, Setting, resolve};
-use crate::{bench, demo, replay, roles};
+use crate::{bench, demo, gateway_config, replay, roles};
 use std::path::Path;
 
 /// The keys of all commands. The environment is shared: a key of another command is no mistake
@@ -10,6 +10,7 @@ fn all_keys() -> Vec<&'static str> {
     let all = [
         roles::placement_driver_settings(),
         roles::shard_node_settings(),
+        gateway_config::gateway_settings(),
         demo::settings(),
         replay::settings(),
         bench::settings(),

@@ -1,7 +1,9 @@
 //! The program: it parses the arguments, starts logging, runs one command, and reports its end.
 
 use crate::cli::admin::{self, AdminCommand};
-use crate::cli::flags::{BenchCommand, BenchFlags, DemoFlags, PlacementDriverFlags, ReplayFlags, ShardNodeFlags};
+use crate::cli::flags::{
+    BenchCommand, BenchFlags, DemoFlags, GatewayFlags, PlacementDriverFlags, ReplayFlags, ShardNodeFlags,
+};
 use crate::cli::layers::{check_environment, layers};
 use crate::config::ConfigError;
 use crate::error::CommandError;
@@ -29,6 +31,8 @@ enum Command {
     PlacementDriver(PlacementDriverFlags),
     /// Run a replica of a shard, with its own PostgreSQL
     ShardNode(ShardNodeFlags),
+    /// Run a gateway, to which any PostgreSQL client connects
+    Gateway(GatewayFlags),
     /// Start a cluster on this machine, load one shard, and watch the load level itself
     Demo(DemoFlags),
     /// Run a workload against a cluster that is up, with the same checks and report as `demo`
@@ -70,6 +74,10 @@ async fn run(command: Command) -> Result<(), CommandError> {
         Command::ShardNode(flags) => {
             let layers = layers(flags.config.as_deref(), flags.given())?;
             Ok(roles::run_shard_node(&layers, flags.end_with_stdin).await?)
+        }
+        Command::Gateway(flags) => {
+            let layers = layers(flags.config.as_deref(), flags.given())?;
+            Ok(roles::run_gateway(&layers, flags.end_with_stdin).await?)
         }
         Command::Demo(flags) => demo::demo(&layers(flags.config.as_deref(), flags.given())?).await,
         Command::Replay(flags) => replay::replay(&layers(flags.config.as_deref(), flags.given())?).await,
@@ -123,7 +131,7 @@ fn start_logging(cli: &Cli) -> Result<(), ConfigError> {
     use std::io::IsTerminal;
     // warp logs a client's disconnection as an error, and nothing else.
     let default = match cli.command {
-        Command::PlacementDriver(_) | Command::ShardNode(_) => "info,warp::server=off",
+        Command::PlacementDriver(_) | Command::ShardNode(_) | Command::Gateway(_) => "info,warp::server=off",
         _ => "warn,warp::server=off",
     };
     let flag = cli.log_filter.clone().map(|text| (text, "flag --log"));
