@@ -4,7 +4,7 @@
 //! the numbers that its relations get, and nothing else shows it. Its tables, routes and version
 //! are published when every shard that can be reached has made it.
 
-use super::changes::Change;
+use super::changes::VersionChange;
 use super::effect::Effect;
 use super::limits::{MAX_RANGES, MAX_SCHEMA_BYTES, MAX_SCHEMA_CHANGE_BYTES, MAX_SCHEMA_VERSIONS, MAX_TABLES};
 use super::moment::Moment;
@@ -211,7 +211,7 @@ fn check_limits(
 }
 
 /// Publishes a change that the shards have made.
-pub(super) fn publish(state: &mut PlacementState, plan: &Arc<SchemaPlan>, now: Moment, change: &mut Change) {
+pub(super) fn publish(state: &mut PlacementState, plan: &Arc<SchemaPlan>, now: Moment, change: &mut VersionChange) {
     take_delta(state, plan, change);
     for (table, range, shard) in &plan.ranges {
         let (range, table, shard) = (*range, *table, *shard);
@@ -224,7 +224,7 @@ pub(super) fn publish(state: &mut PlacementState, plan: &Arc<SchemaPlan>, now: M
 }
 
 /// Takes in the next version: its tables without their ranges.
-fn take_delta(state: &mut PlacementState, plan: &Arc<SchemaPlan>, change: &mut Change) {
+fn take_delta(state: &mut PlacementState, plan: &Arc<SchemaPlan>, change: &mut VersionChange) {
     for id in &plan.delta.dropped {
         state.tables.remove(id);
         let ranges: Vec<RangeId> =
@@ -245,7 +245,7 @@ fn take_delta(state: &mut PlacementState, plan: &Arc<SchemaPlan>, change: &mut C
 
 /// Takes in changes that shards have made and the state lacks (R30). Their ranges come by the
 /// shards' reports.
-pub(super) fn take(state: &mut PlacementState, deltas: Vec<SchemaDelta>, change: &mut Change) -> Result<Effect, Refusal> {
+pub(super) fn take(state: &mut PlacementState, deltas: Vec<SchemaDelta>, change: &mut VersionChange) -> Result<Effect, Refusal> {
     let mut taken = false;
     for delta in deltas {
         let version = delta.change.version;
