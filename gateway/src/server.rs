@@ -39,6 +39,10 @@ const DRAIN_MS: u64 = 30_000;
 /// How often it looks whether they have ended, in milliseconds.
 const DRAIN_CHECK_MS: u64 = 20;
 
+/// What a cancel request has to know of a session, by its process number: the secret. And whom to
+/// tell.
+type CancelKeys = HashMap<i32, (Vec<u8>, Arc<Notify>)>;
+
 struct Gateway {
     context: Arc<SessionContext>,
     config: GatewayConfig,
@@ -48,7 +52,7 @@ struct Gateway {
     next_process: AtomicI32,
     clients: AtomicUsize,
     /// The sessions by process number, with their secrets, for cancel requests.
-    sessions: Mutex<HashMap<i32, (Vec<u8>, Arc<Notify>)>>,
+    sessions: Mutex<CancelKeys>,
     draining: watch::Sender<bool>,
 }
 
@@ -208,7 +212,7 @@ impl Gateway {
         Ok(())
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, HashMap<i32, (Vec<u8>, Arc<Notify>)>> {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, CancelKeys> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,6 +6,9 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// The most bytes that are read of what the server says to a cancel request: it says nothing.
+const MAX_ANSWER_BYTES: u64 = 1_024;
+
 /// Names a session to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CancelKey {
@@ -37,8 +40,8 @@ impl CancelKey {
         stream.write_all(&out).await?;
         stream.flush().await?;
         // The server closes the connection once it has passed the request on.
-        let mut nothing = [0];
-        stream.read(&mut nothing).await?;
+        let mut rest = Vec::new();
+        stream.take(MAX_ANSWER_BYTES).read_to_end(&mut rest).await?;
         Ok(())
     }
 }

@@ -307,8 +307,9 @@ mod tests {
     /// Names that are exchanged, in either order of the news, and a table that is dropped.
     #[test]
     fn a_name_means_the_table_that_has_it_now() {
-        let schema =
-            |id: u32, name: &str| Arc::new(TableSchema { id: TableId(id), name: name.into(), ..TableSchema::default() });
+        let schema = |id: u32, name: &str| {
+            Arc::new(TableSchema { id: TableId(id), name: name.into(), ..TableSchema::default() })
+        };
         for swapped in [[schema(1, "b"), schema(2, "a")], [schema(2, "a"), schema(1, "b")]] {
             let mut table = RoutingTable::new(
                 RouteVersion::default(),

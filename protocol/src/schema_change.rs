@@ -9,6 +9,26 @@ use crate::ids::TableId;
 use crate::schema::TableSchema;
 use serde::{Deserialize, Serialize};
 
+/// The settings that a change can depend on. None of them touches what a replica relies on.
+pub const CHANGE_SETTINGS: [&str; 16] = [
+    "search_path",
+    "standard_conforming_strings",
+    "backslash_quote",
+    "escape_string_warning",
+    "array_nulls",
+    "check_function_bodies",
+    "default_toast_compression",
+    "default_text_search_config",
+    "transform_null_equals",
+    "xmloption",
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+];
+
 /// A table or sequence after a schema change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn wrong_passwords_are_answered_later_and_later() {
-        let (wrong, now) = (WrongPasswords::default(), Instant::now());
+        let (wrong, now) = (WrongPasswords::default(), evenkeel_host::now());
         let address = IpAddr::from([127, 0, 0, 1]);
         let delays: Vec<u64> = (0..30).map(|_| wrong.note(address, now).as_millis() as u64).collect();
         assert_eq!(delays[..3], [250, 500, 750]);

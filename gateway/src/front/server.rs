@@ -12,6 +12,7 @@ use evenkeel_client::placement_driver::ApiError;
 use evenkeel_postgres_session::Session;
 use evenkeel_protocol::api::{SchemaChange, SchemaChangeBody};
 use evenkeel_protocol::error::codes;
+use evenkeel_protocol::schema_change::CHANGE_SETTINGS;
 use evenkeel_protocol::{SqlError, TableSchema};
 use evenkeel_shard_node::postgres::{Connector, Postgres, PostgresConfig, PostgresError, Resources, SessionRole};
 use std::collections::BTreeSet;
@@ -165,7 +166,8 @@ impl FrontPostgres {
     pub async fn plan(&self, sql: &str, settings: &Settings) -> Result<SchemaChangeBody, SqlError> {
         let mut changing = self.changing.lock().await;
         self.sync_with(&mut changing).await?;
-        let settings = pairs(settings).to_vec();
+        let mut settings = pairs(settings).to_vec();
+        settings.retain(|(name, _)| CHANGE_SETTINGS.contains(&name.as_str()));
         let planned = changing.try_out(sql, &settings).await;
         changing.admin.simple("ROLLBACK").await.map_err(sql_error)?;
         let (relations, dropped) = planned?;

@@ -63,7 +63,8 @@ impl FrontSessions {
         let kept = match idle {
             Some(kept) => kept,
             None => {
-                let session = self.connector.raw(SessionRole::User).await.map_err(|error| unavailable(&error.to_string()))?;
+                let session =
+                    self.connector.raw(SessionRole::User).await.map_err(|error| unavailable(&error.to_string()))?;
                 Kept { session, settings: Settings::new() }
             }
         };

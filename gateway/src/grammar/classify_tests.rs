@@ -68,7 +68,9 @@ fn transactions_and_settings_are_commands() {
 
 #[test]
 fn copies_say_how_their_rows_are_written() {
-    let Kind::CopyIn(copy) = one("COPY t (a, b) FROM STDIN WITH (FORMAT csv, HEADER, QUOTE '''')").kind else { panic!() };
+    let Kind::CopyIn(copy) = one("COPY t (a, b) FROM STDIN WITH (FORMAT csv, HEADER, QUOTE '''')").kind else {
+        panic!()
+    };
     assert_eq!((copy.columns, copy.format, copy.quote, copy.header), (Some(2), CopyKind::Csv, b'\'', true));
     let Kind::CopyIn(copy) = one("copy t from stdin with (freeze on)").kind else { panic!() };
     assert_eq!((copy.columns, copy.format, copy.header), (None, CopyKind::Text, false));
@@ -89,7 +91,9 @@ fn changes_of_the_schema_are_rewritten_only_where_they_must_be() {
     assert_eq!(filled.then.as_deref(), Some("INSERT INTO \"n\" SELECT a FROM t"));
     assert_eq!(schema("ALTER TABLE t RENAME COLUMN a TO b").tag, "ALTER TABLE");
     assert_eq!(schema("DROP VIEW v").tag, "DROP VIEW");
-    for refused in ["CREATE TEMP TABLE t (a int)", "CREATE TABLE p (a int) PARTITION BY RANGE (a)", "LISTEN x", "CREATE ROLE r"] {
+    for refused in
+        ["CREATE TEMP TABLE t (a int)", "CREATE TABLE p (a int) PARTITION BY RANGE (a)", "LISTEN x", "CREATE ROLE r"]
+    {
         assert!(matches!(one(refused).kind, Kind::Refused { .. }), "{refused}");
     }
 }

@@ -62,6 +62,9 @@ impl Plan {
     }
 }
 
+/// The statements of a text.
+type Statements = Arc<[Arc<Statement>]>;
+
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct PlanKey {
     text: Arc<str>,
@@ -75,7 +78,7 @@ pub struct Planner {
     client: Client,
     front: Arc<FrontPostgres>,
     parser: Parser,
-    texts: Mutex<Generations<Arc<str>, Arc<[Arc<Statement>]>>>,
+    texts: Mutex<Generations<Arc<str>, Statements>>,
     plans: Mutex<Generations<PlanKey, Arc<Plan>>>,
 }
 
@@ -95,7 +98,7 @@ impl Planner {
     ///
     /// # Errors
     /// PostgreSQL's own for a text that does not parse, with its position.
-    pub async fn statements(&self, text: &str) -> Result<Arc<[Arc<Statement>]>, SqlError> {
+    pub async fn statements(&self, text: &str) -> Result<Statements, SqlError> {
         if let Some(known) = lock(&self.texts).get(text) {
             return Ok(known);
         }
@@ -105,7 +108,7 @@ impl Planner {
             Err(error) if error.code == codes::SYNTAX_ERROR => return Err(self.complaint(&text, error).await),
             Err(error) => return Err(error),
         };
-        let statements: Arc<[Arc<Statement>]> = parsed.into_iter().map(Arc::new).collect();
+        let statements: Statements = parsed.into_iter().map(Arc::new).collect();
         if text.len() <= MAX_KEPT_BYTES {
             lock(&self.texts).put(text, statements.clone());
         }

@@ -53,7 +53,7 @@ pub(super) async fn change(handles: &ReplicaHandles, body: &[u8]) -> Result<Resp
             changes.changed().await.ok()?;
         }
     };
-    match tokio::time::timeout(Duration::from_millis(CHANGE_MS), ended).await {
+    match evenkeel_host::timeout(Duration::from_millis(CHANGE_MS), ended).await {
         Ok(Some((Status::Done, _))) => made(handles, version),
         Ok(Some((_, detail))) => Err(problem::SCHEMA_REFUSED.because(detail.unwrap_or_default()).into()),
         Ok(None) | Err(_) => {

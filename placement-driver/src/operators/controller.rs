@@ -267,7 +267,10 @@ impl OperatorController {
         let current = |id: &OperatorId, step: &Step| state.operators.get(id).is_some_and(|o| o.step == *step);
         let reported_late = |a: &Attempt| a.under_way;
         self.attempts.retain(|name, a| {
-            name.step == Step::End || name.operator == DELIVERY || current(&name.operator, &name.step) || reported_late(a)
+            name.step == Step::End
+                || name.operator == DELIVERY
+                || current(&name.operator, &name.step)
+                || reported_late(a)
         });
         self.schema_versions.retain(|shard, _| state.shards.contains_key(shard));
         self.learnt.retain(|(id, step), _| current(id, step));

@@ -50,9 +50,9 @@ mod reported_routes;
 mod restoration;
 #[cfg(test)]
 mod restoration_tests;
+pub mod schema_change;
 #[cfg(test)]
 mod scripts;
-pub mod schema_change;
 pub mod split;
 #[cfg(test)]
 pub(crate) mod testing;

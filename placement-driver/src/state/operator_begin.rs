@@ -93,7 +93,8 @@ pub(super) fn begin(
             (Work::Split { range, epoch, shard, at }, table)
         }
         Action::Merge { left, right } => {
-            let (a, b) = (&unpinned(state, left.0, Some(left.1))?.route, &unpinned(state, right.0, Some(right.1))?.route);
+            let (a, b) =
+                (&unpinned(state, left.0, Some(left.1))?.route, &unpinned(state, right.0, Some(right.1))?.route);
             if a.table != b.table || a.shard != b.shard || a.interval.join(&b.interval).is_none() {
                 return Err(Refusal::NotNeighbours(left.0, right.0));
             }

@@ -277,9 +277,7 @@ impl Transition {
             | Transition::Fenced
             | Transition::CancelledAtSource
             | Transition::Purged
-            | Transition::Prepared => {
-                operator.status
-            }
+            | Transition::Prepared => operator.status,
         }
     }
 }

@@ -52,9 +52,8 @@ pub(super) fn change(
 /// The effect of a change that was made already, or is under way.
 fn repeated(state: &PlacementState, body: &SchemaChangeBody) -> Option<Effect> {
     let version = body.version.checked_add(1)?;
-    let same = |change: &SchemaChange| {
-        (change.version, &change.sql, &change.settings) == (version, &body.sql, &body.settings)
-    };
+    let same =
+        |change: &SchemaChange| (change.version, &change.sql, &change.settings) == (version, &body.sql, &body.settings);
     if state.schema.version == version {
         let last = state.schema.changes.get(&version)?;
         return same(&last.delta.change).then_some(Effect::SchemaReady(version));
@@ -81,8 +80,7 @@ fn plan(
     home: ShardId,
 ) -> Result<SchemaPlan, Refusal> {
     let gone = dropped.iter().map(|name| known(state, name)).collect::<Result<BTreeSet<TableId>, _>>()?;
-    let before =
-        relations.iter().map(|relation| relation.was.as_deref().map(|was| known(state, was)).transpose());
+    let before = relations.iter().map(|relation| relation.was.as_deref().map(|was| known(state, was)).transpose());
     let before = before.collect::<Result<Vec<Option<TableId>>, _>>()?;
     check_names(state, relations, &before, &gone)?;
     for (relation, id) in relations.iter().zip(&before) {
@@ -155,12 +153,7 @@ fn check_names(
 }
 
 /// Checks what an altered table may become: its ranges and their keys stay as they are.
-fn check_alteration(
-    state: &PlacementState,
-    id: TableId,
-    after: &TableSchema,
-    home: ShardId,
-) -> Result<(), Refusal> {
+fn check_alteration(state: &PlacementState, id: TableId, after: &TableSchema, home: ShardId) -> Result<(), Refusal> {
     let Some(before) = state.tables.get(&id).map(|table| &table.schema) else { return Ok(()) };
     let ranges = state.ranges_of(id);
     let one = ranges.len() == 1;
@@ -245,7 +238,11 @@ fn take_delta(state: &mut PlacementState, plan: &Arc<SchemaPlan>, change: &mut V
 
 /// Takes in changes that shards have made and the state lacks (R30). Their ranges come by the
 /// shards' reports.
-pub(super) fn take(state: &mut PlacementState, deltas: Vec<SchemaDelta>, change: &mut VersionChange) -> Result<Effect, Refusal> {
+pub(super) fn take(
+    state: &mut PlacementState,
+    deltas: Vec<SchemaDelta>,
+    change: &mut VersionChange,
+) -> Result<Effect, Refusal> {
     let mut taken = false;
     for delta in deltas {
         let version = delta.change.version;

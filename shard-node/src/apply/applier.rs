@@ -337,7 +337,10 @@ impl Applier {
         // Before anything that waits for ranges: a range must not be admitted before its rows are
         // in.
         let leading = self.leaderships.leads();
-        hidden_ranges(control, &self.applied.state).into_iter().filter(|_| leading).for_each(|r| self.publication.hide(r));
+        hidden_ranges(control, &self.applied.state)
+            .into_iter()
+            .filter(|_| leading)
+            .for_each(|r| self.publication.hide(r));
         let admit = match control {
             Control::SchemaChange { delta, .. } if leading => Some(self.publication.change(delta)),
             _ => None,

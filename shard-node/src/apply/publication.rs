@@ -7,6 +7,9 @@ use evenkeel_protocol::{RangeId, SchemaDelta, TableId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The tables that schema changes change, by the version after the change.
+type ChangingTables = BTreeMap<u64, BTreeSet<TableId>>;
+
 /// See the module.
 pub(super) struct Publication {
     handles: ReplicaHandles,
@@ -41,7 +44,7 @@ impl Publication {
         let (latches, changing) = (self.handles.latches.clone(), self.changing.clone());
         let (version, tables) = (delta.change.version, delta.relations.iter().map(|table| table.id));
         let tables = tables.chain(delta.dropped.iter().copied()).collect();
-        let set = move |change: &dyn Fn(&mut BTreeMap<u64, BTreeSet<TableId>>)| {
+        let set = move |change: &dyn Fn(&mut ChangingTables)| {
             let mut changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
             change(&mut changing);
             latches.set_changing(changing.values().flatten().copied().collect());

@@ -17,7 +17,7 @@ use tokio::sync::futures::Notified;
 /// What a transaction runs on. Its first request decides which: the two do not mix.
 pub(super) enum TransactionSession {
     /// Statements that the shard analyses.
-    Analysed(PooledSession),
+    Analysed(Box<PooledSession>),
     /// Users' own texts.
     Raw(Box<RawTransaction>),
 }

@@ -64,8 +64,8 @@ impl FoundRows {
     pub fn add(&mut self, schema: &TableSchema, body: &Bytes) -> Result<(), SqlError> {
         // Behind the number of values. The message lies in a buffer of many.
         let row = Bytes::copy_from_slice(body.get(2..).unwrap_or_default());
-        let sizes = RowValues::new(&row, schema.columns.len()).map(|value| value.map_or(0, <[u8]>::len));
-        sizes.map(check_value_size).collect::<Result<(), SqlError>>()?;
+        let mut sizes = RowValues::new(&row, schema.columns.len()).map(|value| value.map_or(0, <[u8]>::len));
+        sizes.try_for_each(check_value_size)?;
         let key = schema.key_of_row(&schema.codec(), &row);
         let key = key.map_err(|error| SqlError::new(codes::PROGRAM_LIMIT, error.to_string()))?;
         self.0.insert(key, row);

@@ -16,7 +16,7 @@ use super::context::LeaderContext;
 use super::latches::WriteBlock;
 use super::leadership::EntryOutcome;
 use super::transactions::Transactions;
-use crate::log_entry::{EntryBody, Control, ShardEntry};
+use crate::log_entry::{Control, EntryBody, ShardEntry};
 use crate::state_machine::ShardState;
 use crate::storage::{StoreError, try_schema_change};
 use evenkeel_protocol::schema::RelationKind;
@@ -164,7 +164,7 @@ impl SchemaChanges {
                 }
             }
         };
-        let wait = tokio::time::timeout(Duration::from_millis(ANSWER_MS), result.wait_for(Option::is_some));
+        let wait = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), result.wait_for(Option::is_some));
         let ended = match wait.await {
             Ok(Ok(ended)) => ended.clone(),
             Ok(Err(_)) => Some(Err(Failure::NotLeader { leader: None })),
@@ -239,7 +239,7 @@ impl SchemaChanges {
             }
             None
         };
-        let in_the_way = match tokio::time::timeout(bound, drained).await {
+        let in_the_way = match evenkeel_host::timeout(bound, drained).await {
             Ok(None) => return blocks,
             Ok(Some(latch)) => Some(latch),
             Err(_) => None,

@@ -106,7 +106,7 @@ impl Transactions {
         let began_in = self.context.shared.latches.generation();
         let begin = format!("BEGIN ISOLATION LEVEL {isolation} {access}");
         session.simple(&begin).await.map_err(|error| not_executed(&error))?;
-        Ok(self.open.add(self.opened(TransactionSession::Analysed(session), options, began_in)))
+        Ok(self.open.add(self.opened(TransactionSession::Analysed(Box::new(session)), options, began_in)))
     }
 
     /// Begins a transaction in users' own texts. Nothing is sent to PostgreSQL before its first
@@ -298,12 +298,12 @@ impl Transactions {
         let result = self.commit_captured(&session, captured, id, &transaction, answers).await;
         match result {
             Ok(()) => {
-                self.pool.put_back(session);
+                self.pool.put_back(*session);
                 drop(ranges);
                 Ok(())
             }
             Err(CommitError::RolledBack(failure)) => {
-                self.pool.put_back(session);
+                self.pool.put_back(*session);
                 Err(moved_away(failure))
             }
             Err(CommitError::Broken(failure)) => Err(failure),
@@ -438,7 +438,7 @@ impl Transactions {
         match session {
             TransactionSession::Analysed(session) => {
                 if session.simple("ROLLBACK").await.is_ok() {
-                    self.pool.put_back(session);
+                    self.pool.put_back(*session);
                 }
             }
             TransactionSession::Raw(mut raw) => {

@@ -38,7 +38,7 @@ pub(crate) use damage::{is_damage, is_illness};
 pub use error::PostgresError;
 pub use find::{Binaries, find};
 pub use handle::PostgresHandle;
-pub(crate) use settings::OWNER_PRIVILEGES;
 pub use server::{DATA_CHECK_MS, Postgres};
+pub(crate) use settings::OWNER_PRIVILEGES;
 pub use sizing::Resources;
 pub use store_error::StoreError;

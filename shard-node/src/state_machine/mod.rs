@@ -56,8 +56,8 @@ pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
 pub use owned_ranges::OwnedRange;
 pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
 pub use refusal::EntryRefusal;
-pub use schema::PreparedSchema;
 pub use retry_window::{MAX_ID_AGE_MS, RETRY_WINDOW_MS, RetryWindow};
+pub use schema::PreparedSchema;
 pub use shard_state::ShardState;
 
 #[cfg(test)]

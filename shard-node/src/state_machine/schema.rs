@@ -112,7 +112,11 @@ pub(super) struct Change<'a> {
 
 impl Change<'_> {
     /// Makes a change: the next version.
-    pub(super) fn make(self, delta: &SchemaDelta, ranges: &[(TableId, RangeId)]) -> Result<Arc<SchemaDelta>, EntryRefusal> {
+    pub(super) fn make(
+        self,
+        delta: &SchemaDelta,
+        ranges: &[(TableId, RangeId)],
+    ) -> Result<Arc<SchemaDelta>, EntryRefusal> {
         let Change { schema, tables, owned, operators } = self;
         schema.expect_next(delta.change.version)?;
         for table in delta.relations.iter().map(|table| table.id).chain(delta.dropped.iter().copied()) {

@@ -207,7 +207,15 @@ impl Fetch {
             let item = evenkeel_host::timeout(Duration::from_millis(SILENCE_MS), stream.next()).await;
             match item {
                 Ok(Some(ShardReply::Seed(SeedItem::Piece(piece)))) => data.extend_from_slice(&piece),
-                Ok(Some(ShardReply::Seed(SeedItem::End { covered, width, count, last, position, holds_to, schema }))) => {
+                Ok(Some(ShardReply::Seed(SeedItem::End {
+                    covered,
+                    width,
+                    count,
+                    last,
+                    position,
+                    holds_to,
+                    schema,
+                }))) => {
                     if covered.start != start {
                         return Err(lost("rows of another interval"));
                     }

@@ -71,7 +71,11 @@ pub async fn serve_rows(shared: ReplicaHandles, pacer: &Pacer, request: SeedRequ
 
 /// A piece of rows, the position up to which it holds everything, and the one behind which it holds
 /// nothing.
-async fn read(shared: &ReplicaHandles, pacer: &Pacer, request: &SeedRequest) -> Result<(RowsOf, u64, u64, u64), ServeError> {
+async fn read(
+    shared: &ReplicaHandles,
+    pacer: &Pacer,
+    request: &SeedRequest,
+) -> Result<(RowsOf, u64, u64, u64), ServeError> {
     let asked = evenkeel_host::now();
     let bound = Duration::from_millis(REACH_MS);
     let reached = shared.progress.reached(request.at_least);

@@ -126,8 +126,13 @@ pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> R
     client.execute(&*schema.create_sql, &[]).await?;
     client.batch_execute(&captured_by_triggers(schema)).await?;
     let differing = Mutex::default();
-    let mut run =
-        Run { client, tables: &mut PreparedTables::default(), pipeline: Pipeline::default(), differing: &differing, leads: false };
+    let mut run = Run {
+        client,
+        tables: &mut PreparedTables::default(),
+        pipeline: Pipeline::default(),
+        differing: &differing,
+        leads: false,
+    };
     let arrays = run.tables.has_arrays(client, &mut run.pipeline, schema).await?;
     let sources = if arrays { &[Source::One, Source::Many][..] } else { &[Source::One] };
     let others = Columns::new((0..schema.columns.len()).filter(|at| !schema.key.contains(at)));

@@ -15,31 +15,12 @@ use super::schema::SET_UP_SESSION;
 use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::schema::RelationKind;
-use evenkeel_protocol::schema_change::SchemaChange;
+use evenkeel_protocol::schema_change::{CHANGE_SETTINGS, SchemaChange};
 use evenkeel_protocol::{SchemaDelta, SqlError, TableSchema};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 use tokio_postgres::types::Oid;
 
-/// The settings that a change can depend on. None of them touches what the replica relies on.
-const SETTINGS: [&str; 16] = [
-    "search_path",
-    "standard_conforming_strings",
-    "backslash_quote",
-    "escape_string_warning",
-    "array_nulls",
-    "check_function_bodies",
-    "default_toast_compression",
-    "default_text_search_config",
-    "transform_null_equals",
-    "xmloption",
-    "datestyle",
-    "intervalstyle",
-    "timezone",
-    "lc_monetary",
-    "lc_numeric",
-    "lc_time",
-];
 /// What a trial may take: it waits only briefly for statements that serve, and they for it.
 const TRIAL_LIMITS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'";
 /// What the decided change may take: as long as it needs, and a while for locks. Another attempt
@@ -71,7 +52,7 @@ pub(super) async fn execute(client: &Client, delta: &SchemaDelta, ends_readers: 
 async fn run(client: &Client, delta: &SchemaDelta, limits: &str) -> Result<(), StoreError> {
     client.batch_execute(ORDINARY).await?;
     for (name, value) in &delta.change.settings {
-        if !SETTINGS.contains(&name.to_ascii_lowercase().as_str()) {
+        if !CHANGE_SETTINGS.contains(&name.to_ascii_lowercase().as_str()) {
             let message = format!("a schema change cannot depend on the setting {name:?}");
             return Err(StoreError::Refused(SqlError::new(codes::FEATURE_NOT_SUPPORTED, message)));
         }
@@ -178,7 +159,8 @@ async fn refuse_written_rows(client: &Client) -> Result<(), StoreError> {
 /// R19: a new column's value in rows that are there must be the same on every replica.
 async fn refuse_differing_values(client: &Client, widths: &[(Oid, i16)]) -> Result<(), StoreError> {
     let (oids, widths): (Vec<Oid>, Vec<i16>) = widths.iter().copied().unzip();
-    let sql = "SELECT a.attrelid::regclass::text, a.attname::text FROM unnest($1::oid[], $2::int2[]) AS known(rel, width)
+    let sql =
+        "SELECT a.attrelid::regclass::text, a.attname::text FROM unnest($1::oid[], $2::int2[]) AS known(rel, width)
         JOIN pg_attribute AS a ON a.attrelid = known.rel AND a.attnum > known.width AND NOT a.attisdropped
         JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind = 'r'
         LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum

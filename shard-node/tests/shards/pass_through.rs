@@ -1,15 +1,12 @@
 //! Statements in users' own texts: what comes back, and what the replicas hold afterwards.
 
-use super::harness::{Shard, definition, id};
+use super::harness::{Shard, id};
 use super::start_logging;
 use bytes::Bytes;
 use evenkeel_protocol::pass_through::*;
-use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::shard::*;
 use evenkeel_protocol::*;
 use evenkeel_rpc::Connection;
-use evenkeel_shard_node::storage::capture_triggers;
-use std::sync::Arc;
 
 /// A transaction in users' own texts, on one connection to a leader.
 struct Session<'a> {
@@ -107,11 +104,6 @@ impl<'a> Session<'a> {
             other => panic!("{other:?}"),
         }
     }
-
-    async fn roll_back(&mut self) {
-        let request = ShardRequest::Rollback { transaction: self.number };
-        assert!(matches!(self.connection.call(&request).await.unwrap(), ShardReply::Done));
-    }
 }
 
 fn text(sql: &str) -> PassThroughStatement {
@@ -123,10 +115,6 @@ fn error_of<T: std::fmt::Debug>(result: Result<T, Failure>) -> SqlError {
         Err(Failure::Sql(error)) => error,
         other => panic!("{other:?}"),
     }
-}
-
-fn code_of<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
-    error_of(result).code.into_owned()
 }
 
 const ITEMS: &str = "CREATE TABLE items (id bigint PRIMARY KEY, n integer NOT NULL, t text)";

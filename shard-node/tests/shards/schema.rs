@@ -6,7 +6,7 @@ use evenkeel_protocol::schema::{ColumnSchema, RelationKind};
 use evenkeel_protocol::schema_change::{SchemaChange, SchemaDelta};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
 use evenkeel_protocol::{Failure, OperatorId, RangeId, SqlError, TableId, TableSchema, Value};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Columns by name, type and object id; the first is the key.
 fn table(id: u32, name: &str, columns: &[(&str, &str, u32)], pinned: bool) -> TableSchema {
@@ -41,12 +41,12 @@ fn delta(version: u64, sql: &str, relations: Vec<TableSchema>, dropped: &[u32]) 
 
 /// Asks until the answer is not "pending".
 async fn settled(shard: &Shard, request: ControlRequest) -> ControlReply {
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     loop {
         match shard.control(request.clone()).await {
             ControlReply::Pending { waiting_for } => {
-                assert!(begun.elapsed() < Duration::from_secs(60), "{waiting_for}: {request:?}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "{waiting_for}: {request:?}");
+                evenkeel_host::sleep(Duration::from_millis(20)).await;
             }
             other => return other,
         }
@@ -99,15 +99,18 @@ async fn catalog(shard: &Shard, replica: u64) -> Vec<String> {
 async fn same_catalog(shard: &Shard) -> Vec<String> {
     let leader = shard.leader().await;
     let known = catalog(shard, leader).await;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     for replica in shard.info.replicas.keys() {
         loop {
             let here = catalog(shard, *replica).await;
             if here == known {
                 break;
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "replica {replica}: {here:#?}, leader: {known:#?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(
+                evenkeel_host::elapsed(begun) < Duration::from_secs(60),
+                "replica {replica}: {here:#?}, leader: {known:#?}"
+            );
+            evenkeel_host::sleep(Duration::from_millis(50)).await;
         }
     }
     known
@@ -130,9 +133,12 @@ fn story() -> Vec<SchemaDelta> {
             vec![parents(), children(&[ID, N])],
             &[],
         ),
-        delta(2, "CREATE SCHEMA app; CREATE TABLE app.items (id bigint PRIMARY KEY, n bigint)", vec![
-            table(3, "app.items", &[ID, N], false),
-        ], &[]),
+        delta(
+            2,
+            "CREATE SCHEMA app; CREATE TABLE app.items (id bigint PRIMARY KEY, n bigint)",
+            vec![table(3, "app.items", &[ID, N], false)],
+            &[],
+        ),
         delta(
             3,
             "CREATE VIEW app.notes AS SELECT id, note FROM parents; CREATE FUNCTION twice(bigint) RETURNS bigint \
@@ -140,16 +146,25 @@ fn story() -> Vec<SchemaDelta> {
             vec![],
             &[],
         ),
-        delta(4, "ALTER TABLE app.items ADD COLUMN note text NOT NULL DEFAULT 'x'", vec![
-            table(3, "app.items", &[ID, N, NOTE], false),
-        ], &[]),
-        delta(5, "ALTER TABLE app.items RENAME COLUMN n TO amount; ALTER TABLE app.items RENAME TO things", vec![
-            table(3, "app.things", &[ID, ("amount", "bigint", 20), NOTE], false),
-        ], &[]),
+        delta(
+            4,
+            "ALTER TABLE app.items ADD COLUMN note text NOT NULL DEFAULT 'x'",
+            vec![table(3, "app.items", &[ID, N, NOTE], false)],
+            &[],
+        ),
+        delta(
+            5,
+            "ALTER TABLE app.items RENAME COLUMN n TO amount; ALTER TABLE app.items RENAME TO things",
+            vec![table(3, "app.things", &[ID, ("amount", "bigint", 20), NOTE], false)],
+            &[],
+        ),
         delta(6, "CREATE SEQUENCE app.numbers", vec![sequence(4, "app.numbers")], &[]),
-        delta(7, "DROP TABLE children; DROP VIEW app.notes; ALTER TABLE parents DROP COLUMN note", vec![
-            table(1, "parents", &[ID], true),
-        ], &[2]),
+        delta(
+            7,
+            "DROP TABLE children; DROP VIEW app.notes; ALTER TABLE parents DROP COLUMN note",
+            vec![table(1, "parents", &[ID], true)],
+            &[2],
+        ),
     ]
 }
 
@@ -172,14 +187,17 @@ async fn every_replica_makes_the_same_changes_in_the_same_order() {
     let gone = shard.sql("SELECT note FROM parents WHERE id = 1", &[]).await;
     assert!(matches!(&gone, Err(Failure::Sql(error)) if error.code == "42703"), "{gone:?}");
     let known = same_catalog(&shard).await;
-    for object in ["r parents id bigint", "r app.things id bigint, amount bigint, note text", "function twice(bigint)"] {
+    for object in ["r parents id bigint", "r app.things id bigint, amount bigint, note text", "function twice(bigint)"]
+    {
         assert!(known.iter().any(|line| line == object), "{object}: {known:#?}");
     }
     assert!(!known.iter().any(|line| line.contains("children") || line.contains("app.notes")), "{known:#?}");
     let ControlReply::Report(report) = shard.control(ControlRequest::Report).await else { panic!("no report") };
     assert_eq!((report.schema.version, report.schema.prepared), (7, None));
     assert_eq!(report.ranges.iter().map(|range| range.table.0).collect::<Vec<_>>(), [1, 3, 4]);
-    let ControlReply::Schema(deltas) = shard.control(ControlRequest::SchemaAfter { version: 2 }).await else { panic!() };
+    let ControlReply::Schema(deltas) = shard.control(ControlRequest::SchemaAfter { version: 2 }).await else {
+        panic!()
+    };
     assert_eq!(deltas, story()[2..]);
     shard.stop().await;
 }
@@ -292,10 +310,10 @@ async fn replicas_that_were_away_make_the_changes_that_they_missed() {
     shard.wipe_replica(away);
     shard.start_replica(away);
     change(&shard, changes[5].clone()).await;
-    let begun = Instant::now();
+    let begun = evenkeel_host::now();
     while shard.inspect(away).await.is_none_or(|i| i.seeding || i.applied == 0) {
-        assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", shard.inspect(away).await);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(90), "{:?}", shard.inspect(away).await);
+        evenkeel_host::sleep(Duration::from_millis(50)).await;
     }
     change(&shard, changes[6].clone()).await;
     same_catalog(&shard).await;
@@ -331,7 +349,7 @@ async fn leaders_that_end_in_the_middle_leave_no_replica_behind() {
         let apply = ShardRequest::Control(ControlRequest::ApplySchema { delta: next.clone(), ranges: vec![] });
         let connection = shard.connect_to_leader().await;
         let asked = tokio::spawn(async move { connection.call_within(&apply, Duration::from_secs(10)).await.ok() });
-        tokio::time::sleep(Duration::from_millis(7 * version)).await;
+        evenkeel_host::sleep(Duration::from_millis(7 * version)).await;
         shard.stop_replica(leader).await;
         _ = asked.await;
         make(&shard, next).await;

@@ -149,7 +149,10 @@ impl World {
             ranges: ranges.collect(),
             operators,
             scrub: ScrubReport { differences, ..ScrubReport::default() },
-            schema: SchemaReport { version: self.schemas.get(&shard).map_or(0, |deltas| deltas.len() as u64), prepared: self.prepared.get(&shard).copied() },
+            schema: SchemaReport {
+                version: self.schemas.get(&shard).map_or(0, |deltas| deltas.len() as u64),
+                prepared: self.prepared.get(&shard).copied(),
+            },
         }
     }
 
