@@ -1,7 +1,7 @@
 //! A first look at the client: a table, rows, a read by key, a scan in key order, a transaction.
 //!
-//! `cargo run -p evenkeel-client --example quickstart -- http://127.0.0.1:7101`, with the URL of any replica of the placement
-//! driver of a running cluster.
+//! `cargo run -p evenkeel-client --example quickstart -- http://127.0.0.1:7101`, with the URL of
+//! any replica of the placement driver of a running cluster.
 
 use evenkeel_client::{Client, ClientConfig, ClientError, TransactionOptions};
 

@@ -87,12 +87,10 @@ impl Client {
     /// [`Client::execute`].
     ///
     /// ```no_run
-    /// # async fn example(client: evenkeel_client::Client) -> Result<(), evenkeel_client::ClientError> {
-    /// let mut all = client.stream("SELECT id, balance FROM accounts", &[]).await?;
-    /// let mut sum = 0;
-    /// while let Some(rows) = all.next().await? {
-    ///     sum += (0..rows.count as usize).filter_map(|row| rows.int(row, 1)).sum::<i64>();
-    /// }
+    /// # async fn example(client: evenkeel_client::Client) -> Result<(),
+    /// evenkeel_client::ClientError> { let mut all = client.stream("SELECT id, balance FROM
+    /// accounts", &[]).await?; let mut sum = 0; while let Some(rows) = all.next().await? { sum +=
+    /// (0..rows.count as usize).filter_map(|row| rows.int(row, 1)).sum::<i64>(); }
     /// # Ok(())
     /// # }
     /// ```

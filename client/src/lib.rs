@@ -34,10 +34,10 @@
 //! use evenkeel_client::{Client, ClientConfig};
 //!
 //! let client = Client::connect(ClientConfig::new(["http://127.0.0.1:7101"])).await?;
-//! client.execute("CREATE TABLE accounts (id bigint PRIMARY KEY, balance bigint NOT NULL)", &[]).await?;
-//! client.execute("INSERT INTO accounts VALUES ($1, $2)", &[1.into(), 100.into()]).await?;
-//! let answer = client.execute("SELECT balance FROM accounts WHERE id = $1", &[1.into()]).await?;
-//! assert_eq!(answer.rows.int(0, 0), Some(100));
+//! client.execute("CREATE TABLE accounts (id bigint PRIMARY KEY, balance bigint NOT NULL)",
+//! &[]).await?; client.execute("INSERT INTO accounts VALUES ($1, $2)", &[1.into(),
+//! 100.into()]).await?; let answer = client.execute("SELECT balance FROM accounts WHERE id = $1",
+//! &[1.into()]).await?; assert_eq!(answer.rows.int(0, 0), Some(100));
 //! # Ok(())
 //! # }
 //! ```

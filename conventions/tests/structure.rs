@@ -25,6 +25,8 @@ const SAME_NAME: &[(&str, &str)] = &[
     ("Config", "what a process of that crate is configured with"),
     ("RunError", "why the `run` of that crate has ended"),
     ("ReplicaHandles", "what the tasks of one replica of that crate share"),
+    ("Session", "of a PostgreSQL server, and of the store's client: both are PostgreSQL's word"),
+    ("Requests", "to a PostgreSQL server, and of a YCSB workload: both are the field's word"),
     ("Command", "of a SQL text, and of the placement log: the placement driver reads no SQL"),
 ];
 

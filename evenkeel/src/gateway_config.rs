@@ -6,7 +6,7 @@
 
 use crate::config::{ConfigError, Kind, Setting};
 use evenkeel_gateway::GatewayConfig;
-use evenkeel_gateway::door::rules::{Method, Rule};
+use evenkeel_gateway::{Method, Rule};
 use evenkeel_local_cluster::endpoints::Endpoints;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};

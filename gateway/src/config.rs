@@ -15,8 +15,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// The placement driver's REST URLs.
     pub endpoints: Vec<String>,
-    /// The folder of the gateway's own PostgreSQL. It holds nothing that cannot be made again, and is
-    /// emptied at every start.
+    /// The folder of the gateway's own PostgreSQL. It holds nothing that cannot be made again, and
+    /// is emptied at every start.
     pub data_dir: PathBuf,
     /// The folder with PostgreSQL's programs; found if absent.
     #[serde(default)]

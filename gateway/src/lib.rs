@@ -5,27 +5,28 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`config`] | the configuration |
-//! | [`server`] | accepting connections, and ending in order |
-//! | [`door`] | TLS, authentication, who may connect |
-//! | [`wire`] | PostgreSQL's protocol |
-//! | [`grammar`] | PostgreSQL's grammar: the kinds of statements |
-//! | [`front`] | the gateway's own PostgreSQL, which has the schema and no rows |
-//! | [`session`] | a client's session |
+//! | `config` | the configuration |
+//! | `server` | accepting connections, and ending in order |
+//! | `door` | TLS, authentication, who may connect |
+//! | `wire` | PostgreSQL's protocol |
+//! | `grammar` | PostgreSQL's grammar: the kinds of statements |
+//! | `front` | the gateway's own PostgreSQL, which has the schema and no rows |
+//! | `session` | a client's session |
 //!
-//! A statement passes `wire`, `session`, `grammar` (what kind it is), `front` (what it touches), and
-//! the client crate (which shard has it). Its rows come back as a shard's PostgreSQL sent them.
+//! A statement passes `wire`, `session`, `grammar` (what kind it is), `front` (what it touches),
+//! and the client crate (which shard has it). Its rows come back as a shard's PostgreSQL sent them.
 //!
 //! Not done: statements and transactions over several shards; roles made by SQL; LISTEN and NOTIFY;
 //! temporary tables; materialized views.
 
-pub mod config;
-pub mod door;
-pub mod front;
-pub mod grammar;
-pub mod server;
-pub mod session;
-pub mod wire;
+mod config;
+mod door;
+mod front;
+mod grammar;
+mod server;
+mod session;
+mod wire;
 
-pub use config::GatewayConfig;
+pub use config::{GatewayConfig, TlsConfig};
+pub use door::rules::{Method, Rule};
 pub use server::run;

@@ -1,6 +1,6 @@
 //! Cancelling a session's statement, over a connection of its own.
 
-use crate::session::ByteStream;
+use crate::byte_stream::ByteStream;
 use crate::session_error::SessionError;
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -29,8 +29,8 @@ impl CancelKey {
         self.process
     }
 
-    /// Has the statement cancelled that the session executes, over a new connection with its server.
-    /// Best effort: it may have ended and be followed by another.
+    /// Has the statement cancelled that the session executes, over a new connection with its
+    /// server. Best effort: it may have ended and be followed by another.
     ///
     /// # Errors
     /// The connection failed.

@@ -6,7 +6,8 @@ const MAX_COLUMNS: usize = 1_664;
 /// A row of values in the text format; `None` for null.
 pub type TextRow = Vec<Option<String>>;
 
-/// The values in the body of a DataRow, in the format that was asked for. `None` if it is malformed.
+/// The values in the body of a DataRow, in the format that was asked for. `None` if it is
+/// malformed.
 pub fn values(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;
     let count = usize::from(u16::from_be_bytes(*count));

@@ -1,5 +1,6 @@
 //! A session: start-up, sending and receiving, simple queries.
 
+use crate::byte_stream::ByteStream;
 use crate::cancel_key::CancelKey;
 use crate::error_response;
 use crate::framing::Input;
@@ -14,14 +15,10 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The most settings that a server may report; it reports about a dozen.
 const MAX_REPORTED: usize = 1_000;
-
-/// What a session runs over.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// A session with a PostgreSQL server. It ends when it is dropped.
 pub struct Session {

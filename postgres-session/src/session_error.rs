@@ -2,8 +2,8 @@
 
 use evenkeel_protocol::SqlError;
 
-/// Why a session did not do what it was asked for. After all but [`SessionError::Refused`] it cannot
-/// be used any more, and whether a COMMIT under way took place is unknown.
+/// Why a session did not do what it was asked for. After all but [`SessionError::Refused`] it
+/// cannot be used any more, and whether a COMMIT under way took place is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The connection failed.

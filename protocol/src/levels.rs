@@ -90,6 +90,15 @@ pub fn parse_duration_ms(text: &str) -> Result<u64, SqlError> {
     })
 }
 
+/// How a transaction begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TransactionOptions {
+    /// `REPEATABLE READ` instead of `READ COMMITTED`.
+    pub repeatable_read: bool,
+    /// `READ ONLY`.
+    pub read_only: bool,
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

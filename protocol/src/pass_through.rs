@@ -11,7 +11,7 @@
 
 use crate::ids::TableId;
 use crate::interval::KeyInterval;
-use crate::shard::TransactionOptions;
+use crate::levels::TransactionOptions;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

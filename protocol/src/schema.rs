@@ -25,8 +25,8 @@ pub struct ColumnSchema {
 pub struct TableSchema {
     /// Its number; 0 until the placement driver has given it one.
     pub id: TableId,
-    /// Its name, as PostgreSQL stores it: `table` for one in the schema `public`, `schema.table` for
-    /// others. Names of schemas and relations contain no dot themselves.
+    /// Its name, as PostgreSQL stores it: `table` for one in the schema `public`, `schema.table`
+    /// for others. Names of schemas and relations contain no dot themselves.
     pub name: String,
     /// Its columns, in order. A row image has exactly these.
     pub columns: Vec<ColumnSchema>,

@@ -2,8 +2,9 @@
 //! sequences.
 //!
 //! A change is planned by a gateway, which knows the SQL, and gets its version and the numbers of
-//! its relations from the placement driver. A [`SchemaDelta`] is the result: everything that a shard
-//! needs to bring its PostgreSQL and its state from one version of the schema to the next (R34).
+//! its relations from the placement driver. A [`SchemaDelta`] is the result: everything that a
+//! shard needs to bring its PostgreSQL and its state from one version of the schema to the next
+//! (R34).
 
 use crate::ids::TableId;
 use crate::schema::TableSchema;

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-pub use crate::levels::{Durability, ReadLevel};
+pub use crate::levels::{Durability, ReadLevel, TransactionOptions};
 pub use crate::scrub::RangeChecksum;
 
 /// One statement.
@@ -46,15 +46,6 @@ pub struct StatementRequest {
     /// [`ShardReply::Early`], then [`ShardReply::Done`] or [`ShardReply::Failed`] when its COMMIT
     /// has ended; or [`ShardReply::Rows`] alone.
     pub durability: Durability,
-}
-
-/// How a transaction begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TransactionOptions {
-    /// `REPEATABLE READ` instead of `READ COMMITTED`.
-    pub repeatable_read: bool,
-    /// `READ ONLY`.
-    pub read_only: bool,
 }
 
 /// A request to a shard's replica. Each is answered by one [`ShardReply`], a copy by a stream of

@@ -1,8 +1,8 @@
 //! Messages between replicas, and their encoding.
 //!
 //! ```text
-//! frame   = length u32 | crc32 u32 | group u64 | configuration u32 | message…      (length counts what follows the crc)
-//! message = shell length u32 | shell (postcard) | item count u32 | items
+//! frame = length u32 | crc32 u32 | group u64 | configuration u32 | message… (length counts what
+//! follows the crc) message = shell length u32 | shell (postcard) | item count u32 | items
 //! ```
 //!
 //! A frame holds one turn's messages for one peer. A message's log items travel beside its shell:

@@ -43,8 +43,8 @@ pub trait Api: Send + Sync {
     /// `GET /v1/schema?after=VERSION`: the schema's version, and the changes after a version.
     fn schema_after(&self, version: u64) -> BoxFuture<'_, Result<SchemaChangesBody, ApiError>>;
 
-    /// `POST /v1/schema`: changes the schema, within `timeout`. It may be sent again after an unknown
-    /// outcome.
+    /// `POST /v1/schema`: changes the schema, within `timeout`. It may be sent again after an
+    /// unknown outcome.
     fn change_schema<'a>(
         &'a self,
         body: &'a SchemaChangeBody,

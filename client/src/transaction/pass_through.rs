@@ -4,9 +4,9 @@
 //! shard, and all steps must lie there. The transaction has a connection of its own, because the
 //! rows of its statements arrive as streams that a slow reader holds up.
 //!
-//! It promises what [`super::handle`] promises: nothing lasts before the commit, so the first step is
-//! repeated freely until it has an answer; a commit whose answer is lost is asked about under the
-//! same id.
+//! It promises what [`super::handle`] promises: nothing lasts before the commit, so the first step
+//! is repeated freely until it has an answer; a commit whose answer is lost is asked about under
+//! the same id.
 //!
 //! Not done: transactions over several shards.
 
@@ -52,8 +52,8 @@ impl PassThroughTransaction {
     }
 
     /// Sends a step, and waits for the first item of its answer. After an error of
-    /// [`ClientError::Sql`] the transaction is still open, as PostgreSQL's is: it can be rolled back
-    /// to a savepoint. After any other error it has ended.
+    /// [`ClientError::Sql`] the transaction is still open, as PostgreSQL's is: it can be rolled
+    /// back to a savepoint. After any other error it has ended.
     ///
     /// # Errors
     /// As [`crate::Client::execute`]. 0A000 if the tables lie on several shards.

@@ -1,4 +1,5 @@
-//! The first messages of a connection: a request for TLS, a cancel request, or the start-up message.
+//! The first messages of a connection: a request for TLS, a cancel request, or the start-up
+//! message.
 
 use crate::wire::backend;
 use crate::wire::transport::Transport;

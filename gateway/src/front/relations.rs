@@ -1,7 +1,7 @@
 //! The tables and sequences of the catalog, and what a change of the schema did to them.
 //!
-//! The front PostgreSQL is asked before and after a change. Relations are told apart by their object
-//! ids, so that a renamed table is the same table.
+//! The front PostgreSQL is asked before and after a change. Relations are distinguished apart by
+//! their object ids, so that a renamed table is the same table.
 
 use super::sessions::sql_error;
 use evenkeel_postgres_session::Session;
@@ -66,7 +66,8 @@ pub async fn read(session: &mut Session) -> Result<Relations, SqlError> {
         .collect()
 }
 
-/// What a change did: the relations that are new or different, and the names of those that are gone.
+/// What a change did: the relations that are new or different, and the names of those that are
+/// gone.
 ///
 /// # Errors
 /// 0A000: the store cannot hold what was made.

@@ -53,7 +53,8 @@ impl FrontSessions {
     /// A session with these settings.
     ///
     /// # Errors
-    /// 53300: all are in use. PostgreSQL's own error about a setting. 57P03: the server is not there.
+    /// 53300: all are in use. PostgreSQL's own error about a setting. 57P03: the server is not
+    /// there.
     pub async fn take(self: &Arc<FrontSessions>, settings: &Settings) -> Result<FrontSession, SqlError> {
         let place = timeout(Duration::from_millis(WAIT_MS), self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {

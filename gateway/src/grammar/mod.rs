@@ -1,4 +1,5 @@
-//! PostgreSQL's grammar: a text becomes statements, and each statement says who has to deal with it.
+//! PostgreSQL's grammar: a text becomes statements, and each statement says who has to deal with
+//! it.
 //!
 //! The parser is PostgreSQL's own (libpg_query). It decides only what kind a statement is. Which
 //! tables a statement touches is asked of a PostgreSQL that has the schema ([`crate::front`]),

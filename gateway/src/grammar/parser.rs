@@ -6,6 +6,10 @@
 
 use super::classify;
 use super::statement::Statement;
+// Only for its feature `no-recursion-limit`, without which the parser's trees of longer statements
+// cannot be read.
+use prost as _;
+
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};

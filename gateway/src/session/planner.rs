@@ -144,14 +144,14 @@ impl Planner {
         if let Some(known) = lock(&self.plans).get(&key) {
             return Ok(known);
         }
-        let plan = Arc::new(self.plan_anew(statement, types, settings, key.schema_version).await?);
+        let plan = Arc::new(self.make_plan(statement, types, settings, key.schema_version).await?);
         if statement.text.len() <= MAX_KEPT_BYTES {
             lock(&self.plans).put(key, plan.clone());
         }
         Ok(plan)
     }
 
-    async fn plan_anew(
+    async fn make_plan(
         &self,
         statement: &Arc<Statement>,
         types: &[u32],

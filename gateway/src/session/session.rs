@@ -39,7 +39,7 @@ pub struct Session {
     incoming: Incoming,
     out: Outgoing,
     settings: SessionSettings,
-    /// The settings that the client has been told of.
+    /// The settings that the client has been notified of.
     reported: BTreeMap<String, String>,
     block: Option<Block>,
     /// Changes of the schema of the open transaction, not made yet.
@@ -53,7 +53,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session of an authenticated user, who has been told `reported`.
+    /// A session of an authenticated user, who has been notified of `reported`.
     pub fn new(
         context: Arc<SessionContext>,
         incoming: Incoming,

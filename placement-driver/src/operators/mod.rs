@@ -26,10 +26,10 @@
 //! | restore | none (R23); `TakeBack` to the source if the destination is lost | the source's report: owned again at a higher epoch |
 //!
 //! Each kind of operator has one file with its steps, requests, proofs, influence on load and
-//! slots, and deadline: [`create_table`], [`split`], [`merge`], [`move_range`], [`schema_change`], [`drain`]. Their
-//! scenarios are in `testscripts/`. `leftovers` deletes what ended operators have left at shards,
-//! and `orphaned_copies` finds the copies that only an administrator may delete. `reported_routes`
-//! and `restoration` take in what shards report and the state lacks.
+//! slots, and deadline: [`create_table`], [`split`], [`merge`], [`move_range`], [`schema_change`],
+//! [`drain`]. Their scenarios are in `testscripts/`. `leftovers` deletes what ended operators have
+//! left at shards, and `orphaned_copies` finds the copies that only an administrator may delete.
+//! `reported_routes` and `restoration` take in what shards report and the state lacks.
 //!
 //! # Not done
 //!

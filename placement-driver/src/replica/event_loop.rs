@@ -147,8 +147,8 @@ impl EventLoop {
                 }
             }
             LoopMessage::SchemaFound(Ok(ControlReply::Schema(deltas))) if !deltas.is_empty() => {
-                // The state takes in only what it lacks. If this is not proposed, the shard is asked
-                // again.
+                // The state takes in only what it lacks. If this is not proposed, the shard is
+                // asked again.
                 self.proposer.propose(Command::TakeSchema(deltas), None).ok();
             }
             LoopMessage::SchemaFound(answer) => tracing::debug!(?answer, "no schema changes were found"),

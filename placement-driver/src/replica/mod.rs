@@ -4,9 +4,9 @@
 //!
 //! ```text
 //!  shards --reports--> report_service --+                      +--> log (proposals)
-//!  clients --> ReplicaHandles::propose -+--> event loop -------+--> shard_calls --> shards' leaders
-//!  log --decided entries----------------+        |
-//!                                                +--> ReplicaHandles: applied state, routing view
+//!  clients --> ReplicaHandles::propose -+--> event loop -------+--> shard_calls --> shards'
+//!  leaders log --decided entries----------------+ | +--> ReplicaHandles: applied state, routing
+//!  view
 //! ```
 //!
 //! One task, the event loop, changes the state and the leadership; everything else

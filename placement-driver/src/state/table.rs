@@ -20,8 +20,8 @@ pub struct Table {
     pub creating: Option<OperatorId>,
 }
 
-/// Checks what the placement state relies on in a table or sequence of a schema change. A pinned one
-/// needs no key that can be ordered.
+/// Checks what the placement state relies on in a table or sequence of a schema change. A pinned
+/// one needs no key that can be ordered.
 pub(super) fn check_relation(schema: &TableSchema) -> Result<(), Refusal> {
     let invalid = |reason: &str| Err(Refusal::InvalidTable(format!("table {:?}: {reason}", schema.name)));
     // The names of a schema and a relation, and a dot.

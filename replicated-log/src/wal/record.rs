@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! record = mark u32 | body length u32 | crc32 u32 | body          (little endian)
-//! body   = flags u8 | meta length u16 | meta (postcard) | first position u64 | fence there | item count u32 | items
-//! fence  = term u64 | ended u8
+//! body = flags u8 | meta length u16 | meta (postcard) | first position u64 | fence there | item
+//! count u32 | items fence = term u64 | ended u8
 //! ```
 //!
 //! A record holds everything that a turn changed, so a turn is atomic on disk. Every record carries
@@ -112,7 +112,8 @@ pub(crate) enum NotARecord {
 /// The header of a segment, written together with its first record.
 ///
 /// ```text
-/// mark u32 | crc32 u32 | segment u64 | log's mark u64 | end of the segment before u64 | bytes of its footer u64
+/// mark u32 | crc32 u32 | segment u64 | log's mark u64 | end of the segment before u64 | bytes of
+/// its footer u64
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {

@@ -271,15 +271,15 @@ impl Applier {
         control: &Control,
     ) -> Result<Result<Vec<ControlEffect>, EntryRefusal>, ApplyError> {
         if let Control::SchemaChange { .. } = control {
-            // A replica that starts again must not find a change in PostgreSQL that its state lacks:
-            // so its position is recorded with it, which cannot be while parts are waiting (R12). The
-            // log says so, and every replica rejects alike.
+            // A replica that starts again must not find a change in PostgreSQL that its state
+            // lacks: so its position is recorded with it, which cannot be while parts are waiting
+            // (R12). The log says so, and every replica rejects alike.
             if self.persistence.unfinished.first().is_some() {
                 let reason = "an entry of several parts is unfinished".into();
                 return Ok(Err(EntryRefusal { code: "entry-unfinished", reason }));
             }
-            // Peers only have rows of the later version for it, and the change could not be made on a
-            // part of the rows: it takes a peer's state again.
+            // Peers only have rows of the later version for it, and the change could not be made on
+            // a part of the rows: it takes a peer's state again.
             if self.persistence.seeding.is_some() {
                 return Err(ApplyError::NeedState { trimmed: LogIndex(position) });
             }

@@ -43,8 +43,8 @@ impl LeaderContext {
         }
     }
 
-    /// Whether a plan still fits the tables. Asked when the statement has its handle: from then on a
-    /// schema change waits for it (R34).
+    /// Whether a plan still fits the tables. Asked when the statement has its handle: from then on
+    /// a schema change waits for it (R34).
     pub fn check_plan(&self, bound: &BoundPlan) -> Result<(), Failure> {
         if bound.schema_version == self.shared.schema_version() {
             return Ok(());
@@ -52,8 +52,8 @@ impl LeaderContext {
         Err(Failure::Busy { reason: "the schema has changed".into(), retry_after_ms: 0 })
     }
 
-    /// Whether a statement that a gateway has planned at a version of the schema fits. Asked when the
-    /// statement has its handle.
+    /// Whether a statement that a gateway has planned at a version of the schema fits. Asked when
+    /// the statement has its handle.
     pub fn check_schema_version(&self, planned: u64) -> Result<(), Failure> {
         let version = self.shared.schema_version();
         match planned.cmp(&version) {

@@ -1,9 +1,9 @@
 //! Schema changes on the leader (R34): the trial before the decision, and the decided change.
 //!
 //! A trial executes the change in PostgreSQL and rolls it back. What it learns must stay true until
-//! the change is made, so no statement may run meanwhile on the tables that the change touches. They
-//! are blocked and drained first, like a range before its fence; then the trial is logged, and from
-//! that entry on the state machine holds the tables. Which tables those are is found out by
+//! the change is made, so no statement may run meanwhile on the tables that the change touches.
+//! They are blocked and drained first, like a range before its fence; then the trial is logged, and
+//! from that entry on the state machine holds the tables. Which tables those are is found out by
 //! PostgreSQL's own locks: the change names those that become different, and may lock others.
 //!
 //! The entry of the decided change is executed by the apply writer of every replica, like the

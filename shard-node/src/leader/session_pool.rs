@@ -148,8 +148,8 @@ impl SessionPool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session is about to be opened for a place that is taken: ends an idle one if there would be
-    /// too many. PostgreSQL has room for a few whose end it has not noticed yet.
+    /// A session is about to be opened for a place that is taken: ends an idle one if there would
+    /// be too many. PostgreSQL has room for a few whose end it has not noticed yet.
     fn make_room(&self, end: impl FnOnce(&mut Idle)) {
         let mut idle = self.idle();
         let in_use = self.places - self.free.available_permits().min(self.places);

@@ -1,4 +1,5 @@
-//! Entries that change the schema, tables, ranges and moves, and checkpoints for comparing replicas.
+//! Entries that change the schema, tables, ranges and moves, and checkpoints for comparing
+//! replicas.
 //!
 //! Each entry carries everything that its verdict depends on, so that every replica reaches the
 //! same verdict. The order of variants and fields is the format on disk.

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! DATA_DIR/lock              held by the node's process for as long as it lives (R2)
-//! DATA_DIR/postgres/         the server's data; made beside and renamed, so that it is there whole or not at all
-//! DATA_DIR/postgres.damaged/ data that was of no use, until the replica is whole again
-//! DATA_DIR/postgres.log      what the server says, and DATA_DIR/postgres.log.1 the piece before it
-//! DATA_DIR/socket/           the only way in: a Unix socket in a folder only the server's account can enter
+//! DATA_DIR/postgres/ the server's data; made beside and renamed, so that it is there whole or not
+//! at all DATA_DIR/postgres.damaged/ data that was of no use, until the replica is whole again
+//! DATA_DIR/postgres.log what the server says, and DATA_DIR/postgres.log.1 the piece before it
+//! DATA_DIR/socket/ the only way in: a Unix socket in a folder only the server's account can enter
 //! ```
 //!
 //! The system limits a socket's path to about a hundred bytes. If DATA_DIR is too long for that (or

@@ -155,8 +155,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON TYPES TO evenkee
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON SCHEMAS TO evenkeel_user";
 
 /// The same: the account of sessions that run users' own texts. It has the other's privileges. Its
-/// triggers fire, and it cannot change that: `session_replication_role` is a superuser's to set, and
-/// the other account's setting is not inherited.
+/// triggers fire, and it cannot change that: `session_replication_role` is a superuser's to set,
+/// and the other account's setting is not inherited.
 pub(super) const MAKE_PASS_THROUGH_USER: &str = "
 CREATE ROLE evenkeel_user_pass_through LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT IN ROLE evenkeel_user";
 

@@ -57,9 +57,9 @@ pub async fn begin(
     Ok(())
 }
 
-/// What makes the definitions of all tables, on an empty database: the schema changes from the first
-/// on, and then the tables that were made one by one. Neither depends on the other, and the latter
-/// have names that no schema change has left taken.
+/// What makes the definitions of all tables, on an empty database: the schema changes from the
+/// first on, and then the tables that were made one by one. Neither depends on the other, and the
+/// latter have names that no schema change has left taken.
 fn definitions(state: &ShardState) -> Vec<StoreOperation> {
     let changes = state.schema_after(0).iter().map(|delta| StoreOperation::ChangeSchema(delta.clone()));
     let tables = state.tables().filter(|table| !table.create_sql.is_empty());

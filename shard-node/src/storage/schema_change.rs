@@ -1,9 +1,9 @@
 //! Schema changes in PostgreSQL: their execution, and their trial before they are decided (R34).
 //!
-//! The statements of a change are users' text. They are executed by the role `evenkeel_owner`, which
-//! owns what they make and is no superuser (R6), inside a block of code: there PostgreSQL refuses
-//! COMMIT and all else that would leave the transaction. Whatever this replica adds, such as the
-//! triggers that capture changes, it adds as superuser in the same transaction.
+//! The statements of a change are users' text. They are executed by the role `evenkeel_owner`,
+//! which owns what they make and is no superuser (R6), inside a block of code: there PostgreSQL
+//! refuses COMMIT and all else that would leave the transaction. Whatever this replica adds, such
+//! as the triggers that capture changes, it adds as superuser in the same transaction.
 //!
 //! A change must do the same on every replica. So the trial refuses what could differ (R19): rows
 //! that the change itself writes, and values that it computes for rows that are there by functions
@@ -102,9 +102,9 @@ fn at_place(error: StoreError, sql: &str) -> StoreError {
     }
 }
 
-/// Tries whether a change can be made here, and rolls it back. `others` are the relations of earlier
-/// changes that this one leaves as they are. Gives the names of the relations that it locks, so that
-/// no statement may run on them while it is made.
+/// Tries whether a change can be made here, and rolls it back. `others` are the relations of
+/// earlier changes that this one leaves as they are. Gives the names of the relations that it
+/// locks, so that no statement may run on them while it is made.
 ///
 /// # Errors
 /// [`StoreError::Refused`] with what PostgreSQL has against it, unless the error is one of the

@@ -124,8 +124,8 @@ pub(super) fn insert(schema: &TableSchema, source: Source, upsert: bool) -> Stri
     sql
 }
 
-/// Deletes one of the rows that have these values: in a table without a key it does not matter which
-/// of several. Values are the same if their hashes' input is ([`row_hash`]).
+/// Deletes one of the rows that have these values: in a table without a key it does not matter
+/// which of several. Values are the same if their hashes' input is ([`row_hash`]).
 pub(super) fn remove(schema: &TableSchema) -> String {
     let table = table_name(schema);
     let same = schema.columns.iter().enumerate().map(|(n, column)| {

@@ -132,8 +132,8 @@ impl Store {
         Ok(self.client.batch_execute("COMMIT").await?)
     }
 
-    /// Drops everything that users have made, and all records: what a replica does before it takes another's
-    /// state. Afterwards the position is 0.
+    /// Drops everything that users have made, and all records: what a replica does before it takes
+    /// another's state. Afterwards the position is 0.
     ///
     /// # Errors
     /// As for [`Store::apply`]; nothing was dropped then.

@@ -40,7 +40,7 @@ fn delta(version: u64, sql: &str, relations: Vec<TableSchema>, dropped: &[u32]) 
 }
 
 /// Asks until the answer is not "pending".
-async fn settled(shard: &Shard, request: ControlRequest) -> ControlReply {
+async fn answered(shard: &Shard, request: ControlRequest) -> ControlReply {
     let begun = evenkeel_host::now();
     loop {
         match shard.control(request.clone()).await {
@@ -58,7 +58,7 @@ async fn settled(shard: &Shard, request: ControlRequest) -> ControlReply {
 async fn change(shard: &Shard, delta: SchemaDelta) {
     let operator = OperatorId(delta.change.version);
     let prepare = ControlRequest::PrepareSchema { operator, delta: delta.clone() };
-    assert_eq!(settled(shard, prepare).await, ControlReply::Done, "{delta:?}");
+    assert_eq!(answered(shard, prepare).await, ControlReply::Done, "{delta:?}");
     make(shard, delta).await;
 }
 
@@ -68,12 +68,12 @@ async fn make(shard: &Shard, delta: SchemaDelta) {
     let owned = |id: TableId| report.ranges.iter().any(|range| range.table == id);
     let new = delta.relations.iter().map(|table| table.id).filter(|id| !owned(*id));
     let ranges = new.map(|id| (id, RangeId(id.0.into()))).collect();
-    assert_eq!(settled(shard, ControlRequest::ApplySchema { delta, ranges }).await, ControlReply::Done);
+    assert_eq!(answered(shard, ControlRequest::ApplySchema { delta, ranges }).await, ControlReply::Done);
 }
 
 async fn refused(shard: &Shard, delta: SchemaDelta) -> SqlError {
     let operator = OperatorId(100 + delta.change.version);
-    let reply = settled(shard, ControlRequest::PrepareSchema { operator, delta: delta.clone() }).await;
+    let reply = answered(shard, ControlRequest::PrepareSchema { operator, delta: delta.clone() }).await;
     let ControlReply::Refused { code, reason } = reply else { panic!("{delta:?}: {reply:?}") };
     assert_eq!(code, "sql-refused", "{reason}");
     SqlError::from_sentence(&reason).unwrap_or_else(|| panic!("{reason}"))
@@ -259,9 +259,9 @@ async fn a_prepared_change_holds_its_tables_until_it_is_made_or_given_up() {
     for (operator, given_up) in [(2, true), (3, false)] {
         let operator = OperatorId(operator);
         let prepare = ControlRequest::PrepareSchema { operator, delta: index.clone() };
-        assert_eq!(settled(&shard, prepare.clone()).await, ControlReply::Done);
+        assert_eq!(answered(&shard, prepare.clone()).await, ControlReply::Done);
         // Neither a repeated request nor another leader changes that.
-        assert_eq!(settled(&shard, prepare).await, ControlReply::Done);
+        assert_eq!(answered(&shard, prepare).await, ControlReply::Done);
         shard.control(ControlRequest::TransferLeadership { to: None }).await;
         let connection = shard.connect_to_leader().await;
         let write = |sql: &str| ShardRequest::Statement(statement(sql, &[]));
@@ -270,7 +270,7 @@ async fn a_prepared_change_holds_its_tables_until_it_is_made_or_given_up() {
         rows(&shard, &format!("INSERT INTO u VALUES ({}, 1)", operator.0)).await;
         if given_up {
             for _ in 0..2 {
-                assert_eq!(settled(&shard, ControlRequest::AbortSchema { operator }).await, ControlReply::Done);
+                assert_eq!(answered(&shard, ControlRequest::AbortSchema { operator }).await, ControlReply::Done);
             }
         } else {
             make(&shard, index.clone()).await;
@@ -343,7 +343,7 @@ async fn leaders_that_end_in_the_middle_leave_no_replica_behind() {
         let next = delta(version, &sql, vec![columns(version)], &[]);
         let operator = OperatorId(version);
         let prepare = ControlRequest::PrepareSchema { operator, delta: next.clone() };
-        assert_eq!(settled(&shard, prepare).await, ControlReply::Done);
+        assert_eq!(answered(&shard, prepare).await, ControlReply::Done);
         let leader = shard.leader().await;
         // The request may or may not arrive before the leader is gone.
         let apply = ShardRequest::Control(ControlRequest::ApplySchema { delta: next.clone(), ranges: vec![] });
