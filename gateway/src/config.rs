@@ -53,7 +53,7 @@ impl GatewayConfig {
     /// The users' verifiers.
     ///
     /// # Errors
-    /// One line with the setting, its value and what is accepted.
+    /// One line with the setting, its value and the accepted values.
     pub fn check(&self) -> Result<BTreeMap<String, Verifier>, String> {
         self.rules.iter().try_for_each(rules::check)?;
         if self.max_clients == 0 {

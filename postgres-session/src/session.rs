@@ -89,7 +89,7 @@ impl Session {
         }
     }
 
-    /// The next message, whatever it is. Sends what is to be sent meanwhile. Nothing is lost if the
+    /// The next message, whatever it is. Sends waiting requests meanwhile. Nothing is lost if the
     /// future is dropped.
     ///
     /// # Errors

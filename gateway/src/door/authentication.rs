@@ -1,7 +1,7 @@
 //! SCRAM-SHA-256, by pgwire's implementation, and the delay after a wrong password.
 //!
 //! Passwords are not stored. A user's verifier is what PostgreSQL keeps in `pg_authid`:
-//! `SCRAM-SHA-256$iterations:salt$stored key:server key`. A user who does not exist is asked for a
+//! `SCRAM-SHA-256$iterations:salt$stored key:server key`. An unknown user is asked for a
 //! password like any other, so that nobody learns who exists.
 
 use crate::wire::backend;
@@ -102,7 +102,7 @@ impl WrongPasswords {
     }
 }
 
-/// Has a user prove that it knows the password. `verifier` is `None` for a user who does not exist.
+/// Has a user prove that it knows the password. `verifier` is `None` for an unknown user.
 ///
 /// # Errors
 /// 28P01: the password is wrong, or there is no such user. 08P01: the client's messages are

@@ -20,7 +20,7 @@ WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 GROUP BY 1, 2, 3";
 
-/// What is known of a statement.
+/// The analysis of a statement.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Analysis {
     /// The parameters' types, as object ids.
@@ -34,7 +34,7 @@ pub struct Analysis {
     pub calls_user_code: bool,
 }
 
-/// What is to be analysed.
+/// The statement to be analysed.
 pub struct Question<'a> {
     /// The statement.
     pub text: &'a str,

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_has_what_is_new_renamed_and_gone() {
+    fn a_difference_has_new_renamed_and_dropped_relations() {
         let of = |rows: &[Vec<Option<String>>]| rows.iter().map(|row| relation(row).unwrap()).collect::<Relations>();
         let before = of(&[row("1", "a", ID, Some("1"), PLAIN, None), row("2", "b", ID, Some("1"), PLAIN, None)]);
         let after = of(&[row("1", "a2", ID, Some("1"), PLAIN, None), row("3", "c", ID, Some("1"), PLAIN, None)]);

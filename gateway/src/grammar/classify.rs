@@ -310,7 +310,7 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
         NodeEnum::RefreshMatViewStmt(_) => refused("a materialized view", "use a view"),
         NodeEnum::CreatePolicyStmt(_) | NodeEnum::AlterPolicyStmt(_) => refused("row security", "use views"),
         NodeEnum::AlterSystemStmt(_) | NodeEnum::LoadStmt(_) => refused("a change of the server", "use SET"),
-        _ => refused("this statement", "docs/sql.md lists what is supported"),
+        _ => refused("this statement", "docs/sql.md lists the supported statements"),
     })
 }
 

@@ -17,7 +17,7 @@ use crate::front::settings::{Settings, pairs};
 use crate::wire::outgoing::Outgoing;
 use bytes::Bytes;
 use evenkeel_client::{Client, PassThroughReplies, PassThroughTransaction, TransactionOptions};
-use evenkeel_postgres_session::{Named, Requests, Values as FrontValues, error_response, tags};
+use evenkeel_postgres_session::{CancelKey, Named, Requests, Values as FrontValues, error_response, tags};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{
@@ -69,6 +69,8 @@ pub struct Block {
     ended: Option<SqlError>,
     savepoints: Vec<String>,
     portals: u64,
+    /// The session of the gateway's own PostgreSQL that executes a statement now.
+    executing: Option<CancelKey>,
 }
 
 impl Block {
@@ -85,6 +87,7 @@ impl Block {
             ended: None,
             savepoints: Vec::new(),
             portals: 0,
+            executing: None,
         }
     }
 
@@ -231,7 +234,9 @@ impl Block {
                 session
             }
         };
+        self.executing = session.session.cancel_key();
         let result = execute_at_front(&mut session, &run, progress, out).await;
+        self.executing = None;
         if !session.session.is_broken() {
             if self.explicit {
                 self.at_front = Some(session);
@@ -337,6 +342,10 @@ impl Block {
     pub fn interrupted(&mut self) {
         self.at_shard = None;
         self.at_front = None;
+        if let Some(key) = self.executing.take() {
+            let connector = self.front.connector().clone();
+            tokio::spawn(async move { connector.cancel_raw(key).await });
+        }
         self.failed = true;
         let message = "the transaction ended when its statement was cancelled";
         self.ended = Some(SqlError::new(codes::SERIALIZATION_FAILURE, message));

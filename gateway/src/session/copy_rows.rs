@@ -74,7 +74,7 @@ impl CopyRows {
         (self.whole >= PIECE_BYTES).then(|| self.cut(self.whole))
     }
 
-    /// What is left, at the end of the data; `None` if nothing is. A last line needs no end.
+    /// The rest, at the end of the data; `None` if there is none. A last line needs no end.
     pub fn rest(&mut self) -> Option<Bytes> {
         let upto = if self.ended || self.kind == CopyKind::Binary { self.whole } else { self.data.len() };
         (upto > 0).then(|| self.cut(upto))

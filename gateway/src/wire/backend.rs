@@ -112,39 +112,6 @@ pub fn copy_in_response(out: &mut BytesMut, binary: bool, columns: usize) {
     });
 }
 
-/// RowDescription of text columns that the gateway itself answers with.
-pub fn text_columns(out: &mut BytesMut, names: &[&str]) {
-    message(out, b'T', |out| {
-        out.put_i16(names.len() as i16);
-        for name in names {
-            text(out, name);
-            out.put_u32(0);
-            out.put_i16(0);
-            // The type `text`, of variable length.
-            out.put_u32(25);
-            out.put_i16(-1);
-            out.put_i32(-1);
-            out.put_i16(0);
-        }
-    });
-}
-
-/// A DataRow of texts.
-pub fn text_row(out: &mut BytesMut, values: &[Option<&str>]) {
-    message(out, b'D', |out| {
-        out.put_i16(values.len() as i16);
-        for value in values {
-            match value {
-                None => out.put_i32(-1),
-                Some(value) => {
-                    out.put_i32(value.len() as i32);
-                    out.put_slice(value.as_bytes());
-                }
-            }
-        }
-    });
-}
-
 /// ErrorResponse.
 pub fn error_response(out: &mut BytesMut, error: &SqlError) {
     message(out, b'E', |out| fields(out, error, "ERROR"));

@@ -11,7 +11,7 @@ use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::{mpsc, watch};
 
-/// The longest message, in bytes: a value of 64 MiB and what is around it.
+/// The longest message, in bytes: a value of 64 MiB and its envelope.
 pub const MAX_MESSAGE_BYTES: usize = 80 << 20;
 /// Messages that wait for their execution.
 const MAX_WAITING: usize = 16;

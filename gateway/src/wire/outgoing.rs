@@ -20,7 +20,7 @@ const STALLED_MS: u64 = 120_000;
 /// See the module.
 pub struct Outgoing {
     half: WriteHalf<Transport>,
-    /// What is to be sent.
+    /// The messages to be sent.
     pub buffer: BytesMut,
 }
 

@@ -283,7 +283,7 @@ impl Applier {
             if self.persistence.seeding.is_some() {
                 return Err(ApplyError::NeedState { trimmed: LogIndex(position) });
             }
-            // What is collected is of the tables as they were.
+            // The collected changes are of the tables as they were.
             self.persistence.flush(&self.applied, None).await?;
         }
         Ok(self.applied.state.control(position, control))

@@ -3,9 +3,9 @@
 //! A step is executed in these parts:
 //!
 //! 1. The declared keys are acquired (R9). If this shard does not own them, nothing is executed.
-//! 2. 2. BEGIN (with the first step) and the statement go to PostgreSQL as one series. The read
+//! 2. BEGIN (with the first step) and the statement go to PostgreSQL as one series. The read
 //!    barrier (R8) runs beside it.
-//! 3. 3. PostgreSQL's messages are relayed as they are, once the barrier is through; reports of
+//! 3. PostgreSQL's messages are relayed as they are, once the barrier is through; reports of
 //!    changes (R7) are taken out. A row is not shown before the COMMIT is confirmed of every entry
 //!    that wrote a key which the step has reported (R4).
 //!

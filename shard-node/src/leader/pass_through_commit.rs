@@ -1,6 +1,6 @@
 //! The end of transactions in users' own texts: what they have changed becomes an entry (R7).
 //!
-//! 1. 1. The reported keys are claimed (R4), so that nothing is decided about them until this entry
+//! 1. The reported keys are claimed (R4), so that nothing is decided about them until this entry
 //!    is.
 //! 2. One series goes to PostgreSQL: deferred constraints are checked (invariant 5), which can
 //!    report further changes; the tables that were written to are asked for, the entry's record is

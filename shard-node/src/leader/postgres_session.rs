@@ -87,7 +87,7 @@ impl UserSession {
         UserSession { client, connector: connector.clone(), prepared }
     }
 
-    /// What is prepared for the present version of the schema.
+    /// The statements prepared for the present version of the schema.
     fn prepared(&self) -> MutexGuard<'_, (u64, Recent<Arc<Prepared>>)> {
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.connector.schema_version();

@@ -56,7 +56,7 @@ pub struct RawTransaction {
 /// A step as it is sent.
 #[derive(Debug, Default)]
 pub struct SentStep {
-    /// What is sent.
+    /// The requests.
     pub requests: Requests,
     /// The statement that is bound.
     pub bound: BoundText,
@@ -195,7 +195,7 @@ impl RawTransaction {
         self.sets_sequences |= statement.sets_sequences;
         if control == ControlText::Sets {
             self.settings_known = false;
-            // `lock_timeout` may be among what is set.
+            // `lock_timeout` may be among the settings.
             self.own_lock_timeout &= !statement.sql.to_ascii_lowercase().contains("lock_timeout");
         }
         (sent.control, sent.portal) = (Some(control), portal);

@@ -3,7 +3,7 @@
 //!
 //! Of tables with a key only the keys are kept, each once: what became of the rows is read at the
 //! end. Of tables without a key the rows are kept, in their order, and savepoints are followed:
-//! what is rolled back must not be proposed. Truncations are kept with the file that the table has
+//! rolled-back changes must not be proposed. Truncations are kept with the file that the table has
 //! since; whether one is still in effect shows at the end, when the table has that file or not.
 
 use super::change_reports::{ChangeReport, Reported};
@@ -239,7 +239,7 @@ mod tests {
         assert!(reported.take_fresh().is_empty());
     }
 
-    // R18: what is rolled back must not be replayed.
+    // R18: rolled-back changes must not be replayed.
     #[test]
     fn rows_without_a_key_follow_savepoints() {
         let (schema, mut reported) = (table(&[]), ReportedChanges::default());

@@ -42,7 +42,7 @@ const MAX_TRIALS: usize = 4;
 /// The most bytes of statements in the answer to a placement driver that lacks changes.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
 
-/// What is to be done.
+/// The task.
 #[derive(Debug, Clone, PartialEq)]
 enum Work {
     Prepare { operator: OperatorId, delta: SchemaDelta },

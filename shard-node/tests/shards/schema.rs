@@ -202,7 +202,7 @@ async fn every_replica_makes_the_same_changes_in_the_same_order() {
     shard.stop().await;
 }
 
-/// What is refused leaves nothing behind, and the next change is possible at once.
+/// A refused change leaves nothing behind, and the next change is possible at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_made_alike_on_every_replica_is_refused() {
     start_logging();
