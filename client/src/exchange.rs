@@ -10,8 +10,9 @@ use crate::reply::ReplicaReply;
 use crate::retry::AttemptFailure;
 use crate::stats::add;
 use crate::who_leads::another_leads;
+use evenkeel_protocol::error::codes;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest};
-use evenkeel_protocol::{Failure, ShardId};
+use evenkeel_protocol::{Failure, ShardId, SqlError};
 use evenkeel_rpc::{ReplyStream, RpcError};
 use futures::FutureExt;
 use std::net::SocketAddr;
@@ -105,8 +106,12 @@ pub(crate) fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) ->
             AttemptFailure::Busy { reason, retry_after_ms: retry_after_ms.into() }
         }
         Failure::Overloaded { retry_after_ms } => AttemptFailure::Overloaded { retry_after_ms: retry_after_ms.into() },
-        // Only a gateway names the version that it planned with, and plans again by itself.
-        Failure::SchemaChanged { .. } => AttemptFailure::Busy { reason: failure.to_string(), retry_after_ms: 0 },
+        // Only a gateway names the version that it planned with. The same statement would fail again:
+        // it has to be planned again.
+        Failure::SchemaChanged { .. } => {
+            let error = SqlError::new(codes::SERIALIZATION_FAILURE, failure.to_string());
+            AttemptFailure::Sql(error.hint("Run the transaction again."))
+        }
         Failure::OutcomeUnknown { reason } => AttemptFailure::Deposed { reason, leader: None },
     }
 }

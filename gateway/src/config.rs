@@ -27,7 +27,7 @@ pub struct GatewayConfig {
     /// Users and their verifiers, as PostgreSQL's `pg_authid` has them.
     #[serde(default)]
     pub users: BTreeMap<String, String>,
-    /// Who may connect from where; see [`rules::defaults`].
+    /// Who may connect from where; passwords from anywhere if absent.
     #[serde(default = "rules::defaults")]
     pub rules: Vec<Rule>,
     /// Clients at a time.

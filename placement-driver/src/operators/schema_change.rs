@@ -8,7 +8,7 @@
 //! tables are then told to release them (`leftovers`).
 //!
 //! **Delivery.** Shards make the versions of the schema one after the other. Whatever version a
-//! shard reports, it is given the next one ([`deliveries`]): so a shard that joins, or was away, is
+//! shard reports, it is given the next one (`deliveries`): so a shard that joins, or was away, is
 //! brought up to date, whether or not an operator is under way.
 //!
 //! Every registered shard takes part, except one that was declared lost, or that does not report

@@ -12,7 +12,7 @@
 //! An error leaves PostgreSQL's transaction open and failed, until a rollback to a savepoint. What
 //! is wrong with the step as a whole, such as too many changes, fails the transaction for good.
 //!
-//! The end of a transaction is in [`super::pass_through_commit`].
+//! The end of a transaction is in `pass_through_commit`.
 
 use super::change_reports::ChangeReport;
 use super::context::LeaderContext;
@@ -152,6 +152,9 @@ impl PassThrough {
                 other => moved_away(other),
             })?;
             acquired.push(ranges);
+        }
+        if let Some(begin) = &request.begin {
+            self.context.check_schema_version(begin.schema_version)?;
         }
         if first {
             *step.began_in = latches.generation();
