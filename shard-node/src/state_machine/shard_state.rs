@@ -225,6 +225,7 @@ impl ShardState {
         at: &[(Key, RangeId)],
     ) -> Result<Vec<Effect>, Refusal> {
         let old = self.owned.expect(range, epoch)?;
+        self.tables.expect_not_pinned(old.table)?;
         self.operators.expect_no_move(range)?;
         let codec = self.tables.get(old.table).map(|schema| schema.codec()).unwrap_or_default();
         let points: Vec<Key> = at.iter().map(|(key, _)| key.clone()).collect();

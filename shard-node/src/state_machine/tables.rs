@@ -38,6 +38,14 @@ impl Tables {
         }
     }
 
+    /// A pinned table is one range and stays where it is.
+    pub(super) fn expect_not_pinned(&self, id: TableId) -> Result<(), Refusal> {
+        match self.0.get(&id) {
+            Some(table) if table.pinned => refuse("pinned", format!("table {id} stays whole, and on its shard")),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a table unless it is known, and returns its shared schema.
     pub(super) fn add(&mut self, schema: &TableSchema) -> Arc<TableSchema> {
         if let Some(known) = self.0.get(&schema.id) {
