@@ -10,7 +10,7 @@
 //! | `smallint`, `integer`, `bigint` | big-endian two's complement with the sign bit flipped; 2, 4 or 8 bytes |
 //! | `timestamptz` | microseconds since 2000-01-01 UTC, as a `bigint`; ±infinity are the extremes, as in PostgreSQL |
 //! | `uuid` | its 16 bytes |
-//! | `text`, `bytea` | bytes with `00` written as `00 FF`, closed by `00 00`, so that a prefix sorts before what extends it |
+//! | `text`, `bytea`, others | bytes with `00` written as `00 FF`, closed by `00 00`, so that a prefix sorts before what extends it |
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,11 @@ pub enum KeyType {
     Bytea,
     /// `timestamptz`, microseconds.
     TimestampTz,
+    /// Any other type, by its value in PostgreSQL's binary format (text, for a type that a user has
+    /// created). Its encodings tell values apart and say nothing of their order, so that a table
+    /// with such a key is one range for ever. Values that PostgreSQL takes for equal may have
+    /// several encodings (`1.0` and `1.00`).
+    Opaque,
 }
 
 impl KeyType {
@@ -66,6 +71,7 @@ impl KeyType {
             KeyType::Uuid => "uuid",
             KeyType::Bytea => "bytea",
             KeyType::TimestampTz => "timestamptz",
+            KeyType::Opaque => "of another type",
         }
     }
 
@@ -77,7 +83,7 @@ impl KeyType {
             KeyType::Integer => Some(4),
             KeyType::BigInt | KeyType::TimestampTz => Some(8),
             KeyType::Uuid => Some(16),
-            KeyType::Text | KeyType::Bytea => None,
+            KeyType::Text | KeyType::Bytea | KeyType::Opaque => None,
         }
     }
 }
@@ -89,7 +95,7 @@ pub enum KeyValue {
     Int(i64),
     /// For `text`.
     Text(String),
-    /// For `bytea`.
+    /// For `bytea`, and for types whose order is not known.
     Bytes(Bytes),
     /// For `uuid`.
     Uuid([u8; 16]),
@@ -319,7 +325,7 @@ fn encode_value(column: usize, kind: KeyType, value: &KeyValue, out: &mut Vec<u8
             out.extend_from_slice(&((*v as u64) ^ (1 << 63)).to_be_bytes());
         }
         (KeyType::Text, KeyValue::Text(v)) => escape(v.as_bytes(), out),
-        (KeyType::Bytea, KeyValue::Bytes(v)) => escape(v, out),
+        (KeyType::Bytea | KeyType::Opaque, KeyValue::Bytes(v)) => escape(v, out),
         (KeyType::Uuid, KeyValue::Uuid(v)) => out.extend_from_slice(v),
         (_, other) => {
             let found = format!("{other:?}");
@@ -343,7 +349,7 @@ fn decode_value(kind: KeyType, rest: &mut &[u8]) -> Result<KeyValue, KeyError> {
         KeyType::TimestampTz => KeyValue::Timestamp((u64::from_be_bytes(take(rest)?) ^ (1 << 63)) as i64),
         KeyType::Uuid => KeyValue::Uuid(take(rest)?),
         KeyType::Text => KeyValue::Text(String::from_utf8(unescape(rest)?).map_err(|_| KeyError::Malformed)?),
-        KeyType::Bytea => KeyValue::Bytes(unescape(rest)?.into()),
+        KeyType::Bytea | KeyType::Opaque => KeyValue::Bytes(unescape(rest)?.into()),
     })
 }
 
@@ -399,7 +405,7 @@ pub fn least_value(kind: KeyType) -> KeyValue {
         KeyType::BigInt => KeyValue::Int(i64::MIN),
         KeyType::Text => KeyValue::Text(String::new()),
         KeyType::Uuid => KeyValue::Uuid([0; 16]),
-        KeyType::Bytea => KeyValue::Bytes(Bytes::new()),
+        KeyType::Bytea | KeyType::Opaque => KeyValue::Bytes(Bytes::new()),
         KeyType::TimestampTz => KeyValue::Timestamp(i64::MIN),
     }
 }

@@ -18,6 +18,8 @@ fn value_of(kind: KeyType) -> BoxedStrategy<KeyValue> {
         KeyType::Bytea => proptest::collection::vec(prop_oneof![Just(0u8), Just(0xFF), Just(1), any::<u8>()], 0..6)
             .prop_map(|v| KeyValue::Bytes(v.into()))
             .boxed(),
+        // Its keys tell values apart and have no order; it is not among the kinds drawn below.
+        KeyType::Opaque => proptest::collection::vec(any::<u8>(), 0..6).prop_map(|v| KeyValue::Bytes(v.into())).boxed(),
         KeyType::Uuid => {
             prop_oneof![Just([0u8; 16]), Just([0xFF; 16]), any::<[u8; 16]>()].prop_map(KeyValue::Uuid).boxed()
         }

@@ -70,7 +70,12 @@ impl TableSchema {
 
     /// The key columns' types, in key order.
     pub fn key_types(&self) -> Vec<KeyType> {
-        self.key.iter().filter_map(|&i| KeyType::from_oid(self.columns.get(i)?.type_oid)).collect()
+        self.key_columns().map(|column| KeyType::from_oid(column.type_oid).unwrap_or(KeyType::Opaque)).collect()
+    }
+
+    /// Whether it has a key whose order is known, so that it can be cut into ranges.
+    pub fn is_ordered(&self) -> bool {
+        !self.key.is_empty() && !self.key_types().contains(&KeyType::Opaque)
     }
 
     /// The key columns, in key order.

@@ -116,7 +116,7 @@ pub fn parse_text(kind: KeyType, text: &str) -> Option<KeyValue> {
         KeyType::Text => (!text.contains('\0')).then(|| KeyValue::Text(text.to_string())),
         KeyType::SmallInt | KeyType::Integer | KeyType::BigInt => text.trim().parse().ok().map(KeyValue::Int),
         KeyType::Uuid => parse_uuid(text).map(KeyValue::Uuid),
-        KeyType::Bytea => Key::from_hex(text.strip_prefix("\\x")?).map(|k| KeyValue::Bytes(k.0)),
+        KeyType::Bytea | KeyType::Opaque => Key::from_hex(text.strip_prefix("\\x")?).map(|k| KeyValue::Bytes(k.0)),
         KeyType::TimestampTz => parse_timestamp(text).or_else(|| parse_time_input(text)).map(KeyValue::Timestamp),
     }
 }

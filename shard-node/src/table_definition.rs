@@ -21,6 +21,8 @@ pub(crate) fn check(schema: &TableSchema) -> ControlReply {
 /// may have been created by a version with another canonical text.
 pub(crate) fn rejection(request: &ControlRequest) -> Option<ControlReply> {
     match request {
+        // A schema change has created it already: there is no text to be executed.
+        ControlRequest::CreateTable { schema, .. } if schema.create_sql.is_empty() && schema.pinned => None,
         ControlRequest::CreateTable { schema, .. } => match canonical(schema) {
             Ok(canonical) if canonical.create_sql == schema.create_sql => None,
             Ok(_) => Some(refused(format!("table {:?}: create_sql is not in canonical form", schema.name))),

@@ -93,6 +93,8 @@ fn family(kind: KeyType) -> Family {
         KeyType::Uuid => 2950,
         KeyType::Bytea => 17,
         KeyType::TimestampTz => 1184,
+        // No family: `key_types` refuses it before.
+        KeyType::Opaque => 0,
     })
 }
 

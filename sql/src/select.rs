@@ -22,7 +22,7 @@ use sqlparser::ast::{
 /// A table's key, checked to be encodable.
 pub(super) fn key_types(schema: &TableSchema) -> Result<Vec<KeyType>, SqlError> {
     let types = schema.key_types();
-    if types.is_empty() || types.len() != schema.key.len() {
+    if !schema.is_ordered() || types.len() != schema.key.len() {
         return Err(SqlError::new(codes::INTERNAL, format!("the key of table {:?} cannot be encoded", schema.name)));
     }
     Ok(types)

@@ -67,7 +67,7 @@ pub(crate) fn check_schema(schema: &TableSchema) -> Result<(), Refusal> {
     if schema.key.is_empty() || !schema.key.iter().all(|&i| i < schema.columns.len() && key.insert(i)) {
         return invalid("it needs a primary key made of its columns");
     }
-    if schema.key_types().len() != schema.key.len() {
+    if !schema.is_ordered() {
         return invalid("key columns are smallint, integer, bigint, text, uuid, bytea or timestamptz");
     }
     Ok(())

@@ -321,7 +321,7 @@ impl Applier {
         } else if self.persistence.meet(position, term, serial) {
             self.handles.progress.pass(position);
         } else {
-            self.persistence.add_changes(position, changes);
+            self.persistence.add_changes(position, changes, &self.applied.state);
         }
         Ok(())
     }

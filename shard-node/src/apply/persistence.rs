@@ -10,7 +10,7 @@ use super::applied_state::AppliedState;
 use super::apply_writer::{ApplyWriter, Command};
 use super::checkpointing::RecordedPosition;
 use super::saved_state::SavedState;
-use super::seeding::Seeding;
+use super::seeding::{Seeding, has_no_key};
 use super::write_batch::WriteBatch;
 use crate::config::Config;
 use crate::error::ApplyError;
@@ -62,6 +62,8 @@ pub(super) struct Persistence {
     collecting_since: Option<Instant>,
     /// PostgreSQL may hold entries up to here that are not applied yet; 0 once they are.
     ahead: u64,
+    /// PostgreSQL held the rows of entries up to here at the start.
+    reached_at_start: u64,
     records: AppliedRecords,
     pub(super) unfinished: Unfinished,
     pub(super) recorded: RecordedPosition,
@@ -86,6 +88,7 @@ impl Persistence {
             span: None,
             collecting_since: None,
             ahead: if reached > position { reached } else { 0 },
+            reached_at_start: reached.max(position),
             records,
             unfinished: Unfinished::default(),
             recorded: RecordedPosition::at(position, term.0, reached.max(position)),
@@ -145,11 +148,14 @@ impl Persistence {
     }
 
     /// Collects the changes of the entry at `position`.
-    pub(super) fn add_changes(&mut self, position: u64, changes: Changes) {
-        let changes = match &self.seeding {
-            Some(seeding) => seeding.without_missing(changes),
-            None => changes,
-        };
+    pub(super) fn add_changes(&mut self, position: u64, mut changes: Changes, state: &ShardState) {
+        if let Some(seeding) = &self.seeding {
+            changes = seeding.without_missing(position, changes, state);
+        }
+        if position <= self.reached_at_start {
+            // R12: it is applied again. To rows without a key that would happen twice (R18).
+            changes.changes.retain(|change| !has_no_key(state, change.table));
+        }
         self.batch.add_changes(changes);
         self.collect(position);
     }
@@ -326,6 +332,9 @@ impl Persistence {
         let bytes = piece.rows.data.len() as u64;
         let taken_bytes = self.seeding.as_mut().map(|seeding| {
             seeding.missing.came(piece.table, &piece.covered, piece.holds_to);
+            if has_no_key(&applied.state, piece.table) {
+                seeding.missing.came_exactly(piece.table, piece.position);
+            }
             seeding.taken_bytes.clone()
         });
         let rows = StoreOperation::ReplaceInterval { table, interval: piece.covered, rows: piece.rows, copied: None };

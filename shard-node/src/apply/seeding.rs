@@ -1,9 +1,18 @@
 //! Rows that are still missing while a replica is re-seeded (see [`crate::state_transfer`]).
 
 use crate::log_entry::Changes;
+use crate::log_entry::image::Image;
+use crate::state_machine::ShardState;
 use crate::state_transfer::{Limit, Missing};
+use evenkeel_protocol::TableId;
+use evenkeel_protocol::schema::RelationKind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+/// Whether a table has no key, so that its changes must be applied exactly once (R18).
+pub(super) fn has_no_key(state: &ShardState, table: TableId) -> bool {
+    state.table(table).is_some_and(|table| table.kind == RelationKind::Table && table.key.is_empty())
+}
 
 /// What an applier knows of the rows that are missing.
 #[derive(Debug)]
@@ -29,10 +38,13 @@ impl Seeding {
         *self.limit.watch().borrow()
     }
 
-    /// The changes without those of missing rows: these rows come later, with the changes in them
-    /// (R32).
-    pub(super) fn without_missing(&self, mut changes: Changes) -> Changes {
-        changes.changes.retain(|change| !self.missing.lacks(change.table, &change.key));
+    /// The changes at `position` without those of missing rows: these rows come later, with the
+    /// changes in them (R32). A truncation is one of the rows that have come, too.
+    pub(super) fn without_missing(&self, position: u64, mut changes: Changes, state: &ShardState) -> Changes {
+        changes.changes.retain(|change| {
+            let truncates = change.image == Image::Truncated && !has_no_key(state, change.table);
+            truncates || !self.missing.lacks(change.table, &change.key) && !self.missing.holds(change.table, position)
+        });
         changes
     }
 

@@ -238,4 +238,47 @@ mod tests {
         assert_eq!(upserts, &[packed(&["3", "a", "b"]), packed(&["9", "c", "b"])]);
         assert_eq!(deletes, &[key(6), key(7)]);
     }
+
+    /// R18, R7: rows without a key keep their order and are never merged; a truncation takes the
+    /// place of everything before it.
+    #[test]
+    fn rows_without_a_key_stay_in_order_and_a_truncation_supersedes() {
+        let mut state = founded();
+        let heap = TableSchema { id: TableId(2), name: "heap".into(), key: Vec::new(), ..schema() };
+        let kind = RelationKind::Sequence;
+        let sequence =
+            TableSchema { id: TableId(3), name: "s".into(), kind, columns: Vec::new(), key: Vec::new(), ..schema() };
+        for (n, schema) in [(2, heap), (3, sequence)] {
+            state.control(n, &Control::CreateTable { schema, range: RangeId(n) }).unwrap();
+        }
+        let row = || packed(&["1", "a", "b"]);
+        let mut batch = WriteBatch::default();
+        for (table, key, image) in [
+            (1, key(1), Image::New(row())),
+            (2, Key::MIN, Image::New(row())),
+            (1, Key::MIN, Image::Truncated),
+            (2, Key::MIN, Image::Removed(row())),
+            (3, Key::MIN, Image::Whole(packed(&["5"]))),
+            (2, Key::MIN, Image::New(row())),
+            (1, key(2), Image::Whole(row())),
+            (3, Key::MIN, Image::Whole(packed(&["6"]))),
+        ] {
+            let changes = vec![Change { table: TableId(table), key, image }];
+            batch.add_changes(Changes { changes, ..Changes::default() });
+        }
+        let operations = batch.take(&state);
+        let [
+            StoreOperation::Truncate(truncated),
+            StoreOperation::Rows { upserts, deletes, .. },
+            StoreOperation::Ordered { changes, .. },
+            StoreOperation::Sequence { image: first, .. },
+            StoreOperation::Sequence { image: second, .. },
+        ] = &operations[..]
+        else {
+            panic!("{operations:?}");
+        };
+        assert_eq!((truncated.id, &upserts[..], &deletes[..]), (TableId(1), &[row()][..], &[][..]));
+        assert_eq!(changes, &[OrderedRow::Inserted(row()), OrderedRow::Removed(row()), OrderedRow::Inserted(row())]);
+        assert_eq!([first, second], [&packed(&["5"]), &packed(&["6"])]);
+    }
 }

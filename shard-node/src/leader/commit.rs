@@ -50,7 +50,7 @@ impl EndingSession<'_> {
     async fn roll_back(&mut self) -> Result<(), StoreError> {
         match self {
             EndingSession::Analysed(session) => session.simple("ROLLBACK").await,
-            EndingSession::Raw(session) => session.simple("ROLLBACK").await,
+            EndingSession::Raw(session) => session.roll_back().await,
         }
     }
 }

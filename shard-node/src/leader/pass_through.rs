@@ -292,6 +292,10 @@ impl PassThrough {
         beside: &mut Beside<'_>,
     ) -> Result<PassThroughEnd, StepError> {
         if step.raw.session.status() == TransactionStatus::Idle {
+            if let Some(error) = heard.error.filter(|_| sent.begins) {
+                // It was not begun, so that the statement could not write anything.
+                return Err(self.lost(StoreError::Refused(error)));
+            }
             // R1: what the transaction has written may be in PostgreSQL, past the log.
             self.context.break_down("a statement has ended its transaction");
             return Err(StepError::Failed(serialization("the transaction was ended by its statement")));

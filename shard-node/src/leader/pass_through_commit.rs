@@ -173,7 +173,7 @@ impl PassThroughCommit {
     ) -> Result<(), CommitError> {
         let Some(first) = changes.first() else {
             drop(claim);
-            let ended = raw.session.simple("ROLLBACK").await;
+            let ended = raw.session.roll_back().await;
             let led = self.context.barrier().await;
             if let Err(error) = ended {
                 return Err(CommitError::Broken(lost_in_transaction(&self.context.examine(error))));

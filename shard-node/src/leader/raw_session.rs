@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Takes back what a transaction has left in its session.
 const CLEAN: &str = "RESET ALL; DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all()";
 
+/// What the transaction has counted must not count for the next one.
+const ROLL_BACK: &str = "ROLLBACK; SELECT pg_catalog.pg_stat_force_next_flush()";
+
 /// See the module.
 pub struct RawSession {
     session: Session,
@@ -172,6 +175,14 @@ impl RawSession {
             Some("COMMIT") => Ok(()),
             _ => Err(StoreError::SessionLost),
         }
+    }
+
+    /// Rolls the transaction back.
+    ///
+    /// # Errors
+    /// The session is of no use.
+    pub async fn roll_back(&mut self) -> Result<(), StoreError> {
+        self.simple(ROLL_BACK).await
     }
 
     /// Whether everything that was sent has been answered.

@@ -3,7 +3,7 @@
 //! BEGIN is sent with the first step, in one series with it, and a step's text is prepared, bound
 //! and executed in one series, so that each step takes one round trip.
 
-use super::begin_text::{begin_text, has_setting};
+use super::begin_text::has_setting;
 use super::control_text::ControlText;
 use super::prepared_texts::PreparedKey;
 use super::raw_session::BoundText;
@@ -69,14 +69,11 @@ pub struct SentStep {
 }
 
 impl RawTransaction {
-    /// A transaction that has sent nothing yet.
-    ///
-    /// # Errors
-    /// Its settings are refused.
-    pub fn new(session: PooledRaw, begin: &PassThroughBegin) -> Result<RawTransaction, SqlError> {
-        Ok(RawTransaction {
+    /// A transaction that has sent nothing yet, and that this text begins.
+    pub fn new(session: PooledRaw, begin: &PassThroughBegin, text: String) -> RawTransaction {
+        RawTransaction {
             session,
-            begin: Some(begin_text(begin.options, &begin.settings)?),
+            begin: Some(text),
             settings: begin.settings.clone(),
             schema_version: begin.schema_version,
             settings_known: true,
@@ -90,7 +87,7 @@ impl RawTransaction {
             repeatable_read: begin.options.repeatable_read,
             read_only: begin.options.read_only,
             cancelling: Vec::new(),
-        })
+        }
     }
 
     /// Whether it has sent nothing yet.

@@ -74,6 +74,7 @@ impl ReportedChanges {
             Reported::OldKeys(rows) => self.add_keys(schema, &rows, true, report.by_function),
             Reported::NewKeys(rows) => self.add_keys(schema, &rows, false, report.by_function),
             Reported::Truncated { file } => {
+                self.fresh.push((table, Key::MIN));
                 self.ordered.push((table, OrderedChange::Truncated(file)));
                 Ok(())
             }
@@ -86,6 +87,7 @@ impl ReportedChanges {
                 Ok(())
             }
             Reported::Deleted(rows) => {
+                self.fresh.push((table, Key::MIN));
                 self.add_rows(table, rows, OrderedChange::Deleted);
                 Ok(())
             }

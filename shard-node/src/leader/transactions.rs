@@ -11,6 +11,7 @@
 //!
 //! Not done: transactions over several shards.
 
+use super::begin_text::begin_text;
 use super::capture::{Capturer, capture};
 use super::clip::touches;
 use super::commit::{CommitError, Committer, EndingSession};
@@ -50,9 +51,6 @@ use tokio_postgres::types::ToSql;
 const MAX_IDLE_MS: u64 = 30_000;
 /// The interval at which idle transactions are looked for, in milliseconds.
 const REAP_MS: u64 = 1_000;
-
-/// Rolls back a transaction in users' own texts. What it counted does not count for the next.
-const ROLL_BACK_RAW: &str = "ROLLBACK; SELECT pg_catalog.pg_stat_force_next_flush()";
 
 /// A table and key that a transaction wrote. The retry window is asked by it after a lost
 /// connection.
@@ -112,8 +110,9 @@ impl Transactions {
     /// Begins a transaction in users' own texts. Nothing is sent to PostgreSQL before its first
     /// step.
     pub(super) async fn begin_pass_through(&self, begin: &PassThroughBegin) -> Result<Arc<TransactionHandle>, Failure> {
+        let text = begin_text(begin.options, &begin.settings)?;
         let session = self.context.took(self.pool.take_raw().await)?;
-        let raw = TransactionSession::Raw(Box::new(RawTransaction::new(session, begin)?));
+        let raw = TransactionSession::Raw(Box::new(RawTransaction::new(session, begin, text)));
         Ok(self.open.add(self.opened(raw, begin.options, 0)))
     }
 
@@ -443,7 +442,7 @@ impl Transactions {
             }
             TransactionSession::Raw(mut raw) => {
                 // One that does not answer ends when it is dropped.
-                if raw.is_new() || (raw.session.is_ready() && raw.session.simple(ROLL_BACK_RAW).await.is_ok()) {
+                if raw.is_new() || (raw.session.is_ready() && raw.session.roll_back().await.is_ok()) {
                     self.pool.put_back_raw(raw.session).await;
                 }
             }

@@ -303,6 +303,8 @@ mod tests {
             Image::Whole(packed([Some(2)])),
             part(&[1, 9], &[None, Some(3)]),
             Image::Gone,
+            Image::Removed(packed([Some(4), None])),
+            Image::Truncated,
         ] {
             let mut out = BytesMut::new();
             image.encode_into(&mut out);

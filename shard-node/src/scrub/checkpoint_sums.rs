@@ -121,10 +121,7 @@ async fn read(snapshot: &mut PinnedSnapshot, asked: Asked) -> Result<Read, Store
     let mut left_behind = Vec::new();
     for (table, interval) in asked.gaps {
         // One look into the index for each.
-        let first = snapshot.chunk(&table, &interval, 1, 1).await?;
-        if first.rows.count > 0 {
-            let key = table.key_of_row(&table.codec(), &first.rows.data);
-            let key = key.map_err(|error| StoreError::Diverged(format!("table {}: {error}", table.name)))?;
+        if let Some(key) = snapshot.first_key(&table, &interval).await? {
             left_behind.push((table.id, key));
         }
     }

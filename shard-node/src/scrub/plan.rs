@@ -2,6 +2,7 @@
 //! Pure.
 
 use crate::state_machine::ShardState;
+use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::scrub::{ComparedPiece, MAX_COMPARED_BYTES, MAX_PIECES, Place};
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::collections::VecDeque;
@@ -25,7 +26,9 @@ impl ScrubPlan {
     pub fn new(state: &ShardState, from: &Place) -> ScrubPlan {
         let behind = state.owned().filter(|range| {
             let end = range.interval.end.as_ref();
-            range.table > from.table || range.table == from.table && end.is_none_or(|end| *end > from.key)
+            let ahead = range.table > from.table || range.table == from.table && end.is_none_or(|end| *end > from.key);
+            // A sequence may be ahead of its log where it was used.
+            ahead && state.table(range.table).is_some_and(|table| table.kind == RelationKind::Table)
         });
         let piece = |range: &crate::state_machine::OwnedRange| {
             let mut interval = range.interval.clone();

@@ -92,6 +92,7 @@ impl Moves<'_> {
         to: &ShardInfo,
     ) -> Result<Vec<ControlEffect>, EntryRefusal> {
         let owned = self.owned.expect(range, epoch)?;
+        self.tables.expect_not_pinned(owned.table)?;
         self.operators.expect_no_move(range)?;
         self.operators.expect_later(operator, range)?;
         self.operators.last_operator.insert(range, operator);

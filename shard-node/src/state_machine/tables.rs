@@ -43,6 +43,14 @@ impl Tables {
         self.0.insert(schema.id, Arc::new(schema.clone()));
     }
 
+    /// A pinned table is one range and stays where it is.
+    pub(super) fn expect_not_pinned(&self, id: TableId) -> Result<(), EntryRefusal> {
+        match self.0.get(&id) {
+            Some(table) if table.pinned => refuse("pinned", format!("table {id} stays whole, and on its shard")),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a table unless it is known, and returns its shared schema.
     pub(super) fn add(&mut self, schema: &TableSchema) -> Arc<TableSchema> {
         if let Some(known) = self.0.get(&schema.id) {

@@ -181,6 +181,38 @@ fn an_entry_with_one_foreign_key_has_no_effect_at_all() {
 }
 
 /// R20: cancellation competes with the fence in the source's log.
+/// R7: a truncation needs the whole table, and none of it on the move: its copy would keep the
+/// rows.
+#[test]
+fn a_table_is_truncated_only_where_all_of_it_is() {
+    let mut pair = Pair::new();
+    let truncate = || {
+        let changes = vec![Change { table: TableId(1), key: Key::MIN, image: Image::Truncated }];
+        Changes { changes, ..Changes::default() }
+    };
+    let at = vec![(key(5), RangeId(2))];
+    pair.s(Control::Split { operator: OperatorId(3), range: RangeId(1), epoch: Epoch(1), at }).unwrap();
+    assert!(pair.s.owns_whole(TableId(1)));
+    pair.s.judge(&truncate()).unwrap();
+    pair.s(Control::MoveOpen { operator: OP, range: RangeId(2), epoch: Epoch(2), to: shard(2) }).unwrap();
+    assert_eq!(code(pair.s.judge(&truncate())), "move-open");
+    pair.s(Control::Fence { operator: OP, held_since_us: 0 }).unwrap();
+    assert_eq!(code(pair.s.judge(&truncate())), "not-owned");
+    assert!(!pair.s.owns_whole(TableId(1)) && !pair.s.owns_whole(TableId(2)));
+}
+
+#[test]
+fn a_pinned_table_is_neither_split_nor_moved() {
+    let mut state = ShardState::default();
+    let pinned = TableSchema { pinned: true, ..schema() };
+    state.control(1, &Control::CreateTable { schema: pinned, range: RangeId(1) }).unwrap();
+    let at = vec![(key(5), RangeId(2))];
+    let split = Control::Split { operator: OP, range: RangeId(1), epoch: Epoch(1), at };
+    assert_eq!(code(state.control(2, &split)), "pinned");
+    let open = Control::MoveOpen { operator: OP, range: RangeId(1), epoch: Epoch(1), to: shard(2) };
+    assert_eq!(code(state.control(3, &open)), "pinned");
+}
+
 #[test]
 fn a_move_is_cancelled_before_its_fence_or_not_at_all() {
     let mut pair = Pair::new();

@@ -13,13 +13,16 @@ pub struct Missing {
     tables: BTreeMap<TableId, Vec<KeyInterval>>,
     /// What has come holds no entry behind this position.
     holds_to: u64,
+    /// Tables without a key whose rows have come, with the position that they hold just
+    /// everything up to: an earlier change of theirs must not be applied again (R18).
+    exact: BTreeMap<TableId, u64>,
 }
 
 impl Missing {
     /// All rows of these tables.
     pub fn all(tables: impl IntoIterator<Item = TableId>) -> Missing {
         let tables = tables.into_iter().map(|table| (table, vec![KeyInterval::ALL])).collect();
-        Missing { tables, holds_to: 0 }
+        Missing { tables, ..Missing::default() }
     }
 
     /// What [`Missing::encode`] gave; `None` if it is something else.
@@ -49,6 +52,16 @@ impl Missing {
         if intervals.is_empty() {
             self.tables.remove(&table);
         }
+    }
+
+    /// All rows of a table without a key have come, as of just this position.
+    pub fn came_exactly(&mut self, table: TableId, position: u64) {
+        self.exact.insert(table, position);
+    }
+
+    /// Whether the rows of a table without a key hold the entry at `position` already.
+    pub fn holds(&self, table: TableId, position: u64) -> bool {
+        self.exact.get(&table).is_some_and(|exact| position <= *exact)
     }
 
     /// The rows that have come may hold entries up to this position: it was applied before
@@ -123,6 +136,17 @@ mod tests {
             let start = if start == 0 { Key::MIN } else { key(start) };
             KeyInterval::new(start, end.map(key))
         })
+    }
+
+    // R18: what a table without a key holds already must not be applied to it again.
+    #[test]
+    fn an_exact_table_holds_what_came_before_its_position() {
+        let mut missing = Missing::all([TABLE]);
+        missing.came(TABLE, &KeyInterval::ALL, 7);
+        missing.came_exactly(TABLE, 7);
+        let missing = Missing::decode(&missing.encode()).unwrap();
+        assert!(missing.is_nothing() && missing.holds(TABLE, 7));
+        assert!(!missing.holds(TABLE, 8) && !missing.holds(TableId(2), 1));
     }
 
     proptest! {

@@ -4,10 +4,11 @@ use super::pacer::Pacer;
 use super::sizes::{MESSAGE_BYTES, PIECE_BYTES, PIECE_ROWS, SIMULATED_PIECE_ROWS};
 use crate::apply::{ApplierRequest, Export};
 use crate::replica::ReplicaHandles;
-use crate::storage::{RowsOf, StoreError};
+use crate::storage::{PinnedSnapshot, RowsOf, StoreError};
 use bytes::Bytes;
-use evenkeel_protocol::Failure;
+use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::shard::{SeedItem, SeedRequest, ShardReply, StateItem};
+use evenkeel_protocol::{Failure, Key, TableSchema};
 use evenkeel_rpc::Replier;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,6 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How long a request for rows waits until this replica has applied what it must, in milliseconds.
 const REACH_MS: u64 = 5_000;
+
+/// How long a leader waits for the transactions of a table without a key, while others wait for it,
+/// in milliseconds.
+const DRAIN_MS: u64 = 200;
 
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -26,6 +31,8 @@ enum ServeError {
     Schema,
     #[error("this replica's PostgreSQL is ahead of its state machine")]
     Ahead,
+    #[error("the table is being changed, and has no key")]
+    Inexact,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -90,12 +97,17 @@ async fn read(
     // The rows are of one version of the schema if it is the same before and afterwards.
     let schema = shared.schema_version();
     let table = shared.state().table(request.table).cloned().ok_or(ServeError::NoTable)?;
+    let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
     // Noted before the snapshot is taken: the snapshot holds at least this.
     let position = shared.progress.watermark();
-    let mut snapshot = shared.snapshots.take().await?;
-    // Every entry in PostgreSQL was applied before, so that no later one is in the snapshot.
-    let holds_to = shared.progress.applied();
-    let most_rows = if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_ROWS } else { PIECE_ROWS };
+    let exact = table.kind == RelationKind::Table && table.key.is_empty();
+    let (mut snapshot, position, holds_to) = if exact {
+        snapshot_at_exactly(shared, &table, position).await?
+    } else {
+        let snapshot = shared.snapshots.take().await?;
+        // Every entry in PostgreSQL was applied before, so that no later one is in the snapshot.
+        (snapshot, position, shared.progress.applied())
+    };
     let rows = snapshot.piece(&table, &request.interval, most_rows, PIECE_BYTES).await?;
     shared.snapshots.give_back(snapshot).await;
     if shared.schema_version() != schema || shared.state().schema_version() != schema {
@@ -104,6 +116,34 @@ async fn read(
     metrics::histogram!("evenkeel_seed_read_seconds").record(evenkeel_host::elapsed(began).as_secs_f64());
     metrics::counter!("evenkeel_seed_sent_bytes_total").increment(rows.rows.data.len() as u64);
     Ok((rows, position, holds_to, schema))
+}
+
+/// A snapshot of a table without a key, and the one position up to which it holds just everything
+/// of the table: its changes must not be applied twice (R18).
+async fn snapshot_at_exactly(
+    shared: &ReplicaHandles,
+    table: &TableSchema,
+    watermark: u64,
+) -> Result<(PinnedSnapshot, u64, u64), ServeError> {
+    if shared.log.role().borrow().leading().is_none() {
+        // Batches are applied whole, each with its position.
+        let snapshot = shared.snapshots.take().await?;
+        return match snapshot.reached().await? {
+            Some(reached) if reached >= watermark => Ok((snapshot, reached, reached)),
+            // It led until now, and has recorded no position since.
+            _ => Err(ServeError::Inexact),
+        };
+    }
+    // A leader's transactions commit in any order: none that uses the table is open at the moment
+    // of the snapshot.
+    let range = shared.state().owner(table.id, &Key::MIN).map(|range| range.id).ok_or(ServeError::NoTable)?;
+    let block = shared.latches.block(range).ok_or(ServeError::Inexact)?;
+    if !block.drained(Duration::from_millis(DRAIN_MS)).await {
+        return Err(ServeError::Inexact);
+    }
+    let position = shared.progress.applied();
+    let snapshot = shared.snapshots.take().await?;
+    Ok((snapshot, position, position))
 }
 
 /// Slices of at most [`MESSAGE_BYTES`]: a frame has a limit.

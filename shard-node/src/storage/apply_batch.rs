@@ -15,11 +15,12 @@ use super::raw_values::{Packed, RawParameter};
 use super::recovered::PositionRow;
 use super::schema_change;
 use super::snapshot::checksum_of;
-use super::statements::{Bounds, Shape, Source, has_texts, makes_values, table_name};
+use super::statements::{Bounds, SEQUENCE_VALUES, Shape, Source, has_texts, makes_values, table_name};
 use crate::log_entry::image::Columns;
 use crate::state_machine::CopiedRows;
 use bytes::{Bytes, BytesMut};
 use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Key, KeyInterval, KeyType, RowBatch, TableSchema};
 use futures::future::FutureExt;
@@ -40,8 +41,6 @@ const MAX_ARRAY_ROW_BYTES: usize = 2 << 10;
 /// rows at a time; one with fewer costs more than it saves, since it waits for an answer before it
 /// begins.
 const MIN_COPIED_ROWS: usize = 32;
-/// The values of a sequence's image.
-const SEQUENCE_VALUES: usize = 3;
 /// Bytes of such rows in one message.
 const COPY_MESSAGE_BYTES: usize = 64 << 10;
 
@@ -124,7 +123,9 @@ async fn run_all(
 pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> Result<(), StoreError> {
     // Prepared, so that it is one statement and no more.
     client.execute(&*schema.create_sql, &[]).await?;
-    client.batch_execute(&captured_by_triggers(schema)).await?;
+    if let Some(triggers) = triggers(schema) {
+        client.batch_execute(&triggers).await?;
+    }
     let differing = Mutex::default();
     let mut run = Run {
         client,
@@ -162,8 +163,9 @@ pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> R
 }
 
 /// DDL for a table's triggers; a simulation's server has none.
-fn captured_by_triggers(schema: &TableSchema) -> String {
-    if evenkeel_host::simulation().is_some() { String::new() } else { capture_triggers(schema) }
+fn triggers(schema: &TableSchema) -> Option<String> {
+    let triggers = capture_triggers(schema);
+    (evenkeel_host::simulation().is_none() && !triggers.is_empty()).then_some(triggers)
 }
 
 /// A batch being applied.
@@ -183,7 +185,10 @@ impl<'a> Run<'a> {
             StoreOperation::CreateTable(schema) => {
                 self.tables.forget(&schema.name);
                 self.simple(&schema.create_sql).await?;
-                self.run_text(captured_by_triggers(schema)).await
+                match triggers(schema) {
+                    Some(triggers) => self.run_text(triggers).await,
+                    None => Ok(()),
+                }
             }
             StoreOperation::DropTable(schema) => {
                 self.tables.forget(&schema.name);
@@ -208,10 +213,7 @@ impl<'a> Run<'a> {
             }
             StoreOperation::Ordered { table, changes } => self.ordered(table, changes).await,
             StoreOperation::Sequence { sequence, image } => {
-                let statement = self.prepared(sequence, Kind::SetSequence).await?;
-                let image = Packed::of_rows(std::slice::from_ref(image), SEQUENCE_VALUES)?;
-                let client = self.client;
-                self.pipeline.send(async move { client.execute_raw(&statement, image.single()).await }.boxed()).await
+                self.set_sequence(sequence, Packed::of_rows(std::slice::from_ref(image), SEQUENCE_VALUES)?).await
             }
             StoreOperation::Update { table, columns, rows } => self.update(table, columns, rows).await,
             StoreOperation::ReplaceInterval { table, interval, rows, copied } => {
@@ -228,6 +230,12 @@ impl<'a> Run<'a> {
     async fn simple(&mut self, sql: &'a str) -> Result<(), StoreError> {
         let client = self.client;
         self.pipeline.send(async move { client.batch_execute(sql).await.map(|()| 0) }.boxed()).await
+    }
+
+    async fn set_sequence(&mut self, sequence: &Arc<TableSchema>, image: Packed<'a>) -> Result<(), StoreError> {
+        let statement = self.prepared(sequence, Kind::SetSequence).await?;
+        let client = self.client;
+        self.pipeline.send(async move { client.execute_raw(&statement, image.single()).await }.boxed()).await
     }
 
     async fn run_text(&mut self, sql: String) -> Result<(), StoreError> {
@@ -302,6 +310,12 @@ impl<'a> Run<'a> {
         interval: &KeyInterval,
         rows: &'a RowBatch,
     ) -> Result<(), StoreError> {
+        if table.kind == RelationKind::Sequence {
+            for image in Packed::of_batch(rows, SEQUENCE_VALUES)?.into_pieces(1) {
+                self.set_sequence(table, image).await?;
+            }
+            return Ok(());
+        }
         self.delete_interval(table, interval).await?;
         let rows = Packed::of_batch(rows, table.columns.len())?;
         self.insert_new(table, rows).await
@@ -330,7 +344,7 @@ impl<'a> Run<'a> {
         interval: &'a KeyInterval,
         copied: CopiedRows,
     ) -> Result<(), StoreError> {
-        if interval.is_empty() {
+        if interval.is_empty() || table.kind == RelationKind::Sequence {
             return Ok(());
         }
         let bounds = Bounds::of(table, interval)?;
@@ -439,7 +453,7 @@ impl<'a> Run<'a> {
     }
 
     async fn delete_interval(&mut self, table: &'a Arc<TableSchema>, interval: &KeyInterval) -> Result<(), StoreError> {
-        if interval.is_empty() {
+        if interval.is_empty() || table.kind == RelationKind::Sequence {
             return Ok(());
         }
         let bounds = Bounds::of(table, interval)?;

@@ -26,7 +26,7 @@ pub(super) fn pack_key(types: &[KeyType], key: &Key, out: &mut BytesMut) -> Resu
             KeyType::Integer => pack_fixed::<4>(rest, 0x80, out)?,
             KeyType::BigInt | KeyType::TimestampTz => pack_fixed::<8>(rest, 0x80, out)?,
             KeyType::Uuid => pack_fixed::<16>(rest, 0, out)?,
-            KeyType::Text | KeyType::Bytea => pack_escaped(rest, out)?,
+            KeyType::Text | KeyType::Bytea | KeyType::Opaque => pack_escaped(rest, out)?,
         };
         columns += 1;
     }

@@ -97,6 +97,7 @@ fn array_of_key_type(oid: u32) -> Option<Type> {
         KeyType::Uuid => Type::UUID_ARRAY,
         KeyType::Bytea => Type::BYTEA_ARRAY,
         KeyType::TimestampTz => Type::TIMESTAMPTZ_ARRAY,
+        KeyType::Opaque => return None,
     })
 }
 

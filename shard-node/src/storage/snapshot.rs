@@ -6,11 +6,13 @@
 //! for everyone, so the copy takes a new one for each chunk, and holds none between two.
 
 use super::StoreError;
+use super::prepared::scalar_type;
 use super::raw_values::{Raw, RawParameter};
-use super::statements::{self, Bounds, Shape};
+use super::statements::{self, Bounds, SEQUENCE_VALUES, Shape};
 use crate::postgres::{Connector, SessionRole};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::rows::RowBuilder;
+use evenkeel_protocol::schema::RelationKind;
 use evenkeel_protocol::shard::RangeChecksum;
 use evenkeel_protocol::{Key, KeyInterval, RowBatch, SqlError, TableSchema};
 use futures::{TryStreamExt, pin_mut};
@@ -251,7 +253,8 @@ impl PinnedSnapshot {
     /// The first rows of an interval, in key order, without checksums: at least one if there is
     /// one, at most `max_rows`, and at most `max_bytes` of packed rows. A row that is longer comes
     /// alone. A piece is not filled up row by row: seven eighths of the bytes are enough. To go on,
-    /// ask for what lies after [`RowsOf::covered`].
+    /// ask for what lies after [`RowsOf::covered`]. Of a table whose order is not known, all rows
+    /// are one piece; of a sequence its image is.
     ///
     /// # Errors
     /// As for [`PinnedSnapshot::chunk`].
@@ -262,15 +265,19 @@ impl PinnedSnapshot {
         max_rows: usize,
         max_bytes: usize,
     ) -> Result<RowsOf, StoreError> {
-        let width = schema.columns.len();
+        let width = if schema.kind == RelationKind::Sequence { SEQUENCE_VALUES } else { schema.columns.len() };
         let mut builder = RowBuilder::new(width);
+        let ordered = schema.is_ordered();
         let cut = if interval.is_empty() {
             None
         } else {
             let take = |row: &Row| {
                 let weight: usize = (0..width).map(|column| 4 + value(row, column).map_or(0, <[u8]>::len)).sum();
                 let (count, bytes) = (builder.count() as usize, builder.size_bytes());
-                if count > 0 && (count >= max_rows || bytes >= max_bytes / 8 * 7 || bytes + weight > max_bytes) {
+                if ordered
+                    && count > 0
+                    && (count >= max_rows || bytes >= max_bytes / 8 * 7 || bytes + weight > max_bytes)
+                {
                     return Ok(Taken::No);
                 }
                 builder.push((0..width).map(|column| value(row, column)));
@@ -295,6 +302,10 @@ impl PinnedSnapshot {
         max_rows: u64,
         max_bytes: u64,
     ) -> Result<Extent, StoreError> {
+        if !schema.is_ordered() {
+            let (rows, bytes) = self.whole(schema).await?;
+            return Ok(Extent { covered: interval.clone(), rows, bytes, last: true });
+        }
         let (mut rows, mut bytes) = (0u64, 0u64);
         let keys = schema.key.len();
         let key_columns: Vec<usize> = (0..keys).collect();
@@ -317,6 +328,46 @@ impl PinnedSnapshot {
         };
         let (covered, last) = until(interval, cut);
         Ok(Extent { covered, rows, bytes, last })
+    }
+
+    /// The rows of a table, and what they take, in bytes.
+    async fn whole(&self, schema: &TableSchema) -> Result<(u64, u64), StoreError> {
+        if schema.kind == RelationKind::Sequence {
+            return Ok((1, 0));
+        }
+        let table = statements::table_name(schema);
+        let sql = format!("SELECT count(*), pg_table_size('{}'::regclass) FROM {table}", table.replace('\'', "''"));
+        let row = self.client.query_one(&sql, &[]).await?;
+        Ok((row.try_get::<_, i64>(0)? as u64, row.try_get::<_, i64>(1)?.max(0) as u64))
+    }
+
+    /// The first key of an interval; of a table whose order is not known, any of its keys.
+    ///
+    /// # Errors
+    /// As for [`PinnedSnapshot::chunk`].
+    pub async fn first_key(&mut self, schema: &TableSchema, interval: &KeyInterval) -> Result<Option<Key>, StoreError> {
+        if schema.is_ordered() {
+            let first = self.chunk(schema, interval, 1, 1).await?;
+            let key = schema.key_of_row(&schema.codec(), &first.rows.data);
+            let key = key.map_err(|error| StoreError::Diverged(format!("table {}: {error}", schema.name)));
+            return if first.rows.count > 0 { key.map(Some) } else { Ok(None) };
+        }
+        if schema.kind == RelationKind::Sequence || interval.is_empty() {
+            return Ok(None);
+        }
+        let sql = format!("SELECT 1 FROM {} LIMIT 1", statements::table_name(schema));
+        Ok(self.client.query_opt(&sql, &[]).await?.map(|_| Key::MIN))
+    }
+
+    /// The position of the log that these rows are as of, if this replica follows: each batch is
+    /// applied with its position. `None` if it has recorded none yet.
+    ///
+    /// # Errors
+    /// [`StoreError::SessionLost`].
+    pub async fn reached(&self) -> Result<Option<u64>, StoreError> {
+        let sql = "SELECT greatest(index, reached) FROM evenkeel.position ORDER BY batch DESC LIMIT 1";
+        let row = self.client.query_opt(sql, &[]).await?;
+        Ok(row.map(|row| row.try_get::<_, i64>(0)).transpose()?.map(|reached| reached as u64))
     }
 
     /// Walks over an interval's rows in key order until `take` wants no more; gives the key of the
@@ -374,6 +425,9 @@ impl PinnedSnapshot {
         schema: &TableSchema,
         interval: &KeyInterval,
     ) -> Result<RangeChecksum, StoreError> {
+        if schema.kind == RelationKind::Sequence {
+            return Ok(RangeChecksum { rows: 0, sum: 0 });
+        }
         let Some(row) = self.aggregate(schema, interval, Query::Checksum).await? else {
             return Ok(RangeChecksum { rows: 0, sum: 0 });
         };
@@ -413,16 +467,19 @@ impl PinnedSnapshot {
 }
 
 fn describe(schema: &TableSchema, query: Query, shape: Shape) -> Result<(String, Vec<Type>), StoreError> {
-    let types: Option<Vec<Type>> = statements::where_types(schema, shape).map(Type::from_oid).collect();
+    let types: Option<Vec<Type>> = statements::where_types(schema, shape).map(scalar_type).collect();
     let types = types.ok_or_else(|| internal(format!("table {} has a key of an unknown type", schema.name)))?;
     let (table, filter) = (statements::table_name(schema), statements::where_in(schema, shape));
     let cursor = |what: String| {
-        let order = statements::key_columns(schema);
-        format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT {what} FROM {table}{filter} ORDER BY {order}")
+        let order =
+            if schema.is_ordered() { format!(" ORDER BY {}", statements::key_columns(schema)) } else { String::new() };
+        format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT {what} FROM {table}{filter}{order}")
     };
     let sql = match query {
-        Query::Chunk => cursor(format!("{}, {}", statements::columns(schema), statements::row_hash(schema))),
-        Query::Piece => cursor(statements::columns(schema)),
+        Query::Chunk => cursor(format!("{}, {}", statements::image_columns(schema, ""), statements::row_hash(schema))),
+        // Set to just that, as far as the replica that gets it is concerned.
+        Query::Piece if schema.kind == RelationKind::Sequence => cursor("last_value, is_called, true".into()),
+        Query::Piece => cursor(statements::image_columns(schema, "")),
         Query::Extent => cursor(format!("{}, {}", statements::key_columns(schema), statements::column_sizes(schema))),
         Query::Fetch(_, rows) => format!("FETCH FORWARD {rows} FROM {CURSOR}"),
         Query::Checksum => statements::checksum(schema, shape),

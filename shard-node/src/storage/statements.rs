@@ -14,6 +14,9 @@ use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::{KeyInterval, TableSchema};
 use std::fmt::Write;
 
+/// The values of a sequence's image.
+pub(super) const SEQUENCE_VALUES: usize = 3;
+
 /// The table's name, qualified and quoted.
 pub(super) fn table_name(schema: &TableSchema) -> String {
     if schema.name.contains('.') { schema.relation() } else { format!("public.{}", schema.relation()) }
