@@ -212,31 +212,15 @@ mod tests {
     use super::*;
     use crate::log_entry::Control;
     use crate::log_entry::image::Image;
-    use evenkeel_protocol::routing::ShardInfo;
-    use evenkeel_protocol::schema::ColumnSchema;
-    use evenkeel_protocol::{KeyValue, RangeId, ShardId, TableSchema};
+    use crate::state_machine::test_support::{key, schema, shard};
+    use evenkeel_protocol::RangeId;
 
     const OP: OperatorId = OperatorId(7);
-
-    fn schema() -> TableSchema {
-        let column = |name: &str| ColumnSchema { name: name.into(), type_name: "bigint".into(), type_oid: 20 };
-        TableSchema {
-            id: TableId(1),
-            name: "t".into(),
-            columns: vec![column("id")],
-            key: vec![0],
-            create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
-        }
-    }
-
-    fn key(n: i64) -> Key {
-        schema().codec().encode(&[KeyValue::Int(n)]).unwrap()
-    }
 
     fn open_move() -> ShardState {
         let mut state = ShardState::default();
         state.control(1, &Control::CreateTable { schema: schema(), range: RangeId(1) }).unwrap();
-        let to = ShardInfo { id: ShardId(2), replicas: Default::default() };
+        let to = shard(2);
         state.control(2, &Control::MoveOpen { operator: OP, range: RangeId(1), epoch: Epoch(1), to }).unwrap();
         state
     }

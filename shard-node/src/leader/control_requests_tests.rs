@@ -2,27 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::schema::ColumnSchema;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, RangeId, ShardId, TableId, TableSchema};
-
-fn schema() -> TableSchema {
-    TableSchema {
-        id: TableId(1),
-        name: "t".into(),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
-    }
-}
-
-fn key(n: i64) -> Key {
-    schema().codec().encode(&[KeyValue::Int(n)]).unwrap()
-}
-
-fn shard(id: u32) -> ShardInfo {
-    ShardInfo { id: ShardId(id), replicas: Default::default() }
-}
+use crate::state_machine::test_support::{key, schema, shard};
+use evenkeel_protocol::{Epoch, KeyInterval, RangeId, TableId, TableSchema};
 
 fn split(operator: u64, range: u64, epoch: u64, at: i64, new: u64) -> ControlRequest {
     let at = vec![(key(at), RangeId(new))];

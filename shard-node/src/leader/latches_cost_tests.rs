@@ -5,29 +5,10 @@
 use super::*;
 use crate::log_entry::Control;
 use crate::state_machine::OwnedRange;
-use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::schema::ColumnSchema;
+use crate::state_machine::test_support::{self, key};
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, RowBatch, ShardId, TableSchema};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RowBatch, TableSchema};
 use proptest::prelude::*;
-
-fn schema(id: u32) -> TableSchema {
-    TableSchema {
-        id: TableId(id),
-        name: format!("t{id}"),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: String::new(),
-    }
-}
-
-fn key(n: i64) -> Key {
-    schema(1).codec().encode(&[KeyValue::Int(n)]).unwrap()
-}
-
-fn shard() -> ShardInfo {
-    ShardInfo { id: ShardId(9), replicas: Default::default() }
-}
 
 /// A shard as its applier keeps it: each entry is applied, the state machine is published, and the
 /// latches follow.
@@ -48,7 +29,7 @@ impl Shard {
             position: 0,
             operator: 0,
         };
-        shard.apply(Control::CreateTable { schema: schema(1), range: RangeId(1) });
+        shard.apply(Control::CreateTable { schema: test_support::schema(), range: RangeId(1) });
         shard
     }
 
@@ -92,7 +73,14 @@ impl Shard {
     fn busy(&mut self, entries: i64, ranges: i64) -> Duration {
         let operator = self.next_operator();
         let (range, interval) = (RangeId(u64::MAX), KeyInterval::ALL);
-        let open = Control::IngestOpen { operator, schema: schema(2), range, interval, epoch: Epoch(1), from: shard() };
+        let open = Control::IngestOpen {
+            operator,
+            schema: TableSchema { id: TableId(2), name: "t2".into(), ..test_support::schema() },
+            range,
+            interval,
+            epoch: Epoch(1),
+            from: test_support::shard(9),
+        };
         assert!(self.apply(open));
         assert!(self.apply(Control::IngestAttempt { operator, attempt: 1, position: 0 }));
         let begun = evenkeel_host::now();
@@ -184,7 +172,12 @@ impl Shard {
             }
             Step::Leave(at) => {
                 let Some(owner) = self.state.owner(TableId(1), &key(at)).cloned() else { return };
-                self.apply(Control::MoveOpen { operator, range: owner.id, epoch: owner.epoch, to: shard() });
+                self.apply(Control::MoveOpen {
+                    operator,
+                    range: owner.id,
+                    epoch: owner.epoch,
+                    to: test_support::shard(9),
+                });
                 self.apply(Control::Fence { operator, held_since_us: 0 });
             }
             Step::Return => {

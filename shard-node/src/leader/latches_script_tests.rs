@@ -23,10 +23,10 @@
 
 use super::*;
 use crate::log_entry::Control;
+use crate::state_machine::test_support::{key, keys, schema};
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, RowBatch, ShardId, TableSchema};
+use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RowBatch, ShardId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -34,31 +34,12 @@ use std::path::PathBuf;
 
 const TABLE: TableId = TableId(1);
 
-fn schema() -> TableSchema {
-    TableSchema {
-        id: TABLE,
-        name: "t".into(),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: String::new(),
+fn touches(text: &str) -> Touches {
+    match text.split_once("..") {
+        None if text == "all" => Touches::Intervals(vec![KeyInterval::ALL]),
+        None => Touches::Keys(vec![key(text.parse().unwrap())]),
+        Some(_) => Touches::Intervals(vec![keys(text)]),
     }
-}
-
-fn key(n: &str) -> Key {
-    schema().codec().encode(&[KeyValue::Int(n.parse().unwrap())]).unwrap()
-}
-
-fn touches(keys: &str) -> Touches {
-    match keys.split_once("..") {
-        None if keys == "all" => Touches::Intervals(vec![KeyInterval::ALL]),
-        None => Touches::Keys(vec![key(keys)]),
-        Some(_) => Touches::Intervals(vec![interval(keys)]),
-    }
-}
-
-fn interval(keys: &str) -> KeyInterval {
-    let (start, end) = keys.split_once("..").unwrap();
-    KeyInterval::new(key(start), (!end.is_empty()).then(|| key(end)))
 }
 
 fn range(id: &str) -> RangeId {
@@ -206,7 +187,7 @@ impl World {
         match words {
             ["split", id, at, new] => {
                 let (operator, epoch) = (self.operator(), self.epoch(range(id)));
-                let at = vec![(key(at), range(new))];
+                let at = vec![(key(at.parse().unwrap()), range(new))];
                 self.apply(Control::Split { operator, range: range(id), epoch, at })
             }
             ["merge", left, right] => {
@@ -231,8 +212,8 @@ impl World {
                 self.apply(Control::HandedOver { operator });
                 self.apply(Control::Purge { operator, interval, last: true })
             }
-            ["ingest", id, keys] => {
-                let (operator, interval) = (self.operator(), interval(keys));
+            ["ingest", id, of] => {
+                let (operator, interval) = (self.operator(), keys(of));
                 let (range, from) = (range(id), other("9"));
                 let epoch = Epoch(5);
                 self.apply(Control::IngestOpen { operator, schema: schema(), range, interval, epoch, from });

@@ -4,29 +4,15 @@
 use super::*;
 use crate::log_entry::Control;
 use crate::log_entry::image::Image;
+use crate::state_machine::test_support::{key, schema};
 use bytes::{Bytes, BytesMut};
 use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::rows::{RowBuilder, put_value};
-use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, ShardId, TableSchema};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, ShardId};
 use futures::FutureExt;
 
 const TABLE: TableId = TableId(1);
-
-fn schema() -> TableSchema {
-    TableSchema {
-        id: TABLE,
-        name: "t".into(),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: String::new(),
-    }
-}
-
-fn key(n: i64) -> Key {
-    schema().codec().encode(&[KeyValue::Int(n)]).unwrap()
-}
 
 fn one(n: i64) -> Touches {
     Touches::Keys(vec![key(n)])

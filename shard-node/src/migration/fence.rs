@@ -153,9 +153,8 @@ mod tests {
     use super::*;
     use crate::leader::latches::{ChangedKeys, LatchManager};
     use crate::state_machine::ShardState;
-    use evenkeel_protocol::routing::ShardInfo;
-    use evenkeel_protocol::schema::ColumnSchema;
-    use evenkeel_protocol::{Epoch, KeyInterval, RangeId, ShardId, TableId, TableSchema};
+    use crate::state_machine::test_support::{schema, shard};
+    use evenkeel_protocol::{Epoch, KeyInterval, RangeId, TableId};
     use evenkeel_sql::Touches;
     use futures::FutureExt;
     use std::collections::HashSet;
@@ -163,16 +162,9 @@ mod tests {
     const OPERATOR: OperatorId = OperatorId(7);
 
     fn open() -> ShardState {
-        let schema = TableSchema {
-            id: TableId(1),
-            name: "t".into(),
-            columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-            key: vec![0],
-            create_sql: String::new(),
-        };
         let mut state = ShardState::default();
-        state.control(1, &Control::CreateTable { schema, range: RangeId(1) }).unwrap();
-        let to = ShardInfo { id: ShardId(2), replicas: Default::default() };
+        state.control(1, &Control::CreateTable { schema: schema(), range: RangeId(1) }).unwrap();
+        let to = shard(2);
         let (operator, range) = (OPERATOR, RangeId(1));
         state.control(2, &Control::MoveOpen { operator, range, epoch: Epoch(1), to }).unwrap();
         state

@@ -62,3 +62,5 @@ mod tests;
 
 #[cfg(test)]
 mod move_script_tests;
+#[cfg(test)]
+pub(crate) mod test_support;

@@ -23,38 +23,17 @@
 //! Operator 7 moves range 1 of epoch 1. `operator N` before a command gives it another number.
 #![allow(clippy::unwrap_used)]
 
+use super::test_support::{key, keys, schema, shard};
 use super::*;
 use crate::log_entry::image::Image;
 use crate::log_entry::{Answered, Change, Changes, Control, TailEntry};
 use bytes::Bytes;
-use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::rows::RowBatch;
-use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, RangeId, ShardId, TableId, TableSchema};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, RangeId, TableId};
 use std::path::PathBuf;
 
 const COLUMN: usize = 44;
-
-fn schema() -> TableSchema {
-    TableSchema {
-        id: TableId(1),
-        name: "t".into(),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
-    }
-}
-
-fn key(n: &str) -> Key {
-    schema().codec().encode(&[KeyValue::Int(n.parse().unwrap())]).unwrap()
-}
-
-fn keys(text: &str) -> KeyInterval {
-    let (start, end) = text.split_once("..").unwrap();
-    let start = if start.is_empty() { Key::MIN } else { key(start) };
-    KeyInterval::new(start, (!end.is_empty()).then(|| key(end)))
-}
 
 fn shown_key(key: &Key) -> String {
     match schema().codec().decode(key).as_deref() {
@@ -63,16 +42,13 @@ fn shown_key(key: &Key) -> String {
     }
 }
 
-fn shard(id: u32) -> ShardInfo {
-    ShardInfo { id: ShardId(id), replicas: Default::default() }
-}
-
 fn number(text: &str) -> u64 {
     text.parse().unwrap()
 }
 
 fn changes(written: &[&str]) -> Changes {
-    let change = |n: &&str| Change { table: TableId(1), key: key(n), image: Image::Whole(Bytes::new()) };
+    let change =
+        |n: &&str| Change { table: TableId(1), key: key(n.parse().unwrap()), image: Image::Whole(Bytes::new()) };
     Changes { stamp_ms: 1, answered: Vec::<Answered>::new(), changes: written.iter().map(change).collect() }
 }
 
@@ -150,7 +126,7 @@ impl Pair {
 
     /// Whether at most one shard owns the range.
     fn has_one_owner(&self) -> bool {
-        ![&self.source, &self.destination].iter().all(|side| side.state.owner(TableId(1), &key("5")).is_some())
+        ![&self.source, &self.destination].iter().all(|side| side.state.owner(TableId(1), &key(5)).is_some())
     }
 
     fn run(&mut self, command: &str) -> String {

@@ -4,31 +4,12 @@
 use super::*;
 use crate::log_entry::image::Image;
 use crate::log_entry::{Answered, Change, Changes, Control, KeptReply, TailEntry};
+use crate::state_machine::test_support::{key, schema, shard};
 use bytes::Bytes;
-use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::rows::RowBuilder;
-use evenkeel_protocol::schema::ColumnSchema;
 use evenkeel_protocol::shard::RangeChecksum;
-use evenkeel_protocol::{Epoch, Key, KeyInterval, KeyValue, OperatorId, RangeId, ShardId, TableId, TableSchema, TxnId};
+use evenkeel_protocol::{Epoch, Key, KeyInterval, OperatorId, RangeId, TableId, TableSchema, TxnId};
 use proptest::prelude::*;
-
-fn schema() -> TableSchema {
-    TableSchema {
-        id: TableId(1),
-        name: "t".into(),
-        columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
-        key: vec![0],
-        create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
-    }
-}
-
-fn key(n: i64) -> Key {
-    schema().codec().encode(&[KeyValue::Int(n)]).unwrap()
-}
-
-fn shard(id: u32) -> ShardInfo {
-    ShardInfo { id: ShardId(id), replicas: Default::default() }
-}
 
 fn write(n: i64) -> Changes {
     let id = TxnId { client: 1, sequence: n as u64, first_sent_ms: 0 };
