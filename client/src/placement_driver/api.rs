@@ -1,9 +1,7 @@
 //! The requests that the client makes to the placement driver.
 
 use super::sse::Event;
-use evenkeel_protocol::api::{
-    CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody,
-};
+use evenkeel_protocol::api::{CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;

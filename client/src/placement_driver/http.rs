@@ -5,9 +5,7 @@ use super::endpoints::Endpoints;
 use super::sse::{Event, EventParser};
 use crate::config::ClientConfig;
 use bytes::Bytes;
-use evenkeel_protocol::api::{
-    CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody,
-};
+use evenkeel_protocol::api::{CreateTableBody, MembersBody, Problem, RoutesBody, SchemaChangeBody, SchemaChangesBody};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};

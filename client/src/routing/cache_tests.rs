@@ -14,7 +14,7 @@ fn body(table: &RoutingTable, complete: bool) -> RoutesBody {
         tables: table.tables().cloned().collect(),
         shards: table.shards().cloned().collect(),
         removed_shards: vec![],
-            removed_tables: vec![],
+        removed_tables: vec![],
         routes: table.routes().map(|route| RouteBody::new(route, &schema())).collect(),
     }
 }

@@ -321,7 +321,7 @@ impl Simulation {
                 ranges,
                 operators: Vec::new(),
                 scrub: Default::default(),
-        schema: Default::default(),
+                schema: Default::default(),
             };
             let arrives_ms = self.now_ms + self.random.below(400);
             self.mail.push((arrives_ms, report));

@@ -19,7 +19,14 @@ pub fn key(n: i64) -> Key {
 pub fn schema(name: &str) -> TableSchema {
     let column = ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 };
     let create_sql = format!("CREATE TABLE {name} (id bigint PRIMARY KEY)");
-    TableSchema { id: TableId(0), name: name.into(), columns: vec![column], key: vec![0], create_sql, ..TableSchema::default() }
+    TableSchema {
+        id: TableId(0),
+        name: name.into(),
+        columns: vec![column],
+        key: vec![0],
+        create_sql,
+        ..TableSchema::default()
+    }
 }
 
 /// A shard with three replicas.
