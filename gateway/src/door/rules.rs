@@ -13,6 +13,7 @@ pub enum Method {
     /// Not at all.
     Trust,
     /// By a password that never crosses the network.
+    #[serde(rename = "scram-sha-256")]
     ScramSha256,
     /// It cannot connect.
     Reject,

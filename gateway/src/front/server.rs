@@ -36,9 +36,9 @@ DO $$ DECLARE s text; BEGIN
     EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA %I FROM evenkeel_user', s);
   END LOOP;
 END $$";
-/// The role that owns users' objects.
 /// How long a change of the schema may take on all shards.
 const CHANGE: Duration = Duration::from_secs(60);
+/// The role that owns users' objects.
 const AS_OWNER: &str = "SET LOCAL ROLE evenkeel_owner";
 
 /// See the module.

@@ -13,12 +13,11 @@ use crate::grammar::statement::{
 };
 use crate::wire::backend::{self, Status};
 use crate::wire::incoming::{Incoming, Received};
+use crate::wire::message::{Bind, ClientMessage as Message, Parse, Target};
 use crate::wire::outgoing::Outgoing;
 use evenkeel_client::{Client, TransactionOptions};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
-use pgwire::messages::PgWireFrontendMessage as Message;
-use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Parse};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
@@ -110,7 +109,7 @@ impl Session {
                     backend::fatal(&mut self.out.buffer, &error);
                     return Ok(());
                 }
-                Received::Message(Message::Terminate(_)) => return Ok(()),
+                Received::Message(Message::Terminate) => return Ok(()),
                 Received::Message(message) => self.message(message).await?,
             }
         }
@@ -149,18 +148,18 @@ impl Session {
             Message::Query(query) => {
                 self.skipping = false;
                 self.end_implicit_or_report().await?;
-                self.simple_query(&query.query).await
+                self.simple_query(&query).await
             }
-            Message::Sync(_) => {
+            Message::Sync => {
                 self.skipping = false;
                 self.end_implicit_or_report().await?;
                 self.ready();
                 Ok(self.out.send().await?)
             }
             _ if self.skipping => Ok(()),
-            Message::Flush(_) => Ok(self.out.send().await?),
+            Message::Flush => Ok(self.out.send().await?),
             // Left from a COPY that has failed.
-            Message::CopyData(_) | Message::CopyDone(_) | Message::CopyFail(_) => Ok(()),
+            Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => Ok(()),
             extended => match self.extended(extended).await {
                 Err(Trouble::Gone) => Err(Trouble::Gone),
                 Err(Trouble::Sql(error) | Trouble::Ended(error)) => {
@@ -279,10 +278,10 @@ impl Session {
         match message {
             Message::Parse(parse) => self.parse(parse).await,
             Message::Bind(bind) => self.bind(bind),
-            Message::Describe(describe) => self.describe(&describe).await,
-            Message::Execute(execute) => self.execute(&execute).await,
-            Message::Close(close) => {
-                self.close(&close);
+            Message::Describe(target) => self.describe(target).await,
+            Message::Execute(portal, max_rows) => self.execute(portal, max_rows).await,
+            Message::Close(target) => {
+                self.close(&target);
                 Ok(())
             }
             _ => Err(SqlError::new("08P01", "a message that does not belong here").into()),
@@ -290,14 +289,14 @@ impl Session {
     }
 
     async fn parse(&mut self, parse: Parse) -> Result<(), Trouble> {
-        let name = parse.name.unwrap_or_default();
+        let Parse { name, text, types } = parse;
         if !name.is_empty() && self.prepared.contains_key(&name) {
             return Err(SqlError::new("42P05", format!("prepared statement \"{name}\" already exists")).into());
         }
         if self.prepared.len() >= MAX_PREPARED {
             return Err(SqlError::new("53400", format!("more than {MAX_PREPARED} prepared statements")).into());
         }
-        let prepared = self.prepare(&parse.query, parse.type_oids).await?;
+        let prepared = self.prepare(&text, types).await?;
         self.prepared.insert(name, prepared);
         backend::bare(&mut self.out.buffer, b'1');
         Ok(())
@@ -325,7 +324,7 @@ impl Session {
     }
 
     fn bind(&mut self, bind: Bind) -> Result<(), Trouble> {
-        let name = bind.statement_name.unwrap_or_default();
+        let name = bind.statement;
         let Some(prepared) = self.prepared.get(&name).cloned() else {
             return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
         };
@@ -337,37 +336,35 @@ impl Session {
             );
             return Err(SqlError::new("08P01", message).into());
         }
-        let portal = bind.portal_name.unwrap_or_default();
+        let portal = bind.portal;
         if !portal.is_empty() && self.portals.contains_key(&portal) {
             return Err(SqlError::new("42P03", format!("cursor \"{portal}\" already exists")).into());
         }
         if self.portals.len() >= MAX_PORTALS {
             return Err(SqlError::new("53400", format!("more than {MAX_PORTALS} portals")).into());
         }
-        let values = Values {
-            formats: bind.parameter_format_codes,
-            parameters: bind.parameters,
-            result_formats: bind.result_column_format_codes,
-        };
+        let values = Values { formats: bind.formats, parameters: bind.parameters, result_formats: bind.result_formats };
         self.portals.insert(portal, Portal { prepared, values, progress: Progress::New });
         backend::bare(&mut self.out.buffer, b'2');
         Ok(())
     }
 
-    async fn describe(&mut self, describe: &Describe) -> Result<(), Trouble> {
-        let name = describe.name.clone().unwrap_or_default();
-        let (prepared, formats) = if describe.target_type == b'S' {
-            let Some(prepared) = self.prepared.get(&name) else {
-                return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
-            };
-            let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.analysis.parameter_types);
-            backend::parameter_description(&mut self.out.buffer, types);
-            (prepared.clone(), Vec::new())
-        } else {
-            let Some(portal) = self.portals.get(&name) else {
-                return Err(SqlError::new("34000", format!("portal \"{name}\" does not exist")).into());
-            };
-            (portal.prepared.clone(), portal.values.result_formats.clone())
+    async fn describe(&mut self, target: Target) -> Result<(), Trouble> {
+        let (prepared, formats) = match target {
+            Target::Statement(name) => {
+                let Some(prepared) = self.prepared.get(&name) else {
+                    return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
+                };
+                let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.analysis.parameter_types);
+                backend::parameter_description(&mut self.out.buffer, types);
+                (prepared.clone(), Vec::new())
+            }
+            Target::Portal(name) => {
+                let Some(portal) = self.portals.get(&name) else {
+                    return Err(SqlError::new("34000", format!("portal \"{name}\" does not exist")).into());
+                };
+                (portal.prepared.clone(), portal.values.result_formats.clone())
+            }
         };
         let described = match (&prepared.statement, &prepared.plan) {
             (Some(statement), Some(plan)) if plan.place == Place::Follows => {
@@ -389,12 +386,10 @@ impl Session {
         Ok(())
     }
 
-    async fn execute(&mut self, execute: &Execute) -> Result<(), Trouble> {
-        let name = execute.name.clone().unwrap_or_default();
+    async fn execute(&mut self, name: String, max_rows: u32) -> Result<(), Trouble> {
         let Some(mut portal) = self.portals.remove(&name) else {
             return Err(SqlError::new("34000", format!("portal \"{name}\" does not exist")).into());
         };
-        let max_rows = u32::try_from(execute.max_rows).unwrap_or(0);
         let Some(statement) = portal.prepared.statement.clone() else {
             backend::bare(&mut self.out.buffer, b'I');
             self.portals.insert(name, portal);
@@ -416,12 +411,10 @@ impl Session {
         Ok(self.out.send_if_full().await?)
     }
 
-    fn close(&mut self, close: &Close) {
-        let name = close.name.clone().unwrap_or_default();
-        if close.target_type == b'S' {
-            self.prepared.remove(&name);
-        } else {
-            self.portals.remove(&name);
+    fn close(&mut self, target: &Target) {
+        match target {
+            Target::Statement(name) => _ = self.prepared.remove(name),
+            Target::Portal(name) => _ = self.portals.remove(name),
         }
         backend::bare(&mut self.out.buffer, b'3');
     }
@@ -512,7 +505,7 @@ impl Session {
             let message = "this statement can only be used in transaction blocks";
             return Err(SqlError::new(codes::NO_TRANSACTION, message).into());
         }
-        self.begin_if_none();
+        self.begin_if_none()?;
         let describes_itself = plan.place == Place::Follows;
         if let (true, Some(description)) = (describe && !describes_itself, &plan.analysis.description) {
             self.out.buffer.extend_from_slice(description);
@@ -528,13 +521,15 @@ impl Session {
         block.run(run, &settings, &mut portal.progress, &mut self.out).await
     }
 
-    fn begin_if_none(&mut self) {
+    /// Begins an implicit transaction, with the session's default modes.
+    fn begin_if_none(&mut self) -> Result<(), SqlError> {
         if self.block.is_none() {
-            let options = options(&self.settings.modes(&Modes::default())).unwrap_or_default();
+            let options = options(&self.settings.modes(&Modes::default()))?;
             let (client, front) = (self.context.client.clone(), self.context.front.clone());
             self.block = Some(Block::new(client, front, options, false));
             self.settings.begin();
         }
+        Ok(())
     }
 
     async fn copy_in(&mut self, statement: &Arc<Statement>, format: &CopyFormat) -> Result<RunEnd, Trouble> {
@@ -542,7 +537,7 @@ impl Session {
         let settings = self.settings.current();
         let plan = self.context.planner.plan(statement, &[], &settings).await?;
         let all = plan.touched.first().map_or(0, |touched| touched.table.columns.len());
-        self.begin_if_none();
+        self.begin_if_none()?;
         backend::copy_in_response(
             &mut self.out.buffer,
             format.format == CopyKind::Binary,
@@ -560,16 +555,16 @@ impl Session {
             };
             let last = match message {
                 Message::CopyData(data) => {
-                    rows.add(&data.data)?;
+                    rows.add(&data)?;
                     false
                 }
-                Message::CopyDone(_) => true,
-                Message::CopyFail(fail) => {
-                    let message = format!("COPY from stdin failed: {}", fail.message);
+                Message::CopyDone => true,
+                Message::CopyFail(reason) => {
+                    let message = format!("COPY from stdin failed: {reason}");
                     return Err(SqlError::new(codes::QUERY_CANCELED, message).into());
                 }
-                Message::Flush(_) | Message::Sync(_) => false,
-                Message::Terminate(_) => return Err(Trouble::Gone),
+                Message::Flush | Message::Sync => false,
+                Message::Terminate => return Err(Trouble::Gone),
                 _ => return Err(SqlError::new("08P01", "unexpected message type during COPY from stdin").into()),
             };
             while let Some(piece) = rows.piece() {
@@ -830,7 +825,7 @@ impl Session {
             self.schema.pop();
             return Err(error.into());
         }
-        self.begin_if_none();
+        self.begin_if_none()?;
         let Some(then) = &change.then else { return Ok(change.tag.clone()) };
         self.publish_schema().await?;
         let filling = self.context.planner.statements(then).await?;

@@ -3,11 +3,11 @@
 //! A task reads and decodes. It stops when a few messages wait, so that a client that sends and
 //! never reads takes bounded memory. It notices the end of the connection while a statement runs.
 
+use super::message::{self, ClientMessage, malformed};
 use super::transport::Transport;
 use bytes::BytesMut;
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
-use pgwire::messages::{DecodeContext, PgWireFrontendMessage, ProtocolVersion};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::{mpsc, watch};
 
@@ -22,7 +22,7 @@ const READ_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub enum Received {
     /// A message.
-    Message(PgWireFrontendMessage),
+    Message(ClientMessage),
     /// Bytes that are no message: nothing that follows can be understood.
     Malformed(SqlError),
 }
@@ -74,13 +74,10 @@ async fn read_all(
     mut buffer: BytesMut,
     to: &mpsc::Sender<Received>,
 ) -> std::io::Result<()> {
-    let mut context = DecodeContext::new(ProtocolVersion::PROTOCOL3_0);
-    context.awaiting_frontend_ssl = false;
-    context.awaiting_frontend_startup = false;
     loop {
-        match decode(&mut buffer, &context) {
+        match decode(&mut buffer) {
             Ok(Some(message)) => {
-                let last = matches!(message, PgWireFrontendMessage::Terminate(_));
+                let last = matches!(message, ClientMessage::Terminate);
                 if to.send(Received::Message(message)).await.is_err() || last {
                     return Ok(());
                 }
@@ -104,11 +101,11 @@ async fn read_all(
 }
 
 /// Takes a message off the front, once all of it is there.
-fn decode(buffer: &mut BytesMut, context: &DecodeContext) -> Result<Option<PgWireFrontendMessage>, SqlError> {
+fn decode(buffer: &mut BytesMut) -> Result<Option<ClientMessage>, SqlError> {
     let Some(header) = buffer.first_chunk::<5>() else { return Ok(None) };
-    let length = i32::from_be_bytes([header[1], header[2], header[3], header[4]]);
-    let length =
-        usize::try_from(length).ok().filter(|length| *length >= 4).ok_or_else(|| malformed("its length is wrong"))?;
+    let [tag, length @ ..] = *header;
+    let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|length| *length >= 4);
+    let length = length.ok_or_else(|| malformed("its length is wrong"))?;
     if length > MAX_MESSAGE_BYTES {
         let message = format!("a message of {length} bytes; at most {MAX_MESSAGE_BYTES} are possible");
         return Err(SqlError::new(codes::PROGRAM_LIMIT, message));
@@ -116,17 +113,8 @@ fn decode(buffer: &mut BytesMut, context: &DecodeContext) -> Result<Option<PgWir
     if buffer.len() < length + 1 {
         return Ok(None);
     }
-    // The codec sees this message alone, so that a wrong length inside cannot reach the next one.
-    let mut whole = buffer.split_to(length + 1);
-    match PgWireFrontendMessage::decode(&mut whole, context) {
-        Ok(Some(message)) => Ok(Some(message)),
-        Ok(None) => Err(malformed("it ends early")),
-        Err(error) => Err(malformed(&error.to_string())),
-    }
-}
-
-fn malformed(why: &str) -> SqlError {
-    SqlError::new("08P01", format!("a message of the client is malformed: {why}"))
+    let body = buffer.split_to(length + 1).freeze().slice(5..);
+    message::decode(tag, body).map(Some)
 }
 
 #[cfg(test)]
@@ -134,30 +122,22 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn context() -> DecodeContext {
-        let mut context = DecodeContext::new(ProtocolVersion::PROTOCOL3_0);
-        context.awaiting_frontend_ssl = false;
-        context.awaiting_frontend_startup = false;
-        context
-    }
-
     #[test]
     fn a_message_is_taken_when_all_of_it_is_there() {
         let whole = b"Q\0\0\0\x0dSELECT 1\0S\0\0\0\x04";
         for length in 0..14 {
             let mut buffer = BytesMut::from(&whole[..length]);
-            assert!(decode(&mut buffer, &context()).unwrap().is_none(), "{length}");
+            assert!(decode(&mut buffer).unwrap().is_none(), "{length}");
         }
         let mut buffer = BytesMut::from(&whole[..]);
-        let Some(PgWireFrontendMessage::Query(query)) = decode(&mut buffer, &context()).unwrap() else { panic!() };
-        assert_eq!(query.query, "SELECT 1");
-        assert!(matches!(decode(&mut buffer, &context()).unwrap(), Some(PgWireFrontendMessage::Sync(_))));
+        assert_eq!(decode(&mut buffer).unwrap(), Some(ClientMessage::Query("SELECT 1".into())));
+        assert_eq!(decode(&mut buffer).unwrap(), Some(ClientMessage::Sync));
     }
 
     #[test]
     fn wrong_lengths_are_errors() {
         for bytes in [&b"Q\0\0\0\x03"[..], b"Q\xff\xff\xff\xff", b"Q\x7f\xff\xff\xff", b"B\0\0\0\x08\0\0\xff\xff"] {
-            assert!(decode(&mut BytesMut::from(bytes), &context()).is_err(), "{bytes:?}");
+            assert!(decode(&mut BytesMut::from(bytes)).is_err(), "{bytes:?}");
         }
     }
 }
