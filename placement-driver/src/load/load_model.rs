@@ -114,9 +114,9 @@ impl LoadModel {
         self.shards.get(&shard).is_some_and(|view| view.last_ms + config.silent_after_ms >= now_ms)
     }
 
-    /// Whether a shard reports at least this version of the schema.
+    /// Whether a shard reports at least this version of the schema. Version 0 asks for nothing.
     pub fn has_schema(&self, shard: ShardId, version: u64) -> bool {
-        self.shards.get(&shard).is_some_and(|view| view.report.schema.version >= version)
+        version == 0 || self.shards.get(&shard).is_some_and(|view| view.report.schema.version >= version)
     }
 
     /// Sets this placement driver's own clock, in milliseconds since the Unix epoch. It is compared

@@ -40,7 +40,7 @@ fn schema() -> TableSchema {
         name: "t".into(),
         columns: vec![ColumnSchema { name: "id".into(), type_name: "bigint".into(), type_oid: 20 }],
         key: vec![0],
-        create_sql: String::new(),
+        create_sql: "CREATE TABLE t (id bigint PRIMARY KEY)".into(),
         ..TableSchema::default()
     }
 }

@@ -130,7 +130,7 @@ REVOKE ALL ON DATABASE postgres FROM PUBLIC;
 GRANT CONNECT ON DATABASE postgres TO evenkeel_user;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO evenkeel_user;
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO evenkeel_user;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, USAGE, UPDATE ON SEQUENCES TO evenkeel_user;
 REVOKE EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(int, bigint), pg_catalog.pg_cancel_backend(int),
     pg_catalog.set_config(text, text, boolean), pg_catalog.lo_create(oid), pg_catalog.lo_creat(int),
@@ -147,8 +147,8 @@ pub(crate) const OWNER_PRIVILEGES: &str = "
 GRANT CONNECT, CREATE ON DATABASE postgres TO evenkeel_owner;
 ALTER SCHEMA public OWNER TO evenkeel_owner;
 GRANT USAGE ON SCHEMA public TO evenkeel_user;
-ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner
-    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO evenkeel_user;
+ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT TRUNCATE ON TABLES TO evenkeel_user_pass_through;
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE, SELECT, UPDATE ON SEQUENCES TO evenkeel_user;
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT EXECUTE ON FUNCTIONS TO evenkeel_user;
 ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON TYPES TO evenkeel_user;
@@ -158,7 +158,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE evenkeel_owner GRANT USAGE ON SCHEMAS TO evenk
 /// triggers fire, and it cannot change that: `session_replication_role` is a superuser's to set,
 /// and the other account's setting is not inherited.
 pub(super) const MAKE_PASS_THROUGH_USER: &str = "
-CREATE ROLE evenkeel_user_pass_through LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT IN ROLE evenkeel_user";
+CREATE ROLE evenkeel_user_pass_through LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE INHERIT IN ROLE evenkeel_user;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO evenkeel_user_pass_through";
 
 #[cfg(test)]
 mod tests {

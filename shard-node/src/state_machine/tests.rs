@@ -180,7 +180,6 @@ fn an_entry_with_one_foreign_key_has_no_effect_at_all() {
     assert_eq!(code(pair.s.judge(&both)), "not-owned");
 }
 
-/// R20: cancellation competes with the fence in the source's log.
 /// R7: a truncation needs the whole table, and none of it on the move: its copy would keep the
 /// rows.
 #[test]
@@ -213,6 +212,7 @@ fn a_pinned_table_is_neither_split_nor_moved() {
     assert_eq!(code(state.control(3, &open)), "pinned");
 }
 
+/// R20: cancellation competes with the fence in the source's log.
 #[test]
 fn a_move_is_cancelled_before_its_fence_or_not_at_all() {
     let mut pair = Pair::new();

@@ -139,7 +139,8 @@ pub(super) async fn prepare_all(client: &Client, schema: &Arc<TableSchema>) -> R
     let others = Columns::new((0..schema.columns.len()).filter(|at| !schema.key.contains(at)));
     for source in sources {
         run.prepared(schema, Kind::Insert(*source, false)).await?;
-        if schema.key.is_empty() {
+        // Rows of such tables are not changed where they are, but removed and inserted.
+        if schema.key.is_empty() || makes_values(schema) {
             continue;
         }
         run.prepared(schema, Kind::Insert(*source, true)).await?;
