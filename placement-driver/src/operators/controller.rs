@@ -101,18 +101,23 @@ impl OperatorController {
     ) {
         let Some(attempt) = self.attempts.get_mut(&name) else { return };
         attempt.under_way = false;
+        // What keeps a delivery is shown with the operator that it belongs to.
+        let shown = match (name.operator, state.schema_operator()) {
+            (DELIVERY, Some(operator)) => operator.id,
+            (id, _) => id,
+        };
         let operator = state.operators.get(&name.operator).filter(|operator| operator.step == name.step);
         match answer {
             Err(trouble) => {
                 attempt.tries += 1;
                 attempt.again_ms = now_ms + (FIRST_PAUSE_MS << attempt.tries.min(6)).min(MAX_PAUSE_MS) / 2;
-                self.troubles.insert(name.operator, trouble);
+                self.troubles.insert(shown, trouble);
             }
             Ok(ControlReply::Pending { waiting_for }) => {
                 attempt.tries += 1;
                 let pause = FIRST_PENDING_MS as f64 * 1.5f64.powi(attempt.tries.min(12) as i32);
                 attempt.again_ms = now_ms + (pause as u64).min(MAX_PENDING_MS);
-                self.troubles.insert(name.operator, waiting_for);
+                self.troubles.insert(shown, waiting_for);
             }
             Ok(reply) if name.step == Step::End => {
                 attempt.answered = true;
@@ -197,7 +202,10 @@ impl OperatorController {
             return Some(Transition::Prepared);
         }
         schema_change::versions_prove(operator, state, load, &self.schema_versions, since_ms, now_ms)
-            .or_else(|| schema_change::deadline(operator, self.trouble(operator.id), now_ms))
+            .or_else(|| {
+                let trouble = self.trouble(operator.id);
+                schema_change::deadline(operator, (state, load), trouble, since_ms, now_ms)
+            })
     }
 
     /// Gives each shard the next version of the schema that it lacks.

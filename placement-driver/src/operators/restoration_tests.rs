@@ -10,6 +10,7 @@ use crate::state::{
     Action, Command, Effect, Found, PlacementState, Proposal, Refusal, SKIPPED_NUMBERS, Status, Step, Transition, apply,
 };
 use evenkeel_protocol::report::{HighestNumbers, OperatorPhase, OperatorReport, ShardReport};
+use evenkeel_protocol::schema_change::{SchemaChange, SchemaDelta, SchemaReport};
 use evenkeel_protocol::shard::ControlRequest;
 use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, ShardId, TableId, TableSchema};
 
@@ -358,4 +359,57 @@ fn a_new_leadership_gives_no_numbers_before_the_shards_have_shown_what_they_have
     let mut quiet = Restored::new();
     quiet.now_ms += restoration::FIRST_REPORTS_MS;
     assert!(may(&quiet), "who is silent is not waited for any longer");
+}
+
+/// R34: tables of schema changes come with the changes, in their order, and never as tables of their
+/// own: what a shard still has of an older version would come back.
+#[test]
+fn schema_changes_that_only_shards_know_are_taken_in_before_anything_else() {
+    let made = |id: u32, name: &str| TableSchema { create_sql: String::new(), ..table(id, name) };
+    let delta = |version, relations, dropped| {
+        let change = SchemaChange { version, sql: format!("change {version}"), settings: vec![] };
+        SchemaDelta { change, relations, dropped }
+    };
+    let deltas = vec![
+        delta(1, vec![made(2, "a"), made(3, "b")], vec![]),
+        delta(2, vec![made(2, "c")], vec![TableId(3)]),
+    ];
+    let mut restored = Restored::new();
+    let at = |version, report| ShardReport { schema: SchemaReport { version, prepared: None }, ..report };
+    let mut owner = owned_report(1, 0, RangeId(1), 1, KeyInterval::ALL);
+    let mut second = owner.ranges[0].clone();
+    (second.id, second.table) = (RangeId(2), TableId(2));
+    owner.ranges.push(second);
+    let owner = with(owner, 9, 9, vec![table(1, "t"), made(2, "c")]);
+    restored.hear(at(2, owner.clone()));
+    assert_eq!(restored.take(), Command::BeginIncarnation(2));
+    // Shard 2 has not made the second change yet.
+    restored.hear(at(1, with(report(2, 0, vec![]), 9, 9, vec![made(2, "a"), made(3, "b")])));
+    restored.hear(at(0, with(report(3, 0, vec![]), 9, 9, vec![])));
+    assert_eq!(restored.next(), None, "the changes come first");
+    assert_eq!(schema_change::lacked(&restored.state, &restored.load), Some((ShardId(1), 0)));
+    let missing = missing(&restored.state, &restored.load).join("; ");
+    assert!(missing.contains("shard 1 has later versions of the schema"), "{missing}");
+    must(&mut restored.state, restored.now_ms, Command::TakeSchema(deltas.clone()));
+    must(&mut restored.state, restored.now_ms, Command::TakeSchema(deltas));
+    restored.update();
+    assert!(matches!(restored.take(), Command::Reconciled(_)));
+    assert_eq!(restored.state.schema.version, 2);
+    assert_eq!(restored.state.table_named("c").map(|table| table.schema.id), Some(TableId(2)));
+    assert_eq!(restored.state.ranges[&RangeId(2)].route.shard, ShardId(1));
+    assert!(!restored.state.tables.contains_key(&TableId(3)));
+    // What shard 2 told before stays out; what it lacks it is given.
+    assert_eq!(restored.next(), None);
+    let mut controller = OperatorController::default();
+    let given: Vec<(ShardId, u64)> = controller
+        .next(&restored.state, &restored.load, restored.now_ms)
+        .into_iter()
+        .filter_map(|todo| match todo {
+            Todo::Call { name, request: ControlRequest::ApplySchema { delta, .. } } => {
+                Some((name.shard, delta.change.version))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(given, [(ShardId(2), 2), (ShardId(3), 1)]);
 }

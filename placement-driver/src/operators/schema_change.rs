@@ -16,7 +16,8 @@
 //! has not reported for [`ABSENT_MS`]; it gets the change when it returns.
 //!
 //! Influence: none; while it is under way its tables neither split nor move. Deadline: a change
-//! that is not prepared after [`PREPARE_MS`] is given up.
+//! that is not prepared after [`PREPARE_MS`] is given up, and at once if a shard that owns ranges
+//! does not report: its tables must not be held at the others meanwhile.
 
 use super::answer::because;
 use crate::load::LoadModel;
@@ -26,10 +27,11 @@ use evenkeel_protocol::shard::{ControlReply, ControlRequest};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How long the shards may take to prepare a change, in milliseconds. Its tables are held from when
-/// the first of them has.
-pub const PREPARE_MS: u64 = 20_000;
-/// A shard that has not reported for this long does not hold up a decided change, in milliseconds.
+/// How long the shards may take to prepare a change, in milliseconds: the trial may build an index.
+/// Its tables are held from when the first of them has.
+pub const PREPARE_MS: u64 = 120_000;
+/// A shard that has not reported for this long holds up no decided change, and no other is begun, in
+/// milliseconds.
 pub const ABSENT_MS: u64 = 10_000;
 
 /// The versions that shards have by their own answers, where no report has shown it yet.
@@ -63,8 +65,8 @@ fn taking_part<'a>(
     now_ms: u64,
 ) -> impl Iterator<Item = ShardId> + 'a {
     let owns = |id: &ShardId| state.ranges.values().any(|range| range.route.shard == *id);
-    let heard_of = move |id: &ShardId| load.shards.contains_key(id) || since_ms + ABSENT_MS > now_ms;
-    let shards = state.shards.iter().filter(move |(id, shard)| !shard.lost && (owns(id) || heard_of(id)));
+    let absent = move |id: &ShardId| is_absent(*id, load, since_ms, now_ms);
+    let shards = state.shards.iter().filter(move |(id, shard)| !shard.lost && (owns(id) || !absent(id)));
     shards.map(|(id, _)| *id)
 }
 
@@ -88,20 +90,38 @@ pub(super) fn versions_prove(
     now_ms: u64,
 ) -> Option<Transition> {
     let plan = operator.work.schema_plan().filter(|_| operator.step == Step::Apply)?;
-    let absent = |id: &ShardId| {
-        let last_ms = load.shards.get(id).map_or(since_ms, |view| view.last_ms);
-        last_ms + ABSENT_MS <= now_ms
-    };
+    let absent = |id: &ShardId| is_absent(*id, load, since_ms, now_ms);
     let has_it = |id: &ShardId| version_of(*id, load, answered).is_some_and(|version| version >= plan.version());
     let mut waited_for = taking_part(state, load, since_ms, now_ms).filter(|id| !absent(id));
     waited_for.all(|id| has_it(&id)).then_some(Transition::Applied)
 }
 
+/// Whether a shard has not reported for long. A new leadership waits for its first report as long.
+fn is_absent(shard: ShardId, load: &LoadModel, since_ms: u64, now_ms: u64) -> bool {
+    let last_ms = load.shards.get(&shard).map_or(since_ms, |view| view.last_ms);
+    last_ms + ABSENT_MS <= now_ms
+}
+
 /// The transition that gives a change up that is not prepared.
-pub(super) fn deadline(operator: &Operator, trouble: Option<&str>, now_ms: u64) -> Option<Transition> {
-    let late = operator.step == Step::Prepare && operator.step_since_ms + PREPARE_MS <= now_ms;
+pub(super) fn deadline(
+    operator: &Operator,
+    (state, load): (&PlacementState, &LoadModel),
+    trouble: Option<&str>,
+    since_ms: u64,
+    now_ms: u64,
+) -> Option<Transition> {
+    if operator.step != Step::Prepare || operator.work.schema_plan().is_none() {
+        return None;
+    }
+    let refused = |reason: String| Some(Transition::Refused { reason });
+    if let Some(shard) = taking_part(state, load, since_ms, now_ms).find(|id| is_absent(*id, load, since_ms, now_ms)) {
+        return refused(format!("shard {shard} does not report"));
+    }
+    if operator.step_since_ms + PREPARE_MS > now_ms {
+        return None;
+    }
     let trouble = trouble.map(|trouble| format!("; {trouble}")).unwrap_or_default();
-    late.then(|| Transition::Refused { reason: format!("not every shard could prepare it in time{trouble}") })
+    refused(format!("not every shard could prepare it in time{trouble}"))
 }
 
 /// The version of the schema that a shard has, as far as known.

@@ -4,6 +4,8 @@
 //! | command | meaning |
 //! |---|---|
 //! | `move 1 to 2`, `split 1 at 50`, `merge 1 2`, `cancel 2`, `drain 2` | an administrator asks for it |
+//! | `change schema 0: SQL`, `change schema 0 making a pinned b: SQL`, `change schema 1 dropping a: SQL` | a gateway asks for it |
+//! | `shard 1 reports schema 2`, `shard 1 reports schema 2 preparing 5` | a report of its version, and of the operator whose change it has prepared |
 //! | `shard 1 answers done` | the answer to the oldest request to that shard |
 //! | `shard 1 answers refused CODE`, `… pending`, `… nothing` | a refusal; a request for patience; no answer |
 //! | `shard 2 reports PHASE` | a report with the phase of the latest operator: `open`, `fenced`, `handed-over`, `copying 5`, `adopted at 2`, `discarding`, `differs`, `finished` |
@@ -15,13 +17,16 @@
 
 use super::testing::{owned_report, report};
 use super::{CallName, OperatorController, Todo};
-use crate::balancer::testing::{golden_scripts, key, number, state_with_table};
+use crate::balancer::testing::{golden_scripts, key, number, schema, state_with_table};
 use crate::config::BalancerConfig;
 use crate::load::LoadModel;
 use crate::state::{Action, Command, PlacementState, Proposal, apply};
+use evenkeel_protocol::api::SchemaChangeBody;
 use evenkeel_protocol::report::{MoveProgress, OperatorPhase, OperatorReport, ShardReport};
+use evenkeel_protocol::schema::ColumnSchema;
+use evenkeel_protocol::schema_change::{ChangedRelation, SchemaReport};
 use evenkeel_protocol::shard::{ControlReply, ControlRequest};
-use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, ShardId};
+use evenkeel_protocol::{Epoch, KeyInterval, OperatorId, RangeId, ShardId, TableSchema};
 use std::collections::BTreeMap;
 
 /// The state, one leadership, and its clock. The table `t` has range 1 on shard 1; shards 2 and 3
@@ -73,6 +78,10 @@ impl World {
                 self.apply(Command::Begin(action), &mut out);
             }
             ["cancel", operator] => self.apply(Command::Cancel(OperatorId(id(operator))), &mut out),
+            ["change", "schema", ref rest @ ..] => {
+                let body = Box::new(schema_change(&rest.join(" ")));
+                self.apply(Command::ChangeSchema { body, home: Some(ShardId(1)) }, &mut out);
+            }
             ["drain", of] => self.apply(Command::DrainShard(shard(of)), &mut out),
             ["shard", of, "answers", ref answer @ ..] => self.answer(shard(of), answer),
             ["shard", of, "reports", ref what @ ..] => self.report(shard(of), what),
@@ -124,6 +133,11 @@ impl World {
                 return self.observe(report);
             }
             ["nothing"] => return self.observe(report(of.0, self.sequence, Vec::new())),
+            ["schema", version, preparing @ ..] => {
+                let prepared = preparing.last().map(|operator| OperatorId(id(operator)));
+                let schema = SchemaReport { version: id(version), prepared };
+                return self.observe(ShardReport { schema, ..report(of.0, self.sequence, Vec::new()) });
+            }
             ["open"] => OperatorPhase::Open,
             ["fenced"] => OperatorPhase::Fenced,
             ["handed-over"] => OperatorPhase::HandedOver,
@@ -197,6 +211,12 @@ impl World {
                 format!("{keys} on shard {}, epoch {}, {lock}", route.shard, route.epoch),
             );
         }
+        now.insert("schema".into(), format!("version {}", self.state.schema.version));
+        for table in self.state.tables.values().filter(|table| table.schema.create_sql.is_empty()) {
+            let pinned = if table.schema.pinned { ", pinned" } else { "" };
+            let text = format!("{:?} of {} columns{pinned}", table.schema.name, table.schema.columns.len());
+            now.insert(format!("table {}", table.schema.id), text);
+        }
         for shard in self.state.shards.values() {
             let text = if shard.draining { "draining" } else { "active" };
             now.insert(format!("shard {}", shard.info.id), text.into());
@@ -208,6 +228,31 @@ impl World {
         self.shown = now;
         out
     }
+}
+
+/// `VERSION [making NAME… [pinned NAME]] [altering NAME as NAME] [dropping NAME…]: SQL`. Every table
+/// has a key of one column; an altered one gets another column.
+fn schema_change(text: &str) -> SchemaChangeBody {
+    let (head, sql) = text.split_once(": ").unwrap();
+    let mut words = head.split(' ');
+    let version = id(words.next().unwrap());
+    let mut body = SchemaChangeBody { version, sql: sql.into(), settings: vec![], relations: vec![], dropped: vec![] };
+    let (mut verb, mut was) = ("", None);
+    for word in words {
+        match (verb, word) {
+            (_, "making" | "pinned" | "altering" | "as" | "dropping") => verb = word,
+            ("dropping", name) => body.dropped.push(name.into()),
+            ("altering", name) => was = Some(name.to_string()),
+            (_, name) => {
+                let mut schema = TableSchema { create_sql: String::new(), pinned: verb == "pinned", ..schema(name) };
+                if was.is_some() {
+                    schema.columns.push(ColumnSchema { name: "more".into(), ..schema.columns[0].clone() });
+                }
+                body.relations.push(ChangedRelation { was: was.take(), schema, sequences: vec![] });
+            }
+        }
+    }
+    body
 }
 
 fn id(text: &str) -> u64 {
@@ -244,6 +289,18 @@ fn show_request(request: &ControlRequest) -> String {
         ControlRequest::IngestCancel { .. } => "IngestCancel".into(),
         ControlRequest::Purge { .. } => "Purge".into(),
         ControlRequest::MoveForget { .. } => "MoveForget".into(),
+        ControlRequest::PrepareSchema { operator, delta } => {
+            format!("PrepareSchema of operator {operator}: version {}, {}", delta.change.version, delta.change.sql)
+        }
+        ControlRequest::AbortSchema { operator } => format!("AbortSchema of operator {operator}"),
+        ControlRequest::ApplySchema { delta, ranges } => {
+            let tables: Vec<String> =
+                delta.relations.iter().map(|table| format!("table {} {:?}", table.id, table.name)).collect();
+            let ranges: Vec<String> = ranges.iter().map(|(table, range)| format!("range {range} of {table}")).collect();
+            let dropped: Vec<String> = delta.dropped.iter().map(|table| format!("drop {table}")).collect();
+            let parts = [tables, dropped, ranges].concat().join(", ");
+            format!("ApplySchema {}: {parts}", delta.change.version)
+        }
         other => format!("{other:?}"),
     }
 }

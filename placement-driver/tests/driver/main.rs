@@ -6,3 +6,4 @@ mod api;
 mod cluster;
 mod coordination;
 mod failover;
+mod schema;

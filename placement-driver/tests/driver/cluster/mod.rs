@@ -88,6 +88,15 @@ impl Cluster {
         cluster
     }
 
+    /// Adds and registers a fake shard.
+    pub async fn add_shard(&mut self, id: u32) {
+        let report_to = self.configs[&1].rpc.values().copied().collect();
+        self.shards.add(id, report_to).await;
+        let info = self.shards.infos().into_iter().find(|info| info.id.0 == id).unwrap();
+        let (status, body) = self.post("/v1/shards", &json!({ "id": info.id, "replicas": info.replicas })).await;
+        assert!(status.is_success(), "{body}");
+    }
+
     pub fn revive(&mut self, replica: u64) {
         let config = self.configs[&replica].clone();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -70,6 +70,8 @@ pub struct World {
     pub schemas: BTreeMap<ShardId, Vec<SchemaDelta>>,
     /// The schema change that each shard has prepared.
     pub prepared: BTreeMap<ShardId, OperatorId>,
+    /// Whether decided schema changes are not made yet.
+    pub hold_schema: bool,
     /// The shard that refuses schema changes.
     pub refuse_schema: Option<ShardId>,
     /// Every request, by the name of its kind.
@@ -264,6 +266,9 @@ impl World {
                 if self.prepared.get(&shard) == Some(&operator) {
                     self.prepared.remove(&shard);
                 }
+            }
+            ControlRequest::ApplySchema { .. } if self.hold_schema => {
+                return ControlReply::Pending { waiting_for: "the test".into() };
             }
             ControlRequest::ApplySchema { delta, ranges } => {
                 let made = self.schemas.entry(shard).or_default();
