@@ -22,7 +22,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Oid;
 
 /// What a trial may take: it waits only briefly for statements that serve, and they for it.
-const TRIAL_LIMITS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'";
+const TRIAL_LIMITS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '90s'";
 /// What the decided change may take: as long as it needs, and a while for locks. Another attempt
 /// follows.
 const APPLY_LIMITS: &str = "SET LOCAL lock_timeout = '10s'; SET LOCAL statement_timeout = 0";

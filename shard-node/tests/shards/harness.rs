@@ -271,11 +271,16 @@ impl Shard {
 
     /// A session of one replica's PostgreSQL.
     pub async fn postgres(&self, replica: u64) -> tokio_postgres::Client {
+        self.postgres_if_there(replica).await.unwrap()
+    }
+
+    /// The same, while the replica may be starting.
+    pub async fn postgres_if_there(&self, replica: u64) -> Option<tokio_postgres::Client> {
         let socket = self.dir.path().join(format!("r{replica}")).join("socket");
         let config = format!("host={} user=evenkeel dbname=postgres", socket.display());
-        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.ok()?;
         tokio::spawn(connection);
-        client
+        Some(client)
     }
 
     /// All replicas hold the same; gives (rows, sum) per range.
