@@ -1,6 +1,7 @@
 //! Statements in users' own texts: what comes back, and what the replicas hold afterwards.
 
 use super::harness::{Shard, id};
+use super::schema::{change, delta};
 use super::start_logging;
 use bytes::Bytes;
 use evenkeel_protocol::pass_through::*;
@@ -453,14 +454,9 @@ fn relation(id: u32, name: &str, columns: &[(&str, &str, u32)], key: &[usize], s
 }
 
 impl Shard {
-    /// Makes relations by DDL on all replicas, and lets the shard know them.
+    /// Makes relations by a schema change.
     async fn create_relations(&self, sql: &str, relations: &[TableSchema]) {
-        ddl(self, sql).await;
-        for schema in relations {
-            let range = RangeId(u64::from(schema.id.0));
-            let request = ControlRequest::CreateTable { schema: schema.clone(), range };
-            assert_eq!(self.control(request).await, ControlReply::Done);
-        }
+        change(self, delta(1, sql, relations.to_vec(), &[])).await;
     }
 
     /// The rows of a query, on each replica's PostgreSQL once it has caught up.

@@ -34,7 +34,7 @@ const ID: (&str, &str, u32) = ("id", "bigint", 20);
 const N: (&str, &str, u32) = ("n", "bigint", 20);
 const NOTE: (&str, &str, u32) = ("note", "text", 25);
 
-fn delta(version: u64, sql: &str, relations: Vec<TableSchema>, dropped: &[u32]) -> SchemaDelta {
+pub(super) fn delta(version: u64, sql: &str, relations: Vec<TableSchema>, dropped: &[u32]) -> SchemaDelta {
     let change = SchemaChange { version, sql: sql.into(), settings: vec![("search_path".into(), "public".into())] };
     SchemaDelta { change, relations, dropped: dropped.iter().map(|id| TableId(*id)).collect() }
 }
@@ -55,7 +55,7 @@ async fn answered(shard: &Shard, request: ControlRequest) -> ControlReply {
 
 /// Prepares and makes a change, as the placement driver does. New relations get the range of their
 /// own number.
-async fn change(shard: &Shard, delta: SchemaDelta) {
+pub(super) async fn change(shard: &Shard, delta: SchemaDelta) {
     let operator = OperatorId(delta.change.version);
     let prepare = ControlRequest::PrepareSchema { operator, delta: delta.clone() };
     assert_eq!(answered(shard, prepare).await, ControlReply::Done, "{delta:?}");
