@@ -1,7 +1,7 @@
 //! The modules of one crate as its source says them: which file holds each, what it defines,
 //! imports and mentions.
 //!
-//! What only tests see (`#[cfg(test)]`, `#[test]`) is left out everywhere.
+//! What only tests see (`#[cfg(test)]`, `#[test]`) is left out, unless [`Scope`] says otherwise.
 
 use crate::workspace::{ReadError, read};
 use proc_macro2::{TokenStream, TokenTree};
@@ -12,6 +12,21 @@ use syn::{Attribute, Item, ItemImpl, ItemMod, UseTree, Visibility};
 
 /// A module's path from its crate's root: `[]` is the root itself.
 pub type ModulePath = Vec<String>;
+
+/// Which items count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// What the product is built from.
+    Product,
+    /// What only tests see, too.
+    WithTests,
+}
+
+impl Scope {
+    fn has(self, attributes: &[Attribute]) -> bool {
+        self == Scope::WithTests || !for_tests(attributes)
+    }
+}
 
 /// One module. A module that is written inside another's file is one of its own, with the same
 /// [`Module::file`].
@@ -47,10 +62,10 @@ pub struct Module {
 /// # Errors
 ///
 /// A file is missing or is no Rust.
-pub fn read_modules(source: &Path) -> Result<BTreeMap<ModulePath, Module>, ReadError> {
+pub fn read_modules(source: &Path, scope: Scope) -> Result<BTreeMap<ModulePath, Module>, ReadError> {
     let mut modules = BTreeMap::new();
     let folder = source.parent().unwrap_or(Path::new("."));
-    read_file(source, folder, Vec::new(), &mut modules)?;
+    read_file(source, folder, Vec::new(), scope, &mut modules)?;
     Ok(modules)
 }
 
@@ -58,10 +73,11 @@ fn read_file(
     file: &Path,
     folder: &Path,
     path: ModulePath,
+    scope: Scope,
     modules: &mut BTreeMap<ModulePath, Module>,
 ) -> Result<(), ReadError> {
     let parsed = syn::parse_file(&read(file)?).map_err(|e| ReadError::Syntax(file.to_path_buf(), e.to_string()))?;
-    read_items(&parsed.items, file, folder, path, modules)
+    read_items(&parsed.items, file, folder, path, scope, modules)
 }
 
 fn read_items(
@@ -69,6 +85,7 @@ fn read_items(
     file: &Path,
     folder: &Path,
     path: ModulePath,
+    scope: Scope,
     modules: &mut BTreeMap<ModulePath, Module>,
 ) -> Result<(), ReadError> {
     let mut module = Module {
@@ -84,12 +101,12 @@ fn read_items(
         inherent_impls: BTreeSet::new(),
         other_items: Vec::new(),
     };
-    for item in items.iter().filter(|item| !for_tests(attributes(item))) {
+    for item in items.iter().filter(|item| scope.has(attributes(item))) {
         match item {
             Item::Mod(child) => {
                 let name = child.ident.to_string();
                 let below: ModulePath = path.iter().cloned().chain([name.clone()]).collect();
-                read_child(child, file, folder, below, modules)?;
+                read_child(child, file, folder, below, scope, modules)?;
                 module.public_children.extend(is_public(&child.vis).then(|| name.clone()));
                 module.children.insert(name);
             }
@@ -118,7 +135,7 @@ fn read_items(
                 {
                     module.inherent_impls.insert(last.ident.to_string());
                 }
-                Mentions(&mut module.mentions).visit_item(other);
+                Mentions { paths: &mut module.mentions, scope }.visit_item(other);
             }
         }
     }
@@ -131,18 +148,32 @@ fn read_child(
     file: &Path,
     folder: &Path,
     below: ModulePath,
+    scope: Scope,
     modules: &mut BTreeMap<ModulePath, Module>,
 ) -> Result<(), ReadError> {
     let name = child.ident.to_string();
     let inside = folder.join(&name);
     match &child.content {
-        Some((_, items)) => read_items(items, file, &inside, below, modules),
+        Some((_, items)) => read_items(items, file, &inside, below, scope, modules),
         None => {
             let leaf = folder.join(format!("{name}.rs"));
-            let file = if leaf.exists() { leaf } else { inside.join("mod.rs") };
-            read_file(&file, &inside, below, modules)
+            let usual = || if leaf.exists() { leaf } else { inside.join("mod.rs") };
+            let file = named_file(&child.attrs).map_or_else(usual, |named| file.with_file_name(named));
+            read_file(&file, &inside, below, scope, modules)
         }
     }
+}
+
+/// The file that `#[path = "…"]` names.
+fn named_file(attributes: &[Attribute]) -> Option<String> {
+    attributes.iter().find_map(|attribute| match &attribute.meta {
+        syn::Meta::NameValue(syn::MetaNameValue {
+            path,
+            value: syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(named), .. }),
+            ..
+        }) if path.is_ident("path") => Some(named.value()),
+        _ => None,
+    })
 }
 
 fn flatten(tree: &UseTree, before: &mut Vec<String>, leaves: &mut Vec<(Option<String>, Vec<String>)>) {
@@ -238,17 +269,20 @@ fn public_type(item: &Item) -> Option<String> {
 }
 
 /// Collects the paths of an item.
-struct Mentions<'a>(&'a mut BTreeSet<Vec<String>>);
+struct Mentions<'a> {
+    paths: &'a mut BTreeSet<Vec<String>>,
+    scope: Scope,
+}
 
 impl<'ast> Visit<'ast> for Mentions<'_> {
     fn visit_item(&mut self, item: &'ast Item) {
-        if !for_tests(attributes(item)) {
+        if self.scope.has(attributes(item)) {
             visit::visit_item(self, item);
         }
     }
 
     fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
-        if !for_tests(&function.attrs) {
+        if self.scope.has(&function.attrs) {
             visit::visit_impl_item_fn(self, function);
         }
     }
@@ -256,13 +290,13 @@ impl<'ast> Visit<'ast> for Mentions<'_> {
     fn visit_item_use(&mut self, import: &'ast syn::ItemUse) {
         let mut leaves = Vec::new();
         flatten(&import.tree, &mut Vec::new(), &mut leaves);
-        self.0.extend(leaves.into_iter().map(|(_, to)| to));
+        self.paths.extend(leaves.into_iter().map(|(_, to)| to));
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if segments.len() > 1 {
-            self.0.insert(segments);
+            self.paths.insert(segments);
         }
         visit::visit_path(self, path);
     }
@@ -304,7 +338,7 @@ impl Mentions<'_> {
     fn end(&mut self, path: &mut Vec<String>) {
         let path = std::mem::take(path);
         if path.len() > 1 {
-            self.0.insert(path);
+            self.paths.insert(path);
         }
     }
 }

@@ -4,7 +4,7 @@
 use evenkeel_conventions::circles::circles;
 use evenkeel_conventions::exports::exported_types;
 use evenkeel_conventions::imports::file_graph;
-use evenkeel_conventions::modules::{Module, ModulePath, read_modules};
+use evenkeel_conventions::modules::{Module, ModulePath, Scope, read_modules};
 use evenkeel_conventions::workspace::{Crate, crates, files, read, root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,11 +34,11 @@ fn workspace() -> Vec<Crate> {
     crates(&root()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn modules(of: &Crate) -> BTreeMap<ModulePath, Module> {
+fn modules(of: &Crate, scope: Scope) -> BTreeMap<ModulePath, Module> {
     let source = root().join(&of.folder).join("src");
     let [lib, main] = ["lib.rs", "main.rs"].map(|name| source.join(name));
     let start = if lib.exists() { lib } else { main };
-    read_modules(&start).unwrap_or_else(|error| panic!("{error}"))
+    read_modules(&start, scope).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn shown(path: &Path) -> String {
@@ -53,7 +53,7 @@ fn none_of(wrong: Vec<String>, what: &str) {
 fn no_files_need_each_other() {
     let mut wrong = Vec::new();
     for of in workspace() {
-        let graph = file_graph(&modules(&of));
+        let graph = file_graph(&modules(&of, Scope::WithTests));
         for circle in circles(&graph) {
             let inside = |file: &&PathBuf| circle.contains(file);
             let arrows = circle.iter().map(|file| {
@@ -70,7 +70,7 @@ fn no_files_need_each_other() {
 fn parents_only_declare() {
     let mut wrong = Vec::new();
     for of in workspace() {
-        for (path, module) in modules(&of) {
+        for (path, module) in modules(&of, Scope::Product) {
             let name = module.file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let parent = name == "mod.rs" || name == "lib.rs";
             if parent && !module.other_items.is_empty() {
@@ -86,7 +86,7 @@ fn parents_only_declare() {
 fn a_type_has_one_file_of_impl() {
     let mut wrong = Vec::new();
     for of in workspace() {
-        let modules = modules(&of);
+        let modules = modules(&of, Scope::Product);
         let graph = file_graph(&modules);
         let mut by_type: BTreeMap<(PathBuf, String), BTreeSet<String>> = BTreeMap::new();
         for module in modules.values() {
@@ -132,7 +132,7 @@ fn a_name_of_a_public_type_means_one_thing() {
     let is_library = |of: &&Crate| workspace.iter().any(|other| other.dependencies.contains(&of.import_name));
     let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for of in workspace.iter().filter(is_library) {
-        for (name, module) in exported_types(&modules(of)) {
+        for (name, module) in exported_types(&modules(of, Scope::Product)) {
             by_name.entry(name).or_default().push(format!("{}::{}", of.import_name, module.join("::")));
         }
     }

@@ -530,6 +530,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn replicas_are_keyed_by_number_in_every_format() {
+        let replicas = std::collections::BTreeMap::from([(1, SocketAddr::from(([127, 0, 0, 1], 5)))]);
+        let info = ShardInfo { id: ShardId(3), replicas };
+        let body = ShardBody {
+            info: info.clone(),
+            status: String::new(),
+            leader: None,
+            ranges: 0,
+            statements_per_s: 0.0,
+            capacity_per_s: None,
+            report_age_ms: None,
+            clock_off_ms: None,
+            replicas_seen: Vec::new(),
+            scrub: None,
+        };
+        let json = serde_json::to_string(&body).unwrap();
+        assert!(json.starts_with(r#"{"id":3,"replicas":{"1":"127.0.0.1:5"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<ShardBody>(&json).unwrap(), body);
+        assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
+    }
+
+    #[test]
     fn a_shard_is_read_back_from_json_and_from_binary() {
         let replicas = [(1, ([127, 0, 0, 1], 7201).into()), (2, ([127, 0, 0, 1], 7202).into())].into();
         let info = ShardInfo { id: ShardId(3), replicas };

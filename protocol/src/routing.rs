@@ -282,28 +282,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn replicas_are_keyed_by_number_in_every_format() {
-        let replicas = BTreeMap::from([(1, SocketAddr::from(([127, 0, 0, 1], 5)))]);
-        let info = ShardInfo { id: ShardId(3), replicas };
-        let body = crate::api::ShardBody {
-            info: info.clone(),
-            status: String::new(),
-            leader: None,
-            ranges: 0,
-            statements_per_s: 0.0,
-            capacity_per_s: None,
-            report_age_ms: None,
-            clock_off_ms: None,
-            replicas_seen: Vec::new(),
-            scrub: None,
-        };
-        let json = serde_json::to_string(&body).unwrap();
-        assert!(json.starts_with(r#"{"id":3,"replicas":{"1":"127.0.0.1:5"}"#), "{json}");
-        assert_eq!(serde_json::from_str::<crate::api::ShardBody>(&json).unwrap(), body);
-        assert_eq!(postcard::from_bytes::<ShardInfo>(&postcard::to_stdvec(&info).unwrap()).unwrap(), info);
-    }
-
     /// Names that are exchanged, in either order of the news, and a table that is dropped.
     #[test]
     fn a_name_means_the_table_that_has_it_now() {

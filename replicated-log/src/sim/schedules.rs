@@ -21,9 +21,8 @@ use crate::role::Role;
 use crate::status::PeerStatus;
 use crate::wire::Wire;
 
-use super::changes::members;
 use super::oracle::AppState;
-use super::simulated_replica::Node;
+use super::simulated_replica::{Node, members};
 use evenkeel_host::ForgetfulDisk as SimDisk;
 
 const ENTRY: &[u8] = b"entry in question";

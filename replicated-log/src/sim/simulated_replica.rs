@@ -2,19 +2,25 @@
 //! that applies the log.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::core::{Core, CoreConfig, Input, Lease, Ready};
-use crate::ids::LogIndex;
-use crate::membership::Membership;
+use crate::ids::{LogIndex, ReplicaId};
+use crate::membership::{Members, Membership};
 use crate::old_entries::OldEntries;
 use crate::role::Role;
 use crate::wal::{Identity, Wal, WalLimits};
 
 use super::oracle::{AppState, Checked, Oracle, Violation, ensure};
 use evenkeel_host::ForgetfulDisk as SimDisk;
+
+pub(super) fn members(ids: impl IntoIterator<Item = u64>) -> Members {
+    let address = |id: u64| SocketAddr::from(([10, 0, 0, id as u8], 1));
+    ids.into_iter().map(|id| (ReplicaId(id), address(id).into())).collect()
+}
 
 pub(super) struct Node {
     pub(super) id: u64,
