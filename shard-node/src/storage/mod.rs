@@ -81,4 +81,8 @@ pub use try_table::try_table;
 pub use vacuum::keep_vacuumed;
 
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
+mod test_support;
+#[cfg(test)]
 mod tests;
