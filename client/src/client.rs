@@ -10,6 +10,7 @@ use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::execute::execute;
 use crate::levels::Levels;
+use crate::observer::Observer;
 use crate::placement_driver::{Api, HttpApi};
 use crate::session::Session;
 use crate::stats::ClientStats;
@@ -45,13 +46,18 @@ impl Client {
         connect_over_http(config).await
     }
 
-    /// As [`Client::connect`], with another way to reach the placement driver.
+    /// As [`Client::connect`], with another way to reach the placement driver. The observer sees
+    /// the replies of replicas; `()` sees nothing.
     ///
     /// # Errors
     /// As [`Client::connect`].
-    pub async fn connect_through(config: ClientConfig, api: Arc<dyn Api>) -> Result<Client, ClientError> {
+    pub async fn connect_through(
+        config: ClientConfig,
+        api: Arc<dyn Api>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Client, ClientError> {
         config.check().map_err(ClientError::Config)?;
-        connect_boxed(config, evenkeel_host::random(), api).await
+        connect_boxed(config, evenkeel_host::random(), api, observer).await
     }
 
     /// Executes one statement in a transaction of its own, with `$n` in `sql` standing for the
@@ -155,15 +161,20 @@ fn connect_over_http(config: ClientConfig) -> BoxFuture<'static, Result<Client, 
         config.check().map_err(ClientError::Config)?;
         let id: u64 = evenkeel_host::random();
         let api = HttpApi::new(&config, id as usize).map_err(ClientError::Config)?;
-        connect_boxed(config, id, Arc::new(api)).await
+        connect_boxed(config, id, Arc::new(api), Arc::new(())).await
     };
     connected.boxed()
 }
 
 #[inline(never)]
-fn connect_boxed(config: ClientConfig, id: u64, api: Arc<dyn Api>) -> BoxFuture<'static, Result<Client, ClientError>> {
+fn connect_boxed(
+    config: ClientConfig,
+    id: u64,
+    api: Arc<dyn Api>,
+    observer: Arc<dyn Observer>,
+) -> BoxFuture<'static, Result<Client, ClientError>> {
     let connected = async move {
-        let core = Arc::new(ClientCore::new(config, id, api));
+        let core = Arc::new(ClientCore::new(config, id, api, observer));
         core.start().await?;
         Ok(Client { core })
     };

@@ -9,12 +9,14 @@ use crate::error::ClientError;
 use crate::inquiry::Inquiries;
 use crate::leaders::{Leaders, SilentReplicas};
 use crate::link::{Link, OwnLinks, ShardPool};
+use crate::observer::Observer;
 use crate::placement_driver::Api;
 use crate::routing::{RouteUpdates, StatementCache};
 use crate::stats::Counters;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::routing::RoutingTable;
-use evenkeel_protocol::{SqlError, TxnId};
+use evenkeel_protocol::shard::ShardReply;
+use evenkeel_protocol::{ShardId, SqlError, TxnId};
 use evenkeel_rpc::RpcError;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +34,7 @@ pub(crate) struct ClientCore {
     pub(crate) silent: SilentReplicas,
     pub(crate) inquiries: Inquiries,
     pub(crate) counters: Arc<Counters>,
+    observer: Arc<dyn Observer>,
     pool: Arc<ShardPool>,
     own_links: OwnLinks,
     /// Drawn at random, so that the ids of different clients differ.
@@ -50,7 +53,7 @@ impl Drop for ClientCore {
 
 impl ClientCore {
     /// A core with an empty routing table and without background tasks. `id` is a random number.
-    pub(crate) fn new(config: ClientConfig, id: u64, api: Arc<dyn Api>) -> ClientCore {
+    pub(crate) fn new(config: ClientConfig, id: u64, api: Arc<dyn Api>, observer: Arc<dyn Observer>) -> ClientCore {
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
         let pool = Arc::new(ShardPool::new(config.connections_per_replica, connect_timeout));
         let counters = Arc::new(Counters::default());
@@ -62,6 +65,7 @@ impl ClientCore {
             silent: SilentReplicas::default(),
             inquiries: Inquiries::default(),
             counters,
+            observer,
             pool,
             own_links: OwnLinks::new(connect_timeout),
             id,
@@ -118,11 +122,24 @@ impl ClientCore {
         self.routing.table()
     }
 
-    /// Fetches the routing table, until `deadline_ms` at most. Whether that succeeded shows in the
-    /// table.
+    /// As [`ClientCore::fetch_until`]. Whether that succeeded shows in the table.
     pub(crate) async fn refresh_until(&self, deadline_ms: u64) {
+        let _ = self.fetch_until(deadline_ms).await;
+    }
+
+    /// Fetches the routing table, until `deadline_ms` at most.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub(crate) async fn fetch_until(&self, deadline_ms: u64) -> Result<(), String> {
         let left = Duration::from_millis(deadline_ms.saturating_sub(self.now_ms()));
-        let _ = evenkeel_host::timeout(left, self.routing.refresh()).await;
+        let fetched = evenkeel_host::timeout(left, self.routing.refresh()).await;
+        fetched.unwrap_or_else(|_| Err("the placement driver has not answered in time".to_string()))
+    }
+
+    /// A replica has replied to a request that was sent at `sent_ms` on the client's clock.
+    pub(crate) fn observe(&self, (shard, replica): (ShardId, u64), sent_ms: u64, reply: &ShardReply) {
+        self.observer.replied(shard, replica, self.now_ms().saturating_sub(sent_ms), reply);
     }
 
     /// A connection to the replica at `address` that nobody else uses now.

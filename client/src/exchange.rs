@@ -62,6 +62,7 @@ pub(crate) async fn exchange(
     let left = Duration::from_millis(deadline_ms.saturating_sub(core.now_ms()));
     let local = is_local(request);
     let silence = Duration::from_millis(core.config.silence_ms.max(LOCAL_SILENCE_MS));
+    let sent_ms = core.now_ms();
     let (reply, outcome) = tokio::select! {
         biased;
         reply = first_reply(link, request) => reply.map_err(rpc_failure)?,
@@ -74,13 +75,18 @@ pub(crate) async fn exchange(
         }
         () = evenkeel_host::sleep(left) => return Err(AttemptFailure::Expired),
     };
+    core.observe((shard, replica), sent_ms, &reply);
+    let reply = match reply {
+        ShardReply::Early(reply) => ShardReply::Rows(reply),
+        reply => reply,
+    };
     // A replica that answers a `local` read need not lead.
     if !local && answers_as_leader(&reply) {
         core.leaders.answered(shard, replica);
     }
     match reply {
         ShardReply::Failed(failure) => Err(failure_of(core, shard, failure)),
-        reply => Ok(ReplicaReply { reply, shard, replica, link: link.clone(), transaction: 0, outcome }),
+        reply => Ok(ReplicaReply { reply, shard, replica, link: link.clone(), transaction: 0, sent_ms, outcome }),
     }
 }
 
@@ -126,8 +132,7 @@ async fn first_reply(
     }
     let mut replies = link.stream(request).await?;
     match replies.next().await {
-        Some(ShardReply::Early(reply)) => Ok((ShardReply::Rows(reply), Some(replies))),
-        Some(reply @ ShardReply::PassThrough(_)) => Ok((reply, Some(replies))),
+        Some(reply @ (ShardReply::Early(_) | ShardReply::PassThrough(_))) => Ok((reply, Some(replies))),
         Some(reply) => Ok((reply, None)),
         None => Err(RpcError::Lost("it ended without a reply".into())),
     }

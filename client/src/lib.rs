@@ -24,6 +24,7 @@
 //! | `leaders`, `inquiry` | hints about replicas |
 //! | `link`, [`placement_driver`] | connections |
 //! | `config`, `levels`, `answer`, `error`, `stats` | values in the interface |
+//! | `observer` | a view of the replies of single replicas |
 //!
 //! A statement passes `client` or `session`, `execute`, `deliver`, `exchange` and `link`. Its reply
 //! returns as a `ReplicaReply` (with its origin) to `deliver`, as `Acknowledged` (perhaps early) to
@@ -58,6 +59,7 @@ mod inquiry;
 mod leaders;
 mod levels;
 mod link;
+mod observer;
 mod payload;
 mod pieces;
 pub mod placement_driver;
@@ -79,6 +81,7 @@ pub use error::ClientError;
 pub use evenkeel_protocol::shard::TransactionOptions;
 pub use evenkeel_protocol::{Durability, ReadLevel, SqlError, Value};
 pub use levels::{Levels, StatementLevels};
+pub use observer::Observer;
 pub use placement_driver::{admin, causes};
 pub use session::Session;
 pub use stats::ClientStats;

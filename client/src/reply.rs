@@ -15,6 +15,8 @@ pub(crate) struct ReplicaReply {
     pub link: Link,
     /// The transaction's number on the connection, if one has begun; otherwise 0.
     pub transaction: u64,
+    /// When the request was sent, on the client's clock.
+    pub sent_ms: u64,
     /// Present if more follows: after an early acknowledgement the outcome of the COMMIT (R28),
     /// after the first item of a pass-through statement the other items.
     pub outcome: Option<ReplyStream<ShardReply>>,

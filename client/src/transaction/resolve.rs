@@ -26,6 +26,7 @@ const ASK_MS: u64 = 20_000;
 /// A write that was acknowledged and is not yet committed.
 pub(crate) struct EarlyWrite {
     outcome: ReplyStream<ShardReply>,
+    sent_ms: u64,
     shard: ShardId,
     replica: u64,
     id: TxnId,
@@ -38,8 +39,8 @@ pub(crate) type Resolution = watch::Receiver<Option<Result<(), ClientError>>>;
 impl EarlyWrite {
     /// The reply, and the early write that it acknowledges, if it does.
     pub(crate) fn split(reply: ReplicaReply, id: TxnId, durability: Durability) -> (ShardReply, Option<EarlyWrite>) {
-        let ReplicaReply { reply, shard, replica, outcome, .. } = reply;
-        let early = outcome.map(|outcome| EarlyWrite { outcome, shard, replica, id, durability });
+        let ReplicaReply { reply, shard, replica, sent_ms, outcome, .. } = reply;
+        let early = outcome.map(|outcome| EarlyWrite { outcome, sent_ms, shard, replica, id, durability });
         (reply, early)
     }
 
@@ -57,7 +58,14 @@ impl EarlyWrite {
     async fn find_out(mut self, core: &ClientCore) -> Result<(), ClientError> {
         tokio::select! {
             biased;
-            reply = self.outcome.next() => if let Some(ShardReply::Done) = reply { return Ok(()) },
+            reply = self.outcome.next() => {
+                if let Some(reply) = &reply {
+                    core.observe((self.shard, self.replica), self.sent_ms, reply);
+                }
+                if let Some(ShardReply::Done) = reply {
+                    return Ok(());
+                }
+            }
             // The replica may be frozen or partitioned; the new leader knows the outcome.
             _ = another_leads(core, self.shard, self.replica) => {}
         }
