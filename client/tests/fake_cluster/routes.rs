@@ -4,6 +4,7 @@
 use crate::world::Cluster;
 use crate::{BUMP, INSERT, READ, config, connect, until};
 use evenkeel_client::{Client, ClientConfig, ClientError};
+use evenkeel_protocol::routing::RoutingTable;
 
 /// The placement driver does not know ten moves; only the shards' redirects lead to the range. A
 /// redirect does not contain the range's bounds, so it serves the current statement only; the table
@@ -177,4 +178,50 @@ async fn a_creation_whose_answer_is_lost_is_found_out_about() {
     // Which of the two depends on whether the deadline cancelled the last request.
     assert!(matches!(error, ClientError::Unavailable(_) | ClientError::OutcomeUnknown(_)), "{error}");
     assert!(client.routes().table("w").is_none());
+}
+
+/// A replica of the placement driver that was started just now knows no table yet. Breaks if the
+/// client takes its word for it.
+#[tokio::test]
+async fn a_table_that_one_endpoint_does_not_know_yet_is_asked_for_at_the_others() {
+    let (cluster, behind) = (Cluster::start(&[(1, 0)]).await, Cluster::start(&[(1, 0)]).await);
+    let mut version = cluster.world().published.version;
+    version.number = 0;
+    behind.world().published = RoutingTable::new(version, [], [], []);
+    cluster.put([1]);
+    let endpoints = behind.endpoints().into_iter().take(1).chain(cluster.endpoints());
+    let config = ClientConfig { endpoints: endpoints.collect(), ..config(&cluster) };
+    // Clients begin at random endpoints.
+    for _ in 0..12 {
+        let client = Client::connect(config.clone()).await.unwrap();
+        assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().rows.count, 1);
+        let error = client.execute("SELECT * FROM nowhere", &[]).await.unwrap_err();
+        assert_eq!(error.code(), "42P01");
+    }
+}
+
+/// Breaks if a table is said not to exist because nobody could be asked.
+#[tokio::test]
+async fn an_unknown_table_is_not_said_to_be_missing_while_no_endpoint_answers() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let client = Client::connect(ClientConfig { statement_timeout_ms: 300, ..config(&cluster) }).await.unwrap();
+    cluster.placement.iter().for_each(crate::placement::Endpoint::stop);
+    let gone = |endpoint: &String| std::net::TcpStream::connect(endpoint.trim_start_matches("http://")).is_err();
+    until("the endpoints are gone", || cluster.endpoints().iter().all(gone)).await;
+    let error = client.execute("SELECT * FROM nowhere", &[]).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable(_)), "{error}");
+}
+
+/// A replica of the placement driver that has lost its disk knows neither tables nor shards. Breaks
+/// if that is taken for the state of the cluster.
+#[tokio::test]
+async fn a_table_is_not_said_to_be_missing_by_a_replica_that_knows_nothing() {
+    let cluster = Cluster::start(&[(1, 0)]).await;
+    let published = std::mem::take(&mut cluster.world().published);
+    let client = Client::connect(ClientConfig { statement_timeout_ms: 300, ..config(&cluster) }).await.unwrap();
+    let error = client.execute(READ, &[1.into()]).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unavailable(_)), "{error}");
+    cluster.world().published = published;
+    cluster.put([1]);
+    assert_eq!(client.execute(READ, &[1.into()]).await.unwrap().rows.count, 1);
 }
