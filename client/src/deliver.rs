@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The result of a delivery.
+#[expect(clippy::large_enum_variant, reason = "nearly all are replies, and each is taken apart at once")]
 pub(crate) enum Delivery {
     /// One shard answered.
     Reply(ReplicaReply),

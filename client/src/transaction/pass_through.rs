@@ -90,7 +90,7 @@ impl PassThroughTransaction {
         let request = PassThroughRequest { transaction: 0, begin: Some(self.begin.clone()), tables, step };
         let delivered = deliver_to_one_shard(core, &request, &mut attempts).await;
         count(core, &attempts);
-        let ReplicaReply { reply, shard, replica, link, transaction: number, outcome } = delivered?;
+        let ReplicaReply { reply, shard, replica, link, transaction: number, outcome, sent_ms: _ } = delivered?;
         let first = (Touches::Nothing, None);
         let open = OpenTransaction {
             shard,

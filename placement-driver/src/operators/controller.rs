@@ -201,11 +201,10 @@ impl OperatorController {
         if !requests.is_empty() && requests.iter().all(|(shard, _)| prepared(*shard)) {
             return Some(Transition::Prepared);
         }
-        schema_change::versions_prove(operator, state, load, &self.schema_versions, since_ms, now_ms)
-            .or_else(|| {
-                let trouble = self.trouble(operator.id);
-                schema_change::deadline(operator, (state, load), trouble, since_ms, now_ms)
-            })
+        schema_change::versions_prove(operator, state, load, &self.schema_versions, since_ms, now_ms).or_else(|| {
+            let trouble = self.trouble(operator.id);
+            schema_change::deadline(operator, (state, load), trouble, since_ms, now_ms)
+        })
     }
 
     /// Gives each shard the next version of the schema that it lacks.

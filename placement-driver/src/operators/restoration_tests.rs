@@ -370,10 +370,8 @@ fn schema_changes_that_only_shards_know_are_taken_in_before_anything_else() {
         let change = SchemaChange { version, sql: format!("change {version}"), settings: vec![] };
         SchemaDelta { change, relations, dropped }
     };
-    let deltas = vec![
-        delta(1, vec![made(2, "a"), made(3, "b")], vec![]),
-        delta(2, vec![made(2, "c")], vec![TableId(3)]),
-    ];
+    let deltas =
+        vec![delta(1, vec![made(2, "a"), made(3, "b")], vec![]), delta(2, vec![made(2, "c")], vec![TableId(3)])];
     let mut restored = Restored::new();
     let at = |version, report| ShardReport { schema: SchemaReport { version, prepared: None }, ..report };
     let mut owner = owned_report(1, 0, RangeId(1), 1, KeyInterval::ALL);

@@ -45,7 +45,8 @@ async fn routes(cluster: &Cluster, version: u64) -> RoutingTable {
 async fn a_change_is_made_by_every_shard_and_then_published() {
     let cluster = Cluster::start(2).await;
     cluster.create_table(&bigint_table("old")).await;
-    let first = change(0, "CREATE TABLE a …; CREATE TABLE b …", vec![relation("a", true), relation("app.b", false)], &[]);
+    let first =
+        change(0, "CREATE TABLE a …; CREATE TABLE b …", vec![relation("a", true), relation("app.b", false)], &[]);
     let answer = made(&cluster, &first).await;
     assert_eq!((answer.version, answer.changes.len(), answer.changes[0].version), (1, 1, 1));
     for shard in [1, 2] {
@@ -145,10 +146,8 @@ async fn the_next_leader_goes_on_with_a_decided_change() {
     let leader = cluster.leader().await;
     let post = cluster.http.post(format!("{}/v1/schema", cluster.url(leader))).body(body.to_string()).send();
     let asked = tokio::spawn(post);
-    eventually("the change is decided", || async {
-        (cluster.shards.world().count("ApplySchema") >= 2).then_some(())
-    })
-    .await;
+    eventually("the change is decided", || async { (cluster.shards.world().count("ApplySchema") >= 2).then_some(()) })
+        .await;
     let (_, list) = cluster.get("/v1/schema").await;
     assert_eq!(list["version"], 0, "it is not published before the shards have made it");
     cluster.kill(leader).await;
