@@ -60,6 +60,9 @@ impl Replica {
     }
 }
 
+/// Three heartbeat rounds.
+const STEADY: Duration = Duration::from_millis(450);
+
 impl Shard {
     pub async fn start(id: u32, replicas: usize) -> Shard {
         Shard::start_with(id, replicas, "").await
@@ -80,7 +83,7 @@ impl Shard {
         for replica in &mut shard.replicas {
             replica.start();
         }
-        shard.leader().await;
+        shard.wait_for_steady_leader().await;
         shard
     }
 
@@ -123,6 +126,20 @@ impl Shard {
             }
             assert!(evenkeel_host::elapsed(begun) < Duration::from_secs(60), "shard {} has no leader", self.info.id);
             evenkeel_host::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits for a leader that has led for three heartbeat rounds: replicas that start one after
+    /// another elect more than once within these.
+    async fn wait_for_steady_leader(&self) {
+        let mut leader = self.leader().await;
+        let mut since = evenkeel_host::now();
+        while evenkeel_host::elapsed(since) < STEADY {
+            evenkeel_host::sleep(Duration::from_millis(20)).await;
+            let now = self.leader().await;
+            if now != leader {
+                (leader, since) = (now, evenkeel_host::now());
+            }
         }
     }
 

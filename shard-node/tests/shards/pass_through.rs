@@ -62,6 +62,12 @@ impl<'a> Session<'a> {
         Session { connection, number, begin: Some(PassThroughBegin::default()), tables }
     }
 
+    /// The same, planned with the schema of [`Shard::create_relations`].
+    fn planned(connection: &'a Connection<ShardRequest, ShardReply>, number: u64, tables: &[u32]) -> Session<'a> {
+        let begin = Some(PassThroughBegin { schema_version: 1, ..PassThroughBegin::default() });
+        Session { begin, ..Session::new(connection, number, tables) }
+    }
+
     async fn step(&mut self, step: PassThroughStep) -> Result<Answer, Failure> {
         let used = |table: &TableId| TableUse { table: *table, keys: vec![KeyInterval::ALL], writes: true };
         let tables = self.tables.iter().map(used).collect();
@@ -487,12 +493,12 @@ async fn tables_without_a_key_are_replicated() {
     let log = relation(1, "log", &[("n", "integer", 23), ("j", "json", 114), ("x", "double precision", 701)], &[], "");
     shard.create_relations("CREATE TABLE log (n integer, j json, x double precision)", &[log]).await;
     let connection = shard.connect_to_leader().await;
-    let mut session = Session::new(&connection, 1, &[1]);
+    let mut session = Session::planned(&connection, 1, &[1]);
     let many = "INSERT INTO log SELECT n % 3, '{\"a\": 1}', 0.1 FROM generate_series(1, 300) n";
     session.sql(many).await.unwrap();
     session.sql("INSERT INTO log VALUES (7, NULL, NULL), (7, NULL, NULL), (7, NULL, '-0')").await.unwrap();
     session.commit().await.unwrap();
-    let mut session = Session::new(&connection, 2, &[1]);
+    let mut session = Session::planned(&connection, 2, &[1]);
     // One of two equal rows.
     session.sql("DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log WHERE n = 7)").await.unwrap();
     session.sql("SAVEPOINT a").await.unwrap();
@@ -507,11 +513,11 @@ async fn tables_without_a_key_are_replicated() {
         assert_eq!(rows, expected);
     }
     // A function's changes of such a table may be undone unseen.
-    let mut session = Session::new(&connection, 3, &[1]);
+    let mut session = Session::planned(&connection, 3, &[1]);
     let refused = session.sql("DO $$ BEGIN INSERT INTO log VALUES (1, NULL, NULL); END $$").await;
     assert_eq!(code_of(refused), "0A000");
     assert_eq!(code_of(session.commit().await), "40001");
-    let mut session = Session::new(&connection, 4, &[1]);
+    let mut session = Session::planned(&connection, 4, &[1]);
     session.sql("INSERT INTO log VALUES (200, NULL, NULL)").await.unwrap();
     session.sql("TRUNCATE log").await.unwrap();
     session.sql("INSERT INTO log SELECT 5, NULL, NULL FROM generate_series(1, 50)").await.unwrap();
@@ -532,7 +538,7 @@ async fn tables_without_a_key_are_replicated() {
             shard.start_replica(wiped);
         }
         let connection = shard.connect_to_leader().await;
-        let mut session = Session::new(&connection, number, &[1]);
+        let mut session = Session::planned(&connection, number, &[1]);
         session.sql("INSERT INTO log VALUES (6, NULL, NULL)").await.unwrap();
         session.commit().await.unwrap();
     }
@@ -563,12 +569,12 @@ async fn any_type_and_sequences_are_replicated() {
         CREATE SEQUENCE alone INCREMENT -2";
     shard.create_relations(sql, &relations).await;
     let connection = shard.connect_to_leader().await;
-    let mut session = Session::new(&connection, 1, &[1, 2, 3, 4, 5]);
+    let mut session = Session::planned(&connection, 1, &[1, 2, 3, 4, 5]);
     session.sql("INSERT INTO odd VALUES (1.0, 'ok', 'a'), (2, 'it''s', 'b'), (-1e20, 'sad', NULL)").await.unwrap();
     session.sql("INSERT INTO kept (at) SELECT date '2020-01-01' + n FROM generate_series(1, 5) n").await.unwrap();
     assert_eq!(session.rows("SELECT nextval('alone'), nextval('alone')").await, ["-1|-3"]);
     session.commit().await.unwrap();
-    let mut session = Session::new(&connection, 2, &[1, 2]);
+    let mut session = Session::planned(&connection, 2, &[1, 2]);
     // The same key, written differently; and one that becomes another's.
     session.sql("UPDATE odd SET k = 1.00, v = 'changed' WHERE m = 'ok'").await.unwrap();
     session.sql("UPDATE odd SET m = 'ok' WHERE m = 'it''s'").await.unwrap();
@@ -588,11 +594,11 @@ async fn any_type_and_sequences_are_replicated() {
         assert_eq!(rows, ["5|t", "5|t", "-3|t"]);
     }
     // Back, because it was set.
-    let mut session = Session::new(&connection, 3, &[3, 5]);
+    let mut session = Session::planned(&connection, 3, &[3, 5]);
     let set = PassThroughStatement { sets_sequences: true, ..text("SELECT setval('kept_id_seq', 2, false)") };
     session.execute(set).await.unwrap();
     session.commit().await.unwrap();
-    let mut session = Session::new(&connection, 4, &[5]);
+    let mut session = Session::planned(&connection, 4, &[5]);
     assert_eq!(session.rows("SELECT nextval('alone')").await, ["-5"]);
     session.commit().await.unwrap();
     for rows in shard.everywhere(states).await {
@@ -609,7 +615,7 @@ async fn any_type_and_sequences_are_replicated() {
     shard.stop_replica(leader).await;
     shard.start_replica(wiped);
     let connection = shard.connect_to_leader().await;
-    let mut session = Session::new(&connection, 1, &[2, 5]);
+    let mut session = Session::planned(&connection, 1, &[2, 5]);
     assert_eq!(session.rows("INSERT INTO kept (at) VALUES ('2021-01-01') RETURNING id, n").await, ["2|6"]);
     assert_eq!(session.rows("SELECT nextval('alone')").await, ["-7"]);
     session.commit().await.unwrap();
