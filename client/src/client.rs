@@ -10,7 +10,7 @@ use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::execute::execute;
 use crate::levels::Levels;
-use crate::observer::Observer;
+use crate::observer::ReplyObserver;
 use crate::placement_driver::{Api, HttpApi};
 use crate::session::Session;
 use crate::stats::ClientStats;
@@ -54,7 +54,7 @@ impl Client {
     pub async fn connect_through(
         config: ClientConfig,
         api: Arc<dyn Api>,
-        observer: Arc<dyn Observer>,
+        observer: Arc<dyn ReplyObserver>,
     ) -> Result<Client, ClientError> {
         config.check().map_err(ClientError::Config)?;
         connect_boxed(config, evenkeel_host::random(), api, observer).await
@@ -171,7 +171,7 @@ fn connect_boxed(
     config: ClientConfig,
     id: u64,
     api: Arc<dyn Api>,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn ReplyObserver>,
 ) -> BoxFuture<'static, Result<Client, ClientError>> {
     let connected = async move {
         let core = Arc::new(ClientCore::new(config, id, api, observer));

@@ -9,7 +9,7 @@ use crate::error::ClientError;
 use crate::inquiry::Inquiries;
 use crate::leaders::{Leaders, SilentReplicas};
 use crate::link::{Link, OwnLinks, ShardPool};
-use crate::observer::Observer;
+use crate::observer::ReplyObserver;
 use crate::placement_driver::Api;
 use crate::routing::{RouteUpdates, StatementCache};
 use crate::stats::Counters;
@@ -34,7 +34,7 @@ pub(crate) struct ClientCore {
     pub(crate) silent: SilentReplicas,
     pub(crate) inquiries: Inquiries,
     pub(crate) counters: Arc<Counters>,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn ReplyObserver>,
     pool: Arc<ShardPool>,
     own_links: OwnLinks,
     /// Drawn at random, so that the ids of different clients differ.
@@ -53,7 +53,12 @@ impl Drop for ClientCore {
 
 impl ClientCore {
     /// A core with an empty routing table and without background tasks. `id` is a random number.
-    pub(crate) fn new(config: ClientConfig, id: u64, api: Arc<dyn Api>, observer: Arc<dyn Observer>) -> ClientCore {
+    pub(crate) fn new(
+        config: ClientConfig,
+        id: u64,
+        api: Arc<dyn Api>,
+        observer: Arc<dyn ReplyObserver>,
+    ) -> ClientCore {
         let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
         let pool = Arc::new(ShardPool::new(config.connections_per_replica, connect_timeout));
         let counters = Arc::new(Counters::default());

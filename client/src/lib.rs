@@ -81,7 +81,7 @@ pub use error::ClientError;
 pub use evenkeel_protocol::shard::TransactionOptions;
 pub use evenkeel_protocol::{Durability, ReadLevel, SqlError, Value};
 pub use levels::{Levels, StatementLevels};
-pub use observer::Observer;
+pub use observer::ReplyObserver;
 pub use placement_driver::{admin, causes};
 pub use session::Session;
 pub use stats::ClientStats;

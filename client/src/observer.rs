@@ -8,7 +8,7 @@ use evenkeel_protocol::shard::ShardReply;
 
 /// Sees the replies of replicas in the order in which they arrive. It is called in the middle of a
 /// statement, so it must not block.
-pub trait Observer: Send + Sync {
+pub trait ReplyObserver: Send + Sync {
     /// A replica of a shard has replied, this many milliseconds after the request was sent. A write
     /// that is acknowledged early (R28) has two replies: [`ShardReply::Early`], and the end of its
     /// COMMIT.
@@ -16,6 +16,6 @@ pub trait Observer: Send + Sync {
 }
 
 /// Sees nothing.
-impl Observer for () {
+impl ReplyObserver for () {
     fn replied(&self, _: ShardId, _: u64, _: u64, _: &ShardReply) {}
 }

@@ -1,7 +1,7 @@
 //! Messages of a client after its start-up, decoded with every length checked. Pure.
 //!
-//! The bytes are a stranger's. Whatever they are, decoding ends with a message or an error and never
-//! panics: a panic would end the gateway for everybody.
+//! The bytes are a stranger's. Whatever they are, decoding ends with a message or an error and
+//! never panics: a panic would end the gateway for everybody.
 
 use bytes::Bytes;
 use evenkeel_protocol::SqlError;

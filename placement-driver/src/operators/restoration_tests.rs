@@ -361,8 +361,8 @@ fn a_new_leadership_gives_no_numbers_before_the_shards_have_shown_what_they_have
     assert!(may(&quiet), "who is silent is not waited for any longer");
 }
 
-/// R34: tables of schema changes come with the changes, in their order, and never as tables of their
-/// own: what a shard still has of an older version would come back.
+/// R34: tables of schema changes come with the changes, in their order, and never as tables of
+/// their own: what a shard still has of an older version would come back.
 #[test]
 fn schema_changes_that_only_shards_know_are_taken_in_before_anything_else() {
     let made = |id: u32, name: &str| TableSchema { create_sql: String::new(), ..table(id, name) };

@@ -30,8 +30,8 @@ use std::sync::Arc;
 /// How long the shards may take to prepare a change, in milliseconds: the trial may build an index.
 /// Its tables are held from when the first of them has.
 pub const PREPARE_MS: u64 = 120_000;
-/// A shard that has not reported for this long holds up no decided change, and no other is begun, in
-/// milliseconds.
+/// A shard that has not reported for this long holds up no decided change, and no other is begun,
+/// in milliseconds.
 pub const ABSENT_MS: u64 = 10_000;
 
 /// The versions that shards have by their own answers, where no report has shown it yet.

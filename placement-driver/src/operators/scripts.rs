@@ -230,8 +230,8 @@ impl World {
     }
 }
 
-/// `VERSION [making NAME… [pinned NAME]] [altering NAME as NAME] [dropping NAME…]: SQL`. Every table
-/// has a key of one column; an altered one gets another column.
+/// `VERSION [making NAME… [pinned NAME]] [altering NAME as NAME] [dropping NAME…]: SQL`. Every
+/// table has a key of one column; an altered one gets another column.
 fn schema_change(text: &str) -> SchemaChangeBody {
     let (head, sql) = text.split_once(": ").unwrap();
     let mut words = head.split(' ');

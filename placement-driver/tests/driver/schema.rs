@@ -30,7 +30,8 @@ async fn refused(cluster: &Cluster, body: &Value) -> (u16, String, String) {
     (status.as_u16(), text("code"), text("detail"))
 }
 
-/// The routing table, once it is of this version of the schema: a replica that follows may be behind.
+/// The routing table, once it is of this version of the schema: a replica that follows may be
+/// behind.
 async fn routes(cluster: &Cluster, version: u64) -> RoutingTable {
     eventually("the routes of a version", || async {
         let (_, body) = cluster.get("/v1/routes").await;

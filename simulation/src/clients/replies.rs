@@ -4,7 +4,7 @@
 use crate::history::events::{Denial, ShardReplica};
 use crate::history::load_spike::Answer;
 use crate::process;
-use evenkeel_client::Observer;
+use evenkeel_client::ReplyObserver;
 use evenkeel_protocol::shard::ShardReply;
 use evenkeel_protocol::{Failure, ShardId};
 use std::collections::VecDeque;
@@ -46,7 +46,7 @@ impl Seen {
     }
 }
 
-impl Observer for Replies {
+impl ReplyObserver for Replies {
     fn replied(&self, shard: ShardId, replica: u64, after_ms: u64, reply: &ShardReply) {
         let (by, answered_ms) = ((shard.0, replica), process::now_ms());
         let asked_ms = answered_ms.saturating_sub(after_ms);
