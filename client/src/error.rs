@@ -13,7 +13,7 @@ pub enum ClientError {
     #[error("{0}")]
     Sql(SqlError),
     /// Nothing happened, and the transaction has ended: run it again from its beginning (SQLSTATE
-    /// class 40).
+    /// class 40; 58K02 if it has to be planned again first).
     #[error("{0}")]
     Rerun(SqlError),
     /// Nothing happened, and the cluster could not be reached in time: try again later (08006,
@@ -40,6 +40,7 @@ impl ClientError {
     pub(crate) fn answered(error: SqlError) -> ClientError {
         match error.code.as_ref() {
             code if code.starts_with("40") => ClientError::Rerun(error),
+            codes::SCHEMA_CHANGED => ClientError::Rerun(error),
             codes::OUTCOME_UNKNOWN => ClientError::OutcomeUnknown(error),
             codes::TOO_MANY | codes::CANNOT_CONNECT_NOW => ClientError::Unavailable(error),
             _ => ClientError::Sql(error),

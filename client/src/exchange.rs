@@ -114,10 +114,7 @@ pub(crate) fn failure_of(core: &ClientCore, shard: ShardId, failure: Failure) ->
         Failure::Overloaded { retry_after_ms } => AttemptFailure::Overloaded { retry_after_ms: retry_after_ms.into() },
         // Only a gateway names the version that it planned with. The same statement would fail
         // again: it has to be planned again.
-        Failure::SchemaChanged { .. } => {
-            let error = SqlError::new(codes::SERIALIZATION_FAILURE, failure.to_string());
-            AttemptFailure::Sql(error.hint("Run the transaction again."))
-        }
+        Failure::SchemaChanged { .. } => AttemptFailure::Sql(SqlError::new(codes::SCHEMA_CHANGED, failure.to_string())),
         Failure::OutcomeUnknown { reason } => AttemptFailure::Deposed { reason, leader: None },
     }
 }

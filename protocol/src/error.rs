@@ -114,6 +114,9 @@ pub mod codes {
     pub const TOO_STALE: &str = "72000";
     /// A write answered at a durability below `disk` has been lost, and has not happened.
     pub const WRITE_LOST: &str = "58K01";
+    /// The statement was planned with an older version of the schema: it has to be planned again.
+    /// Gateways do that; no user sees it.
+    pub const SCHEMA_CHANGED: &str = "58K02";
     /// The SQL does not parse.
     pub const SYNTAX_ERROR: &str = "42601";
     /// No such table.

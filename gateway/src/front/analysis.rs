@@ -16,7 +16,7 @@ const LOCKED: &str = "
 SELECT n.nspname, c.relname, c.relkind,
   bool_or(l.mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r', 'S')
+WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind IN ('r', 'S', 'v')
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
 GROUP BY 1, 2, 3";
 
@@ -30,6 +30,8 @@ pub struct Analysis {
     /// The users' tables and sequences that it touches: the name as the store has it, and whether
     /// rows can be written or locked.
     pub relations: Vec<(String, bool)>,
+    /// Whether it names a view, so that a name in it need not be a table's.
+    pub uses_views: bool,
     /// Whether a function that is not PostgreSQL's own is called.
     pub calls_user_code: bool,
 }
@@ -109,6 +111,8 @@ impl Analysis {
                 let text = |at: usize| row.get(at).cloned().flatten();
                 if part == queries_from + 2 {
                     self.calls_user_code |= text(0).as_deref() == Some("t");
+                } else if text(2).as_deref() == Some("v") {
+                    self.uses_views = true;
                 } else if let (Some(schema), Some(name)) = (text(0), text(1)) {
                     let writes = text(3).as_deref() == Some("t");
                     self.touch(if schema == "public" { name } else { format!("{schema}.{name}") }, writes);

@@ -28,14 +28,20 @@ const MAX_CONNECTIONS: u32 = 80;
 const PREPARE: &str = "
 ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET full_page_writes = off; SELECT pg_reload_conf();
 GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO evenkeel_user";
-/// Takes the tables of users' schemas away from users' sessions.
+/// Takes the rows of users' schemas away from users' sessions. The catalog shows a table to those
+/// who have any privilege on it.
 const HIDE_ROWS: &str = "
 DO $$ DECLARE s text; BEGIN
   FOR s IN SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('information_schema', 'evenkeel') LOOP
     EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM evenkeel_user', s);
+    EXECUTE format('GRANT REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA %I TO evenkeel_user', s);
     EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA %I FROM evenkeel_user', s);
   END LOOP;
 END $$";
+/// How long a version of the schema that shards have may be unknown here.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// Between two questions for it.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 /// How long a change of the schema may take on all shards.
 const CHANGE: Duration = Duration::from_secs(60);
 /// The role that owns users' objects.
@@ -179,10 +185,31 @@ impl FrontPostgres {
     /// # Errors
     /// The shards' or the placement driver's refusal. 40001: another change was made meanwhile.
     pub async fn change(&self, body: &SchemaChangeBody) -> Result<(), SqlError> {
-        self.client.placement_driver().change_schema(body, CHANGE).await.map_err(not_changed)?;
+        let made = self.client.placement_driver().change_schema(body, CHANGE).await.map_err(not_changed)?;
         // Statements that follow need the new tables' routes.
         _ = self.client.refresh().await;
-        self.sync().await
+        self.sync_beyond(made.version.saturating_sub(1)).await
+    }
+
+    /// Takes over changes of the schema until its version is higher than `version`. A replica of
+    /// the placement driver that is behind does not know the latest one yet.
+    ///
+    /// # Errors
+    /// As [`FrontPostgres::sync`]; 57P03 if none comes in time.
+    pub async fn sync_beyond(&self, version: u64) -> Result<(), SqlError> {
+        let begun = evenkeel_host::now();
+        loop {
+            self.sync().await?;
+            if self.version() > version {
+                return Ok(());
+            }
+            if evenkeel_host::elapsed(begun) > CATCH_UP {
+                let message = format!("the change of the schema after version {version} cannot be learnt");
+                return Err(SqlError::new(codes::CANNOT_CONNECT_NOW, message));
+            }
+            self.client.placement_driver().pass_over();
+            evenkeel_host::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// The way to connect to it, for cancelling statements.

@@ -1,24 +1,21 @@
 //! From the parser's tree to the kind of each statement. Pure.
 
+use super::defaults;
+use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
+use super::mask::masked;
 use super::settings::{constant, modes, setting};
 use super::statement::{CopyFormat, CopyKind, Kind, Rows, SchemaStatement, Statement, TransactionCommand};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
 use pg_query::protobuf::{self, Node, RangeVar, TransactionStmtKind};
 use pg_query::{NodeEnum, NodeRef};
+use std::sync::Arc;
 
 /// The statements of a text. `Err` is the parser's own complaint, without a position.
 pub fn statements(text: &str) -> Result<Vec<Statement>, SqlError> {
     let parsed = pg_query::parse(text, pg_query::ParserOptions::default())
         .map_err(|error| SqlError::new(codes::SYNTAX_ERROR, complaint(&error)))?;
     parsed.protobuf.stmts.iter().filter_map(|raw| statement(text, raw).transpose()).collect()
-}
-
-fn complaint(error: &pg_query::Error) -> String {
-    match error {
-        pg_query::Error::Parse(message) => message.clone(),
-        other => other.to_string(),
-    }
 }
 
 fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, SqlError> {
@@ -34,10 +31,15 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
     let blank = own.len() - own.trim_start().len();
     let characters_before = (before.chars().count() + own[..blank].chars().count()) as u32;
     let (functions, sequences) = calls(node);
+    let own: Arc<str> = own.trim().trim_end_matches(';').into();
+    let kind = kind(node, &functions)?;
+    let plain = matches!(&kind, Kind::Rows(rows) if rows.inner.is_none() && rows.named.is_empty());
+    let masked = if plain && sequences.is_empty() { masked(&own).map(Into::into) } else { None };
     Ok(Some(Statement {
-        text: own.trim().trim_end_matches(';').into(),
+        masked: masked.unwrap_or_else(|| own.clone()),
+        text: own,
         characters_before,
-        kind: kind(node, &functions)?,
+        kind,
         functions,
         sequences,
     }))
@@ -209,7 +211,13 @@ fn create_as(create: &protobuf::CreateTableAsStmt) -> Result<Kind, SqlError> {
         _ => None,
     };
     let rewritten = Some(text_of(&NodeEnum::CreateTableAsStmt(Box::new(empty)))?);
-    Ok(Kind::Schema(SchemaStatement { rewritten, tag: "CREATE TABLE AS".into(), then, then_tag: "SELECT" }))
+    Ok(Kind::Schema(SchemaStatement {
+        rewritten,
+        tag: "CREATE TABLE AS".into(),
+        then,
+        then_tag: "SELECT",
+        defaults: None,
+    }))
 }
 
 fn temporary() -> Kind {
@@ -217,7 +225,7 @@ fn temporary() -> Kind {
 }
 
 fn schema(tag: &str) -> Kind {
-    Kind::Schema(SchemaStatement { rewritten: None, tag: tag.into(), then: None, then_tag: "" })
+    Kind::Schema(SchemaStatement { tag: tag.into(), ..SchemaStatement::default() })
 }
 
 fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
@@ -245,7 +253,7 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
             let mut plain = index.clone();
             plain.concurrent = false;
             let rewritten = Some(text_of(&NodeEnum::IndexStmt(plain))?);
-            Kind::Schema(SchemaStatement { rewritten, tag: "CREATE INDEX".into(), then: None, then_tag: "" })
+            Kind::Schema(SchemaStatement { rewritten, tag: "CREATE INDEX".into(), ..SchemaStatement::default() })
         }
         NodeEnum::IndexStmt(_) => schema("CREATE INDEX"),
         NodeEnum::CreateSeqStmt(sequence) if sequence.sequence.as_ref().is_some_and(|s| s.relpersistence != "p") => {
@@ -258,7 +266,7 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
             Ok(protobuf::ObjectType::ObjectView) => "ALTER VIEW",
             Ok(protobuf::ObjectType::ObjectSequence) => "ALTER SEQUENCE",
             Ok(protobuf::ObjectType::ObjectType) => "ALTER TYPE",
-            _ => "ALTER TABLE",
+            _ => return alter_table(alter),
         }),
         NodeEnum::CreateSchemaStmt(_) => schema("CREATE SCHEMA"),
         NodeEnum::CreateEnumStmt(_) | NodeEnum::CompositeTypeStmt(_) | NodeEnum::CreateRangeStmt(_) => {
@@ -288,7 +296,7 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
             let mut plain = drop.clone();
             plain.concurrent = false;
             let rewritten = Some(text_of(&NodeEnum::DropStmt(plain))?);
-            Kind::Schema(SchemaStatement { rewritten, tag: "DROP INDEX".into(), then: None, then_tag: "" })
+            Kind::Schema(SchemaStatement { rewritten, tag: "DROP INDEX".into(), ..SchemaStatement::default() })
         }
         NodeEnum::DropStmt(drop) => schema(&format!("DROP {}", object(drop.remove_type, 0))),
         NodeEnum::ListenStmt(_) | NodeEnum::NotifyStmt(_) | NodeEnum::UnlistenStmt(_) => {
@@ -312,6 +320,11 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
         NodeEnum::AlterSystemStmt(_) | NodeEnum::LoadStmt(_) => refused("a change of the server", "use SET"),
         _ => refused("this statement", "docs/sql.md lists the supported statements"),
     })
+}
+
+fn alter_table(alter: &protobuf::AlterTableStmt) -> Result<Kind, SqlError> {
+    let defaults = defaults::added(alter)?;
+    Ok(Kind::Schema(SchemaStatement { tag: "ALTER TABLE".into(), defaults, ..SchemaStatement::default() }))
 }
 
 /// The kind of an object in a command tag.
@@ -345,51 +358,6 @@ fn range(node: &Node) -> Option<&RangeVar> {
         NodeEnum::RangeVar(table) => Some(table),
         _ => None,
     }
-}
-
-/// A table's name as SQL.
-fn written(table: &RangeVar) -> String {
-    match table.schemaname.as_str() {
-        "" => quote(&table.relname),
-        schema => format!("{}.{}", quote(schema), quote(&table.relname)),
-    }
-}
-
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// The text of a part of a statement.
-fn inner(node: Option<&Node>) -> Result<Option<String>, SqlError> {
-    node.and_then(|node| node.node.as_ref()).map(text_of).transpose()
-}
-
-fn text_of(node: &NodeEnum) -> Result<String, SqlError> {
-    node.deparse(pg_query::DeparseOptions::default()).map_err(|error| SqlError::new(codes::INTERNAL, complaint(&error)))
-}
-
-/// The text of an expression, by way of a SELECT that has nothing else.
-fn expression_text(node: &Node) -> Result<String, SqlError> {
-    let target = protobuf::ResTarget { val: Some(Box::new(node.clone())), ..protobuf::ResTarget::default() };
-    let target_list = vec![Node { node: Some(NodeEnum::ResTarget(Box::new(target))) }];
-    let select = protobuf::SelectStmt { target_list, limit_option: 1, op: 1, ..protobuf::SelectStmt::default() };
-    let text = text_of(&NodeEnum::SelectStmt(Box::new(select)))?;
-    Ok(text.strip_prefix("SELECT ").unwrap_or(&text).to_string())
-}
-
-/// The text of a type, by way of a cast.
-fn type_text(node: &Node) -> Result<String, SqlError> {
-    let Some(NodeEnum::TypeName(name)) = &node.node else {
-        return Err(SqlError::new(codes::INTERNAL, "a type that is none"));
-    };
-    let null = protobuf::AConst { isnull: true, ..protobuf::AConst::default() };
-    let cast = protobuf::TypeCast {
-        arg: Some(Box::new(Node { node: Some(NodeEnum::AConst(null)) })),
-        type_name: Some(name.clone()),
-        location: 0,
-    };
-    let text = expression_text(&Node { node: Some(NodeEnum::TypeCast(Box::new(cast))) })?;
-    Ok(text.trim_start_matches("NULL::").to_string())
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::sync::Arc;
 pub struct Statement {
     /// Its own text, without the semicolon.
     pub text: Arc<str>,
+    /// Statements with this text touch and return the same; its own text if nothing is masked.
+    pub masked: Arc<str>,
     /// The characters of the whole text in front of it: error positions count from there.
     pub characters_before: u32,
     /// What it is.
@@ -161,8 +163,19 @@ pub enum CopyKind {
     Binary,
 }
 
+/// Defaults of added columns whose values have to be the same on every replica.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AddedDefaults {
+    /// The expressions, each giving its value as text.
+    pub expressions: Vec<String>,
+    /// The functions that they call, without schemas. None may be volatile.
+    pub functions: Vec<String>,
+    /// The text for the shards around the values: one piece more than there are values.
+    pub pieces: Vec<String>,
+}
+
 /// A change of the schema.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct SchemaStatement {
     /// The text for the shards, if it is not the user's own.
     pub rewritten: Option<String>,
@@ -172,4 +185,6 @@ pub struct SchemaStatement {
     pub then: Option<String>,
     /// The tag of that statement's number of rows, instead of its own.
     pub then_tag: &'static str,
+    /// Values to be computed first.
+    pub defaults: Option<AddedDefaults>,
 }

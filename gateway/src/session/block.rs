@@ -96,6 +96,17 @@ impl Block {
         self.at_shard.is_none() && self.at_front.is_none() && !self.failed
     }
 
+    /// Whether it is open at a shard.
+    pub fn is_at_shard(&self) -> bool {
+        self.at_shard.is_some()
+    }
+
+    /// Forgets that its first statement has failed at a shard, where nothing of it is left.
+    pub fn restart(&mut self) {
+        self.failed = false;
+        self.ended = None;
+    }
+
     /// Changes its modes, before its first statement.
     pub fn set_options(&mut self, options: TransactionOptions) {
         self.options = options;
@@ -117,7 +128,7 @@ impl Block {
         progress: &mut Progress,
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
-        let place = match run.plan.place {
+        let place = match run.plan.shape.place {
             Place::Follows if self.at_shard.is_some() => Place::Shard,
             Place::Follows => Place::Front,
             place => place,
@@ -144,7 +155,11 @@ impl Block {
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
         let plan = run.plan;
-        let tables = declared(&plan.touched, plan.narrow.as_ref(), &run.values.typed(&plan.analysis.parameter_types));
+        let tables = declared(
+            &plan.shape.touched,
+            plan.narrow.as_ref(),
+            &run.values.typed(&plan.shape.analysis.parameter_types),
+        );
         let step = match progress {
             Progress::AtShard(portal) => PassThroughStep::Fetch { portal: *portal, max_rows: run.max_rows },
             _ => {
@@ -155,7 +170,7 @@ impl Block {
                 let sets_sequences = plan.rows().is_some_and(|rows| rows.sets_sequences);
                 PassThroughStep::Execute(PassThroughStatement {
                     sql: plan.statement.text.clone(),
-                    parameter_types: plan.analysis.parameter_types.iter().map(|oid| built_in(*oid)).collect(),
+                    parameter_types: plan.shape.analysis.parameter_types.iter().map(|oid| built_in(*oid)).collect(),
                     parameter_formats: run.values.formats.clone(),
                     parameters: run.values.parameters.clone(),
                     result_formats: run.values.result_formats.clone(),
@@ -167,7 +182,7 @@ impl Block {
                 })
             }
         };
-        let replies = self.step(tables, step, settings, plan.schema_version).await?;
+        let replies = self.step(tables, step, settings, plan.shape.schema_version).await?;
         relay(replies, out).await
     }
 
@@ -421,7 +436,7 @@ async fn execute_at_front(
     out: &mut Outgoing,
 ) -> Result<RunEnd, Trouble> {
     let mut requests = Requests::default();
-    requests.parse("", &run.plan.statement.text, &run.plan.analysis.parameter_types)?;
+    requests.parse("", &run.plan.statement.text, &run.plan.shape.analysis.parameter_types)?;
     let values = FrontValues {
         formats: &run.values.formats,
         parameters: &run.values.parameters,

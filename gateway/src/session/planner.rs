@@ -1,8 +1,9 @@
 //! What a text is, what it touches, and who executes it; cached by text.
 //!
 //! A plan belongs to a text, the types given with it, the search path and a version of the schema.
-//! Fingerprints are no keys of the cache: statements that differ in more than their constants have
-//! the same one.
+//! What PostgreSQL says of a statement is cached by its masked text, so that texts with other
+//! constants need not ask again. Fingerprints are no keys of the cache: statements that differ in
+//! more than their constants have the same one.
 
 use super::declared::TouchedTable;
 use crate::front::analysis::{Analysis, Question};
@@ -40,14 +41,21 @@ pub enum Place {
 pub struct Plan {
     /// The statement.
     pub statement: Arc<Statement>,
+    /// What it has in common with statements that differ in constants only.
+    pub shape: Arc<Shape>,
+    /// The keys that its conditions let through, if they are understood.
+    pub narrow: Option<evenkeel_sql::Plan>,
+}
+
+/// What statements touch and return that differ in constants only.
+#[derive(Debug)]
+pub struct Shape {
     /// What PostgreSQL found.
     pub analysis: Analysis,
     /// Who executes it.
     pub place: Place,
     /// The tables and sequences that it touches.
     pub touched: Vec<TouchedTable>,
-    /// The keys that its conditions let through, if they are understood.
-    pub narrow: Option<evenkeel_sql::Plan>,
     /// The version of the schema that it was planned with.
     pub schema_version: u64,
 }
@@ -80,6 +88,7 @@ pub struct Planner {
     parser: Parser,
     texts: Mutex<Generations<Arc<str>, Statements>>,
     plans: Mutex<Generations<PlanKey, Arc<Plan>>>,
+    shapes: Mutex<Generations<PlanKey, Arc<Shape>>>,
 }
 
 impl Planner {
@@ -91,6 +100,7 @@ impl Planner {
             parser,
             texts: Mutex::new(Generations::new(MAX_TEXTS)),
             plans: Mutex::new(Generations::new(MAX_PLANS)),
+            shapes: Mutex::new(Generations::new(MAX_PLANS)),
         }
     }
 
@@ -135,7 +145,7 @@ impl Planner {
         types: &[u32],
         settings: &Settings,
     ) -> Result<Arc<Plan>, SqlError> {
-        let key = PlanKey {
+        let mut key = PlanKey {
             text: statement.text.clone(),
             types: types.to_vec(),
             search_path: settings.get("search_path").cloned(),
@@ -144,35 +154,46 @@ impl Planner {
         if let Some(known) = lock(&self.plans).get(&key) {
             return Ok(known);
         }
-        let plan = Arc::new(self.make_plan(statement, types, settings, key.schema_version).await?);
-        if statement.text.len() <= MAX_KEPT_BYTES {
-            lock(&self.plans).put(key, plan.clone());
+        let keep = statement.text.len() <= MAX_KEPT_BYTES;
+        let exact = key.clone();
+        key.text = statement.masked.clone();
+        let known = lock(&self.shapes).get(&key);
+        let shape = match known {
+            Some(known) => known,
+            None => {
+                let made = Arc::new(self.shape(statement, types, settings, key.schema_version).await?);
+                if keep {
+                    lock(&self.shapes).put(key, made.clone());
+                }
+                made
+            }
+        };
+        let narrow = match &shape.touched[..] {
+            [only] if narrows(statement, &shape, only) => narrow(&statement.text, &only.table, settings),
+            _ => None,
+        };
+        let plan = Arc::new(Plan { statement: statement.clone(), shape, narrow });
+        if keep {
+            lock(&self.plans).put(exact, plan.clone());
         }
         Ok(plan)
     }
 
-    async fn make_plan(
+    async fn shape(
         &self,
         statement: &Arc<Statement>,
         types: &[u32],
         settings: &Settings,
         schema_version: u64,
-    ) -> Result<Plan, SqlError> {
+    ) -> Result<Shape, SqlError> {
         let nothing = Rows::default();
         let rows = match &statement.kind {
             Kind::Rows(rows) => rows,
             _ => &nothing,
         };
-        let plan = |analysis, place, touched, narrow| Plan {
-            statement: statement.clone(),
-            analysis,
-            place,
-            touched,
-            narrow,
-            schema_version,
-        };
         if rows.follows {
-            return Ok(plan(Analysis::default(), Place::Follows, Vec::new(), None));
+            let (analysis, touched) = (Analysis::default(), Vec::new());
+            return Ok(Shape { analysis, place: Place::Follows, touched, schema_version });
         }
         let mut named = rows.named.clone();
         if let Kind::CopyIn(copy) = &statement.kind {
@@ -189,11 +210,7 @@ impl Planner {
         let analysis = self.front.analyse(settings, question).await?;
         let touched = self.touched(&analysis, rows.runs_code || analysis.calls_user_code).await?;
         let place = if touched.is_empty() { Place::Front } else { Place::Shard };
-        let narrow = match &touched[..] {
-            [only] if rows.inner.is_none() && !only.table.pinned => narrow(&statement.text, &only.table, settings),
-            _ => None,
-        };
-        Ok(plan(analysis, place, touched, narrow))
+        Ok(Shape { analysis, place, touched, schema_version })
     }
 
     /// The tables by their names, and those that code may touch besides.
@@ -235,18 +252,23 @@ impl Planner {
     }
 }
 
+/// Whether the keys that a statement touches may follow from its text.
+fn narrows(statement: &Statement, shape: &Shape, only: &TouchedTable) -> bool {
+    let whole = matches!(&statement.kind, Kind::Rows(rows) if rows.inner.is_none());
+    whole && !shape.analysis.uses_views && !only.table.pinned
+}
+
 /// The keys that a statement's conditions let through, if they are understood.
 fn narrow(text: &str, table: &TableSchema, settings: &Settings) -> Option<evenkeel_sql::Plan> {
     // Instants without a time zone mean what the session's time zone says.
     let instants = table.key.iter().any(|&at| table.columns.get(at).is_some_and(|column| column.type_oid == 1184));
-    if table.kind != RelationKind::Table || (instants && settings.contains_key("timezone")) || table.name.contains('.')
-    {
+    if table.kind != RelationKind::Table || (instants && settings.contains_key("timezone")) {
         return None;
     }
-    match evenkeel_sql::parse(text) {
-        Ok(evenkeel_sql::Command::Statement(parsed)) => parsed.bind(Some(table)).ok(),
-        _ => None,
-    }
+    let Ok(evenkeel_sql::Command::Statement(parsed)) = evenkeel_sql::parse(text) else { return None };
+    // PostgreSQL has found the one table that it touches, in whichever schema of the search path.
+    let named = TableSchema { name: parsed.table_name()?.to_string(), ..table.clone() };
+    parsed.bind(Some(&named)).ok()
 }
 
 /// A bounded map with two generations: an entry that is used stays, the rest makes room.

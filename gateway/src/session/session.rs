@@ -7,9 +7,9 @@ use super::prepared::{MAX_PORTALS, MAX_PREPARED, Portal, Prepared, Progress, Val
 use super::settings::{SessionSettings, check};
 use super::trouble::Trouble;
 use crate::front::server::FrontPostgres;
-use crate::front::settings::literal;
+use crate::front::settings::{Settings, literal};
 use crate::grammar::statement::{
-    CopyFormat, CopyKind, Kind, Modes, SchemaStatement, SettingChange, Statement, TransactionCommand,
+    AddedDefaults, CopyFormat, CopyKind, Kind, Modes, SchemaStatement, SettingChange, Statement, TransactionCommand,
 };
 use crate::wire::backend::{self, Status};
 use crate::wire::incoming::{Incoming, Received};
@@ -328,7 +328,7 @@ impl Session {
         let Some(prepared) = self.prepared.get(&name).cloned() else {
             return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
         };
-        let expected = prepared.plan.as_ref().map_or(0, |plan| plan.analysis.parameter_types.len());
+        let expected = prepared.plan.as_ref().map_or(0, |plan| plan.shape.analysis.parameter_types.len());
         if bind.parameters.len() != expected {
             let given = bind.parameters.len();
             let message = format!(
@@ -355,7 +355,7 @@ impl Session {
                 let Some(prepared) = self.prepared.get(&name) else {
                     return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
                 };
-                let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.analysis.parameter_types);
+                let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.shape.analysis.parameter_types);
                 backend::parameter_description(&mut self.out.buffer, types);
                 (prepared.clone(), Vec::new())
             }
@@ -367,14 +367,14 @@ impl Session {
             }
         };
         let described = match (&prepared.statement, &prepared.plan) {
-            (Some(statement), Some(plan)) if plan.place == Place::Follows => {
+            (Some(statement), Some(plan)) if plan.shape.place == Place::Follows => {
                 let settings = self.settings.current();
                 match &mut self.block {
                     Some(block) => block.describe(&statement.text, &settings).await?,
                     None => None,
                 }
             }
-            (_, Some(plan)) => plan.analysis.description.clone(),
+            (_, Some(plan)) => plan.shape.analysis.description.clone(),
             _ => None,
         };
         match described {
@@ -494,31 +494,71 @@ impl Session {
         describe: bool,
     ) -> Result<RunEnd, Trouble> {
         self.publish_schema().await?;
-        let settings = self.settings.current();
-        let planner = &self.context.planner;
-        let plan = match &portal.prepared.plan {
-            Some(plan) if plan.schema_version == self.context.front.version() => plan.clone(),
-            _ => planner.plan(statement, &portal.prepared.types, &settings).await?,
+        loop {
+            let settings = self.settings.current();
+            let plan = self.planned(statement, &portal.prepared, &settings).await?;
+            let first = !self.block.as_ref().is_some_and(Block::is_at_shard);
+            let mark = self.out.buffer.len();
+            let error = match self.planned_rows(&plan, portal, max_rows, describe, &settings).await {
+                Err(Trouble::Ended(error)) if error.code == codes::SCHEMA_CHANGED => error,
+                other => return other,
+            };
+            // Nothing has been done yet, and nothing said: it is planned again and begins again.
+            let again = match &mut self.block {
+                Some(block) if first => {
+                    block.restart();
+                    self.context.front.sync_beyond(plan.shape.schema_version).await
+                }
+                _ => Err(SqlError::new(codes::SERIALIZATION_FAILURE, error.message)),
+            };
+            if let Err(error) = again {
+                return Err(Trouble::Ended(error));
+            }
+            self.out.buffer.truncate(mark);
+        }
+    }
+
+    /// A statement's plan with the present schema.
+    async fn planned(
+        &self,
+        statement: &Arc<Statement>,
+        prepared: &Prepared,
+        settings: &Settings,
+    ) -> Result<Arc<Plan>, SqlError> {
+        let old = match &prepared.plan {
+            Some(plan) if plan.shape.schema_version == self.context.front.version() => return Ok(plan.clone()),
+            old => old,
         };
+        let plan = self.context.planner.plan(statement, &prepared.types, settings).await?;
+        if old.as_ref().is_some_and(|old| old.shape.analysis.description != plan.shape.analysis.description) {
+            // The client reads the rows by the description that it has.
+            return Err(SqlError::new(codes::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
+        }
+        Ok(plan)
+    }
+
+    async fn planned_rows(
+        &mut self,
+        plan: &Plan,
+        portal: &mut Portal,
+        max_rows: u32,
+        describe: bool,
+        settings: &Settings,
+    ) -> Result<RunEnd, Trouble> {
         if plan.rows().is_some_and(|rows| rows.needs_block) && !self.block.as_ref().is_some_and(|block| block.explicit)
         {
             let message = "this statement can only be used in transaction blocks";
             return Err(SqlError::new(codes::NO_TRANSACTION, message).into());
         }
         self.begin_if_none()?;
-        let describes_itself = plan.place == Place::Follows;
-        if let (true, Some(description)) = (describe && !describes_itself, &plan.analysis.description) {
+        let describes_itself = plan.shape.place == Place::Follows;
+        if let (true, Some(description)) = (describe && !describes_itself, &plan.shape.analysis.description) {
             self.out.buffer.extend_from_slice(description);
         }
-        let run = Run {
-            plan: &plan,
-            values: &portal.values,
-            max_rows,
-            describe: describe && describes_itself,
-            copy_data: None,
-        };
+        let run =
+            Run { plan, values: &portal.values, max_rows, describe: describe && describes_itself, copy_data: None };
         let Some(block) = &mut self.block else { return Err(no_block()) };
-        block.run(run, &settings, &mut portal.progress, &mut self.out).await
+        block.run(run, settings, &mut portal.progress, &mut self.out).await
     }
 
     /// Begins an implicit transaction, with the session's default modes.
@@ -536,7 +576,7 @@ impl Session {
         self.publish_schema().await?;
         let settings = self.settings.current();
         let plan = self.context.planner.plan(statement, &[], &settings).await?;
-        let all = plan.touched.first().map_or(0, |touched| touched.table.columns.len());
+        let all = plan.shape.touched.first().map_or(0, |touched| touched.table.columns.len());
         self.begin_if_none()?;
         backend::copy_in_response(
             &mut self.out.buffer,
@@ -582,15 +622,11 @@ impl Session {
         }
     }
 
-    async fn copy_piece(
-        &mut self,
-        plan: &Plan,
-        piece: bytes::Bytes,
-        settings: &crate::front::settings::Settings,
-    ) -> Result<u64, Trouble> {
+    async fn copy_piece(&mut self, plan: &Plan, piece: bytes::Bytes, settings: &Settings) -> Result<u64, Trouble> {
         let run = Run { plan, values: &Values::default(), max_rows: 0, describe: false, copy_data: Some(piece) };
         let Some(block) = &mut self.block else { return Err(no_block()) };
-        match block.run(run, settings, &mut Progress::New, &mut self.out).await? {
+        let run = block.run(run, settings, &mut Progress::New, &mut self.out).await;
+        match run.map_err(|trouble| trouble.instead_of(codes::SCHEMA_CHANGED, codes::SERIALIZATION_FAILURE))? {
             RunEnd::Complete(tag) => Ok(tag.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0)),
             _ => Ok(0),
         }
@@ -756,7 +792,7 @@ impl Session {
             return Err(SqlError::new("26000", format!("prepared statement \"{name}\" does not exist")).into());
         };
         let Some(statement) = prepared.statement.clone() else { return Ok(RunEnd::Empty) };
-        let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.analysis.parameter_types);
+        let types = prepared.plan.as_ref().map_or(&[][..], |plan| &plan.shape.analysis.parameter_types);
         if types.len() != parameters.len() {
             let message = format!("wrong number of parameters for prepared statement \"{name}\"");
             let detail = format!("Expected {} parameters but got {}.", types.len(), parameters.len());
@@ -818,7 +854,11 @@ impl Session {
             )
             .into());
         }
-        let text = change.rewritten.clone().unwrap_or_else(|| statement.text.to_string());
+        let text = match &change.defaults {
+            Some(defaults) => self.with_values(defaults).await?,
+            None => None,
+        };
+        let text = text.or_else(|| change.rewritten.clone()).unwrap_or_else(|| statement.text.to_string());
         self.schema.push(text);
         let planned = self.context.front.plan(&self.schema.join(";\n"), &self.settings.current()).await;
         if let Err(error) = planned {
@@ -839,6 +879,26 @@ impl Session {
             }
             _ => Ok(change.tag.clone()),
         }
+    }
+
+    /// The text of a change with the values of its columns' defaults; `None` if they are volatile.
+    async fn with_values(&mut self, defaults: &AddedDefaults) -> Result<Option<String>, Trouble> {
+        let names = defaults.functions.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
+        let volatile = format!("SELECT bool_or(provolatile = 'v') FROM pg_proc WHERE proname IN ({names})");
+        if self.ask_front(&volatile).await?.first() != Some(&Some("f".to_string())) {
+            return Ok(None);
+        }
+        let values = self.ask_front(&format!("SELECT {}", defaults.expressions.join(", "))).await?;
+        let mut text = String::new();
+        for (at, piece) in defaults.pieces.iter().enumerate() {
+            text.push_str(piece);
+            match values.get(at) {
+                Some(Some(value)) => text.push_str(&literal(value)),
+                Some(None) => text.push_str("NULL"),
+                None => {}
+            }
+        }
+        Ok(Some(text))
     }
 
     /// Makes the open transaction's changes of the schema, before a statement that touches rows.

@@ -15,6 +15,16 @@ pub enum Trouble {
     Gone,
 }
 
+impl Trouble {
+    /// The same with another SQLSTATE, if it has this one.
+    pub fn instead_of(self, code: &str, other: &'static str) -> Trouble {
+        match self {
+            Trouble::Ended(error) if error.code == code => Trouble::Ended(SqlError { code: other.into(), ..error }),
+            trouble => trouble,
+        }
+    }
+}
+
 impl From<SqlError> for Trouble {
     fn from(error: SqlError) -> Trouble {
         Trouble::Sql(error)
