@@ -1,6 +1,5 @@
 //! From the parser's tree to the kind of each statement. Pure.
 
-use super::defaults;
 use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
 use super::mask::masked;
 use super::settings::{constant, modes, setting};
@@ -211,13 +210,7 @@ fn create_as(create: &protobuf::CreateTableAsStmt) -> Result<Kind, SqlError> {
         _ => None,
     };
     let rewritten = Some(text_of(&NodeEnum::CreateTableAsStmt(Box::new(empty)))?);
-    Ok(Kind::Schema(SchemaStatement {
-        rewritten,
-        tag: "CREATE TABLE AS".into(),
-        then,
-        then_tag: "SELECT",
-        defaults: None,
-    }))
+    Ok(Kind::Schema(SchemaStatement { rewritten, tag: "CREATE TABLE AS".into(), then, then_tag: "SELECT" }))
 }
 
 fn temporary() -> Kind {
@@ -266,7 +259,7 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
             Ok(protobuf::ObjectType::ObjectView) => "ALTER VIEW",
             Ok(protobuf::ObjectType::ObjectSequence) => "ALTER SEQUENCE",
             Ok(protobuf::ObjectType::ObjectType) => "ALTER TYPE",
-            _ => return alter_table(alter),
+            _ => "ALTER TABLE",
         }),
         NodeEnum::CreateSchemaStmt(_) => schema("CREATE SCHEMA"),
         NodeEnum::CreateEnumStmt(_) | NodeEnum::CompositeTypeStmt(_) | NodeEnum::CreateRangeStmt(_) => {
@@ -320,11 +313,6 @@ fn schema_or_refusal(node: &NodeEnum) -> Result<Kind, SqlError> {
         NodeEnum::AlterSystemStmt(_) | NodeEnum::LoadStmt(_) => refused("a change of the server", "use SET"),
         _ => refused("this statement", "docs/sql.md lists the supported statements"),
     })
-}
-
-fn alter_table(alter: &protobuf::AlterTableStmt) -> Result<Kind, SqlError> {
-    let defaults = defaults::added(alter)?;
-    Ok(Kind::Schema(SchemaStatement { tag: "ALTER TABLE".into(), defaults, ..SchemaStatement::default() }))
 }
 
 /// The kind of an object in a command tag.

@@ -106,25 +106,3 @@ fn prepared_statements_keep_their_parts_as_text() {
     let execute = one("EXECUTE p (1 + 1, 'x')").kind;
     assert_eq!(execute, Kind::Execute { name: "p".into(), parameters: vec!["1 + 1".into(), "'x'".into()] });
 }
-
-#[test]
-fn defaults_of_added_columns_are_computed_once() {
-    let Kind::Schema(change) =
-        one("ALTER TABLE t ADD c timestamptz NOT NULL DEFAULT now(), ADD COLUMN \"D\" date DEFAULT CURRENT_DATE").kind
-    else {
-        panic!()
-    };
-    let defaults = change.defaults.unwrap();
-    assert_eq!(defaults.functions, ["now", "now"]);
-    assert!(defaults.expressions[0].starts_with("CAST((now()) AS timestamp"), "{:?}", defaults.expressions);
-    let text = defaults.pieces.join("'v'");
-    assert_eq!(text.matches("DEFAULT 'v'").count(), 2, "{text}");
-    let after = text.split_once("; ").unwrap().1.to_lowercase();
-    let set = |column, value| format!("alter table \"t\" alter column \"{column}\" set default {value}");
-    assert_eq!(after, format!("{}; {}", set("c", "now()"), set("d", "current_date")));
-    // A column that is there already keeps its default.
-    for text in ["ALTER TABLE t ADD COLUMN IF NOT EXISTS c date DEFAULT now()", "ALTER TABLE t ADD c int DEFAULT 5"] {
-        let Kind::Schema(change) = one(text).kind else { panic!() };
-        assert_eq!(change.defaults, None, "{text}");
-    }
-}

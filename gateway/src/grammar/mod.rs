@@ -10,13 +10,11 @@
 //! | `statement` | the kinds of statements (values) |
 //! | `classify` | from the parser's tree to a kind (pure) |
 //! | `settings` | SET, RESET and transaction modes (pure) |
-//! | `defaults` | defaults of added columns (pure) |
 //! | `deparse` | parts of a parsed statement as text (pure) |
 //! | `mask` | a text without its constants (pure) |
 //! | `parser` | the threads on which the parser runs, and its limits |
 
 pub mod classify;
-mod defaults;
 mod deparse;
 pub mod mask;
 pub mod parser;

@@ -163,17 +163,6 @@ pub enum CopyKind {
     Binary,
 }
 
-/// Defaults of added columns whose values have to be the same on every replica.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct AddedDefaults {
-    /// The expressions, each giving its value as text.
-    pub expressions: Vec<String>,
-    /// The functions that they call, without schemas. None may be volatile.
-    pub functions: Vec<String>,
-    /// The text for the shards around the values: one piece more than there are values.
-    pub pieces: Vec<String>,
-}
-
 /// A change of the schema.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SchemaStatement {
@@ -185,6 +174,4 @@ pub struct SchemaStatement {
     pub then: Option<String>,
     /// The tag of that statement's number of rows, instead of its own.
     pub then_tag: &'static str,
-    /// Values to be computed first.
-    pub defaults: Option<AddedDefaults>,
 }

@@ -9,7 +9,7 @@ use super::trouble::Trouble;
 use crate::front::server::FrontPostgres;
 use crate::front::settings::{Settings, literal};
 use crate::grammar::statement::{
-    AddedDefaults, CopyFormat, CopyKind, Kind, Modes, SchemaStatement, SettingChange, Statement, TransactionCommand,
+    CopyFormat, CopyKind, Kind, Modes, SchemaStatement, SettingChange, Statement, TransactionCommand,
 };
 use crate::wire::backend::{self, Status};
 use crate::wire::incoming::{Incoming, Received};
@@ -854,11 +854,7 @@ impl Session {
             )
             .into());
         }
-        let text = match &change.defaults {
-            Some(defaults) => self.with_values(defaults).await?,
-            None => None,
-        };
-        let text = text.or_else(|| change.rewritten.clone()).unwrap_or_else(|| statement.text.to_string());
+        let text = change.rewritten.clone().unwrap_or_else(|| statement.text.to_string());
         self.schema.push(text);
         let planned = self.context.front.plan(&self.schema.join(";\n"), &self.settings.current()).await;
         if let Err(error) = planned {
@@ -879,26 +875,6 @@ impl Session {
             }
             _ => Ok(change.tag.clone()),
         }
-    }
-
-    /// The text of a change with the values of its columns' defaults; `None` if they are volatile.
-    async fn with_values(&mut self, defaults: &AddedDefaults) -> Result<Option<String>, Trouble> {
-        let names = defaults.functions.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
-        let volatile = format!("SELECT bool_or(provolatile = 'v') FROM pg_proc WHERE proname IN ({names})");
-        if self.ask_front(&volatile).await?.first() != Some(&Some("f".to_string())) {
-            return Ok(None);
-        }
-        let values = self.ask_front(&format!("SELECT {}", defaults.expressions.join(", "))).await?;
-        let mut text = String::new();
-        for (at, piece) in defaults.pieces.iter().enumerate() {
-            text.push_str(piece);
-            match values.get(at) {
-                Some(Some(value)) => text.push_str(&literal(value)),
-                Some(None) => text.push_str("NULL"),
-                None => {}
-            }
-        }
-        Ok(Some(text))
     }
 
     /// Makes the open transaction's changes of the schema, before a statement that touches rows.

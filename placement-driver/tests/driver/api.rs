@@ -85,8 +85,12 @@ async fn tables_are_created_split_moved_and_looked_up() {
 async fn replicas_that_differ_are_named_with_their_keys() {
     let cluster = Cluster::start(1).await;
     cluster.create_table(&bigint_table("t")).await;
-    let (_, tables) = cluster.get("/v1/tables").await;
-    let table = serde_json::from_value(tables[0]["id"].clone()).unwrap();
+    // A replica that is behind does not know it yet.
+    let table = eventually("the table", || async {
+        let (_, tables) = cluster.get("/v1/tables").await;
+        serde_json::from_value(tables[0]["id"].clone()).ok()
+    });
+    let table = table.await;
     cluster.shards.world().difference = Some(Difference {
         range: RangeId(1),
         table,
