@@ -17,6 +17,7 @@ fn main() -> ExitCode {
             a_table_on_two_shards_is_reached_by_its_keys,
             a_change_of_the_schema_reaches_other_connections,
             the_catalog_shows_users_tables,
+            a_session_leaves_nothing_to_others,
             pgbench_runs_in_every_mode,
         ],
     )
@@ -193,6 +194,23 @@ async fn the_catalog_shows_users_tables(world: &World) -> ScenarioResult {
     .await?;
     // The catalog's server has no rows, and no statement may take it for the shards.
     refused(&client, "DO $$ BEGIN EXECUTE 'SELECT count(*) FROM nowhere'; END $$", "42P01").await
+}
+
+async fn a_session_leaves_nothing_to_others(world: &World) -> ScenarioResult {
+    let (one, other) = (connect(world).await?, connect(world).await?);
+    done(&one, "CREATE SCHEMA apart; CREATE TABLE apart.t (id bigint PRIMARY KEY)").await?;
+    let before = rows(&other, "SHOW search_path").await?;
+    has(&one, "SELECT set_config('search_path', 'apart', false)", &["apart"]).await?;
+    has(&one, "SELECT count(*) FROM t", &["0"]).await?;
+    done(&one, "BEGIN; SELECT set_config('search_path', 'nowhere', true), pg_advisory_xact_lock(1); COMMIT").await?;
+    has(&one, "SHOW search_path", &["apart"]).await?;
+    // The gateway's own sessions serve both.
+    for _ in 0..4 {
+        ensure!(rows(&other, "SHOW search_path").await? == before, "a setting has reached another session");
+        has(&other, "SELECT pg_try_advisory_xact_lock(1)", &["t"]).await?;
+    }
+    refused(&one, "SELECT pg_advisory_lock(1)", "0A000").await?;
+    refused(&one, "SELECT set_config('role', 'evenkeel', false)", "42501").await
 }
 
 async fn pgbench_runs_in_every_mode(world: &World) -> ScenarioResult {

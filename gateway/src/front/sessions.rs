@@ -35,6 +35,8 @@ struct Kept {
 pub struct FrontSession {
     /// The session.
     pub session: Session,
+    /// Whether it may keep something that its next user must not find, such as a lock.
+    pub spent: bool,
     settings: Settings,
     _place: OwnedSemaphorePermit,
 }
@@ -70,15 +72,15 @@ impl FrontSessions {
             }
         };
         let Kept { session, settings: had } = kept;
-        let mut taken = FrontSession { session, settings: had, _place: place };
+        let mut taken = FrontSession { session, spent: false, settings: had, _place: place };
         taken.adopt(settings).await?;
         Ok(taken)
     }
 
-    /// Keeps a session for the next user, if it is outside of any transaction.
+    /// Keeps a session for the next user, if it is outside of any transaction and not spent.
     pub fn put_back(&self, taken: FrontSession) {
-        let FrontSession { session, settings, .. } = taken;
-        if session.is_ready() && session.status() == TransactionStatus::Idle {
+        let FrontSession { session, settings, spent, .. } = taken;
+        if !spent && session.is_ready() && session.status() == TransactionStatus::Idle {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(Kept { session, settings });
         }
     }

@@ -2,6 +2,7 @@
 
 use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
 use super::mask::masked;
+use super::set_config;
 use super::settings::{constant, modes, setting};
 use super::statement::{CopyFormat, CopyKind, Kind, Rows, SchemaStatement, Statement, TransactionCommand};
 use evenkeel_protocol::SqlError;
@@ -30,8 +31,16 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
     let blank = own.len() - own.trim_start().len();
     let characters_before = (before.chars().count() + own[..blank].chars().count()) as u32;
     let (functions, sequences) = calls(node);
+    let configured = set_config::calls(node);
     let own: Arc<str> = own.trim().trim_end_matches(';').into();
-    let kind = kind(node, &functions)?;
+    let kind = match (session_lock(&functions), &configured) {
+        (Some(name), _) => refused(
+            format!("{name}, a lock that outlives its transaction,"),
+            "use pg_advisory_xact_lock or pg_try_advisory_xact_lock",
+        ),
+        (None, None) => refused("set_config with anything but constants", "use SET or SET LOCAL"),
+        _ => kind(node, &functions)?,
+    };
     let plain = matches!(&kind, Kind::Rows(rows) if rows.inner.is_none() && rows.named.is_empty());
     let masked = if plain && sequences.is_empty() { masked(&own).map(Into::into) } else { None };
     Ok(Some(Statement {
@@ -41,6 +50,7 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
         kind,
         functions,
         sequences,
+        configured: configured.unwrap_or_default(),
     }))
 }
 
@@ -61,6 +71,15 @@ fn calls(node: &NodeEnum) -> (Vec<String>, Vec<String>) {
     functions.sort_unstable();
     functions.dedup();
     (functions, sequences)
+}
+
+/// The first function that takes or gives back a session's advisory lock. Sessions are shared.
+fn session_lock(functions: &[String]) -> Option<&str> {
+    let own = functions.iter().map(|name| name.strip_prefix("pg_catalog.").unwrap_or(name));
+    own.into_iter().find(|name| {
+        let kind = name.strip_prefix("pg_try_advisory_").or_else(|| name.strip_prefix("pg_advisory_"));
+        kind.is_some_and(|kind| kind.starts_with("lock") || kind.starts_with("unlock"))
+    })
 }
 
 fn kind(node: &NodeEnum, functions: &[String]) -> Result<Kind, SqlError> {

@@ -106,3 +106,15 @@ fn prepared_statements_keep_their_parts_as_text() {
     let execute = one("EXECUTE p (1 + 1, 'x')").kind;
     assert_eq!(execute, Kind::Execute { name: "p".into(), parameters: vec!["1 + 1".into(), "'x'".into()] });
 }
+
+#[test]
+fn what_would_stay_in_a_shared_session_is_kept_here_or_refused() {
+    for text in ["SELECT pg_advisory_lock(1)", "SELECT pg_catalog.pg_try_advisory_lock_shared(1, 2)"] {
+        assert!(matches!(one(text).kind, Kind::Refused { .. }), "{text}");
+    }
+    assert!(matches!(one("SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)").kind, Kind::Rows(_)));
+    let set = one("SELECT pg_catalog.set_config('Search_Path', '', false), set_config('work_mem', '1MB', true)");
+    let expected = [("search_path", "", false), ("work_mem", "1MB", true)];
+    assert_eq!(set.configured, expected.map(|(name, value, local)| (name.to_string(), value.to_string(), local)));
+    assert!(matches!(one("SELECT set_config(n, v, false) FROM t").kind, Kind::Refused { .. }));
+}

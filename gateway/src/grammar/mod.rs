@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `statement` | the kinds of statements (values) |
 //! | `classify` | from the parser's tree to a kind (pure) |
+//! | `set_config` | calls of `set_config` (pure) |
 //! | `settings` | SET, RESET and transaction modes (pure) |
 //! | `deparse` | parts of a parsed statement as text (pure) |
 //! | `mask` | a text without its constants (pure) |
@@ -18,5 +19,6 @@ pub mod classify;
 mod deparse;
 pub mod mask;
 pub mod parser;
+mod set_config;
 pub mod settings;
 pub mod statement;

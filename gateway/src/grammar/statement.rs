@@ -17,6 +17,9 @@ pub struct Statement {
     pub functions: Vec<String>,
     /// The names given to `nextval` and its kin as constants.
     pub sequences: Vec<String>,
+    /// The settings that `set_config` is called with: names, values, and whether they hold for the
+    /// transaction only.
+    pub configured: Vec<(String, String, bool)>,
 }
 
 /// Who has to deal with a statement, and how.

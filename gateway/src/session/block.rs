@@ -249,6 +249,7 @@ impl Block {
                 session
             }
         };
+        session.spent |= leaves_something(run.plan);
         self.executing = session.session.cancel_key();
         let result = execute_at_front(&mut session, &run, progress, out).await;
         self.executing = None;
@@ -401,6 +402,12 @@ impl Block {
             self.front.sessions().put_back(session);
         }
     }
+}
+
+/// Whether a statement may leave something in its session, such as a setting or a lock.
+fn leaves_something(plan: &Plan) -> bool {
+    let code = plan.shape.analysis.calls_user_code || plan.rows().is_some_and(|rows| rows.runs_code);
+    code || plan.statement.functions.iter().any(|name| name.ends_with("set_config") || name.contains("advisory"))
 }
 
 /// The first rows of a portal, and how it ends with them.

@@ -494,6 +494,9 @@ impl Session {
         describe: bool,
     ) -> Result<RunEnd, Trouble> {
         self.publish_schema().await?;
+        for (name, value, _) in &statement.configured {
+            check(name, Some(value))?;
+        }
         loop {
             let settings = self.settings.current();
             let plan = self.planned(statement, &portal.prepared, &settings).await?;
@@ -501,7 +504,12 @@ impl Session {
             let mark = self.out.buffer.len();
             let error = match self.planned_rows(&plan, portal, max_rows, describe, &settings).await {
                 Err(Trouble::Ended(error)) if error.code == codes::SCHEMA_CHANGED => error,
-                other => return other,
+                other => {
+                    if other.is_ok() {
+                        self.configure(statement);
+                    }
+                    return other;
+                }
             };
             // Nothing has been done yet, and nothing said: it is planned again and begins again.
             let again = match &mut self.block {
@@ -515,6 +523,16 @@ impl Session {
                 return Err(Trouble::Ended(error));
             }
             self.out.buffer.truncate(mark);
+        }
+    }
+
+    /// Keeps the settings that a statement's calls of `set_config` have made.
+    fn configure(&mut self, statement: &Statement) {
+        let explicit = self.block.as_ref().is_some_and(|block| block.explicit);
+        for (name, value, local) in &statement.configured {
+            if explicit || !local {
+                self.settings.set(name, Some(value.clone()), *local);
+            }
         }
     }
 

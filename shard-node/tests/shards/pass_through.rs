@@ -465,6 +465,28 @@ impl Shard {
         change(self, delta(1, sql, relations.to_vec(), &[])).await;
     }
 
+    /// The rows of a transaction's statements. It is run again while a replica that starts moves the
+    /// leadership: without effect until it is committed.
+    async fn planned_rows(&self, number: u64, tables: &[u32], statements: &[&str]) -> Vec<String> {
+        loop {
+            let connection = self.connect_to_leader().await;
+            let mut session = Session::planned(&connection, number, tables);
+            let run = async {
+                let mut rows = Vec::new();
+                for sql in statements {
+                    rows.extend(session.sql(sql).await?.rows());
+                }
+                session.commit().await.map(|()| rows)
+            };
+            match run.await {
+                Ok(rows) => return rows,
+                Err(Failure::NotLeader { .. }) => {}
+                Err(Failure::Sql(error)) if error.code == "40001" => {}
+                Err(other) => panic!("{statements:?}: {other:?}"),
+            }
+        }
+    }
+
     /// The rows of a query, on each replica's PostgreSQL once it has caught up.
     async fn everywhere(&self, sql: &str) -> Vec<Vec<String>> {
         let mut found = Vec::new();
@@ -537,10 +559,7 @@ async fn tables_without_a_key_are_replicated() {
         if number == 20 {
             shard.start_replica(wiped);
         }
-        let connection = shard.connect_to_leader().await;
-        let mut session = Session::planned(&connection, number, &[1]);
-        session.sql("INSERT INTO log VALUES (6, NULL, NULL)").await.unwrap();
-        session.commit().await.unwrap();
+        shard.planned_rows(number, &[1], &["INSERT INTO log VALUES (6, NULL, NULL)"]).await;
     }
     for rows in shard.everywhere(counts).await {
         assert_eq!(rows, ["5|NULL|NULL|30", "6|NULL|NULL|50"]);
@@ -614,11 +633,8 @@ async fn any_type_and_sequences_are_replicated() {
     // The next leader goes on where the last one was.
     shard.stop_replica(leader).await;
     shard.start_replica(wiped);
-    let connection = shard.connect_to_leader().await;
-    let mut session = Session::planned(&connection, 1, &[2, 5]);
-    assert_eq!(session.rows("INSERT INTO kept (at) VALUES ('2021-01-01') RETURNING id, n").await, ["2|6"]);
-    assert_eq!(session.rows("SELECT nextval('alone')").await, ["-7"]);
-    session.commit().await.unwrap();
+    let insert = "INSERT INTO kept (at) VALUES ('2021-01-01') RETURNING id, n";
+    assert_eq!(shard.planned_rows(1, &[2, 5], &[insert, "SELECT nextval('alone')"]).await, ["2|6", "-7"]);
     shard.start_replica(leader);
     for rows in shard.everywhere(states).await {
         assert_eq!(rows, ["2|t", "6|t", "-7|t"]);
