@@ -84,7 +84,16 @@ impl World {
         };
         let name = schema.name.clone();
         let body = CreateTableBody { schema, shard: Some(ShardId(shard)), if_not_exists: false };
-        let _: serde_json::Value = self.admin().post("/v1/tables", &body).await?;
+        // Replicas that have just started elect more than once; the refusal says to try again.
+        let deadline = evenkeel_host::now() + PATIENCE;
+        loop {
+            match self.admin().post::<_, serde_json::Value>("/v1/tables", &body).await {
+                Err(error) if error.is_temporary() && evenkeel_host::now() < deadline => {
+                    evenkeel_host::sleep(Duration::from_millis(20)).await;
+                }
+                answer => break answer.map(drop)?,
+            }
+        }
         // Any replica may send a client its first routing table, so all replicas that answer must
         // know the new table.
         self.until("every placement driver to know the table", PATIENCE, async || {

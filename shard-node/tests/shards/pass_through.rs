@@ -465,8 +465,8 @@ impl Shard {
         change(self, delta(1, sql, relations.to_vec(), &[])).await;
     }
 
-    /// The rows of a transaction's statements. It is run again while a replica that starts moves the
-    /// leadership: without effect until it is committed.
+    /// The rows of a transaction's statements. It is run again while a replica that starts moves
+    /// the leadership: without effect until it is committed.
     async fn planned_rows(&self, number: u64, tables: &[u32], statements: &[&str]) -> Vec<String> {
         loop {
             let connection = self.connect_to_leader().await;
