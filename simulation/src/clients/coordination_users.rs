@@ -41,8 +41,13 @@ const PAGE: usize = 2;
 
 /// Some placement driver.
 fn any(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
-    let registry = registry.read();
+    let registry = registry.borrow();
     registry.values().nth(below(registry.len() as u64) as usize).cloned()
+}
+
+/// Whether its process still runs.
+fn runs(registry: &Registry, shared: &Arc<ReplicaHandles>) -> bool {
+    registry.borrow().values().any(|other| Arc::ptr_eq(other, shared))
 }
 
 async fn pause(most_ms: u64) {
@@ -137,16 +142,16 @@ impl User {
             pause(WAY_MS).await;
             let registry = &self.users.registry;
             let Some(shared) = any(registry) else { continue };
-            let leader = shared.leader().and_then(|leader| registry.read().get(&leader).cloned());
+            let leader = shared.leader().and_then(|leader| registry.borrow().get(&leader).cloned());
             let shared = leader.unwrap_or(shared);
             pause(WAY_MS).await;
-            if !registry.runs(&shared) {
+            if !runs(registry, &shared) {
                 continue;
             }
             let asked = coordination::write(&shared, request.clone());
             let answer = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), asked).await;
             pause(WAY_MS).await;
-            if once_in(LOST_IN) || !registry.runs(&shared) {
+            if once_in(LOST_IN) || !runs(registry, &shared) {
                 perhaps = true;
                 continue;
             }
@@ -175,12 +180,12 @@ impl User {
         let registry = &self.users.registry;
         let shared = any(registry)?;
         let leader = match consistency {
-            Consistency::Linearizable => shared.leader().and_then(|leader| registry.read().get(&leader).cloned()),
+            Consistency::Linearizable => shared.leader().and_then(|leader| registry.borrow().get(&leader).cloned()),
             Consistency::Sequential { .. } => None,
         };
         let shared = leader.unwrap_or(shared);
         pause(WAY_MS).await;
-        registry.runs(&shared).then_some(shared)
+        runs(registry, &shared).then_some(shared)
     }
 
     async fn get(&mut self, key: &'static str, consistency: Consistency) {
@@ -265,7 +270,7 @@ pub(super) async fn watch(users: Users, prefix: &'static str) {
 
 /// Whether all watches have reported every change.
 pub(super) fn watched_all(users: &Users) -> bool {
-    let registry = users.registry.read();
+    let registry = users.registry.borrow();
     let Some(shared) = registry.values().max_by_key(|shared| shared.applied().index) else { return false };
     let applied = shared.applied();
     users.history.borrow().coordination.watches.iter().all(|watch| has_told_all(watch, &applied.state.kv))
@@ -273,7 +278,7 @@ pub(super) fn watched_all(users: &Users) -> bool {
 
 async fn listen(users: &Users, number: usize, shared: &Arc<ReplicaHandles>, mut watcher: Watcher) {
     let until_ms = process::now_ms() + below(LISTEN_MS);
-    while process::now_ms() < until_ms && users.registry.runs(shared) {
+    while process::now_ms() < until_ms && runs(&users.registry, shared) {
         let Ok(told) = evenkeel_host::timeout(Duration::from_millis(1 + LISTEN_MS / 4), watcher.next()).await else {
             continue;
         };
