@@ -1,6 +1,7 @@
 //! Requests to a shard before a connection is known.
 
 use crate::link::Link;
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::pass_through::PassThroughRequest;
 use evenkeel_protocol::shard::{Durability, ReadLevel, ShardRequest, StatementRequest, TransactionOptions};
 use evenkeel_protocol::{Key, TableId, TxnId};
@@ -30,6 +31,10 @@ impl<'a> Payload<'a> {
     /// The request on this connection, and its transaction's number there; 0 if it has none.
     pub(crate) fn on(&self, link: &Link) -> (Cow<'_, ShardRequest>, u64) {
         match self {
+            Payload::Fixed(ShardRequest::Statement(statement)) if deliberate(Bug::NewIdPerAttempt) => {
+                let id = TxnId { sequence: evenkeel_host::random(), ..statement.id };
+                (Cow::Owned(ShardRequest::Statement(StatementRequest { id, ..statement.clone() })), 0)
+            }
             Payload::Fixed(request) | Payload::Local { request, .. } => (Cow::Borrowed(request), 0),
             Payload::Begin { options, statement } => {
                 let transaction = link.new_transaction();

@@ -11,6 +11,7 @@
 
 use crate::error::ClientError;
 use crate::routing::{Learning, RedirectHint};
+use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::{Failure, SqlError};
 
@@ -171,7 +172,7 @@ impl Attempts {
 
     /// The next step after `failure`. `jitter` is a random number from 0 to 1.
     pub(crate) fn next(&mut self, failure: AttemptFailure, now_ms: u64, jitter: f64) -> RetryStep {
-        if failure.is_unknown() {
+        if failure.is_unknown() && !deliberate(Bug::UnknownReportedAsRefused) {
             self.unknown |= self.repeat != Repeat::Free;
         }
         let why = reason(&failure);

@@ -73,11 +73,15 @@ pub enum Bug {
     ComparedAnywhere,
     /// A restored placement driver continues the numbers of its copy (R30).
     NumbersReused,
+    /// A client sends each attempt of a write under an id of its own (invariant 7, R14).
+    NewIdPerAttempt,
+    /// A client forgets that an attempt may have been executed, and reports that nothing happened.
+    UnknownReportedAsRefused,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 31] = [
+    pub const ALL: [Bug; 33] = [
         Bug::NoOwnershipFence,
         Bug::LeadershipSurvivesRestart,
         Bug::ZombieBackends,
@@ -109,5 +113,7 @@ impl Bug {
         Bug::RefusedAndDone,
         Bug::ComparedAnywhere,
         Bug::NumbersReused,
+        Bug::NewIdPerAttempt,
+        Bug::UnknownReportedAsRefused,
     ];
 }

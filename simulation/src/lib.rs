@@ -21,11 +21,13 @@
 //! | [`history`] | operations as their clients saw them |
 //! | [`clients`] | clients and their operations |
 //! | [`operators`] | requests for splits, merges, moves and drains |
+//! | [`shard_calls`] | requests to the leaders of shards |
 //! | [`membership_changes`] | requests for changes of membership |
 //! | [`checkers`] | properties of a run, one per file |
 //! | [`world`] | the cluster and the passing of time |
 //!
-//! Not done: REST and TLS are not simulated, and clients do not run the code of the `client` crate.
+//! Not done: REST and TLS are not simulated. Clients run the code of the `client` crate, but for
+//! its HTTP.
 
 pub mod checkers;
 pub mod clients;
@@ -41,5 +43,6 @@ pub mod operators;
 pub mod postgres;
 pub mod process;
 pub mod registry;
+pub mod shard_calls;
 pub mod topology;
 pub mod world;

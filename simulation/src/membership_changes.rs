@@ -137,8 +137,7 @@ async fn replace(users: &Users, shard: ShardId) {
 async fn change_shard(users: &Users, shard: ShardId, remove: Option<u64>, add: Option<NewReplica>) {
     let request = ControlRequest::ChangeReplicas { remove, add };
     loop {
-        // The new replica may lead already when the routing table does not have it yet.
-        let trouble = match operators::ask(users, shard, &request, add.map(|new| (new.replica, new.rpc))).await {
+        let trouble = match operators::ask(users, shard, &request).await {
             Ok(ControlReply::Done) => return,
             Ok(reply) => format!("{reply:?}"),
             Err(trouble) => trouble,
@@ -199,7 +198,7 @@ pub async fn resize_placement_driver(users: Users) {
         membership.count("the placement driver's shrinking done");
     }
     // They are no longer asked for routes.
-    users.registry.borrow_mut().retain(|replica, _| !leave.contains(&group.part(*replica)));
+    users.registry.write().retain(|replica, _| !leave.contains(&group.part(*replica)));
     Leaver::Well.after(&users, leave[1]).await;
     leaver.after(&users, leave[0]).await;
 }

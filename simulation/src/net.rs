@@ -2,7 +2,8 @@
 //!
 //! A machine's address is `10.0.0.N`. Each direction of a connection is a pipe of chunks, each with
 //! its time of arrival. A cut link keeps the data under way, as TCP does, until it is restored. A
-//! machine that dies breaks its connections, or leaves its peers waiting.
+//! machine that dies breaks its connections, or leaves its peers waiting. A connection may fall
+//! silent in one direction and break some time later: what was executed meanwhile is not answered.
 
 use crate::process;
 use bytes::{Buf, Bytes};
@@ -20,6 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const WINDOW_BYTES: usize = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: usize = 64;
+/// With [`Net::lose_answers_to`], one write in this many is the first of its connection that is
+/// lost.
+const LOST_IN: u64 = 50;
+/// How long such a connection stays silent before it breaks, in milliseconds, at most.
+const SILENT_MS: u64 = 1_500;
 
 /// A machine's address.
 pub fn address(machine: u32, port: u16) -> SocketAddr {
@@ -47,6 +53,8 @@ struct Pipe {
     broken: bool,
     /// It has died and cannot say so, or does not live to hear it.
     dead: bool,
+    /// Written data gets lost.
+    silent: bool,
     reader_gone: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -73,6 +81,10 @@ struct NetState {
     cut: BTreeSet<(u32, u32)>,
     slow_ms: BTreeMap<(u32, u32), u64>,
     due: BinaryHeap<Reverse<(u64, u64)>>,
+    /// See [`Net::lose_answers_to`].
+    losing: Option<u32>,
+    /// When connections break that have fallen silent, and their two pipes.
+    breaking: BinaryHeap<Reverse<(u64, [u64; 2])>>,
     /// The tasks that wait for a time, or for a link to be restored.
     connecting: Vec<(u64, Waker)>,
     /// See [`Net::carried`].
@@ -109,6 +121,17 @@ impl Net {
                 reader.wake();
             }
         }
+        while let Some(Reverse((at_ms, pipes))) = state.breaking.peek().copied()
+            && at_ms <= now_ms
+        {
+            state.breaking.pop();
+            for pipe in pipes {
+                if let Some(pipe) = state.pipes.get_mut(&pipe) {
+                    pipe.broken = true;
+                    pipe.wake();
+                }
+            }
+        }
         for (at_ms, waker) in std::mem::take(&mut state.connecting) {
             if at_ms <= now_ms {
                 waker.wake();
@@ -126,6 +149,12 @@ impl Net {
     /// Data from `from` to `to` takes up to `by_ms` milliseconds longer.
     pub fn slow(&self, from: u32, to: u32, by_ms: u64) {
         self.state().slow_ms.insert((from, to), by_ms);
+    }
+
+    /// From now on connections fall silent, now and then, in the direction to this machine, and
+    /// break some time later. `None`: no further ones.
+    pub fn lose_answers_to(&self, machine: Option<u32>) {
+        self.state().losing = machine;
     }
 
     /// This direction works again.
@@ -323,6 +352,9 @@ impl AsyncWrite for End {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let arrives_ms = process::now_ms() + state.latency_ms(from, to);
+        if state.losing == Some(to) && process::once_in(LOST_IN) {
+            state.fall_silent([self.out, self.back]);
+        }
         let NetState { pipes, due, carried, .. } = &mut *state;
         let Some(pipe) = pipes.get_mut(&self.out) else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         if pipe.broken || pipe.reader_gone {
@@ -336,6 +368,9 @@ impl AsyncWrite for End {
         if pipe.bytes >= WINDOW_BYTES {
             pipe.writer = Some(context.waker().clone());
             return Poll::Pending;
+        }
+        if pipe.silent {
+            return Poll::Ready(Ok(data.len()));
         }
         pipe.last_ms = pipe.last_ms.max(arrives_ms);
         pipe.chunks.push_back((pipe.last_ms, Bytes::copy_from_slice(data)));
@@ -356,6 +391,15 @@ impl AsyncWrite for End {
 }
 
 impl NetState {
+    /// Data written to the first of these pipes gets lost, until their connection breaks.
+    fn fall_silent(&mut self, [out, back]: [u64; 2]) {
+        if let Some(pipe) = self.pipes.get_mut(&out).filter(|pipe| !pipe.silent) {
+            pipe.silent = true;
+            let breaks_ms = process::now_ms() + 1 + process::below(SILENT_MS);
+            self.breaking.push(Reverse((breaks_ms, [out, back])));
+        }
+    }
+
     /// The writer has no more.
     fn end(&mut self, out: u64) {
         let Some((from, to)) = self.pipes.get(&out).map(|pipe| (pipe.from, pipe.to)) else { return };

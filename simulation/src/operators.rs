@@ -1,11 +1,11 @@
-//! Requests to the placement driver: the setup, and during the run splits, merges, moves,
-//! cancellations, drains and transfers of leadership.
+//! Requests of an administrator: the shards to begin with, and during the run splits, merges,
+//! moves, cancellations, drains and transfers of leadership.
 //!
 //! The drain of a shard is sometimes cancelled before the shard is empty; a removed shard is added
 //! again. If the balancer is on, it splits, moves and merges beside these requests. It carries out
 //! drains in any case.
 
-use crate::clients::table::CREATE;
+use crate::clients::table::NAME;
 use crate::clients::users::Users;
 use crate::membership_model::{MachineCommand, MembershipModel};
 use crate::process::{below, once_in};
@@ -15,12 +15,9 @@ use evenkeel_placement_driver::operators::orphaned_copies::unverified;
 use evenkeel_placement_driver::replica::ReplicaHandles;
 use evenkeel_placement_driver::state::{Action, Command, Effect, PlacementState};
 use evenkeel_protocol::routing::ShardInfo;
-use evenkeel_protocol::shard::{ControlReply, ControlRequest, ShardReply, ShardRequest};
-use evenkeel_protocol::{KeyValue, OperatorId, ShardId, TableSchema};
-use evenkeel_rpc::Connection;
-use evenkeel_sql as sql;
+use evenkeel_protocol::shard::{ControlReply, ControlRequest};
+use evenkeel_protocol::{KeyValue, OperatorId, ShardId};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +34,7 @@ const SPLIT_BELOW: u64 = 5;
 
 /// A placement driver that leads, as far as is known.
 pub fn leader(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
-    registry.borrow().values().find(|shared| shared.leading().is_some()).cloned()
+    registry.read().values().find(|shared| shared.leading().is_some()).cloned()
 }
 
 /// Sends a request; `None` if it was not carried out, or its outcome is unknown.
@@ -46,29 +43,12 @@ async fn request(registry: &Registry, command: Command) -> Option<Effect> {
     evenkeel_host::timeout(Duration::from_millis(REQUEST_MS), shared.propose(command)).await.ok()?.ok()
 }
 
-/// Adds the shards and makes the table.
-///
-/// # Errors
-/// One sentence, if the table is none.
-pub async fn set_up(registry: &Registry, shards: u32) -> Result<Arc<TableSchema>, String> {
-    let pause = || evenkeel_host::sleep(Duration::from_millis(50));
+/// Adds the shards.
+pub async fn add_shards(registry: &Registry, shards: u32) {
     for shard in 1..=shards {
         while request(registry, Command::AddShard(shard_info(shard))).await.is_none() {
-            pause().await;
+            evenkeel_host::sleep(Duration::from_millis(50)).await;
         }
-    }
-    let Ok(sql::Command::CreateTable { schema, .. }) = sql::parse(CREATE) else {
-        return Err(format!("no table: {CREATE}"));
-    };
-    let command = Command::CreateTable { schema, shard: Some(ShardId(1)), if_not_exists: true };
-    loop {
-        _ = request(registry, command.clone()).await;
-        if let Some(shared) = leader(registry)
-            && let Some(table) = shared.applied().state.tables.values().find(|table| table.creating.is_none())
-        {
-            return Ok(table.schema.clone());
-        }
-        pause().await;
     }
 }
 
@@ -159,7 +139,7 @@ pub async fn purge_copies(users: &Users, purged: &mut BTreeSet<OperatorId>) {
     let Some(shared) = leader(&users.registry) else { return };
     let kept: Vec<_> = unverified(&shared.applied().state).filter(|(operator, _)| !purged.contains(operator)).collect();
     for (operator, source) in kept {
-        if let Ok(ControlReply::Done) = ask(users, source, &ControlRequest::Purge { operator }, None).await {
+        if let Ok(ControlReply::Done) = ask(users, source, &ControlRequest::Purge { operator }).await {
             purged.insert(operator);
             users.history.borrow_mut().count("copies deleted by people");
         }
@@ -173,13 +153,14 @@ fn draw(users: &Users, shared: &ReplicaHandles) -> Option<Command> {
     if once_in(DRAIN_IN) {
         return draw_drain(users, state);
     }
-    let ranges = state.ranges_of(users.schema.id);
+    let schema = &state.table_named(NAME)?.schema;
+    let ranges = state.ranges_of(schema.id);
     let at = below(ranges.len() as u64) as usize;
     let range = ranges.get(at)?;
     Some(match below(10) {
         0..=2 => {
             let key = KeyValue::Int(SPLIT_EVERY * (1 + below(SPLIT_BELOW) as i64));
-            let key = users.schema.codec().encode(&[key]).ok()?;
+            let key = schema.codec().encode(&[key]).ok()?;
             let range = ranges.iter().find(|range| range.route.interval.splits_at(&key))?;
             Command::Begin(Action::Split { range: range.route.range, epoch: None, at: vec![key] })
         }
@@ -210,40 +191,20 @@ fn draw_drain(users: &Users, state: &PlacementState) -> Option<Command> {
     }
 }
 
-/// Asks a replica to lead its shard (log rule 15).
+/// Has a replica lead its shard (log rule 15).
 async fn transfer_leadership(users: &Users) {
-    let replicas: Vec<_> = users.replicas(1 + below(users.shards.into()) as u32).into_iter().collect();
-    let (replica, address) = replicas[below(replicas.len() as u64) as usize];
+    let shard = ShardId(1 + below(users.shards.into()) as u32);
+    let replicas = users.membership.borrow().addresses(shard);
+    let to = replicas.keys().nth(below(replicas.len() as u64) as usize).copied();
     // Whether it came about does not matter here.
-    let request = ControlRequest::TransferLeadership { to: Some(replica) };
-    let _ = ask_replica(address, &request).await;
+    let _ = ask(users, shard, &ControlRequest::TransferLeadership { to }).await;
 }
 
-/// Asks the leader of a shard; `more` is a further replica that may be the leader.
+/// Asks the leader of a shard.
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn ask(
-    users: &Users,
-    shard: ShardId,
-    request: &ControlRequest,
-    more: Option<(u64, SocketAddr)>,
-) -> Result<ControlReply, String> {
-    let mut trouble = "it has no replicas".to_string();
-    let known = users.membership.borrow().addresses(shard);
-    for (replica, address) in known.into_iter().chain(more) {
-        match ask_replica(address, request).await {
-            Ok(ShardReply::Control(reply)) => return Ok(reply),
-            Ok(other) => trouble = format!("replica {replica}: {other:?}"),
-            Err(error) => trouble = format!("replica {replica}: {error}"),
-        }
-    }
-    Err(trouble)
-}
-
-async fn ask_replica(address: SocketAddr, request: &ControlRequest) -> Result<ShardReply, String> {
-    let bound = Duration::from_millis(REQUEST_MS);
-    let connection =
-        Connection::<ShardRequest, ShardReply>::connect(address, bound).await.map_err(|e| e.to_string())?;
-    connection.call_within(&ShardRequest::Control(request.clone()), bound).await.map_err(|e| e.to_string())
+pub async fn ask(users: &Users, shard: ShardId, request: &ControlRequest) -> Result<ControlReply, String> {
+    let replicas = users.membership.borrow().addresses(shard);
+    users.calls.control(replicas, request).await
 }

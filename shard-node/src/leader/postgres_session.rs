@@ -253,6 +253,9 @@ impl PieceRows {
     }
 }
 
+/// The bytes of a piece in a simulation.
+const SIMULATED_PIECE_BYTES: usize = 100;
+
 /// How a piece fills: the number of rows to fetch next, by the size of those fetched so far. Pure.
 #[derive(Debug, Default)]
 struct Filling {
@@ -261,6 +264,12 @@ struct Filling {
 }
 
 impl Filling {
+    /// See [`PIECE_BYTES`]. In a simulation, where tables are small, a few rows: streams must come
+    /// in pieces all the same.
+    fn limit_bytes() -> usize {
+        if evenkeel_host::simulation().is_some() { SIMULATED_PIECE_BYTES } else { PIECE_BYTES }
+    }
+
     /// The first row is fetched alone, because it may be as large as a piece. Then up to `GROWTH`
     /// times the rows fetched so far.
     const GROWTH: usize = 4;
@@ -268,13 +277,13 @@ impl Filling {
     /// The number of rows to fetch; `None` if the piece is full.
     fn next_rows(&self) -> Option<usize> {
         let Some(average) = self.bytes.checked_div(self.rows) else { return Some(1) };
-        let fit = PIECE_BYTES.saturating_sub(self.bytes) / average.max(1);
+        let fit = Filling::limit_bytes().saturating_sub(self.bytes) / average.max(1);
         (fit > 0).then(|| fit.min(self.rows * Filling::GROWTH))
     }
 
     /// Adds a row, unless the piece is full. The first row always fits.
     fn take(&mut self, bytes: usize) -> bool {
-        if self.rows > 0 && self.bytes + bytes > PIECE_BYTES {
+        if self.rows > 0 && self.bytes + bytes > Filling::limit_bytes() {
             return false;
         }
         self.rows += 1;

@@ -27,8 +27,7 @@ pub fn losses(losses: &[Loss], crashes: &[(u64, Part)], denials: &[Denial], hist
             return crashed.len() < 2;
         }
         let another = |by: ShardReplica| by.0 == loss.by.0 && by != loss.by;
-        let over = loss.deposed
-            || another(loss.told_by)
+        let over = another(loss.told_by)
             || denials.iter().any(|denial| denial.by == loss.by && meanwhile(denial.answered_ms))
             || history.iter().any(|e| e.how != LOCAL && meanwhile(e.answered_ms) && e.by.is_some_and(another));
         !over && !crashed.contains(&loss.by.1)
@@ -72,7 +71,7 @@ mod tests {
     use evenkeel_protocol::ShardId;
 
     fn loss(durability: Durability) -> Loss {
-        Loss { durability, by: (1, 1), sent_ms: 10, told_ms: 100, told_by: (1, 1), deposed: false }
+        Loss { durability, by: (1, 1), sent_ms: 10, told_ms: 100, told_by: (1, 1) }
     }
 
     fn crash(at_ms: u64, shard: u32, replica: u64) -> (u64, Part) {

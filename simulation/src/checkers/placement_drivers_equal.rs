@@ -8,7 +8,7 @@ use crate::topology::Group;
 /// Differences, in words. A replica that is behind differs too: it must catch up.
 pub fn check(registry: &Registry, membership: &MembershipModel) -> Vec<String> {
     let members = membership.replicas(Group::PlacementDriver);
-    let registry = registry.borrow();
+    let registry = registry.read();
     let mut wrong = Vec::new();
     if let Some(missing) = members.iter().find(|member| !registry.contains_key(member)) {
         wrong.push(format!("placement driver {missing} does not run"));

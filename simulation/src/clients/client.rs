@@ -1,331 +1,173 @@
-//! A client: it finds the shard and its leader, follows redirections, and repeats a statement under
-//! its id until it has an answer.
+//! A simulated user with a client of the product, [`evenkeel_client::Client`]: it routes, finds
+//! leaders, retries and judges outcomes as for any program. This module only turns what it answers
+//! into the terms of histories.
 
+use super::placement_api::PlacementApi;
+use super::replies::{Replies, Seen};
 use super::users::Users;
-use crate::history::events::{ADDITION, Denial, Event, ShardReplica, TRANSFER};
-use crate::process::{self, below, once_in};
-use evenkeel_protocol::shard::{
-    Durability, Inspection, ReadLevel, ShardReply, ShardRequest, StatementReply, StatementRequest,
-};
-use evenkeel_protocol::{Failure, Key, KeyValue, ShardId, TxnId, Value};
-use evenkeel_rpc::{Connection, ReplyStream, RpcError};
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use crate::history::events::{ADDITION, Event, ShardReplica, TRANSFER};
+use crate::process;
+use crate::topology::REPLICAS;
+use evenkeel_client::{Answer, Client, ClientConfig, ClientError, Levels};
+use evenkeel_protocol::Value;
+use std::sync::Arc;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
-/// How long an answer is waited for before it is asked elsewhere, in milliseconds.
-pub(super) const ANSWER_MS: u64 = 700;
-/// After this a client gives up, in milliseconds.
-pub(super) const GIVE_UP_MS: u64 = 4_000;
-/// How long connecting may take, in milliseconds.
+/// How long a statement may take, in milliseconds.
+const STATEMENT_MS: u64 = 4_000;
+/// How long connecting to a replica may take, in milliseconds.
 const CONNECT_MS: u64 = 300;
+/// A pause after a failure, in milliseconds.
+const AFTER_FAILURE_MS: u64 = 10;
+/// Errors that a statement may end with under faults: the disk is full, a limit, cancelled, the
+/// server is shutting down.
+const EXPECTED: [&str; 4] = ["53100", "53400", "57014", "57P01"];
+/// Keys on several shards: the balancer may split between keys of one transaction.
+const SEVERAL_SHARDS: &str = "0A000";
+/// A placement driver that was restored from a copy of before the table does not know it until its
+/// shards have reported.
+const UNDEFINED_TABLE: &str = "42P01";
 
-/// The outcome of a statement.
-pub(super) enum StatementOutcome {
+/// The outcome of a statement, as histories have it.
+pub(super) enum StatementOutcome<T = Answer> {
     /// It was answered.
-    Answered(StatementReply),
+    Answered(T),
     /// It certainly did not happen.
     Refused,
     /// The outcome is unknown.
     Unknown,
 }
 
-/// The outcome of one request.
-pub(super) enum Step<T = ShardReply> {
-    Answered(T),
-    /// It did not happen; try again.
-    Again,
-    /// It did not happen, and will not.
-    Never,
-    /// It may have happened.
-    Perhaps,
-}
-
-pub(super) type ShardConnection = Connection<ShardRequest, ShardReply>;
-
-/// One client.
+/// See the module.
 pub struct SimulatedClient {
     pub(super) users: Users,
-    number: u64,
-    sequence: u64,
-    connections: HashMap<SocketAddr, ShardConnection>,
-    leaders: HashMap<u32, u64>,
-    /// The replica that answered last.
-    pub(super) by: Option<ShardReplica>,
-    /// Why it was last refused.
-    refused: Option<Failure>,
+    pub(super) client: Client,
+    replies: Arc<Replies>,
+    /// The error of the last statement.
+    trouble: Option<ClientError>,
+    statements: u64,
+}
+
+/// The settings of a client, but for its number of connections to each replica those of a run that
+/// lasts seconds.
+fn config(connections: usize) -> ClientConfig {
+    let endpoints = (1..=REPLICAS).map(|replica| format!("http://placement-driver-{replica}"));
+    ClientConfig {
+        connections_per_replica: connections,
+        statement_timeout_ms: STATEMENT_MS,
+        connect_timeout_ms: CONNECT_MS,
+        ..ClientConfig::new(endpoints)
+    }
 }
 
 impl SimulatedClient {
-    /// A client called `number`.
-    pub fn new(users: Users, number: u64) -> SimulatedClient {
-        let (connections, leaders) = (HashMap::new(), HashMap::new());
-        SimulatedClient { users, number, sequence: 0, connections, leaders, by: None, refused: None }
+    /// Connects, however long that takes.
+    pub async fn connect(users: Users, connections: usize) -> SimulatedClient {
+        let replies = Arc::new(Replies::default());
+        loop {
+            let api = Arc::new(PlacementApi::new(users.registry.clone()));
+            match Client::connect_through(config(connections), api, replies.clone()).await {
+                Ok(client) => return SimulatedClient { users, client, replies, trouble: None, statements: 0 },
+                Err(error) => users.history.borrow_mut().waiting_for = format!("(a client to connect: {error})"),
+            }
+        }
     }
 
-    /// Why it was last refused, for people.
+    /// Ends and connects again, as a program that is started again: it knows no leaders and has no
+    /// connections.
+    pub(super) async fn restart(&mut self) {
+        let connections = 1 + process::below(2) as usize;
+        let SimulatedClient { client, replies, .. } = SimulatedClient::connect(self.users.clone(), connections).await;
+        (self.client, self.replies) = (client, replies);
+    }
+
+    /// Why its last statement failed, for people.
     pub(super) fn trouble(&self) -> String {
-        self.refused.as_ref().map_or_else(String::new, ToString::to_string)
+        self.trouble.as_ref().map_or_else(String::new, ToString::to_string)
     }
 
-    /// Whether it was last refused with this code.
-    pub(super) fn refused_with(&self, code: &str) -> bool {
-        matches!(&self.refused, Some(Failure::Sql(error)) if error.code == code)
+    /// A number for each statement that it asks for one.
+    pub(super) fn next_statement(&mut self) -> u64 {
+        self.statements += 1;
+        self.statements
     }
 
-    pub(super) fn id(&mut self) -> TxnId {
-        self.sequence += 1;
-        TxnId { client: self.number, sequence: self.sequence, first_sent_ms: evenkeel_host::wall_ms() }
+    /// The replies of replicas since the operation began.
+    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.replies.seen()
     }
 
-    pub(super) fn key(&self, id: i64) -> Key {
-        self.users.schema.codec().encode(&[KeyValue::Int(id)]).unwrap_or(Key::MIN)
+    /// An operation begins.
+    pub(super) fn begin(&self) {
+        self.note_denials();
+        *self.seen() = Seen::default();
     }
 
-    /// The shard of a key by the routing table of some placement driver.
-    pub(super) fn route(&self, key: i64) -> u32 {
-        let key = self.key(key);
-        let registry = self.users.registry.borrow();
-        let drivers: Vec<_> = registry.values().collect();
-        let driver = drivers.get(below(drivers.len() as u64) as usize);
-        let found = driver.and_then(|driver| {
-            let applied = driver.applied();
-            applied.state.ranges.values().find(|r| r.route.interval.contains(&key)).map(|r| r.route.shard.0)
-        });
-        found.unwrap_or_else(|| 1 + below(self.users.shards.into()) as u32)
+    /// Records which replicas have said that they do not lead.
+    pub(super) fn note_denials(&self) {
+        let denials = std::mem::take(&mut self.seen().denials);
+        self.users.history.borrow_mut().denials.extend(denials);
     }
 
-    pub(super) async fn connection(&mut self, address: SocketAddr) -> Option<ShardConnection> {
-        if let Some(known) = self.connections.get(&address).filter(|connection| !connection.is_closed()) {
-            return Some(known.clone());
-        }
-        let made = ShardConnection::connect(address, Duration::from_millis(CONNECT_MS)).await.ok()?;
-        self.connections.insert(address, made.clone());
-        Some(made)
+    /// Executes a statement in a transaction of its own, as an operation.
+    pub(super) async fn execute(&mut self, sql: &str, params: &[Value]) -> StatementOutcome {
+        self.execute_with(sql, params, Levels::default()).await
     }
 
-    /// A connection does not answer: the next request makes another.
-    pub(super) fn leave(&mut self, address: SocketAddr) {
-        self.connections.remove(&address);
+    /// As [`SimulatedClient::execute`], at these levels.
+    pub(super) async fn execute_with(&mut self, sql: &str, params: &[Value], levels: Levels) -> StatementOutcome {
+        self.begin();
+        let result = self.client.execute_with(sql, params, levels).await;
+        self.judge(result).await
     }
 
-    /// The replica that is assumed to lead a shard.
-    pub(super) fn leader_known(&mut self, shard: u32) -> u64 {
-        let replicas = self.users.replicas(shard);
-        *self.leaders.entry(shard).or_insert_with(|| after(below(replicas.len() as u64), &replicas))
-    }
-
-    /// The replica that is assumed to lead a shard, and a connection to it.
-    pub(super) async fn leader_of(&mut self, shard: u32) -> Option<(ShardReplica, SocketAddr, ShardConnection)> {
-        let replica = self.leader_known(shard);
-        self.refused = None;
-        let address = self.users.replicas(shard).get(&replica).copied();
-        let connection = match address {
-            Some(address) => self.connection(address).await.map(|connection| (address, connection)),
-            None => None,
+    /// The outcome that the client's answer says, and a pause after a failure. An error that no
+    /// fault explains is a violation.
+    pub(super) async fn judge<T>(&mut self, result: Result<T, ClientError>) -> StatementOutcome<T> {
+        self.note_denials();
+        let error = match result {
+            Ok(answer) => return StatementOutcome::Answered(answer),
+            Err(error) => error,
         };
-        if connection.is_none() {
-            self.try_after(shard, replica);
-        }
-        connection.map(|(address, connection)| ((shard, replica), address, connection))
-    }
-
-    /// Assumes that the next replica leads the shard.
-    fn try_after(&mut self, shard: u32, replica: u64) {
-        let next = after(replica, &self.users.replicas(shard));
-        self.leaders.insert(shard, next);
-    }
-
-    /// Asks a shard once.
-    pub(super) async fn ask(&mut self, shard: &mut u32, request: &ShardRequest, key: i64) -> Step {
-        let Some((replica, address, connection)) = self.leader_of(*shard).await else { return Step::Again };
-        let asked_ms = process::now_ms();
-        match connection.call_within(request, Duration::from_millis(ANSWER_MS)).await {
-            Ok(reply) => self.answered(replica, asked_ms, reply, shard, key).await,
-            Err(error) => self.unanswered(replica, address, &error),
-        }
-    }
-
-    /// Asks a shard once, for a reply now and another later.
-    pub(super) async fn ask_early(
-        &mut self,
-        shard: &mut u32,
-        request: &ShardRequest,
-        key: i64,
-    ) -> Step<(ShardReply, ReplyStream<ShardReply>)> {
-        let Some((replica, address, connection)) = self.leader_of(*shard).await else { return Step::Again };
-        let asked_ms = process::now_ms();
-        let bound = Duration::from_millis(ANSWER_MS);
-        let asked = async {
-            let mut replies = connection.stream(request).await?;
-            let first = replies.next().await.ok_or_else(|| RpcError::Lost("it has ended".into()))?;
-            Ok((first, replies))
+        let expected = {
+            let membership = self.users.membership.borrow();
+            match &error {
+                ClientError::Rerun(_) | ClientError::Unavailable(_) | ClientError::OutcomeUnknown(_) => true,
+                ClientError::Sql(error) => match error.code.as_ref() {
+                    SEVERAL_SHARDS => membership.balanced,
+                    UNDEFINED_TABLE => membership.restored,
+                    code => EXPECTED.contains(&code),
+                },
+                ClientError::WriteLost(_) | ClientError::Config(_) => false,
+            }
         };
-        let asked = evenkeel_host::timeout(bound, asked).await;
-        match asked.unwrap_or(Err(RpcError::TimedOut(ANSWER_MS))) {
-            Ok((first, rest)) => match self.answered(replica, asked_ms, first, shard, key).await {
-                Step::Answered(first) => Step::Answered((first, rest)),
-                Step::Again => Step::Again,
-                Step::Never => Step::Never,
-                Step::Perhaps => Step::Perhaps,
-            },
-            Err(error) => match self.unanswered::<ShardReply>(replica, address, &error) {
-                Step::Again => Step::Again,
-                _ => Step::Perhaps,
-            },
+        if !expected {
+            self.users.history.borrow_mut().wrong(format!("a statement failed: {error}"));
         }
+        let unknown = matches!(error, ClientError::OutcomeUnknown(_));
+        self.trouble = Some(error);
+        evenkeel_host::sleep(Duration::from_millis(AFTER_FAILURE_MS)).await;
+        if unknown { StatementOutcome::Unknown } else { StatementOutcome::Refused }
     }
 
-    pub(super) fn unanswered<T>(
-        &mut self,
-        (shard, replica): ShardReplica,
-        address: SocketAddr,
-        error: &RpcError,
-    ) -> Step<T> {
-        self.leave(address);
-        self.try_after(shard, replica);
-        if error.never_sent() { Step::Again } else { Step::Perhaps }
-    }
-
-    pub(super) async fn answered(
-        &mut self,
-        by: ShardReplica,
-        asked_ms: u64,
-        reply: ShardReply,
-        shard: &mut u32,
-        key: i64,
-    ) -> Step {
-        self.by = Some(by);
-        let ShardReply::Failed(failure) = reply else { return Step::Answered(reply) };
-        self.refused = Some(failure.clone());
-        self.failed(failure, by, asked_ms, shard, key).await
-    }
-
-    async fn failed(&mut self, failure: Failure, by: ShardReplica, asked_ms: u64, shard: &mut u32, key: i64) -> Step {
-        let pause = |ms: u64| evenkeel_host::sleep(Duration::from_millis(ms));
-        match failure {
-            // A leader whose clock is wrong does not know what was executed long ago (R14); another
-            // may lead soon.
-            Failure::Sql(error) if error.code == "08007" => {
-                pause(50).await;
-                Step::Perhaps
-            }
-            Failure::Sql(error) => {
-                if !["40001", "53100", "53300", "53400", "57014", "57P01", "57P03"].contains(&error.code.as_ref()) {
-                    self.users.history.borrow_mut().wrong(format!("a statement failed: {error}"));
-                }
-                pause(10).await;
-                Step::Never
-            }
-            Failure::NotLeader { leader } => {
-                self.denied(by, asked_ms);
-                match leader.filter(|leader| self.users.replicas(*shard).contains_key(leader)) {
-                    Some(leader) => _ = self.leaders.insert(*shard, leader),
-                    None => self.try_after(*shard, by.1),
-                }
-                pause(5 + below(20)).await;
-                Step::Again
-            }
-            Failure::Moved { to, .. } => {
-                pause(5 + below(20)).await;
-                *shard = to.map_or_else(|| self.route(key), |to| to.0);
-                Step::Again
-            }
-            Failure::Busy { retry_after_ms, .. } => {
-                pause(retry_after_ms.into()).await;
-                if once_in(4) {
-                    self.try_after(*shard, by.1);
-                }
-                Step::Again
-            }
-            Failure::TooStale { .. } => {
-                self.try_after(*shard, by.1);
-                pause(5 + below(20)).await;
-                Step::Again
-            }
-            Failure::Overloaded { retry_after_ms } => {
-                pause(retry_after_ms.into()).await;
-                Step::Again
-            }
-            Failure::SchemaChanged { .. } => Step::Again,
-            Failure::OutcomeUnknown { .. } => Step::Perhaps,
-        }
-    }
-
-    /// Records an operation.
+    /// Records an operation on a key that ends now, with the replica that answered it.
     pub(super) fn record(&self, key: i64, how: &'static str, sent_ms: u64, seen: Option<i64>) {
+        let by = self.seen().only();
+        self.record_by(by, key, how, sent_ms, seen);
+    }
+
+    /// As [`SimulatedClient::record`], with a named replica.
+    pub(super) fn record_by(
+        &self,
+        by: Option<ShardReplica>,
+        key: i64,
+        how: &'static str,
+        sent_ms: u64,
+        seen: Option<i64>,
+    ) {
         let answered_ms = process::now_ms();
         let adds = [ADDITION, TRANSFER].contains(&how);
-        self.users.history.borrow_mut().events.push(Event { key, adds, how, sent_ms, answered_ms, seen, by: self.by });
+        self.users.history.borrow_mut().events.push(Event { key, adds, how, sent_ms, answered_ms, seen, by });
     }
-
-    /// A replica that was asked at `asked_ms` says that it does not lead.
-    pub(super) fn denied(&self, by: ShardReplica, asked_ms: u64) {
-        let denial = Denial { by, asked_ms, answered_ms: process::now_ms() };
-        self.users.history.borrow_mut().denials.push(denial);
-    }
-
-    /// A statement with the strongest read and durability levels.
-    pub(super) fn request(id: TxnId, sql: &str, params: Vec<Value>) -> StatementRequest {
-        StatementRequest {
-            id,
-            sql: sql.into(),
-            params,
-            clip: None,
-            limit: None,
-            read: ReadLevel::Linearizable,
-            max_staleness_ms: None,
-            durability: Durability::Disk,
-        }
-    }
-
-    /// Runs a statement on `key`'s shard, under one id, until it is answered.
-    pub(super) async fn statement(&mut self, sql: &str, params: Vec<Value>, key: i64) -> StatementOutcome {
-        let id = self.id();
-        self.statement_under(id, sql, params, key).await
-    }
-
-    pub(super) async fn statement_under(
-        &mut self,
-        id: TxnId,
-        sql: &str,
-        params: Vec<Value>,
-        key: i64,
-    ) -> StatementOutcome {
-        let request = ShardRequest::Statement(SimulatedClient::request(id, sql, params));
-        let mut shard = self.route(key);
-        let deadline_ms = process::now_ms() + GIVE_UP_MS;
-        let mut perhaps = false;
-        while process::now_ms() < deadline_ms {
-            match self.ask(&mut shard, &request, key).await {
-                Step::Answered(ShardReply::Rows(reply)) => return StatementOutcome::Answered(reply),
-                Step::Answered(_) | Step::Perhaps => perhaps = true,
-                Step::Never if !perhaps => return StatementOutcome::Refused,
-                Step::Never | Step::Again => {}
-            }
-        }
-        if perhaps { StatementOutcome::Unknown } else { StatementOutcome::Refused }
-    }
-
-    /// The state of a shard's leader.
-    pub(super) async fn inspect_leader(&mut self, shard: u32) -> Inspection {
-        loop {
-            let members = self.users.membership.borrow().addresses(ShardId(shard));
-            for address in members.into_values() {
-                let Some(connection) = self.connection(address).await else { continue };
-                let asked = connection.call_within(&ShardRequest::Inspect, Duration::from_millis(ANSWER_MS)).await;
-                if let Ok(ShardReply::Inspect(inspection)) = asked
-                    && inspection.leads
-                {
-                    return *inspection;
-                }
-            }
-            evenkeel_host::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-/// The replica after this one, in a circle.
-fn after(replica: u64, all: &BTreeMap<u64, SocketAddr>) -> u64 {
-    all.range(replica + 1..).chain(all).next().map_or(1, |(next, _)| *next)
 }

@@ -41,13 +41,8 @@ const PAGE: usize = 2;
 
 /// Some placement driver.
 fn any(registry: &Registry) -> Option<Arc<ReplicaHandles>> {
-    let registry = registry.borrow();
+    let registry = registry.read();
     registry.values().nth(below(registry.len() as u64) as usize).cloned()
-}
-
-/// Whether its process still runs.
-fn runs(registry: &Registry, shared: &Arc<ReplicaHandles>) -> bool {
-    registry.borrow().values().any(|other| Arc::ptr_eq(other, shared))
 }
 
 async fn pause(most_ms: u64) {
@@ -142,16 +137,16 @@ impl User {
             pause(WAY_MS).await;
             let registry = &self.users.registry;
             let Some(shared) = any(registry) else { continue };
-            let leader = shared.leader().and_then(|leader| registry.borrow().get(&leader).cloned());
+            let leader = shared.leader().and_then(|leader| registry.read().get(&leader).cloned());
             let shared = leader.unwrap_or(shared);
             pause(WAY_MS).await;
-            if !runs(registry, &shared) {
+            if !registry.runs(&shared) {
                 continue;
             }
             let asked = coordination::write(&shared, request.clone());
             let answer = evenkeel_host::timeout(Duration::from_millis(ANSWER_MS), asked).await;
             pause(WAY_MS).await;
-            if once_in(LOST_IN) || !runs(registry, &shared) {
+            if once_in(LOST_IN) || !registry.runs(&shared) {
                 perhaps = true;
                 continue;
             }
@@ -180,12 +175,12 @@ impl User {
         let registry = &self.users.registry;
         let shared = any(registry)?;
         let leader = match consistency {
-            Consistency::Linearizable => shared.leader().and_then(|leader| registry.borrow().get(&leader).cloned()),
+            Consistency::Linearizable => shared.leader().and_then(|leader| registry.read().get(&leader).cloned()),
             Consistency::Sequential { .. } => None,
         };
         let shared = leader.unwrap_or(shared);
         pause(WAY_MS).await;
-        runs(registry, &shared).then_some(shared)
+        registry.runs(&shared).then_some(shared)
     }
 
     async fn get(&mut self, key: &'static str, consistency: Consistency) {
@@ -270,7 +265,7 @@ pub(super) async fn watch(users: Users, prefix: &'static str) {
 
 /// Whether all watches have reported every change.
 pub(super) fn watched_all(users: &Users) -> bool {
-    let registry = users.registry.borrow();
+    let registry = users.registry.read();
     let Some(shared) = registry.values().max_by_key(|shared| shared.applied().index) else { return false };
     let applied = shared.applied();
     users.history.borrow().coordination.watches.iter().all(|watch| has_told_all(watch, &applied.state.kv))
@@ -278,7 +273,7 @@ pub(super) fn watched_all(users: &Users) -> bool {
 
 async fn listen(users: &Users, number: usize, shared: &Arc<ReplicaHandles>, mut watcher: Watcher) {
     let until_ms = process::now_ms() + below(LISTEN_MS);
-    while process::now_ms() < until_ms && runs(&users.registry, shared) {
+    while process::now_ms() < until_ms && users.registry.runs(shared) {
         let Ok(told) = evenkeel_host::timeout(Duration::from_millis(1 + LISTEN_MS / 4), watcher.next()).await else {
             continue;
         };

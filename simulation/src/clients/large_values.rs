@@ -41,18 +41,18 @@ fn statement_of(text: &str) -> Result<u64, String> {
 pub(super) async fn fill(client: &mut SimulatedClient, number: u64) {
     let mine: Vec<i64> = COUNTERS.filter(|key| *key as u64 % CLIENTS + 1 == number).collect();
     let Some(key) = mine.get(below(mine.len() as u64) as usize).copied() else { return };
-    let id = client.id();
+    let statement = client.next_statement();
     let bytes = SIZES[below(SIZES.len() as u64) as usize];
     let history = client.users.history.clone();
-    match client.statement_under(id, FILL, vec![key.into(), value(id.sequence, bytes).into()], key).await {
+    match client.execute(FILL, &[key.into(), value(statement, bytes).into()]).await {
         // The row was not there yet.
-        StatementOutcome::Answered(reply) if reply.affected == 0 => {}
+        StatementOutcome::Answered(answer) if answer.affected == 0 => {}
         StatementOutcome::Answered(_) => {
             let mut history = history.borrow_mut();
             history.count("large values written");
-            history.filled.entry(key).or_default().answered = id.sequence;
+            history.filled.entry(key).or_default().answered = statement;
         }
-        StatementOutcome::Unknown => history.borrow_mut().filled.entry(key).or_default().unknown.push(id.sequence),
+        StatementOutcome::Unknown => history.borrow_mut().filled.entry(key).or_default().unknown.push(statement),
         StatementOutcome::Refused => {}
     }
 }
@@ -62,8 +62,8 @@ pub(super) async fn last_look(users: &Users, client: &mut SimulatedClient) {
     let filled: BTreeMap<i64, Filled> = users.history.borrow().filled.clone();
     for (key, filled) in filled.into_iter().filter(|(_, filled)| filled.answered > 0) {
         loop {
-            if let StatementOutcome::Answered(reply) = client.statement(LOOK, vec![key.into()], key).await {
-                if let Err(why) = judge(&reply.rows, &filled) {
+            if let StatementOutcome::Answered(answer) = client.execute(LOOK, &[key.into()]).await {
+                if let Err(why) = judge(&answer.rows, &filled) {
                     users.history.borrow_mut().wrong(format!("counter {key}: {why}"));
                 }
                 break;

@@ -1,20 +1,21 @@
-//! Clients: their operations, their retries, and the history of what they saw.
+//! Clients: their operations, and the history of what they saw.
 //!
-//! Each client sends a statement under one id until it has an answer, follows redirections, and
-//! gives up after a while: then the outcome is unknown. An operation that certainly had no effect
-//! is not part of the history.
+//! All reads and writes of rows go through the product's client ([`evenkeel_client`]): its routing
+//! table, its search for leaders, its retries, and its judgement of outcomes. An operation that it
+//! says had no effect is not part of the history; an operation whose outcome it does not know may
+//! have had one. So a mistake of the client is a violation.
 //!
 //! | module | contents |
 //! |---|---|
 //! | `run` | the work of all clients, from setting up to the last look |
-//! | `users`, `client` | shared handles; one client, with its routing and retries |
+//! | `users`, `client` | shared handles; one client of the product, and the outcomes of its statements |
+//! | `placement_api` | the placement driver, as these clients reach it |
+//! | `replies` | what replicas have replied to one client |
 //! | `table` | keys and statements |
 //! | `counters` | operations on counters and accounts |
 //! | `sessions`, `early_commit` | writes that are answered before their COMMIT |
 //! | `large_values`, `load_spike` | large values; more clients than the shards can serve |
 //! | `coordination_users` | users of the coordination store |
-//!
-//! Not done: these clients do not run the code of the `client` crate.
 
 mod client;
 mod coordination_users;
@@ -22,6 +23,8 @@ mod counters;
 mod early_commit;
 pub mod large_values;
 pub mod load_spike;
+mod placement_api;
+mod replies;
 mod run;
 mod sessions;
 pub mod table;

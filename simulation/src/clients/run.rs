@@ -1,7 +1,7 @@
 //! The work of all clients, from setting up to the last look at every key.
 
 use super::client::{SimulatedClient, StatementOutcome};
-use super::table::{ACCOUNTS, CLIENTS, COUNTERS, PUT, READ, SPIKE_KEYS, TALLY, wanted};
+use super::table::{ACCOUNTS, CLIENTS, COUNTERS, CREATE, NAME, PUT, READ, SPIKE_KEYS, TALLY, wanted};
 use super::users::Users;
 use super::{coordination_users, counters, large_values, load_spike, sessions};
 use crate::history::SharedHistory;
@@ -11,8 +11,10 @@ use crate::membership_model::SharedMembership;
 use crate::operators;
 use crate::process::{below, once_in};
 use crate::registry::Registry;
+use crate::shard_calls::ShardCalls;
 use evenkeel_placement_driver::replica::ReplicaHandles;
 use evenkeel_protocol::ShardId;
+use evenkeel_protocol::shard::Inspection;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,30 +27,38 @@ const KV_USERS: u64 = 2;
 const WATCHERS: u64 = 2;
 /// Between two reads of a watcher, in milliseconds, at most.
 const WATCH_MS: u64 = 12;
+/// After this time a failed creation of the table is repeated, in milliseconds.
+const CREATE_AGAIN_MS: u64 = 50;
+/// After this time a leader is searched again, in milliseconds.
+const INSPECT_AGAIN_MS: u64 = 20;
 /// Between two operations of a client, in milliseconds, at most.
 const THINK_MS: u64 = 40;
 
 /// Everything that runs on the clients' machine.
 pub async fn run(registry: Registry, history: SharedHistory, membership: SharedMembership, shards: u32) -> String {
-    let schema = match operators::set_up(&registry, shards).await {
-        Ok(schema) => schema,
-        Err(reason) => return reason,
-    };
-    let users = Users { registry, history, membership, shards, schema };
-    let mut first = SimulatedClient::new(users.clone(), 0);
+    operators::add_shards(&registry, shards).await;
+    let users = Users { registry, history, membership, shards, calls: ShardCalls::default() };
+    let mut first = SimulatedClient::connect(users.clone(), 1).await;
+    // A creation whose answer is lost has happened or not.
+    while first.client.routes().table(NAME).is_none() {
+        if let Err(error) = first.client.execute(CREATE, &[]).await {
+            users.history.borrow_mut().waiting_for = format!("(the table: {error})");
+            evenkeel_host::sleep(Duration::from_millis(CREATE_AGAIN_MS)).await;
+        }
+    }
     for account in ACCOUNTS {
-        while !matches!(first.statement(PUT, vec![account.into()], account).await, StatementOutcome::Answered(_)) {}
+        while !matches!(first.execute(PUT, &[account.into()]).await, StatementOutcome::Answered(_)) {}
     }
     users.history.borrow_mut().set_up = true;
     let mut working = tokio::task::JoinSet::new();
     for number in 1..=CLIENTS {
         working.spawn_local(work(users.clone(), number));
     }
-    for number in 1..=WATCHERS {
-        working.spawn_local(watch(users.clone(), CLIENTS + number));
+    for _ in 0..WATCHERS {
+        working.spawn_local(watch(users.clone()));
     }
-    for number in 1..=SESSIONS {
-        working.spawn_local(sessions::run(users.clone(), CLIENTS + WATCHERS + number));
+    for _ in 0..SESSIONS {
+        working.spawn_local(sessions::run(users.clone()));
     }
     // A restored placement driver loses later writes to the coordination store, so there is nothing
     // to check.
@@ -73,7 +83,7 @@ pub async fn run(registry: Registry, history: SharedHistory, membership: SharedM
 
 /// A client's work: random operations under faults; afterwards one write of each of its counters.
 async fn work(users: Users, number: u64) {
-    let mut client = SimulatedClient::new(users.clone(), number);
+    let mut client = SimulatedClient::connect(users.clone(), 1 + below(2) as usize).await;
     while users.history.borrow().healed_ms.is_none() {
         if users.membership.borrow().large && once_in(3) {
             large_values::fill(&mut client, number).await;
@@ -91,8 +101,8 @@ async fn work(users: Users, number: u64) {
 }
 
 /// Reads under faults.
-async fn watch(users: Users, number: u64) {
-    let mut client = SimulatedClient::new(users.clone(), number);
+async fn watch(users: Users) {
+    let mut client = SimulatedClient::connect(users.clone(), 1 + below(2) as usize).await;
     while users.history.borrow().healed_ms.is_none() {
         let key = wanted();
         match below(8) {
@@ -121,20 +131,18 @@ async fn last_look(users: &Users, mut client: SimulatedClient) {
     let mut last = Last::new();
     for key in COUNTERS.chain(ACCOUNTS).chain([TALLY]).chain(SPIKE_KEYS) {
         loop {
-            if let StatementOutcome::Answered(reply) = client.statement(READ, vec![key.into()], key).await {
-                last.insert(key, reply.rows.int(0, 0).unwrap_or(0));
+            if let StatementOutcome::Answered(answer) = client.execute(READ, &[key.into()]).await {
+                last.insert(key, answer.rows.int(0, 0).unwrap_or(0));
                 break;
             }
-            let shard = client.route(key);
-            let trouble = format!("(a read of {key} on shard {shard}: {})", client.trouble());
+            let trouble = format!("(a read of {key}: {})", client.trouble());
             users.history.borrow_mut().waiting_for = trouble;
         }
     }
     large_values::last_look(users, &mut client).await;
     let mut owners = Vec::new();
     for shard in 1..=users.shards {
-        users.history.borrow_mut().waiting_for = format!("(shard {shard}'s leader)");
-        let inspection = client.inspect_leader(shard).await;
+        let inspection = inspect_leader(users, ShardId(shard)).await;
         owners.extend(inspection.ranges.into_iter().filter(|r| r.4).map(|r| (ShardId(shard), r.3)));
     }
     let mut history = users.history.borrow_mut();
@@ -142,11 +150,23 @@ async fn last_look(users: &Users, mut client: SimulatedClient) {
     history.last = Some(last);
 }
 
+/// The state of a shard's leader.
+async fn inspect_leader(users: &Users, shard: ShardId) -> Inspection {
+    loop {
+        let replicas = users.membership.borrow().addresses(shard);
+        match users.calls.inspect(replicas).await {
+            Ok(inspection) => return inspection,
+            Err(why) => users.history.borrow_mut().waiting_for = format!("(shard {shard}'s leader: {why})"),
+        }
+        evenkeel_host::sleep(Duration::from_millis(INSPECT_AGAIN_MS)).await;
+    }
+}
+
 /// Waits until every operator, drain and change of members has ended, and every watch has delivered
 /// all changes.
 async fn until_finished(users: &Users) {
     let running = |users: &Users| {
-        let (registry, membership) = (users.registry.borrow(), users.membership.borrow());
+        let (registry, membership) = (users.registry.read(), users.membership.borrow());
         let of = |shared: &Arc<ReplicaHandles>| {
             operators::unfinished(shared, &membership).map(|what| format!("{}: {what}", shared.config.replica))
         };

@@ -16,6 +16,8 @@ pub(crate) const CLIENTS: u64 = 6;
 /// The table.
 pub const CREATE: &str = "CREATE TABLE counters (id bigint PRIMARY KEY, v bigint, kept text)";
 pub(super) const PUT: &str = "INSERT INTO counters (id, v) VALUES ($1, 0) ON CONFLICT (id) DO NOTHING";
+/// Its name.
+pub const NAME: &str = "counters";
 pub(super) const READ: &str = "SELECT v FROM counters WHERE id = $1";
 pub(super) const ADD: &str = "INSERT INTO counters AS c (id, v, kept) VALUES ($1, 1, 'made') ON CONFLICT (id) DO UPDATE SET v = c.v + 1 RETURNING c.v";
 pub(super) const UPDATE: &str = "UPDATE counters SET v = v + $2 WHERE id = $1 RETURNING v";

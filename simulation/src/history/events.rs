@@ -47,9 +47,6 @@ pub struct Loss {
     pub told_ms: u64,
     /// The replica that said so.
     pub told_by: ShardReplica,
-    /// Whether the replica that answered it said that its leadership ended before the write was
-    /// decided.
-    pub deposed: bool,
 }
 
 /// A replica has said that it does not lead.

@@ -45,8 +45,6 @@ pub struct RunHistory {
     pub coordination: CoordinationHistory,
     /// The statements whose large values may be in a row, by key.
     pub filled: BTreeMap<i64, Filled>,
-    /// Clients that have come in load spikes so far.
-    pub spike_clients: u64,
     /// The overload when all was well, if there was one.
     pub overload: Option<Overload>,
     /// The first violation that a client saw itself.

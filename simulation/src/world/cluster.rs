@@ -99,7 +99,7 @@ impl Cluster {
                 let (registry, membership) = (self.registry.clone(), self.membership.clone());
                 let front = move |shared, _| {
                     if !membership.borrow().has_left(part) {
-                        registry.borrow_mut().insert(replica, shared);
+                        registry.write().insert(replica, shared);
                     }
                     std::future::pending()
                 };
@@ -128,7 +128,7 @@ impl Cluster {
         // Before the process goes: its own ends of connections must not close in an orderly way.
         self.hardware.net.dies(number, power && process::once_in(2));
         if let Part::PlacementDriver(replica) = part {
-            self.registry.borrow_mut().remove(&replica);
+            self.registry.write().remove(&replica);
         }
         if let Some(machine) = self.machines.get_mut(&number) {
             machine.die();

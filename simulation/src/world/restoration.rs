@@ -110,7 +110,7 @@ impl Restoration {
         }
         let all_shards = |state: &evenkeel_placement_driver::state::PlacementState| state.shards.len() == self.shards;
         let early = self.early && {
-            let registry = registry.borrow();
+            let registry = registry.read();
             registry.len() >= 2 && registry.values().filter(|shared| all_shards(&shared.applied().state)).count() >= 2
         };
         if self.copy.is_none() && (early || self.copy_ms.is_some_and(|at| at <= now_ms)) {

@@ -86,6 +86,9 @@ impl World {
         if self.options.faults && process::once_in(SLOW_RUNS) {
             self.slow_disks();
         }
+        if self.options.faults {
+            self.cluster.hardware.net.lose_answers_to(Some(CLIENTS));
+        }
         let hurt_until_ms = process::now_ms() + self.options.hurt_ms;
         while process::now_ms() < hurt_until_ms && self.cluster.wrong.is_empty() {
             if self.options.faults {
@@ -96,6 +99,7 @@ impl World {
         if self.restoration.is_pending() {
             self.restore();
         }
+        self.cluster.hardware.net.lose_answers_to(None);
         for fault in injector.end_all() {
             fault_effects::end(&mut self.cluster, fault);
         }
@@ -208,7 +212,7 @@ impl World {
 
     /// Checks the comparisons of replicas that leaders report.
     fn look_at_scrubs(&mut self) {
-        for shared in self.cluster.registry.borrow().values() {
+        for shared in self.cluster.registry.read().values() {
             let leading = shared.leading();
             let views = leading.iter().flat_map(|leading| leading.balancer.load.shards.values());
             self.cluster.wrong.extend(views.filter_map(|view| self.scrubbed.look(&view.report)));

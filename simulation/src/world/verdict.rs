@@ -10,7 +10,7 @@ use evenkeel_placement_driver::state::PlacementState;
 /// Judges a run and completes its report.
 pub(super) fn judge(cluster: &Cluster, shards: u32, scrubbed: &Scrubbed, report: &mut RunReport) {
     let history = cluster.history.borrow();
-    let applied = cluster.registry.borrow().values().map(|shared| shared.applied().clone()).max_by_key(|a| a.index);
+    let applied = cluster.registry.read().values().map(|shared| shared.applied().clone()).max_by_key(|a| a.index);
     let state = applied.as_ref().map(|applied| &applied.state);
     report.wrong.extend(violations(cluster, &history, state));
     if let Some(state) = state {
