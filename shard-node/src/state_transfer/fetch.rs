@@ -32,6 +32,9 @@ struct Fetch {
     requests: mpsc::Sender<ApplierRequest>,
     limit: Arc<Limit>,
     parts: Mutex<VecDeque<(TableId, KeyInterval)>>,
+    /// The position of the state that came without its rows. A peer that has not reached it, such
+    /// as one that has lost its disk and is not a member yet, may never do so.
+    from: u64,
     room: Arc<Semaphore>,
     /// The last position that each peer is known to have reached, whichever worker asked it.
     reached: Mutex<BTreeMap<SocketAddr, u64>>,
@@ -67,8 +70,8 @@ pub async fn fetch(
     }
     let parts = missing.parts(bounds.iter().map(|(table, key)| (*table, key)));
     let room = Arc::new(Semaphore::new(MAX_PIECES));
-    let fetch =
-        Fetch { config, shared, requests, limit, parts: Mutex::new(parts.into()), room, reached: Mutex::default() };
+    let (parts, from) = (Mutex::new(parts.into()), shared.progress.applied());
+    let fetch = Fetch { config, shared, requests, limit, parts, from, room, reached: Mutex::default() };
     futures::future::join_all((0..WORKERS).map(|worker| fetch.work(worker))).await;
     std::future::pending().await
 }
@@ -184,7 +187,7 @@ impl Fetch {
 
     /// Followers take turns; the leader gives rows only if there is no follower that could.
     async fn find(&self, tries: usize) -> Result<Peer, TransferError> {
-        let found = peers_at(&self.config, &self.shared.log, 0).await;
+        let found = peers_at(&self.config, &self.shared.log, self.from).await;
         // The last one is the leader, or one of the others if the leader is silent.
         let from: &[SocketAddr] =
             if found.len() > 1 && tries < 2 * WORKERS { &found[..found.len() - 1] } else { &found };
