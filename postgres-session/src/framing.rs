@@ -23,7 +23,7 @@ impl Input {
         let length = usize::try_from(i32::from_be_bytes(length)).ok().filter(|length| *length >= 4);
         let length = length.ok_or(SessionError::Malformed("a message's length is wrong"))? + 1;
         if length > MAX_MESSAGE_BYTES {
-            return Err(SessionError::TooLong { bytes: length });
+            return Err(SessionError::TooLong { bytes: length, limit: MAX_MESSAGE_BYTES });
         }
         if self.0.len() < length {
             self.0.reserve(length - self.0.len());

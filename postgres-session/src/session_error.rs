@@ -19,10 +19,12 @@ pub enum SessionError {
     #[error("PostgreSQL sent something that is not understood: {0}")]
     Malformed(&'static str),
     /// The server sent a message that is too long to be taken.
-    #[error("PostgreSQL sent a message of {bytes} bytes; at most {} are possible", crate::framing::MAX_MESSAGE_BYTES)]
+    #[error("PostgreSQL sent a message of {bytes} bytes; at most {limit} are possible")]
     TooLong {
         /// Its length in bytes.
         bytes: usize,
+        /// The longest possible, in bytes.
+        limit: usize,
     },
 }
 
