@@ -149,7 +149,7 @@ fn user_code(functions: &[String]) -> String {
     if functions.is_empty() {
         return "SELECT false".into();
     }
-    let names = functions.iter().map(|name| literal(name.rsplit('.').next().unwrap_or(name)));
+    let names = functions.iter().map(|name| literal(name));
     let names = names.collect::<Vec<_>>().join(", ");
-    format!("SELECT EXISTS (SELECT 1 FROM pg_proc WHERE oid >= 16384 AND lower(proname) IN ({names}))")
+    format!("SELECT EXISTS (SELECT 1 FROM pg_proc WHERE oid >= 16384 AND proname IN ({names}))")
 }

@@ -1,14 +1,14 @@
 //! From the parser's tree to the kind of each statement. Pure.
 
+use super::calls::{Calls, calls, scan};
 use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
 use super::mask::masked;
-use super::set_config;
 use super::settings::{constant, modes, setting};
 use super::statement::{CopyFormat, CopyKind, Kind, Rows, SchemaStatement, Statement, TransactionCommand};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
+use pg_query::NodeEnum;
 use pg_query::protobuf::{self, Node, RangeVar, TransactionStmtKind};
-use pg_query::{NodeEnum, NodeRef};
 use std::sync::Arc;
 
 /// The statements of a text. `Err` is the parser's own complaint, without a position.
@@ -30,10 +30,13 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
     };
     let blank = own.len() - own.trim_start().len();
     let characters_before = (before.chars().count() + own[..blank].chars().count()) as u32;
-    let (functions, sequences) = calls(node);
-    let configured = set_config::calls(node);
     let own: Arc<str> = own.trim().trim_end_matches(';').into();
+    let Some(tokens) = scan(&own) else {
+        return Err(SqlError::new(codes::INTERNAL, "a statement that parses cannot be scanned"));
+    };
+    let Calls { functions, sequences, configured, escaped } = calls(&own, &tokens);
     let kind = match (session_lock(&functions), &configured) {
+        _ if escaped => refused("a function's name with Unicode escapes", "write the name as it is"),
         (Some(name), _) => refused(
             format!("{name}, a lock that outlives its transaction,"),
             "use pg_advisory_xact_lock or pg_try_advisory_xact_lock",
@@ -42,7 +45,7 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
         _ => kind(node, &functions)?,
     };
     let plain = matches!(&kind, Kind::Rows(rows) if rows.inner.is_none() && rows.named.is_empty());
-    let masked = if plain && sequences.is_empty() { masked(&own).map(Into::into) } else { None };
+    let masked = if plain && sequences.is_empty() { masked(&own, &tokens).map(Into::into) } else { None };
     Ok(Some(Statement {
         masked: masked.unwrap_or_else(|| own.clone()),
         text: own,
@@ -54,36 +57,16 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
     }))
 }
 
-/// The functions that are called by name, and the constant names given to sequence functions.
-fn calls(node: &NodeEnum) -> (Vec<String>, Vec<String>) {
-    let (mut functions, mut sequences) = (Vec::new(), Vec::new());
-    for (node, ..) in node.nodes() {
-        let NodeRef::FuncCall(call) = node else { continue };
-        let parts: Vec<String> = call.funcname.iter().filter_map(constant).collect();
-        let name = parts.join(".").to_ascii_lowercase();
-        if let ("nextval" | "currval" | "setval", Some(first)) =
-            (parts.last().map_or("", String::as_str), call.args.first().and_then(constant))
-        {
-            sequences.push(first);
-        }
-        functions.push(name);
-    }
-    functions.sort_unstable();
-    functions.dedup();
-    (functions, sequences)
-}
-
 /// The first function that takes or gives back a session's advisory lock. Sessions are shared.
 fn session_lock(functions: &[String]) -> Option<&str> {
-    let own = functions.iter().map(|name| name.strip_prefix("pg_catalog.").unwrap_or(name));
-    own.into_iter().find(|name| {
+    functions.iter().map(String::as_str).find(|name| {
         let kind = name.strip_prefix("pg_try_advisory_").or_else(|| name.strip_prefix("pg_advisory_"));
         kind.is_some_and(|kind| kind.starts_with("lock") || kind.starts_with("unlock"))
     })
 }
 
 fn kind(node: &NodeEnum, functions: &[String]) -> Result<Kind, SqlError> {
-    let sets_sequences = functions.iter().any(|name| name.ends_with("setval"));
+    let sets_sequences = functions.iter().any(|name| name == "setval");
     let rows = Rows { sets_sequences, ..Rows::default() };
     Ok(match node {
         NodeEnum::SelectStmt(select) if select.into_clause.is_some() => select_into(select)?,

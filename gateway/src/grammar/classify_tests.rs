@@ -31,7 +31,7 @@ fn a_text_is_cut_into_statements_with_their_places() {
 #[test]
 fn functions_and_sequences_are_found() {
     let statement = one("SELECT now(), app.total(1), nextval('a.s'::regclass), setval('t', 5)");
-    assert_eq!(statement.functions, ["app.total", "nextval", "now", "setval"]);
+    assert_eq!(statement.functions, ["nextval", "now", "setval", "total"]);
     assert_eq!(statement.sequences, ["a.s", "t"]);
     assert!(rows("SELECT setval('t', 5)").sets_sequences && !rows("SELECT nextval('t')").sets_sequences);
 }
@@ -117,4 +117,29 @@ fn what_would_stay_in_a_shared_session_is_kept_here_or_refused() {
     let expected = [("search_path", "", false), ("work_mem", "1MB", true)];
     assert_eq!(set.configured, expected.map(|(name, value, local)| (name.to_string(), value.to_string(), local)));
     assert!(matches!(one("SELECT set_config(n, v, false) FROM t").kind, Kind::Refused { .. }));
+}
+
+#[test]
+fn calls_are_seen_wherever_they_stand() {
+    let call = "set_config('search_path', 'a', false)";
+    let mut missed = Vec::new();
+    for text in [
+        format!("EXPLAIN ANALYZE SELECT {call}"),
+        format!("COPY (SELECT {call}) TO STDOUT"),
+        format!("DECLARE c CURSOR FOR SELECT {call}"),
+        format!("WITH a AS (SELECT {call}) SELECT * FROM a"),
+        format!("SELECT 1 FROM t ORDER BY (SELECT {call}) LIMIT length({call})"),
+        format!("INSERT INTO t SELECT {call} ON CONFLICT DO UPDATE SET a = {call} RETURNING {call}"),
+        format!("UPDATE t SET a = {call} FROM u WHERE {call} IS NOT NULL"),
+        format!("SELECT * FROM {call} a JOIN t ON a = {call}, LATERAL (VALUES ({call})) v"),
+        format!("MERGE INTO t USING u ON t.a = {call} WHEN MATCHED THEN UPDATE SET a = {call}"),
+        format!("SELECT count(*) FILTER (WHERE {call} = '') OVER (PARTITION BY {call}) FROM t"),
+    ] {
+        let statement = one(&text);
+        let found = (statement.configured.len(), statement.functions.iter().any(|name| name == "set_config"));
+        if found != (text.matches("set_config").count(), true) {
+            missed.push((text, found));
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
 }

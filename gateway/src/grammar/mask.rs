@@ -10,18 +10,18 @@ use pg_query::protobuf::{KeywordKind, ScanToken, Token};
 /// Longer texts are not masked, in bytes: they are bulk loads, which do not repeat.
 const MAX_BYTES: usize = 16 << 10;
 
-/// The masked text; `None` if the text is not worth it or cannot be scanned.
-pub fn masked(text: &str) -> Option<String> {
+/// The masked text; `None` if the text is not worth it. The tokens are the text's, without its
+/// comments.
+pub(super) fn masked(text: &str, tokens: &[ScanToken]) -> Option<String> {
     if text.len() > MAX_BYTES {
         return None;
     }
-    let tokens = pg_query::scan_tokens(text).ok()?;
     let mut out = String::with_capacity(text.len());
     let mut taken = 0;
     // For each open parenthesis whether constants within it may be masked.
     let mut open: Vec<bool> = Vec::new();
     let mut before: Option<&ScanToken> = None;
-    for token in &tokens {
+    for token in tokens {
         let (start, end) = (usize::try_from(token.start).ok()?, usize::try_from(token.end).ok()?);
         let outer = open.last().copied().unwrap_or(true);
         match Token::try_from(token.token).ok()? {
@@ -61,7 +61,7 @@ fn opens_a_list(before: Option<&ScanToken>) -> bool {
     match Token::try_from(before.token) {
         Ok(Token::Values | Token::InP | Token::And | Token::Or | Token::Not | Token::Where | Token::On) => true,
         Ok(Token::Select | Token::When | Token::Then | Token::Else | Token::Set | Token::By | Token::Having) => true,
-        Ok(Token::Ident) => false,
+        Ok(Token::Ident | Token::Uident) => false,
         _ => KeywordKind::try_from(before.keyword_kind) == Ok(KeywordKind::NoKeyword),
     }
 }
@@ -69,10 +69,11 @@ fn opens_a_list(before: Option<&ScanToken>) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::calls::scan;
     use super::*;
 
     fn same(one: &str, other: &str) -> bool {
-        masked(one).unwrap() == masked(other).unwrap()
+        masked(one, &scan(one).unwrap()).unwrap() == masked(other, &scan(other).unwrap()).unwrap()
     }
 
     #[test]
@@ -94,7 +95,9 @@ mod tests {
             ("SELECT x::numeric(5, 1)", "SELECT x::numeric(5, 2)"),
             ("SELECT CAST(x AS \"char\"(1))", "SELECT CAST(x AS \"char\"(2))"),
             ("SELECT f(1)", "SELECT f(2)"),
+            ("SELECT f /* ( */ (1)", "SELECT f /* ( */ (2)"),
             ("SELECT f(a, (1))", "SELECT f(a, (2))"),
+            ("SELECT U&\"f\"(1)", "SELECT U&\"f\"(2)"),
             ("SELECT f(ARRAY['a'])", "SELECT f(ARRAY['b'])"),
             ("SELECT nextval('a')", "SELECT nextval('b')"),
             ("SELECT coalesce(1, x)", "SELECT coalesce(2, x)"),

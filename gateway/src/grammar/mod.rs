@@ -8,17 +8,17 @@
 //! | module | content |
 //! |---|---|
 //! | `statement` | the kinds of statements (values) |
+//! | `calls` | the functions that a statement calls (pure) |
 //! | `classify` | from the parser's tree to a kind (pure) |
-//! | `set_config` | calls of `set_config` (pure) |
 //! | `settings` | SET, RESET and transaction modes (pure) |
 //! | `deparse` | parts of a parsed statement as text (pure) |
 //! | `mask` | a text without its constants (pure) |
 //! | `parser` | the threads on which the parser runs, and its limits |
 
+mod calls;
 pub mod classify;
 mod deparse;
-pub mod mask;
+mod mask;
 pub mod parser;
-mod set_config;
 pub mod settings;
 pub mod statement;

@@ -13,7 +13,8 @@ pub struct Statement {
     pub characters_before: u32,
     /// What it is.
     pub kind: Kind,
-    /// The functions that it calls by name, as written (`now`, `app.total`), in lower case.
+    /// The functions that it calls, without schemas. A name that is no function's may be among
+    /// them.
     pub functions: Vec<String>,
     /// The names given to `nextval` and its kin as constants.
     pub sequences: Vec<String>,

@@ -407,7 +407,7 @@ impl Block {
 /// Whether a statement may leave something in its session, such as a setting or a lock.
 fn leaves_something(plan: &Plan) -> bool {
     let code = plan.shape.analysis.calls_user_code || plan.rows().is_some_and(|rows| rows.runs_code);
-    code || plan.statement.functions.iter().any(|name| name.ends_with("set_config") || name.contains("advisory"))
+    code || plan.statement.functions.iter().any(|name| name == "set_config" || name.contains("advisory"))
 }
 
 /// The first rows of a portal, and how it ends with them.

@@ -797,7 +797,7 @@ impl Session {
             Vec::new()
         } else {
             let each = types.iter().map(|of| format!("{}::regtype::oid", literal(of))).collect::<Vec<_>>().join(", ");
-            let row = self.ask_front(&format!("SELECT {each}")).await?;
+            let row = self.ask_front(&format!("SELECT {each}"), false).await?;
             row.into_iter().map(|oid| oid.and_then(|oid| oid.parse().ok()).unwrap_or(0)).collect()
         };
         let prepared = self.prepare(text, oids).await?;
@@ -821,16 +821,19 @@ impl Session {
         if !parameters.is_empty() {
             let casts = parameters.iter().zip(types);
             let each = casts.map(|(parameter, oid)| format!("CAST(({parameter}) AS {})", type_name(*oid)));
-            let row = self.ask_front(&format!("SELECT {}", each.collect::<Vec<_>>().join(", "))).await?;
+            let calls = parameters.iter().any(|parameter| parameter.contains('('));
+            let row = self.ask_front(&format!("SELECT {}", each.collect::<Vec<_>>().join(", ")), calls).await?;
             values.parameters = row.into_iter().map(|value| value.map(Into::into)).collect();
         }
         let mut portal = Portal { prepared, values, progress: Progress::New };
         self.rows(&statement, &mut portal, 0, describe).await
     }
 
-    /// The one row of a query of the gateway's own PostgreSQL.
-    async fn ask_front(&mut self, sql: &str) -> Result<Vec<Option<String>>, Trouble> {
+    /// The one row of a query of the gateway's own PostgreSQL. `calls`: whether it calls functions,
+    /// which may leave something in the session.
+    async fn ask_front(&mut self, sql: &str, calls: bool) -> Result<Vec<Option<String>>, Trouble> {
         let mut session = self.context.front.session(&self.settings.current()).await?;
+        session.spent = calls;
         let rows = session.session.query_text(sql).await.map_err(crate::front::sessions::sql_error);
         self.context.front.sessions().put_back(session);
         Ok(rows?.into_iter().next().unwrap_or_default())
