@@ -1,9 +1,9 @@
 //! The functions that a statement calls, found in its tokens. Pure.
 //!
-//! What is called must be known completely: a user's function may touch tables that the statement
-//! does not name, and `set_config` changes a session that others share. A call is a name before a
-//! parenthesis, wherever it stands. A walk over the parser's tree would have to know every kind of
-//! node, and the library's own walk leaves out window functions, RETURNING and more.
+//! The called functions must be known completely: a user's function may touch tables that the
+//! statement does not name, and `set_config` changes a session that others share. A call is a name
+//! before a parenthesis, wherever it stands. A walk over the parser's tree would have to know every
+//! kind of node, and the library's own walk leaves out window functions, RETURNING and more.
 
 use pg_query::protobuf::{KeywordKind, ScanToken, Token};
 
@@ -29,7 +29,7 @@ pub(super) fn scan(text: &str) -> Option<Vec<ScanToken>> {
     Some(tokens)
 }
 
-/// What is called in a text with these tokens.
+/// The calls in a text with these tokens.
 pub(super) fn calls(text: &str, tokens: &[ScanToken]) -> Calls {
     let mut found = Calls { configured: Some(Vec::new()), ..Calls::default() };
     for at in 1..tokens.len() {
