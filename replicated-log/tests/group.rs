@@ -369,6 +369,12 @@ async fn another_group_is_not_heard() {
     propose_all(&group, 0, 10).await;
     let stranger = ReplicaId(3);
     group.stop(stranger).await;
+    // The member's own session has ended for both: another one would be the stranger's.
+    for id in [ReplicaId(1), ReplicaId(2)] {
+        while group.nodes[&id].status().peers[&stranger].connected {
+            evenkeel_host::sleep(Duration::from_millis(5)).await;
+        }
+    }
     let mut config = group.config(stranger);
     config.group = 8;
     let old_folder = start(config.clone());
