@@ -8,7 +8,7 @@
 use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::exchange::attempt;
-use crate::payload::Payload;
+use crate::payload::{Payload, repeated};
 use crate::reply::ReplicaReply;
 use crate::retry::{AttemptFailure, Attempts, RetryStep, STILL_POSSIBLE, too_stale};
 use crate::routing::{self, Across, NoTarget, Piece, RedirectHint, Target};
@@ -105,7 +105,10 @@ pub(crate) async fn ask_shard(
         return ask_any_replica(core, shard, request, *prefer, attempts).await;
     }
     let mut order = Order::new(core.leaders.get(shard));
+    let at_disk = repeated(payload);
+    let at_disk = at_disk.as_ref().map(Payload::Fixed);
     loop {
+        let payload = at_disk.as_ref().filter(|_| attempts.is_unknown()).unwrap_or(payload);
         let chosen = {
             let routes = core.routes();
             routes.shard(shard).and_then(|info| address_of(info, order.next(&info.replicas)?))

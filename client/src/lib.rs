@@ -43,7 +43,7 @@
 //! # }
 //! ```
 //!
-//! Not done: writes to several shards in one transaction. What one statement reads at several
+//! Not done: single statements that write to several shards. What one statement reads at several
 //! shards, the caller puts together, other than scans that can be read range by range.
 
 mod answer;
@@ -83,8 +83,8 @@ pub use evenkeel_protocol::{Durability, ReadLevel, SqlError, Value};
 pub use levels::{Levels, StatementLevels};
 pub use observer::ReplyObserver;
 pub use placement_driver::{admin, causes};
+pub use routing::ShardPart;
 pub use session::Session;
 pub use stats::ClientStats;
 pub use stream::RowStream;
-pub use routing::ShardPart;
 pub use transaction::{PassThroughReplies, PassThroughTransaction, ShardedTransaction, SharedTransaction, Transaction};

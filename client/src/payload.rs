@@ -49,9 +49,21 @@ impl<'a> Payload<'a> {
             Payload::Recommit { id, key } => {
                 let transaction = link.new_transaction();
                 let durability = Durability::Disk;
-                (Cow::Owned(ShardRequest::Commit { transaction, id: *id, key: key.clone(), durability }), transaction)
+                let (id, key, participants) = (*id, key.clone(), Vec::new());
+                (Cow::Owned(ShardRequest::Commit { transaction, id, key, durability, participants }), transaction)
             }
         }
+    }
+}
+
+/// A write that is to be acknowledged early, as it is repeated after an attempt whose outcome is not
+/// known: at `disk`. An early answer of one attempt says nothing of what another has done (R28).
+pub(crate) fn repeated(payload: &Payload<'_>) -> Option<ShardRequest> {
+    match payload {
+        Payload::Fixed(ShardRequest::Statement(statement)) if statement.durability < Durability::Disk => {
+            Some(ShardRequest::Statement(StatementRequest { durability: Durability::Disk, ..statement.clone() }))
+        }
+        _ => None,
     }
 }
 

@@ -73,6 +73,16 @@ pub enum Bug {
     ComparedAnywhere,
     /// A restored placement driver continues the numbers of its copy (R30).
     NumbersReused,
+    /// A client has a transaction committed on one shard although another has not prepared it (R26).
+    DecidedTooSoon,
+    /// A new leader serves keys of transactions that an earlier one has prepared (R26).
+    PreparedNotHeld,
+    /// A range is fenced while keys of a prepared transaction lie in it (R26).
+    FencedOverPrepared,
+    /// A shard forgets what it has decided about transactions (R26).
+    ForgottenDecision,
+    /// A commit over several shards is answered before all of them have committed (R26).
+    AnsweredBeforeResolved,
     /// A client sends each attempt of a write under an id of its own (invariant 7, R14).
     NewIdPerAttempt,
     /// A client forgets that an attempt may have been executed, and reports that nothing happened.
@@ -81,7 +91,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 33] = [
+    pub const ALL: [Bug; 38] = [
         Bug::NoOwnershipFence,
         Bug::LeadershipSurvivesRestart,
         Bug::ZombieBackends,
@@ -113,6 +123,11 @@ impl Bug {
         Bug::RefusedAndDone,
         Bug::ComparedAnywhere,
         Bug::NumbersReused,
+        Bug::DecidedTooSoon,
+        Bug::PreparedNotHeld,
+        Bug::FencedOverPrepared,
+        Bug::ForgottenDecision,
+        Bug::AnsweredBeforeResolved,
         Bug::NewIdPerAttempt,
         Bug::UnknownReportedAsRefused,
     ];

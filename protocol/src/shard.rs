@@ -78,6 +78,41 @@ pub enum ShardRequest {
         /// How durable it must be when it is answered; below `disk` the answer is a stream, as for
         /// a statement.
         durability: Durability,
+        /// The other shards of the transaction, each of which has answered
+        /// [`ShardRequest::Prepare`]: this commit decides for all of them (R26). Empty for a
+        /// transaction of one shard.
+        participants: Vec<ShardInfo>,
+    },
+    /// The first phase of a commit over several shards (R26): makes the changes of this
+    /// connection's transaction durable, and commits nothing. From the answer on the shard cannot
+    /// roll it back by itself.
+    Prepare {
+        /// The transaction's number on this connection.
+        transaction: u64,
+        /// Its id, the same on all of its shards.
+        id: TxnId,
+        /// The shard whose commit decides.
+        decider: ShardInfo,
+    },
+    /// The second phase: the decision about a prepared transaction. From its client, on any
+    /// connection; idempotent.
+    Resolve {
+        /// The transaction.
+        id: TxnId,
+        /// Whether it is committed.
+        committed: bool,
+    },
+    /// From a participant's leader to the deciding shard's: whether a prepared transaction is
+    /// committed (R26). If it is not, it never will be. Answered by [`ShardReply::Decision`].
+    AskDecision {
+        /// The transaction.
+        id: TxnId,
+    },
+    /// From the deciding shard's leader to a participant's: which of these transactions are still
+    /// prepared there. Answered by [`ShardReply::StillPrepared`].
+    AskPrepared {
+        /// Committed transactions.
+        ids: Vec<TxnId>,
     },
     /// Rolls a transaction of this connection back.
     Rollback {
@@ -179,6 +214,11 @@ pub enum ShardReply {
     /// To [`ShardRequest::AskResolved`]: whether the destination adopted the range; `None` while
     /// undecided.
     Resolved(Option<bool>),
+    /// To [`ShardRequest::AskDecision`]: whether the transaction is committed; `None` while its
+    /// commit is under way.
+    Decision(Option<bool>),
+    /// To [`ShardRequest::AskPrepared`].
+    StillPrepared(Vec<TxnId>),
     /// To [`ShardRequest::Inspect`].
     Inspect(Box<Inspection>),
     /// To [`ShardRequest::WhoLeads`].

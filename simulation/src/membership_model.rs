@@ -60,6 +60,8 @@ pub struct MembershipModel {
     pub load_spike: bool,
     /// Whether clients write large values, too.
     pub large: bool,
+    /// Whether clients pay between distant accounts, in transactions over several shards.
+    pub payments: bool,
     /// Whether the placement driver is restored from an old copy: then it forgets later decisions.
     pub restored: bool,
     /// Counted events, by kind.

@@ -11,22 +11,26 @@ use crate::execute::count;
 use crate::reply::unexpected;
 use crate::retry::{AttemptFailure, Attempts, Repeat, RetryStep, in_transaction, reason};
 use evenkeel_protocol::TxnId;
+use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{Durability, ShardReply, ShardRequest};
 
-/// Commits, and finds out the outcome if the answer is lost.
+/// Commits at one shard, and finds out the outcome if the answer is lost. The `participants` have
+/// prepared it, and this commit decides for them.
 pub(super) async fn commit(
     core: &ClientCore,
     mut open: OpenTransaction,
     id: TxnId,
     durability: Durability,
+    participants: Vec<ShardInfo>,
 ) -> Result<Option<EarlyWrite>, ClientError> {
     // Shards count an id's age from the time at which its outcome could first become unknown. That
     // is now, however long the transaction has been open.
-    let id = TxnId { first_sent_ms: core.unix_ms(), ..id };
+    let id = if participants.is_empty() { TxnId { first_sent_ms: core.unix_ms(), ..id } } else { id };
     let started_ms = core.now_ms();
     let deadline_ms = started_ms + core.config.statement_timeout_ms;
     let durability = if open.wrote { durability } else { Durability::Disk };
-    let request = ShardRequest::Commit { transaction: open.number, id, key: None, durability };
+    let decides = !participants.is_empty();
+    let request = ShardRequest::Commit { transaction: open.number, id, key: None, durability, participants };
     // From here on the commit may be in execution. A rollback must not get between it and its
     // outcome, even if this future is dropped.
     open.ended = true;
@@ -50,7 +54,7 @@ pub(super) async fn commit(
             _ => return Err(ClientError::rerun("the transaction was rolled back")),
         }
     };
-    if !open.wrote {
+    if !open.wrote && !decides {
         return Err(ClientError::rerun("the connection was lost before the commit was answered"));
     }
     let mut attempts = Attempts::new(Repeat::Commit, started_ms, core.config.statement_timeout_ms).after_unknown();

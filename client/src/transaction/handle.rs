@@ -1,14 +1,15 @@
 //! The public handle of a transaction.
 
-use super::commit::commit;
-use super::open::OpenTransaction;
+use super::open::{OpenTransaction, shard_of};
 use super::resolve::EarlyWrite;
+use super::two_phase::commit_everywhere;
 use crate::answer::Answer;
 use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::execute::run;
 use crate::levels::Levels;
 use crate::prepare::{Prepared, prepare};
+use crate::retry::{Attempts, Repeat};
 use crate::routing::Statement;
 use crate::stats::add;
 use evenkeel_protocol::error::codes;
@@ -16,7 +17,7 @@ use evenkeel_protocol::shard::{Durability, ReadLevel, StatementRequest, Transact
 use evenkeel_protocol::{SqlError, TxnId, Value};
 use evenkeel_sql::Touches;
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use std::sync::Arc;
 
 /// A transaction. Dropped without [`Transaction::commit`], it is rolled back.
@@ -31,8 +32,8 @@ enum TransactionState {
     /// No statement has touched a key. Statements that touch no key (`SELECT 1`) run on their own
     /// and choose no shard.
     Idle,
-    /// The transaction is open on a shard.
-    Open(Box<OpenTransaction>),
+    /// The transaction is open on these shards, once on each.
+    Open(Vec<OpenTransaction>),
     /// A statement has failed; nothing of the transaction will take effect.
     Failed,
 }
@@ -106,20 +107,67 @@ impl Transaction {
                 Ok(executed.answer)
             }
             TransactionState::Idle => {
-                let request = self.request(&statement, params);
-                let begun = OpenTransaction::begin(core, self.options, &statement, touches, request, started_ms);
-                let (answer, open) = begun.await?;
-                self.state = TransactionState::Open(Box::new(open));
+                let (answer, open) = self.join(&statement, touches, params, started_ms).await?;
+                self.state = TransactionState::Open(vec![open]);
                 Ok(answer)
             }
             TransactionState::Open(mut open) => {
-                let request = self.request(&statement, params);
-                let answer = open.execute(core, &statement, &touches, request, deadline_ms).await?;
+                let answer = self.execute_open(&mut open, &statement, touches, params, deadline_ms).await?;
                 self.state = TransactionState::Open(open);
                 Ok(answer)
             }
             TransactionState::Failed => Err(failed_before()),
         }
+    }
+
+    /// Executes a statement at the shard that owns its keys, which the transaction joins if it is
+    /// not open there.
+    async fn execute_open(
+        &self,
+        open: &mut Vec<OpenTransaction>,
+        statement: &Statement,
+        touches: Touches,
+        params: &[Value],
+        deadline_ms: u64,
+    ) -> Result<Answer, ClientError> {
+        let core = &self.core;
+        let mut attempts = Attempts::new(Repeat::Free, core.now_ms(), core.config.statement_timeout_ms);
+        loop {
+            let shard = match touches {
+                Touches::Nothing => None,
+                _ => shard_of(core, statement, &touches, deadline_ms).await?,
+            };
+            let known = match shard {
+                Some(shard) => open.iter_mut().find(|open| open.shard == shard),
+                // It touches nothing; or this client does not know the route, and the shard does.
+                None => open.first_mut(),
+            };
+            let request = self.request(statement, params);
+            if let Some(here) = known {
+                return here.execute(core, statement, &touches, request, deadline_ms).await;
+            }
+            let Some(shard) = shard else { return Err(failed_before()) };
+            let joined =
+                OpenTransaction::join(core, shard, self.options, statement, &touches, &request, &mut attempts).await?;
+            if let Some((answer, joined)) = joined {
+                open.push(joined);
+                return Ok(answer);
+            }
+            // The routes are out of date: perhaps it is open where the keys are.
+            core.refresh_until(attempts.deadline_ms()).await;
+        }
+    }
+
+    /// Opens the transaction at a shard with its first statement there.
+    async fn join(
+        &self,
+        statement: &Statement,
+        touches: Touches,
+        params: &[Value],
+        started_ms: u64,
+    ) -> Result<(Answer, OpenTransaction), ClientError> {
+        let request = self.request(statement, params);
+        OpenTransaction::begin(&self.core, self.options, statement, touches, request, started_ms).await
     }
 
     fn request(&self, statement: &Statement, params: &[Value]) -> StatementRequest {
@@ -157,7 +205,7 @@ impl Transaction {
         let result = match std::mem::replace(&mut self.state, TransactionState::Failed) {
             TransactionState::Idle => Ok(None),
             TransactionState::Failed => Err(failed_before()),
-            TransactionState::Open(open) => commit(&self.core, *open, self.id, durability).await,
+            TransactionState::Open(open) => commit_everywhere(&self.core, open, self.id, durability).await,
         };
         add(&self.core.counters.failures, result.is_err().into());
         result
@@ -167,7 +215,7 @@ impl Transaction {
     pub async fn rollback(mut self) {
         if let TransactionState::Open(open) = std::mem::replace(&mut self.state, TransactionState::Failed) {
             let deadline_ms = self.core.now_ms() + self.core.config.statement_timeout_ms;
-            open.roll_back(&self.core, deadline_ms).await;
+            join_all(open.into_iter().map(|open| open.roll_back(&self.core, deadline_ms))).await;
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Transactions of several statements on one shard, and the outcome of commits.
+//! Transactions of several statements, on any shards, and the outcome of commits.
 //!
-//! An open transaction owns its place: a connection to one shard's leader, which the first
-//! statement that touches a key chooses. The module promises:
+//! At each shard an open transaction owns its place: a connection to the shard's leader, made with
+//! the first statement that touches a key there. The module promises:
 //!
 //! - Until the commit, nothing of a transaction can have taken effect. Every failure before it is
 //!   40001: the transaction is safe to run again.
@@ -21,8 +21,7 @@
 //! | `resolve` | the outcome of writes that were acknowledged early |
 //! | `pass_through` | transactions of texts that a shard's PostgreSQL runs unchanged |
 //! | `sharded` | one user's transaction of such texts, at each shard where it is open |
-//!
-//! Not done: writes to several shards in one transaction.
+//! | `two_phase` | the commit of a transaction that is open on several shards |
 
 mod commit;
 mod handle;
@@ -31,6 +30,7 @@ mod pass_through;
 mod recommit;
 mod resolve;
 mod sharded;
+mod two_phase;
 
 pub(crate) use handle::failed_before;
 pub(crate) use resolve::{EarlyWrite, Resolution};

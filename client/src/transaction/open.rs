@@ -3,7 +3,7 @@
 use super::recommit::FirstChange;
 use crate::answer::Answer;
 use crate::core::ClientCore;
-use crate::deliver::{Delivery, Destination, deliver, pause};
+use crate::deliver::{Delivery, Destination, Detour, ask_shard, deliver, pause};
 use crate::error::ClientError;
 use crate::exchange::{exchange, roll_back};
 use crate::execute::count;
@@ -14,7 +14,7 @@ use crate::retry::{Attempts, Repeat, RetryStep, in_transaction};
 use crate::routing::{self, Across, NoTarget, Statement, Target};
 use crate::stats::add;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest, StatementRequest, TransactionOptions};
-use evenkeel_protocol::{ShardId, SqlError, TableId};
+use evenkeel_protocol::{ShardId, SqlError};
 use evenkeel_sql::Touches;
 
 /// The place of an open transaction, and its changes so far. Dropped before its end, the
@@ -25,10 +25,9 @@ pub(super) struct OpenTransaction {
     pub(super) link: Link,
     /// The transaction's number on the connection.
     pub(super) number: u64,
-    /// The keys of the first statement. They distinguish a range that has moved from a statement
-    /// for another shard.
-    pub(super) first: (Touches, Option<TableId>),
     pub(super) wrote: bool,
+    /// Whether rows were locked that were not written.
+    pub(super) locked: bool,
     pub(super) changed: FirstChange,
     /// Whether no rollback is needed.
     pub(super) ended: bool,
@@ -62,14 +61,42 @@ impl OpenTransaction {
         let delivered = deliver(core, to, &payload, &mut attempts).await;
         count(core, &attempts);
         let Delivery::Reply(reply) = delivered? else { return Err(several_shards()) };
+        OpenTransaction::begun(reply, &attempts, statement, &touches)
+    }
+
+    /// Opens a transaction that is open elsewhere on this shard, too. `None` if the shard does not
+    /// own the keys.
+    pub(super) async fn join(
+        core: &ClientCore,
+        shard: ShardId,
+        options: TransactionOptions,
+        statement: &Statement,
+        touches: &Touches,
+        request: &StatementRequest,
+        attempts: &mut Attempts,
+    ) -> Result<Option<(Answer, OpenTransaction)>, ClientError> {
+        let payload = Payload::Begin { options, statement: request };
+        match ask_shard(core, shard, &payload, attempts).await {
+            Ok(reply) => OpenTransaction::begun(reply, attempts, statement, touches).map(Some),
+            Err(Detour::Reroute(_)) => Ok(None),
+            Err(Detour::GiveUp(error)) => Err(error),
+        }
+    }
+
+    fn begun(
+        reply: ReplicaReply,
+        attempts: &Attempts,
+        statement: &Statement,
+        touches: &Touches,
+    ) -> Result<(Answer, OpenTransaction), ClientError> {
         let ReplicaReply { reply, shard, replica, link, transaction: number, .. } = reply;
-        let first = (touches.clone(), table);
         let changed = FirstChange::None;
-        let mut open = OpenTransaction { shard, replica, link, number, first, wrote: false, changed, ended: false };
-        open.sending(statement, &touches);
+        let mut open =
+            OpenTransaction { shard, replica, link, number, wrote: false, locked: false, changed, ended: false };
+        open.sending(statement, touches);
         match reply {
             ShardReply::Rows(reply) => {
-                open.answered(statement, &touches, reply.affected);
+                open.answered(statement, touches, reply.affected);
                 Ok((Answer::new(reply, shard, attempts.retries()), open))
             }
             other => Err(unexpected(&other)),
@@ -85,10 +112,6 @@ impl OpenTransaction {
         request: StatementRequest,
         deadline_ms: u64,
     ) -> Result<Answer, ClientError> {
-        let to = Destination { across: Across::of(&statement.plan), touches, table: statement.plan.table() };
-        if *touches != Touches::Nothing {
-            self.check_shard(core, to, deadline_ms).await?;
-        }
         self.sending(statement, touches);
         let request = ShardRequest::InTransaction { transaction: self.number, begin: None, statement: request };
         let mut retries = 0;
@@ -121,6 +144,7 @@ impl OpenTransaction {
     /// Records that a statement is about to be sent.
     fn sending(&mut self, statement: &Statement, touches: &Touches) {
         self.wrote |= statement.plan.writes() && *touches != Touches::Nothing;
+        self.locked |= statement.plan.locks();
     }
 
     /// Records that a statement has been answered.
@@ -133,36 +157,39 @@ impl OpenTransaction {
             _ => FirstChange::Unclear,
         };
     }
+}
 
-    /// Checks that a statement's keys are on the shard where the transaction is open.
-    async fn check_shard(&self, core: &ClientCore, to: Destination<'_>, deadline_ms: u64) -> Result<(), ClientError> {
-        for refresh_first in [false, true] {
-            if refresh_first {
-                // The table that says otherwise may be out of date.
-                core.refresh_until(deadline_ms).await;
-            }
-            let routes = core.routes();
-            let route_of = |to: Destination<'_>| routing::route(to.across, to.touches, to.table, &routes);
-            let first = Destination { touches: &self.first.0, table: self.first.1, ..to };
-            match route_of(to) {
-                Ok(Target::OneShard(shard)) if shard == self.shard => return Ok(()),
-                // The client does not know the route; the shard does.
-                Err(NoTarget::Unknown) => return Ok(()),
-                _ if !refresh_first => {}
-                _ if route_of(first) != Ok(Target::OneShard(self.shard)) => {
-                    return Err(ClientError::rerun("a range has moved while the transaction was open"));
-                }
-                Err(NoTarget::Refused(error)) => return Err(ClientError::Sql(error)),
-                Ok(_) => return Err(several_shards()),
-            }
+/// The shard that owns the keys of a transaction's statement. `None` if the client does not know;
+/// then the shard does.
+///
+/// # Errors
+/// The keys lie on several shards.
+pub(super) async fn shard_of(
+    core: &ClientCore,
+    statement: &Statement,
+    touches: &Touches,
+    deadline_ms: u64,
+) -> Result<Option<ShardId>, ClientError> {
+    let across = Across::of(&statement.plan);
+    for refresh_first in [false, true] {
+        if refresh_first {
+            // A refusal must not be based on a table that is out of date.
+            core.refresh_until(deadline_ms).await;
         }
-        Ok(())
+        match routing::route(across, touches, statement.plan.table(), &core.routes()) {
+            Ok(Target::OneShard(shard)) => return Ok(Some(shard)),
+            Err(NoTarget::Unknown) => return Ok(None),
+            Err(NoTarget::Refused(_)) | Ok(Target::RangeByRange(_)) if !refresh_first => {}
+            Err(NoTarget::Refused(error)) => return Err(ClientError::Sql(error)),
+            Ok(Target::RangeByRange(_)) => return Err(several_shards()),
+        }
     }
+    Ok(None)
 }
 
 pub(super) fn several_shards() -> ClientError {
     ClientError::Sql(SqlError::unsupported(
-        "this transaction touches keys on several shards",
-        "Transactions across shards are not supported yet: use one transaction per shard's keys.",
+        "a statement of a transaction touches keys on several shards",
+        "Use one statement for each shard's keys.",
     ))
 }

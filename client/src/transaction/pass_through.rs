@@ -29,7 +29,6 @@ use evenkeel_protocol::pass_through::{
 use evenkeel_protocol::shard::{Durability, ShardReply, ShardRequest};
 use evenkeel_protocol::{ShardId, TxnId};
 use evenkeel_rpc::ReplyStream;
-use evenkeel_sql::Touches;
 use std::sync::Arc;
 
 /// See the module. Dropped before its end, it is rolled back.
@@ -102,14 +101,13 @@ impl PassThroughTransaction {
         };
         count(core, &attempts);
         let ReplicaReply { reply, shard, replica, link, transaction: number, outcome, sent_ms: _ } = delivered?;
-        let first = (Touches::Nothing, None);
         let open = OpenTransaction {
             shard,
             replica,
             link,
             number,
-            first,
             wrote: false,
+            locked: false,
             changed: FirstChange::Unclear,
             ended: false,
         };
@@ -120,26 +118,22 @@ impl PassThroughTransaction {
     /// Commits. An error of [`ClientError::OutcomeUnknown`] leaves open whether the changes last;
     /// after any other error nothing of the transaction has taken effect.
     pub async fn commit(mut self) -> Result<(), ClientError> {
-        self.end(true).await
+        match self.take_open() {
+            None => Ok(()),
+            Some(open) => commit(&self.core, open, self.id, Durability::Disk, Vec::new()).await.map(drop),
+        }
     }
 
     /// Rolls back. Nothing of the transaction takes effect, even if the shard cannot be reached.
     pub async fn rollback(mut self) {
-        // A rollback does not fail.
-        _ = self.end(false).await;
+        if let Some(open) = self.take_open() {
+            open.roll_back(&self.core, self.core.now_ms() + self.core.config.statement_timeout_ms).await;
+        }
     }
 
-    /// Ends the transaction where it is shared and cannot be consumed.
-    pub(super) async fn end(&mut self, commit: bool) -> Result<(), ClientError> {
-        match self.open.take() {
-            None => Ok(()),
-            Some(open) if commit => self::commit(&self.core, *open, self.id, Durability::Disk).await.map(drop),
-            Some(open) => {
-                let deadline_ms = self.core.now_ms() + self.core.config.statement_timeout_ms;
-                open.roll_back(&self.core, deadline_ms).await;
-                Ok(())
-            }
-        }
+    /// Takes what is open at the shard, to end it together with the others.
+    pub(super) fn take_open(&mut self) -> Option<OpenTransaction> {
+        self.open.take().map(|open| *open)
     }
 }
 

@@ -2,24 +2,24 @@
 //!
 //! A step goes to the shard that owns the keys it declares, and the transaction joins that shard if
 //! it is not open there. Savepoints are made wherever it is open, and made later where it joins
-//! later. At the end the shard decides that it has written to; at the others it has only read.
+//! later. At the end it is committed at all of them or at none (`two_phase`).
 //!
 //! It promises that it is open at most once at each shard, so that every step sees what earlier
 //! ones wrote there; and that nothing of it lasts before the commit.
-//!
-//! Not done: writes to a second shard ([`ShardedTransaction::admit_writer`]).
 
 use super::open::several_shards;
 use super::pass_through::{PassThroughReplies, PassThroughTransaction};
+use super::two_phase::commit_everywhere;
 use crate::core::ClientCore;
 use crate::deliver::{Detour, no_route};
 use crate::error::ClientError;
 use crate::retry::{Attempts, Repeat};
 use crate::routing::{ShardPart, cut, shard_of_tables};
-use evenkeel_protocol::ShardId;
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughStatement, PassThroughStep, TableUse};
+use evenkeel_protocol::shard::Durability;
+use evenkeel_protocol::{ShardId, TxnId};
 use futures::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -33,17 +33,19 @@ pub type SharedTransaction = Arc<Mutex<PassThroughTransaction>>;
 /// See the module. Dropped before its end, it is rolled back.
 pub struct ShardedTransaction {
     core: Arc<ClientCore>,
+    id: TxnId,
     shards: BTreeMap<ShardId, SharedTransaction>,
     savepoints: Vec<String>,
-    /// The shard that it has written to.
-    writer: Option<ShardId>,
+    /// The shards that it may have written to.
+    writers: BTreeSet<ShardId>,
     /// The shard of the last step.
     last: Option<ShardId>,
 }
 
 impl ShardedTransaction {
     pub(crate) fn new(core: Arc<ClientCore>) -> ShardedTransaction {
-        ShardedTransaction { core, shards: BTreeMap::new(), savepoints: Vec::new(), writer: None, last: None }
+        let (id, shards) = (core.new_id(), BTreeMap::new());
+        ShardedTransaction { core, id, shards, savepoints: Vec::new(), writers: BTreeSet::new(), last: None }
     }
 
     /// Whether it is open at any shard.
@@ -58,7 +60,7 @@ impl ShardedTransaction {
 
     /// Whether it may have written to this shard.
     pub fn wrote_at(&self, shard: ShardId) -> bool {
-        self.writer == Some(shard)
+        self.writers.contains(&shard)
     }
 
     /// Itself at a shard, if it is open there.
@@ -70,8 +72,8 @@ impl ShardedTransaction {
     /// `begin` says how the transaction begins at a shard that it joins.
     ///
     /// # Errors
-    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards, or if it writes
-    /// to a second shard. After any error but [`ClientError::Sql`] it has ended at all shards.
+    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards. After any error
+    /// but [`ClientError::Sql`] it has ended at all shards.
     pub async fn step(
         &mut self,
         tables: Vec<TableUse>,
@@ -81,19 +83,15 @@ impl ShardedTransaction {
         let writes = tables.iter().any(|table| table.writes);
         let result = match self.owner(&tables).await {
             Err(error) => Err(error),
-            Ok(Some(shard)) if self.shards.contains_key(&shard) => {
-                self.admit_writer(shard, writes)?;
-                self.step_at(shard, tables, step).await
-            }
+            Ok(Some(shard)) if self.shards.contains_key(&shard) => self.step_at(shard, tables, step).await,
             Ok(_) if self.shards.is_empty() => {
-                let joined = self.join(PassThroughTransaction::new(self.core.clone(), begin()), tables, step).await;
-                if let (true, Some(shard)) = (writes, self.last) {
-                    self.writer = Some(shard);
-                }
-                joined
+                self.join(PassThroughTransaction::new(self.core.clone(), begin()), tables, step).await
             }
-            Ok(_) => self.join_owner(tables, step, writes, begin).await,
+            Ok(_) => self.join_owner(tables, step, begin).await,
         };
+        if writes {
+            self.writers.extend(self.last);
+        }
         self.ended_unless_sql(&result);
         result
     }
@@ -121,11 +119,7 @@ impl ShardedTransaction {
     ///
     /// # Errors
     /// As [`ShardedTransaction::step`]. [`ClientError::Rerun`] also if a shard does not own its part.
-    pub async fn open(
-        &mut self,
-        parts: &[ShardPart],
-        begin: impl Fn() -> PassThroughBegin,
-    ) -> Result<(), ClientError> {
+    pub async fn open(&mut self, parts: &[ShardPart], begin: impl Fn() -> PassThroughBegin) -> Result<(), ClientError> {
         for (shard, tables) in parts {
             let look = PassThroughStep::Execute(command("SELECT 1"));
             let opened = match self.shards.contains_key(shard) {
@@ -141,15 +135,6 @@ impl ShardedTransaction {
             };
             self.ended_unless_sql(&ended);
             ended?;
-        }
-        Ok(())
-    }
-
-    /// Whether a statement may write to a shard. The one place that limits a transaction's writes to
-    /// one shard.
-    fn admit_writer(&mut self, shard: ShardId, writes: bool) -> Result<(), ClientError> {
-        if writes && *self.writer.get_or_insert(shard) != shard {
-            return Err(several_shards());
         }
         Ok(())
     }
@@ -176,14 +161,12 @@ impl ShardedTransaction {
         &mut self,
         tables: Vec<TableUse>,
         step: PassThroughStep,
-        writes: bool,
         begin: impl Fn() -> PassThroughBegin,
     ) -> Result<PassThroughReplies, ClientError> {
         let mut moves = 0;
         loop {
             let parts = parts_of(&self.core, &tables).await?;
             let [(shard, _)] = parts[..] else { return Err(several_shards()) };
-            self.admit_writer(shard, writes)?;
             if self.shards.contains_key(&shard) {
                 return self.step_at(shard, tables, step).await;
             }
@@ -276,24 +259,21 @@ impl ShardedTransaction {
     /// # Errors
     /// As [`PassThroughTransaction::commit`].
     pub async fn commit(mut self) -> Result<(), ClientError> {
-        // A transaction at one shard that has only read is committed, too: deferred checks are
-        // PostgreSQL's.
-        let only = self.shards.keys().next().copied().filter(|_| self.shards.len() == 1);
-        let deciding = self.writer.or(only).and_then(|shard| self.shards.remove(&shard));
-        let committed = match deciding {
-            Some(transaction) => transaction.lock().await.end(true).await,
-            None => Ok(()),
-        };
-        self.rollback().await;
-        committed
+        let mut open = Vec::new();
+        for transaction in std::mem::take(&mut self.shards).into_values() {
+            open.extend(transaction.lock().await.take_open());
+        }
+        commit_everywhere(&self.core, open, self.id, Durability::Disk).await.map(drop)
     }
 
     /// Rolls back. Nothing of the transaction takes effect, even if shards cannot be reached.
     pub async fn rollback(mut self) {
         let shards = std::mem::take(&mut self.shards);
+        let deadline_ms = self.core.now_ms() + self.core.config.statement_timeout_ms;
         let each = shards.values().map(|transaction| async {
-            // A rollback does not fail.
-            _ = transaction.lock().await.end(false).await;
+            if let Some(open) = transaction.lock().await.take_open() {
+                open.roll_back(&self.core, deadline_ms).await;
+            }
         });
         join_all(each).await;
     }

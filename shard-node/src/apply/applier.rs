@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::error::ApplyError;
 use crate::leader::Leader;
 use crate::leader::latches::ChangedKeys;
-use crate::leader::leadership::EntryOutcome;
+use crate::leader::leadership::{EntryOutcome, Holder};
 use crate::log_entry::parts::{Added, Part, Payload};
-use crate::log_entry::{Changes, Control, EntryBody, Purpose, ShardEntry};
+use crate::log_entry::{Changes, Control, DecidedChanges, EntryBody, PreparedChanges, Purpose, Resolution, ShardEntry};
 use crate::move_observations::MoveObservations;
 use crate::replica::ReplicaHandles;
 use crate::scrub::Scrub;
@@ -187,9 +187,10 @@ impl Applier {
         self.applied.term = term;
         // R12: no further part of an earlier leadership's entries comes.
         self.persistence.unfinished.forget();
-        self.export_waiting().await?;
         self.persistence.begin_term(position, term);
         self.handles.progress.pass(position);
+        // Not before: the exported position and its term must belong together.
+        self.export_waiting().await?;
         // Everything before, and every session's end, is in PostgreSQL before anything after is
         // (R3).
         if !deliberate(Bug::LeaderNotWhole) {
@@ -201,6 +202,7 @@ impl Applier {
             // AppliedRecords of this leadership are judged against this position.
             self.persistence.flush(&self.applied, Some(position)).await?;
             self.publication.hide_nothing();
+            self.publication.hold_prepared();
             self.publication.publish(&self.applied.state, ChangedKeys::All);
             self.handles.latches.reset_meters();
             self.leaderships.begin(term).await?;
@@ -245,14 +247,21 @@ impl Applier {
     async fn effective(&mut self, position: u64, term: Term, entry: ShardEntry) -> Result<(), ApplyError> {
         let id = EntryId { position, term, serial: entry.serial };
         match entry.body {
-            EntryBody::Changes(changes) => match self.applied.state.judge(&changes) {
-                Err(_) if deliberate(Bug::NoOwnershipFence) => self.changes(id, changes),
+            EntryBody::Changes(changes) => match self.judge(&changes) {
                 Ok(()) => self.changes(id, changes),
                 Err(refusal) => {
                     self.reject(id, refusal);
                     Ok(())
                 }
             },
+            EntryBody::Prepared(prepared) => self.prepared(id, prepared),
+            EntryBody::Decided(decided) => self.decided(id, decided),
+            EntryBody::Resolved(resolution) => self.resolved(id, resolution).await,
+            EntryBody::Forgotten(forgotten) => {
+                self.handles.transactions().forget(position, &forgotten.ids);
+                self.without_rows(id);
+                Ok(())
+            }
             EntryBody::Control(control @ Control::Checkpoint { .. }) => self.checksum_checkpoint(id, &control).await,
             EntryBody::Control(control) => match self.controlled(position, &control).await? {
                 Ok(effects) => self.control(id, &control, effects).await,
@@ -264,12 +273,107 @@ impl Applier {
         }
     }
 
+    /// Whether all that is changed is owned here, and belongs to no prepared transaction.
+    fn judge(&self, changes: &Changes) -> Result<(), EntryRefusal> {
+        match self.applied.state.judge(changes) {
+            Err(_) if deliberate(Bug::NoOwnershipFence) => Ok(()),
+            Ok(()) => self.handles.transactions().judge(&changes.changes),
+            refused => refused,
+        }
+    }
+
+    /// An entry took effect that changes no row.
+    fn without_rows(&mut self, EntryId { position, term, serial }: EntryId) {
+        self.handles.progress.pass(position);
+        self.leaderships.resolve(term, serial, EntryOutcome::Effective(position));
+    }
+
+    /// R26: a part of a transaction that another shard decides about.
+    fn prepared(&mut self, id: EntryId, prepared: PreparedChanges) -> Result<(), ApplyError> {
+        let judged = self.judge(&prepared.changes);
+        let judged = judged.and_then(|()| self.handles.transactions().prepare(id.position, prepared));
+        match judged {
+            Ok(()) if self.leaderships.of_term(id.term).is_some_and(|l| !l.leadership.is_awaited(id.serial)) => {
+                // Its locks have gone with its session.
+                let reason = format!("no session holds the transaction that is prepared at {}", id.position);
+                Err(ApplyError::Reopen(reason))
+            }
+            Ok(()) => {
+                self.without_rows(id);
+                Ok(())
+            }
+            Err(refusal) => {
+                self.reject(id, refusal);
+                Ok(())
+            }
+        }
+    }
+
+    /// R26: this shard's part of a transaction that it decides about. It is committed if the
+    /// changes take effect.
+    fn decided(&mut self, id: EntryId, decided: DecidedChanges) -> Result<(), ApplyError> {
+        match self.judge(&decided.changes) {
+            Ok(()) => {
+                self.handles.transactions().decide(id.position, &decided);
+                self.changes(id, decided.changes)
+            }
+            Err(refusal) => {
+                self.reject(id, refusal);
+                Ok(())
+            }
+        }
+    }
+
+    /// R26: the decision about prepared changes. If it is to commit, they take effect here.
+    async fn resolved(&mut self, id: EntryId, resolution: Resolution) -> Result<(), ApplyError> {
+        let EntryId { position, term, serial } = id;
+        let prepared = self.handles.transactions().resolve(position, resolution);
+        let Some(prepared) = prepared.filter(|_| resolution.committed) else {
+            self.without_rows(id);
+            self.publication.show_resolved(resolution.id)();
+            return Ok(());
+        };
+        let changes = prepared.changes.clone();
+        let leader = self.leaderships.of_term(term).filter(|l| l.leadership.holder(serial) == Holder::Nobody).cloned();
+        let Some(leader) = leader else { return self.changes(id, changes) };
+        // It was prepared by an earlier leadership: no session has it.
+        self.count(position, &changes);
+        let mut batch = WriteBatch::default();
+        batch.add_changes(changes);
+        self.persistence.apply_own(&self.applied.state, position, (term.0, serial), batch).await?;
+        let show = self.publication.show_resolved(resolution.id);
+        let then = move || {
+            show();
+            leader.leadership.resolve(serial, EntryOutcome::Effective(position));
+        };
+        Ok(self.persistence.writer.ask(Command::Then(Box::new(then))).await?)
+    }
+
+    /// Why a control entry has to wait for prepared transactions.
+    fn meets_prepared(&self, control: &Control) -> Option<EntryRefusal> {
+        let transactions = self.handles.transactions();
+        let meets = match control {
+            Control::Fence { .. } if deliberate(Bug::FencedOverPrepared) => false,
+            Control::Fence { operator, .. } => {
+                let moved = self.applied.state.move_out(*operator)?;
+                transactions.locks_within(moved.table, &moved.interval)
+            }
+            Control::SchemaPrepare { tables, .. } => transactions.touches(tables),
+            _ => false,
+        };
+        let reason = "a transaction over several shards is prepared here";
+        meets.then(|| EntryRefusal { code: "prepared", reason: reason.into() })
+    }
+
     /// Applies a control entry to the state machine.
     async fn controlled(
         &mut self,
         position: u64,
         control: &Control,
     ) -> Result<Result<Vec<ControlEffect>, EntryRefusal>, ApplyError> {
+        if let Some(refusal) = self.meets_prepared(control) {
+            return Ok(Err(refusal));
+        }
         if let Control::SchemaChange { .. } = control {
             // A replica that starts again must not find a change in PostgreSQL that its state
             // lacks: so its position is recorded with it, which cannot be while parts are waiting
@@ -307,9 +411,7 @@ impl Applier {
 
     fn changes(&mut self, id: EntryId, changes: Changes) -> Result<(), ApplyError> {
         let EntryId { position, term, serial } = id;
-        self.handles.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
-        self.streams.changes(position, &changes);
-        self.persistence.recorded.written(self.handles.latches.count(&changes.changes));
+        self.count(position, &changes);
         if let Some(leader) = self.leaderships.of_term(term) {
             if !leader.leadership.is_awaited(serial) {
                 // R1: its session has ended other than by COMMIT.
@@ -324,6 +426,13 @@ impl Applier {
             self.persistence.add_changes(position, changes, &self.applied.state);
         }
         Ok(())
+    }
+
+    /// What changes mean beside their rows.
+    fn count(&mut self, position: u64, changes: &Changes) {
+        self.handles.window().extend(changes.stamp_ms, position, changes.answered.iter().cloned());
+        self.streams.changes(position, changes);
+        self.persistence.recorded.written(self.handles.latches.count(&changes.changes));
     }
 
     async fn control(&mut self, id: EntryId, control: &Control, effects: Vec<ControlEffect>) -> Result<(), ApplyError> {
@@ -511,7 +620,9 @@ impl Applier {
         for reply in std::mem::take(&mut self.waiting_exports) {
             let index = self.handles.progress.applied();
             let window = self.handles.window().all();
-            let machine = self.persistence.saved_state(&self.applied).encode()?;
+            let mut saved = self.persistence.saved_state(&self.applied);
+            saved.transactions = self.handles.transactions().recorded_at(index).unwrap_or_default();
+            let machine = saved.encode()?;
             let _ = reply.send(Export { index, term: self.applied.term.0, machine, window });
         }
         Ok(())

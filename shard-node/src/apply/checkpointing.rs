@@ -10,6 +10,9 @@ const DURABLE_MS: u64 = 2_000;
 /// it takes more than this many bytes a second.
 const STATE_MS: u64 = 500;
 const STATE_BYTES_PER_S: u64 = 4 << 20;
+/// What the record of transactions over several shards may take at most, in bytes per second:
+/// positions are recorded more rarely then.
+const TRANSACTION_BYTES_PER_S: u64 = 1 << 20;
 /// After how many bytes of changes the sizes of ranges are stored again: a replica that stops loses
 /// no more than that of them.
 const SIZES_BYTES: u64 = 16 << 20;
@@ -24,6 +27,8 @@ pub(super) struct RecordedPosition {
     /// The position whose state machine was recorded last, and when the next one is due.
     state_at: u64,
     state_due: Instant,
+    /// When a position may be recorded again with the transactions over several shards.
+    transactions_due: Instant,
     /// Bytes of changes since then.
     written_bytes: u64,
     /// The last position at which the state machine changed other than by rows.
@@ -42,6 +47,7 @@ impl RecordedPosition {
             reached,
             state_at: position,
             state_due: evenkeel_host::now(),
+            transactions_due: evenkeel_host::now(),
             written_bytes: 0,
             state_changed_at: position,
             history: VecDeque::new(),
@@ -64,6 +70,9 @@ impl RecordedPosition {
         if recordable < self.position || self.state_changed_at > recordable {
             return false;
         }
+        if recordable > self.position && !now && evenkeel_host::now() < self.transactions_due {
+            return false;
+        }
         let changed = self.state_changed_at > self.state_at;
         if changed && !now && evenkeel_host::now() < self.state_due {
             return false;
@@ -83,6 +92,13 @@ impl RecordedPosition {
         self.written_bytes = 0;
         let ms = (bytes as u64 * 1000 / STATE_BYTES_PER_S).max(STATE_MS);
         self.state_due = evenkeel_host::now() + Duration::from_millis(ms);
+    }
+
+    /// The transactions over several shards, of this many bytes, are stored with the position
+    /// recorded last.
+    pub(super) fn transactions_stored(&mut self, bytes: usize) {
+        let ms = bytes as u64 * 1000 / TRANSACTION_BYTES_PER_S;
+        self.transactions_due = evenkeel_host::now() + Duration::from_millis(ms);
     }
 
     /// Whether the next batch should be durable. A log that is far towards its cap must be
@@ -165,5 +181,19 @@ mod tests {
         assert!(!kept.record(1_002, 1, 1_002, true), "it was stored just now");
         kept.state_due = evenkeel_host::now();
         assert!(kept.record(1_003, 1, 1_003, false), "the sizes of ranges have changed");
+    }
+
+    // R26: what is prepared is recorded with each position, so that there are fewer of these.
+    #[test]
+    fn large_transactions_are_recorded_with_fewer_positions() {
+        let mut kept = RecordedPosition::at(10, 1, 10);
+        kept.transactions_stored(TRANSACTION_BYTES_PER_S as usize);
+        assert!(!kept.record(20, 1, 20, false));
+        assert_eq!((kept.position, kept.reached), (10, 20));
+        assert!(!kept.record(21, 1, 21, true));
+        assert_eq!(kept.position, 21, "it is needed now");
+        kept.transactions_stored(0);
+        assert!(!kept.record(22, 1, 22, false));
+        assert_eq!(kept.position, 22);
     }
 }

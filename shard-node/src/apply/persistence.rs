@@ -241,12 +241,30 @@ impl Persistence {
         self.recorded.history.push_back((evenkeel_host::now(), position));
         let seeding = self.seeding.as_ref().map(|seeding| seeding.missing.encode());
         let sync = urgency == Urgency::Durable;
-        ApplyBatch { operations, position, reached, term, state, answers, seeding, sync, records: Vec::new() }
+        let transactions = self.recorded_transactions(before);
+        let records = Vec::new();
+        ApplyBatch { operations, position, reached, term, state, answers, seeding, transactions, sync, records }
+    }
+
+    /// The transactions over several shards as of the position that is recorded, unless it is the
+    /// one `before`, with which they have been recorded.
+    fn recorded_transactions(&mut self, before: u64) -> Option<Bytes> {
+        let position = self.recorded.position;
+        if position == before {
+            return None;
+        }
+        let mut transactions = self.handles.transactions();
+        // Encoding our own values into memory cannot fail.
+        let recorded = transactions.recorded_at(position).unwrap_or_default();
+        transactions.recorded(position);
+        drop(transactions);
+        self.recorded.transactions_stored(recorded.as_ref().map_or(0, Bytes::len));
+        recorded
     }
 
     /// The state that is stored beside the rows.
     pub(super) fn saved_state(&self, applied: &AppliedState) -> SavedState {
-        SavedState { state: applied.state.clone(), sizes: self.handles.latches.sizes() }
+        SavedState { state: applied.state.clone(), sizes: self.handles.latches.sizes(), transactions: None }
     }
 
     fn encoded_state(&self, applied: &AppliedState) -> Option<Bytes> {

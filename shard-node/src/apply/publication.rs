@@ -1,9 +1,11 @@
 //! The state machine as the rest of the replica sees it, and which ranges are admitted.
 
 use crate::leader::latches::ChangedKeys;
+use crate::log_entry::Change;
 use crate::replica::ReplicaHandles;
 use crate::state_machine::ShardState;
-use evenkeel_protocol::{RangeId, SchemaDelta, TableId};
+use evenkeel_host::{Bug, deliberate};
+use evenkeel_protocol::{Key, RangeId, SchemaDelta, TableId, TxnId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,12 +19,14 @@ pub(super) struct Publication {
     hidden: Arc<Mutex<HashSet<RangeId>>>,
     /// Tables that a schema change in the log changes, which the apply writer has not stored yet.
     changing: Arc<Mutex<BTreeMap<u64, BTreeSet<TableId>>>>,
+    /// The keys of transactions that were prepared before this leadership (R26).
+    prepared: Arc<Mutex<BTreeMap<TxnId, Vec<(TableId, Key)>>>>,
 }
 
 impl Publication {
     /// Nothing is hidden.
     pub(super) fn new(handles: ReplicaHandles) -> Publication {
-        Publication { handles, hidden: Arc::default(), changing: Arc::default() }
+        Publication { handles, hidden: Arc::default(), changing: Arc::default(), prepared: Arc::default() }
     }
 
     /// Publishes the state machine, with the keys that may have changed hands.
@@ -51,6 +55,36 @@ impl Publication {
         };
         set(&|changing| _ = changing.insert(version, BTreeSet::clone(&tables)));
         move || set(&|changing| _ = changing.remove(&version))
+    }
+
+    /// A leadership begins: admits no statement to the keys of prepared transactions. Of tables
+    /// that lie whole on one shard, where rows may refer to each other, it admits none at all.
+    pub(super) fn hold_prepared(&self) {
+        let (state, transactions) = (self.handles.state(), self.handles.transactions());
+        let pinned: Vec<TableId> = state.tables().filter(|table| table.pinned).map(|table| table.id).collect();
+        let keys = |changes: &[Change]| -> Vec<(TableId, Key)> {
+            let all = pinned.iter().map(|table| (*table, Key::MIN));
+            let whole = changes.iter().any(|change| pinned.contains(&change.table));
+            let each = changes.iter().map(|change| (change.table, change.key.clone()));
+            each.chain(all.filter(|_| whole)).collect()
+        };
+        let all = transactions.all_prepared().filter(|_| !deliberate(Bug::PreparedNotHeld));
+        let held = all.map(|prepared| (prepared.id, keys(&prepared.changes.changes))).collect();
+        drop(transactions);
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        *prepared = held;
+        self.handles.latches.set_prepared(prepared.values().flatten().cloned().collect());
+    }
+
+    /// Gives the step that admits statements again once such a transaction is resolved.
+    pub(super) fn show_resolved(&self, id: TxnId) -> impl FnOnce() + Send + 'static {
+        let (latches, prepared) = (self.handles.latches.clone(), self.prepared.clone());
+        move || {
+            let mut prepared = prepared.lock().unwrap_or_else(PoisonError::into_inner);
+            if prepared.remove(&id).is_some() {
+                latches.set_prepared(prepared.values().flatten().cloned().collect());
+            }
+        }
     }
 
     /// Hides nothing any more; takes effect with the next [`Publication::publish`].

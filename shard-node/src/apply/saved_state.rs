@@ -12,6 +12,9 @@ pub struct SavedState {
     pub state: ShardState,
     /// How large its ranges are, about.
     pub sizes: Vec<(RangeId, RangeSize)>,
+    /// The transactions over several shards, if it is sent to another replica. Otherwise they are
+    /// recorded with each position.
+    pub transactions: Option<Bytes>,
 }
 
 impl SavedState {

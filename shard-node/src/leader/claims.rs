@@ -13,7 +13,7 @@ use crate::log_entry::image::Image;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Key, TableId};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// See the module.
@@ -89,6 +89,22 @@ impl Claims {
         Ok(Claim { claims: self, changes })
     }
 
+    /// The same for a transaction whose COMMIT is not awaited here.
+    ///
+    /// # Errors
+    /// The leadership has ended.
+    pub async fn claim_owned(self: &Arc<Self>, serial: u64, changes: Vec<Change>) -> Result<OwnedClaim, Closed> {
+        self.once_free(serial, &changes, |claimed| claimed.take(serial, &changes)).await?;
+        Ok(OwnedClaim { claims: self.clone(), changes })
+    }
+
+    fn release(&self, changes: &[Change]) {
+        self.claimed().release(changes);
+        if self.changed.receiver_count() > 0 {
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
     /// Waits until no entry has claimed one of these keys.
     ///
     /// # Errors
@@ -140,10 +156,20 @@ pub struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.claims.claimed().release(self.changes);
-        if self.claims.changed.receiver_count() > 0 {
-            self.claims.changed.send_modify(|n| *n += 1);
-        }
+        self.claims.release(self.changes);
+    }
+}
+
+/// As [`Claim`], without a borrow.
+#[derive(Debug)]
+pub struct OwnedClaim {
+    claims: Arc<Claims>,
+    changes: Vec<Change>,
+}
+
+impl Drop for OwnedClaim {
+    fn drop(&mut self) {
+        self.claims.release(&self.changes);
     }
 }
 

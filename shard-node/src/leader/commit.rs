@@ -5,7 +5,6 @@
 //! confirmation of COMMIT, the entry claims its rows (R4). If COMMIT fails although the log has
 //! decided the entry, the leadership ends (R1).
 
-use super::claims::Claim;
 use super::context::LeaderContext;
 use super::early_acknowledgement::Early;
 use super::failures::{not_executed, unknown};
@@ -40,14 +39,16 @@ pub(super) enum EndingSession<'a> {
 }
 
 impl EndingSession<'_> {
-    async fn commit(&mut self) -> Result<(), StoreError> {
+    /// Commits, and waits for PostgreSQL's confirmation.
+    pub(super) async fn commit(&mut self) -> Result<(), StoreError> {
         match self {
             EndingSession::Analysed(session) => session.simple("COMMIT").await,
             EndingSession::Raw(session) => session.commit().await,
         }
     }
 
-    async fn roll_back(&mut self) -> Result<(), StoreError> {
+    /// Rolls back.
+    pub(super) async fn roll_back(&mut self) -> Result<(), StoreError> {
         match self {
             EndingSession::Analysed(session) => session.simple("ROLLBACK").await,
             EndingSession::Raw(session) => session.roll_back().await,
@@ -72,8 +73,10 @@ impl Committer {
     ) -> Result<(), CommitError> {
         let leadership = &self.context.leadership;
         let session = EndingSession::Analysed(session);
-        let EntryBody::Changes(changes) = &entry.body else {
-            return Err(CommitError::RolledBack(SqlError::new("XX000", "not a change").into()));
+        let changes = match &entry.body {
+            EntryBody::Changes(changes) => changes,
+            EntryBody::Decided(decided) => &decided.changes,
+            _ => return Err(CommitError::RolledBack(SqlError::new("XX000", "not a change").into())),
         };
         let _doubt = leadership.doubt();
         match leadership.claim(entry.serial, &changes.changes).await {
@@ -82,13 +85,13 @@ impl Committer {
         }
     }
 
-    /// The same of an entry whose keys are claimed.
-    pub(super) async fn commit_claimed(
+    /// The same of an entry whose keys are claimed, until `claim` is dropped.
+    pub(super) async fn commit_claimed<C>(
         &self,
         mut session: EndingSession<'_>,
         entry: &ShardEntry,
         early: Early,
-        claim: Claim<'_>,
+        claim: C,
     ) -> Result<(), CommitError> {
         let leadership = &self.context.leadership;
         let _doubt = leadership.doubt();

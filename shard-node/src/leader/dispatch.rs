@@ -11,6 +11,7 @@ use super::clip::touches;
 use super::commit::Committer;
 use super::context::LeaderContext;
 use super::early_acknowledgement::EarlyReply;
+use super::ended_transaction::Ending;
 use super::group_commit::GroupCommit;
 use super::item_stream::ItemStream;
 use super::latches::RangeLatch;
@@ -31,10 +32,11 @@ use super::warm_sessions::LeaderSessions;
 use super::write_queue::{WriteQueueWorkers, WriteQueues};
 use super::writes::Writes;
 use crate::config::Config;
-use crate::log_entry::Control;
+use crate::log_entry::{Control, Resolution};
 use crate::replica::ReplicaHandles;
 use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughEnd, PassThroughRequest};
+use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{
     ControlReply, ControlRequest, Piece, PieceRequest, StatementReply, StatementRequest, TransactionOptions,
 };
@@ -227,8 +229,8 @@ impl Leader {
     }
 
     /// Commits a transaction under the client's id.
-    pub async fn commit_transaction(&self, handle: &TransactionHandle, id: TxnId) -> Result<(), Failure> {
-        self.transactions.commit(handle, id, Durability::Disk, None).await
+    pub async fn commit_transaction(&self, handle: &TransactionHandle, end: &Ending) -> Result<(), Failure> {
+        self.transactions.commit(handle, end, Durability::Disk, None).await
     }
 
     /// The same. At a durability below `disk` the commit is also answered through `early` (R28).
@@ -239,7 +241,48 @@ impl Leader {
         durability: Durability,
         early: Option<EarlyReply>,
     ) -> Result<(), Failure> {
-        self.transactions.commit(handle, id, durability, early).await
+        self.transactions.commit(handle, &Ending::alone(id), durability, early).await
+    }
+
+    /// Prepares a transaction that another shard decides about (R26).
+    pub async fn prepare_transaction(
+        &self,
+        handle: &TransactionHandle,
+        id: TxnId,
+        decider: ShardInfo,
+    ) -> Result<(), Failure> {
+        self.transactions.prepare(handle, id, decider).await
+    }
+
+    /// Resolves a prepared transaction. Idempotent.
+    pub async fn resolve_transaction(&self, resolution: Resolution) -> Result<(), Failure> {
+        self.transactions.resolve(resolution).await
+    }
+
+    /// The client of a prepared transaction has gone before it resolved it.
+    pub fn abandon_transaction(&self, id: TxnId) {
+        self.transactions.prepared().abandon(id);
+    }
+
+    /// Whether the client of a prepared transaction has gone.
+    pub fn is_abandoned(&self, id: TxnId) -> bool {
+        self.transactions.prepared().is_abandoned(id)
+    }
+
+    /// Whether a transaction that this shard decides about is committed; `None` while its commit is
+    /// under way. If it is not, it never will be.
+    pub async fn decision(&self, id: TxnId) -> Result<Option<bool>, Failure> {
+        self.transactions.decision(id).await
+    }
+
+    /// Which of these transactions are still prepared here.
+    pub async fn still_prepared(&self, ids: Vec<TxnId>) -> Result<Vec<TxnId>, Failure> {
+        self.transactions.still_prepared(ids).await
+    }
+
+    /// Forgets decisions that all participants have in their logs.
+    pub async fn forget_decisions(&self, ids: Vec<TxnId>) -> Result<(), Failure> {
+        self.transactions.forget_decisions(ids).await
     }
 
     /// Answers a COMMIT whose transaction is not open here.

@@ -55,6 +55,9 @@ pub(super) struct LatchTable {
     held: BTreeSet<TableId>,
     /// Tables of a schema change that is made and not stored yet.
     changing: BTreeSet<TableId>,
+    /// Keys of transactions that an earlier leadership has prepared (R26); [`Key::MIN`] for a whole
+    /// table.
+    prepared: BTreeSet<(TableId, Key)>,
 }
 
 impl LatchTable {
@@ -119,6 +122,28 @@ impl LatchTable {
         self.changing = tables;
     }
 
+    /// Sets the keys of transactions that an earlier leadership has prepared.
+    pub(super) fn set_prepared(&mut self, keys: BTreeSet<(TableId, Key)>) {
+        self.prepared = keys;
+    }
+
+    /// R26: the rows of such a transaction are not in PostgreSQL, and nobody holds their locks.
+    fn meets_prepared(&self, table: TableId, touches: &Touches) -> bool {
+        if self.prepared.is_empty() || *touches == Touches::Nothing {
+            return false;
+        }
+        let within = |interval: &KeyInterval| {
+            let next = self.prepared.range((table, interval.start.clone())..).next();
+            next.is_some_and(|(of, key)| *of == table && interval.contains(key))
+        };
+        self.prepared.contains(&(table, Key::MIN))
+            || match touches {
+                Touches::Nothing => false,
+                Touches::Keys(keys) => keys.iter().any(|key| self.prepared.contains(&(table, key.clone()))),
+                Touches::Intervals(intervals) => intervals.iter().any(within),
+            }
+    }
+
     /// Decides on a request for a handle, and enters the latches if it is granted. `holding` are
     /// the latches that the caller has handles on: a write block waits for those, so it must not
     /// stop the caller.
@@ -132,6 +157,9 @@ impl LatchTable {
         // R34: a schema change waits for those that hold a handle already.
         let held = self.held.contains(&table) || self.changing.contains(&table);
         if held && !holding.iter().any(|latch| latch.range.table == table) && *touches != Touches::Nothing {
+            return LatchDecision::Wait;
+        }
+        if self.meets_prepared(table, touches) {
             return LatchDecision::Wait;
         }
         let latches = match self.covering(table, touches) {

@@ -170,7 +170,7 @@ impl LatchManager {
                 match evenkeel_host::timeout(left, changes.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => {
-                        let reason = "a move of the range is at its switch, or its table is being changed".to_string();
+                        let reason = "a move of the range is at its switch, its table is being changed, or a transaction over several shards is in doubt".to_string();
                         return Err(Failure::Busy { reason, retry_after_ms: 20 });
                     }
                 }
@@ -191,6 +191,13 @@ impl LatchManager {
     /// Sets the tables of schema changes that are made and not stored yet: statements wait.
     pub fn set_changing(&self, tables: BTreeSet<TableId>) {
         self.table().set_changing(tables);
+        self.announce();
+    }
+
+    /// Sets the keys of transactions that an earlier leadership has prepared: statements wait until
+    /// these are resolved (R26).
+    pub fn set_prepared(&self, keys: BTreeSet<(TableId, Key)>) {
+        self.table().set_prepared(keys);
         self.announce();
     }
 

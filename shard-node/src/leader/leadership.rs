@@ -9,7 +9,7 @@
 //!
 //! Not done: the decision when a leadership begins and ends (`crate::apply`).
 
-use super::claims::{Claim, Claims};
+use super::claims::{Claim, Claims, OwnedClaim};
 use super::failures::too_large;
 use crate::log_entry::parts::{self, PARTS_UNDER_WAY};
 use crate::log_entry::{Change, ShardEntry};
@@ -49,6 +49,16 @@ struct Waiter {
     outcome: oneshot::Sender<EntryOutcome>,
     /// For an entry in parts: the parts that may be proposed before earlier ones are decided.
     parts: Option<UnderWay>,
+    holder: Holder,
+}
+
+/// Who has the changes of a proposed entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// A session, in its open transaction, or the entry changes no rows.
+    Session,
+    /// Nobody here: the applier stores them, as those of another leadership's entries (R26).
+    Nobody,
 }
 
 /// Closes the semaphore when the waiter is gone, so that no further part is proposed.
@@ -82,7 +92,7 @@ pub struct Leadership {
     alone: tokio::sync::Mutex<()>,
     stuck: watch::Sender<bool>,
     /// Rows of proposed entries whose COMMIT PostgreSQL has not confirmed yet.
-    claims: Claims,
+    claims: Arc<Claims>,
     ended: watch::Sender<bool>,
     in_doubt: watch::Sender<usize>,
 }
@@ -98,7 +108,7 @@ impl Leadership {
             stuck: watch::Sender::new(false),
             next_serial: AtomicU64::new(1),
             waiters: Mutex::default(),
-            claims: Claims::default(),
+            claims: Arc::default(),
             ended: watch::Sender::new(false),
             in_doubt: watch::Sender::new(0),
         }
@@ -145,6 +155,18 @@ impl Leadership {
         Ok(self.propose_observed(entry, false).await?.0)
     }
 
+    /// The same of an entry with changes that no session has.
+    pub async fn propose_unheld(&self, entry: &ShardEntry) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
+        let outcome = self.wait_for(entry.serial, None, Holder::Nobody)?;
+        match self.propose_payload(entry.encode(), false, false) {
+            Ok(_) => Ok(outcome),
+            Err(error) => {
+                self.waiters().remove(&entry.serial);
+                Err(not_proposed(error))
+            }
+        }
+    }
+
     /// The same. If `observe_memory`, a second receiver completes when a quorum has the entry in
     /// memory (R28). If it fails, that will not be known.
     pub async fn propose_observed(
@@ -160,7 +182,7 @@ impl Leadership {
         if payloads.len() > 1 {
             return self.propose_parts(entry.serial, payloads, observe_memory).await;
         }
-        let outcome = self.wait_for(entry.serial, None)?;
+        let outcome = self.wait_for(entry.serial, None, Holder::Session)?;
         let proposed = payloads.next().map_or(Ok(None), |payload| self.propose_payload(payload, observe_memory, false));
         let in_memory = proposed.map_err(|error| {
             self.waiters().remove(&entry.serial);
@@ -180,7 +202,7 @@ impl Leadership {
     ) -> Result<(oneshot::Receiver<EntryOutcome>, MemoryAcknowledgement), Failure> {
         let _alone = self.alone.lock().await;
         let under_way = Arc::new(Semaphore::new(PARTS_UNDER_WAY));
-        let outcome = self.wait_for(serial, Some(under_way.clone()))?;
+        let outcome = self.wait_for(serial, Some(under_way.clone()), Holder::Session)?;
         let (last, mut in_memory) = (payloads.len() - 1, None);
         // Applies to every end before the last part is proposed, including a dropped future.
         let mut unsent = Unsent(None);
@@ -219,14 +241,19 @@ impl Leadership {
         Ok((outcome, in_memory))
     }
 
-    fn wait_for(&self, serial: u64, parts: Option<Arc<Semaphore>>) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
+    fn wait_for(
+        &self,
+        serial: u64,
+        parts: Option<Arc<Semaphore>>,
+        holder: Holder,
+    ) -> Result<oneshot::Receiver<EntryOutcome>, Failure> {
         let (outcome, receiver) = oneshot::channel();
         let mut waiters = self.waiters();
         // Under the lock that `depose` takes, so that no waiter is added after it.
         if self.has_ended() {
             return Err(Failure::NotLeader { leader: None });
         }
-        waiters.insert(serial, Waiter { outcome, parts: parts.map(UnderWay) });
+        waiters.insert(serial, Waiter { outcome, parts: parts.map(UnderWay), holder });
         Ok(receiver)
     }
 
@@ -259,6 +286,11 @@ impl Leadership {
         if let Some(waiter) = waiter {
             waiter.resolve(outcome);
         }
+    }
+
+    /// Who has the changes of this entry.
+    pub fn holder(&self, serial: u64) -> Holder {
+        self.waiters().get(&serial).map_or(Holder::Session, |waiter| waiter.holder)
     }
 
     /// Whether a session waits for this entry. It holds the entry's changes in its transaction and
@@ -305,6 +337,11 @@ impl Leadership {
     /// confirmation of its COMMIT, then claims the keys for `serial` (R4).
     pub async fn claim<'a>(&'a self, serial: u64, changes: &'a [Change]) -> Result<Claim<'a>, Failure> {
         self.claims.claim(serial, changes).await.map_err(|_| Failure::NotLeader { leader: None })
+    }
+
+    /// The same for a transaction that keeps its claim.
+    pub async fn claim_owned(&self, serial: u64, changes: Vec<Change>) -> Result<OwnedClaim, Failure> {
+        self.claims.claim_owned(serial, changes).await.map_err(|_| Failure::NotLeader { leader: None })
     }
 
     /// Waits until no entry that wrote these keys is between its proposal and the confirmation of

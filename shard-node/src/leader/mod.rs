@@ -28,6 +28,7 @@
 //! | [`claims`] | rows whose COMMIT is not confirmed yet (R4) |
 //! | [`early_acknowledgement`] | answers at durability levels below `disk` (R28) |
 //! | [`transactions`], [`open_transaction`], [`lost_commits`] | transactions of several statements |
+//! | [`ended_transaction`], [`prepared_transactions`] | commits, also of transactions over several shards (R26) |
 //! | [`pass_through`], [`raw_transaction`], [`item_stream`] | steps of transactions in users' own texts |
 //! | `control_text`, `begin_text`, `prepared_texts` | savepoints and settings of such texts; which are prepared |
 //! | `change_reports`, `reported_changes` | changes that triggers report (R7) |
@@ -40,7 +41,7 @@
 //! | [`schema_changes`] | the trial of schema changes, and decided ones (R34) |
 //! | `failures` | answers to statements that were not executed |
 //!
-//! Not done: transactions over several shards, and `local` reads (`crate::local_reads`).
+//! Not done: `local` reads (`crate::local_reads`).
 
 pub mod admission_control;
 pub mod backpressure;
@@ -57,6 +58,7 @@ pub mod control_requests;
 mod control_text;
 pub mod dispatch;
 pub mod early_acknowledgement;
+pub mod ended_transaction;
 mod entry_reading;
 pub(crate) mod failures;
 pub mod group_commit;
@@ -73,6 +75,7 @@ mod pass_through_commit;
 pub mod plan_cache;
 pub mod postgres_session;
 mod prepared_texts;
+pub mod prepared_transactions;
 pub mod range_control;
 mod range_latch;
 pub mod rate_limiter;

@@ -10,23 +10,22 @@
 //! 4. If checking the constraints has reported further keys, it begins again with them.
 //! 5. The entry is proposed and committed as any other ([`super::commit`]).
 
-use super::claims::Claim;
+use super::claims::OwnedClaim;
 use super::commit::{CommitError, Committer, EndingSession};
 use super::context::LeaderContext;
 use super::early_acknowledgement::Early;
+use super::ended_transaction::{Ending, entry_body};
 use super::entry_reading::{EntryReading, Preamble, not_captured};
 use super::failures::{lost_in_transaction, moved_away, too_large};
-use super::kept_replies::answered;
 use super::pass_through::without_images;
 use super::raw_transaction::RawTransaction;
 use super::reported_changes::OrderedChange;
 use crate::log_entry::image::Image;
-use crate::log_entry::{Change, Changes, EntryBody, ShardEntry};
+use crate::log_entry::{Change, Changes, ShardEntry};
 use crate::storage::StoreError;
 use evenkeel_postgres_session::{Requests, TransactionStatus, tags};
 use evenkeel_protocol::schema::RelationKind;
-use evenkeel_protocol::shard::StatementReply;
-use evenkeel_protocol::{Failure, Key, SqlError, TableId, TxnId};
+use evenkeel_protocol::{Failure, Key, SqlError, TableId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -48,35 +47,75 @@ impl PassThroughCommit {
     }
 
     /// Commits a transaction that has not failed, under the client's id.
-    pub(super) async fn commit(&self, raw: &mut RawTransaction, id: TxnId, early: Early) -> Result<(), CommitError> {
+    pub(super) async fn commit(
+        &self,
+        raw: &mut RawTransaction,
+        ending: &Ending,
+        early: Early,
+    ) -> Result<(), CommitError> {
         // R6: none may hit what follows the proposal.
         raw.cancellations_have_arrived().await;
-        if raw.is_new() {
+        let decides = !ending.participants.is_empty();
+        if raw.is_new() && !decides {
             return Ok(());
         }
-        let reads = raw.writes.is_empty() && raw.reported.is_empty() && self.sequences(raw).is_empty();
-        if raw.read_only || reads {
+        if !decides && self.only_reads(raw) {
             return self.end_reads(raw).await;
         }
-        let leadership = &self.context.leadership;
-        let serial = leadership.next_serial();
+        let serial = self.context.leadership.next_serial();
+        let (changes, claim) = self.changes(raw, serial).await?;
+        if changes.is_empty() && !decides {
+            return self.end_unchanged(raw, claim).await;
+        }
+        let changes = Changes { stamp_ms: self.context.shared.log.unix_ms(), answered: Vec::new(), changes };
+        let (size, limit) = (changes.size_bytes(), self.context.leadership.max_entry_bytes());
+        if size > limit {
+            drop(claim);
+            return self.roll_back(raw, too_large(size, limit)).await;
+        }
+        let entry = ShardEntry { serial, body: entry_body(ending, changes) };
+        let session = EndingSession::Raw(&mut raw.session);
+        self.committer.commit_claimed(session, &entry, early, claim).await
+    }
+
+    /// The first phase of a commit that another shard decides about: what a transaction that has
+    /// not failed has changed. Its session holds it under the record of `serial` (R5), and its keys
+    /// are claimed.
+    pub(super) async fn prepare(
+        &self,
+        raw: &mut RawTransaction,
+        serial: u64,
+    ) -> Result<(Changes, OwnedClaim), CommitError> {
+        // R6, as above.
+        raw.cancellations_have_arrived().await;
+        let (changes, claim) = self.changes(raw, serial).await?;
+        Ok((Changes { stamp_ms: self.context.shared.log.unix_ms(), answered: Vec::new(), changes }, claim))
+    }
+
+    fn only_reads(&self, raw: &RawTransaction) -> bool {
+        let reads = raw.writes.is_empty() && raw.reported.is_empty() && self.sequences(raw).is_empty();
+        raw.read_only || reads
+    }
+
+    /// Claims what a transaction has changed, writes the entry's record (R5), and reads the rows.
+    async fn changes(&self, raw: &mut RawTransaction, serial: u64) -> Result<(Vec<Change>, OwnedClaim), CommitError> {
         for reading in 0..MAX_READINGS {
             let claimed = self.to_claim(raw);
-            let claim = match leadership.claim(serial, &claimed).await {
+            let claim = match self.context.leadership.claim_owned(serial, claimed).await {
                 Ok(claim) => claim,
-                Err(failure) => return self.roll_back(raw, moved_away(failure)).await,
+                Err(failure) => return Err(self.rolled_back(raw, moved_away(failure)).await),
             };
             let before = raw.reported.key_count() + raw.reported.ordered().len();
             let changes = match self.read(raw, serial, reading == 0).await {
                 Ok(changes) => changes,
-                Err(failure) => return self.roll_back(raw, failure).await,
+                Err(failure) => return Err(self.rolled_back(raw, failure).await),
             };
             if raw.reported.key_count() + raw.reported.ordered().len() == before {
-                return self.propose(raw, serial, changes, id, early, claim).await;
+                return Ok((changes, claim));
             }
         }
         let failure = SqlError::new("XX000", "checking the constraints goes on changing rows");
-        self.roll_back(raw, failure.into()).await
+        Err(self.rolled_back(raw, failure.into()).await)
     }
 
     /// Ends a transaction that was to write nothing: its COMMIT is a read (R8).
@@ -162,37 +201,26 @@ impl PassThroughCommit {
         Ok(read?)
     }
 
-    async fn propose(
-        &self,
-        raw: &mut RawTransaction,
-        serial: u64,
-        changes: Vec<Change>,
-        id: TxnId,
-        early: Early,
-        claim: Claim<'_>,
-    ) -> Result<(), CommitError> {
-        let Some(first) = changes.first() else {
-            drop(claim);
-            let ended = raw.session.roll_back().await;
-            let led = self.context.barrier().await;
-            if let Err(error) = ended {
-                return Err(CommitError::Broken(lost_in_transaction(&self.context.examine(error))));
-            }
-            return led.map_err(|failure| CommitError::RolledBack(moved_away(failure)));
-        };
-        let answered = vec![answered(id, first.table, first.key.clone(), &StatementReply::default())];
-        let changes = Changes { stamp_ms: self.context.shared.log.unix_ms(), answered, changes };
-        let (size, limit) = (changes.size_bytes(), self.context.leadership.max_entry_bytes());
-        if size > limit {
-            drop(claim);
-            return self.roll_back(raw, too_large(size, limit)).await;
+    /// Ends a transaction that was to write, and has changed nothing.
+    async fn end_unchanged(&self, raw: &mut RawTransaction, claim: OwnedClaim) -> Result<(), CommitError> {
+        drop(claim);
+        let ended = raw.session.roll_back().await;
+        let led = self.context.barrier().await;
+        if let Err(error) = ended {
+            return Err(CommitError::Broken(lost_in_transaction(&self.context.examine(error))));
         }
-        let entry = ShardEntry { serial, body: EntryBody::Changes(changes) };
-        let session = EndingSession::Raw(&mut raw.session);
-        self.committer.commit_claimed(session, &entry, early, claim).await
+        led.map_err(|failure| CommitError::RolledBack(moved_away(failure)))
     }
 
     async fn roll_back(&self, raw: &mut RawTransaction, failure: Failure) -> Result<(), CommitError> {
         self.committer.roll_back(EndingSession::Raw(&mut raw.session), failure).await
+    }
+
+    async fn rolled_back(&self, raw: &mut RawTransaction, failure: Failure) -> CommitError {
+        match self.roll_back(raw, failure.clone()).await {
+            Err(error) => error,
+            // Never: rolling back is always an error.
+            Ok(()) => CommitError::RolledBack(failure),
+        }
     }
 }

@@ -54,11 +54,16 @@ impl StatementIds {
             .hint("Read the rows to find out. The clocks of clients and shards may differ by ten seconds.")
             .into());
         }
+        self.begin_question(id)
+            .ok_or_else(|| Failure::Busy { reason: "an earlier attempt is still under way".into(), retry_after_ms: 10 })
+    }
+
+    /// Keeps attempts under the id from beginning, however old it is. `None` if one is under way.
+    pub(super) fn begin_question(&self, id: TxnId) -> Option<Attempt<'_>> {
         let id = (id.client, id.sequence);
-        if !self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
-            return Err(Failure::Busy { reason: "an earlier attempt is still under way".into(), retry_after_ms: 10 });
-        }
-        Ok(Attempt { ids: self, id })
+        let free = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        // Made only if it is free: an attempt that is dropped frees its id.
+        free.then(|| Attempt { ids: self, id })
     }
 
     /// The answer that was given to this id before, if there was one.

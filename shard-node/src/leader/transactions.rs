@@ -9,14 +9,16 @@
 //! id (`Transactions::commit_again`), and gets a definite answer: committed, or not committed and
 //! never will be.
 //!
-//! Not done: transactions over several shards.
+//! Over several shards, a transaction is open on each. One shard's commit decides for all; on the
+//! others it is prepared first (R26, [`super::prepared_transactions`]).
 
 use super::begin_text::begin_text;
 use super::capture::{Capturer, capture};
 use super::clip::touches;
-use super::commit::{CommitError, Committer, EndingSession};
+use super::commit::{CommitError, Committer};
 use super::context::LeaderContext;
 use super::early_acknowledgement::{Early, EarlyReply};
+use super::ended_transaction::{Ending, entry_body};
 use super::failures::{
     ended_by_leader, in_failed_transaction, lost_in_transaction, moved_away, not_executed, serialization, too_large,
 };
@@ -29,16 +31,18 @@ use super::pass_through::{PassThrough, StepError, StepOf};
 use super::pass_through_commit::PassThroughCommit;
 use super::plan_cache::BoundPlan;
 use super::postgres_session::{Parameters, UserSession, reply};
+use super::prepared_transactions::{PreparedSession, PreparedTransactions};
 use super::raw_transaction::RawTransaction;
 use super::row_locks::RowLocks;
 use super::session_pool::SessionPool;
 use super::statement::StatementIntake;
 use super::statement_ids::{Attempt, StatementIds};
-use crate::log_entry::{EntryBody, ShardEntry};
+use crate::log_entry::{Changes, EntryBody, Forgotten, Resolution, ShardEntry};
 use crate::storage::{RECORD_SQL, StoreError};
 use evenkeel_postgres_session::TransactionStatus;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughEnd, PassThroughRequest};
+use evenkeel_protocol::routing::ShardInfo;
 use evenkeel_protocol::shard::{StatementReply, StatementRequest, TransactionOptions};
 use evenkeel_protocol::{Durability, Failure, Key, SqlError, TableId, TxnId};
 use evenkeel_rpc::Gone;
@@ -69,6 +73,7 @@ pub struct Transactions {
     record: Arc<str>,
     open: OpenTransactions,
     lost: LostCommits,
+    prepared: PreparedTransactions,
 }
 
 impl Transactions {
@@ -84,6 +89,7 @@ impl Transactions {
         Transactions {
             pass_through: PassThrough::new(context.clone(), intake.clone()),
             pass_through_commit: PassThroughCommit::new(context.clone(), committer.clone()),
+            prepared: PreparedTransactions::new(context.clone(), pool.clone()),
             context,
             intake,
             ids,
@@ -207,7 +213,10 @@ impl Transactions {
         let touched = touches(&bound, request)?;
         let table = bound.schema.as_ref().map(|s| s.id).unwrap_or_default();
         let latches = &self.context.shared.latches;
-        let ranges = latches.acquire(table, &touched, &handle.latches()).await.map_err(moved_away)?;
+        let holding = handle.latches();
+        // Before it has used anything here, its client finds out where else the keys are.
+        let elsewhere = |failure| if holding.is_empty() { failure } else { moved_away(failure) };
+        let ranges = latches.acquire(table, &touched, &holding).await.map_err(elsewhere)?;
         self.context.check_plan(&bound).map_err(moved_away)?;
         let adopted_later = ranges.latches().iter().any(|latch| latch.adopted_in > transaction.began_in);
         if transaction.options.repeatable_read && adopted_later {
@@ -253,7 +262,7 @@ impl Transactions {
     pub(super) async fn commit(
         &self,
         handle: &TransactionHandle,
-        id: TxnId,
+        end: &Ending,
         durability: Durability,
         early: Option<EarlyReply>,
     ) -> Result<(), Failure> {
@@ -262,7 +271,7 @@ impl Transactions {
         // The connection has already forgotten the transaction, so it ends here in every case.
         let ranges = handle.take_ranges();
         let Some(session) = transaction.session.take() else { return Err(ended_by_leader()) };
-        let _attempt = match self.begin_commit(id) {
+        let _attempt = match self.begin_commit(end.id) {
             Ok(attempt) => attempt,
             Err(rejected) => {
                 self.roll_back_session(session).await;
@@ -277,12 +286,12 @@ impl Transactions {
             TransactionSession::Analysed(session) => session,
             TransactionSession::Raw(raw) => {
                 let failed = transaction.failed;
-                let result = self.commit_raw(raw, failed, id, durability, early).await;
+                let result = self.commit_raw(raw, failed, end, durability, early).await;
                 drop(ranges);
                 return result;
             }
         };
-        if transaction.failed || captured.is_empty() {
+        if transaction.failed || (captured.is_empty() && end.participants.is_empty()) {
             // As in PostgreSQL, COMMIT of a failed transaction is a ROLLBACK. COMMIT of a
             // transaction that only read is a read (R8).
             let session = TransactionSession::Analysed(session);
@@ -294,7 +303,7 @@ impl Transactions {
         }
         let mut answers = Early::default();
         answers.add(durability, early, &StatementReply::default());
-        let result = self.commit_captured(&session, captured, id, &transaction, answers).await;
+        let result = self.commit_captured(&session, captured, end, &transaction, answers).await;
         match result {
             Ok(()) => {
                 self.pool.put_back(*session);
@@ -314,7 +323,7 @@ impl Transactions {
         &self,
         mut raw: Box<RawTransaction>,
         failed: bool,
-        id: TxnId,
+        end: &Ending,
         durability: Durability,
         early: Option<EarlyReply>,
     ) -> Result<(), Failure> {
@@ -324,7 +333,7 @@ impl Transactions {
         }
         let mut answers = Early::default();
         answers.add(durability, early, &StatementReply::default());
-        let result = self.pass_through_commit.commit(&mut raw, id, answers).await;
+        let result = self.pass_through_commit.commit(&mut raw, end, answers).await;
         match result {
             Ok(()) => {
                 self.pool.put_back_raw(raw.session).await;
@@ -342,13 +351,27 @@ impl Transactions {
         &self,
         session: &UserSession,
         captured: Capturer,
-        id: TxnId,
+        end: &Ending,
         transaction: &OpenTransaction,
         early: Early,
     ) -> Result<(), CommitError> {
-        let leadership = &self.context.leadership;
-        let serial = leadership.next_serial();
-        let (term, recorded) = (leadership.term.0 as i64, serial as i64);
+        let serial = self.context.leadership.next_serial();
+        let mut changes = self.captured_changes(session, captured, serial).await?;
+        if let Some((table, key)) = transaction.first_key.clone() {
+            let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
+            changes.answered.push(answered(end.id, table, key, &affected));
+        }
+        self.committer.commit(session, ShardEntry { serial, body: entry_body(end, changes) }, early).await
+    }
+
+    /// The changes of a transaction, once its session has written the record of the entry `serial`.
+    async fn captured_changes(
+        &self,
+        session: &UserSession,
+        captured: Capturer,
+        serial: u64,
+    ) -> Result<Changes, CommitError> {
+        let (term, recorded) = (self.context.leadership.term.0 as i64, serial as i64);
         let record = async {
             // Constraints that PostgreSQL checks only at COMMIT are checked now (invariant 5). The
             // record is written before the proposal (R5).
@@ -358,21 +381,116 @@ impl Transactions {
             session.run(&record, &[&term, &recorded, &no_answers]).await?;
             Ok::<_, StoreError>(())
         };
-        if let Err(error) = record.await.map_err(|error| self.context.examine(error)) {
-            let session = EndingSession::Analysed(session);
-            return self.committer.roll_back(session, lost_in_transaction(&error)).await;
-        }
-        let mut changes = match captured.finish(self.context.shared.log.unix_ms()) {
-            Ok(changes) => changes,
-            Err(error) => {
-                return self.committer.roll_back(EndingSession::Analysed(session), error.into()).await;
-            }
+        let failure = match record.await.map_err(|error| self.context.examine(error)) {
+            Err(error) => lost_in_transaction(&error),
+            Ok(()) => match captured.finish(self.context.shared.log.unix_ms()) {
+                Ok(changes) => return Ok(changes),
+                Err(error) => error.into(),
+            },
         };
-        if let Some((table, key)) = transaction.first_key.clone() {
-            let affected = StatementReply { affected: transaction.affected, ..StatementReply::default() };
-            changes.answered.push(answered(id, table, key, &affected));
+        match session.simple("ROLLBACK").await {
+            Ok(()) => Err(CommitError::RolledBack(failure)),
+            Err(_) => Err(CommitError::Broken(failure)),
         }
-        self.committer.commit(session, ShardEntry { serial, body: EntryBody::Changes(changes) }, early).await
+    }
+
+    /// The first phase of a commit that another shard decides about (R26).
+    ///
+    /// # Errors
+    /// The transaction is rolled back, or will be when its leadership ends.
+    pub(super) async fn prepare(
+        &self,
+        handle: &TransactionHandle,
+        id: TxnId,
+        decider: ShardInfo,
+    ) -> Result<(), Failure> {
+        let mut transaction = handle.open.lock().await;
+        self.open.remove(handle);
+        let ranges = handle.take_ranges();
+        let Some(mut session) = transaction.session.take() else { return Err(ended_by_leader()) };
+        let captured = std::mem::take(&mut transaction.captured);
+        let rows = std::mem::replace(&mut transaction.rows, self.row_locks.holder());
+        if transaction.failed || handle.is_doomed() {
+            self.roll_back_session(session).await;
+            return Err(if transaction.failed { rolled_back_as_failed() } else { ended_by_leader() });
+        }
+        let leadership = &self.context.leadership;
+        let serial = leadership.next_serial();
+        let changed = match &mut session {
+            TransactionSession::Analysed(session) => match self.captured_changes(session, captured, serial).await {
+                Ok(changes) => {
+                    let claim = leadership.claim_owned(serial, changes.changes.clone()).await;
+                    claim.map(|claim| (changes, claim)).map_err(CommitError::Broken)
+                }
+                Err(error) => Err(error),
+            },
+            TransactionSession::Raw(raw) if raw.session.status() == TransactionStatus::Failed => {
+                self.roll_back_session(session).await;
+                return Err(rolled_back_as_failed());
+            }
+            TransactionSession::Raw(raw) => self.pass_through_commit.prepare(raw, serial).await,
+        };
+        match changed {
+            Ok((changes, claim)) => {
+                let prepared = PreparedSession { session, serial, ranges, rows, claim };
+                self.prepared.prepare(id, decider, changes, prepared).await
+            }
+            Err(CommitError::RolledBack(failure)) => {
+                self.roll_back_session(session).await;
+                Err(moved_away(failure))
+            }
+            Err(CommitError::Broken(failure)) => Err(moved_away(failure)),
+        }
+    }
+
+    /// Transactions that are prepared here.
+    pub(super) fn prepared(&self) -> &PreparedTransactions {
+        &self.prepared
+    }
+
+    /// Whether a transaction that this shard decides about is committed; `None` while its commit is
+    /// under way. If it is not, it never will be.
+    pub(super) async fn decision(&self, id: TxnId) -> Result<Option<bool>, Failure> {
+        self.context.check_open()?;
+        // While this lives, no commit under the id begins.
+        let Some(_attempt) = self.ids.begin_question(id) else { return Ok(None) };
+        let committed = self.context.shared.transactions().is_committed(id);
+        self.context.barrier().await?;
+        if !committed {
+            self.declare_lost(id)?;
+        }
+        Ok(Some(committed))
+    }
+
+    /// A commit under the id that is still to come is rejected from now on.
+    fn declare_lost(&self, id: TxnId) -> Result<(), Failure> {
+        match self.lost.insert(id, |first_sent_ms| self.ids.is_too_old(first_sent_ms)) {
+            true => Ok(()),
+            false => Err(Failure::Busy {
+                reason: "too many lost transactions are asked about".into(),
+                retry_after_ms: 1_000,
+            }),
+        }
+    }
+
+    /// Which of these transactions are still prepared here.
+    pub(super) async fn still_prepared(&self, ids: Vec<TxnId>) -> Result<Vec<TxnId>, Failure> {
+        self.context.barrier().await?;
+        let transactions = self.context.shared.transactions();
+        Ok(ids.into_iter().filter(|id| transactions.prepared(*id).is_some()).collect())
+    }
+
+    /// Forgets decisions that all participants have in their logs.
+    pub(super) async fn forget_decisions(&self, ids: Vec<TxnId>) -> Result<(), Failure> {
+        let leadership = &self.context.leadership;
+        let entry = ShardEntry { serial: leadership.next_serial(), body: EntryBody::Forgotten(Forgotten { ids }) };
+        // Whatever becomes of it: those that are remembered are asked about again.
+        leadership.propose(&entry).await.map(drop)
+    }
+
+    /// Resolves a prepared transaction.
+    pub(super) async fn resolve(&self, resolution: Resolution) -> Result<(), Failure> {
+        self.prepared.resolve(resolution).await
     }
 
     /// Begins the attempt of a COMMIT whose transaction is open here. On every error the
@@ -401,7 +519,8 @@ impl Transactions {
             }
             None => None,
         };
-        let known = self.ids.answered_before(id)?.is_some();
+        let decided = self.context.shared.transactions().is_committed(id);
+        let known = decided || self.ids.answered_before(id)?.is_some();
         self.context.barrier().await?;
         if known {
             return Ok(());
@@ -409,12 +528,7 @@ impl Transactions {
         // This leader has applied everything (invariant 4), and no session of an earlier leadership
         // is left (R3). So the transaction is not committed. Its COMMIT may still be in a
         // connection, and must be rejected then.
-        if !self.lost.insert(id, |first_sent_ms| self.ids.is_too_old(first_sent_ms)) {
-            return Err(Failure::Busy {
-                reason: "too many lost transactions are asked about".into(),
-                retry_after_ms: 1_000,
-            });
-        }
+        self.declare_lost(id)?;
         Err(serialization("the transaction was lost with its connection and has not been committed"))
     }
 

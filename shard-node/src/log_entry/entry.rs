@@ -3,6 +3,7 @@
 use super::changes::Changes;
 use super::control::Control;
 use super::decode::{Malformed, short};
+use super::transactions::{DecidedChanges, Forgotten, PreparedChanges, Resolution};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The longest entry, in bytes (R12).
@@ -22,32 +23,64 @@ pub struct ShardEntry {
 pub enum EntryBody {
     /// Rows of users' statements.
     Changes(Changes),
+    /// A participant's part of a transaction over several shards.
+    Prepared(PreparedChanges),
+    /// The deciding shard's part of one.
+    Decided(DecidedChanges),
+    /// The outcome of prepared changes.
+    Resolved(Resolution),
+    /// Decisions that are no longer needed.
+    Forgotten(Forgotten),
     /// Anything else.
     Control(Control),
 }
 
 const KIND_CHANGES: u8 = 1;
 const KIND_CONTROL: u8 = 2;
+// 3 is a part of an entry (see `parts`).
+const KIND_PREPARED: u8 = 4;
+const KIND_DECIDED: u8 = 5;
+const KIND_RESOLVED: u8 = 6;
+const KIND_FORGOTTEN: u8 = 7;
 
 impl ShardEntry {
     /// The entry's bytes.
     pub fn encode(&self) -> Bytes {
         match &self.body {
             EntryBody::Changes(changes) => {
-                let mut out = BytesMut::with_capacity(9 + changes.size_bytes());
-                out.put_u8(KIND_CHANGES);
-                out.put_u64(self.serial);
+                let mut out = self.begin(KIND_CHANGES, changes.size_bytes());
                 changes.encode_into(&mut out);
                 out.freeze()
             }
-            EntryBody::Control(control) => {
-                let mut out = vec![KIND_CONTROL];
-                out.extend_from_slice(&self.serial.to_be_bytes());
-                // Encoding our own values into memory cannot fail; an empty body would be seen as
-                // malformed.
-                postcard::to_extend(control, out).map(Bytes::from).unwrap_or_default()
+            EntryBody::Prepared(prepared) => {
+                let mut out = self.begin(KIND_PREPARED, prepared.changes.size_bytes());
+                prepared.encode_into(&mut out);
+                out.freeze()
             }
+            EntryBody::Decided(decided) => {
+                let mut out = self.begin(KIND_DECIDED, decided.changes.size_bytes());
+                decided.encode_into(&mut out);
+                out.freeze()
+            }
+            EntryBody::Resolved(resolution) => self.encode_serde(KIND_RESOLVED, resolution),
+            EntryBody::Forgotten(forgotten) => self.encode_serde(KIND_FORGOTTEN, forgotten),
+            EntryBody::Control(control) => self.encode_serde(KIND_CONTROL, control),
         }
+    }
+
+    fn begin(&self, kind: u8, body_bytes: usize) -> BytesMut {
+        let mut out = BytesMut::with_capacity(9 + body_bytes);
+        out.put_u8(kind);
+        out.put_u64(self.serial);
+        out
+    }
+
+    fn encode_serde(&self, kind: u8, body: &impl serde::Serialize) -> Bytes {
+        let mut out = vec![kind];
+        out.extend_from_slice(&self.serial.to_be_bytes());
+        // Encoding our own values into memory cannot fail; an empty body would be seen as
+        // malformed.
+        postcard::to_extend(body, out).map(Bytes::from).unwrap_or_default()
     }
 
     /// The entry in these bytes. Row images are slices of them.
@@ -59,13 +92,19 @@ impl ShardEntry {
         let serial = bytes.get_u64();
         let body = match kind {
             KIND_CHANGES => EntryBody::Changes(Changes::decode(&mut bytes)?),
-            KIND_CONTROL => {
-                EntryBody::Control(postcard::from_bytes(&bytes).map_err(|error| Malformed(error.to_string()))?)
-            }
+            KIND_PREPARED => EntryBody::Prepared(PreparedChanges::decode(&mut bytes)?),
+            KIND_DECIDED => EntryBody::Decided(DecidedChanges::decode(&mut bytes)?),
+            KIND_RESOLVED => EntryBody::Resolved(decode_serde(&bytes)?),
+            KIND_FORGOTTEN => EntryBody::Forgotten(decode_serde(&bytes)?),
+            KIND_CONTROL => EntryBody::Control(decode_serde(&bytes)?),
             other => return Err(Malformed(format!("unknown kind {other}"))),
         };
         Ok(ShardEntry { serial, body })
     }
+}
+
+fn decode_serde<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    postcard::from_bytes(bytes).map_err(|error| Malformed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -74,8 +113,9 @@ mod tests {
     use super::*;
     use crate::log_entry::image::Image;
     use crate::log_entry::{Answered, Change, KeptReply, Purpose, TailEntry};
+    use evenkeel_protocol::routing::ShardInfo;
     use evenkeel_protocol::scrub::ComparedPiece;
-    use evenkeel_protocol::{Epoch, Key, KeyInterval, RangeId, TableId, TxnId};
+    use evenkeel_protocol::{Epoch, Key, KeyInterval, RangeId, ShardId, TableId, TxnId};
 
     fn changes() -> Changes {
         let key = Key(Bytes::from_static(b"k"));
@@ -100,7 +140,16 @@ mod tests {
         let interval = KeyInterval::ALL;
         let pieces = vec![ComparedPiece { range: RangeId(1), epoch: Epoch(2), table: TableId(3), interval }];
         let checkpoint = Control::Checkpoint { nonce: 9, pieces, purpose: Purpose::Scrub };
-        for body in [EntryBody::Changes(changes()), EntryBody::Control(checkpoint)] {
+        let id = TxnId { client: 7, sequence: 8, first_sent_ms: 9 };
+        let shard = |n| ShardInfo { id: ShardId(n), replicas: [(1, ([127, 0, 0, 1], 5).into())].into() };
+        for body in [
+            EntryBody::Changes(changes()),
+            EntryBody::Control(checkpoint),
+            EntryBody::Prepared(PreparedChanges { id, decider: shard(2), changes: changes() }),
+            EntryBody::Decided(DecidedChanges { id, participants: vec![shard(2), shard(3)], changes: changes() }),
+            EntryBody::Resolved(Resolution { id, committed: true }),
+            EntryBody::Forgotten(Forgotten { ids: vec![id, id] }),
+        ] {
             let entry = ShardEntry { serial: 11, body };
             assert_eq!(ShardEntry::decode(entry.encode()).unwrap(), entry);
         }

@@ -9,6 +9,7 @@
 //! | `entry` | [`ShardEntry`]: a serial and a body; its encoding |
 //! | `changes` | [`Changes`]: rows of users' statements, and the answers to them |
 //! | `control` | [`Control`]: tables, splits, merges, moves, checkpoints |
+//! | `transactions` | the parts of transactions over several shards, and their outcome |
 //! | [`image`] | row images: whole rows, assigned columns, deletions |
 //! | [`parts`] | entries that are larger than the log accepts at once |
 //! | `decode` | bounds-checked reading of bytes |
@@ -30,8 +31,10 @@ mod decode;
 mod entry;
 pub mod image;
 pub mod parts;
+mod transactions;
 
 pub use changes::{Answered, Change, Changes, KeptReply, TailEntry};
 pub use control::{Control, Purpose};
 pub use decode::Malformed;
 pub use entry::{EntryBody, MAX_ENTRY_BYTES, ShardEntry};
+pub use transactions::{DecidedChanges, Forgotten, PreparedChanges, Resolution};

@@ -4,6 +4,7 @@ use super::move_driver::drive_moves;
 use super::range_sizes::correct_sizes;
 use super::repair::repair_replicas;
 use super::reporting::send_reports;
+use super::transactions_in_doubt::end_transactions_in_doubt;
 use crate::config::Config;
 use crate::leader::Leader;
 use crate::move_observations::MoveObservations;
@@ -26,6 +27,7 @@ pub async fn leadership_tasks(
         _ = ended.wait_for(|ended| *ended) => {}
         () = drive_moves(leader.clone(), observations.clone(), report) => {}
         () = send_reports(leader.clone(), config.clone(), observed, wanted) => {}
+        () = end_transactions_in_doubt(leader.clone()) => {}
         () = correct_sizes(leader.clone()) => {}
         () = repair_replicas(leader.clone()) => {}
         () = go_round(&leader, &scrub, &config) => {}

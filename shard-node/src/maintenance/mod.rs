@@ -8,6 +8,7 @@
 //! | `range_sizes` | corrects the sizes of ranges from samples |
 //! | `repair` | repairs replicas that have lost their disks |
 //! | `report`, `reporting` | builds reports, and delivers them to the placement driver |
+//! | `transactions_in_doubt` | ends transactions over several shards whose clients do not (R26) |
 //!
 //! Maintenance owns no state that outlives a leadership. Everything follows from the state machine:
 //! a new leader reads it and continues. Every entry that maintenance proposes is idempotent,
@@ -22,6 +23,7 @@ mod range_sizes;
 mod repair;
 mod report;
 mod reporting;
+mod transactions_in_doubt;
 
 pub use leadership_tasks::leadership_tasks;
 pub use move_driver::resolve_move;

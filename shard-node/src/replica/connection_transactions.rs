@@ -9,7 +9,7 @@
 
 use crate::leader::Leader;
 use crate::leader::open_transaction::TransactionHandle;
-use evenkeel_protocol::{Failure, SqlError};
+use evenkeel_protocol::{Failure, SqlError, TxnId};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,6 +26,9 @@ pub type Opened = (Arc<Leader>, Arc<TransactionHandle>);
 #[derive(Default)]
 pub struct ConnectionTransactions {
     transactions: Mutex<Transactions<Opened>>,
+    /// Transactions that were prepared on this connection and are not resolved, with the leadership
+    /// (R26).
+    prepared: Mutex<HashMap<TxnId, Arc<Leader>>>,
 }
 
 impl ConnectionTransactions {
@@ -50,6 +53,21 @@ impl ConnectionTransactions {
     /// it begins.
     pub fn take(&self, transaction: u64) -> Option<Opened> {
         self.transactions().take(transaction)
+    }
+
+    /// A transaction of this connection is about to be prepared.
+    pub fn prepare(&self, id: TxnId, leader: &Arc<Leader>) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(id, leader.clone());
+    }
+
+    /// A transaction is resolved, or was not prepared.
+    pub fn resolve(&self, id: TxnId) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// The connection has ended: the transactions whose outcome its client knew.
+    pub fn abandoned(&self) -> HashMap<TxnId, Arc<Leader>> {
+        std::mem::take(&mut *self.prepared.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The connection has ended: all that is open, and nothing is kept from now on.

@@ -4,7 +4,7 @@ use crate::error::ApplyError;
 use crate::leader::latches::LatchManager;
 use crate::postgres::Connector;
 use crate::progress::Progress;
-use crate::state_machine::{RetryWindow, ShardState};
+use crate::state_machine::{MultiShardTransactions, RetryWindow, ShardState};
 use crate::storage::Snapshots;
 use evenkeel_replicated_log::LogHandle;
 use std::sync::atomic::AtomicU64;
@@ -23,6 +23,8 @@ pub struct ReplicaHandles {
     pub state: SharedState,
     /// The retry window.
     pub window: Arc<Mutex<RetryWindow>>,
+    /// The transactions over several shards, as of the last applied entry.
+    pub transactions: Arc<Mutex<MultiShardTransactions>>,
     /// The last position at which ownership changed; set before the state machine shows it.
     pub owned_changed: Arc<AtomicU64>,
     /// How far PostgreSQL has followed.
@@ -54,6 +56,11 @@ impl ReplicaHandles {
     /// Whether PostgreSQL has all rows.
     pub fn is_whole(&self) -> bool {
         *self.whole.borrow()
+    }
+
+    /// The transactions over several shards.
+    pub fn transactions(&self) -> MutexGuard<'_, MultiShardTransactions> {
+        self.transactions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The retry window.

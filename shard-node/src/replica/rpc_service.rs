@@ -5,7 +5,7 @@
 //! | client | statements, transactions, pieces of streams |
 //! | placement driver | control requests, reports |
 //! | peer of this shard | checkpoints for comparison, state, rows for a re-seed |
-//! | replica of another shard | copies of moving ranges, fences, outcomes of moves |
+//! | replica of another shard | copies of moving ranges, fences, outcomes of moves and of transactions |
 //!
 //! A request that only a leader can serve is answered with `NotLeader` elsewhere. While PostgreSQL
 //! starts, every request that needs it is answered with `Busy`.
@@ -15,7 +15,8 @@ use super::membership;
 use super::pass_through;
 use super::process::ReplicaProcess;
 use crate::clock::now_ms;
-use crate::log_entry::Purpose;
+use crate::leader::ended_transaction::Ending;
+use crate::log_entry::{Purpose, Resolution};
 use crate::maintenance::{build_report, purge, resolve_move};
 use crate::migration::{fence, peers, source};
 use crate::scrub::checkpoint_sums::SUM_UP_MS;
@@ -48,6 +49,9 @@ impl Service for ReplicaProcess {
         for (leader, handle) in session.close() {
             tokio::spawn(async move { leader.roll_back_transaction(&handle).await });
         }
+        for (id, leader) in session.abandoned() {
+            leader.abandon_transaction(id);
+        }
     }
 
     async fn call(
@@ -65,7 +69,9 @@ impl Service for ReplicaProcess {
                 let executed = async { self.leader_soon().await?.statement_early(request, Some(early)).await };
                 reply_early(executed, answered, ShardReply::Rows, replier).await;
             }
-            ShardRequest::Commit { transaction, id, key: None, durability } if durability < Durability::Disk => {
+            ShardRequest::Commit { transaction, id, key: None, durability, participants }
+                if durability < Durability::Disk && participants.is_empty() =>
+            {
                 let (early, answered) = oneshot::channel();
                 let committed = async {
                     match session.take(transaction) {
@@ -161,12 +167,27 @@ async fn answer(
         ShardRequest::InTransaction { transaction, begin, statement } => {
             in_transaction(process, session, transaction, begin, statement).await
         }
-        ShardRequest::Commit { transaction, id, key, .. } => {
+        ShardRequest::Commit { transaction, id, key, participants, durability: _ } => {
             match session.take(transaction) {
-                Some((leader, handle)) => leader.commit_transaction(&handle, id).await?,
+                Some((leader, handle)) => leader.commit_transaction(&handle, &Ending { id, participants }).await?,
                 None => process.leader_soon().await?.commit_again(id, key).await?,
             }
             Ok(ShardReply::Done)
+        }
+        ShardRequest::Prepare { transaction, id, decider } => {
+            let Some((leader, handle)) = session.take(transaction) else { return Err(no_longer_open()) };
+            session.prepare(id, &leader);
+            let prepared = leader.prepare_transaction(&handle, id, decider).await;
+            prepared.inspect_err(|_| session.resolve(id)).map(|()| ShardReply::Done)
+        }
+        ShardRequest::Resolve { id, committed } => {
+            process.leader_soon().await?.resolve_transaction(Resolution { id, committed }).await?;
+            session.resolve(id);
+            Ok(ShardReply::Done)
+        }
+        ShardRequest::AskDecision { id } => Ok(ShardReply::Decision(process.leader()?.decision(id).await?)),
+        ShardRequest::AskPrepared { ids } => {
+            Ok(ShardReply::StillPrepared(process.leader()?.still_prepared(ids).await?))
         }
         ShardRequest::Rollback { transaction } => {
             if let Some((leader, handle)) = session.take(transaction) {

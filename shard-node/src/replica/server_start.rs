@@ -12,7 +12,7 @@ use crate::local_reads::LocalReads;
 use crate::maintenance::leadership_tasks;
 use crate::postgres::{Connector, PostgresHandle};
 use crate::progress::Progress;
-use crate::state_machine::{RetryWindow, ShardState};
+use crate::state_machine::{MultiShardTransactions, RetryWindow, ShardState};
 use crate::state_transfer::{self, Limit, Missing};
 use crate::storage::{Recovered, Snapshots, Store};
 use evenkeel_replicated_log::{LogIndex, Term};
@@ -32,11 +32,11 @@ pub(super) async fn follow_log(
 ) -> ApplyError {
     let connector = postgres.connector();
     let mut down = postgres.down();
-    let Recovery { store, recovered, saved, window, missing } = match recover(&connector).await {
+    let Recovery { store, recovered, saved, window, transactions, missing } = match recover(&connector).await {
         Ok(recovery) => recovery,
         Err(error) => return error,
     };
-    let SavedState { state, sizes } = saved;
+    let SavedState { state, sizes, .. } = saved;
     connector.set_schema_version(state.schema_version());
     let progress = Arc::new(Progress::new(recovered.position));
     let (broken, mut broke) = mpsc::unbounded_channel();
@@ -54,6 +54,7 @@ pub(super) async fn follow_log(
         log: process.log.clone(),
         state: Arc::new(RwLock::new(Arc::new(state.clone()))),
         window: Arc::new(Mutex::new(window)),
+        transactions: Arc::new(Mutex::new(transactions)),
         owned_changed: Arc::default(),
         progress: progress.clone(),
         latches: Arc::new(LatchManager::default()),
@@ -113,6 +114,7 @@ struct Recovery {
     recovered: Recovered,
     saved: SavedState,
     window: RetryWindow,
+    transactions: MultiShardTransactions,
     missing: Option<Missing>,
 }
 
@@ -122,12 +124,18 @@ async fn recover(connector: &Connector) -> Result<Recovery, ApplyError> {
     let saved = match &recovered.state {
         Some((_, encoded)) => postcard::from_bytes::<SavedState>(encoded)
             .map_err(|error| ApplyError::Diverged(format!("the recorded state cannot be decoded: {error}")))?,
-        None => SavedState { state: ShardState::default(), sizes: Vec::new() },
+        None => SavedState { state: ShardState::default(), sizes: Vec::new(), transactions: None },
     };
     let mut window = RetryWindow::default();
     for answers in &recovered.answers {
         window.restore(answers.clone()).map_err(|error| ApplyError::Diverged(error.to_string()))?;
     }
+    let transactions = match &recovered.transactions {
+        Some(recorded) => {
+            MultiShardTransactions::restore(recorded).map_err(|error| ApplyError::Diverged(error.to_string()))?
+        }
+        None => MultiShardTransactions::default(),
+    };
     let missing = match &recovered.seeding {
         Some(encoded) => {
             let mut missing = Missing::decode(encoded)
@@ -137,7 +145,7 @@ async fn recover(connector: &Connector) -> Result<Recovery, ApplyError> {
         }
         None => None,
     };
-    Ok(Recovery { store, recovered, saved, window, missing })
+    Ok(Recovery { store, recovered, saved, window, transactions, missing })
 }
 
 /// Fetches the rows that are missing, if any are. Never returns.

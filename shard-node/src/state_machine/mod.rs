@@ -17,6 +17,7 @@
 //! | `retry_window`, `answers` | [`RetryWindow`]: recent answers, for statements that clients repeat (R14) |
 //! | `range_size` | [`RangeSize`]: rows and bytes of a range, counted from the log |
 //! | `unclaimed` | keys that the shard neither owns nor moves |
+//! | `multi_shard` | [`MultiShardTransactions`]: prepared changes and decisions (R26) |
 //! | `effect`, `refusal` | the two outcomes of an entry |
 //! | `shared_map` | an ordered map whose copies share memory |
 //!
@@ -31,13 +32,13 @@
 //!
 //! Promises: no I/O, no clock, no randomness. A copy of the state costs the same at any size.
 //!
-//! Not done: transactions across shards.
 
 mod answers;
 mod effect;
 mod finished_operators;
 mod movement;
 mod moves;
+mod multi_shard;
 mod operators;
 mod owned_ranges;
 mod range_size;
@@ -53,6 +54,7 @@ pub use answers::RangeAnswers;
 pub use effect::{ControlEffect, CopiedRows};
 pub use finished_operators::FinishedWork;
 pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
+pub use multi_shard::{Decision, MAX_PREPARED_BYTES, MultiShardTransactions};
 pub use owned_ranges::OwnedRange;
 pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
 pub use refusal::EntryRefusal;

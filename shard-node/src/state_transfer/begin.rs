@@ -46,6 +46,7 @@ pub async fn begin(
         term,
         state: Some(machine),
         seeding: Some(missing.encode()),
+        transactions: saved.transactions,
         answers: window,
         sync: true,
         ..ApplyBatch::default()

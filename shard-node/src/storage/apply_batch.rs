@@ -110,6 +110,7 @@ async fn run_all(
         RawParameter(batch.state.as_deref()),
         RawParameter(Some(&batch.answers)),
         RawParameter(batch.seeding.as_deref()),
+        RawParameter(batch.transactions.as_deref()),
     ];
     let insert = client.execute_raw(statements.position, parameters);
     run.pipeline.send(insert.boxed()).await?;

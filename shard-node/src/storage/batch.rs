@@ -26,6 +26,9 @@ pub struct ApplyBatch {
     pub answers: Bytes,
     /// Which rows are missing after this batch, if any are; bytes that mean nothing here.
     pub seeding: Option<Bytes>,
+    /// The transactions over several shards as of the position, if there are any and no earlier
+    /// batch of this position carried them; bytes that mean nothing here.
+    pub transactions: Option<Bytes>,
     /// R16: wait until this batch, and with it all before, is on the disk.
     pub sync: bool,
     /// Entries, by (term, serial), that a *leader* applies by this batch. Its own transactions

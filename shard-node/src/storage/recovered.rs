@@ -32,6 +32,8 @@ pub struct Recovered {
     pub answers: Vec<Bytes>,
     /// What the last batch said of rows that are missing.
     pub seeding: Option<Bytes>,
+    /// What a batch of the position said of transactions over several shards.
+    pub transactions: Option<Bytes>,
 }
 
 /// An entry that a leader's own transaction has applied.
@@ -49,11 +51,17 @@ pub struct AppliedRecord {
 pub(super) async fn recover(client: &Client) -> Result<(VecDeque<PositionRow>, Recovered), StoreError> {
     let mut recovered = Recovered::default();
     let mut positions = VecDeque::new();
-    let sql = "SELECT batch, index, term, state IS NOT NULL, answers, reached FROM evenkeel.position ORDER BY batch";
+    let sql = "SELECT batch, index, term, state IS NOT NULL, answers, reached, transactions IS NOT NULL
+        FROM evenkeel.position ORDER BY batch";
+    // Transactions come with one batch of each position.
+    let mut with_transactions = None;
     for row in client.query(sql, &[]).await? {
         let index = row.try_get::<_, i64>(1)? as u64;
         positions.push_back(PositionRow { batch: row.try_get(0)?, index, has_state: row.try_get(3)? });
         (recovered.position, recovered.term) = (index, row.try_get::<_, i64>(2)? as u64);
+        if row.try_get(6)? {
+            with_transactions = Some((index, row.try_get::<_, i64>(0)?));
+        }
         recovered.reached = row.try_get::<_, i64>(5)? as u64;
         let Raw(answers) = row.try_get(4)?;
         if !answers.is_empty() {
@@ -68,6 +76,11 @@ pub(super) async fn recover(client: &Client) -> Result<(VecDeque<PositionRow>, R
     if let Some(last) = positions.back() {
         let row = client.query_one("SELECT seeding FROM evenkeel.position WHERE batch = $1", &[&last.batch]).await?;
         recovered.seeding = row.try_get::<_, Option<Raw<'_>>>(0)?.map(|Raw(missing)| Bytes::copy_from_slice(missing));
+    }
+    if let Some((_, batch)) = with_transactions.filter(|(index, _)| *index == recovered.position) {
+        let row = client.query_one("SELECT transactions FROM evenkeel.position WHERE batch = $1", &[&batch]).await?;
+        let Raw(transactions) = row.try_get(0)?;
+        recovered.transactions = Some(Bytes::copy_from_slice(transactions));
     }
     for row in client.query("SELECT term, serial, answers FROM evenkeel.applied", &[]).await? {
         let Raw(answers) = row.try_get(2)?;

@@ -16,9 +16,10 @@ CREATE TABLE evenkeel.applied (term bigint NOT NULL, serial bigint NOT NULL, ans
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 ALTER TABLE evenkeel.applied ALTER answers SET STORAGE EXTERNAL;
 CREATE TABLE evenkeel.position (batch bigint PRIMARY KEY, index bigint NOT NULL, reached bigint NOT NULL, term bigint NOT NULL,
-    state bytea, answers bytea NOT NULL, seeding bytea)
+    state bytea, answers bytea NOT NULL, seeding bytea, transactions bytea)
     WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
-ALTER TABLE evenkeel.position ALTER state SET STORAGE EXTERNAL, ALTER answers SET STORAGE EXTERNAL;
+ALTER TABLE evenkeel.position ALTER state SET STORAGE EXTERNAL, ALTER answers SET STORAGE EXTERNAL,
+    ALTER transactions SET STORAGE EXTERNAL;
 GRANT USAGE ON SCHEMA evenkeel TO evenkeel_user;
 GRANT INSERT ON evenkeel.applied TO evenkeel_user;
 COMMIT";

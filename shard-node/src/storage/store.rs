@@ -41,8 +41,9 @@ impl Store {
         if found.is_none() {
             client.batch_execute(MAKE_SCHEMA).await?;
         }
-        let insert = "INSERT INTO evenkeel.position (batch, index, reached, term, state, answers, seeding)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        let insert =
+            "INSERT INTO evenkeel.position (batch, index, reached, term, state, answers, seeding, transactions)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
         let insert_position = client.prepare(insert).await?;
         let insert_record = client.prepare(RECORD_SQL).await?;
         let (positions, recovered) = recover(&client).await?;

@@ -180,7 +180,14 @@ async fn a_new_session_learns_which_entries_are_applied() {
     store.apply(&batch(5, vec![StoreOperation::CreateTable(schema.clone())])).await.unwrap();
     let with_state = ApplyBatch { state: Some(Bytes::from_static(b"state")), ..batch(7, Vec::new()) };
     store.apply(&with_state).await.unwrap();
-    store.apply(&ApplyBatch { answers: answers.clone(), ..batch(9, Vec::new()) }).await.unwrap();
+    store
+        .apply(&ApplyBatch {
+            answers: answers.clone(),
+            transactions: Some(Bytes::from_static(b"transactions")),
+            ..batch(9, Vec::new())
+        })
+        .await
+        .unwrap();
 
     // R5: the leader's sessions add their own record, in the users' transaction, with the users'
     // rights and no more.
@@ -215,6 +222,7 @@ async fn a_new_session_learns_which_entries_are_applied() {
         state: Some((7, Bytes::from_static(b"state"))),
         records: vec![record(1), record(3)],
         seeding: None,
+        transactions: Some(Bytes::from_static(b"transactions")),
         answers: vec![answers.clone()],
     };
     assert_eq!(recovered, expected);
@@ -224,13 +232,14 @@ async fn a_new_session_learns_which_entries_are_applied() {
     store.prune(&[(4, 1), (4, 77)], u64::MAX).await.unwrap();
     assert_eq!(store.positions.iter().map(|row| row.index).collect::<Vec<_>>(), [7, 9]);
     let (mut store, recovered) = Store::open(&connector).await.unwrap();
-    assert_eq!(recovered, Recovered { records: vec![record(3)], ..expected });
+    assert_eq!(recovered, Recovered { records: vec![record(3)], ..expected.clone() });
     store.apply(&ApplyBatch { state: Some(Bytes::from_static(b"later")), ..batch(9, Vec::new()) }).await.unwrap();
     store.prune(&[], 9).await.unwrap();
     assert_eq!(store.positions.len(), 2, "the position 9 before the state's is not below 9");
     store.prune(&[], 10).await.unwrap();
     let (mut store, recovered) = Store::open(&connector).await.unwrap();
     assert_eq!(recovered.state, Some((9, Bytes::from_static(b"later"))));
+    assert_eq!(recovered.transactions, expected.transactions, "an earlier batch of the position had them");
 
     store.clear().await.unwrap();
     let (mut store, recovered) = Store::open(&connector).await.unwrap();

@@ -10,6 +10,7 @@ mod seeding;
 mod streams;
 mod tables;
 mod transactions;
+mod two_phase;
 mod wide;
 
 use evenkeel_protocol::shard::*;

@@ -104,7 +104,13 @@ impl<'a> Session<'a> {
     }
 
     async fn commit_as(&mut self, id: TxnId) -> Result<(), Failure> {
-        let request = ShardRequest::Commit { transaction: self.number, id, key: None, durability: Durability::Disk };
+        let request = ShardRequest::Commit {
+            transaction: self.number,
+            id,
+            key: None,
+            durability: Durability::Disk,
+            participants: Vec::new(),
+        };
         match self.connection.call(&request).await.unwrap() {
             ShardReply::Done => Ok(()),
             ShardReply::Failed(failure) => Err(failure),

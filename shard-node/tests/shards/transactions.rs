@@ -39,7 +39,15 @@ impl<'a> Transaction<'a> {
 
     async fn commit(self) -> Result<(), Failure> {
         let durability = Durability::Disk;
-        self.ask(ShardRequest::Commit { transaction: self.number, id: id(), key: None, durability }).await.map(drop)
+        self.ask(ShardRequest::Commit {
+            transaction: self.number,
+            id: id(),
+            key: None,
+            durability,
+            participants: Vec::new(),
+        })
+        .await
+        .map(drop)
     }
 
     async fn roll_back(self) {
@@ -286,7 +294,8 @@ async fn a_commit_by_a_wrong_clock_leaves_no_transaction_open() {
                 open.sql("UPDATE items SET n = n + 1 WHERE id = 1", &[]).await.unwrap();
                 let wrong = TxnId { first_sent_ms: id().first_sent_ms.saturating_add_signed(ahead_ms), ..id() };
                 let (transaction, durability) = (number, Durability::Disk);
-                let request = ShardRequest::Commit { transaction, id: wrong, key: None, durability };
+                let request =
+                    ShardRequest::Commit { transaction, id: wrong, key: None, durability, participants: Vec::new() };
                 codes.push(code(open.ask(request).await));
                 // Its row is free at once: no other statement has to wait for a lock.
                 codes.push(code(shard.sql("UPDATE items SET n = n + 10 WHERE id = 1", &[]).await));
@@ -315,9 +324,33 @@ async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect()
             // first one late.
             let elsewhere = shard.connect_to_leader().await;
             let asking = Transaction::new(&elsewhere, 1, false);
-            let asked = asking.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
-            let late = open.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
-            let again = asking.ask(ShardRequest::Commit { transaction: 1, id: commit, key: None, durability }).await;
+            let asked = asking
+                .ask(ShardRequest::Commit {
+                    transaction: 1,
+                    id: commit,
+                    key: None,
+                    durability,
+                    participants: Vec::new(),
+                })
+                .await;
+            let late = open
+                .ask(ShardRequest::Commit {
+                    transaction: 1,
+                    id: commit,
+                    key: None,
+                    durability,
+                    participants: Vec::new(),
+                })
+                .await;
+            let again = asking
+                .ask(ShardRequest::Commit {
+                    transaction: 1,
+                    id: commit,
+                    key: None,
+                    durability,
+                    participants: Vec::new(),
+                })
+                .await;
             [code(asked), code(late), code(again)]
         })
         .await;

@@ -15,6 +15,7 @@
 //! | `counters` | operations on counters and accounts |
 //! | `sessions`, `early_commit` | writes that are answered before their COMMIT |
 //! | `large_values`, `load_spike` | large values; more clients than the shards can serve |
+//! | `payments` | transactions over several shards |
 //! | `coordination_users` | users of the coordination store |
 
 mod client;
@@ -23,6 +24,7 @@ mod counters;
 mod early_commit;
 pub mod large_values;
 pub mod load_spike;
+mod payments;
 mod placement_api;
 mod replies;
 mod run;

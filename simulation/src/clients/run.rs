@@ -1,9 +1,11 @@
 //! The work of all clients, from setting up to the last look at every key.
 
 use super::client::{SimulatedClient, StatementOutcome};
-use super::table::{ACCOUNTS, CLIENTS, COUNTERS, CREATE, NAME, PUT, READ, SPIKE_KEYS, TALLY, wanted};
+use super::table::{
+    ACCOUNTS, CLIENTS, COUNTERS, CREATE, DISTANT_ACCOUNTS, DISTANT_TALLY, NAME, PUT, READ, SPIKE_KEYS, TALLY, wanted,
+};
 use super::users::Users;
-use super::{coordination_users, counters, large_values, load_spike, sessions};
+use super::{coordination_users, counters, large_values, load_spike, payments, sessions};
 use crate::history::SharedHistory;
 use crate::history::events::Last;
 use crate::membership_changes;
@@ -23,6 +25,8 @@ use std::time::Duration;
 const SESSIONS: u64 = 2;
 /// Users of the coordination store.
 const KV_USERS: u64 = 2;
+/// Clients that pay, in runs with payments.
+const PAYERS: u64 = 3;
 /// Clients that only read.
 const WATCHERS: u64 = 2;
 /// Between two reads of a watcher, in milliseconds, at most.
@@ -46,7 +50,8 @@ pub async fn run(registry: Registry, history: SharedHistory, membership: SharedM
             evenkeel_host::sleep(Duration::from_millis(CREATE_AGAIN_MS)).await;
         }
     }
-    for account in ACCOUNTS {
+    let pays = users.membership.borrow().payments;
+    for account in ACCOUNTS.chain(DISTANT_ACCOUNTS.into_iter().filter(|_| pays)) {
         while !matches!(first.execute(PUT, &[account.into()]).await, StatementOutcome::Answered(_)) {}
     }
     users.history.borrow_mut().set_up = true;
@@ -72,6 +77,9 @@ pub async fn run(registry: Registry, history: SharedHistory, membership: SharedM
     }
     if users.membership.borrow().load_spike {
         working.spawn_local(load_spike::under_faults(users.clone()));
+    }
+    for _ in 0..if pays { PAYERS } else { 0 } {
+        working.spawn_local(payments::run(users.clone()));
     }
     working.spawn_local(operators::send_requests(users.clone()));
     working.spawn_local(membership_changes::replace_replicas(users.clone()));
@@ -129,7 +137,9 @@ async fn last_look(users: &Users, mut client: SimulatedClient) {
         history.waiting_for = "(a read of each counter)".into();
     }
     let mut last = Last::new();
-    for key in COUNTERS.chain(ACCOUNTS).chain([TALLY]).chain(SPIKE_KEYS) {
+    let pays = users.membership.borrow().payments;
+    let distant = DISTANT_ACCOUNTS.into_iter().chain([DISTANT_TALLY]).filter(|_| pays);
+    for key in COUNTERS.chain(ACCOUNTS).chain([TALLY]).chain(SPIKE_KEYS).chain(distant) {
         loop {
             if let StatementOutcome::Answered(answer) = client.execute(READ, &[key.into()]).await {
                 last.insert(key, answer.rows.int(0, 0).unwrap_or(0));

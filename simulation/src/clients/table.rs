@@ -9,6 +9,10 @@ pub const COUNTERS: Range<i64> = 0..40;
 pub const ACCOUNTS: Range<i64> = 50..54;
 /// The counter of transfers, in the same transactions.
 pub const TALLY: i64 = 55;
+/// Accounts that splits come between.
+pub const DISTANT_ACCOUNTS: [i64; 3] = [-1, 45, 58];
+/// The counter of payments between them, in the same transactions.
+pub const DISTANT_TALLY: i64 = 46;
 /// Counters of a load spike. No split comes between them, unless it is the balancer's.
 pub const SPIKE_KEYS: Range<i64> = 60..90;
 /// Clients that work on counters.

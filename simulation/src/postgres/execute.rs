@@ -193,6 +193,7 @@ impl Runner {
             ("state", BYTEA),
             ("answers", BYTEA),
             ("seeding", BYTEA),
+            ("transactions", BYTEA),
         ];
         let position = Table::new(&columns, &[0]);
         let tables = vec![("evenkeel.applied".into(), Some(applied)), ("evenkeel.position".into(), Some(position))];

@@ -495,7 +495,7 @@ mod tests {
             r#"SELECT "id" FROM "t" WHERE ("id" >= $1 AND "id" < $2) AND "t"."id" >= $3::bigint LIMIT $4::bigint"#,
             r#"SELECT "id", "v", "t"."id" FROM "t" WHERE ("id" >= $1) AND "t"."id" > $2::bigint ORDER BY "t"."id""#,
             "DELETE FROM evenkeel.applied AS a USING unnest($1::bigint[], $2::bigint[]) AS given(term, serial) WHERE a.term = given.term AND a.serial = given.serial",
-            "SELECT batch, index, term, state IS NOT NULL, answers, reached FROM evenkeel.position ORDER BY batch",
+            "SELECT batch, index, term, state IS NOT NULL, answers, reached, transactions IS NOT NULL FROM evenkeel.position ORDER BY batch",
             r#"CREATE TABLE IF NOT EXISTS "t" ("id" bigint NOT NULL, "v" bigint, PRIMARY KEY ("id"))"#,
         ] {
             parse(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));

@@ -22,6 +22,8 @@ use std::rc::Rc;
 const SET_UP_MS: u64 = 30_000;
 /// How long after the last fault everything must work again, in milliseconds.
 const RECOVERY_MS: u64 = 30_000;
+/// There are payments between shards in one run of this many.
+const PAYMENTS_IN: u64 = 3;
 /// One of this many runs has three shards.
 const THREE_SHARDS_IN: u64 = 4;
 /// The balancer is on in one of this many runs.
@@ -58,6 +60,8 @@ impl World {
             clients::load_spike::drawn(),
             process::once_in(clients::large_values::LARGE_IN),
         );
+        // By the seed alone, so that the runs without payments are as they were.
+        membership.payments = options.seed.is_multiple_of(PAYMENTS_IN);
         let restoration = Restoration::new(&options, shards, &mut membership);
         World {
             cluster: Cluster::new(hardware, Rc::new(RefCell::new(membership)), folder),
