@@ -15,12 +15,13 @@ use crate::placement_driver::{Api, HttpApi};
 use crate::session::Session;
 use crate::stats::ClientStats;
 use crate::stream::RowStream;
-use crate::transaction::{PassThroughTransaction, Transaction};
+use crate::routing::ShardPart;
+use crate::transaction::{PassThroughTransaction, ShardedTransaction, Transaction, parts_of, spread};
 use evenkeel_protocol::error::codes;
-use evenkeel_protocol::pass_through::PassThroughBegin;
+use evenkeel_protocol::pass_through::{PassThroughBegin, TableUse};
 use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_protocol::shard::{Durability, TransactionOptions};
-use evenkeel_protocol::{SqlError, Value};
+use evenkeel_protocol::{ShardId, SqlError, Value};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -125,6 +126,30 @@ impl Client {
     /// Begins a transaction of pass-through statements. Nothing is sent before its first step.
     pub fn pass_through(&self, begin: PassThroughBegin) -> PassThroughTransaction {
         PassThroughTransaction::new(self.core.clone(), begin)
+    }
+
+    /// The same at a shard that the caller has chosen.
+    pub fn pass_through_at(&self, begin: PassThroughBegin, shard: ShardId) -> PassThroughTransaction {
+        PassThroughTransaction::at(self.core.clone(), begin, shard)
+    }
+
+    /// Begins a transaction of pass-through statements at whichever shards its steps touch. Nothing
+    /// is sent before its first step.
+    pub fn sharded(&self) -> ShardedTransaction {
+        ShardedTransaction::new(self.core.clone())
+    }
+
+    /// Whether these keys lie on several shards, as far as this client knows.
+    pub fn is_spread(&self, tables: &[TableUse]) -> bool {
+        spread(&self.core, tables)
+    }
+
+    /// These keys by the shards that own them. Waits until all of them have a route.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] if some have none in time.
+    pub async fn parts_of(&self, tables: &[TableUse]) -> Result<Vec<ShardPart>, ClientError> {
+        parts_of(&self.core, tables).await
     }
 
     /// The placement driver, by its REST interface.

@@ -43,8 +43,8 @@
 //! # }
 //! ```
 //!
-//! Not done: statements and transactions across shards, other than scans that can be read range by
-//! range.
+//! Not done: writes to several shards in one transaction. What one statement reads at several
+//! shards, the caller puts together, other than scans that can be read range by range.
 
 mod answer;
 mod client;
@@ -86,4 +86,5 @@ pub use placement_driver::{admin, causes};
 pub use session::Session;
 pub use stats::ClientStats;
 pub use stream::RowStream;
-pub use transaction::{PassThroughReplies, PassThroughTransaction, Transaction};
+pub use routing::ShardPart;
+pub use transaction::{PassThroughReplies, PassThroughTransaction, ShardedTransaction, SharedTransaction, Transaction};

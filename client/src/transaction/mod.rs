@@ -20,8 +20,9 @@
 //! | `commit`, `recommit` | the commit, and the question about a lost one |
 //! | `resolve` | the outcome of writes that were acknowledged early |
 //! | `pass_through` | transactions of texts that a shard's PostgreSQL runs unchanged |
+//! | `sharded` | one user's transaction of such texts, at each shard where it is open |
 //!
-//! Not done: transactions across shards.
+//! Not done: writes to several shards in one transaction.
 
 mod commit;
 mod handle;
@@ -29,9 +30,12 @@ mod open;
 mod pass_through;
 mod recommit;
 mod resolve;
+mod sharded;
 
 pub(crate) use handle::failed_before;
 pub(crate) use resolve::{EarlyWrite, Resolution};
+pub(crate) use sharded::{parts_of, spread};
 
 pub use handle::Transaction;
 pub use pass_through::{PassThroughReplies, PassThroughTransaction};
+pub use sharded::{ShardedTransaction, SharedTransaction};

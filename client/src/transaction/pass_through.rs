@@ -1,14 +1,14 @@
 //! A transaction of pass-through statements: texts that one shard's PostgreSQL runs unchanged.
 //!
 //! The caller declares the tables and keys that each step can touch. The first step chooses the
-//! shard, and all steps must lie there. The transaction has a connection of its own, because the
-//! rows of its statements arrive as streams that a slow reader holds up.
+//! shard, unless the caller has, and all steps must lie there. The transaction has a connection of
+//! its own, because the rows of its statements arrive as streams that a slow reader holds up.
 //!
 //! It promises what [`super::handle`] promises: nothing lasts before the commit, so the first step
 //! is repeated freely until it has an answer; a commit whose answer is lost is asked about under
 //! the same id.
 //!
-//! Not done: transactions over several shards.
+//! A user's transaction has one of these at each shard where it is open; see `sharded`.
 
 use super::commit::commit;
 use super::open::{OpenTransaction, several_shards};
@@ -37,13 +37,21 @@ pub struct PassThroughTransaction {
     core: Arc<ClientCore>,
     begin: PassThroughBegin,
     id: TxnId,
+    /// The shard that the caller has chosen, if it has.
+    bound: Option<ShardId>,
     open: Option<Box<OpenTransaction>>,
 }
 
 impl PassThroughTransaction {
     pub(crate) fn new(core: Arc<ClientCore>, begin: PassThroughBegin) -> PassThroughTransaction {
         let id = core.new_id();
-        PassThroughTransaction { core, begin, id, open: None }
+        PassThroughTransaction { core, begin, id, bound: None, open: None }
+    }
+
+    /// One that begins at this shard or not at all: if the shard does not own the keys of the first
+    /// step, that ends in [`ClientError::Rerun`], and the routes have to be looked up again.
+    pub(crate) fn at(core: Arc<ClientCore>, begin: PassThroughBegin, shard: ShardId) -> PassThroughTransaction {
+        PassThroughTransaction { bound: Some(shard), ..PassThroughTransaction::new(core, begin) }
     }
 
     /// The shard, once the first step has been answered.
@@ -88,7 +96,10 @@ impl PassThroughTransaction {
         let mut attempts = Attempts::new(Repeat::Free, started_ms, core.config.statement_timeout_ms)
             .patient_for(started_ms, core.config.overload_patience_ms);
         let request = PassThroughRequest { transaction: 0, begin: Some(self.begin.clone()), tables, step };
-        let delivered = deliver_to_one_shard(core, &request, &mut attempts).await;
+        let delivered = match self.bound {
+            Some(shard) => deliver_to(core, shard, &request, &mut attempts).await,
+            None => deliver_to_one_shard(core, &request, &mut attempts).await,
+        };
         count(core, &attempts);
         let ReplicaReply { reply, shard, replica, link, transaction: number, outcome, sent_ms: _ } = delivered?;
         let first = (Touches::Nothing, None);
@@ -109,18 +120,40 @@ impl PassThroughTransaction {
     /// Commits. An error of [`ClientError::OutcomeUnknown`] leaves open whether the changes last;
     /// after any other error nothing of the transaction has taken effect.
     pub async fn commit(mut self) -> Result<(), ClientError> {
-        match self.open.take() {
-            None => Ok(()),
-            Some(open) => commit(&self.core, *open, self.id, Durability::Disk).await.map(drop),
-        }
+        self.end(true).await
     }
 
     /// Rolls back. Nothing of the transaction takes effect, even if the shard cannot be reached.
     pub async fn rollback(mut self) {
-        if let Some(open) = self.open.take() {
-            let deadline_ms = self.core.now_ms() + self.core.config.statement_timeout_ms;
-            open.roll_back(&self.core, deadline_ms).await;
+        // A rollback does not fail.
+        _ = self.end(false).await;
+    }
+
+    /// Ends the transaction where it is shared and cannot be consumed.
+    pub(super) async fn end(&mut self, commit: bool) -> Result<(), ClientError> {
+        match self.open.take() {
+            None => Ok(()),
+            Some(open) if commit => self::commit(&self.core, *open, self.id, Durability::Disk).await.map(drop),
+            Some(open) => {
+                let deadline_ms = self.core.now_ms() + self.core.config.statement_timeout_ms;
+                open.roll_back(&self.core, deadline_ms).await;
+                Ok(())
+            }
         }
+    }
+}
+
+/// Has the first step answered by this shard.
+async fn deliver_to(
+    core: &ClientCore,
+    shard: ShardId,
+    request: &PassThroughRequest,
+    attempts: &mut Attempts,
+) -> Result<ReplicaReply, ClientError> {
+    match ask_shard(core, shard, &Payload::BeginPassThrough(request), attempts).await {
+        Ok(reply) => Ok(reply),
+        Err(Detour::GiveUp(error)) => Err(error),
+        Err(Detour::Reroute(_)) => Err(ClientError::rerun(format!("shard {shard} does not own all of these keys"))),
     }
 }
 
