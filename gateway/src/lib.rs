@@ -12,6 +12,7 @@
 //! | `grammar` | PostgreSQL's grammar: the kinds of statements |
 //! | `front` | the gateway's own PostgreSQL, which has the schema and no rows |
 //! | `session` | a client's session |
+//! | `remote` | rows of shards as tables of the gateway's own PostgreSQL |
 //!
 //! A statement passes `wire`, `session`, `grammar` (what kind it is), `front` (what it touches),
 //! and the client crate (which shard has it). Its rows come back as a shard's PostgreSQL sent them.
@@ -23,6 +24,7 @@ mod config;
 mod door;
 mod front;
 mod grammar;
+mod remote;
 mod server;
 mod session;
 mod wire;

@@ -51,6 +51,12 @@ impl ShardedTransaction {
         !self.shards.is_empty()
     }
 
+    /// Rolls it back at all shards, without waiting. It can begin again, with its savepoints.
+    pub fn abandon(&mut self) {
+        self.shards.clear();
+        (self.writer, self.last) = (None, None);
+    }
+
     /// The shard of the last step.
     pub fn last_shard(&self) -> Option<ShardId> {
         self.last
@@ -70,8 +76,9 @@ impl ShardedTransaction {
     /// `begin` says how the transaction begins at a shard that it joins.
     ///
     /// # Errors
-    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards, or if it writes
-    /// to a second shard. After any error but [`ClientError::Sql`] it has ended at all shards.
+    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards, or if it
+    /// writes to a second shard. After any error but [`ClientError::Sql`] it has ended at all
+    /// shards.
     pub async fn step(
         &mut self,
         tables: Vec<TableUse>,
@@ -120,12 +127,9 @@ impl ShardedTransaction {
     /// Joins shards, so that the transaction's snapshots there, if it keeps any, are of now.
     ///
     /// # Errors
-    /// As [`ShardedTransaction::step`]. [`ClientError::Rerun`] also if a shard does not own its part.
-    pub async fn open(
-        &mut self,
-        parts: &[ShardPart],
-        begin: impl Fn() -> PassThroughBegin,
-    ) -> Result<(), ClientError> {
+    /// As [`ShardedTransaction::step`]. [`ClientError::Rerun`] also if a shard does not own its
+    /// part.
+    pub async fn open(&mut self, parts: &[ShardPart], begin: impl Fn() -> PassThroughBegin) -> Result<(), ClientError> {
         for (shard, tables) in parts {
             let look = PassThroughStep::Execute(command("SELECT 1"));
             let opened = match self.shards.contains_key(shard) {
@@ -145,8 +149,8 @@ impl ShardedTransaction {
         Ok(())
     }
 
-    /// Whether a statement may write to a shard. The one place that limits a transaction's writes to
-    /// one shard.
+    /// Whether a statement may write to a shard. The one place that limits a transaction's writes
+    /// to one shard.
     fn admit_writer(&mut self, shard: ShardId, writes: bool) -> Result<(), ClientError> {
         if writes && *self.writer.get_or_insert(shard) != shard {
             return Err(several_shards());
@@ -154,7 +158,8 @@ impl ShardedTransaction {
         Ok(())
     }
 
-    /// The shard that owns these keys; that of the last step without any. `None` if it is not known.
+    /// The shard that owns these keys; that of the last step without any. `None` if it is not
+    /// known.
     async fn owner(&self, tables: &[TableUse]) -> Result<Option<ShardId>, ClientError> {
         if tables.iter().all(|used| used.keys.is_empty()) {
             return Ok(self.last);
@@ -266,7 +271,7 @@ impl ShardedTransaction {
     /// Without its part at one shard the transaction is of no use.
     fn ended_unless_sql<T>(&mut self, result: &Result<T, ClientError>) {
         if !matches!(result, Ok(_) | Err(ClientError::Sql(_))) {
-            self.shards.clear();
+            self.abandon();
         }
     }
 

@@ -20,6 +20,8 @@ const STALLED_MS: u64 = 120_000;
 /// See the module.
 pub struct Outgoing {
     half: WriteHalf<Transport>,
+    /// How often the buffer has been sent.
+    sendings: u64,
     /// The messages to be sent.
     pub buffer: BytesMut,
 }
@@ -27,7 +29,12 @@ pub struct Outgoing {
 impl Outgoing {
     /// Nothing is to be sent.
     pub fn new(half: WriteHalf<Transport>) -> Outgoing {
-        Outgoing { half, buffer: BytesMut::new() }
+        Outgoing { half, sendings: 0, buffer: BytesMut::new() }
+    }
+
+    /// How often the buffer has been sent: what was in it before cannot be taken back.
+    pub fn sendings(&self) -> u64 {
+        self.sendings
     }
 
     /// Sends the buffer if it is full.
@@ -46,6 +53,7 @@ impl Outgoing {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        self.sendings += 1;
         let sent = async {
             self.half.write_all(&self.buffer).await?;
             self.half.flush().await
