@@ -94,7 +94,7 @@ impl FrontSession {
         let mut sql: Vec<String> = reset.map(|name| format!("RESET \"{}\"", name.replace('"', "\"\""))).collect();
         let differing = settings.iter().filter(|(name, value)| self.settings.get(*name) != Some(*value));
         sql.extend(differing.map(|(name, value)| set(name, value, false)));
-        // What is set in a transaction ends with it if it is rolled back.
+        // A setting made in a transaction ends with it if that is rolled back.
         self.spent |= self.session.status() != TransactionStatus::Idle;
         self.session.simple(&sql.join("; ")).await.map_err(sql_error)?;
         self.settings = settings.clone();

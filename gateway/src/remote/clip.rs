@@ -116,8 +116,8 @@ fn in_row(names: &[String]) -> String {
     }
 }
 
-/// The first remote name outside of constants and quoted names: what is before it, the table, and
-/// what is behind it.
+/// The first remote name outside of constants and quoted names: the text before it, the table, and
+/// the text behind it.
 fn next_table(text: &str) -> Option<(&str, TableId, &str)> {
     let mut quoted_by: Option<char> = None;
     for (at, character) in text.char_indices() {

@@ -223,7 +223,7 @@ impl RemoteConnection {
 
 fn unexpected(what: &str) -> SqlError {
     let what: String = what.chars().take(100).collect();
-    SqlError::new(codes::INTERNAL, format!("postgres_fdw has sent what is not expected: {what}"))
+    SqlError::new(codes::INTERNAL, format!("postgres_fdw has sent something unexpected: {what}"))
 }
 
 fn no_cursor(name: &str) -> SqlError {

@@ -1,7 +1,7 @@
 //! One scan at one shard: a cursor of postgres_fdw.
 //!
 //! The shard executes it with the first fetch, and suspends it between fetches. A scan that begins
-//! anew is executed again: a shard's portals go forward only.
+//! again is executed again: a shard's portals go forward only.
 
 use super::clip::clipped;
 use super::reads::{ReadPart, StatementReads};
@@ -111,7 +111,7 @@ impl RemoteCursor {
         Ok(())
     }
 
-    /// Begins anew.
+    /// Begins again.
     pub fn rewind(&mut self) {
         if let Some(statement) = &mut self.statement {
             // The old portal ends with its transaction, or is replaced.

@@ -12,7 +12,7 @@ pub enum RemoteCommand {
     Begin,
     /// It ends: whether it is committed. There is nothing to commit.
     End(bool),
-    /// A savepoint, and what is done with it. The user's transaction makes its own.
+    /// A command on a savepoint. The user's transaction makes its own.
     Savepoint(&'static str),
     /// A scan under this name.
     Declare {
@@ -28,7 +28,7 @@ pub enum RemoteCommand {
         /// At most this many.
         rows: u32,
     },
-    /// A scan begins anew.
+    /// A scan begins again.
     Rewind(String),
     /// A scan ends.
     Close(String),
