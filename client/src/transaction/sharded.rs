@@ -5,7 +5,9 @@
 //! later. At the end the shard decides that it has written to; at the others it has only read.
 //!
 //! It promises that it is open at most once at each shard, so that every step sees what earlier
-//! ones wrote there; and that nothing of it lasts before the commit.
+//! ones wrote there; that nothing of it lasts before the commit; and that no step misses what an
+//! earlier one wrote, or at REPEATABLE READ reads in another snapshot, because a range has moved: it
+//! ends with 40001 then.
 //!
 //! Not done: writes to a second shard ([`ShardedTransaction::admit_writer`]).
 
@@ -16,8 +18,10 @@ use crate::deliver::{Detour, no_route};
 use crate::error::ClientError;
 use crate::retry::{Attempts, Repeat};
 use crate::routing::{ShardPart, cut, shard_of_tables};
-use evenkeel_protocol::ShardId;
+use evenkeel_protocol::error::codes;
+use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughStatement, PassThroughStep, TableUse};
+use evenkeel_protocol::{ShardId, TableId};
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,11 +43,24 @@ pub struct ShardedTransaction {
     writer: Option<ShardId>,
     /// The shard of the last step.
     last: Option<ShardId>,
+    /// The ranges that its steps may have written to, at REPEATABLE READ all that they have used,
+    /// and where.
+    seen: Vec<(ShardId, TableId, KeyInterval)>,
+    /// Whether it is at REPEATABLE READ.
+    keeps_snapshots: bool,
 }
 
 impl ShardedTransaction {
     pub(crate) fn new(core: Arc<ClientCore>) -> ShardedTransaction {
-        ShardedTransaction { core, shards: BTreeMap::new(), savepoints: Vec::new(), writer: None, last: None }
+        ShardedTransaction {
+            core,
+            shards: BTreeMap::new(),
+            savepoints: Vec::new(),
+            writer: None,
+            last: None,
+            seen: Vec::new(),
+            keeps_snapshots: false,
+        }
     }
 
     /// Whether it is open at any shard.
@@ -54,6 +71,7 @@ impl ShardedTransaction {
     /// Rolls it back at all shards, without waiting. It can begin again, with its savepoints.
     pub fn abandon(&mut self) {
         self.shards.clear();
+        self.seen.clear();
         (self.writer, self.last) = (None, None);
     }
 
@@ -90,10 +108,13 @@ impl ShardedTransaction {
             Err(error) => Err(error),
             Ok(Some(shard)) if self.shards.contains_key(&shard) => {
                 self.admit_writer(shard, writes)?;
-                self.step_at(shard, tables, step).await
+                match self.see(shard, &tables) {
+                    Ok(()) => self.step_at(shard, tables, step).await,
+                    Err(moved) => Err(moved),
+                }
             }
             Ok(_) if self.shards.is_empty() => {
-                let joined = self.join(PassThroughTransaction::new(self.core.clone(), begin()), tables, step).await;
+                let joined = self.join(None, begin(), tables, step).await;
                 if let (true, Some(shard)) = (writes, self.last) {
                     self.writer = Some(shard);
                 }
@@ -132,12 +153,10 @@ impl ShardedTransaction {
     pub async fn open(&mut self, parts: &[ShardPart], begin: impl Fn() -> PassThroughBegin) -> Result<(), ClientError> {
         for (shard, tables) in parts {
             let look = PassThroughStep::Execute(command("SELECT 1"));
-            let opened = match self.shards.contains_key(shard) {
-                true => self.step_at(*shard, tables.clone(), look).await,
-                false => {
-                    let joining = PassThroughTransaction::at(self.core.clone(), begin(), *shard);
-                    self.join(joining, tables.clone(), look).await
-                }
+            let opened = match (self.see(*shard, tables), self.shards.contains_key(shard)) {
+                (Err(moved), _) => Err(moved),
+                (Ok(()), true) => self.step_at(*shard, tables.clone(), look).await,
+                (Ok(()), false) => self.join(Some(*shard), begin(), tables.clone(), look).await,
             };
             let ended = match opened {
                 Ok(replies) => replies.end().await.map(drop),
@@ -189,13 +208,17 @@ impl ShardedTransaction {
             let parts = parts_of(&self.core, &tables).await?;
             let [(shard, _)] = parts[..] else { return Err(several_shards()) };
             self.admit_writer(shard, writes)?;
+            self.see(shard, &tables)?;
             if self.shards.contains_key(&shard) {
                 return self.step_at(shard, tables, step).await;
             }
-            let joining = PassThroughTransaction::at(self.core.clone(), begin(), shard);
-            match self.join(joining, tables.clone(), step.clone()).await {
+            match self.join(Some(shard), begin(), tables.clone(), step.clone()).await {
                 // Nothing has been done there.
-                Err(ClientError::Rerun(_)) if moves < MAX_MOVES_FOLLOWED && !self.shards.contains_key(&shard) => {
+                Err(ClientError::Rerun(error))
+                    if error.code != codes::SCHEMA_CHANGED
+                        && moves < MAX_MOVES_FOLLOWED
+                        && !self.shards.contains_key(&shard) =>
+                {
                     moves += 1;
                     self.core.refresh_until(self.core.now_ms() + self.core.config.statement_timeout_ms).await;
                 }
@@ -204,13 +227,54 @@ impl ShardedTransaction {
         }
     }
 
-    /// Begins at a shard: the savepoints, then the step.
+    /// Notes that a step uses these keys at a shard.
+    ///
+    /// # Errors
+    /// 40001: an earlier step has used some of them at another, from where they have moved.
+    fn see(&mut self, shard: ShardId, tables: &[TableUse]) -> Result<(), ClientError> {
+        let notes = |used: &TableUse| self.keeps_snapshots || used.writes;
+        if self.seen.is_empty() && !tables.iter().any(notes) {
+            return Ok(());
+        }
+        // By ranges, since these move as a whole and are few.
+        let routes = self.core.routes();
+        let known = cut(tables, &routes).unwrap_or_default();
+        let tables =
+            if known.is_empty() { tables } else { &known.into_iter().flat_map(|(_, part)| part).collect::<Vec<_>>() };
+        for used in tables {
+            for keys in &used.keys {
+                let mut there = false;
+                for (at, table, seen) in self.seen.iter().filter(|(_, table, _)| *table == used.table) {
+                    if *at != shard && seen.overlaps(keys) {
+                        let message = format!("a range of table {table} has moved while the transaction was open");
+                        return Err(ClientError::rerun(message));
+                    }
+                    there |= *at == shard && seen.covers(keys);
+                }
+                if !there && (self.keeps_snapshots || used.writes) {
+                    self.seen.push((shard, used.table, keys.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins at a shard, or at the one that owns the keys: the savepoints, then the step.
     async fn join(
         &mut self,
-        mut joining: PassThroughTransaction,
+        shard: Option<ShardId>,
+        begin: PassThroughBegin,
         tables: Vec<TableUse>,
         step: PassThroughStep,
     ) -> Result<PassThroughReplies, ClientError> {
+        self.keeps_snapshots = begin.options.repeatable_read;
+        let core = self.core.clone();
+        let mut joining = match shard {
+            Some(shard) => PassThroughTransaction::at(core, begin, shard),
+            None => PassThroughTransaction::new(core, begin),
+        };
+        let notes = self.keeps_snapshots || tables.iter().any(|used| used.writes);
+        let seen = if shard.is_none() && notes { tables.clone() } else { Vec::new() };
         for name in &self.savepoints {
             let savepoint = PassThroughStep::Execute(command(&format!("SAVEPOINT {}", quote(name))));
             joining.step(tables.clone(), savepoint).await?.end().await?;
@@ -220,6 +284,7 @@ impl ShardedTransaction {
         if let Some(shard) = joining.shard() {
             self.shards.insert(shard, Arc::new(Mutex::new(joining)));
             self.last = Some(shard);
+            self.see(shard, &seen)?;
         }
         replies
     }
