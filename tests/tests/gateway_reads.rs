@@ -260,10 +260,10 @@ async fn cursors_portals_and_copies_read_several_shards(world: &World) -> Scenar
     let mut ids = Vec::new();
     loop {
         let part = transaction.query_portal(&portal, 70).await.map_err(|error| failed(&error))?;
-        if part.is_empty() {
+        ids.extend(part.iter().map(|row| row.get::<_, i64>(0)));
+        if part.len() < 70 {
             break;
         }
-        ids.extend(part.iter().map(|row| row.get::<_, i64>(0)));
         let count = transaction.query_one("SELECT count(*) FROM walked", &[]).await.map_err(|error| failed(&error))?;
         ensure!(count.get::<_, i64>(0) == 300, "{count:?}");
     }
