@@ -16,9 +16,10 @@
 //!
 //! A statement passes `wire`, `session`, `grammar` (what kind it is), `front` (what it touches),
 //! and the client crate (which shard has it). Its rows come back as a shard's PostgreSQL sent them.
+//! One that reads several shards is executed by `front`, which reads them through `remote`.
 //!
-//! Not done: statements and transactions over several shards; roles made by SQL; LISTEN and NOTIFY;
-//! temporary tables; materialized views.
+//! Not done: statements and transactions that write to several shards; roles made by SQL; LISTEN
+//! and NOTIFY; temporary tables; materialized views.
 
 mod config;
 mod door;

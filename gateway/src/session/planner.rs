@@ -30,7 +30,7 @@ const MAX_KEPT_BYTES: usize = 16 << 10;
 pub enum Place {
     /// The gateway's own PostgreSQL: the statement touches no table of users.
     Front,
-    /// The shard that owns what it touches.
+    /// The shard that owns what it touches, or the engine database if several own what it reads.
     Shard,
     /// Wherever the transaction's earlier statement ran.
     Follows,
