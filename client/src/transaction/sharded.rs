@@ -6,8 +6,8 @@
 //!
 //! It promises that it is open at most once at each shard, so that every step sees what earlier
 //! ones wrote there; that nothing of it lasts before the commit; and that no step misses what an
-//! earlier one wrote, or at REPEATABLE READ reads in another snapshot, because a range has moved: it
-//! ends with 40001 then.
+//! earlier one wrote, or at REPEATABLE READ reads in another snapshot, because a range has moved:
+//! it ends with 40001 then.
 //!
 //! Not done: writes to a second shard ([`ShardedTransaction::admit_writer`]).
 

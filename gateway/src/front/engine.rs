@@ -8,6 +8,7 @@
 //!
 //! Users' sessions only read. What they use is bounded: temporary files, memory, time.
 
+use super::children::EngineChildren;
 use super::database::{ENGINE, ROLES, engine_session};
 use super::sessions::sql_error;
 use crate::grammar::parents::for_parents;
@@ -20,6 +21,7 @@ use evenkeel_protocol::routing::RoutingTable;
 use evenkeel_protocol::{ShardId, SqlError, TableId, TableSchema};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The schema of the foreign tables, their owner's.
 const SCHEMA: &str = "evenkeel";
@@ -42,8 +44,7 @@ pub struct EngineDatabase {
     admin: Session,
     folder: PathBuf,
     servers: BTreeSet<ShardId>,
-    /// The foreign tables.
-    children: BTreeSet<(ShardId, TableId)>,
+    children: Arc<EngineChildren>,
 }
 
 impl EngineDatabase {
@@ -52,7 +53,11 @@ impl EngineDatabase {
     ///
     /// # Errors
     /// PostgreSQL's own.
-    pub async fn create(catalog: &mut Session, folder: &Path) -> Result<EngineDatabase, SqlError> {
+    pub async fn create(
+        catalog: &mut Session,
+        folder: &Path,
+        children: Arc<EngineChildren>,
+    ) -> Result<EngineDatabase, SqlError> {
         let user = ROLES.1;
         for statement in [
             format!("CREATE DATABASE {ENGINE} TEMPLATE postgres"),
@@ -74,7 +79,7 @@ impl EngineDatabase {
         ] {
             admin.simple(&statement).await.map_err(sql_error)?;
         }
-        Ok(EngineDatabase { admin, folder: folder.into(), servers: BTreeSet::new(), children: BTreeSet::new() })
+        Ok(EngineDatabase { admin, folder: folder.into(), servers: BTreeSet::new(), children })
     }
 
     /// Executes a change of the schema, without committing it. `settings` makes the user's settings
@@ -106,20 +111,49 @@ impl EngineDatabase {
 
     async fn try_change(&mut self, sql: &str, settings: &str, attempt: &Attempt) -> Result<(), SqlError> {
         self.admin.simple("BEGIN").await.map_err(sql_error)?;
-        let dropped: Vec<String> = match attempt {
+        let dropped: Vec<(ShardId, TableId, String)> = match attempt {
             Attempt::AsItIs => Vec::new(),
-            Attempt::Without(names) => names.clone(),
-            Attempt::Alone => self.children.iter().map(|(shard, table)| child_name(*shard, *table)).collect(),
+            Attempt::Without(these) => self
+                .parents()
+                .await?
+                .into_iter()
+                .filter(|(shard, table, _)| these.contains(&(*shard, *table)))
+                .collect(),
+            Attempt::Alone => self.parents().await?,
         };
-        if !dropped.is_empty() {
-            let drop = format!("DROP FOREIGN TABLE IF EXISTS {}", dropped.join(", "));
+        for (shard, table, _) in &dropped {
+            let drop = format!("DROP FOREIGN TABLE {}", child_name(*shard, *table));
             self.admin.simple(&drop).await.map_err(sql_error)?;
         }
         self.admin.simple("SET LOCAL ROLE evenkeel_owner").await.map_err(sql_error)?;
         self.admin.simple(settings).await.map_err(sql_error)?;
         self.admin.simple(sql).await.map_err(sql_error)?;
+        self.admin.simple("SET LOCAL search_path = pg_catalog").await.map_err(sql_error)?;
+        // In the same transaction: nobody may find a table that looks empty.
+        for (shard, table, parent) in &dropped {
+            let now = format!("SELECT oid::regclass FROM pg_class WHERE oid = {parent}");
+            let rows = self.admin.query_text(&now).await.map_err(sql_error)?;
+            if let Some(parent) = rows.into_iter().flatten().next().flatten() {
+                self.admin.simple(&definition(*shard, *table, &parent)).await.map_err(sql_error)?;
+            }
+        }
         self.admin.simple("RESET ROLE").await.map_err(sql_error)?;
         Ok(())
+    }
+
+    /// The foreign tables with the object ids of the tables above them.
+    async fn parents(&mut self) -> Result<Vec<(ShardId, TableId, String)>, SqlError> {
+        let sql = format!(
+            "SELECT c.relname, i.inhparent FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+             WHERE c.relkind = 'f' AND c.relnamespace = '{SCHEMA}'::regnamespace"
+        );
+        let rows = self.admin.query_text(&sql).await.map_err(sql_error)?;
+        let each = rows.into_iter().filter_map(|row| {
+            let mut values = row.into_iter();
+            let (shard, table) = child(&values.next()??)?;
+            Some((shard, table, values.next()??))
+        });
+        Ok(each.collect())
     }
 
     /// Ends users' sessions here, so that a change gets its locks.
@@ -136,19 +170,13 @@ impl EngineDatabase {
     /// # Errors
     /// PostgreSQL's own.
     pub async fn end(&mut self, commit: bool) -> Result<(), SqlError> {
+        self.children.changing();
         let end = if commit { "COMMIT" } else { "ROLLBACK" };
         self.admin.simple(end).await.map_err(sql_error)?;
         // A dropped table has taken its foreign tables along.
-        let there = "SELECT relname FROM pg_class WHERE relkind = 'f'";
-        let rows = self.admin.query_text(there).await.map_err(sql_error)?;
-        self.children = rows.iter().filter_map(|row| child(row.first()?.as_deref()?)).collect();
+        let there = self.parents().await?;
+        self.children.are(there.into_iter().map(|(shard, table, _)| (shard, table)).collect());
         Ok(())
-    }
-
-    /// Whether all of these parts have their foreign tables.
-    pub fn has(&self, parts: &[ShardPart]) -> bool {
-        let mut wanted = parts.iter().flat_map(|(shard, tables)| tables.iter().map(|used| (*shard, used.table)));
-        wanted.all(|child| self.children.contains(&child))
     }
 
     /// Makes the foreign tables that these parts need.
@@ -163,22 +191,17 @@ impl EngineDatabase {
             }
             for used in tables {
                 let Some(table) = routes.schema(used.table) else { continue };
-                if self.children.contains(&(*shard, used.table)) {
+                if self.children.has(*shard, used.table) {
                     continue;
                 }
-                let parent = relation(table);
-                let (name, remote) = (child_name(*shard, used.table), remote_name(used.table));
-                let sql = format!(
-                    "BEGIN; SET LOCAL ROLE evenkeel_owner;
-                     CREATE FOREIGN TABLE IF NOT EXISTS {name} () INHERITS ({parent}) SERVER {SHARD_PREFIX}{shard}
-                       OPTIONS (schema_name '{REMOTE_SCHEMA}', table_name '{remote}'); COMMIT"
-                );
+                let definition = definition(*shard, used.table, &relation(table));
+                let sql = format!("BEGIN; SET LOCAL ROLE evenkeel_owner; {definition}; COMMIT");
                 let made = self.admin.simple(&sql).await.map_err(sql_error);
                 if let Err(error) = made {
                     _ = self.admin.simple("ROLLBACK").await;
                     return Err(error);
                 }
-                self.children.insert((*shard, used.table));
+                self.children.made(*shard, used.table);
             }
         }
         Ok(())
@@ -201,10 +224,19 @@ impl EngineDatabase {
 /// How a change is tried.
 enum Attempt {
     AsItIs,
-    /// Without these foreign tables, which depend on what it drops.
-    Without(Vec<String>),
+    /// Without these foreign tables, which depend on something that it drops.
+    Without(Vec<(ShardId, TableId)>),
     /// Without any foreign table.
     Alone,
+}
+
+/// The statement that makes a foreign table below a table.
+fn definition(shard: ShardId, table: TableId, parent: &str) -> String {
+    let (name, remote) = (child_name(shard, table), remote_name(table));
+    format!(
+        "CREATE FOREIGN TABLE IF NOT EXISTS {name} () INHERITS ({parent}) SERVER {SHARD_PREFIX}{shard}
+           OPTIONS (schema_name '{REMOTE_SCHEMA}', table_name '{remote}')"
+    )
 }
 
 fn child_name(shard: ShardId, table: TableId) -> String {
@@ -217,11 +249,9 @@ fn child(name: &str) -> Option<(ShardId, TableId)> {
 }
 
 /// The foreign tables that an error's detail names.
-fn children_in(detail: Option<&str>) -> Vec<String> {
+fn children_in(detail: Option<&str>) -> Vec<(ShardId, TableId)> {
     let words = detail.unwrap_or_default().split_whitespace();
-    let names = words.filter_map(|word| word.strip_prefix(SCHEMA)?.strip_prefix('.')).filter_map(child);
-    let names: BTreeSet<String> = names.map(|(shard, table)| child_name(shard, table)).collect();
-    names.into_iter().collect()
+    words.filter_map(|word| word.strip_prefix(SCHEMA)?.strip_prefix('.')).filter_map(child).collect()
 }
 
 fn relation(table: &TableSchema) -> String {
@@ -235,7 +265,7 @@ mod tests {
     #[test]
     fn an_error_says_which_foreign_tables_depend() {
         let detail = "foreign table evenkeel.s1_t7 depends on table t\nforeign table evenkeel.s2_t7 depends on table t";
-        assert_eq!(children_in(Some(detail)), ["evenkeel.s1_t7", "evenkeel.s2_t7"]);
+        assert_eq!(children_in(Some(detail)), [(ShardId(1), TableId(7)), (ShardId(2), TableId(7))]);
         assert!(children_in(Some("view v depends on table t")).is_empty() && children_in(None).is_empty());
     }
 }

@@ -11,6 +11,7 @@
 //! | `server` | the server process, and the schema in it |
 //! | `database` | its databases, and the way into each |
 //! | `engine` | the database that executes what reads several shards |
+//! | `children` | the foreign tables in it |
 //! | `sessions` | its sessions for users' statements |
 //! | `analysis` | what a statement touches and returns |
 //! | `relations` | the tables and sequences of the catalog, and what a change did to them |
@@ -21,6 +22,7 @@
 //! tables have the shards' rows.
 
 pub mod analysis;
+pub mod children;
 pub mod database;
 pub mod engine;
 pub mod relations;

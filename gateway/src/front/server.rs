@@ -4,6 +4,7 @@
 //! that were made through the placement driver's table interface are added by their definitions.
 
 use super::analysis::{Analysis, Question, analyse};
+use super::children::EngineChildren;
 use super::database::{FrontDatabase, unavailable};
 use super::engine::EngineDatabase;
 use super::relations::{self, difference};
@@ -61,6 +62,7 @@ pub struct FrontPostgres {
     sessions: Arc<FrontSessions>,
     engine_sessions: Arc<FrontSessions>,
     reading: Arc<ReadingSessions>,
+    children: Arc<EngineChildren>,
     /// The folder of its sockets.
     folder: PathBuf,
     /// The version of the schema in it.
@@ -101,12 +103,15 @@ impl FrontPostgres {
             admin.simple(statement).await.map_err(|error| error.to_string())?;
         }
         let folder = socket_folder(&mut admin).await.map_err(|error| error.to_sentence())?;
-        let engine = EngineDatabase::create(&mut admin, &folder).await.map_err(|error| error.to_sentence())?;
+        let children = Arc::<EngineChildren>::default();
+        let engine = EngineDatabase::create(&mut admin, &folder, children.clone()).await;
+        let engine = engine.map_err(|error| error.to_sentence())?;
         let front = FrontPostgres {
             client,
             sessions: FrontSessions::new(FrontDatabase::Catalog(connector.clone()), MAX_SESSIONS),
             engine_sessions: FrontSessions::new(FrontDatabase::Engine(folder.clone()), MAX_ENGINE_SESSIONS),
             reading: Arc::default(),
+            children,
             folder,
             connector,
             version: AtomicU64::new(0),
@@ -147,12 +152,16 @@ impl FrontPostgres {
     /// # Errors
     /// PostgreSQL's own.
     pub async fn reach(&self, parts: &[ShardPart]) -> Result<(), SqlError> {
-        let mut changing = self.changing.lock().await;
-        if changing.engine.has(parts) {
+        if self.children.has_all(parts) {
             return Ok(());
         }
         let routes = self.client.routes();
-        changing.engine.make(parts, &routes).await
+        self.changing.lock().await.engine.make(parts, &routes).await
+    }
+
+    /// How often the engine database's schema was changed.
+    pub fn engine_changes(&self) -> u64 {
+        self.children.changes()
     }
 
     /// Takes over the changes of the schema that were made since.

@@ -3,7 +3,7 @@
 use super::calls::{Calls, calls, scan};
 use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
 use super::mask::masked;
-use super::parents::{names_system_columns, without_only};
+use super::parents::{not_for_parents, without_only};
 use super::settings::{constant, modes, setting};
 use super::statement::{CopyFormat, CopyKind, Kind, Rows, SchemaStatement, Statement, TransactionCommand};
 use evenkeel_protocol::SqlError;
@@ -49,7 +49,7 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
         _ => self::kind(node, &functions)?,
     };
     if let Kind::Rows(rows) = &mut kind {
-        rows.system_columns = names_system_columns(&own, &tokens);
+        rows.not_for_parents = not_for_parents(&own, &tokens);
         if rows.for_parents.is_none() {
             rows.for_parents = without_only(&own, &tokens).map(Into::into);
         }

@@ -32,8 +32,16 @@ pub(super) fn without_only(text: &str, tokens: &[ScanToken]) -> Option<String> {
     String::from_utf8(changed?).ok()
 }
 
-/// Whether the text names a system column.
-pub(super) fn names_system_columns(text: &str, tokens: &[ScanToken]) -> bool {
+/// What the text has that would mean something else there: a system column, or TABLESAMPLE, which
+/// foreign tables pass over.
+pub(super) fn not_for_parents(text: &str, tokens: &[ScanToken]) -> Option<&'static str> {
+    if tokens.iter().any(|token| kind(token) == Some(Token::Tablesample)) {
+        return Some("TABLESAMPLE");
+    }
+    names_system_columns(text, tokens).then_some("a system column")
+}
+
+fn names_system_columns(text: &str, tokens: &[ScanToken]) -> bool {
     tokens.iter().any(|token| {
         let (Ok(start), Ok(end)) = (usize::try_from(token.start), usize::try_from(token.end)) else { return false };
         kind(token) == Some(Token::Ident)
@@ -73,5 +81,7 @@ mod tests {
         let names = |text: &str| names_system_columns(text, &scan(text).unwrap());
         assert!(names("SELECT t.CTID FROM t") && names("SELECT \"xmin\" FROM t"));
         assert!(!names("SELECT 'ctid', ctid_2 FROM t -- ctid"));
+        let sample = "SELECT 1 FROM t TABLESAMPLE system (1)";
+        assert_eq!(not_for_parents(sample, &scan(sample).unwrap()), Some("TABLESAMPLE"));
     }
 }

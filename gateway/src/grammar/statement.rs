@@ -92,8 +92,8 @@ pub struct Rows {
     /// The text that means the same where tables are parents of others that have their rows, if its
     /// own does not.
     pub for_parents: Option<Arc<str>>,
-    /// Whether it names system columns, such as `ctid`.
-    pub system_columns: bool,
+    /// What it has that would mean something else there, if anything.
+    pub not_for_parents: Option<&'static str>,
 }
 
 /// BEGIN, COMMIT and the like.

@@ -16,6 +16,10 @@ use evenkeel_protocol::{ShardId, SqlError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Rows that wait for postgres_fdw, in bytes. It may take them late, and the shard's statement must
+/// not wait for that unless they are many.
+const MAX_BUFFERED_BYTES: usize = 4 << 20;
+
 /// The numbers of these portals begin here: those of users' own portals are below.
 static NEXT_PORTAL: AtomicU64 = AtomicU64::new(1 << 32);
 
@@ -48,10 +52,9 @@ impl RemoteCursor {
         query: &str,
         mut parameters: Vec<Option<Bytes>>,
     ) -> Result<RemoteCursor, SqlError> {
-        let clipped = match reads.part(shard) {
-            Some(part) => clipped(query, parameters.len(), &part.tables, |id| reads.table(id))?,
-            None => None,
-        };
+        let tables = reads.part(shard).map_or(&[][..], |part| &part.tables);
+        let schema = |id| reads.table(id).filter(|_| reads.has(id));
+        let clipped = clipped(query, parameters.len(), tables, schema)?;
         let statement = clipped.map(|clipped| {
             let given = parameters.len();
             let mut parameter_types = vec![0; given];
@@ -174,7 +177,9 @@ async fn relay(
                 }
                 reads.count(messages.len()).map_err(FetchError::Limit)?;
                 out.buffer.extend_from_slice(&messages);
-                out.send_if_full().await.map_err(FetchError::Gone)?;
+                if out.buffer.len() > MAX_BUFFERED_BYTES {
+                    out.send().await.map_err(FetchError::Gone)?;
+                }
             }
             PassThroughItem::Parameters(_) => {}
             PassThroughItem::End(PassThroughEnd::Suspended) => return Ok(Fetched::More),

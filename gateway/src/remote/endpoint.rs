@@ -109,7 +109,7 @@ impl RemoteEndpoint {
         let cancel = Arc::new(Notify::new());
         self.connections().insert(number, (secret.to_vec(), cancel.clone()));
         let (read, write) = tokio::io::split(startup.transport);
-        let mut out = Outgoing::new(write);
+        let mut out = Outgoing::patient(write);
         backend::authentication(&mut out.buffer, backend::AUTHENTICATION_OK, &[]);
         for (name, value) in REPORTED {
             backend::parameter_status(&mut out.buffer, name, value);

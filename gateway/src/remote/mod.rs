@@ -15,8 +15,9 @@
 //! | `endpoint` | the socket |
 //!
 //! It promises that a scan gives each row of the keys that its shard was asked for once, none of
-//! other keys, and none for a statement that has ended. It holds one fetch of rows at a time, and
-//! these pass through in pieces. Only the gateway's own PostgreSQL can reach it.
+//! other keys, and none for a statement that has ended. A connection holds one fetch of rows at a
+//! time, up to a limit behind which they pass through in pieces. Only the gateway's own PostgreSQL
+//! can reach it.
 
 pub mod clip;
 pub mod connection;

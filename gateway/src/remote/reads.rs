@@ -67,6 +67,11 @@ impl StatementReads {
         self.routes.schema(id).map(|schema| &**schema)
     }
 
+    /// Whether it reads a table, at whatever shard.
+    pub fn has(&self, table: TableId) -> bool {
+        self.parts.values().any(|part| part.tables.iter().any(|used| used.table == table))
+    }
+
     /// Whether all that it reads is of snapshots of its own, so that it can be executed again.
     pub fn is_repeatable(&self) -> bool {
         self.parts.values().all(|part| !part.of_user)

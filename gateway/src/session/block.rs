@@ -8,7 +8,7 @@
 //! Not done: transactions that write to several shards.
 
 use super::declared::declared;
-use super::engine_run::EngineTransaction;
+use super::engine_run::{EngineTransaction, as_of_scan, engine_text};
 use super::front_run::{execute_at_front, give, leaves_something};
 use super::opening::{Opening, unreadable};
 use super::planner::{Place, Plan};
@@ -27,7 +27,7 @@ use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{
     PassThroughBegin, PassThroughEnd, PassThroughItem, PassThroughStatement, PassThroughStep, TableUse,
 };
-use evenkeel_protocol::{ShardId, SqlError};
+use evenkeel_protocol::{KeyInterval, ShardId, SqlError};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub struct Block {
     at_shards: ShardedTransaction,
     at_front: Option<FrontSession>,
     at_engine: Option<EngineTransaction>,
+    /// Whether a cursor or a suspended portal may be open there.
+    engine_keeps: bool,
     /// Why the transaction has ended at its shards, if it has.
     ended: Option<SqlError>,
     savepoints: Vec<String>,
@@ -83,6 +85,7 @@ impl Block {
             failed: false,
             at_front: None,
             at_engine: None,
+            engine_keeps: false,
             ended: None,
             savepoints: Vec::new(),
             portals: 0,
@@ -258,17 +261,23 @@ impl Block {
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
         let text = engine_text(run.plan)?;
-        let (begins, sendings, mark) = (self.at_engine.is_none(), out.sendings(), out.buffer.len());
+        let mut tables = tables.to_vec();
+        if run.plan.shape.analysis.calls_user_code {
+            // What the code reads does not follow from the statement's conditions.
+            tables.iter_mut().for_each(|used| used.keys = vec![KeyInterval::ALL]);
+        }
+        let (sendings, mark) = (out.sendings(), out.buffer.len());
         let mut repeats = 0;
         loop {
-            let reads = self.open_reads(tables, settings, run.plan.shape.schema_version).await?;
+            let changes = self.front.engine_changes();
+            let reads = self.open_reads(&tables, settings, run.plan.shape.schema_version).await?;
             let portal = (run.max_rows > 0).then(|| {
                 self.portals += 1;
                 self.portals
             });
             let mut engine = self.engine(settings).await?;
             self.executing = Some(engine.cancel_key());
-            let result = engine.execute(&run, (text, settings), portal, &reads, out).await;
+            let result = engine.execute(&run, (text, settings), portal, (&reads, changes), out).await;
             self.executing = None;
             let trouble = match result {
                 Ok(end) => {
@@ -276,14 +285,16 @@ impl Block {
                     if let Some(portal) = portal {
                         *progress = Progress::InEngine(portal, reads.clone());
                     }
+                    self.engine_keeps |= portal.is_some() || run.plan.rows().is_some_and(|rows| rows.cursor.is_some());
                     self.note_cursor(run.plan, Err(reads));
                     return Ok(end);
                 }
                 Err(trouble) => trouble,
             };
             let failure = reads.take_failure();
-            let lost = matches!(&failure, Some(ReadFailure { error: ClientError::Rerun(_), .. }));
-            let unseen = out.sendings() == sendings && begins && reads.is_repeatable();
+            let lost = matches!(&failure, Some(ReadFailure { error: ClientError::Rerun(_), .. }))
+                || matches!(&trouble, Trouble::Sql(error) if error.code == codes::SERIALIZATION_FAILURE);
+            let unseen = out.sendings() == sendings && !self.engine_keeps && reads.is_repeatable();
             if lost && unseen && repeats < MAX_REPEATS {
                 // Its snapshots are gone, and nobody has seen anything of them.
                 repeats += 1;
@@ -315,7 +326,10 @@ impl Block {
         self.executing = Some(engine.cancel_key());
         let result = match progress {
             Progress::InEngine(portal, _) => engine.fetch(*portal, run.max_rows, &reads, out).await,
-            _ => engine.execute(&run, (&run.plan.statement.text, settings), None, &reads, out).await,
+            _ => {
+                let now = (&reads, self.front.engine_changes());
+                engine.execute(&run, (&run.plan.statement.text, settings), None, now, out).await
+            }
         };
         self.executing = None;
         if !engine.is_broken() {
@@ -537,37 +551,6 @@ impl Block {
         {
             self.front.sessions().put_back(session);
         }
-    }
-}
-
-/// The text of a statement that reads several shards.
-///
-/// # Errors
-/// 0A000: it is not possible there.
-fn engine_text(plan: &Plan) -> Result<&str, SqlError> {
-    let Some(rows) = plan.rows() else { return Ok(&plan.statement.text) };
-    if rows.system_columns {
-        return Err(SqlError::unsupported(
-            "a system column in a statement that reads several shards is not supported",
-            "Use the primary key.",
-        ));
-    }
-    if rows.holds {
-        return Err(SqlError::unsupported(
-            "a cursor WITH HOLD that reads several shards is not supported",
-            "Leave WITH HOLD out, and read the cursor before the transaction ends.",
-        ));
-    }
-    Ok(rows.for_parents.as_deref().unwrap_or(&plan.statement.text))
-}
-
-/// The trouble of a statement in the engine database, given why a scan of its failed.
-fn as_of_scan(trouble: Trouble, failure: Option<ReadFailure>) -> Trouble {
-    match (trouble, failure) {
-        (Trouble::Sql(error), Some(failure)) if failure.ended_user => {
-            Trouble::Ended(failure.error.sql().cloned().unwrap_or(error))
-        }
-        (trouble, _) => trouble,
     }
 }
 

@@ -4,18 +4,20 @@
 //! where its rows come from differs: see [`crate::remote`].
 
 use super::front_run::leaves_something;
+use super::planner::Plan;
 use super::run::{Run, RunEnd};
 use super::trouble::Trouble;
 use crate::front::server::FrontPostgres;
 use crate::front::sessions::{FrontSession, sql_error};
 use crate::front::settings::Settings;
-use crate::remote::reads::StatementReads;
+use crate::remote::reads::{ReadFailure, StatementReads};
 use crate::wire::outgoing::Outgoing;
 use bytes::Bytes;
 use evenkeel_client::TransactionOptions;
 use evenkeel_postgres_session::{CancelKey, Named, Requests, Values, error_response, tags};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
+use evenkeel_protocol::schema::RelationKind;
 use std::sync::Arc;
 
 /// The context that postgres_fdw adds to an error begins with this.
@@ -62,7 +64,8 @@ impl EngineTransaction {
     }
 
     /// Executes a statement by this text and writes its rows. `portal`: the number of a portal that
-    /// may be suspended.
+    /// may be suspended. `changes`: the count of changes of the schema when what it reads was
+    /// opened.
     ///
     /// # Errors
     /// PostgreSQL's own; the client is gone.
@@ -71,7 +74,7 @@ impl EngineTransaction {
         run: &Run<'_>,
         (text, settings): (&str, &Settings),
         portal: Option<u64>,
-        reads: &Arc<StatementReads>,
+        (reads, changes): (&Arc<StatementReads>, u64),
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
         self.session.adopt(settings).await?;
@@ -92,7 +95,7 @@ impl EngineTransaction {
         }
         requests.execute(&name, run.max_rows)?;
         requests.sync();
-        self.relay(requests, reads, out).await
+        self.relay(requests, (reads, changes), out).await
     }
 
     /// Writes further rows of a suspended portal.
@@ -109,22 +112,34 @@ impl EngineTransaction {
         let mut requests = Requests::default();
         requests.execute(&portal_name(portal), max_rows)?;
         requests.sync();
-        self.relay(requests, reads, out).await
+        let changes = self.front.engine_changes();
+        self.relay(requests, (reads, changes), out).await
     }
 
     async fn relay(
         &mut self,
         requests: Requests,
-        reads: &Arc<StatementReads>,
+        (reads, changes): (&Arc<StatementReads>, u64),
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
         let _executing = self.front.reading().executes(self.key.process(), reads.clone());
         let session = &mut self.session.session;
         session.send(requests);
         let (mut end, mut failed) = (RunEnd::Empty, None);
+        let mut planned = false;
         while !session.is_ready() {
             let message = session.next().await.map_err(sql_error)?;
+            if !planned && PLANNED.contains(&message.tag()) {
+                planned = true;
+                // Another table may have the name by now, below which there is nothing yet. From
+                // here on the statement holds its tables.
+                if self.front.engine_changes() != changes {
+                    let message = "the schema was changed while the statement began";
+                    failed = Some(SqlError::new(codes::SERIALIZATION_FAILURE, message));
+                }
+            }
             match message.tag() {
+                _ if failed.is_some() => {}
                 tags::DATA_ROW
                 | tags::ROW_DESCRIPTION
                 | tags::NOTICE_RESPONSE
@@ -136,9 +151,7 @@ impl EngineTransaction {
                 }
                 tags::COMMAND_COMPLETE => end = RunEnd::Complete(message.text()),
                 tags::PORTAL_SUSPENDED => end = RunEnd::Suspended,
-                tags::ERROR_RESPONSE => {
-                    failed.get_or_insert_with(|| error_response::parse(&message.body()));
-                }
+                tags::ERROR_RESPONSE => failed = Some(error_response::parse(&message.body())),
                 _ => {}
             }
         }
@@ -168,6 +181,44 @@ impl EngineTransaction {
         }
     }
 }
+
+/// The text of a statement that reads several shards.
+///
+/// # Errors
+/// 0A000: it is not possible there.
+pub fn engine_text(plan: &Plan) -> Result<&str, SqlError> {
+    let Some(rows) = plan.rows() else { return Ok(&plan.statement.text) };
+    if let Some(what) = rows.not_for_parents {
+        let message = format!("{what} in a statement that reads several shards is not supported");
+        return Err(SqlError::unsupported(message, "Use columns of the table, such as its primary key."));
+    }
+    if plan.shape.touched.iter().any(|touched| touched.table.kind == RelationKind::Sequence) {
+        return Err(SqlError::unsupported(
+            "a sequence in a statement that reads several shards is not supported",
+            "Read it by a statement of its own.",
+        ));
+    }
+    if rows.holds {
+        return Err(SqlError::unsupported(
+            "a cursor WITH HOLD that reads several shards is not supported",
+            "Leave WITH HOLD out, and read the cursor before the transaction ends.",
+        ));
+    }
+    Ok(rows.for_parents.as_deref().unwrap_or(&plan.statement.text))
+}
+
+/// The trouble of a statement in the engine database, given why a scan of its failed.
+pub fn as_of_scan(trouble: Trouble, failure: Option<ReadFailure>) -> Trouble {
+    match (trouble, failure) {
+        (Trouble::Sql(error), Some(failure)) if failure.ended_user => {
+            Trouble::Ended(failure.error.sql().cloned().unwrap_or(error))
+        }
+        (trouble, _) => trouble,
+    }
+}
+
+/// What a statement sends only once it is planned.
+const PLANNED: [u8; 4] = [tags::DATA_ROW, tags::COPY_OUT_RESPONSE, tags::COMMAND_COMPLETE, tags::PORTAL_SUSPENDED];
 
 /// The object ids below this are PostgreSQL's own, and the same on every server.
 const FIRST_USER_OID: u32 = 16_384;
