@@ -179,6 +179,8 @@ async fn reads_of_several_shards_mean_what_they_mean_on_one(world: &World) -> Sc
     }
     let plan = rows(&apart, "EXPLAIN SELECT id FROM items ORDER BY id LIMIT 3").await?;
     ensure!(plan.iter().filter(|line| line.contains("Foreign Scan")).count() == 3, "{plan:?}");
+    let plan = rows(&apart, "EXPLAIN SELECT note FROM items WHERE id = 120").await?;
+    ensure!(!plan.iter().any(|line| line.contains("Foreign Scan")), "{plan:?}");
     // A change of the schema reaches the tables below, and a dropped table takes them along.
     done(&apart, "ALTER TABLE items ADD COLUMN more text DEFAULT 'more'").await?;
     has(&apart, "SELECT count(more), min(more) FROM items", &["301|more"]).await?;
