@@ -12,17 +12,20 @@
 //! | `grammar` | PostgreSQL's grammar: the kinds of statements |
 //! | `front` | the gateway's own PostgreSQL, which has the schema and no rows |
 //! | `session` | a client's session |
+//! | `remote` | rows of shards as tables of the gateway's own PostgreSQL |
 //!
 //! A statement passes `wire`, `session`, `grammar` (what kind it is), `front` (what it touches),
 //! and the client crate (which shard has it). Its rows come back as a shard's PostgreSQL sent them.
+//! One that reads several shards is executed by `front`, which reads them through `remote`.
 //!
-//! Not done: statements and transactions over several shards; roles made by SQL; LISTEN and NOTIFY;
-//! temporary tables; materialized views.
+//! Not done: statements and transactions that write to several shards; roles made by SQL; LISTEN
+//! and NOTIFY; temporary tables; materialized views.
 
 mod config;
 mod door;
 mod front;
 mod grammar;
+mod remote;
 mod server;
 mod session;
 mod wire;

@@ -8,6 +8,7 @@ use crate::door::tls;
 use crate::front::server::FrontPostgres;
 use crate::front::settings::Settings;
 use crate::grammar::parser::Parser;
+use crate::remote::endpoint::RemoteEndpoint;
 use crate::session::planner::Planner;
 use crate::session::session::{Session, SessionContext};
 use crate::session::settings::{SessionSettings, check};
@@ -66,6 +67,9 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> R
     let client =
         Client::connect(ClientConfig::new(config.endpoints.clone())).await.map_err(|error| error.to_string())?;
     let front = FrontPostgres::start(client.clone(), &config.data_dir, config.postgres_bin.as_deref()).await?;
+    let endpoint = RemoteEndpoint::bind(front.folder(), front.reading().clone())
+        .map_err(|error| format!("{}: {error}", front.folder().display()))?;
+    let endpoint = tokio::spawn(endpoint.run());
     let front = Arc::new(front);
     let parser = Parser::start().map_err(|error| error.to_string())?;
     let planner = Arc::new(Planner::new(client.clone(), front.clone(), parser));
@@ -101,6 +105,7 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> R
     drop(listener);
     follower.abort();
     gateway.drain().await;
+    endpoint.abort();
     Ok(())
 }
 

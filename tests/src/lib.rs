@@ -16,6 +16,7 @@
 //! | [`replica`] | one replica: its inspection, its log, its PostgreSQL |
 //! | [`leadership`] | the replica that leads a shard, and actions within one leadership |
 //! | [`failure`] | the result of a scenario |
+//! | [`postgres_client`] | a PostgreSQL driver at the gateway |
 //! | [`history`], [`counters`] | histories of counters |
 //! | [`linear`], [`registers`] | histories of registers |
 //! | [`transactions`] | histories of transactions |
@@ -27,6 +28,7 @@ pub mod history;
 pub mod leadership;
 pub mod linear;
 mod macros;
+pub mod postgres_client;
 pub mod registers;
 pub mod replica;
 pub mod runner;

@@ -164,7 +164,7 @@ fn on_several_shards(first: TableId, other: TableId, routes: &RoutingTable) -> S
     };
     SqlError::unsupported(
         format!("this statement needs {rows} that lie on several shards"),
-        "Statements and transactions over several shards are not supported yet: name the rows of one shard by key.",
+        "A statement can read several shards, but not yet write to them or lock rows there: name the rows of one shard by key.",
     )
 }
 

@@ -5,7 +5,9 @@
 //! later. At the end it is committed at all of them or at none (`two_phase`).
 //!
 //! It promises that it is open at most once at each shard, so that every step sees what earlier
-//! ones wrote there; and that nothing of it lasts before the commit.
+//! ones wrote there; that nothing of it lasts before the commit; and that no step misses what an
+//! earlier one wrote, or at REPEATABLE READ reads in another snapshot, because a range has moved:
+//! it ends with 40001 then.
 
 use super::open::several_shards;
 use super::pass_through::{PassThroughReplies, PassThroughTransaction};
@@ -15,9 +17,11 @@ use crate::deliver::{Detour, no_route};
 use crate::error::ClientError;
 use crate::retry::{Attempts, Repeat};
 use crate::routing::{ShardPart, cut, shard_of_tables};
+use evenkeel_protocol::error::codes;
+use evenkeel_protocol::interval::KeyInterval;
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughStatement, PassThroughStep, TableUse};
 use evenkeel_protocol::shard::Durability;
-use evenkeel_protocol::{ShardId, TxnId};
+use evenkeel_protocol::{ShardId, TableId, TxnId};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,17 +44,39 @@ pub struct ShardedTransaction {
     writers: BTreeSet<ShardId>,
     /// The shard of the last step.
     last: Option<ShardId>,
+    /// The ranges that its steps may have written to, at REPEATABLE READ all that they have used,
+    /// and where.
+    seen: Vec<(ShardId, TableId, KeyInterval)>,
+    /// Whether it is at REPEATABLE READ.
+    keeps_snapshots: bool,
 }
 
 impl ShardedTransaction {
     pub(crate) fn new(core: Arc<ClientCore>) -> ShardedTransaction {
-        let (id, shards) = (core.new_id(), BTreeMap::new());
-        ShardedTransaction { core, id, shards, savepoints: Vec::new(), writers: BTreeSet::new(), last: None }
+        let id = core.new_id();
+        ShardedTransaction {
+            core,
+            id,
+            shards: BTreeMap::new(),
+            savepoints: Vec::new(),
+            writers: BTreeSet::new(),
+            last: None,
+            seen: Vec::new(),
+            keeps_snapshots: false,
+        }
     }
 
     /// Whether it is open at any shard.
     pub fn is_open(&self) -> bool {
         !self.shards.is_empty()
+    }
+
+    /// Rolls it back at all shards, without waiting. It can begin again, with its savepoints.
+    pub fn abandon(&mut self) {
+        self.shards.clear();
+        self.seen.clear();
+        self.writers.clear();
+        self.last = None;
     }
 
     /// The shard of the last step.
@@ -72,8 +98,8 @@ impl ShardedTransaction {
     /// `begin` says how the transaction begins at a shard that it joins.
     ///
     /// # Errors
-    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards. After any error
-    /// but [`ClientError::Sql`] it has ended at all shards.
+    /// As [`PassThroughTransaction::step`]. 0A000 if the keys lie on several shards. After any
+    /// error but [`ClientError::Sql`] it has ended at all shards.
     pub async fn step(
         &mut self,
         tables: Vec<TableUse>,
@@ -83,10 +109,11 @@ impl ShardedTransaction {
         let writes = tables.iter().any(|table| table.writes);
         let result = match self.owner(&tables).await {
             Err(error) => Err(error),
-            Ok(Some(shard)) if self.shards.contains_key(&shard) => self.step_at(shard, tables, step).await,
-            Ok(_) if self.shards.is_empty() => {
-                self.join(PassThroughTransaction::new(self.core.clone(), begin()), tables, step).await
-            }
+            Ok(Some(shard)) if self.shards.contains_key(&shard) => match self.see(shard, &tables) {
+                Ok(()) => self.step_at(shard, tables, step).await,
+                Err(moved) => Err(moved),
+            },
+            Ok(_) if self.shards.is_empty() => self.join(None, begin(), tables, step).await,
             Ok(_) => self.join_owner(tables, step, begin).await,
         };
         if writes {
@@ -118,16 +145,15 @@ impl ShardedTransaction {
     /// Joins shards, so that the transaction's snapshots there, if it keeps any, are of now.
     ///
     /// # Errors
-    /// As [`ShardedTransaction::step`]. [`ClientError::Rerun`] also if a shard does not own its part.
+    /// As [`ShardedTransaction::step`]. [`ClientError::Rerun`] also if a shard does not own its
+    /// part.
     pub async fn open(&mut self, parts: &[ShardPart], begin: impl Fn() -> PassThroughBegin) -> Result<(), ClientError> {
         for (shard, tables) in parts {
             let look = PassThroughStep::Execute(command("SELECT 1"));
-            let opened = match self.shards.contains_key(shard) {
-                true => self.step_at(*shard, tables.clone(), look).await,
-                false => {
-                    let joining = PassThroughTransaction::at(self.core.clone(), begin(), *shard);
-                    self.join(joining, tables.clone(), look).await
-                }
+            let opened = match (self.see(*shard, tables), self.shards.contains_key(shard)) {
+                (Err(moved), _) => Err(moved),
+                (Ok(()), true) => self.step_at(*shard, tables.clone(), look).await,
+                (Ok(()), false) => self.join(Some(*shard), begin(), tables.clone(), look).await,
             };
             let ended = match opened {
                 Ok(replies) => replies.end().await.map(drop),
@@ -139,7 +165,8 @@ impl ShardedTransaction {
         Ok(())
     }
 
-    /// The shard that owns these keys; that of the last step without any. `None` if it is not known.
+    /// The shard that owns these keys; that of the last step without any. `None` if it is not
+    /// known.
     async fn owner(&self, tables: &[TableUse]) -> Result<Option<ShardId>, ClientError> {
         if tables.iter().all(|used| used.keys.is_empty()) {
             return Ok(self.last);
@@ -167,13 +194,17 @@ impl ShardedTransaction {
         loop {
             let parts = parts_of(&self.core, &tables).await?;
             let [(shard, _)] = parts[..] else { return Err(several_shards()) };
+            self.see(shard, &tables)?;
             if self.shards.contains_key(&shard) {
                 return self.step_at(shard, tables, step).await;
             }
-            let joining = PassThroughTransaction::at(self.core.clone(), begin(), shard);
-            match self.join(joining, tables.clone(), step.clone()).await {
+            match self.join(Some(shard), begin(), tables.clone(), step.clone()).await {
                 // Nothing has been done there.
-                Err(ClientError::Rerun(_)) if moves < MAX_MOVES_FOLLOWED && !self.shards.contains_key(&shard) => {
+                Err(ClientError::Rerun(error))
+                    if error.code != codes::SCHEMA_CHANGED
+                        && moves < MAX_MOVES_FOLLOWED
+                        && !self.shards.contains_key(&shard) =>
+                {
                     moves += 1;
                     self.core.refresh_until(self.core.now_ms() + self.core.config.statement_timeout_ms).await;
                 }
@@ -182,13 +213,54 @@ impl ShardedTransaction {
         }
     }
 
-    /// Begins at a shard: the savepoints, then the step.
+    /// Notes that a step uses these keys at a shard.
+    ///
+    /// # Errors
+    /// 40001: an earlier step has used some of them at another, from where they have moved.
+    fn see(&mut self, shard: ShardId, tables: &[TableUse]) -> Result<(), ClientError> {
+        let notes = |used: &TableUse| self.keeps_snapshots || used.writes;
+        if self.seen.is_empty() && !tables.iter().any(notes) {
+            return Ok(());
+        }
+        // By ranges, since these move as a whole and are few.
+        let routes = self.core.routes();
+        let known = cut(tables, &routes).unwrap_or_default();
+        let tables =
+            if known.is_empty() { tables } else { &known.into_iter().flat_map(|(_, part)| part).collect::<Vec<_>>() };
+        for used in tables {
+            for keys in &used.keys {
+                let mut there = false;
+                for (at, table, seen) in self.seen.iter().filter(|(_, table, _)| *table == used.table) {
+                    if *at != shard && seen.overlaps(keys) {
+                        let message = format!("a range of table {table} has moved while the transaction was open");
+                        return Err(ClientError::rerun(message));
+                    }
+                    there |= *at == shard && seen.covers(keys);
+                }
+                if !there && (self.keeps_snapshots || used.writes) {
+                    self.seen.push((shard, used.table, keys.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins at a shard, or at the one that owns the keys: the savepoints, then the step.
     async fn join(
         &mut self,
-        mut joining: PassThroughTransaction,
+        shard: Option<ShardId>,
+        begin: PassThroughBegin,
         tables: Vec<TableUse>,
         step: PassThroughStep,
     ) -> Result<PassThroughReplies, ClientError> {
+        self.keeps_snapshots = begin.options.repeatable_read;
+        let core = self.core.clone();
+        let mut joining = match shard {
+            Some(shard) => PassThroughTransaction::at(core, begin, shard),
+            None => PassThroughTransaction::new(core, begin),
+        };
+        let notes = self.keeps_snapshots || tables.iter().any(|used| used.writes);
+        let seen = if shard.is_none() && notes { tables.clone() } else { Vec::new() };
         for name in &self.savepoints {
             let savepoint = PassThroughStep::Execute(command(&format!("SAVEPOINT {}", quote(name))));
             joining.step(tables.clone(), savepoint).await?.end().await?;
@@ -198,6 +270,7 @@ impl ShardedTransaction {
         if let Some(shard) = joining.shard() {
             self.shards.insert(shard, Arc::new(Mutex::new(joining)));
             self.last = Some(shard);
+            self.see(shard, &seen)?;
         }
         replies
     }
@@ -249,7 +322,7 @@ impl ShardedTransaction {
     /// Without its part at one shard the transaction is of no use.
     fn ended_unless_sql<T>(&mut self, result: &Result<T, ClientError>) {
         if !matches!(result, Ok(_) | Err(ClientError::Sql(_))) {
-            self.shards.clear();
+            self.abandon();
         }
     }
 

@@ -52,6 +52,17 @@ pub async fn receive(tcp: TcpStream, tls: Option<&TlsAcceptor>) -> io::Result<Re
             transport = encrypt(transport, tls).await?;
         }
     }
+    begin(transport, tls).await
+}
+
+/// The same for a connection that does not begin with TLS at once.
+///
+/// # Errors
+/// As [`receive`].
+pub async fn begin(
+    mut transport: Transport,
+    tls: Option<&TlsAcceptor>,
+) -> io::Result<Result<Wish, (Transport, SqlError)>> {
     let mut read = BytesMut::new();
     loop {
         let mut message = match next_message(&mut transport, &mut read).await? {

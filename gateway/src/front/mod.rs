@@ -9,15 +9,22 @@
 //! | module | content |
 //! |---|---|
 //! | `server` | the server process, and the schema in it |
+//! | `database` | its databases, and the way into each |
+//! | `engine` | the database that executes what reads several shards |
+//! | `children` | the foreign tables in it |
 //! | `sessions` | its sessions for users' statements |
 //! | `analysis` | what a statement touches and returns |
 //! | `relations` | the tables and sequences of the catalog, and what a change did to them |
 //! | `settings` | users' settings in a session |
 //!
-//! It promises that a user's statement on it reads no table and writes nothing: a table's rows are
-//! elsewhere, and an empty table would be a wrong answer.
+//! It promises that a user's statement on it writes nothing, and reads no table that is empty here:
+//! a table's rows are elsewhere, and an empty table would be a wrong answer. In the engine database
+//! tables have the shards' rows.
 
 pub mod analysis;
+pub mod children;
+pub mod database;
+pub mod engine;
 pub mod relations;
 pub mod server;
 pub mod sessions;

@@ -4,11 +4,15 @@
 //! that were made through the placement driver's table interface are added by their definitions.
 
 use super::analysis::{Analysis, Question, analyse};
+use super::children::EngineChildren;
+use super::database::{FrontDatabase, unavailable};
+use super::engine::EngineDatabase;
 use super::relations::{self, difference};
 use super::sessions::{FrontSession, FrontSessions, sql_error};
 use super::settings::{Settings, pairs, set};
-use evenkeel_client::Client;
+use crate::remote::sessions::ReadingSessions;
 use evenkeel_client::placement_driver::ApiError;
+use evenkeel_client::{Client, ShardPart};
 use evenkeel_postgres_session::Session;
 use evenkeel_protocol::api::{SchemaChange, SchemaChangeBody};
 use evenkeel_protocol::error::codes;
@@ -16,14 +20,18 @@ use evenkeel_protocol::schema_change::CHANGE_SETTINGS;
 use evenkeel_protocol::{SqlError, TableSchema};
 use evenkeel_shard_node::postgres::{Connector, Postgres, PostgresConfig, PostgresError, Resources, SessionRole};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// `max_connections` of the server: users' sessions, planning, and some to spare.
-const MAX_CONNECTIONS: u32 = 80;
+/// `max_connections` of the server: users' sessions in both databases, planning, and some to spare.
+const MAX_CONNECTIONS: u32 = 128;
+/// Sessions that serve users' statements without rows at a time.
+const MAX_SESSIONS: usize = 64;
+/// Sessions that serve users' statements on several shards at a time.
+const MAX_ENGINE_SESSIONS: usize = 40;
 /// What users' sessions may do here: everything that reads no table. The rows are elsewhere.
 const PREPARE: &str = "
 ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET full_page_writes = off; SELECT pg_reload_conf();
@@ -52,6 +60,11 @@ pub struct FrontPostgres {
     client: Client,
     connector: Connector,
     sessions: Arc<FrontSessions>,
+    engine_sessions: Arc<FrontSessions>,
+    reading: Arc<ReadingSessions>,
+    children: Arc<EngineChildren>,
+    /// The folder of its sockets.
+    folder: PathBuf,
     /// The version of the schema in it.
     version: AtomicU64,
     /// The session that makes and plans changes. One at a time.
@@ -62,6 +75,7 @@ pub struct FrontPostgres {
 
 struct Changing {
     admin: Session,
+    engine: EngineDatabase,
     /// The tables that were added by their definitions.
     added: BTreeSet<String>,
 }
@@ -88,12 +102,20 @@ impl FrontPostgres {
         for statement in PREPARE.split(';') {
             admin.simple(statement).await.map_err(|error| error.to_string())?;
         }
+        let folder = socket_folder(&mut admin).await.map_err(|error| error.to_sentence())?;
+        let children = Arc::<EngineChildren>::default();
+        let engine = EngineDatabase::create(&mut admin, &folder, children.clone()).await;
+        let engine = engine.map_err(|error| error.to_sentence())?;
         let front = FrontPostgres {
             client,
-            sessions: FrontSessions::new(connector.clone()),
+            sessions: FrontSessions::new(FrontDatabase::Catalog(connector.clone()), MAX_SESSIONS),
+            engine_sessions: FrontSessions::new(FrontDatabase::Engine(folder.clone()), MAX_ENGINE_SESSIONS),
+            reading: Arc::default(),
+            children,
+            folder,
             connector,
             version: AtomicU64::new(0),
-            changing: Mutex::new(Changing { admin, added: BTreeSet::new() }),
+            changing: Mutex::new(Changing { admin, engine, added: BTreeSet::new() }),
             _postgres: postgres,
         };
         front.sync().await.map_err(|error| error.to_sentence())?;
@@ -108,6 +130,38 @@ impl FrontPostgres {
     /// Sessions for users' statements.
     pub fn sessions(&self) -> &Arc<FrontSessions> {
         &self.sessions
+    }
+
+    /// Sessions for users' statements that read several shards.
+    pub fn engine_sessions(&self) -> &Arc<FrontSessions> {
+        &self.engine_sessions
+    }
+
+    /// What those sessions read now.
+    pub fn reading(&self) -> &Arc<ReadingSessions> {
+        &self.reading
+    }
+
+    /// The folder of the server's sockets, which only its account can enter.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the tables through which these parts are read, where they are not there yet.
+    ///
+    /// # Errors
+    /// PostgreSQL's own.
+    pub async fn reach(&self, parts: &[ShardPart]) -> Result<(), SqlError> {
+        if self.children.has_all(parts) {
+            return Ok(());
+        }
+        let routes = self.client.routes();
+        self.changing.lock().await.engine.make(parts, &routes).await
+    }
+
+    /// How often the engine database's schema was changed.
+    pub fn engine_changes(&self) -> u64 {
+        self.children.changes()
     }
 
     /// Takes over the changes of the schema that were made since.
@@ -127,7 +181,7 @@ impl FrontPostgres {
             for change in answer.changes.into_iter().filter(|change| change.version > self.version()) {
                 changing.execute(&change).await?;
                 self.version.store(change.version, Ordering::Release);
-                self.sessions.forget();
+                self.forget_sessions();
             }
             if changes == 0 || self.version() >= answer.version {
                 break;
@@ -141,9 +195,15 @@ impl FrontPostgres {
             .collect();
         for table in new {
             changing.add(&table).await?;
-            self.sessions.forget();
+            self.forget_sessions();
         }
         Ok(())
+    }
+
+    /// Closes idle sessions: what they have prepared belongs to an earlier schema.
+    fn forget_sessions(&self) {
+        self.sessions.forget();
+        self.engine_sessions.forget();
     }
 
     /// What a statement touches and returns.
@@ -222,14 +282,17 @@ impl Changing {
     /// Executes a change that the shards have executed.
     async fn execute(&mut self, change: &SchemaChange) -> Result<(), SqlError> {
         let made = async {
+            self.engine.prepare(&change.sql, &settings_text(&change.settings)).await?;
             self.begin(&change.settings).await?;
             self.admin.simple(&change.sql).await.map_err(sql_error)?;
             self.admin.simple("RESET ROLE").await.map_err(sql_error)?;
             self.admin.simple(HIDE_ROWS).await.map_err(sql_error)?;
-            self.admin.simple("COMMIT").await.map_err(sql_error)
+            self.admin.simple("COMMIT").await.map_err(sql_error)?;
+            self.engine.end(true).await
         };
         if let Err(error) = made.await {
             _ = self.admin.simple("ROLLBACK").await;
+            _ = self.engine.end(false).await;
             let message = format!("version {} of the schema cannot be made here: {error}", change.version);
             return Err(SqlError::new(codes::INTERNAL, message));
         }
@@ -238,6 +301,7 @@ impl Changing {
 
     /// Adds a table by its definition.
     async fn add(&mut self, table: &TableSchema) -> Result<(), SqlError> {
+        self.engine.prepare(&table.create_sql, &settings_text(&[])).await?;
         self.begin(&[]).await?;
         let made = self.admin.simple(&table.create_sql).await.map_err(sql_error);
         match made {
@@ -245,8 +309,10 @@ impl Changing {
                 self.admin.simple("RESET ROLE").await.map_err(sql_error)?;
                 self.admin.simple(HIDE_ROWS).await.map_err(sql_error)?;
                 self.admin.simple("COMMIT").await.map_err(sql_error)?;
+                self.engine.end(true).await?;
             }
             Err(error) => {
+                self.engine.end(false).await?;
                 self.admin.simple("ROLLBACK").await.map_err(sql_error)?;
                 return Err(error);
             }
@@ -276,11 +342,23 @@ impl Changing {
     }
 
     async fn settings(&mut self, settings: &[(String, String)]) -> Result<(), SqlError> {
-        let mut all = vec!["SET LOCAL search_path TO public".to_string()];
-        all.extend(settings.iter().map(|(name, value)| set(name, value, true)));
-        self.admin.simple(&all.join("; ")).await.map_err(sql_error)?;
+        self.admin.simple(&settings_text(settings)).await.map_err(sql_error)?;
         Ok(())
     }
+}
+
+/// The statements that make a change's settings in its transaction.
+fn settings_text(settings: &[(String, String)]) -> String {
+    let mut all = vec!["SET LOCAL search_path TO public".to_string()];
+    all.extend(settings.iter().map(|(name, value)| set(name, value, true)));
+    all.join("; ")
+}
+
+/// The folder of the server's sockets.
+async fn socket_folder(admin: &mut Session) -> Result<PathBuf, SqlError> {
+    let rows = admin.query_text("SHOW unix_socket_directories").await.map_err(sql_error)?;
+    let folder = rows.into_iter().flatten().next().flatten();
+    folder.map(PathBuf::from).ok_or_else(|| unavailable("it does not say where its sockets are"))
 }
 
 fn unreachable(error: ApiError) -> SqlError {

@@ -3,25 +3,24 @@
 //! A session is taken for one statement or one transaction and then serves another user. It keeps
 //! the settings of its last user, and takes over those of the next one only where they differ.
 
+use super::database::{FrontDatabase, unavailable};
 use super::settings::{Settings, set};
+use bytes::Bytes;
 use evenkeel_host::timeout;
 use evenkeel_postgres_session::session_error::SessionError;
-use evenkeel_postgres_session::{Session, TransactionStatus};
+use evenkeel_postgres_session::{Named, Requests, Session, TransactionStatus, tags};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
-use evenkeel_shard_node::postgres::{Connector, SessionRole};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Sessions that serve users at a time.
-pub const MAX_SESSIONS: usize = 64;
 /// How long a statement waits for a session, in milliseconds.
 const WAIT_MS: u64 = 5_000;
 
 /// See the module.
 pub struct FrontSessions {
-    connector: Connector,
+    database: FrontDatabase,
     idle: Mutex<Vec<Kept>>,
     places: Arc<Semaphore>,
 }
@@ -42,9 +41,9 @@ pub struct FrontSession {
 }
 
 impl FrontSessions {
-    /// No session is open.
-    pub fn new(connector: Connector) -> Arc<FrontSessions> {
-        Arc::new(FrontSessions { connector, idle: Mutex::default(), places: Arc::new(Semaphore::new(MAX_SESSIONS)) })
+    /// No session is open. At most `places` serve users at a time.
+    pub fn new(database: FrontDatabase, places: usize) -> Arc<FrontSessions> {
+        Arc::new(FrontSessions { database, idle: Mutex::default(), places: Arc::new(Semaphore::new(places)) })
     }
 
     /// Closes the idle sessions: what they have prepared belongs to an earlier schema.
@@ -65,11 +64,7 @@ impl FrontSessions {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let kept = match idle {
             Some(kept) => kept,
-            None => {
-                let session =
-                    self.connector.raw(SessionRole::User).await.map_err(|error| unavailable(&error.to_string()))?;
-                Kept { session, settings: Settings::new() }
-            }
+            None => Kept { session: self.database.user_session().await?, settings: Settings::new() },
         };
         let Kept { session, settings: had } = kept;
         let mut taken = FrontSession { session, spent: false, settings: had, _place: place };
@@ -99,9 +94,33 @@ impl FrontSession {
         let mut sql: Vec<String> = reset.map(|name| format!("RESET \"{}\"", name.replace('"', "\"\""))).collect();
         let differing = settings.iter().filter(|(name, value)| self.settings.get(*name) != Some(*value));
         sql.extend(differing.map(|(name, value)| set(name, value, false)));
+        // A setting made in a transaction ends with it if that is rolled back.
+        self.spent |= self.session.status() != TransactionStatus::Idle;
         self.session.simple(&sql.join("; ")).await.map_err(sql_error)?;
         self.settings = settings.clone();
         Ok(())
+    }
+}
+
+impl FrontSession {
+    /// The RowDescription of a statement, if it returns rows.
+    ///
+    /// # Errors
+    /// PostgreSQL's own.
+    pub async fn describe(&mut self, sql: &str) -> Result<Option<Bytes>, SqlError> {
+        let mut requests = Requests::default();
+        requests.parse("", sql, &[])?;
+        requests.describe(Named::Statement(""))?;
+        requests.sync();
+        self.session.send(requests);
+        let mut description = None;
+        let described = self.session.until_ready(|message| {
+            if message.tag() == tags::ROW_DESCRIPTION {
+                description = Some(message.whole().clone());
+            }
+        });
+        described.await.map_err(sql_error)?;
+        Ok(description)
     }
 }
 
@@ -111,8 +130,4 @@ pub fn sql_error(error: SessionError) -> SqlError {
         SessionError::Refused(error) => error,
         other => unavailable(&other.to_string()),
     }
-}
-
-fn unavailable(why: &str) -> SqlError {
-    SqlError::new(codes::CANNOT_CONNECT_NOW, format!("the gateway's own PostgreSQL is not available: {why}"))
 }

@@ -3,6 +3,7 @@
 use super::calls::{Calls, calls, scan};
 use super::deparse::{complaint, expression_text, inner, quote, text_of, type_text, written};
 use super::mask::masked;
+use super::parents::{not_for_parents, without_only};
 use super::settings::{constant, modes, setting};
 use super::statement::{CopyFormat, CopyKind, Kind, Rows, SchemaStatement, Statement, TransactionCommand};
 use evenkeel_protocol::SqlError;
@@ -10,6 +11,9 @@ use evenkeel_protocol::error::codes;
 use pg_query::NodeEnum;
 use pg_query::protobuf::{self, Node, RangeVar, TransactionStmtKind};
 use std::sync::Arc;
+
+/// The bit of DECLARE's options that says WITH HOLD.
+const CURSOR_HOLDS: i32 = 0x20;
 
 /// The statements of a text. `Err` is the parser's own complaint, without a position.
 pub fn statements(text: &str) -> Result<Vec<Statement>, SqlError> {
@@ -35,15 +39,21 @@ fn statement(text: &str, raw: &protobuf::RawStmt) -> Result<Option<Statement>, S
         return Err(SqlError::new(codes::INTERNAL, "a statement that parses cannot be scanned"));
     };
     let Calls { functions, sequences, configured, escaped } = calls(&own, &tokens);
-    let kind = match (session_lock(&functions), &configured) {
+    let mut kind = match (session_lock(&functions), &configured) {
         _ if escaped => refused("a function's name with Unicode escapes", "write the name as it is"),
         (Some(name), _) => refused(
             format!("{name}, a lock that outlives its transaction,"),
             "use pg_advisory_xact_lock or pg_try_advisory_xact_lock",
         ),
         (None, None) => refused("set_config with anything but constants", "use SET or SET LOCAL"),
-        _ => kind(node, &functions)?,
+        _ => self::kind(node, &functions)?,
     };
+    if let Kind::Rows(rows) = &mut kind {
+        rows.not_for_parents = not_for_parents(&own, &tokens);
+        if rows.for_parents.is_none() {
+            rows.for_parents = without_only(&own, &tokens).map(Into::into);
+        }
+    }
     let plain = matches!(&kind, Kind::Rows(rows) if rows.inner.is_none() && rows.named.is_empty());
     let masked = if plain && sequences.is_empty() { masked(&own, &tokens).map(Into::into) } else { None };
     Ok(Some(Statement {
@@ -78,9 +88,18 @@ fn kind(node: &NodeEnum, functions: &[String]) -> Result<Kind, SqlError> {
         NodeEnum::VariableShowStmt(_) => Kind::Rows(rows),
         NodeEnum::ExplainStmt(explain) => Kind::Rows(Rows { inner: inner(explain.query.as_deref())?, ..rows }),
         NodeEnum::DeclareCursorStmt(cursor) => {
-            Kind::Rows(Rows { inner: inner(cursor.query.as_deref())?, needs_block: true, ..rows })
+            let name = Some(cursor.portalname.clone());
+            let holds = cursor.options & CURSOR_HOLDS != 0;
+            let inner = inner(cursor.query.as_deref())?;
+            Kind::Rows(Rows { inner, needs_block: true, cursor: name, holds, ..rows })
         }
-        NodeEnum::FetchStmt(_) | NodeEnum::ClosePortalStmt(_) => Kind::Rows(Rows { follows: true, ..rows }),
+        NodeEnum::FetchStmt(fetch) => {
+            Kind::Rows(Rows { follows: true, cursor: Some(fetch.portalname.clone()), ..rows })
+        }
+        NodeEnum::ClosePortalStmt(close) => {
+            let name = Some(close.portalname.clone()).filter(|name| !name.is_empty());
+            Kind::Rows(Rows { follows: true, cursor: name, ..rows })
+        }
         NodeEnum::ConstraintsSetStmt(_) => Kind::Rows(Rows { follows: true, ..rows }),
         NodeEnum::TruncateStmt(truncate) => {
             let named = truncate.relations.iter().filter_map(range).map(|table| (written(table), true)).collect();
@@ -145,7 +164,8 @@ fn copy(copy: &protobuf::CopyStmt, rows: Rows) -> Result<Kind, SqlError> {
     }
     if !copy.is_from {
         let named = copy.relation.iter().map(|table| (written(table), false)).collect();
-        return Ok(Kind::Rows(Rows { inner: inner(copy.query.as_deref())?, named, ..rows }));
+        let for_parents = copy_of_query(copy)?.map(Into::into);
+        return Ok(Kind::Rows(Rows { inner: inner(copy.query.as_deref())?, named, for_parents, ..rows }));
     }
     let option = |name: &str| {
         copy.options.iter().find_map(|option| match &option.node {
@@ -170,6 +190,20 @@ fn copy(copy: &protobuf::CopyStmt, rows: Rows) -> Result<Kind, SqlError> {
         escape: character("escape").unwrap_or(quote),
         header: option("header").is_some_and(|value| !["false", "off", "0"].contains(&value.as_str())),
     }))
+}
+
+/// `COPY t (a, b) TO STDOUT` as `COPY (SELECT a, b FROM t) TO STDOUT`: the former leaves out the
+/// rows of the tables below.
+fn copy_of_query(copy: &protobuf::CopyStmt) -> Result<Option<String>, SqlError> {
+    let Some(table) = &copy.relation else { return Ok(None) };
+    let columns: Vec<String> = copy.attlist.iter().filter_map(constant).map(|name| quote(&name)).collect();
+    let columns = if columns.is_empty() { "*".to_string() } else { columns.join(", ") };
+    let select = format!("SELECT {columns} FROM {}", written(table));
+    let parsed = pg_query::parse(&select, pg_query::ParserOptions::default())
+        .map_err(|error| SqlError::new(codes::SYNTAX_ERROR, complaint(&error)))?;
+    let query = parsed.protobuf.stmts.into_iter().next().and_then(|raw| raw.stmt);
+    let copy = protobuf::CopyStmt { relation: None, attlist: Vec::new(), query, ..copy.clone() };
+    text_of(&NodeEnum::CopyStmt(Box::new(copy))).map(Some)
 }
 
 fn refused(what: impl Into<String>, instead: &'static str) -> Kind {

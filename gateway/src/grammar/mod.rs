@@ -13,12 +13,14 @@
 //! | `settings` | SET, RESET and transaction modes (pure) |
 //! | `deparse` | parts of a parsed statement as text (pure) |
 //! | `mask` | a text without its constants (pure) |
+//! | `parents` | texts for a database in which tables are parents of others (pure) |
 //! | `parser` | the threads on which the parser runs, and its limits |
 
 mod calls;
 pub mod classify;
 mod deparse;
 mod mask;
+pub mod parents;
 pub mod parser;
 pub mod settings;
 pub mod statement;

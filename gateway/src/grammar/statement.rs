@@ -85,6 +85,15 @@ pub struct Rows {
     pub runs_code: bool,
     /// Whether sequences are set to values of the statement's own (`setval`, `RESTART IDENTITY`).
     pub sets_sequences: bool,
+    /// The cursor that it declares, reads or closes.
+    pub cursor: Option<String>,
+    /// Whether the cursor that it declares outlives its transaction.
+    pub holds: bool,
+    /// The text that means the same where tables are parents of others that have their rows, if its
+    /// own does not.
+    pub for_parents: Option<Arc<str>>,
+    /// What it has that would mean something else there, if anything.
+    pub not_for_parents: Option<&'static str>,
 }
 
 /// BEGIN, COMMIT and the like.

@@ -1,57 +1,50 @@
-//! The transaction of a session, and where it is open: at a shard, in the gateway's own PostgreSQL,
-//! or in both.
+//! The transaction of a session, and where it is open: at shards, in the gateway's own PostgreSQL
+//! (with or without the shards' rows), or in several of these.
 //!
 //! It begins at a place with the first statement there. Savepoints are made at every place where it
-//! is open, and made later where it begins later. At the end the shard decides; the gateway's own
+//! is open, and made later where it begins later. At the end the shards decide; the gateway's own
 //! PostgreSQL has only read.
 //!
-//! Not done: transactions over several shards.
+//! Not done: transactions that write to several shards.
 
 use super::declared::declared;
+use super::engine_run::{EngineTransaction, as_of_scan, engine_text};
+use super::front_run::{execute_at_front, give, leaves_something};
+use super::opening::{Opening, unreadable};
 use super::planner::{Place, Plan};
-use super::prepared::{Progress, Values};
+use super::prepared::Progress;
+use super::run::{Run, RunEnd};
 use super::trouble::Trouble;
 use crate::front::server::FrontPostgres;
 use crate::front::sessions::{FrontSession, sql_error};
 use crate::front::settings::{Settings, pairs};
+use crate::remote::reads::{ReadFailure, StatementReads};
 use crate::wire::outgoing::Outgoing;
 use bytes::Bytes;
-use evenkeel_client::{Client, PassThroughReplies, PassThroughTransaction, TransactionOptions};
-use evenkeel_postgres_session::{CancelKey, Named, Requests, Values as FrontValues, error_response, tags};
-use evenkeel_protocol::SqlError;
+use evenkeel_client::{Client, ClientError, PassThroughReplies, ShardedTransaction, TransactionOptions};
+use evenkeel_postgres_session::{CancelKey, tags};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{
     PassThroughBegin, PassThroughEnd, PassThroughItem, PassThroughStatement, PassThroughStep, TableUse,
 };
-use std::collections::VecDeque;
+use evenkeel_protocol::{KeyInterval, ShardId, SqlError};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Rows of the gateway's own PostgreSQL that a suspended portal keeps, in bytes.
-const MAX_LEFT_BYTES: usize = 64 << 20;
+/// The most cursors of a transaction whose place is known.
+const MAX_CURSORS: usize = 1_000;
+/// How often a statement that reads several shards is executed again because a shard failed.
+const MAX_REPEATS: u32 = 8;
 
-/// How a statement ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RunEnd {
-    /// With this command tag.
-    Complete(String),
-    /// The text is empty.
-    Empty,
-    /// The portal has given as many rows as were asked for.
-    Suspended,
-}
-
-/// What a statement is executed with.
-pub struct Run<'a> {
-    /// The statement.
-    pub plan: &'a Plan,
-    /// Its parameters.
-    pub values: &'a Values,
-    /// At most this many rows; 0 for all.
-    pub max_rows: u32,
-    /// Whether a RowDescription comes first.
-    pub describe: bool,
-    /// The data of a COPY into a table.
-    pub copy_data: Option<Bytes>,
+/// Where a statement is executed.
+enum Where {
+    Front,
+    /// At the shard that owns what it touches.
+    Owner,
+    /// At this shard, where something of it is.
+    Shard(ShardId),
+    /// In the engine database, with the reads of a suspended statement if there is one.
+    Engine(Option<Arc<StatementReads>>),
 }
 
 /// See the module.
@@ -63,12 +56,19 @@ pub struct Block {
     pub explicit: bool,
     /// Whether a statement has failed.
     pub failed: bool,
-    at_shard: Option<PassThroughTransaction>,
+    at_shards: ShardedTransaction,
     at_front: Option<FrontSession>,
-    /// Why the transaction has ended at its shard, if it has.
+    at_engine: Option<EngineTransaction>,
+    /// Whether a cursor or a suspended portal may be open there.
+    engine_keeps: bool,
+    /// Why the transaction has ended at its shards, if it has.
     ended: Option<SqlError>,
     savepoints: Vec<String>,
     portals: u64,
+    /// Where cursors were declared, as far as that was at shards: at one, or with these reads.
+    cursors: HashMap<String, Result<ShardId, Arc<StatementReads>>>,
+    /// A setting with which it began at a shard, and that scans do not understand.
+    unreadable: Option<&'static str>,
     /// The session of the gateway's own PostgreSQL that executes a statement now.
     executing: Option<CancelKey>,
 }
@@ -77,28 +77,32 @@ impl Block {
     /// A transaction that has begun nowhere yet.
     pub fn new(client: Client, front: Arc<FrontPostgres>, options: TransactionOptions, explicit: bool) -> Block {
         Block {
+            at_shards: client.sharded(),
             client,
             front,
             options,
             explicit,
             failed: false,
-            at_shard: None,
             at_front: None,
+            at_engine: None,
+            engine_keeps: false,
             ended: None,
             savepoints: Vec::new(),
             portals: 0,
+            cursors: HashMap::new(),
+            unreadable: None,
             executing: None,
         }
     }
 
     /// Whether no statement has begun it anywhere.
     pub fn is_untouched(&self) -> bool {
-        self.at_shard.is_none() && self.at_front.is_none() && !self.failed
+        !self.at_shards.is_open() && self.at_front.is_none() && self.at_engine.is_none() && !self.failed
     }
 
     /// Whether it is open at a shard.
     pub fn is_at_shard(&self) -> bool {
-        self.at_shard.is_some()
+        self.at_shards.is_open()
     }
 
     /// Forgets that its first statement has failed at a shard, where nothing of it is left.
@@ -128,45 +132,83 @@ impl Block {
         progress: &mut Progress,
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
-        let place = match run.plan.shape.place {
-            Place::Follows if self.at_shard.is_some() => Place::Shard,
-            Place::Follows => Place::Front,
-            place => place,
+        let plan = run.plan;
+        let tables = match plan.shape.place {
+            Place::Shard => declared(
+                &plan.shape.touched,
+                plan.narrow.as_ref(),
+                &run.values.typed(&plan.shape.analysis.parameter_types),
+            ),
+            Place::Front | Place::Follows => Vec::new(),
         };
+        let place = self.place(&run, progress, &tables);
         let result = match place {
-            Place::Front => self.run_at_front(run, settings, progress, out).await,
-            Place::Shard | Place::Follows => self.run_at_shard(run, settings, progress, out).await,
+            Where::Front => self.run_at_front(run, settings, progress, out).await,
+            Where::Owner => self.run_at_shard(run, (tables, None), settings, progress, out).await,
+            Where::Shard(shard) => self.run_at_shard(run, (tables, Some(shard)), settings, progress, out).await,
+            Where::Engine(Some(reads)) => self.go_on_in_engine(run, reads, settings, progress, out).await,
+            Where::Engine(None) => self.run_in_engine(run, &tables, settings, progress, out).await,
         };
         if let Err(trouble) = &result {
             self.failed = true;
             if let Trouble::Ended(error) = trouble {
-                self.at_shard = None;
+                self.at_shards.abandon();
                 self.ended = Some(error.clone());
             }
         }
         result
     }
 
+    fn place(&self, run: &Run<'_>, progress: &Progress, tables: &[TableUse]) -> Where {
+        match progress {
+            Progress::AtShard(shard, _) => return Where::Shard(*shard),
+            Progress::InEngine(_, reads) => return Where::Engine(Some(reads.clone())),
+            Progress::Left(..) => return Where::Front,
+            Progress::New | Progress::Done => {}
+        }
+        match run.plan.shape.place {
+            Place::Front => Where::Front,
+            Place::Follows => match self.cursor(run.plan) {
+                Some(Ok(shard)) => Where::Shard(*shard),
+                Some(Err(reads)) => Where::Engine(Some(reads.clone())),
+                None => self.at_shards.last_shard().map_or(Where::Front, Where::Shard),
+            },
+            Place::Shard => {
+                let reads = run.copy_data.is_none() && tables.iter().all(|used| !used.writes);
+                if reads && self.client.is_spread(tables) { Where::Engine(None) } else { Where::Owner }
+            }
+        }
+    }
+
+    /// Where the cursor is that a statement names.
+    fn cursor(&self, plan: &Plan) -> Option<&Result<ShardId, Arc<StatementReads>>> {
+        self.cursors.get(plan.rows()?.cursor.as_ref()?)
+    }
+
+    /// Notes where a cursor is, if the statement declares one.
+    fn note_cursor(&mut self, plan: &Plan, at: Result<ShardId, Arc<StatementReads>>) {
+        if let Some(rows) = plan.rows()
+            && let Some(name) = &rows.cursor
+            && !rows.follows
+            && self.cursors.len() < MAX_CURSORS
+        {
+            self.cursors.insert(name.clone(), at);
+        }
+    }
+
     async fn run_at_shard(
         &mut self,
         run: Run<'_>,
+        (tables, shard): (Vec<TableUse>, Option<ShardId>),
         settings: &Settings,
         progress: &mut Progress,
         out: &mut Outgoing,
     ) -> Result<RunEnd, Trouble> {
         let plan = run.plan;
-        let tables = declared(
-            &plan.shape.touched,
-            plan.narrow.as_ref(),
-            &run.values.typed(&plan.shape.analysis.parameter_types),
-        );
         let step = match progress {
-            Progress::AtShard(portal) => PassThroughStep::Fetch { portal: *portal, max_rows: run.max_rows },
+            Progress::AtShard(_, portal) => PassThroughStep::Fetch { portal: *portal, max_rows: run.max_rows },
             _ => {
                 self.portals += 1;
-                if run.max_rows > 0 {
-                    *progress = Progress::AtShard(self.portals);
-                }
                 let sets_sequences = plan.rows().is_some_and(|rows| rows.sets_sequences);
                 PassThroughStep::Execute(PassThroughStatement {
                     sql: plan.statement.text.clone(),
@@ -182,37 +224,149 @@ impl Block {
                 })
             }
         };
-        let replies = self.step(tables, step, settings, plan.shape.schema_version).await?;
+        let replies = self.step((tables, shard), step, settings, plan.shape.schema_version).await?;
+        if let Some(shard) = self.at_shards.last_shard() {
+            if let (Progress::New, true) = (&progress, run.max_rows > 0) {
+                *progress = Progress::AtShard(shard, self.portals);
+            }
+            self.note_cursor(plan, Ok(shard));
+        }
         relay(replies, out).await
     }
 
-    /// Sends a step to the shard, where the transaction begins with it if it is the first.
+    /// Sends a step to a shard, where the transaction begins with it if it is the first.
     async fn step(
         &mut self,
-        tables: Vec<TableUse>,
+        (tables, shard): (Vec<TableUse>, Option<ShardId>),
         step: PassThroughStep,
         settings: &Settings,
         schema_version: u64,
     ) -> Result<PassThroughReplies, Trouble> {
-        if let Some(transaction) = &mut self.at_shard {
-            return Ok(transaction.step(tables, step).await?);
+        self.unreadable = self.unreadable.or_else(|| unreadable(settings));
+        if let Some(shard) = shard {
+            return Ok(self.at_shards.step_at(shard, tables, step).await?);
         }
-        let begin = PassThroughBegin { options: self.options, settings: pairs(settings), schema_version };
-        let mut transaction = self.client.pass_through(begin);
-        // Savepoints that were made before it began here.
-        for name in &self.savepoints {
-            let savepoint = PassThroughStep::Execute(PassThroughStatement {
-                sql: format!("SAVEPOINT {}", quote(name)).into(),
-                ..PassThroughStatement::default()
+        let options = self.options;
+        let begin = || PassThroughBegin { options, settings: pairs(settings), schema_version };
+        Ok(self.at_shards.step(tables, step, begin).await?)
+    }
+
+    /// Executes a statement that reads several shards.
+    async fn run_in_engine(
+        &mut self,
+        run: Run<'_>,
+        tables: &[TableUse],
+        settings: &Settings,
+        progress: &mut Progress,
+        out: &mut Outgoing,
+    ) -> Result<RunEnd, Trouble> {
+        let text = engine_text(run.plan)?;
+        let mut tables = tables.to_vec();
+        if run.plan.shape.analysis.calls_user_code {
+            // What the code reads does not follow from the statement's conditions.
+            tables.iter_mut().for_each(|used| used.keys = vec![KeyInterval::ALL]);
+        }
+        let (sendings, mark) = (out.sendings(), out.buffer.len());
+        let mut repeats = 0;
+        loop {
+            let changes = self.front.engine_changes();
+            let reads = self.open_reads(&tables, settings, run.plan.shape.schema_version).await?;
+            let portal = (run.max_rows > 0).then(|| {
+                self.portals += 1;
+                self.portals
             });
-            transaction.step(tables.clone(), savepoint).await?.end().await?;
+            let mut engine = self.engine(settings).await?;
+            self.executing = Some(engine.cancel_key());
+            let result = engine.execute(&run, (text, settings), portal, (&reads, changes), out).await;
+            self.executing = None;
+            let trouble = match result {
+                Ok(end) => {
+                    self.at_engine = Some(engine);
+                    if let Some(portal) = portal {
+                        *progress = Progress::InEngine(portal, reads.clone());
+                    }
+                    self.engine_keeps |= portal.is_some() || run.plan.rows().is_some_and(|rows| rows.cursor.is_some());
+                    self.note_cursor(run.plan, Err(reads));
+                    return Ok(end);
+                }
+                Err(trouble) => trouble,
+            };
+            let failure = reads.take_failure();
+            let lost = matches!(&failure, Some(ReadFailure { error: ClientError::Rerun(_), .. }))
+                || matches!(&trouble, Trouble::Sql(error) if error.code == codes::SERIALIZATION_FAILURE);
+            let unseen = out.sendings() == sendings && !self.engine_keeps && reads.is_repeatable();
+            if lost && unseen && repeats < MAX_REPEATS {
+                // Its snapshots are gone, and nobody has seen anything of them.
+                repeats += 1;
+                engine.end().await;
+                out.buffer.truncate(mark);
+                // If the placement driver cannot be reached, the next attempt says so.
+                _ = self.client.refresh().await;
+                continue;
+            }
+            if !engine.is_broken() {
+                self.at_engine = Some(engine);
+            }
+            return Err(as_of_scan(trouble, failure));
         }
-        let replies = transaction.step(tables, step).await;
-        // It is open even if the statement has failed.
-        if transaction.shard().is_some() {
-            self.at_shard = Some(transaction);
+    }
+
+    /// Goes on with a statement that has begun in the engine database: a portal, or a cursor.
+    async fn go_on_in_engine(
+        &mut self,
+        run: Run<'_>,
+        reads: Arc<StatementReads>,
+        settings: &Settings,
+        progress: &Progress,
+        out: &mut Outgoing,
+    ) -> Result<RunEnd, Trouble> {
+        let Some(mut engine) = self.at_engine.take() else {
+            return Err(SqlError::new("34000", "the cursor has ended with its session").into());
+        };
+        self.executing = Some(engine.cancel_key());
+        let result = match progress {
+            Progress::InEngine(portal, _) => engine.fetch(*portal, run.max_rows, &reads, out).await,
+            _ => {
+                let now = (&reads, self.front.engine_changes());
+                engine.execute(&run, (&run.plan.statement.text, settings), None, now, out).await
+            }
+        };
+        self.executing = None;
+        if !engine.is_broken() {
+            self.at_engine = Some(engine);
         }
-        Ok(replies?)
+        result.map_err(|trouble| as_of_scan(trouble, reads.take_failure()))
+    }
+
+    /// Opens what a statement reads, and makes the tables through which it is read.
+    async fn open_reads(
+        &mut self,
+        tables: &[TableUse],
+        settings: &Settings,
+        schema_version: u64,
+    ) -> Result<Arc<StatementReads>, Trouble> {
+        let opening = Opening {
+            client: &self.client,
+            transaction: &mut self.at_shards,
+            options: self.options,
+            settings,
+            schema_version,
+        };
+        let (reads, parts) = opening.open(tables).await?;
+        let unreadable = self.unreadable.or_else(|| unreadable(settings));
+        if let (false, Some(setting)) = (reads.is_repeatable(), unreadable) {
+            let message = format!("a read of several shards with this {setting} in this transaction is not supported");
+            return Err(SqlError::unsupported(message, "Set it to its default before the transaction begins.").into());
+        }
+        self.front.reach(&parts).await?;
+        Ok(reads)
+    }
+
+    async fn engine(&mut self, settings: &Settings) -> Result<EngineTransaction, SqlError> {
+        match self.at_engine.take() {
+            Some(engine) => Ok(engine),
+            None => EngineTransaction::begin(&self.front, settings, self.options, &self.savepoints).await,
+        }
     }
 
     async fn run_at_front(
@@ -267,8 +421,9 @@ impl Block {
     ///
     /// # Errors
     /// As a statement's.
-    pub async fn savepoint(&mut self, name: &str, settings: &Settings) -> Result<(), Trouble> {
-        self.everywhere(&format!("SAVEPOINT {}", quote(name)), settings).await?;
+    pub async fn savepoint(&mut self, name: &str) -> Result<(), Trouble> {
+        self.at_home(&format!("SAVEPOINT {}", quote(name))).await?;
+        self.at_shards.savepoint(name).await?;
         self.savepoints.push(name.to_string());
         Ok(())
     }
@@ -277,9 +432,10 @@ impl Block {
     ///
     /// # Errors
     /// 3B001: there is none.
-    pub async fn release(&mut self, name: &str, settings: &Settings) -> Result<(), Trouble> {
+    pub async fn release(&mut self, name: &str) -> Result<(), Trouble> {
         let at = self.position(name)?;
-        self.everywhere(&format!("RELEASE SAVEPOINT {}", quote(name)), settings).await?;
+        self.at_home(&format!("RELEASE SAVEPOINT {}", quote(name))).await?;
+        self.at_shards.release(name).await?;
         self.savepoints.truncate(at);
         Ok(())
     }
@@ -287,13 +443,14 @@ impl Block {
     /// Goes back to a savepoint.
     ///
     /// # Errors
-    /// 3B001: there is none. The error with which the transaction ended at its shard, if it has.
-    pub async fn roll_back_to(&mut self, name: &str, settings: &Settings) -> Result<(), Trouble> {
+    /// 3B001: there is none. The error with which the transaction ended at its shards, if it has.
+    pub async fn roll_back_to(&mut self, name: &str) -> Result<(), Trouble> {
         let at = self.position(name)?;
         if let Some(error) = &self.ended {
             return Err(Trouble::Sql(error.clone()));
         }
-        self.everywhere(&format!("ROLLBACK TO SAVEPOINT {}", quote(name)), settings).await?;
+        self.at_home(&format!("ROLLBACK TO SAVEPOINT {}", quote(name))).await?;
+        self.at_shards.roll_back_to(name).await?;
         self.savepoints.truncate(at + 1);
         self.failed = false;
         Ok(())
@@ -306,17 +463,16 @@ impl Block {
         })
     }
 
-    /// Executes a command on savepoints wherever the transaction is open.
-    async fn everywhere(&mut self, sql: &str, settings: &Settings) -> Result<(), Trouble> {
+    /// Executes a command on savepoints in the gateway's own PostgreSQL, wherever the transaction
+    /// is open there.
+    async fn at_home(&mut self, sql: &str) -> Result<(), SqlError> {
         if let Some(session) = &mut self.at_front {
             session.session.simple(sql).await.map_err(sql_error)?;
         }
-        if self.at_shard.is_some() {
-            let statement = PassThroughStatement { sql: sql.into(), ..PassThroughStatement::default() };
-            let replies = self.step(Vec::new(), PassThroughStep::Execute(statement), settings, 0).await?;
-            replies.end().await?;
+        match &mut self.at_engine {
+            Some(engine) => engine.command(sql).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Describes a statement that belongs to where an earlier one ran, such as a FETCH: its
@@ -324,10 +480,16 @@ impl Block {
     ///
     /// # Errors
     /// PostgreSQL's own.
-    pub async fn describe(&mut self, sql: &str, settings: &Settings) -> Result<Option<Bytes>, Trouble> {
-        if self.at_shard.is_some() {
-            let step = PassThroughStep::Describe { sql: sql.into(), parameter_types: Vec::new() };
-            let mut replies = self.step(Vec::new(), step, settings, 0).await?;
+    pub async fn describe(&mut self, plan: &Plan, settings: &Settings) -> Result<Option<Bytes>, Trouble> {
+        let sql = &plan.statement.text;
+        let shard = match (self.cursor(plan).cloned(), &mut self.at_engine) {
+            (Some(Err(_)), Some(engine)) => return Ok(engine.describe(sql).await?),
+            (Some(Ok(shard)), _) => Some(shard),
+            _ => self.at_shards.last_shard(),
+        };
+        if let Some(shard) = shard {
+            let step = PassThroughStep::Describe { sql: sql.clone(), parameter_types: Vec::new() };
+            let mut replies = self.step((Vec::new(), Some(shard)), step, settings, 0).await?;
             let mut description = None;
             while let Some(item) = replies.next().await? {
                 if let PassThroughItem::Messages(messages) = item
@@ -338,26 +500,18 @@ impl Block {
             }
             return Ok(description);
         }
-        let Some(session) = &mut self.at_front else { return Ok(None) };
-        let mut requests = Requests::default();
-        requests.parse("", sql, &[])?;
-        requests.describe(Named::Statement(""))?;
-        requests.sync();
-        session.session.send(requests);
-        let mut description = None;
-        let described = session.session.until_ready(|message| {
-            if message.tag() == tags::ROW_DESCRIPTION {
-                description = Some(message.whole().clone());
-            }
-        });
-        described.await.map_err(sql_error)?;
-        Ok(description)
+        match &mut self.at_front {
+            Some(session) => Ok(session.describe(sql).await?),
+            None => Ok(None),
+        }
     }
 
     /// A statement was given up in the middle: wherever it ran, the transaction is over.
     pub fn interrupted(&mut self) {
-        self.at_shard = None;
+        self.at_shards.abandon();
         self.at_front = None;
+        self.at_engine = None;
+        self.cursors.clear();
         if let Some(key) = self.executing.take() {
             let connector = self.front.connector().clone();
             tokio::spawn(async move { connector.cancel_raw(key).await });
@@ -372,51 +526,32 @@ impl Block {
     /// # Errors
     /// The commit's own.
     pub async fn commit(mut self) -> Result<bool, Trouble> {
-        self.leave_front().await;
-        match self.at_shard.take() {
-            _ if self.failed => {
-                self.roll_back_inner().await;
-                Ok(false)
-            }
-            Some(transaction) => Ok(transaction.commit().await.map(|()| true)?),
-            None => Ok(true),
+        self.leave_home().await;
+        if self.failed {
+            self.at_shards.rollback().await;
+            return Ok(false);
         }
+        self.at_shards.commit().await?;
+        Ok(true)
     }
 
     /// Rolls the transaction back.
     pub async fn roll_back(mut self) {
-        self.leave_front().await;
-        self.roll_back_inner().await;
+        self.leave_home().await;
+        self.at_shards.rollback().await;
     }
 
-    async fn roll_back_inner(&mut self) {
-        if let Some(transaction) = self.at_shard.take() {
-            transaction.rollback().await;
+    /// Ends it in the gateway's own PostgreSQL.
+    async fn leave_home(&mut self) {
+        if let Some(engine) = self.at_engine.take() {
+            engine.end().await;
         }
-    }
-
-    async fn leave_front(&mut self) {
         if let Some(mut session) = self.at_front.take()
             && session.session.simple("ROLLBACK").await.is_ok()
         {
             self.front.sessions().put_back(session);
         }
     }
-}
-
-/// Whether a statement may leave something in its session, such as a setting or a lock.
-fn leaves_something(plan: &Plan) -> bool {
-    let code = plan.shape.analysis.calls_user_code || plan.rows().is_some_and(|rows| rows.runs_code);
-    code || plan.statement.functions.iter().any(|name| name == "set_config" || name.contains("advisory"))
-}
-
-/// The first rows of a portal, and how it ends with them.
-fn give(rows: &mut VecDeque<Bytes>, tag: &str, max_rows: u32) -> (Vec<Bytes>, RunEnd) {
-    let count = if max_rows == 0 { rows.len() } else { rows.len().min(max_rows as usize) };
-    // As in PostgreSQL, a portal is suspended also if exactly as many rows were left.
-    let suspended = max_rows > 0 && count == max_rows as usize;
-    let given = rows.drain(..count).collect();
-    (given, if suspended { RunEnd::Suspended } else { RunEnd::Complete(tag.to_string()) })
 }
 
 /// Writes what a shard's PostgreSQL sends.
@@ -434,65 +569,6 @@ async fn relay(mut replies: PassThroughReplies, out: &mut Outgoing) -> Result<Ru
         }
     }
     Err(Trouble::Ended(SqlError::new(codes::INTERNAL, "a shard's answer has no end")))
-}
-
-async fn execute_at_front(
-    session: &mut FrontSession,
-    run: &Run<'_>,
-    progress: &mut Progress,
-    out: &mut Outgoing,
-) -> Result<RunEnd, Trouble> {
-    let mut requests = Requests::default();
-    requests.parse("", &run.plan.statement.text, &run.plan.shape.analysis.parameter_types)?;
-    let values = FrontValues {
-        formats: &run.values.formats,
-        parameters: &run.values.parameters,
-        result_formats: &run.values.result_formats,
-    };
-    requests.bind("", "", values)?;
-    if run.describe {
-        requests.describe(Named::Portal(""))?;
-    }
-    requests.execute("", 0)?;
-    requests.sync();
-    session.session.send(requests);
-    let (mut end, mut failed, mut left, mut left_bytes) = (RunEnd::Empty, None, VecDeque::new(), 0);
-    while !session.session.is_ready() {
-        let message = session.session.next().await.map_err(sql_error)?;
-        match message.tag() {
-            tags::DATA_ROW if run.max_rows > 0 => {
-                left_bytes += message.whole().len();
-                if left_bytes > MAX_LEFT_BYTES {
-                    return Err(SqlError::new(codes::PROGRAM_LIMIT, "a portal with too many rows").into());
-                }
-                left.push_back(message.whole().clone());
-            }
-            tags::DATA_ROW
-            | tags::ROW_DESCRIPTION
-            | tags::NOTICE_RESPONSE
-            | tags::COPY_OUT_RESPONSE
-            | tags::COPY_DATA
-            | tags::COPY_DONE => {
-                out.buffer.extend_from_slice(message.whole());
-                out.send_if_full().await?;
-            }
-            tags::COMMAND_COMPLETE => end = RunEnd::Complete(message.text()),
-            tags::ERROR_RESPONSE => {
-                failed.get_or_insert_with(|| error_response::parse(&message.body()));
-            }
-            _ => {}
-        }
-    }
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    if let (true, RunEnd::Complete(tag)) = (run.max_rows > 0, &end) {
-        let (given, ended) = give(&mut left, tag, run.max_rows);
-        given.iter().for_each(|row| out.buffer.extend_from_slice(row));
-        *progress = Progress::Left(left, tag.clone());
-        return Ok(ended);
-    }
-    Ok(end)
 }
 
 /// An object id that means the same on every server; 0 for that of a user's type, which the server

@@ -1,7 +1,8 @@
 //! The keys that a statement declares to a shard. Pure.
 //!
 //! Where the statement's conditions are understood, only the keys that they let through are
-//! declared. Otherwise the statement declares whole tables, and one shard has to own them.
+//! declared. Otherwise the statement declares whole tables: if several shards own them, it can read
+//! them and not write to them.
 
 use bytes::{Bytes, BytesMut};
 use evenkeel_protocol::pass_through::TableUse;

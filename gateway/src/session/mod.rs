@@ -5,6 +5,10 @@
 //! | `session` | the loop over a client's messages; the simple and the extended protocol |
 //! | `planner` | what a text is, what it touches, who executes it; cached by text |
 //! | `block` | the transaction of a session, and where it is open |
+//! | `front_run` | statements without rows, in the gateway's own PostgreSQL |
+//! | `engine_run` | statements that read several shards, in its engine database |
+//! | `opening` | what such a statement reads, acquired at each shard |
+//! | `run` | what a statement is executed with, and how it ends |
 //! | `settings` | the session's settings, which follow its transactions (pure) |
 //! | `declared` | the keys that a statement declares to a shard (pure) |
 //! | `copy_rows` | whole rows out of the data of a COPY (pure) |
@@ -18,8 +22,12 @@
 pub mod block;
 pub mod copy_rows;
 pub mod declared;
+pub mod engine_run;
+pub mod front_run;
+pub mod opening;
 pub mod planner;
 pub mod prepared;
+pub mod run;
 #[expect(clippy::module_inception, reason = "the type of this name is the module's subject")]
 pub mod session;
 pub mod settings;

@@ -30,7 +30,7 @@ const MAX_KEPT_BYTES: usize = 16 << 10;
 pub enum Place {
     /// The gateway's own PostgreSQL: the statement touches no table of users.
     Front,
-    /// The shard that owns what it touches.
+    /// The shard that owns what it touches, or the engine database if several own what it reads.
     Shard,
     /// Wherever the transaction's earlier statement ran.
     Follows,
@@ -169,7 +169,13 @@ impl Planner {
             }
         };
         let narrow = match &shape.touched[..] {
-            [only] if narrows(statement, &shape, only) => narrow(&statement.text, &only.table, settings),
+            [only] if !shape.analysis.uses_views && !only.table.pinned => {
+                let inner = match &statement.kind {
+                    Kind::Rows(rows) => Some(rows.inner.as_deref().unwrap_or(&statement.text)),
+                    _ => None,
+                };
+                inner.and_then(|text| narrow(text, &only.table, settings))
+            }
             _ => None,
         };
         let plan = Arc::new(Plan { statement: statement.clone(), shape, narrow });
@@ -250,12 +256,6 @@ impl Planner {
         }
         Ok(touched)
     }
-}
-
-/// Whether the keys that a statement touches may follow from its text.
-fn narrows(statement: &Statement, shape: &Shape, only: &TouchedTable) -> bool {
-    let whole = matches!(&statement.kind, Kind::Rows(rows) if rows.inner.is_none());
-    whole && !shape.analysis.uses_views && !only.table.pinned
 }
 
 /// The keys that a statement's conditions let through, if they are understood.

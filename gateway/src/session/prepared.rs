@@ -3,7 +3,9 @@
 use super::declared::Parameter;
 use super::planner::Plan;
 use crate::grammar::statement::Statement;
+use crate::remote::reads::StatementReads;
 use bytes::Bytes;
+use evenkeel_protocol::ShardId;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -69,8 +71,10 @@ pub enum Progress {
     /// Not at all.
     #[default]
     New,
-    /// It is suspended at its shard, under this number.
-    AtShard(u64),
+    /// It is suspended at this shard, under this number.
+    AtShard(ShardId, u64),
+    /// It is suspended in the engine database, under this number, and reads there.
+    InEngine(u64, Arc<StatementReads>),
     /// These rows, whole messages, are left, and then this command tag.
     Left(VecDeque<Bytes>, String),
     /// To its end.

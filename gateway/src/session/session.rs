@@ -1,9 +1,10 @@
 //! The loop over a client's messages; the simple and the extended protocol.
 
-use super::block::{Block, Run, RunEnd};
+use super::block::Block;
 use super::copy_rows::CopyRows;
 use super::planner::{Place, Plan, Planner};
 use super::prepared::{MAX_PORTALS, MAX_PREPARED, Portal, Prepared, Progress, Values};
+use super::run::{Run, RunEnd};
 use super::settings::{SessionSettings, check};
 use super::trouble::Trouble;
 use crate::front::server::FrontPostgres;
@@ -367,10 +368,10 @@ impl Session {
             }
         };
         let described = match (&prepared.statement, &prepared.plan) {
-            (Some(statement), Some(plan)) if plan.shape.place == Place::Follows => {
+            (_, Some(plan)) if plan.shape.place == Place::Follows => {
                 let settings = self.settings.current();
                 match &mut self.block {
-                    Some(block) => block.describe(&statement.text, &settings).await?,
+                    Some(block) => block.describe(plan, &settings).await?,
                     None => None,
                 }
             }
@@ -652,7 +653,6 @@ impl Session {
 
     async fn transaction(&mut self, command: &TransactionCommand) -> Result<String, Trouble> {
         let explicit = self.block.as_ref().is_some_and(|block| block.explicit);
-        let settings = self.settings.current();
         let no_block =
             |what: &str| SqlError::new(codes::NO_TRANSACTION, format!("{what} can only be used in transaction blocks"));
         match command {
@@ -694,16 +694,16 @@ impl Session {
         let Some(block) = &mut self.block else { return Err(self::no_block()) };
         match command {
             TransactionCommand::Savepoint(name) => {
-                block.savepoint(name, &settings).await?;
+                block.savepoint(name).await?;
                 self.settings.save(name);
                 Ok("SAVEPOINT".into())
             }
             TransactionCommand::Release(name) => {
-                block.release(name, &settings).await?;
+                block.release(name).await?;
                 Ok("RELEASE".into())
             }
             TransactionCommand::RollbackTo(name) => {
-                block.roll_back_to(name, &settings).await?;
+                block.roll_back_to(name).await?;
                 self.settings.back_to(name);
                 self.report_settings().await?;
                 Ok("ROLLBACK".into())

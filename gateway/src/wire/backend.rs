@@ -95,6 +95,11 @@ pub fn bare(out: &mut BytesMut, tag: u8) {
     message(out, tag, |_| {});
 }
 
+/// RowDescription of rows without columns.
+pub fn no_columns(out: &mut BytesMut) {
+    message(out, b'T', |out| out.put_i16(0));
+}
+
 /// ParameterDescription.
 pub fn parameter_description(out: &mut BytesMut, types: &[u32]) {
     message(out, b't', |out| {

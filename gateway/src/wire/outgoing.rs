@@ -16,10 +16,16 @@ const FULL_BYTES: usize = 64 << 10;
 /// How long a client may take to read a full buffer, in milliseconds. It then counts as gone: it
 /// holds a session of a shard, and perhaps locks.
 const STALLED_MS: u64 = 120_000;
+/// The same for the gateway's own PostgreSQL, in milliseconds: a client's cursor may wait for long.
+const PATIENT_MS: u64 = 24 * 3_600_000;
 
 /// See the module.
 pub struct Outgoing {
     half: WriteHalf<Transport>,
+    /// How long the other side may take to read a full buffer.
+    stalled: Duration,
+    /// How often the buffer has been sent.
+    sendings: u64,
     /// The messages to be sent.
     pub buffer: BytesMut,
 }
@@ -27,7 +33,18 @@ pub struct Outgoing {
 impl Outgoing {
     /// Nothing is to be sent.
     pub fn new(half: WriteHalf<Transport>) -> Outgoing {
-        Outgoing { half, buffer: BytesMut::new() }
+        let stalled = Duration::from_millis(STALLED_MS);
+        Outgoing { half, stalled, sendings: 0, buffer: BytesMut::new() }
+    }
+
+    /// The same for one that may read late because its own user does.
+    pub fn patient(half: WriteHalf<Transport>) -> Outgoing {
+        Outgoing { stalled: Duration::from_millis(PATIENT_MS), ..Outgoing::new(half) }
+    }
+
+    /// How often the buffer has been sent: what was in it before cannot be taken back.
+    pub fn sendings(&self) -> u64 {
+        self.sendings
     }
 
     /// Sends the buffer if it is full.
@@ -46,11 +63,12 @@ impl Outgoing {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        self.sendings += 1;
         let sent = async {
             self.half.write_all(&self.buffer).await?;
             self.half.flush().await
         };
-        timeout(Duration::from_millis(STALLED_MS), sent).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        timeout(self.stalled, sent).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if self.buffer.capacity() > 2 * FULL_BYTES {
             // One long row must not occupy memory for as long as the client stays.
             self.buffer = BytesMut::new();
