@@ -469,10 +469,14 @@ impl Block {
         if let Some(session) = &mut self.at_front {
             session.session.simple(sql).await.map_err(sql_error)?;
         }
-        match &mut self.at_engine {
-            Some(engine) => engine.command(sql).await,
-            None => Ok(()),
+        let Some(mut engine) = self.at_engine.take() else { return Ok(()) };
+        let done = engine.command(sql).await;
+        if engine.is_broken() {
+            // It has only read. The next statement there begins it again, with its savepoints.
+            return Ok(());
         }
+        self.at_engine = Some(engine);
+        done
     }
 
     /// Describes a statement that belongs to where an earlier one ran, such as a FETCH: its

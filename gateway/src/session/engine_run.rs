@@ -128,7 +128,7 @@ impl EngineTransaction {
         let (mut end, mut failed) = (RunEnd::Empty, None);
         let mut planned = false;
         while !session.is_ready() {
-            let message = session.next().await.map_err(sql_error)?;
+            let message = session.next().await.map_err(|_| session_ended())?;
             if !planned && PLANNED.contains(&message.tag()) {
                 planned = true;
                 // Another table may have the name by now, below which there is nothing yet. From
@@ -215,6 +215,12 @@ pub fn as_of_scan(trouble: Trouble, failure: Option<ReadFailure>) -> Trouble {
         }
         (trouble, _) => trouble,
     }
+}
+
+/// 40001: a change of the schema ends sessions that hold its tables, and nothing of theirs lasts.
+fn session_ended() -> SqlError {
+    let message = "the session that reads several shards has ended, perhaps by a change of the schema";
+    SqlError::new(codes::SERIALIZATION_FAILURE, message).hint("Run the transaction again from its beginning.")
 }
 
 /// What a statement sends only once it is planned.
