@@ -14,6 +14,11 @@ const THINK_MS: u64 = 60;
 /// Between two steps of a payment, in milliseconds, at most, if there is a pause at all.
 const PAUSE_MS: u64 = 30;
 
+/// A client goes during one commit of this many.
+const GONE_IN: u64 = 3;
+/// After how many milliseconds of its commit at most.
+const GONE_MS: u64 = 15;
+
 /// Pays and reads under faults.
 pub(super) async fn run(users: Users) {
     let mut client = SimulatedClient::connect(users.clone(), 1 + below(2) as usize).await;
@@ -62,7 +67,16 @@ async fn pay(client: &mut SimulatedClient) {
             tally = answer.rows.int(0, 0);
             pause().await;
         }
-        let committed = transaction.commit().await;
+        let commit = transaction.commit();
+        let committed = if once_in(GONE_IN) {
+            // A client that goes in the middle: its shards are left to themselves.
+            match evenkeel_host::timeout(Duration::from_millis(below(GONE_MS)), commit).await {
+                Ok(committed) => committed,
+                Err(_) => return client.record_by(None, DISTANT_TALLY, TRANSFER, sent_ms, None),
+            }
+        } else {
+            commit.await
+        };
         let committed = client.judge(committed).await;
         return ended(client, sent_ms, tally, &committed);
     }
