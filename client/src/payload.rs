@@ -56,8 +56,9 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// A write that is to be acknowledged early, as it is repeated after an attempt whose outcome is not
-/// known: at `disk`. An early answer of one attempt says nothing of what another has done (R28).
+/// A write that is to be acknowledged early, as it is repeated after an attempt whose outcome is
+/// not known: at `disk`. An early answer of one attempt says nothing of what another has done
+/// (R28).
 pub(crate) fn repeated(payload: &Payload<'_>) -> Option<ShardRequest> {
     match payload {
         Payload::Fixed(ShardRequest::Statement(statement)) if statement.durability < Durability::Disk => {

@@ -73,12 +73,11 @@ pub enum Bug {
     ComparedAnywhere,
     /// A restored placement driver continues the numbers of its copy (R30).
     NumbersReused,
-    /// A client has a transaction committed on one shard although another has not prepared it (R26).
+    /// A client has a transaction committed on one shard although another has not prepared it
+    /// (R26).
     DecidedTooSoon,
     /// A new leader serves keys of transactions that an earlier one has prepared (R26).
     PreparedNotHeld,
-    /// A range is fenced while keys of a prepared transaction lie in it (R26).
-    FencedOverPrepared,
     /// A shard forgets what it has decided about transactions (R26).
     ForgottenDecision,
     /// A commit over several shards is answered before all of them have committed (R26).
@@ -91,7 +90,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 38] = [
+    pub const ALL: [Bug; 37] = [
         Bug::NoOwnershipFence,
         Bug::LeadershipSurvivesRestart,
         Bug::ZombieBackends,
@@ -125,7 +124,6 @@ impl Bug {
         Bug::NumbersReused,
         Bug::DecidedTooSoon,
         Bug::PreparedNotHeld,
-        Bug::FencedOverPrepared,
         Bug::ForgottenDecision,
         Bug::AnsweredBeforeResolved,
         Bug::NewIdPerAttempt,

@@ -5,8 +5,8 @@
 //! 2. The one commits as any transaction does. Its log thereby decides for all.
 //! 3. The others are told, and the caller is answered when all of them have committed.
 //!
-//! If this client goes in between, the shards ask the deciding one themselves. A commit whose answer
-//! is lost is asked about as any other (`recommit`).
+//! If this client goes in between, the shards ask the deciding one themselves. A commit whose
+//! answer is lost is asked about as any other (`recommit`).
 //!
 //! It promises: the transaction is committed on all of its shards or on none. Where it is open on
 //! one shard only, or has written on one only, nothing of this costs anything.

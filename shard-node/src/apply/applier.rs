@@ -34,7 +34,7 @@ use futures::future::ready;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Bytes taken from the log at a time.
 const TAKE_BYTES: usize = 1 << 20;
@@ -53,7 +53,6 @@ pub struct Applier {
     persistence: Persistence,
     publication: Publication,
     streams: ChangeStreams,
-    waiting_exports: Vec<oneshot::Sender<Export>>,
     /// Entries that have been decided and wait for rows that are under way.
     waiting: VecDeque<log::Entry>,
 }
@@ -83,10 +82,16 @@ impl Applier {
             observations,
             scrub,
             applied: AppliedState { state: start.state, term: start.term },
-            persistence: Persistence::new(config, handles.clone(), writer, records, at, start.seeding),
+            persistence: Persistence::new(
+                config,
+                handles.clone(),
+                writer,
+                records,
+                at,
+                (start.seeding, start.unfinished),
+            ),
             publication: Publication::new(handles.clone()),
             streams: ChangeStreams::default(),
-            waiting_exports: Vec::new(),
             waiting: VecDeque::new(),
             handles,
         };
@@ -154,7 +159,6 @@ impl Applier {
                 log::Body::ConfigChange(_) => {
                     self.persistence.unfinished.forget();
                     self.handles.progress.pass(position);
-                    self.export_waiting().await?;
                 }
                 log::Body::Data(payload) => {
                     self.handles.progress.weigh(position, payload.len() as u64);
@@ -189,8 +193,6 @@ impl Applier {
         self.persistence.unfinished.forget();
         self.persistence.begin_term(position, term);
         self.handles.progress.pass(position);
-        // Not before: the exported position and its term must belong together.
-        self.export_waiting().await?;
         // Everything before, and every session's end, is in PostgreSQL before anything after is
         // (R3).
         if !deliberate(Bug::LeaderNotWhole) {
@@ -241,7 +243,7 @@ impl Applier {
                 self.reject(EntryId { position, term, serial: part.serial }, refusal);
             }
         }
-        self.export_waiting().await
+        Ok(())
     }
 
     async fn effective(&mut self, position: u64, term: Term, entry: ShardEntry) -> Result<(), ApplyError> {
@@ -353,7 +355,6 @@ impl Applier {
     fn meets_prepared(&self, control: &Control) -> Option<EntryRefusal> {
         let transactions = self.handles.transactions();
         let meets = match control {
-            Control::Fence { .. } if deliberate(Bug::FencedOverPrepared) => false,
             Control::Fence { operator, .. } => {
                 let moved = self.applied.state.move_out(*operator)?;
                 transactions.locks_within(moved.table, &moved.interval)
@@ -599,8 +600,7 @@ impl Applier {
                 let _ = reply.send(stream);
             }
             ApplierRequest::Export(reply) => {
-                self.waiting_exports.push(reply);
-                self.export_waiting().await?;
+                let _ = reply.send(self.export()?);
             }
             ApplierRequest::Seeded(piece, reply) => {
                 let taken = self.persistence.take_piece(&self.applied, *piece).await?;
@@ -611,21 +611,14 @@ impl Applier {
         Ok(())
     }
 
-    /// Answers pending exports, unless an entry is unfinished: its first parts would lie before the
-    /// exported position and its last part behind it.
-    async fn export_waiting(&mut self) -> Result<(), ApplyError> {
-        if self.persistence.unfinished.first().is_some() {
-            return Ok(());
-        }
-        for reply in std::mem::take(&mut self.waiting_exports) {
-            let index = self.handles.progress.applied();
-            let window = self.handles.window().all();
-            let mut saved = self.persistence.saved_state(&self.applied);
-            saved.transactions = self.handles.transactions().recorded_at(index).unwrap_or_default();
-            let machine = saved.encode()?;
-            let _ = reply.send(Export { index, term: self.applied.term.0, machine, window });
-        }
-        Ok(())
+    /// The state between two entries, with the parts of unfinished ones.
+    fn export(&self) -> Result<Export, ApplyError> {
+        let index = self.handles.progress.applied();
+        let window = self.handles.window().all();
+        let mut saved = self.persistence.saved_state(&self.applied);
+        saved.transactions = self.handles.transactions().recorded_at(index).unwrap_or_default();
+        saved.unfinished = self.persistence.unfinished.first_parts();
+        Ok(Export { index, term: self.applied.term.0, machine: saved.encode()?, window })
     }
 }
 

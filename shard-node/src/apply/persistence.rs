@@ -15,7 +15,7 @@ use super::write_batch::WriteBatch;
 use crate::config::Config;
 use crate::error::ApplyError;
 use crate::log_entry::Changes;
-use crate::log_entry::parts::Unfinished;
+use crate::log_entry::parts::{FirstParts, Unfinished};
 use crate::replica::ReplicaHandles;
 use crate::state_machine::{ControlEffect, ShardState};
 use crate::state_transfer::SeedPiece;
@@ -66,6 +66,8 @@ pub(super) struct Persistence {
     reached_at_start: u64,
     records: AppliedRecords,
     pub(super) unfinished: Unfinished,
+    /// First parts that came with another replica's state, and the position of that.
+    taken_parts: (u64, Vec<FirstParts>),
     pub(super) recorded: RecordedPosition,
     pub(super) seeding: Option<Seeding>,
 }
@@ -78,7 +80,7 @@ impl Persistence {
         writer: ApplyWriter,
         records: AppliedRecords,
         (position, reached, term): (u64, u64, Term),
-        seeding: Option<Seeding>,
+        (seeding, taken): (Option<Seeding>, Vec<FirstParts>),
     ) -> Persistence {
         Persistence {
             config,
@@ -90,7 +92,8 @@ impl Persistence {
             ahead: if reached > position { reached } else { 0 },
             reached_at_start: reached.max(position),
             records,
-            unfinished: Unfinished::default(),
+            unfinished: Unfinished::continued(&taken, position),
+            taken_parts: (position, taken),
             recorded: RecordedPosition::at(position, term.0, reached.max(position)),
             seeding,
         }
@@ -264,7 +267,10 @@ impl Persistence {
 
     /// The state that is stored beside the rows.
     pub(super) fn saved_state(&self, applied: &AppliedState) -> SavedState {
-        SavedState { state: applied.state.clone(), sizes: self.handles.latches.sizes(), transactions: None }
+        let (state, sizes) = (applied.state.clone(), self.handles.latches.sizes());
+        let (at, taken) = &self.taken_parts;
+        let unfinished = if *at == self.recorded.position { taken.clone() } else { Vec::new() };
+        SavedState { state, sizes, transactions: None, unfinished }
     }
 
     fn encoded_state(&self, applied: &AppliedState) -> Option<Bytes> {

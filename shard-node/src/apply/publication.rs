@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The tables that schema changes change, by the version after the change.
 type ChangingTables = BTreeMap<u64, BTreeSet<TableId>>;
 
+/// The keys of prepared transactions.
+type PreparedKeys = BTreeMap<TxnId, Vec<(TableId, Key)>>;
+
 /// See the module.
 pub(super) struct Publication {
     handles: ReplicaHandles,
@@ -20,7 +23,7 @@ pub(super) struct Publication {
     /// Tables that a schema change in the log changes, which the apply writer has not stored yet.
     changing: Arc<Mutex<BTreeMap<u64, BTreeSet<TableId>>>>,
     /// The keys of transactions that were prepared before this leadership (R26).
-    prepared: Arc<Mutex<BTreeMap<TxnId, Vec<(TableId, Key)>>>>,
+    prepared: Arc<Mutex<PreparedKeys>>,
 }
 
 impl Publication {

@@ -1,12 +1,13 @@
 //! The state of a replica that is stored beside its rows.
 
 use crate::error::ApplyError;
+use crate::log_entry::parts::FirstParts;
 use crate::state_machine::{RangeSize, ShardState};
 use bytes::Bytes;
 use evenkeel_protocol::RangeId;
 
 /// What a replica keeps of itself beside the rows.
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Default, serde::Serialize, serde::Deserialize)]
 pub struct SavedState {
     /// The state machine.
     pub state: ShardState,
@@ -15,6 +16,8 @@ pub struct SavedState {
     /// The transactions over several shards, if it is sent to another replica. Otherwise they are
     /// recorded with each position.
     pub transactions: Option<Bytes>,
+    /// What is unfinished, if it came from another replica.
+    pub unfinished: Vec<FirstParts>,
 }
 
 impl SavedState {

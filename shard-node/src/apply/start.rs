@@ -1,6 +1,7 @@
 //! The state from which an applier starts, as PostgreSQL recorded it.
 
 use super::seeding::Seeding;
+use crate::log_entry::parts::FirstParts;
 use crate::state_machine::{RangeSize, ShardState};
 use evenkeel_protocol::RangeId;
 use evenkeel_replicated_log::Term;
@@ -22,6 +23,8 @@ pub struct Start {
     pub records: HashSet<(u64, u64)>,
     /// A term that this replica led and must not lead again (R1).
     pub spent: Option<Term>,
+    /// First parts of unfinished entries that came with the state at `position`.
+    pub unfinished: Vec<FirstParts>,
     /// If the replica is being re-seeded.
     pub seeding: Option<Seeding>,
 }

@@ -39,7 +39,6 @@ use super::statement::StatementIntake;
 use super::statement_ids::{Attempt, StatementIds};
 use crate::log_entry::{Changes, EntryBody, Forgotten, Resolution, ShardEntry};
 use crate::storage::{RECORD_SQL, StoreError};
-use evenkeel_host::{Bug, deliberate};
 use evenkeel_postgres_session::TransactionStatus;
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{PassThroughBegin, PassThroughEnd, PassThroughRequest};
@@ -407,7 +406,7 @@ impl Transactions {
     ) -> Result<(), Failure> {
         let mut transaction = handle.open.lock().await;
         self.open.remove(handle);
-        let ranges = handle.take_ranges().filter(|_| !deliberate(Bug::FencedOverPrepared));
+        let ranges = handle.take_ranges();
         let Some(mut session) = transaction.session.take() else { return Err(ended_by_leader()) };
         let captured = std::mem::take(&mut transaction.captured);
         let rows = std::mem::replace(&mut transaction.rows, self.row_locks.holder());

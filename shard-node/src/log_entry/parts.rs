@@ -6,7 +6,8 @@
 //! part is decided, the next leadership's beginning drops the parts: none of the missing ones comes
 //! any more.
 //!
-//! Parts are kept in memory only. A replica must therefore not record, and the log must not
+//! Parts are kept in memory only, but for those that a replica has taken with another one's state:
+//! they are recorded with it. A replica must therefore not record, and the log must not
 //! compact, a position between the first part of an entry and its last
 //! ([`Unfinished::recordable`]): after a restart the log delivers the parts again. This holds for a
 //! complete entry too, until PostgreSQL holds it, because the entry lies at the position of its
@@ -17,6 +18,7 @@ use super::decode::Malformed;
 use super::entry::{MAX_ENTRY_BYTES, ShardEntry};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use evenkeel_protocol::value::MAX_VALUE_BYTES;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The most that the changes of one transaction, or one piece of a move, may take as they are
@@ -157,6 +159,16 @@ pub struct Unfinished {
     whole: Vec<(u64, u64)>,
 }
 
+/// The first parts of an unfinished entry, as they go to another replica with the state of a
+/// position between two parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstParts {
+    serial: u64,
+    next: u32,
+    total_bytes: usize,
+    bytes: Bytes,
+}
+
 #[derive(Debug)]
 struct Collected {
     first: u64,
@@ -198,6 +210,29 @@ impl Unfinished {
             }
             None => Ok(Added::Rejected),
         }
+    }
+
+    /// The first parts of all that is unfinished.
+    pub fn first_parts(&self) -> Vec<FirstParts> {
+        let parts = |(serial, collected): (&u64, &Collected)| FirstParts {
+            serial: *serial,
+            next: collected.next,
+            total_bytes: collected.total_bytes,
+            bytes: Bytes::copy_from_slice(&collected.bytes),
+        };
+        self.entries.iter().map(parts).collect()
+    }
+
+    /// Continues with first parts that belong to the state at `position`. They lie before it, in a
+    /// log that this replica does not have: no later position may be recorded before their entries
+    /// are whole.
+    pub fn continued(parts: &[FirstParts], position: u64) -> Unfinished {
+        let collected = |parts: &FirstParts| {
+            let (next, total_bytes) = (parts.next, parts.total_bytes);
+            let bytes = BytesMut::from(&parts.bytes[..]);
+            (parts.serial, Collected { first: position + 1, next, total_bytes, bytes })
+        };
+        Unfinished { entries: parts.iter().map(collected).collect(), whole: Vec::new() }
     }
 
     /// A new term has begun: unfinished entries get no further parts.
@@ -250,6 +285,29 @@ mod tests {
             other => panic!("{other:?}"),
         };
         payloads.into_iter().map(part).collect()
+    }
+
+    // R12: a replica that takes another one's state between two parts goes on with the first ones,
+    // and with them again if it starts again before the entry is whole.
+    #[test]
+    fn first_parts_go_with_a_state() {
+        let large = entry(7, 1000);
+        let all = parts(&large, 200);
+        let mut sender = Unfinished::default();
+        for (position, part) in (10..).zip(&all[..3]) {
+            assert_eq!(sender.add(position, part).unwrap(), Added::Waits);
+        }
+        let sent = postcard::to_stdvec(&sender.first_parts()).unwrap();
+        let sent: Vec<FirstParts> = postcard::from_bytes(&sent).unwrap();
+        let mut taken = Unfinished::continued(&sent, 12);
+        assert_eq!(taken.recordable(40), 12, "no position behind the state's");
+        let mut added = Added::Waits;
+        for (position, part) in (13..).zip(&all[3..]) {
+            added = taken.add(position, part).unwrap();
+        }
+        assert_eq!(added, Added::Complete(Box::new(large)));
+        assert_eq!(taken.recordable(40), 40);
+        assert!(Unfinished::continued(&[], 12).first().is_none());
     }
 
     // R12: an entry takes effect with its last part, whatever lies between them.

@@ -12,7 +12,7 @@ use crate::local_reads::LocalReads;
 use crate::maintenance::leadership_tasks;
 use crate::postgres::{Connector, PostgresHandle};
 use crate::progress::Progress;
-use crate::state_machine::{MultiShardTransactions, RetryWindow, ShardState};
+use crate::state_machine::{MultiShardTransactions, RetryWindow};
 use crate::state_transfer::{self, Limit, Missing};
 use crate::storage::{Recovered, Snapshots, Store};
 use evenkeel_replicated_log::{LogIndex, Term};
@@ -36,7 +36,7 @@ pub(super) async fn follow_log(
         Ok(recovery) => recovery,
         Err(error) => return error,
     };
-    let SavedState { state, sizes, .. } = saved;
+    let SavedState { state, sizes, unfinished, .. } = saved;
     connector.set_schema_version(state.schema_version());
     let progress = Arc::new(Progress::new(recovered.position));
     let (broken, mut broke) = mpsc::unbounded_channel();
@@ -74,6 +74,7 @@ pub(super) async fn follow_log(
         term: Term(recovered.term),
         records: recovered.records.iter().map(|record| (record.term, record.serial)).collect(),
         spent,
+        unfinished,
         seeding: missing.clone().map(|missing| Seeding {
             missing,
             limit: limit.clone(),
@@ -121,11 +122,15 @@ struct Recovery {
 /// Opens the apply session and decodes the recorded state.
 async fn recover(connector: &Connector) -> Result<Recovery, ApplyError> {
     let (store, recovered) = Store::open(connector).await?;
-    let saved = match &recovered.state {
+    let mut saved = match &recovered.state {
         Some((_, encoded)) => postcard::from_bytes::<SavedState>(encoded)
             .map_err(|error| ApplyError::Diverged(format!("the recorded state cannot be decoded: {error}")))?,
-        None => SavedState { state: ShardState::default(), sizes: Vec::new(), transactions: None },
+        None => SavedState::default(),
     };
+    // Behind the position of the state they have become whole, or another term has begun.
+    if recovered.state.as_ref().is_some_and(|(at, _)| *at != recovered.position) {
+        saved.unfinished.clear();
+    }
     let mut window = RetryWindow::default();
     for answers in &recovered.answers {
         window.restore(answers.clone()).map_err(|error| ApplyError::Diverged(error.to_string()))?;

@@ -54,7 +54,7 @@ pub use answers::RangeAnswers;
 pub use effect::{ControlEffect, CopiedRows};
 pub use finished_operators::FinishedWork;
 pub use movement::{InPhase, MoveIn, MoveOut, OutPhase};
-pub use multi_shard::{Decision, MAX_PREPARED_BYTES, MultiShardTransactions};
+pub use multi_shard::{CommitDecision, MAX_PREPARED_BYTES, MultiShardTransactions};
 pub use owned_ranges::OwnedRange;
 pub use range_size::{ROW_OVERHEAD_BYTES, RangeSize, Sampled};
 pub use refusal::EntryRefusal;

@@ -30,7 +30,7 @@ type Name = (u64, u64);
 
 /// A decision to commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
+pub struct CommitDecision {
     /// The transaction.
     pub id: TxnId,
     /// The other shards.
@@ -56,10 +56,10 @@ struct Past<T> {
 #[derive(Debug, Default)]
 pub struct MultiShardTransactions {
     prepared: BTreeMap<Name, Since<Arc<PreparedChanges>>>,
-    decided: BTreeMap<Name, Since<Arc<Decision>>>,
+    decided: BTreeMap<Name, Since<Arc<CommitDecision>>>,
     /// What has ended since the position that was recorded last, oldest first.
     resolved: VecDeque<Past<Arc<PreparedChanges>>>,
-    forgotten: VecDeque<Past<Arc<Decision>>>,
+    forgotten: VecDeque<Past<Arc<CommitDecision>>>,
     /// The prepared keys; those of whole tables as [`Key::MIN`].
     locked: BTreeSet<(TableId, Key)>,
     bytes: usize,
@@ -83,7 +83,7 @@ struct RecordedDecision {
 }
 
 impl Recorded {
-    fn add(&mut self, position: u64, decision: &Decision) {
+    fn add(&mut self, position: u64, decision: &CommitDecision) {
         let mut participants = Vec::with_capacity(decision.participants.len());
         for shard in &decision.participants {
             let known = self.shards.iter().position(|known| known == shard);
@@ -127,7 +127,7 @@ impl MultiShardTransactions {
     }
 
     /// All decisions that are remembered.
-    pub fn decisions(&self) -> impl Iterator<Item = &Arc<Decision>> {
+    pub fn decisions(&self) -> impl Iterator<Item = &Arc<CommitDecision>> {
         self.decided.values().map(|since| &since.what)
     }
 
@@ -210,7 +210,7 @@ impl MultiShardTransactions {
         if deliberate(Bug::ForgottenDecision) {
             return;
         }
-        let what = Arc::new(Decision { id: decided.id, participants: decided.participants.clone() });
+        let what = Arc::new(CommitDecision { id: decided.id, participants: decided.participants.clone() });
         self.decided.insert(name(decided.id), Since { position, what });
     }
 
@@ -276,7 +276,7 @@ impl MultiShardTransactions {
             let Some(participants) = participants.into_iter().map(of).collect() else {
                 return Err(Malformed("a decision has an unknown participant".into()));
             };
-            restored.decided.insert(name(id), Since { position, what: Arc::new(Decision { id, participants }) });
+            restored.decided.insert(name(id), Since { position, what: Arc::new(CommitDecision { id, participants }) });
         }
         Ok(restored)
     }

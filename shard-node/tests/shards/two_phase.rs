@@ -131,6 +131,15 @@ async fn a_prepared_transaction_outlives_its_leader() {
         let waited = ask(&connection, ShardRequest::Statement(statement(sql, &[]))).await;
         assert!(matches!(waited, Err(Failure::Busy { .. })), "{sql}: {waited:?}");
     }
+    // Nor is the range given away, although no statement delays its fence.
+    let operator = OperatorId(7);
+    let to = ShardInfo { id: ShardId(2), replicas: Default::default() };
+    let open = ControlRequest::MoveOpen { operator, range: RangeId(1), epoch: Epoch(1), to };
+    assert_eq!(shard.control(open).await, ControlReply::Done);
+    let fenced = ask(&connection, ShardRequest::Fence { operator, attempt: 1 }).await;
+    assert!(matches!(&fenced, Err(Failure::Busy { reason, .. }) if reason.contains("prepared")), "{fenced:?}");
+    let cancel = ControlRequest::MoveCancel { operator, range: RangeId(1) };
+    assert_eq!(shard.control(cancel).await, ControlReply::Done);
     assert_eq!(shard.ask(&ShardRequest::Resolve { id, committed: true }).await, ShardReply::Done);
     assert_eq!(value(&shard, 1).await, Some(5));
     // Again, as after a lost answer.

@@ -15,7 +15,7 @@ const THINK_MS: u64 = 60;
 const PAUSE_MS: u64 = 30;
 
 /// A client goes during one commit of this many.
-const GONE_IN: u64 = 3;
+const GONE_IN: u64 = 6;
 /// After how many milliseconds of its commit at most.
 const GONE_MS: u64 = 15;
 
@@ -72,7 +72,10 @@ async fn pay(client: &mut SimulatedClient) {
             // A client that goes in the middle: its shards are left to themselves.
             match evenkeel_host::timeout(Duration::from_millis(below(GONE_MS)), commit).await {
                 Ok(committed) => committed,
-                Err(_) => return client.record_by(None, DISTANT_TALLY, TRANSFER, sent_ms, None),
+                Err(_) => {
+                    client.record_by(None, DISTANT_TALLY, TRANSFER, sent_ms, None);
+                    return client.restart().await;
+                }
             }
         } else {
             commit.await
