@@ -17,6 +17,7 @@
 //! | [`leadership`] | the replica that leads a shard, and actions within one leadership |
 //! | [`failure`] | the result of a scenario |
 //! | [`postgres_client`] | a PostgreSQL driver at the gateway |
+//! | [`placing`] | tables whose ranges lie where a scenario wants them |
 //! | [`history`], [`counters`] | histories of counters |
 //! | [`linear`], [`registers`] | histories of registers |
 //! | [`transactions`] | histories of transactions |
@@ -28,6 +29,7 @@ pub mod history;
 pub mod leadership;
 pub mod linear;
 mod macros;
+pub mod placing;
 pub mod postgres_client;
 pub mod registers;
 pub mod replica;

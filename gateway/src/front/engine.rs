@@ -63,6 +63,7 @@ impl EngineDatabase {
             format!("CREATE DATABASE {ENGINE} TEMPLATE postgres"),
             format!("REVOKE ALL ON DATABASE {ENGINE} FROM PUBLIC"),
             format!("GRANT CONNECT ON DATABASE {ENGINE} TO {user}, evenkeel_owner"),
+            format!("GRANT TEMPORARY ON DATABASE {ENGINE} TO {user}"),
             format!("GRANT CREATE ON DATABASE {ENGINE} TO evenkeel_owner"),
             format!("ALTER ROLE {user} IN DATABASE {ENGINE} SET temp_file_limit = '{TEMP_FILES_MIB}MB'"),
             format!("ALTER ROLE {user} IN DATABASE {ENGINE} SET work_mem = '{WORK_MEM_MIB}MB'"),

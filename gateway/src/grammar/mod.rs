@@ -14,6 +14,7 @@
 //! | `deparse` | parts of a parsed statement as text (pure) |
 //! | `mask` | a text without its constants (pure) |
 //! | `parents` | texts for a database in which tables are parents of others (pure) |
+//! | `writes` | statements that write, cut into their parts (pure) |
 //! | `parser` | the threads on which the parser runs, and its limits |
 
 mod calls;
@@ -24,3 +25,4 @@ pub mod parents;
 pub mod parser;
 pub mod settings;
 pub mod statement;
+pub mod writes;

@@ -6,6 +6,7 @@
 
 use super::classify;
 use super::statement::Statement;
+use super::writes::{WriteForm, write_form};
 // Only for its feature `no-recursion-limit`, without which the parser's trees of longer statements
 // cannot be read.
 use prost as _;
@@ -27,11 +28,13 @@ const MAX_WAITING: usize = 256;
 const MAX_NESTING: usize = 1_000;
 
 type Parsed = Result<Vec<Statement>, SqlError>;
+/// What a thread is to do.
+type Task = Box<dyn FnOnce() + Send>;
 
 /// See the module. Clones share the threads.
 #[derive(Clone)]
 pub struct Parser {
-    texts: mpsc::SyncSender<(Arc<str>, oneshot::Sender<Parsed>)>,
+    tasks: mpsc::SyncSender<Task>,
 }
 
 impl Parser {
@@ -40,7 +43,7 @@ impl Parser {
     /// # Errors
     /// The system starts no threads.
     pub fn start() -> std::io::Result<Parser> {
-        let (texts, waiting) = mpsc::sync_channel::<(Arc<str>, oneshot::Sender<Parsed>)>(MAX_WAITING);
+        let (tasks, waiting) = mpsc::sync_channel::<Task>(MAX_WAITING);
         let waiting = Arc::new(Mutex::new(waiting));
         for number in 0..THREADS {
             let waiting = waiting.clone();
@@ -48,13 +51,12 @@ impl Parser {
             named.spawn(move || {
                 loop {
                     let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((text, answer)) = next else { return };
-                    // Whoever asked may be gone.
-                    _ = answer.send(classify::statements(&text));
+                    let Ok(task) = next else { return };
+                    task();
                 }
             })?;
         }
-        Ok(Parser { texts })
+        Ok(Parser { tasks })
     }
 
     /// The statements of a text.
@@ -63,10 +65,29 @@ impl Parser {
     /// 42601: it does not parse. 54000, 54001: it is too long or too deeply nested. 53300: too many
     /// texts wait.
     pub async fn parse(&self, text: &Arc<str>) -> Parsed {
-        check(text)?;
+        let text = text.clone();
+        self.have_done(text, classify::statements).await
+    }
+
+    /// The form of a statement that writes to several shards.
+    ///
+    /// # Errors
+    /// As [`Parser::parse`]. 0A000: it cannot be executed there.
+    pub async fn write_form(&self, text: &Arc<str>) -> Result<WriteForm, SqlError> {
+        self.have_done(text.clone(), write_form).await
+    }
+
+    async fn have_done<T: Send + 'static>(
+        &self,
+        text: Arc<str>,
+        parse: fn(&str) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
+        check(&text)?;
         let (answer, answered) = oneshot::channel();
         let too_many = |_| SqlError::new(codes::TOO_MANY, "too many statements wait for the parser");
-        self.texts.try_send((text.clone(), answer)).map_err(too_many)?;
+        // Whoever asked may be gone when it is done.
+        let task: Task = Box::new(move || _ = answer.send(parse(&text)));
+        self.tasks.try_send(task).map_err(too_many)?;
         answered.await.unwrap_or_else(|_| Err(SqlError::new(codes::INTERNAL, "the parser has failed")))
     }
 }

@@ -73,11 +73,35 @@ pub fn clipped<'a>(
     }
 }
 
+/// The condition that only rows of this part fulfil, in a statement on the table that has this
+/// number of parameters.
+///
+/// # Errors
+/// XX000: a bound is no key. 54000: too many ranges.
+pub fn within(table: &TableSchema, part: &TableUse, parameters: usize) -> Result<Clipped, SqlError> {
+    let mut clipped = Clipped::default();
+    let condition = clipped.condition(table, part, parameters)?;
+    clipped.sql = condition.map_or_else(|| "true".into(), |condition| format!("({condition})"));
+    match parameters + clipped.values.len() > MAX_PARAMETERS {
+        true => Err(SqlError::new(codes::PROGRAM_LIMIT, "the table has too many ranges for this statement")),
+        false => Ok(clipped),
+    }
+}
+
 impl Clipped {
     /// Adds a subquery for a table's rows within a part.
     fn rows_of(&mut self, table: &TableSchema, part: &TableUse, before: usize) -> Result<(), SqlError> {
         let schema = if table.name.contains('.') { "" } else { "public." };
         _ = write!(self.sql, "(SELECT * FROM {schema}{}", table.relation());
+        if let Some(condition) = self.condition(table, part, before)? {
+            _ = write!(self.sql, " WHERE {condition}");
+        }
+        self.sql.push(')');
+        Ok(())
+    }
+
+    /// What the rows of a part fulfil; `None` if all do.
+    fn condition(&mut self, table: &TableSchema, part: &TableUse, before: usize) -> Result<Option<String>, SqlError> {
         let columns: Vec<String> = table.key_columns().map(|column| TableSchema::quote(&column.name)).collect();
         let columns = in_row(&columns);
         let mut intervals = Vec::new();
@@ -91,13 +115,11 @@ impl Clipped {
             }
             intervals.push(if bounds.is_empty() { "true".into() } else { bounds.join(" AND ") });
         }
-        match &intervals[..] {
-            [all] if all == "true" => {}
-            [] => self.sql.push_str(" WHERE false"),
-            _ => _ = write!(self.sql, " WHERE ({})", intervals.join(" OR ")),
-        }
-        self.sql.push(')');
-        Ok(())
+        Ok(match &intervals[..] {
+            [all] if all == "true" => None,
+            [] => Some("false".into()),
+            _ => Some(format!("({})", intervals.join(" OR "))),
+        })
     }
 
     /// Adds a key as parameters.

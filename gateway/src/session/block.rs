@@ -4,20 +4,24 @@
 //! It begins at a place with the first statement there. Savepoints are made at every place where it
 //! is open, and made later where it begins later. At the end the shards decide; the gateway's own
 //! PostgreSQL has only read.
-//!
-//! Not done: transactions that write to several shards.
 
+use super::computed_rows::ComputedRows;
+use super::context::SessionContext;
 use super::declared::declared;
 use super::engine_run::{EngineTransaction, as_of_scan, engine_text};
-use super::front_run::{execute_at_front, give, leaves_something};
+use super::front_run::{begin_at_front, execute_at_front, give, leaves_something};
 use super::opening::{Opening, unreadable};
 use super::planner::{Place, Plan};
 use super::prepared::Progress;
+use super::relay::relay;
 use super::run::{Run, RunEnd};
 use super::trouble::Trouble;
+use super::write_run::WriteRun;
+use super::write_texts::built_in;
 use crate::front::server::FrontPostgres;
 use crate::front::sessions::{FrontSession, sql_error};
 use crate::front::settings::{Settings, pairs};
+use crate::grammar::parser::Parser;
 use crate::remote::reads::{ReadFailure, StatementReads};
 use crate::wire::outgoing::Outgoing;
 use bytes::Bytes;
@@ -25,7 +29,7 @@ use evenkeel_client::{Client, ClientError, PassThroughReplies, ShardedTransactio
 use evenkeel_postgres_session::{CancelKey, tags};
 use evenkeel_protocol::error::codes;
 use evenkeel_protocol::pass_through::{
-    PassThroughBegin, PassThroughEnd, PassThroughItem, PassThroughStatement, PassThroughStep, TableUse,
+    PassThroughBegin, PassThroughItem, PassThroughStatement, PassThroughStep, TableUse,
 };
 use evenkeel_protocol::{KeyInterval, ShardId, SqlError};
 use std::collections::HashMap;
@@ -43,6 +47,8 @@ enum Where {
     Owner,
     /// At this shard, where something of it is.
     Shard(ShardId),
+    /// At each of the shards that own what it writes.
+    Several,
     /// In the engine database, with the reads of a suspended statement if there is one.
     Engine(Option<Arc<StatementReads>>),
 }
@@ -51,6 +57,7 @@ enum Where {
 pub struct Block {
     client: Client,
     front: Arc<FrontPostgres>,
+    parser: Parser,
     options: TransactionOptions,
     /// Whether the user has begun it.
     pub explicit: bool,
@@ -69,17 +76,20 @@ pub struct Block {
     cursors: HashMap<String, Result<ShardId, Arc<StatementReads>>>,
     /// A setting with which it began at a shard, and that scans do not understand.
     unreadable: Option<&'static str>,
+    /// The rows of a COPY to several shards, so far.
+    copying: Option<ComputedRows>,
     /// The session of the gateway's own PostgreSQL that executes a statement now.
     executing: Option<CancelKey>,
 }
 
 impl Block {
     /// A transaction that has begun nowhere yet.
-    pub fn new(client: Client, front: Arc<FrontPostgres>, options: TransactionOptions, explicit: bool) -> Block {
+    pub fn new(context: &SessionContext, options: TransactionOptions, explicit: bool) -> Block {
         Block {
-            at_shards: client.sharded(),
-            client,
-            front,
+            at_shards: context.client.sharded(),
+            client: context.client.clone(),
+            front: context.front.clone(),
+            parser: context.planner.parser().clone(),
             options,
             explicit,
             failed: false,
@@ -91,6 +101,7 @@ impl Block {
             portals: 0,
             cursors: HashMap::new(),
             unreadable: None,
+            copying: None,
             executing: None,
         }
     }
@@ -146,16 +157,11 @@ impl Block {
             Where::Front => self.run_at_front(run, settings, progress, out).await,
             Where::Owner => self.run_at_shard(run, (tables, None), settings, progress, out).await,
             Where::Shard(shard) => self.run_at_shard(run, (tables, Some(shard)), settings, progress, out).await,
+            Where::Several => self.run_at_several(run, tables, settings, progress, out).await,
             Where::Engine(Some(reads)) => self.go_on_in_engine(run, reads, settings, progress, out).await,
             Where::Engine(None) => self.run_in_engine(run, &tables, settings, progress, out).await,
         };
-        if let Err(trouble) = &result {
-            self.failed = true;
-            if let Trouble::Ended(error) = trouble {
-                self.at_shards.abandon();
-                self.ended = Some(error.clone());
-            }
-        }
+        self.note(&result);
         result
     }
 
@@ -174,8 +180,12 @@ impl Block {
                 None => self.at_shards.last_shard().map_or(Where::Front, Where::Shard),
             },
             Place::Shard => {
-                let reads = run.copy_data.is_none() && tables.iter().all(|used| !used.writes);
-                if reads && self.client.is_spread(tables) { Where::Engine(None) } else { Where::Owner }
+                let writes = run.copy_data.is_some() || tables.iter().any(|used| used.writes);
+                match self.copying.is_some() || self.client.is_spread(tables) {
+                    true if writes => Where::Several,
+                    true => Where::Engine(None),
+                    false => Where::Owner,
+                }
             }
         }
     }
@@ -352,14 +362,69 @@ impl Block {
             settings,
             schema_version,
         };
-        let (reads, parts) = opening.open(tables).await?;
-        let unreadable = self.unreadable.or_else(|| unreadable(settings));
-        if let (false, Some(setting)) = (reads.is_repeatable(), unreadable) {
-            let message = format!("a read of several shards with this {setting} in this transaction is not supported");
-            return Err(SqlError::unsupported(message, "Set it to its default before the transaction begins.").into());
+        opening.reach(tables, &self.front, self.unreadable).await
+    }
+
+    /// What a statement that writes to several shards is executed with.
+    fn writing<'a>(&'a mut self, settings: &'a Settings) -> WriteRun<'a> {
+        self.unreadable = self.unreadable.or_else(|| unreadable(settings));
+        WriteRun {
+            client: &self.client,
+            front: &self.front,
+            parser: &self.parser,
+            transaction: &mut self.at_shards,
+            options: self.options,
+            settings,
+            unreadable: self.unreadable,
+            executing: &mut self.executing,
+            copying: &mut self.copying,
         }
-        self.front.reach(&parts).await?;
-        Ok(reads)
+    }
+
+    /// Ends a COPY, whose rows may be here still.
+    ///
+    /// # Errors
+    /// As a statement's.
+    pub async fn end_copy(&mut self, plan: &Plan, settings: &Settings, out: &mut Outgoing) -> Result<(), Trouble> {
+        let Some(rows) = self.copying.take() else { return Ok(()) };
+        let result = self.writing(settings).end_copy(rows, plan, out).await;
+        self.note(&result);
+        result
+    }
+
+    /// Executes a statement that writes to several shards.
+    async fn run_at_several(
+        &mut self,
+        run: Run<'_>,
+        tables: Vec<TableUse>,
+        settings: &Settings,
+        progress: &mut Progress,
+        out: &mut Outgoing,
+    ) -> Result<RunEnd, Trouble> {
+        let writing = self.writing(settings);
+        match writing.form(run.plan).await {
+            Ok(form) => writing.run(run, form, &tables, progress, out).await,
+            Err(refusal) => {
+                // It must not be based on routes that are out of date.
+                _ = self.client.refresh().await;
+                if self.client.is_spread(&tables) {
+                    return Err(refusal.into());
+                }
+                self.run_at_shard(run, (tables, None), settings, progress, out).await
+            }
+        }
+    }
+
+    /// Notes how a statement ended.
+    fn note<T>(&mut self, result: &Result<T, Trouble>) {
+        if let Err(trouble) = result {
+            self.failed = true;
+            self.copying = None;
+            if let Trouble::Ended(error) = trouble {
+                self.at_shards.abandon();
+                self.ended = Some(error.clone());
+            }
+        }
     }
 
     async fn engine(&mut self, settings: &Settings) -> Result<EngineTransaction, SqlError> {
@@ -392,13 +457,7 @@ impl Block {
             None => {
                 let mut session = self.front.session(settings).await?;
                 if self.explicit {
-                    let isolation = if self.options.repeatable_read { "REPEATABLE READ" } else { "READ COMMITTED" };
-                    let begin = format!("BEGIN ISOLATION LEVEL {isolation}");
-                    session.session.simple(&begin).await.map_err(sql_error)?;
-                    for name in &self.savepoints {
-                        let savepoint = format!("SAVEPOINT {}", quote(name));
-                        session.session.simple(&savepoint).await.map_err(sql_error)?;
-                    }
+                    begin_at_front(&mut session, self.options, &self.savepoints).await?;
                 }
                 session
             }
@@ -451,6 +510,7 @@ impl Block {
         }
         self.at_home(&format!("ROLLBACK TO SAVEPOINT {}", quote(name))).await?;
         self.at_shards.roll_back_to(name).await?;
+        self.copying = None;
         self.savepoints.truncate(at + 1);
         self.failed = false;
         Ok(())
@@ -556,29 +616,6 @@ impl Block {
             self.front.sessions().put_back(session);
         }
     }
-}
-
-/// Writes what a shard's PostgreSQL sends.
-async fn relay(mut replies: PassThroughReplies, out: &mut Outgoing) -> Result<RunEnd, Trouble> {
-    while let Some(item) = replies.next().await? {
-        match item {
-            PassThroughItem::Messages(messages) => {
-                out.buffer.extend_from_slice(&messages);
-                out.send_if_full().await?;
-            }
-            PassThroughItem::Parameters(_) => {}
-            PassThroughItem::End(PassThroughEnd::Complete(tag)) => return Ok(RunEnd::Complete(tag)),
-            PassThroughItem::End(PassThroughEnd::Suspended) => return Ok(RunEnd::Suspended),
-            PassThroughItem::End(PassThroughEnd::Empty | PassThroughEnd::Done) => return Ok(RunEnd::Empty),
-        }
-    }
-    Err(Trouble::Ended(SqlError::new(codes::INTERNAL, "a shard's answer has no end")))
-}
-
-/// An object id that means the same on every server; 0 for that of a user's type, which the server
-/// finds out by itself.
-fn built_in(oid: u32) -> u32 {
-    if oid < 16_384 { oid } else { 0 }
 }
 
 fn quote(name: &str) -> String {

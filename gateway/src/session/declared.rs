@@ -57,7 +57,7 @@ fn narrowed(plan: &Plan, parameters: &[Parameter<'_>]) -> Option<Vec<KeyInterval
 }
 
 /// The interval of one key.
-fn only(key: Key) -> KeyInterval {
+pub(super) fn only(key: Key) -> KeyInterval {
     let mut end = BytesMut::from(&key.0[..]);
     end.extend_from_slice(&[0]);
     KeyInterval { start: key, end: Some(Key(end.freeze())) }

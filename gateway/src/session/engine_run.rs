@@ -218,7 +218,7 @@ pub fn as_of_scan(trouble: Trouble, failure: Option<ReadFailure>) -> Trouble {
 }
 
 /// 40001: a change of the schema ends sessions that hold its tables, and nothing of theirs lasts.
-fn session_ended() -> SqlError {
+pub fn session_ended() -> SqlError {
     let message = "the session that reads several shards has ended, perhaps by a change of the schema";
     SqlError::new(codes::SERIALIZATION_FAILURE, message).hint("Run the transaction again from its beginning.")
 }
@@ -227,14 +227,14 @@ fn session_ended() -> SqlError {
 const PLANNED: [u8; 4] = [tags::DATA_ROW, tags::COPY_OUT_RESPONSE, tags::COMMAND_COMPLETE, tags::PORTAL_SUSPENDED];
 
 /// The object ids below this are PostgreSQL's own, and the same on every server.
-const FIRST_USER_OID: u32 = 16_384;
+pub const FIRST_USER_OID: u32 = 16_384;
 
 fn portal_name(portal: u64) -> String {
     format!("evenkeel_{portal}")
 }
 
 /// An error without what only shows that a scan was executed elsewhere.
-fn as_of_one_server(mut error: SqlError) -> SqlError {
+pub fn as_of_one_server(mut error: SqlError) -> SqlError {
     if let Some(fields) = &mut error.fields
         && fields.context.as_ref().is_some_and(|context| context.starts_with(REMOTE_CONTEXT))
     {

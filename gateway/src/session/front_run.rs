@@ -7,6 +7,7 @@ use super::trouble::Trouble;
 use crate::front::sessions::{FrontSession, sql_error};
 use crate::wire::outgoing::Outgoing;
 use bytes::Bytes;
+use evenkeel_client::TransactionOptions;
 use evenkeel_postgres_session::{Named, Requests, Values as FrontValues, error_response, tags};
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
@@ -28,6 +29,23 @@ pub fn give(rows: &mut VecDeque<Bytes>, tag: &str, max_rows: u32) -> (Vec<Bytes>
     let suspended = max_rows > 0 && count == max_rows as usize;
     let given = rows.drain(..count).collect();
     (given, if suspended { RunEnd::Suspended } else { RunEnd::Complete(tag.to_string()) })
+}
+
+/// Begins a transaction with these savepoints.
+///
+/// # Errors
+/// PostgreSQL's own.
+pub async fn begin_at_front(
+    session: &mut FrontSession,
+    options: TransactionOptions,
+    savepoints: &[String],
+) -> Result<(), SqlError> {
+    let isolation = if options.repeatable_read { "REPEATABLE READ" } else { "READ COMMITTED" };
+    let mut sql = format!("BEGIN ISOLATION LEVEL {isolation}");
+    for name in savepoints {
+        sql.push_str(&format!("; SAVEPOINT \"{}\"", name.replace('"', "\"\"")));
+    }
+    session.session.simple(&sql).await.map_err(sql_error).map(drop)
 }
 
 /// Executes a statement and writes its rows.

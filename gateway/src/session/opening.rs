@@ -8,6 +8,7 @@
 //! all of them have, so that the routes can be looked up again as often as ranges move.
 
 use super::trouble::Trouble;
+use crate::front::server::FrontPostgres;
 use crate::front::settings::{Settings, pairs};
 use crate::remote::reads::{ReadPart, StatementReads};
 use evenkeel_client::{Client, ClientError, ShardPart, ShardedTransaction, SharedTransaction, TransactionOptions};
@@ -48,6 +49,27 @@ pub struct Opening<'a> {
 }
 
 impl Opening<'_> {
+    /// Opens what a statement reads, and makes the tables through which it is read. `began_with`: a
+    /// setting of the transaction that scans do not understand.
+    ///
+    /// # Errors
+    /// As [`Opening::open`]. 0A000: the user's own transaction cannot be read in.
+    pub async fn reach(
+        self,
+        tables: &[evenkeel_protocol::pass_through::TableUse],
+        front: &FrontPostgres,
+        began_with: Option<&'static str>,
+    ) -> Result<Arc<StatementReads>, Trouble> {
+        let unreadable = began_with.or_else(|| unreadable(self.settings));
+        let (reads, parts) = self.open(tables).await?;
+        if let (false, Some(setting)) = (reads.is_repeatable(), unreadable) {
+            let message = format!("a read of several shards with this {setting} in this transaction is not supported");
+            return Err(SqlError::unsupported(message, "Set it to its default before the transaction begins.").into());
+        }
+        front.reach(&parts).await?;
+        Ok(reads)
+    }
+
     /// Opens what a statement reads.
     ///
     /// # Errors

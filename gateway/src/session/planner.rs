@@ -104,6 +104,11 @@ impl Planner {
         }
     }
 
+    /// The parser.
+    pub fn parser(&self) -> &Parser {
+        &self.parser
+    }
+
     /// The statements of a text.
     ///
     /// # Errors

@@ -1,13 +1,13 @@
 //! The loop over a client's messages; the simple and the extended protocol.
 
 use super::block::Block;
+use super::context::SessionContext;
 use super::copy_rows::CopyRows;
-use super::planner::{Place, Plan, Planner};
+use super::planner::{Place, Plan};
 use super::prepared::{MAX_PORTALS, MAX_PREPARED, Portal, Prepared, Progress, Values};
 use super::run::{Run, RunEnd};
 use super::settings::{SessionSettings, check};
 use super::trouble::Trouble;
-use crate::front::server::FrontPostgres;
 use crate::front::settings::{Settings, literal};
 use crate::grammar::statement::{
     CopyFormat, CopyKind, Kind, Modes, SchemaStatement, SettingChange, Statement, TransactionCommand,
@@ -16,22 +16,12 @@ use crate::wire::backend::{self, Status};
 use crate::wire::incoming::{Incoming, Received};
 use crate::wire::message::{Bind, ClientMessage as Message, Parse, Target};
 use crate::wire::outgoing::Outgoing;
-use evenkeel_client::{Client, TransactionOptions};
+use evenkeel_client::TransactionOptions;
 use evenkeel_protocol::SqlError;
 use evenkeel_protocol::error::codes;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
-
-/// What a session needs of its gateway.
-pub struct SessionContext {
-    /// The store.
-    pub client: Client,
-    /// The gateway's own PostgreSQL.
-    pub front: Arc<FrontPostgres>,
-    /// The planner.
-    pub planner: Arc<Planner>,
-}
 
 /// One client's session.
 pub struct Session {
@@ -584,8 +574,7 @@ impl Session {
     fn begin_if_none(&mut self) -> Result<(), SqlError> {
         if self.block.is_none() {
             let options = options(&self.settings.modes(&Modes::default()))?;
-            let (client, front) = (self.context.client.clone(), self.context.front.clone());
-            self.block = Some(Block::new(client, front, options, false));
+            self.block = Some(Block::new(&self.context, options, false));
             self.settings.begin();
         }
         Ok(())
@@ -636,6 +625,8 @@ impl Session {
                 if rest.is_some() || !began {
                     copied += self.copy_piece(&plan, rest.unwrap_or_default(), &settings).await?;
                 }
+                let Some(block) = &mut self.block else { return Err(no_block()) };
+                block.end_copy(&plan, &settings, &mut self.out).await?;
                 return Ok(RunEnd::Complete(format!("COPY {copied}")));
             }
         }
@@ -724,8 +715,7 @@ impl Session {
     }
 
     fn open_block(&mut self, options: TransactionOptions) {
-        let (client, front) = (self.context.client.clone(), self.context.front.clone());
-        self.block = Some(Block::new(client, front, options, true));
+        self.block = Some(Block::new(&self.context, options, true));
         self.settings.begin();
     }
 

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How often is looked for transactions in doubt, in milliseconds.
 const LOOK_MS: u64 = 50;
-/// How long a client that is connected may take between the two phases, in milliseconds: longer than
-/// it waits for the slowest shard to prepare.
+/// How long a client that is connected may take between the two phases, in milliseconds: longer
+/// than it waits for the slowest shard to prepare.
 const PATIENCE_MS: u64 = 6_000;
 /// The interval at which the deciding shard is asked again, in milliseconds.
 const AGAIN_MS: u64 = 200;
