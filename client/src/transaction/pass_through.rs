@@ -131,7 +131,7 @@ impl PassThroughTransaction {
         }
     }
 
-    /// Takes what is open at the shard, to end it together with the others.
+    /// Takes the part at the shard, to end it together with the others.
     pub(super) fn take_open(&mut self) -> Option<OpenTransaction> {
         self.open.take().map(|open| *open)
     }

@@ -3,7 +3,7 @@
 //! 1. Every shard where it wrote or locked rows, but one, makes its part durable without committing
 //!    it ([`ShardRequest::Prepare`]).
 //! 2. The one commits as any transaction does. Its log thereby decides for all.
-//! 3. The others are told, and the caller is answered when all of them have committed.
+//! 3. The others learn of it, and the caller is answered when all of them have committed.
 //!
 //! If this client goes in between, the shards ask the deciding one themselves. A commit whose
 //! answer is lost is asked about as any other (`recommit`).
@@ -11,8 +11,8 @@
 //! It promises: the transaction is committed on all of its shards or on none. Where it is open on
 //! one shard only, or has written on one only, nothing of this costs anything.
 //!
-//! Not done: the keys of rows that are only locked are not part of what is prepared. Such a lock is
-//! lost if the shard's leader changes between the phases.
+//! Not done: the keys of rows that are only locked are not among the prepared changes. Such a lock
+//! is lost if the shard's leader changes between the phases.
 
 use super::commit::commit;
 use super::open::OpenTransaction;
@@ -73,7 +73,7 @@ pub(super) async fn commit_everywhere(
     }
 }
 
-/// What the participants are told.
+/// The outcome, as the participants learn it.
 #[derive(Clone, Copy)]
 struct Resolve {
     id: TxnId,
@@ -96,7 +96,7 @@ fn infos(
 /// Prepares the transaction at all participants.
 ///
 /// # Errors
-/// One has not prepared it. Then all are told that it is not committed.
+/// One has not prepared it. Then all learn that it is not committed.
 async fn prepare_all(
     core: &Arc<ClientCore>,
     participants: &mut Vec<OpenTransaction>,
@@ -165,7 +165,7 @@ async fn resolve_all(
     told.map(drop).map_err(|error| unconfirmed(&error.to_string()))
 }
 
-/// The transaction is not committed: the participants are told, and nobody waits for it.
+/// The transaction is not committed: the participants learn it, and nobody waits for them.
 async fn resolve_in_background(core: Arc<ClientCore>, participants: Vec<OpenTransaction>, id: TxnId) {
     let each = participants.iter().map(|open| resolve(&core, open, Resolve { id, committed: false }));
     // One that is not reached asks the deciding shard.

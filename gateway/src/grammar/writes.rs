@@ -1,7 +1,7 @@
 //! Statements that write, cut into the parts that are executed at different places. Pure.
 //!
 //! The rows of an INSERT or a COPY are computed in one place, into a table with the columns and
-//! checks of the user's; what is to be done with them follows at their shards. An UPDATE or DELETE
+//! checks of the user's; their effect follows at their shards. An UPDATE or DELETE
 //! is executed at each shard, restricted to the rows that the shard owns.
 
 use super::calls::scan;
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_computed_apart_from_what_is_done_with_them() {
+    fn rows_are_computed_apart_from_their_effect() {
         let form = insert(
             "INSERT INTO s.t AS x (a, b) VALUES ($1, DEFAULT), (2, now()) ON CONFLICT (a) DO UPDATE SET b = x.b + $2 RETURNING a",
         );

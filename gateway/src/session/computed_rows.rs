@@ -152,7 +152,7 @@ impl ComputedRows {
         self.answer().await.map(drop)
     }
 
-    /// The bodies of the next rows' DataRow messages, at most so many; none at the end.
+    /// The bodies of the next rows' DataRow messages, at most `max_rows`; none at the end.
     ///
     /// # Errors
     /// PostgreSQL's own.

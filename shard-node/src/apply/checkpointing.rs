@@ -183,7 +183,7 @@ mod tests {
         assert!(kept.record(1_003, 1, 1_003, false), "the sizes of ranges have changed");
     }
 
-    // R26: what is prepared is recorded with each position, so that there are fewer of these.
+    // R26: prepared changes are recorded with each position, so that there are fewer of these.
     #[test]
     fn large_transactions_are_recorded_with_fewer_positions() {
         let mut kept = RecordedPosition::at(10, 1, 10);

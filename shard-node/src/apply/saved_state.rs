@@ -16,7 +16,7 @@ pub struct SavedState {
     /// The transactions over several shards, if it is sent to another replica. Otherwise they are
     /// recorded with each position.
     pub transactions: Option<Bytes>,
-    /// What is unfinished, if it came from another replica.
+    /// The parts of unfinished entries, if it came from another replica.
     pub unfinished: Vec<FirstParts>,
 }
 

@@ -175,7 +175,7 @@ impl PreparedTransactions {
         let outcome = loop {
             match leadership.propose(&entry).await {
                 Ok(outcome) => break outcome.await,
-                // It cannot be given up: its locks stand for what is prepared.
+                // It cannot be given up: its locks protect the prepared rows.
                 Err(Failure::Busy { .. }) => evenkeel_host::sleep(Duration::from_millis(AGAIN_MS)).await,
                 Err(failure) => {
                     std::mem::forget(claim);

@@ -21,7 +21,7 @@ pub struct PreparedChanges {
     pub id: TxnId,
     /// The shard that decides.
     pub decider: ShardInfo,
-    /// What is to change.
+    /// The changes.
     pub changes: Changes,
 }
 

@@ -223,7 +223,7 @@ impl MultiShardTransactions {
         }
     }
 
-    /// What is to be recorded with a position, as of that position. `None` if that is nothing.
+    /// The record that goes with a position, as of that position. `None` if it is empty.
     ///
     /// # Errors
     /// It cannot be encoded.
@@ -309,7 +309,7 @@ mod tests {
         change(1, key, Image::New(Bytes::from_static(b"row")))
     }
 
-    /// R26: nobody else writes what is prepared, until the transaction is resolved.
+    /// R26: nobody else writes prepared keys, until the transaction is resolved.
     #[test]
     fn prepared_keys_are_locked_until_they_are_resolved() {
         let mut transactions = MultiShardTransactions::default();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_prepared_is_bounded() {
+    fn prepared_changes_are_bounded() {
         let mut transactions = MultiShardTransactions::default();
         let large = |n| prepared(n, vec![change(1, b"k", Image::New(vec![0; MAX_PREPARED_BYTES / 2].into()))]);
         transactions.prepare(1, large(1)).unwrap();

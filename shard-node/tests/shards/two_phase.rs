@@ -149,10 +149,10 @@ async fn a_prepared_transaction_outlives_its_leader() {
     shard.stop().await;
 }
 
-/// A replica that starts again finds what is prepared, also if it was prepared before the position
-/// that its PostgreSQL has recorded.
+/// A replica that starts again finds prepared transactions, also if they were prepared before the
+/// position that its PostgreSQL has recorded.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_prepared_survives_a_restart() {
+async fn prepared_transactions_survive_a_restart() {
     start_logging();
     let mut shard = shard_with_rows(1, 2).await;
     let nobody = ShardInfo { id: ShardId(9), replicas: Default::default() };
