@@ -103,13 +103,13 @@ async fn prepare_all(
     id: TxnId,
     decider: &ShardInfo,
 ) -> Result<(), ClientError> {
+    if deliberate(Bug::DecidedTooSoon) {
+        return Ok(());
+    }
     let deadline_ms = core.now_ms() + PREPARE_MS.min(core.config.statement_timeout_ms);
     let each = participants.iter_mut().map(|open| prepare(core, open, id, decider, deadline_ms));
     let prepared: Result<Vec<()>, ClientError> = join_all(each).await.into_iter().collect();
     let Err(error) = prepared else { return Ok(()) };
-    if deliberate(Bug::DecidedTooSoon) {
-        return Ok(());
-    }
     tokio::spawn(resolve_in_background(core.clone(), std::mem::take(participants), id));
     Err(match error {
         // Nothing has been decided, so that nothing will take effect.

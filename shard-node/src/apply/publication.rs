@@ -4,7 +4,6 @@ use crate::leader::latches::ChangedKeys;
 use crate::log_entry::Change;
 use crate::replica::ReplicaHandles;
 use crate::state_machine::ShardState;
-use evenkeel_host::{Bug, deliberate};
 use evenkeel_protocol::{Key, RangeId, SchemaDelta, TableId, TxnId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +70,7 @@ impl Publication {
             let each = changes.iter().map(|change| (change.table, change.key.clone()));
             each.chain(all.filter(|_| whole)).collect()
         };
-        let all = transactions.all_prepared().filter(|_| !deliberate(Bug::PreparedNotHeld));
-        let held = all.map(|prepared| (prepared.id, keys(&prepared.changes.changes))).collect();
+        let held = transactions.all_prepared().map(|prepared| (prepared.id, keys(&prepared.changes.changes))).collect();
         drop(transactions);
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         *prepared = held;
