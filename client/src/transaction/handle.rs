@@ -147,6 +147,9 @@ impl Transaction {
                 return here.execute(core, statement, &touches, request, deadline_ms).await;
             }
             let Some(shard) = shard else { return Err(failed_before()) };
+            if open.iter().any(|open| open.has_moved(core)) {
+                return Err(ClientError::rerun("a range has moved while the transaction was open"));
+            }
             let joined =
                 OpenTransaction::join(core, shard, self.options, statement, &touches, &request, &mut attempts).await?;
             if let Some((answer, joined)) = joined {

@@ -14,7 +14,7 @@ use crate::retry::{Attempts, Repeat, RetryStep, in_transaction};
 use crate::routing::{self, Across, NoTarget, Statement, Target};
 use crate::stats::add;
 use evenkeel_protocol::shard::{ShardReply, ShardRequest, StatementRequest, TransactionOptions};
-use evenkeel_protocol::{ShardId, SqlError};
+use evenkeel_protocol::{ShardId, SqlError, TableId};
 use evenkeel_sql::Touches;
 
 /// The place of an open transaction, and its changes so far. Dropped before its end, the
@@ -25,6 +25,9 @@ pub(super) struct OpenTransaction {
     pub(super) link: Link,
     /// The transaction's number on the connection.
     pub(super) number: u64,
+    /// The keys of the first statement. If they lie elsewhere now, the range has moved, and the
+    /// transaction has ended here.
+    pub(super) first: (Touches, Option<TableId>),
     pub(super) wrote: bool,
     /// Whether rows were locked that were not written.
     pub(super) locked: bool,
@@ -91,8 +94,9 @@ impl OpenTransaction {
     ) -> Result<(Answer, OpenTransaction), ClientError> {
         let ReplicaReply { reply, shard, replica, link, transaction: number, .. } = reply;
         let changed = FirstChange::None;
+        let first = (touches.clone(), statement.plan.table());
         let mut open =
-            OpenTransaction { shard, replica, link, number, wrote: false, locked: false, changed, ended: false };
+            OpenTransaction { shard, replica, link, number, first, wrote: false, locked: false, changed, ended: false };
         open.sending(statement, touches);
         match reply {
             ShardReply::Rows(reply) => {
@@ -132,6 +136,13 @@ impl OpenTransaction {
             retries += 1;
             add(&core.counters.retries, 1);
         }
+    }
+
+    /// Whether the keys of the first statement lie on another shard, as far as the client knows.
+    pub(super) fn has_moved(&self, core: &ClientCore) -> bool {
+        let (touches, table) = &self.first;
+        let routed = routing::route(Across::Whole, touches, *table, &core.routes());
+        *touches != Touches::Nothing && routed.is_ok_and(|target| target != Target::OneShard(self.shard))
     }
 
     /// Rolls back, and waits for that until `deadline_ms`.

@@ -29,6 +29,7 @@ use evenkeel_protocol::pass_through::{
 use evenkeel_protocol::shard::{Durability, ShardReply, ShardRequest};
 use evenkeel_protocol::{ShardId, TxnId};
 use evenkeel_rpc::ReplyStream;
+use evenkeel_sql::Touches;
 use std::sync::Arc;
 
 /// See the module. Dropped before its end, it is rolled back.
@@ -106,6 +107,7 @@ impl PassThroughTransaction {
             replica,
             link,
             number,
+            first: (Touches::Nothing, None),
             wrote: false,
             locked: false,
             changed: FirstChange::Unclear,

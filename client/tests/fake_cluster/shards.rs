@@ -209,6 +209,23 @@ impl Replica {
                     None => SqlError::new("40001", "no such transaction is in the retry window").into(),
                 }
             }
+            ShardRequest::Prepare { transaction, id, .. } => {
+                let (open, state) = ((session, *transaction), world.shards.get_mut(&self.shard).unwrap());
+                if !state.open.contains_key(&open) {
+                    return SqlError::new("40001", "the transaction is gone").into();
+                }
+                state.prepared.insert(*id, open);
+                ShardReply::Done
+            }
+            ShardRequest::Resolve { id, committed } => {
+                let state = world.shards.get_mut(&self.shard).unwrap();
+                match state.prepared.remove(id) {
+                    Some(open) if *committed => _ = state.open.remove(&open),
+                    Some(open) => state.undo(open),
+                    None => {}
+                }
+                ShardReply::Done
+            }
             ShardRequest::Rollback { transaction } => {
                 world.shards.get_mut(&self.shard).unwrap().undo((session, *transaction));
                 ShardReply::Done

@@ -210,15 +210,34 @@ async fn a_transaction_begins_in_spite_of_failures() {
 }
 
 #[tokio::test]
-async fn a_transaction_stays_on_its_shard() {
+async fn a_transaction_joins_the_shards_that_it_needs() {
     let cluster = Cluster::start(&[(1, 10), (2, 0)]).await;
     let client = connect(&cluster).await;
+    for commits in [false, true] {
+        let mut transaction = begin(&client).await;
+        transaction.execute(INSERT, &[1.into()]).await.unwrap();
+        transaction.execute(INSERT, &[11.into()]).await.unwrap();
+        transaction.execute(INSERT, &[2.into()]).await.unwrap();
+        assert_eq!(cluster.open_transactions(), 2, "once on each");
+        match commits {
+            true => transaction.commit().await.unwrap(),
+            false => transaction.rollback().await,
+        }
+        let expected = if commits { Some(1) } else { None };
+        assert_eq!([1, 2, 11].map(|key| cluster.value(key)), [expected; 3]);
+        until("it has ended", || cluster.open_transactions() == 0).await;
+    }
+    // One that does not prepare it: nothing takes effect anywhere.
     let mut transaction = begin(&client).await;
-    transaction.execute(INSERT, &[1.into()]).await.unwrap();
-    let error = transaction.execute(INSERT, &[11.into()]).await.unwrap_err();
-    assert_eq!(error.code(), "0A000");
-    assert!(error.to_string().contains("several shards"), "{error}");
-    until("it is rolled back", || cluster.open_transactions() == 0).await;
+    transaction.execute(INSERT, &[3.into()]).await.unwrap();
+    transaction.execute(INSERT, &[13.into()]).await.unwrap();
+    for shard in cluster.world().shards.values_mut() {
+        for open in shard.open.keys().copied().collect::<Vec<_>>() {
+            shard.undo(open);
+        }
+    }
+    assert_eq!(transaction.commit().await.unwrap_err().code(), "40001");
+    assert_eq!([3, 13].map(|key| cluster.value(key)), [None, None]);
 
     let mut transaction = begin(&client).await;
     assert_eq!(transaction.execute("SELECT id, n FROM t", &[]).await.unwrap_err().code(), "0A000");

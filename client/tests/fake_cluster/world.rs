@@ -73,6 +73,8 @@ pub struct Shard {
     /// The changes that the rollback of an open transaction undoes. They are relative, since there
     /// are no row locks.
     pub open: HashMap<OpenId, Vec<Undo>>,
+    /// Prepared transactions; they stay open.
+    pub prepared: HashMap<TxnId, OpenId>,
 }
 
 #[derive(Debug)]

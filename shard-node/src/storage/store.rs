@@ -102,7 +102,9 @@ impl Store {
     pub async fn prune(&mut self, records: &[(u64, u64)], positions_below: u64) -> Result<(), StoreError> {
         let last_state = self.positions.iter().rposition(|row| row.has_state);
         let keep_from = last_state.unwrap_or(usize::MAX).min(self.positions.len().saturating_sub(1));
-        let old = self.positions.iter().take(keep_from).take_while(|row| row.index < positions_below).count();
+        // Nor do earlier batches of the latest position: one of them has its transactions.
+        let below = positions_below.min(self.position());
+        let old = self.positions.iter().take(keep_from).take_while(|row| row.index < below).count();
         if records.is_empty() && old == 0 {
             return Ok(());
         }

@@ -18,6 +18,16 @@ async fn ask(connection: &ToShard, request: ShardRequest) -> Result<ShardReply, 
     }
 }
 
+/// The answer of whichever replica leads.
+async fn ask_leader(shard: &Shard, request: &ShardRequest) -> Result<ShardReply, Failure> {
+    loop {
+        match ask(&shard.connect_to_leader().await, request.clone()).await {
+            Err(Failure::NotLeader { .. }) => {}
+            answered => return answered,
+        }
+    }
+}
+
 /// The transaction's part on a shard: adds to a row.
 async fn add(connection: &ToShard, row: i64, more: i64) {
     let statement = statement("UPDATE items SET n = n + $2 WHERE id = $1", &[row.into(), more.into()]);
@@ -126,9 +136,8 @@ async fn a_prepared_transaction_outlives_its_leader() {
     let old = shard.leader().await;
     shard.stop_replica(old).await;
     assert_eq!(value(&shard, 2).await, Some(0), "another row");
-    let connection = shard.connect_to_leader().await;
     for sql in ["SELECT n FROM items WHERE id = 1", "UPDATE items SET n = 9 WHERE id = 1", "SELECT id FROM items"] {
-        let waited = ask(&connection, ShardRequest::Statement(statement(sql, &[]))).await;
+        let waited = ask_leader(&shard, &ShardRequest::Statement(statement(sql, &[]))).await;
         assert!(matches!(waited, Err(Failure::Busy { .. })), "{sql}: {waited:?}");
     }
     // Nor is the range given away, although no statement delays its fence.
@@ -136,7 +145,7 @@ async fn a_prepared_transaction_outlives_its_leader() {
     let to = ShardInfo { id: ShardId(2), replicas: Default::default() };
     let open = ControlRequest::MoveOpen { operator, range: RangeId(1), epoch: Epoch(1), to };
     assert_eq!(shard.control(open).await, ControlReply::Done);
-    let fenced = ask(&connection, ShardRequest::Fence { operator, attempt: 1 }).await;
+    let fenced = ask_leader(&shard, &ShardRequest::Fence { operator, attempt: 1 }).await;
     assert!(matches!(&fenced, Err(Failure::Busy { reason, .. }) if reason.contains("prepared")), "{fenced:?}");
     let cancel = ControlRequest::MoveCancel { operator, range: RangeId(1) };
     assert_eq!(shard.control(cancel).await, ControlReply::Done);
