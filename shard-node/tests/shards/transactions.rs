@@ -324,33 +324,11 @@ async fn a_commit_that_comes_after_it_was_said_to_be_lost_does_not_take_effect()
             // first one late.
             let elsewhere = shard.connect_to_leader().await;
             let asking = Transaction::new(&elsewhere, 1, false);
-            let asked = asking
-                .ask(ShardRequest::Commit {
-                    transaction: 1,
-                    id: commit,
-                    key: None,
-                    durability,
-                    participants: Vec::new(),
-                })
-                .await;
-            let late = open
-                .ask(ShardRequest::Commit {
-                    transaction: 1,
-                    id: commit,
-                    key: None,
-                    durability,
-                    participants: Vec::new(),
-                })
-                .await;
-            let again = asking
-                .ask(ShardRequest::Commit {
-                    transaction: 1,
-                    id: commit,
-                    key: None,
-                    durability,
-                    participants: Vec::new(),
-                })
-                .await;
+            let request =
+                ShardRequest::Commit { transaction: 1, id: commit, key: None, durability, participants: Vec::new() };
+            let asked = asking.ask(request.clone()).await;
+            let late = open.ask(request.clone()).await;
+            let again = asking.ask(request).await;
             [code(asked), code(late), code(again)]
         })
         .await;
